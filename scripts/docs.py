@@ -72,7 +72,9 @@ class Host:
         return done.returncode, done.stdout.rstrip("\n")
 
     def stop(self) -> None:
-        """End the agent, and the processes that it would leave running."""
+        """End the agent, labs that the page left, and the processes that either would leave running."""
+        for lab in Path("/run/linkspan-lab").glob("*/lab.json"):
+            subprocess.run(["linkspan", "lab", "down", "--lab", lab.parent.name], check=False, timeout=60)
         self.agent.terminate()
         self.agent.wait(30)
         subprocess.run(["linkspan", "uninstall", "--yes", "--force"], check=False, capture_output=True, timeout=60)

@@ -63,9 +63,17 @@ def _of_etcd(agent: Agent) -> list[Check]:
     """Return the checks of etcd as of the last look, and of its upkeep."""
     upkeep = agent.upkeep
     found = list(store_checks.checks(upkeep.etcd, upkeep.allowed, upkeep.last))
+    if agent.replica.problem and not agent.replica.contact.full:  # it does not answer
+        return [_of_then(one, upkeep.etcd.at) for one in found if one.status != "skip"]
     if upkeep.problem:
         found.append(Check("store upkeep", "warn", upkeep.problem, upkeep.fix))
     return found
+
+
+def _of_then(one: Check, at: float) -> Check:
+    """Return a check of a store that does not answer now: what was found before tells nothing of the present."""
+    ago = f"{time.time() - at:.0f} s ago"
+    return Check(one.check, "skip", f"the store does not answer; {ago}: {one.detail}")
 
 
 def _told_of_etcd(agent: Agent) -> dict[str, object] | None:

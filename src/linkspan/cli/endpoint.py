@@ -88,7 +88,7 @@ def _container(runtime: str, name: str) -> tuple[str, str, str]:
         raise Unavailable(f"{what}: {runtime} has not answered for 30 s", f"does `{runtime} ps`?") from error
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:] or [f"{runtime} inspect ended with {done.returncode}"]
-        raise NotFound(f"{what}: {why[0]}", f"`{runtime} ps` shows those that run")
+        raise NotFound(f"{what}: {why[0]}", f"does `{runtime} ps` show it?")
     identity, pid, called = done.stdout.split()
     if pid == "0":
         raise Invalid(f"{what} is not running", f"{runtime} start {name}")

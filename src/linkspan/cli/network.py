@@ -213,7 +213,7 @@ def migrate(
         return
     _warn(network)
     if network["migration"] is None:
-        print(f"network {name}: backend {network['backend']}")
+        print(f"network {name} has migrated to {network['backend']}: all hosts have switched")
     else:
         say(
             f"network {name} migrates from {network['backend']} to {backend}, and can go back until it is done; "

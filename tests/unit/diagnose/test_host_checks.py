@@ -8,8 +8,9 @@ import pytest
 
 from linkspan.backends import BACKENDS
 from linkspan.core.model import Underlay
-from linkspan.diagnose.doctor import host_checks
+from linkspan.diagnose.doctor import host_checks, link_checks
 from linkspan.diagnose.doctor.checks import Surroundings
+from linkspan.diagnose.trace.questions import Device
 from support.diagnose.empty_host import EmptyHost
 from support.records.replicas import network
 
@@ -44,3 +45,22 @@ def test_an_mtu_that_the_way_to_the_hosts_does_not_carry_is_found(mtu: int, stat
     (found,) = host_checks.mtus(EmptyHost(), Surroundings([network(mtu=1450)], underlay=here, backends=BACKENDS))
     assert found.status == status
     assert (f"--mtu {mtu - 50}" in found.fix) == (status == "fail")
+
+
+@pytest.mark.parametrize(
+    ("up", "carrier", "why"),
+    [(False, False, "is down"), (True, False, "has no carrier"), (True, True, ""), (None, None, "does not exist")],
+)
+def test_a_link_to_the_other_hosts_that_passes_nothing_is_named(
+    up: bool | None, carrier: bool | None, why: str
+) -> None:
+    """It is the cause of all that is said of peers and the store then; a sound one is not mentioned."""
+
+    class Linked(EmptyHost):
+        def device(self, netns: int, name: str) -> Device | None:
+            return None if up is None else Device(name, "", up, bool(carrier), 1500, bytes(6))
+
+    around = Surroundings(underlay=Underlay("eth0", ("192.0.2.1/24",), 1500))
+    found = list(link_checks.underlay(Linked(), around))
+    assert [one.detail for one in found] == ([f"link eth0 to the other hosts {why}"] if why else [])
+    assert all(one.status == "fail" and one.fix for one in found)

@@ -8,8 +8,12 @@ import pytest
 
 from linkspan.core.errors import Conflict, NotFound
 from linkspan.core.model import Endpoint, Network
+from linkspan.diagnose.trace import between_hosts
 from linkspan.diagnose.trace.hops import Map, Other
+from linkspan.diagnose.trace.parts import OUTSIDE, Entry
+from linkspan.diagnose.trace.questions import Packet
 from linkspan.diagnose.trace.trace import place
+from support.diagnose.empty_host import EmptyHost
 
 ID = "0123456789abcdef" * 4
 
@@ -85,6 +89,52 @@ def test_a_name_that_dns_does_not_answer_is_not_known(text: str) -> None:
     """A name of another network, and a part of a name, match no endpoint."""
     with pytest.raises(NotFound, match="nothing has the name"):
         found(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("h2", "host:h2 is the host"),
+        ("exakt", "did you mean exact?"),
+        ("exact:80", "to ask for a port: linkspan trace ... exact --port 80"),
+        ("nobody", "`linkspan endpoint list` shows all; a host is host:NAME"),
+    ],
+)
+def test_a_word_that_names_nothing_gets_the_fix(text: str, hint: str) -> None:
+    """A host's name, a typo and a port beside the name each get what to type instead."""
+    with pytest.raises(NotFound) as missing:
+        found(text)
+    assert missing.value.hint == hint
+
+
+def test_an_id_tells_containers_with_one_name_apart() -> None:
+    """An id means its container alone, also if another one has it for a name; the error says to give an id."""
+    twins = (endpoint("back", "10.2.0.6", "blue", "", "blue"), endpoint("back", "10.2.0.7", "blue", "", "red"))
+    same = (*twins[1:], endpoint("back", "10.2.0.8", "blue", "", "green"))
+    networks = {"back": network("back", 2)}
+    asked = cast("Any", None)
+    assert place("blue", Map("h1", twins, networks), asked).addresses == (bytes([10, 2, 0, 6]),)
+    with pytest.raises(Conflict) as several:
+        place("blue", Map("h1", same, networks), asked)
+    assert several.value.hint == "give an id, or an address"
+
+
+def test_a_hop_bears_the_network_of_its_interface() -> None:
+    """Of two containers with one name, one in two networks, each hop says which network it is in."""
+    mine = [
+        Endpoint(id="w1", ifname=f"eth{n}", network=name, host="h1", name="web", netns=1)
+        for n, name in enumerate(("front", "back"))
+    ]
+    other = Endpoint(id="w2", ifname="eth0", network="back", host="h1", name="web", netns=2)
+    known = Map("h1", (*mine, other), {})
+    assert [known.name(1, "eth1"), known.name(1, "eth0"), known.name(1)] == ["web@back", "web@front", "web@front"]
+
+
+def test_a_source_outside_to_which_no_route_leads_is_named() -> None:
+    """Nobody knows its link, and no answer goes back: that is said, and no link without a name."""
+    packet = Packet(bytes([198, 18, 0, 1]), bytes([10, 2, 0, 4]), "icmp")
+    part = between_hosts.part(EmptyHost(), KNOWN, Entry(packet, OUTSIDE))
+    assert part.broken.startswith("host has no route to 198.18.0.1")
 
 
 def test_a_container_s_own_name_comes_first() -> None:

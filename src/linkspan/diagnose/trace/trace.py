@@ -90,7 +90,8 @@ def place(text: str, known: Map, asked: Questions) -> Place:
     ways = _identified, _named, _resolved
     found = next((some for way in ways if (some := [(host, e) for host, e in everywhere if way(text, e)])), [])
     if not found:
-        raise NotFound(f"no endpoint or address is called {text}", _meant(text, [e for _, e in everywhere], known))
+        hint = _meant(text, [e for _, e in everywhere], known)
+        raise NotFound(f"nothing has the name {text}: no endpoint or address", hint)
     if len(found) > 1:
         names = ", ".join(f"{_name(e)} ({e.id[:12]} {e.ifname})" for _, e in found)
         apart = len({_name(e) for _, e in found}) > 1

@@ -49,10 +49,9 @@ def open_namespace(path: str) -> int:
         # A caller names the path: a FIFO would block until somebody writes.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise NotFound(
-            f"network namespace {path}: {error.strerror}",
-            "is the container running? `ip netns` lists named ones",
-        ) from error
+        of_process = path.startswith("/proc/")
+        fix = "does the process run?" if of_process else "is the container running? `ip netns` lists named ones"
+        raise NotFound(f"network namespace {path}: {error.strerror}", fix) from error
     try:
         is_net = fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
