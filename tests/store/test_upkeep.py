@@ -357,6 +357,7 @@ async def test_a_full_store_of_linkspan_s_own_is_freed(one: Members, tmp_path: P
         found = await keeper.etcd.status(0)
         assert (found.alarms, found.members[0].fill < 0.2) == ((), True)
         assert keeper.told[-1] == "the store takes writes again"
+        assert keeper.told.count("the store takes writes again") == 1
         assert not keeper.replica.contact.full
 
 
@@ -415,6 +416,7 @@ async def test_somebody_else_s_etcd_is_compacted_and_freed_by_its_operator(one: 
         one.control("alarm", "disarm")
         await keeper.step()
         assert keeper.told[-1] == "the store takes writes again"
+        assert keeper.told.count("the store takes writes again") == 1
         assert await keeper.store.transaction({"hosts/x": b"1"})
 
 

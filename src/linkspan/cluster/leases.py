@@ -464,8 +464,8 @@ class Leases:
         key, absences = ALIVE + host, self._replica.absences
         if self.shared and self._replica.contact.silence() > STALE:
             return None
-        if key in self._replica.records and not (absences.full and key in absences):
-            return True
+        if key in self._replica.records:
+            return None if key in absences and absences.is_unsure(key) else True
         return None if absences.full else False
 
     def held(self, host: str) -> list[str]:

@@ -41,6 +41,9 @@ Faults
     - *A write failed.* The agent puts the record every two seconds until the store takes it. Otherwise, if nobody else
       writes for hours, ``status`` would name the old error all the time.
     - *Somebody deletes the record.* The agent puts it again at once, as after a frozen leader.
+    - *Somebody else puts it.* A put without an etcd lease would let the host live for ever. So the agent puts the
+      record again within two seconds, tied to its own etcd lease. An agent that starts, and finds a record of another
+      agent that does not end, deletes it: an agent that lives puts it again at once.
     - *The host was removed.* The agent stops keeping its record, which then ends.
 
 Beside the previous release
@@ -61,7 +64,6 @@ from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
 from linkspan.core.supervise import LATE, lasting, until_whole, woken
-from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.store.contact import ALIVE
 from linkspan.store.replica import Replica
 
@@ -82,6 +84,8 @@ ALONE = 2 * BEAT + 1.0
 order of two simultaneous agents may change."""
 ENDED = LIFE + 2.0
 """Seconds after which the record of an agent that ended is gone."""
+ANSWERED = 2 * KEEP
+"""Seconds in which an agent that lives puts its record again after somebody deleted it."""
 LOOK_EVERY = 0.5
 """Seconds between two checks for that."""
 STANDS = b";stands"
@@ -113,6 +117,8 @@ class Presence:
         self._alone_again = alone_again
         self._key = ALIVE + leases.host.id
         self._instance = instance.encode()
+        self._own = 0
+        """The revision of this agent's last put."""
         self._shared = shared
         self._beating = False
         """True while an agent of the previous release lives."""
@@ -122,6 +128,10 @@ class Presence:
         self._not_before = float("-inf")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def _value(self) -> bytes:
+        return self._instance + STANDS
 
     async def refuse_second(self) -> None:
         """Raise Conflict if another live agent uses this host id.
@@ -136,11 +146,22 @@ class Presence:
                 raise Conflict(other, refused)
             waited, stands = _clock() - begun, self._stands()
             if waited >= (ENDED if stands else BEAT_LIFE + BEAT):
-                if stands:
+                if stands and await self._is_answered():
                     raise Conflict(other, refused)
                 break  # somebody put the record by hand, so it never ends
             await asyncio.sleep(LOOK_EVERY)
         self.second = ""  # the first listing may have had the record of an agent that has ended since
+
+    async def _is_answered(self) -> bool:
+        """Delete the other agent's record, and return whether it puts it again, as an agent that lives does at once."""
+        said = self._replica.known_revision(self._key)
+        await self._replica.write({}, deletes=[self._key], unchanged={self._key: said})
+        end = _clock() + ANSWERED
+        while self._is_lost() or self._replica.known_revision(self._key) == said:
+            if _clock() >= end:
+                return False
+            await asyncio.sleep(LOOK_EVERY)
+        return True
 
     async def start(self) -> None:
         """Put this host's liveness record, and keep it from now on."""
@@ -166,9 +187,8 @@ class Presence:
             self._wake.set()
 
     def _has_beating(self) -> bool:
-        records = self._replica.under(ALIVE)
-        ours = {self._key, ALIVE + CONTROLLER}
-        return any(not record.value.endswith(STANDS) for key, record in records.items() if key not in ours)
+        old = [key for key, record in self._replica.under(ALIVE).items() if not record.value.endswith(STANDS)]
+        return any(key != self._key and f"hosts/{key.removeprefix(ALIVE)}" in self._replica.records for key in old)
 
     def _stands(self) -> bool:
         return self._replica.records[self._key].value.endswith(STANDS)
@@ -210,7 +230,7 @@ class Presence:
                 if self.second and not await self._put(sent, unchanged=True):
                     self._other_at = _clock()
                     await self._put(sent)
-                elif not self.second and (self._beating or self._replica.problem):
+                elif not self.second and (self._beating or self._replica.problem or self._is_copied()):
                     await self._put(sent)
         except LinkspanError as error:
             log.debug("alive: %s", error.message)
@@ -224,6 +244,11 @@ class Presence:
     def _is_lost(self) -> bool:
         """Return whether the store has no record of this host."""
         return self._key not in self._replica.records or self._key in self._replica.absences
+
+    def _is_copied(self) -> bool:
+        """Return whether the record is not the one that this agent put last: it is not tied to this agent's lease."""
+        record = self._replica.records.get(self._key)
+        return record is not None and record.value == self._value and record.revision not in (0, self._own)
 
     def _is_due(self, seconds: float) -> bool:
         """Return whether the last put was at least ``seconds`` ago, and no pause because of a full store goes on."""
@@ -245,12 +270,15 @@ class Presence:
         self._put_at = _clock()
         same = {self._key: self._replica.known_revision(self._key)} if unchanged else None
         try:
-            return await self._replica.write({self._key: self._instance + STANDS}, unchanged=same, standing=True)
+            put = await self._replica.write({self._key: self._value}, unchanged=same, standing=True)
         except Unavailable:
             if await self._replica.absences.look():
                 self._not_before = _clock() + REFUSED
                 self._silence.hindered(self._leases.host.id, sent)
             raise
+        if put:
+            self._own = self._replica.known_revision(self._key)
+        return put
 
 
 def _clock() -> float:

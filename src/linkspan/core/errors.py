@@ -84,6 +84,10 @@ class Unavailable(LinkspanError):
     code = "unavailable"
 
 
+class Rejected(Unavailable):
+    """The store answers, and refuses the request itself."""
+
+
 class Full(Unavailable):
     """The store answers, and takes no writes until it has space again; what it has can be read and deleted."""
 

@@ -37,11 +37,17 @@ class Absences:
         self._store = store
         self._ended = ended
         self._until: dict[str, float] = {}
+        self._grace = float("-inf")
+        """When the time ends in which hosts come back to a store that had no room."""
         self._some = asyncio.Event()
 
     def __contains__(self, key: str) -> bool:
         """Return whether a record is gone and its host still counts as alive."""
         return key in self._until
+
+    def is_unsure(self, key: str) -> bool:
+        """Return whether the host of a record that is gone may live: the store has no room, or had none a moment ago."""
+        return self.full or self._until.get(key) == self._grace
 
     def note(self, key: str) -> None:
         """Record that a record is gone."""
@@ -65,8 +71,8 @@ class Absences:
         if self.full:
             self._some.set()
         elif not with_room:
-            end = _now() + GRACE
-            self._until = dict.fromkeys(self._until, end)
+            self._grace = _now() + GRACE
+            self._until = dict.fromkeys(self._until, self._grace)
         return self.full
 
     async def follow(self) -> None:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from linkspan.core.errors import Denied, Full, LinkspanError, Unavailable
+from linkspan.core.errors import Denied, Full, LinkspanError, Rejected, Unavailable
 from linkspan.core.store_url import EtcdUrl
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.etcd_status import STEPS
@@ -45,7 +45,7 @@ _NO_TLS = "take ca, cert and key out of the store's URL"
 T = TypeVar("T")
 
 
-class Refused(Unavailable):
+class Refused(Rejected):
     """Etcd answered, and the answer was no; ``number`` is gRPC's code."""
 
     def __init__(self, message: str, hint: str, number: int) -> None:
@@ -127,6 +127,9 @@ class Gateway:
     async def unavailable(self, failures: Mapping[str, Failed]) -> Unavailable:
         """Return the error for a call that no endpoint answered, with the reason of each."""
         self._context = None  # certificates may be renewed meanwhile
+        # A token names the revision of raft's log that a member must have reached. One that was restored from a backup
+        # has not, and waits for it instead of refusing the token.
+        self._token = ""
         told = await asyncio.gather(*(self._explained(endpoint, error) for endpoint, error in failures.items()))
         return Unavailable(f"store {'; '.join(one.message for one in told)}", told[0].hint)
 

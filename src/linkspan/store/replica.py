@@ -131,6 +131,8 @@ class Replica:
         self.fix = ""
         """What to do about the last ``problem``."""
         self.lost: set[str] = set()
+        self._ended: dict[str, int] = {}
+        """The revisions at which this host's standing records ended: the answer to an earlier put may come later."""
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
         self._refused: dict[str, _Refused] = {}
@@ -331,6 +333,7 @@ class Replica:
         begun = _clock()
         try:
             if standing:  # it expires by itself, so a late arrival does no harm
+                self._ended = dict.fromkeys(puts, 0) | self._ended
                 revision = await self.store.transaction(written, deletes, unchanged=asked, standing=True)
             else:
                 revision = await fenced(self.store, written, deletes, as_was, asked)
@@ -419,6 +422,7 @@ class Replica:
                 tries += 1
 
     async def _list(self) -> int:
+        self._ended = dict.fromkeys(self._ended, 0)
         for key, old in list(self.records.items()):
             self._keep(Record(key, old.value, 0))
         found, revision = await self.store.list("")
@@ -430,6 +434,7 @@ class Replica:
         self._cluster = self.store.cluster
         self._reading = ""
         there = {record.key for record in found}
+        self._ended.update((key, revision) for key in self._ended if key not in there)
         # A skipped record may be in `reasons` alone.
         missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
         batch = Batch(revision, tuple(found), missing)
@@ -468,6 +473,8 @@ class Replica:
                 self._judge(record.key)
                 touched.add(record.key)
         for key in batch.deletes:
+            if key in self._ended:
+                self._ended[key] = max(batch.revision, self._ended[key])
             if key not in self.records:
                 self._unskip(key)
                 continue
@@ -586,9 +593,10 @@ class Replica:
         return Record(key, before, record.revision) if before and records.well_formed(before) else None
 
     def _known(self, key: str) -> int:
-        """Return the latest known revision of a record or of its tombstone, 0 if neither is known."""
+        """Return the latest known revision of a record, of its tombstone or of its end, 0 if none is known."""
         beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
-        return max((self.records[k].revision for k in (key, beside) if k in self.records), default=0)
+        known = (self.records[k].revision for k in (key, beside) if k in self.records)
+        return max((*known, self._ended.get(key, 0)))
 
     def _owner(self, key: str) -> str:
         """Return the id of the host that owns a record, '' if none does, as for an address that was released."""

@@ -42,7 +42,8 @@ When it is full
     revision, etcd lets one succeed and refuses the others. The agents try at different moments within a few
     seconds, and first ask whether the revision is compacted. The one that succeeded continues, if the setting allows
     it: it defragments all members, then lifts the alarm. If it ends meanwhile, the others continue after AGAIN, and
-    then after twice as long each time. Two agents at once do no harm: each reads a member's status before it
+    then after twice as long each time. An etcd that somebody else compacts is left alone then, too, unless the
+    setting is ``all``. Two agents at once do no harm: each reads a member's status before it
     defragments it, both take the members in the same order, and both skip one that has just been done.
 
     Meanwhile deletes and reads work, and etcd renews its leases but grants no new ones. A host whose etcd lease ends
@@ -74,8 +75,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from linkspan.core.clock import now
-from linkspan.core.errors import Conflict, Full, LinkspanError, Unavailable
+from linkspan.core.errors import Conflict, Full, LinkspanError, Rejected, Unavailable
 from linkspan.core.supervise import lasting
+from linkspan.store import records
 from linkspan.store.etcd_status import (
     FILLING,
     NOSPACE,
@@ -229,9 +231,9 @@ class Upkeep:
                     await self.turn(etcd)
         except Full:
             self._replica.note_room(full=True)  # it became full after this step asked
-        except Unavailable:
-            raise
         except LinkspanError as error:
+            if isinstance(error, Unavailable) and not isinstance(error, Rejected):
+                raise
             self._fail(error.message, error.hint)
 
     async def asked(self) -> EtcdStatus:
@@ -254,7 +256,7 @@ class Upkeep:
         self._level = level
         if level > before:
             self._tell(filling(self.etcd))
-        elif before == 1:
+        elif level < before == 1:
             self._tell("the store takes writes again")
 
     def _fail(self, why: str, fix: str) -> None:
@@ -303,7 +305,9 @@ class Upkeep:
             elif waited >= self._pace.patience or (filling and not compactor):
                 compactor = OURS
         turn = Turn(self._host, time.time(), compactor)
-        if not await self._replica.store.transaction({KEY: self._replica.encoded(KEY, turn)}, unchanged={KEY: known}):
+        # Nothing of the last record is kept: whoever wrote it may have made it too large to be written again.
+        record = records.encode(turn, b"", self._replica.settings.writes)
+        if not await self._replica.store.transaction({KEY: record}, unchanged={KEY: known}):
             return False
         if known and (compactor == OURS or filling) and await etcd.compact(known):
             log.info("the store's history before revision %d was compacted", known)
@@ -314,7 +318,8 @@ class Upkeep:
 
     async def _make_room(self, etcd: Maintenance) -> None:
         """Free a full store: compact, defragment and lift the alarm, as far as ``allowed``."""
-        if self.allowed == "none" or now() < self._next_try:
+        spared = self.last.compactor == OTHER and self.allowed != "all"
+        if self.allowed == "none" or spared or now() < self._next_try:
             return
         # Twice as long each time: if the records themselves do not fit, a defragmentation does not help.
         self._next_try = now() + self._pace.again * self._any() * 2 ** min(self._tries, LONGEST)

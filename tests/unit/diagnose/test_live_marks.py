@@ -51,7 +51,7 @@ LOST = Dropped("", "there", "IP_RPFILTER (in fib_validate_source)")
     ("found", "heard", "verdict", "at", "reason"),
     [
         (WELL, ANSWERED, REACHABLE, None, ""),
-        (DOUBT, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host looks otherwise"),
+        (DOUBT, ANSWERED, REACHABLE, None, "a real packet was answered, though what h1/host does is not known: "),
         (STOP, ANSWERED, REACHABLE, None, "a real packet was answered, though h1/host/up0 looks otherwise"),
         (WELL, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/a/eth0", "something else answered"),
         (STOP, Heard((A,), (A,), ears=EARS, answered=True), BROKEN, "h1/host/up0", "a rule drops it"),

@@ -135,7 +135,7 @@ def test_members_that_are_not_well_are_told(members: tuple[MemberStatus, ...], s
 @pytest.mark.parametrize(
     ("allowed", "last", "status", "words"),
     [
-        ("compact", Turn(), "ok", "nobody has compacted it yet"),
+        ("compact", Turn(), "ok", "nobody is known to compact it"),
         ("compact", Turn("h7", 1.0, OURS), "ok", "the last to take its turn was host h7"),
         ("none", Turn("h7", 1.0, OTHER), "ok", "the agents leave it alone"),
         ("none", Turn("h7", time.time() - HOURS, OURS), "ok", "host h7"),

@@ -10,7 +10,7 @@ from linkspan.core.errors import Conflict, NotFound
 from linkspan.core.model import Endpoint, Network
 from linkspan.diagnose.trace import between_hosts
 from linkspan.diagnose.trace.hops import Map, Other
-from linkspan.diagnose.trace.parts import OUTSIDE, Entry
+from linkspan.diagnose.trace.parts import Entry
 from linkspan.diagnose.trace.questions import Packet
 from linkspan.diagnose.trace.trace import place
 from support.diagnose.empty_host import EmptyHost
@@ -133,7 +133,7 @@ def test_a_hop_bears_the_network_of_its_interface() -> None:
 def test_a_source_outside_to_which_no_route_leads_is_named() -> None:
     """Nobody knows its link, and no answer goes back: that is said, and no link without a name."""
     packet = Packet(bytes([198, 18, 0, 1]), bytes([10, 2, 0, 4]), "icmp")
-    part = between_hosts.part(EmptyHost(), KNOWN, Entry(packet, OUTSIDE))
+    part = between_hosts.part(EmptyHost(), KNOWN, Entry(packet))
     assert part.broken.startswith("host has no route to 198.18.0.1")
 
 

@@ -163,4 +163,5 @@ def _history(allowed: Allowed, last: Turn) -> Check:
         return Check(name, "ok", f"the agents compact it; the last to take its turn was host {last.by}")
     if allowed == "none":
         return Check(name, "warn", "this host may not compact it, and nobody else is seen to", _COMPACT)
-    return Check(name, "ok", "nobody has compacted it yet: the agents do so if etcd has not within about two hours")
+    detail = "nobody is known to compact it regularly: the agents do so if etcd has not within about two hours"
+    return Check(name, "ok", detail)

@@ -381,8 +381,11 @@ def _proved(told: Trace, size: int) -> Trace:
         return msgspec.structs.replace(
             told, reachable=True, path_mtu=size, reason="", verdict=REACHABLE, unknown=()
         )
-    seen = f"{told.broken_at} looks otherwise" if told.broken_at else f"what {told.unknown[0].at} does is not known"
-    doubt = f"a real packet was answered, though {seen}: {told.reason}"
+    if told.broken_at:
+        seen = f"{told.broken_at} looks otherwise: {told.reason}"
+    else:
+        seen = f"what {told.unknown[0].at} does is not known: {told.unknown[0].why}"
+    doubt = f"a real packet was answered, though {seen}"
     return msgspec.structs.replace(
         told, reachable=True, path_mtu=size, broken_at=None, reason=doubt, verdict=REACHABLE, unknown=()
     )
