@@ -283,6 +283,26 @@ async def test_a_store_restored_from_a_backup_is_told(one: Members) -> None:
     await store.close()
 
 
+async def test_a_restored_store_with_users_is_reached_again(one: Members, tmp_path: Path) -> None:
+    """A token of before names a place in raft's log that the restored member has not reached: it waits, and is mute."""
+    store = EtcdStore(one.url("/c", users(one, tmp_path)))
+    await store.transaction({"a": b"1"})
+    snapshot = one.save()
+    for number in range(100):
+        await store.transaction({"b": str(number).encode()})
+    store._gateway._token = ""  # a login after those
+    await store.transaction({"b": b"last"})
+    one.restore(snapshot)
+    with contextlib.suppress(Unavailable):
+        await store.list("")
+    records, _ = await store.list("")
+    assert [record.key for record in records] == ["a"]
+    assert await store.keep() == 0
+    assert await store.transaction({"c": b"1"}, standing=True)
+    assert await store.keep()
+    await store.close()
+
+
 async def test_a_restored_store_is_told_though_it_is_as_far_again(one: Members) -> None:
     """Others have written as much since as the restore took back: the watch knows it by what it saw last."""
     store = EtcdStore(one.url())

@@ -13,6 +13,7 @@ import pytest
 
 from linkspan.core.errors import Full
 from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd_gateway import Refused
 from linkspan.store.etcd_maintenance import Maintenance
 from linkspan.store.etcd_status import FILLING, NOSPACE, MemberStatus
 from linkspan.store.replica import Replica
@@ -341,6 +342,27 @@ async def test_a_file_that_fills_is_told_at_60_and_at_80_percent(one: Members, t
         assert 85 <= parts[1] < 90, keeper.told
         assert "of 16.0 MiB on member m0" in keeper.told[0]
         assert (await size(keeper)).quota == QUOTA
+
+
+async def test_what_etcd_refuses_is_told_and_the_last_record_is_not_kept(one: Members, tmp_path: Path) -> None:
+    """A record that somebody made too large to be written again stops no turn; a refusal is named in the status."""
+    keeper = Keeper(one, tmp_path, "h1")
+    async with keeping(keeper):
+        await keeper.turn()
+        record = keeper.replica.records[KEY].value
+        await keeper.store.transaction({KEY: record[:-1] + b',"junk":"' + b"y" * 1_000_000 + b'"}'})
+        await eventually(lambda: len(keeper.replica.records[KEY].value) > 1_000_000, "the large record")
+        await write(keeper.store, 10, 100, 10)
+        await keeper.turn()
+        assert len(keeper.replica.records[KEY].value) < 1000
+
+        async def refuses(*_words: object, **_more: object) -> int:
+            raise Refused("etcd refuses that", "look at its log", 3)
+
+        keeper.store.transaction = refuses  # type: ignore[method-assign]
+        await write(EtcdStore(one.url("/c")), 10, 100, 10)
+        await keeper.step()
+        assert (keeper.upkeep.problem, keeper.upkeep.fix) == ("etcd refuses that", "look at its log")
 
 
 async def test_a_full_store_of_linkspan_s_own_is_freed(one: Members, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ class Members:
         path = self.folder / "snapshot"
         path.unlink(missing_ok=True)
         inside = ("nsenter", f"--net=/run/netns/{self.namespace}")
-        run(*inside, "etcdctl", "--endpoints", self.members[0].control, "snapshot", "save", path)
+        run(*inside, "etcdctl", *self.login, "--endpoints", self.members[0].control, "snapshot", "save", path)
         return path
 
     def restore(self, snapshot: Path) -> None:
