@@ -10,10 +10,7 @@ from linkspan.agent import status
 from linkspan.agent.agent import Agent
 from linkspan.api.responses import answer, body
 from linkspan.cluster.host_settings import change_cluster
-from linkspan.core.errors import Conflict, Invalid
-
-SHORTEST = 60.0
-"""Shortest `reclaim_after` in seconds: the silent host and the others must notice the silence in time."""
+from linkspan.core.errors import Conflict
 
 
 class SettingsBody(msgspec.Struct, frozen=True):
@@ -56,12 +53,6 @@ class ClusterRoutes:
 
     async def _set(self, request: web.Request) -> web.Response:
         wanted = await body(request, SettingsBody)
-        if wanted.reclaim_after and not wanted.reclaim_after >= SHORTEST:
-            raise Invalid(
-                f"reclaim_after {wanted.reclaim_after:g} s is too short: a host would withdraw during a "
-                "short outage of the store",
-                f"give {SHORTEST:g} seconds or more, or 0 for never",
-            )
         await change_cluster(self._agent.replica, reclaim_after=wanted.reclaim_after)
         return answer(self._told())
 
@@ -77,4 +68,3 @@ class ClusterRoutes:
             )
         await change_cluster(self._agent.replica, writes=lowest)
         return answer(self._told())
-

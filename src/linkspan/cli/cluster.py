@@ -48,7 +48,8 @@ def set_(
         float,
         typer.Option(
             metavar="SECONDS",
-            help="Seconds without the store after which a host gives up its addresses for others; 0: never.",
+            help="Seconds without the store after which a host gives up its addresses for others: "
+            "60 to 31622400 (366 days); 0: never.",
         ),
     ],
     output: Output = Format.TABLE,

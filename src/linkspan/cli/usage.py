@@ -181,14 +181,16 @@ _NUMBERS = {"is not a valid integer": "is not a whole number", "is not a valid f
 def _wrong(error: Any) -> str:
     """Return why a value is refused; replace a validator's words by the given and the allowed values."""
     details = getattr(error.__cause__, "errors", None)
+    unit = "; give seconds" if getattr(getattr(error, "param", None), "metavar", "") == "SECONDS" else ""
     if not callable(details):
         text = str(error.message).rstrip(".")
-        return next((text.replace(theirs, ours) for theirs, ours in _NUMBERS.items() if theirs in text), text)
+        replaced = (text.replace(theirs, ours) for theirs, ours in _NUMBERS.items() if theirs in text)
+        return next((f"{one}{unit}" for one in replaced), text)
     first = details()[0]
     wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     kind = str(first["type"]).partition("_")[0]
     if kind in wanted:
-        return f"{first['input']!r} is not {wanted[kind]}"
+        return f"{first['input']!r} is not {wanted[kind]}{unit}"
     return str(error.message).removeprefix("Value error, ").rstrip(".")
 
 

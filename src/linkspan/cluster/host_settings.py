@@ -13,6 +13,10 @@ from linkspan.core.model import Host
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.records import COMMON, SETTINGS, ClusterSettings, Common
 from linkspan.store.replica import Replica
+from linkspan.store.validation import RECLAIM_AFTER
+
+SHORTEST = 60.0
+"""Shortest `reclaim_after` in seconds: the silent host and the others must notice the silence in time."""
 
 _KINDS = tuple(f"{name}." for name, way in BACKENDS.items() if way.has_settings)
 
@@ -69,7 +73,18 @@ async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, 
 
 
 async def change_cluster(replica: Replica, **changes: float) -> ClusterSettings:
-    """Change the cluster's own settings, and return them; a simultaneous change by another host is kept."""
+    """Change the cluster's own settings, and return them; a simultaneous change by another host is kept.
+
+    Raises Invalid for a ``reclaim_after`` that is too short or too long, and as ``revised`` does.
+    """
+    after, longest = changes.get("reclaim_after", 0), RECLAIM_AFTER[1]
+    if after and not SHORTEST <= after <= longest:
+        short = "too short: a host would withdraw during a short outage of the store"
+        long = "too long: no host would accept the record"
+        raise Invalid(
+            f"reclaim_after {after:g} s is {short if after < SHORTEST else long}",
+            f"give {SHORTEST:.0f} to {longest:.0f} seconds (366 days), or 0 for never",
+        )
     return await revised(replica, SETTINGS, lambda: msgspec.structs.replace(replica.settings, **changes))
 
 

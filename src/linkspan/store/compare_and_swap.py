@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from linkspan.core.errors import Conflict, NotFound
+from linkspan.store import validation
 from linkspan.store.replica import GONE, Replica
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -21,7 +22,8 @@ async def revised(replica: Replica, key: str, change: Callable[[], T]) -> T:
 
     ``change`` finds the present record in the replica. If another host writes first, ``change`` is called again, so no
     host undoes another one's change or brings back a record that another one removed. Raises NotFound if the record was
-    removed, Conflict if others changed it TRIES times, and Unavailable as the store does.
+    removed, Conflict if others changed it TRIES times, Invalid if no reader would accept the new record, and
+    Unavailable as the store does.
     """
     for _ in range(TRIES):
         try:
@@ -31,6 +33,7 @@ async def revised(replica: Replica, key: str, change: Callable[[], T]) -> T:
                 raise
             same = dict.fromkeys((key, GONE + key), 0)
         value = change()
+        validation.check(key, value)
         if await replica.write({key: value}, unchanged=same):
             return value
     raise Conflict(f"store: others change {key} all the while", "try again")

@@ -76,9 +76,14 @@ def misplaced(key: str) -> str:
 def decode(key: str, raw: bytes, type_: type[T]) -> T:
     """Return a record as a value. Raises Invalid, with the reason, if it cannot be read or has an impossible value."""
     found = records.decode(raw, type_)
-    if (check := _CHECKS.get(type_)) is not None:
-        check(found, *key.split("/")[1:])
+    check(key, found)
     return found
+
+
+def check(key: str, value: object) -> None:
+    """Raise Invalid, with the reason, if no reader would accept a record with this value."""
+    if (rule := _CHECKS.get(type(value))) is not None:
+        rule(value, *key.split("/")[1:])
 
 
 def _network(network: Network, name: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from linkspan import SCHEMA
 from linkspan.cluster import host_settings
-from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.core.model import Host, Offer
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.memory import Memory
@@ -62,6 +62,41 @@ def test_settings_of_the_cluster_that_two_hosts_set_at_once_are_both_in_force(tm
         )
         await one.replica.revision(SETTINGS)
         assert (one.replica.settings.reclaim_after, one.replica.settings.writes) == (120.0, SCHEMA)
+        await asyncio.gather(one.replica.stop(), two.replica.stop())
+
+    together(work)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "why"),
+    [(1e300, r"1e\+300 s is too long"), (366 * 86400 + 1, "too long"), (59, "too short"), (-1, "short")],
+)
+def test_a_time_that_no_host_would_accept_is_refused_with_the_bounds(
+    tmp_path: Path, seconds: float, why: str
+) -> None:
+    """The error says which times may be given, and the earlier one stays."""
+
+    async def work() -> None:
+        one, two = await _two(Memory(), tmp_path)
+        await host_settings.change_cluster(one.replica, reclaim_after=120.0)
+        with pytest.raises(Invalid, match=why) as refused:
+            await host_settings.change_cluster(one.replica, reclaim_after=seconds)
+        assert "60 to 31622400 seconds (366 days), or 0" in refused.value.hint
+        assert one.replica.settings.reclaim_after == 120.0
+        await asyncio.gather(one.replica.stop(), two.replica.stop())
+
+    together(work)
+
+
+def test_a_record_that_readers_would_skip_is_not_written(tmp_path: Path) -> None:
+    """A change is checked as its readers check it: they would lose the whole record because of one value."""
+
+    async def work() -> None:
+        one, two = await _two(Memory(), tmp_path)
+        with pytest.raises(Invalid, match=r"withdraws is 1e\+300 s"):
+            await revised(one.replica, "hosts/h1", lambda: Host(id="h1", name="h1", withdraws=1e300))
+        await one.replica.revision("hosts/h1")
+        assert one.leases.record("h1") == Host(id="h1", name="h1")
         await asyncio.gather(one.replica.stop(), two.replica.stop())
 
     together(work)
