@@ -241,8 +241,7 @@ class Api:
     async def _detach(self, request: web.Request) -> web.Response:
         wanted = await body(request, DetachBody)
         network = wanted.network or (wanted.id.partition("@")[2] if wanted.named else "")
-        known = self._agent.published.here(wanted.id, named=wanted.named)
-        going = [e for e in known if wanted.ifname in ("", e.ifname, e.identity[1]) and network in ("", e.network)]
+        going = self._agent.published.here(wanted.id, named=wanted.named, ifname=wanted.ifname, network=network)
         if not wanted.force:
             _refuse_managed(going)
         each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)

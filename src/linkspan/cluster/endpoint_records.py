@@ -163,16 +163,18 @@ class Published:
         look = "`linkspan endpoint list` shows them"
         raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(self.everywhere()), look))
 
-    def here(self, word: str, *, named: bool = True) -> list[Endpoint]:
-        """Return the endpoints of this host's container that a word means (`meant`).
+    def here(self, word: str, *, named: bool = True, ifname: str = "", network: str = "") -> list[Endpoint]:
+        """Return the endpoints of this host's container that a word means (`meant`), with an interface, in a network.
 
         If not ``named``, the word is an id alone. Returns none if no container fits. Raises Conflict, with the
-        candidates, if several containers fit.
+        candidates, if it is a name and several containers fit. An id is always one container's: it may have an endpoint
+        in a namespace that is gone beside that of the present one.
         """
         local = list(self._endpoints.values())
         found = meant(word, local) if named else [e for e in local if e.id == word]
+        found = [e for e in found if ifname in ("", e.ifname, e.identity[1]) and network in ("", e.network)]
         containers = len(set(_containers(found)))
-        if containers > 1:
+        if containers > 1 and len({e.id for e in found} | {word.partition("@")[0]}) > 1:
             each = ", ".join(f"{e.called}@{e.network} ({e.id[:SHOWN]} {e.ifname})" for e in found)
             apart = len({(e.called, e.network) for e in found}) > 1 and "@" not in word
             fix = "give NAME@NETWORK, or an id" if apart else "give an id"

@@ -261,6 +261,40 @@ def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
     assert "NAME@NETWORK" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("word", "named", "ifname", "found"),
+    [
+        ("d1", False, "eth0", ["eth0"]),
+        ("d1", False, "", ["eth0", "eth1"]),
+        ("d1", True, "", ["eth0", "eth1"]),
+        ("d1@demo", True, "", ["eth0", "eth1"]),
+    ],
+)
+def test_an_id_means_its_endpoints_in_two_namespaces(
+    tmp_path: Path, word: str, named: bool, ifname: str, found: list[str]
+) -> None:
+    """The namespace was made again, and one endpoint is still in the old one: the remedy of attach detaches it."""
+    one = Teller(Memory(), tmp_path, "h1")
+    for number in range(2):
+        made = Endpoint(id="d1", ifname=f"eth{number}", name="d1", network="demo", host="h1", netns=7 + number)
+        one.endpoints[made.identity] = made
+    assert [e.ifname for e in one.published.here(word, named=named, ifname=ifname)] == found
+
+
+def test_a_name_of_several_containers_is_told_apart_by_interface_or_network(tmp_path: Path) -> None:
+    """The choice comes before the refusal; what it leaves of two containers is refused as ever."""
+    one = Teller(Memory(), tmp_path, "h1")
+    for number, network in enumerate(("front", "back", "back")):
+        made = Endpoint(
+            id=f"c{number}", ifname=f"eth{number}", name="web", network=network, host="h1", netns=7 + number
+        )
+        one.endpoints[made.identity] = made
+    assert [e.id for e in one.published.here("web", ifname="eth1")] == ["c1"]
+    assert [e.id for e in one.published.here("web", network="front")] == ["c0"]
+    with pytest.raises(Conflict, match="2 containers on this host are called web"):
+        one.published.here("web", network="back")
+
+
 def test_one_container_in_two_networks_of_docker_s_is_one(tmp_path: Path) -> None:
     """Docker gives each of its interfaces another id; the namespace is the same."""
     one = Teller(Memory(), tmp_path, "h1")
