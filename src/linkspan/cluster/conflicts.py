@@ -8,6 +8,9 @@ them is gone the loser drops the block. Meanwhile it has claimed another one, fo
 containers.
 
 The owner gives out none of the addresses that the loser's containers have.
+
+Somebody else may write a host's lease, too. Of the free blocks in its lease the host claims those that are blocks of
+the network, because they may be its own lost ones. If its lease no longer lists a block that it owns, it releases it.
 """
 
 from __future__ import annotations
@@ -17,19 +20,24 @@ from collections.abc import Mapping
 
 import msgspec
 
-from linkspan.cluster.blocks import earlier, is_strange
+from linkspan.cluster.blocks import earlier, is_block, is_strange
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.grants import gateways
 from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.clock import now
 from linkspan.core.errors import Invalid
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Network
 from linkspan.store import records
 from linkspan.store.records import SHARED, BlockRecord, block_key, lease_key
 from linkspan.store.replica import ENDPOINTS, Replica
+from linkspan.store.request import MOST_KEYS
 
 log = logging.getLogger("linkspan.cluster.conflicts")
+
+UNLISTED = 60.0
+"""Seconds until an own block that the lease does not list is released: an attach that uses it ends before."""
 
 
 class Dispute(msgspec.Struct, frozen=True):
@@ -65,6 +73,13 @@ class Disputes:
         """By (network, host): the blocks that the host has lost, with their owners' ids."""
         self.fresh: set[tuple[str, str]] = set()
         """The (network, host) pairs whose lost blocks changed; the caller clears it once it has followed them."""
+        self._unlisted: dict[tuple[str, Prefix], float] = {}
+        """Since when (``core.clock.now``) this host owns an unused block that its lease does not list."""
+
+    @property
+    def pending(self) -> bool:
+        """Return whether this host will release a block."""
+        return bool(self._unlisted)
 
     def look(self, networks: tuple[Network, ...]) -> None:
         """Find lost blocks, and report new and settled conflicts."""
@@ -72,6 +87,8 @@ class Disputes:
         for network in networks:
             for (host, block), owner in self._leases.lost(network.name).items():
                 found.setdefault((network.name, host), {})[block] = owner
+        names = {network.name for network in networks}
+        self._unlisted = {key: since for key, since in self._unlisted.items() if key[0] in names}
         before, self._lost = self._lost, found
         fresh = {pair for pair in before.keys() | found.keys() if before.get(pair) != found.get(pair)}
         self.fresh |= fresh
@@ -141,6 +158,7 @@ class Disputes:
         name, here = network.name, self._leases.host.id
         await self._drop_strange(network)
         await self._claim_again(network)
+        await self._release_unlisted(name)
         for block, owner in self._leases.frozen(name).items():
             key = block_key(name, block)
             found = self._replica.value(key, BlockRecord)
@@ -167,13 +185,43 @@ class Disputes:
         return mine if mine.owner == self._leases.host.id else None
 
     async def _claim_again(self, network: Network) -> None:
-        """Claim the blocks of this host's lease that nobody owns any more, because their owner was removed."""
+        """Claim the blocks of this host's lease that nobody owns any more, because their owner was removed.
+
+        A prefix that is no block of the network is not claimed: somebody else may have added it to the lease.
+        """
         lease = self._leases.mine(network.name)
-        for text in lease.prefixes if lease else ():
-            key = block_key(network.name, text)
-            if key not in self._replica.records:
+        for block in lease.blocks if lease else ():
+            key = block_key(network.name, block)
+            if key not in self._replica.records and is_block(network, block):
                 ours = BlockRecord(self._leases.host.id, self._leases.time())
                 await self._replica.write({key: ours}, absent=[key])
+
+    async def _release_unlisted(self, name: str) -> None:
+        """Release this host's blocks that its lease has not listed for UNLISTED seconds, and that no container uses.
+
+        This host lists every block in the transaction that claims it, so somebody else has rewritten the lease.
+        """
+        here = self._leases.host.id
+        async with self._leases.changing:
+            lease = self._leases.mine(name)
+            if lease is None or not self._replica.settled:
+                return
+            used = {address for address, _ in self._published.held(name, here)}
+            used |= {one.single() for e in self._published.own() if e.network == name for one in e.prefixes}
+            unlisted = {block for block, owner in self._leases.blocks(name).items() if owner == here}
+            unlisted = {b for b in unlisted - set(lease.blocks) if not any(b.holds(address) for address in used)}
+            since = {(name, block): self._unlisted.get((name, block), now()) for block in unlisted}
+            self._unlisted = {key: at for key, at in self._unlisted.items() if key[0] != name} | since
+            due = sorted(block for (_, block), at in since.items() if now() - at >= UNLISTED)[: MOST_KEYS // 2]
+            keys = [key for block in due if (key := block_key(name, block)) in self._replica.records]
+            if not keys:
+                return
+            same = {key: self._replica.records[key].revision for key in (*keys, lease_key(name, here))}
+            if await self._replica.write({}, deletes=keys, unchanged=same):
+                blocks = ", ".join(map(str, due))
+                log.warning("network %s: released %s, because this host's lease does not list it", name, blocks)
+                for block in due:
+                    del self._unlisted[name, block]
 
     async def _drop_strange(self, network: Network) -> None:
         """Remove blocks from this host's lease that it cannot have claimed, because somebody else added them."""

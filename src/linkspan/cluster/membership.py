@@ -363,7 +363,7 @@ class Cluster:
         changing = self.host.next_keys
         if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):
             return True
-        return any(self._disputes.lost_by(network.name, self.host.id) for network in networks)
+        return self._disputes.pending or any(self._disputes.lost_by(one.name, self.host.id) for one in networks)
 
     async def _claim(self) -> None:
         """Make sure that this host has a lease in every network that crosses hosts."""

@@ -8,14 +8,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from linkspan.cluster import conflicts
 from linkspan.cluster.blocks import earlier
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Exhausted
-from linkspan.core.model import Network
+from linkspan.core.model import Lease, Network
 from linkspan.store.memory import Memory
-from linkspan.store.records import AddressRecord, BlockRecord
+from linkspan.store.records import AddressRecord, BlockRecord, block_key
 from support.polling import eventually
 from support.records import replicas
 from support.records.replicas import Member, together
@@ -280,5 +282,71 @@ def test_a_clock_that_was_set_back_makes_no_claim_older_than_those_that_are_know
         times = {r.owner: r.at for r in two.replica.read("blocks/", BlockRecord).values()}
         assert times["h2"] > times["h1"]
         await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def _hostile(lease: Lease | None, *blocks: str) -> Lease:
+    """Return the lease with other blocks, as somebody else writes it."""
+    assert lease is not None
+    return msgspec.structs.replace(lease, prefixes=blocks)
+
+
+def test_a_host_claims_no_prefix_of_its_lease_that_is_no_block(tmp_path: Path) -> None:
+    """Somebody else added prefixes of other lengths, families and pools: only the free block is claimed."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, other = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), other.start())
+        await one.networks.create(net)
+        await one.converge(net)
+        (mine,) = one.leases.blocks("demo")
+        added = ("::/0", "fd00::/64", "0.0.0.0/0", "10.0.0.0/8", "10.244.9.0/25", "10.99.0.0/24", "10.244.7.0/24")
+        hostile = _hostile(one.leases.mine("demo"), str(mine), *added)
+        await other.replica.write({"leases/demo/h1": hostile})
+        await eventually(lambda: one.leases.mine("demo") == hostile, "h1 reads its rewritten lease")
+        await one.converge(net)
+        assert one.leases.blocks("demo") == {mine: "h1", prefix("10.244.7.0/24"): "h1"}
+        await asyncio.gather(one.stop(), other.stop())
+
+    together(work)
+
+
+def test_a_block_that_the_lease_no_longer_lists_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else made this host claim three and rewrote its lease: after a time it keeps only what is used.
+
+    An attach that got an address before that keeps its block.
+    """
+
+    async def work() -> None:
+        memory, net, at = Memory(), network(), 1000.0
+        monkeypatch.setattr(conflicts, "now", lambda: at)
+        one, other = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), other.start())
+        await one.networks.create(net)
+        await one.converge(net)
+        (mine,) = one.leases.blocks("demo")
+        three = ("10.244.7.0/24", "10.244.8.0/24", "10.244.9.0/24")
+        stray = {block_key("demo", block): BlockRecord("h1", 5.0) for block in ("::/0", *three)}
+        await other.replica.write(stray)
+        one.holds(net, "c1", "10.244.8.5/32")
+        await eventually(lambda: len(one.leases.blocks("demo")) == 5, "h1 reads its new blocks")
+        await one.converge(net)
+        assert len(one.leases.blocks("demo")) == 5, "an attach may be about to use one of them"
+        assert one.disputes.pending
+        listed = _hostile(one.leases.mine("demo"), str(mine), three[0])
+        await other.replica.write({"leases/demo/h1": listed})
+        await eventually(lambda: one.leases.mine("demo") == listed, "h1 reads its lease")
+        at += conflicts.UNLISTED
+        await one.converge(net)
+        left = {mine: "h1", prefix(three[0]): "h1", prefix(three[1]): "h1"}
+        assert one.leases.blocks("demo") == left
+        assert not one.disputes.pending
+        await eventually(lambda: other.leases.blocks("demo") == left, "the other host sees that they are free")
+        assert other.replica.settled, "they were released, not lost"
+        await asyncio.gather(one.stop(), other.stop())
 
     together(work)
