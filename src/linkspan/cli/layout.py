@@ -14,6 +14,10 @@ READABLE = 32
 """Cells: smallest readable width of a column of sentences."""
 NARROW = 9
 """Cells: removing a narrower column gains little."""
+LONGEST = 160
+"""Characters of a word, and cells of padding: a key of the store may have thousands, and JSON shows it whole."""
+_END = 40
+"""Characters of a shortened word after the dots: the end of a key may tell it from others."""
 INDENT = "    "
 _BREAKS = "/,>-.:"
 """Characters after which a word longer than its column is preferably broken."""
@@ -24,7 +28,9 @@ def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
     kept = list(range(len(columns)))
     cells = [list(columns), *rows]
     natural = [max(len(row[n]) for row in cells) for n in range(len(columns))]
-    least = [min(natural[n], max(READABLE, _longest_word(row[n] for row in cells))) for n in range(len(columns))]
+    words = [_longest_word(row[n] for row in cells) for n in range(len(columns))]
+    least = [min(natural[n], max(READABLE, words[n])) for n in range(len(columns))]
+    least[0] = min(least[0], max(width, 1))  # it is kept, whatever is in it
     while len(kept) > 1 and _sum(least, kept) > width:
         kept.remove(max(kept[1:], key=lambda n: (least[n] > NARROW, n)))  # never the first column, which names the row
     widths = _shared(natural, least, kept, width)
@@ -38,6 +44,22 @@ def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
                 start = f"{INDENT}{columns[n].ljust(names)}{' ' * GAP}"
                 lines += wrapped(row[n], width, start, " " * len(start))
     return lines
+
+
+def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the table's lines, the header first, one for each row; a cell of more than LONGEST cells sticks out."""
+    cells = [[name.upper() for name in columns], *rows]
+    widths = [min(max(len(row[n]) for row in cells), LONGEST) for n in range(len(columns))]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
+    return [(" " * GAP).join(row).rstrip() for row in padded]
+
+
+def shortened(text: str) -> str:
+    """Return a text in which words of more than LONGEST characters have dots instead of their middle."""
+    start = LONGEST - _END - 3
+    return " ".join(
+        f"{word[:start]}...{word[-_END:]}" if len(word) > LONGEST else word for word in text.split(" ")
+    )
 
 
 def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:

@@ -49,8 +49,11 @@ def width(stream: TextIO | None = None) -> int:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print rows as a table that fits the terminal, else in plain columns; print ``empty`` if there are none."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """Print rows as a table that fits the terminal, else in plain columns; print ``empty`` if there are none.
+
+    Very long words are shortened (`layout.shortened`).
+    """
+    cells = [[layout.shortened(str(cell)) for cell in row] for row in rows]
     if not cells:
         say(empty)
     elif room := width():
@@ -59,9 +62,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
         print(f"\033[1m{header}\033[0m" if bold else header)
         print("\n".join(lines))
     else:
-        widths = [max(len(row[n]) for row in [list(columns), *cells]) for n in range(len(columns))]
-        for row in [[c.upper() for c in columns], *cells]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("\n".join(layout.plain(columns, cells)))
 
 
 def details(pairs: Iterable[tuple[str, object]]) -> None:

@@ -95,3 +95,37 @@ def test_a_terminal_gets_what_fits_it_and_a_pipe_gets_all(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert not [line for line in lines if line.endswith(("answ", "mor", "doe"))]
+
+
+KEY = f"networks/{'x' * 3000}/end"
+
+
+@pytest.mark.parametrize("room", [0, 60, 80])
+def test_a_very_long_key_widens_no_other_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    """It is shortened in its middle, in a file and on a terminal, and the other rows are as near as ever."""
+    monkeypatch.setattr(output, "width", lambda: room)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.table(("record not used", "host", "why"), [(KEY, "h1", "it is no JSON"), ("hosts/h2", "h2", "why")], "")
+    printed = capsys.readouterr().out
+    assert all(len(line) <= (room or 220) for line in printed.splitlines())
+    joined = "".join(printed.split())
+    assert "networks/xxx" in joined
+    assert "xxx/end" in joined
+    assert "..." in joined
+
+
+def test_a_long_cell_of_short_words_pads_no_other_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of its words are printed, in its own row alone."""
+    output.table(("record", "host"), [("a b " * 800, "h1"), ("hosts/h2", "h2")], "")
+    header, long, short = capsys.readouterr().out.splitlines()
+    assert long.count("a b") == 800
+    assert max(len(header), len(short)) < 200
+    assert short.split() == ["hosts/h2", "h2"]
+
+
+def test_json_has_a_long_key_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only tables shorten."""
+    output.as_json({"key": KEY})
+    assert KEY in capsys.readouterr().out
