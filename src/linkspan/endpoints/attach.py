@@ -15,9 +15,9 @@ from collections.abc import Mapping
 import msgspec
 
 from linkspan.core.addresses import mac, mac_text
-from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, NotFound
 from linkspan.core.model import AttachRequest, Endpoint, Network, checked_ifname, checked_name
-from linkspan.core.states.host import State
+from linkspan.core.states.host import HOST, State
 from linkspan.endpoints.build import check_numbers, check_ports, described, resized
 from linkspan.endpoints.detach import forget_connections, unplumb
 from linkspan.endpoints.registry import Mates, Registry
@@ -226,11 +226,28 @@ def _plumb(
     with machine.namespaces.holding(fd, endpoint.netns_cookie):
         others = routes.default_metrics(machine.sockets, endpoint.netns)
         endpoint = mates.ranked(network, endpoint, others)
-        _put(machine, mates.states(network, endpoint))
+        try:
+            _put(machine, mates.states(network, endpoint))
+        except LinkspanError as error:
+            raise _explained(machine, endpoint, error) from error
         if reused and not network.routed:
             with machine.namespaces.entered(endpoint.netns):
                 gratuitous_arp.announce(endpoint.ifname, mac(endpoint.mac), [p.single() for p in endpoint.prefixes])
     return endpoint
+
+
+def _explained(machine: Machine, endpoint: Endpoint, error: LinkspanError) -> LinkspanError:
+    """Return the cause of an error, if that is the end of the namespace during the attach (worker thread).
+
+    The kernel removes the pair with the namespace. What is put on the pair then fails first.
+    """
+    there = endpoint.host_ifname in machine.sockets.names(HOST).values()
+    if there or not isinstance(error, NotFound | KernelError) or machine.alive(endpoint):
+        return error
+    return NotFound(
+        f"the container's network namespace {endpoint.netns} is gone: it ended during the attach",
+        "start the container again, or make its namespace again, and repeat the attach",
+    )
 
 
 def _put(machine: Machine, sources: Mapping[tuple[str, ...], list[State]]) -> None:
