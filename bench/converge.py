@@ -28,7 +28,7 @@ from report import progress, result
 from linkspan.backends.vxlan import BACKEND, device
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
-from linkspan.core.ruleset import skeleton
+from linkspan.core.ruleset import admission, skeleton
 from linkspan.core.states.host import (
     Address,
     FdbEntry,
@@ -106,7 +106,8 @@ class Subject:
             self.machine = Machine(folder / "state")
             self.reconciler = self.machine.reconciler
             self._change(("host",), skeleton(Facts(), kinds()))
-            self._change(("network", NETWORK.name), BACKEND.network(view(), NETWORK))
+            chains = [admission(pool, NETWORK.subnet_len["4"], kinds()) for pool in NETWORK.prefixes]
+            self._change(("network", NETWORK.name), [*chains, *BACKEND.network(view(), NETWORK)])
 
     def _change(self, source: tuple[str, ...], states: Any) -> None:
         if failed := self.reconciler.change(source, states):

@@ -11,7 +11,7 @@ import pytest
 from linkspan.core import seal as sealed
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Facts
-from linkspan.core.ruleset import crossing, element, skeleton
+from linkspan.core.ruleset import admission, crossing, element, skeleton
 from linkspan.core.states.host import GROUP, Address, LinkSysctl, Route, State, Wireguard
 from linkspan.core.states.wireguard import AllowedIp
 from linkspan.diagnose.plan.plan import commands, ordered
@@ -133,7 +133,8 @@ def test_what_stands_on_another_s_device_waits_until_that_is_gone(machine: str, 
     target = prefix("10.77.2.0/24")
     wanted: list[State] = [
         *skeleton(Facts(), kinds()),
-        *crossing(POOLS[0], 24),
+        admission(POOLS[0], 24, kinds()),
+        crossing(POOLS[0], 24),
         Wireguard("lswg", 1440, tun=True),
         LinkSysctl("net/ipv4/conf/lswg/rp_filter", "2"),
         Address("lswg", prefix("10.77.1.0/32")),

@@ -6,15 +6,16 @@ the peers follow, and then drops what is no longer needed.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from linkspan.backends import BACKENDS, migration
+from linkspan.backends import BACKENDS, backend, migration
 from linkspan.core import ruleset
 from linkspan.core.config import Config
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import HostView
+from linkspan.core.model import HostView, Network
 from linkspan.core.states.host import Key, State
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Worker
@@ -52,7 +53,8 @@ class Plans:
                 yield source, states
         for network in view.networks:
             source = ("network", network.name)
-            yield source, self._possible(source, migration.network_states(view, network))
+            wanted = migration.network_states(view, network)
+            yield source, self._possible(source, itertools.chain(_admission(network), wanted))
             if network.expose:
                 yield ("expose", network.name), list(expose.files(network, self._config))
 
@@ -113,3 +115,10 @@ class Plans:
                 failed = {source: error}
             for why in failed.values():
                 log.warning("%s", why.message)
+
+
+def _admission(network: Network) -> Iterator[State]:
+    """Return the chains for packets of a network that come from other hosts: the kinds say by which devices."""
+    if backend(network.backend).crosses_hosts:
+        lengths = network.subnet_len
+        yield from (ruleset.admission(pool, lengths[str(pool.family)], kinds()) for pool in network.prefixes)

@@ -67,10 +67,13 @@ def sent_to(offer: Mapping[str, str], key: str) -> None:
 
 
 def network_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return the states of every network that crosses hosts, with any backend: pools that fail closed, and guards."""
+    """Return the states of every network that crosses hosts, with any backend: pools that fail closed, and guards.
+
+    The chains to which the guards lead follow from the kinds, so the agent's plans have them (`ruleset.admission`).
+    """
     yield from pool_states(view, network)
     for pool in network.prefixes:
-        yield from crossing(pool, network.subnet_len[str(pool.family)])
+        yield crossing(pool, network.subnet_len[str(pool.family)])
 
 
 def own_addresses(view: HostView, network: Network, device: str) -> Iterable[Address]:

@@ -69,6 +69,15 @@ class Sort(enum.Enum):
     OTHER = "other", "others"
 
 
+class Admission(enum.Enum):
+    """How the rules know which peer sent a packet that came out of a tunnel device (`ruleset.admission`)."""
+
+    VTEP = enum.auto()
+    """By the MAC of the peer's VTEP: nothing else is accepted from the device."""
+    MARK = enum.auto()
+    """By the packet's mark, because one device serves all peers and the packet has no MAC."""
+
+
 class Ending(msgspec.Struct, frozen=True, eq=False):
     """A command that a plan has once, after all others; ``state`` is the kind under which the plan shows it.
 
@@ -185,6 +194,9 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     grouped: bool = False
     """Whether its links encrypt, and are in GROUP: rules check that, too, because another program's link may
     have the name."""
+    admits: Mapping[str, Admission] = {}
+    """How packets out of its links are admitted, by the links' names (as in ``names``). From other links they are
+    admitted by the link itself or by the peer's MAC, as the backend says."""
     resolves: bool = False
     """Whether its links ask for neighbours' MACs: a permanent entry there was made by somebody."""
     wire: Callable[[S], Wire] | None = None
@@ -291,6 +303,10 @@ class Kinds:
     def grouped_tunnels(self) -> tuple[str, ...]:
         """Return the names of our tunnel devices that encrypt."""
         return tuple(name for kind in self if kind.wire is not None and kind.grouped for name in kind.names)
+
+    def admitting(self, how: Admission) -> tuple[str, ...]:
+        """Return the names of the links whose packets are admitted in this way, as rules have them."""
+        return tuple(name for kind in self for name, by in kind.admits.items() if by is how)
 
     def in_order(self, states: Iterable[State]) -> Callable[[State], tuple[int, bool, int]]:
         """Return a sort key by which no state comes before its link.

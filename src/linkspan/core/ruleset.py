@@ -34,10 +34,11 @@ Packets from another host with a pool's address as source are looked up by that 
 leads from the pool to the chain for its network's block length (or to drop, where the pool does not cross
 hosts). There the source, cut to the block, must be in ``ways`` with its input device (IPIP), in ``stations``
 with the device and the peer's MAC (plain routes), or in ``vteps`` with the device and the VTEP's MAC (VXLAN:
-the MAC identifies the peer; the device is that of the pool's network, or of an allowed one). Addresses
-outside their host's blocks are in the ``_exact`` variants of these sets. Packets that a gateway has checked
-(SDN) arrive on the underlay with the gateway's MAC; both together are in ``gateways``. So all of these are
-plain hash sets: to remove one of 4,000 elements from a set with ``flags interval`` takes 50 ms (measured).
+the MAC identifies the peer; the device is that of the pool's network, or of an allowed one). Which devices
+have VTEPs, and which tell peers by marks, their kinds declare (``Admission``). Addresses outside their host's
+blocks are in the ``_exact`` variants of these sets. Packets that a gateway has checked (SDN) arrive on the
+underlay with the gateway's MAC; both together are in ``gateways``. So all of these are plain hash sets: to
+remove one of 4,000 elements from a set with ``flags interval`` takes 50 ms (measured).
 
 The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a
 packet comes in, so before another program's DNAT sends it elsewhere, and again after that, because a DNAT may
@@ -56,7 +57,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from linkspan.core.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
-from linkspan.core.kinds import Kinds
+from linkspan.core.kinds import Admission, Kinds
 from linkspan.core.model import Facts, HostView
 from linkspan.core.states.host import GROUP, NftChain, NftElement, NftSet, NftTable, State
 
@@ -307,29 +308,42 @@ def _outsiders(families: list[int]) -> Iterable[str]:
         yield f"{between} {ip} saddr != @pools{family} {ip} daddr != @pools{family} drop"
 
 
-def crossing(pool: Prefix, length: int) -> Iterable[State]:
-    """Return what admits sources of a pool from other hosts by their own ways; blocks have this length."""
-    family, chain = pool.family, f"from{pool.family}_{length}"
+def crossing(pool: Prefix, length: int) -> NftElement:
+    """Return the element that leads sources of a pool from other hosts to the chain for its blocks' length."""
+    return element(f"sources{pool.family}", pool_text(pool), data=(f"jump {_chain_of(pool, length)}",))
+
+
+def _chain_of(pool: Prefix, length: int) -> str:
+    return f"from{pool.family}_{length}"
+
+
+def admission(pool: Prefix, length: int, kinds: Kinds) -> NftChain:
+    """Return the chain that admits sources of a pool from other hosts by their own ways; blocks have this length.
+
+    It serves all networks with this length, so it has the ways of every backend.
+    """
+    family = pool.family
     source = f"{_IP[family]} saddr"
     mask = Prefix(b"\xff" * len(pool.packed), length).network().address
     block = () if length == BITS[family] else (f"{source} & {mask}",)
-    gated, vtep = "iifname . ether saddr @gateways accept", 'iifname "lsx*" iifname . ether saddr'
+    gated = "iifname . ether saddr @gateways accept"
     # Check the usual gateway's MAC first, which costs others next to nothing; any other gateway's comes last.
     rules = [f"ether saddr {GATEWAY_MAC} {gated}"]
-    rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
-    rules += [f"{vtep} . {source} @vteps_exact{family} accept", 'iifname "lsx*" drop']
+    for name in kinds.admitting(Admission.VTEP):
+        vtep = f'iifname "{name}" iifname . ether saddr'
+        rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
+        rules += [f"{vtep} . {source} @vteps_exact{family} accept", f'iifname "{name}" drop']
     rules += [f"iifname . ether saddr . {part} @stations{family} accept" for part in block]
     rules.append(f"iifname . ether saddr . {source} @stations_exact{family} accept")
-    rules.append(f'iifname "ipsec0" iifgroup != {GROUP} drop')  # another program's: many IPsec daemons use this name
+    # Another program's: many IPsec daemons use such a name.
+    rules += [f'iifname "{name}" iifgroup != {GROUP} drop' for name in _outside(kinds)]
     rules += [f"iifname . {part} @ways{family} accept" for part in block]
     rules.append(f"iifname . {source} @ways_exact{family} accept")
-    # One XFRM interface serves all peers, and a packet's mark identifies its peer.
-    mark, clear = 'iifname "lsipsec" meta mark', "meta mark set 0x00000000 accept"
-    rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
-    rules += [f"{mark} . {source} @marks_exact{family} {clear}"]
-    rules += [gated, "drop"]
-    yield _chain(INET, chain, "", rules)
-    yield element(f"sources{family}", pool_text(pool), data=(f"jump {chain}",))
+    for name in kinds.admitting(Admission.MARK):
+        mark, clear = f'iifname "{name}" meta mark', "meta mark set 0x00000000 accept"
+        rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
+        rules.append(f"{mark} . {source} @marks_exact{family} {clear}")
+    return _chain(INET, _chain_of(pool, length), "", [*rules, gated, "drop"])
 
 
 def _input() -> Iterable[str]:

@@ -30,7 +30,7 @@ from linkspan.core.model import (
     host_ifname,
 )
 from linkspan.core.reconcile import Report
-from linkspan.core.ruleset import skeleton
+from linkspan.core.ruleset import admission, skeleton
 from linkspan.core.states.host import State
 from linkspan.core.states.programs import IpipHelper
 from linkspan.kernel.kinds import kinds
@@ -141,7 +141,8 @@ class OverlayHost:
             if way.host_phase == "before networks":
                 yield ("host", way.name), list(way.host(view))
         for one in self.networks:
-            yield ("network", one.name), list(migration.network_states(view, one))
+            chains = [admission(pool, one.subnet_len[str(pool.family)], kinds()) for pool in one.prefixes]
+            yield ("network", one.name), [*chains, *migration.network_states(view, one)]
             for peer in self.peers.get(one.name, ()):
                 states = list(backend(one.backend).peer(view, one, peer))
                 yield ("peer", one.name, peer.host.name), states

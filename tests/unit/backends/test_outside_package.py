@@ -15,7 +15,7 @@ PLAN = """
 import json
 from linkspan.backends import BACKENDS
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
-from linkspan.core.ruleset import skeleton
+from linkspan.core.ruleset import admission, skeleton
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.kinds import kinds
 
@@ -30,7 +30,8 @@ way.check(network)
 view, offer = HostView((network,), host=h1), Offer(dict(way.announce(HostView((network,), host=h2), network)))
 addresses = {"prefixes": ("10.90.2.0/24",), "addresses": ("10.90.2.0",)}
 peer = Peer(h2, Lease(network="over", host="h2", endpoints={"overlay": offer}, **addresses))
-states = [*skeleton(Facts(), kinds()), *way.network(view, network), *way.peer(view, network, peer)]
+rules = [*skeleton(Facts(), kinds()), *(admission(pool, 24, kinds()) for pool in network.prefixes)]
+states = [*rules, *way.network(view, network), *way.peer(view, network, peer)]
 print(json.dumps([command for state in ordered(states) for command in commands(state, str)]))
 """
 

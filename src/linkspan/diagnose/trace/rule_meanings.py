@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from linkspan.core.kinds import Admission
 from linkspan.core.ruleset import TABLE
 from linkspan.diagnose.trace.hops import show
 from linkspan.diagnose.trace.nft_verdict import Rule
 from linkspan.diagnose.trace.questions import Packet
+from linkspan.kernel.kinds import kinds
 
 _STRANGE = "the guard does not accept {source} from there: no peer has it on this path"
 _INTERNAL = "the network is internal, and may use only DNS and ICMP of the host"
 _ENDS = {"drop": _STRANGE, "reject": _INTERNAL}
 """Rules without a condition: the end of the chains for packets from other hosts, and for queries of internal networks
 to the host."""
+
+_NOT_ITS_OWN = "the guard does not accept {source} from this peer: it is not in the peer's blocks"
+"""The end of the rules for a tunnel device from which nothing else is admitted."""
 
 UNKNOWN = "a firewall drops it"
 MEANINGS = (
@@ -24,7 +29,6 @@ MEANINGS = (
     ("@control", "containers may not reach the store, the switches and the controller"),
     ("@control_here", "containers may not reach the store, the switches and the controller"),
     ("@ipip_peers", "IPIP is accepted from peers only, and {source} is no peer"),
-    ("lsx*", "the guard does not accept {source} from this peer: it is not in the peer's blocks"),
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
     ("@servers", "names of a network are answered only to its own containers and to the host"),
@@ -54,6 +58,7 @@ def meaning(rule: Rule | None, packet: Packet) -> str:
     values = {value for expression in rule.expressions for value in _values(expression)}
     alone = rule.expressions[0] if len(rule.expressions) == 1 else {}
     found = [text for value, text in MEANINGS if value in values]
+    found += [_NOT_ITS_OWN for link in kinds().admitting(Admission.VTEP) if link in values]
     found += [text for verdict, text in _ENDS.items() if verdict in alone]
     return found[0].format(source=show(packet.source)) if found else UNKNOWN
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
-from linkspan.core.kinds import Event, Kind, Sort, named
+from linkspan.core.kinds import Admission, Event, Kind, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
 from linkspan.core.states.ipsec import CHARON, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, IpsecLink, Strongswan
@@ -295,6 +295,7 @@ KINDS = (
         names=("lsipsec", "ipsec0"),
         forms={"lsipsec": frozenset({"xfrm"}), "ipsec0": frozenset({"tun"})},
         grouped=True,
+        admits={"lsipsec": Admission.MARK},
         wire=_wire,
     ),
 )

@@ -25,7 +25,7 @@ import msgspec
 from linkspan.core.addresses import mac_text
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, of_errno
-from linkspan.core.kinds import Event, Kind, Sort, named
+from linkspan.core.kinds import Admission, Event, Kind, Sort, named
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 from linkspan.core.states.wireguard import DEVICE
@@ -386,6 +386,7 @@ KINDS = (
         events=frozenset({Event.TUNNEL}),
         names=("lsx*",),
         forms={"lsx[0-9a-f]{1,6}": frozenset({"vxlan"})},
+        admits={"lsx*": Admission.VTEP},
         resolves=True,
         wire=_vxlan,
     ),
