@@ -147,7 +147,7 @@ def _etcd(store: dict[str, Any]) -> list[tuple[str, str]]:
         quota = f" of {bytes_told(largest['quota'])}" if largest["quota"] > 0 else ""
         words.append(f"{bytes_told(largest['size'])}{quota}, {bytes_told(largest['in_use'])} in use")
     words += [f"alarm {one['alarm']}" for one in etcd["alarms"]]
-    words += [f"as of {ago(etcd['at'])} ago"] if store["state"] == "away" else []
+    words += [f"as of {ago(etcd['at'])} ago"] if store.get("state") == "away" else []
     return [("etcd", ", ".join(words))]
 
 

@@ -46,7 +46,7 @@ class Absences:
         return key in self._until
 
     def is_unsure(self, key: str) -> bool:
-        """Return whether the host of a record that is gone may live: the store has no room, or had none a moment ago."""
+        """Return whether the host of a record that is gone may live: the store has no room, or just had none."""
         return self.full or self._until.get(key) == self._grace
 
     def note(self, key: str) -> None:

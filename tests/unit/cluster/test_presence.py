@@ -129,7 +129,7 @@ def test_a_record_that_is_deleted_before_the_answer_to_its_put_is_put_again(tmp_
         one, two = [await world.agent(name) for name in ("h1", "h2")]
         await asyncio.sleep(5)
         put = one.store.transaction
-        deleted = []
+        deleted: list[int] = []
 
         async def late(*args: object, **more: object) -> int:
             revision = await put(*args, **more)  # type: ignore[arg-type]
