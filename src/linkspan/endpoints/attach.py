@@ -241,8 +241,9 @@ def _explained(machine: Machine, endpoint: Endpoint, error: LinkspanError) -> Li
 
     The kernel removes the pair with the namespace. What is put on the pair then fails first.
     """
-    there = endpoint.host_ifname in machine.sockets.names(HOST).values()
-    if there or not isinstance(error, NotFound | KernelError) or machine.alive(endpoint):
+    if not isinstance(error, NotFound | KernelError):
+        return error
+    if endpoint.host_ifname in machine.sockets.names(HOST).values() or machine.alive(endpoint):
         return error
     return NotFound(
         f"the container's network namespace {endpoint.netns} is gone: it ended during the attach",
