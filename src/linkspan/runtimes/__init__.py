@@ -47,6 +47,7 @@ What engines do and no specification says
       id. So the agent looks up the holder among the endpoints of all hosts (``Published.holder``) to name the
       container.
 """
+
 from __future__ import annotations
 
 import functools
