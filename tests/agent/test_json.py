@@ -22,7 +22,9 @@ def documented() -> dict[str, tuple[bool, set[str]]]:
         if len(cells) != 3 or "`" not in cells[0]:
             continue
         commands, what, of = cells
-        of = re.sub(r"\(.*?\)", "", of).partition(":")[0]
+        while of != (outer := re.sub(r"\([^()]*\)", "", of)):  # parentheses stand in parentheses
+            of = outer
+        of = of.partition(":")[0]
         fields = set(re.findall(r"`(\w+)`", of))
         if reference := re.search(r"as `([\w ]+)`", of):
             fields = (fields | found[reference[1]][1]) - {reference[1]}
