@@ -11,7 +11,7 @@ import pytest
 from linkspan.backends import migration
 from linkspan.core.model import Migration, Network, Offer, Peer
 from linkspan.diagnose.trace.hops import Unknown
-from support.netns.overlay import MTU, Cluster, network
+from support.netns.overlay import MTU, Cluster, network, network_states
 from support.netns.traced_cluster import address, traced
 
 VXLAN = network("demo", 77, "vxlan", (4, 6), vni="100")
@@ -170,7 +170,7 @@ def moving(pair: Cluster) -> None:
         peer = Peer(there.host, msgspec.structs.replace(there.lease(VXLAN), endpoints=offers), "eth0", True)
         with pair.world.entered(host.name):
             change = host.machine.reconciler.change
-            assert change(("network", "demo"), migration.network_states(view, demo)) == {}
+            assert change(("network", "demo"), network_states(view, demo)) == {}
             assert change(("peer", "demo", there.name), migration.meet(view, demo, peer).states) == {}
 
 

@@ -66,6 +66,12 @@ def block(network: Network, number: int) -> tuple[Prefix, ...]:
     return tuple(found)
 
 
+def network_states(view: HostView, network: Network) -> list[State]:
+    """Return what a network needs on a host, with the chains for packets of other hosts, as `agent/plans.py` does."""
+    chains = [admission(pool, network.subnet_len[str(pool.family)], kinds()) for pool in network.prefixes]
+    return [*chains, *migration.network_states(view, network)]
+
+
 class OverlayHost:
     """A namespace with a machine, and what it knows."""
 
@@ -141,8 +147,7 @@ class OverlayHost:
             if way.host_phase == "before networks":
                 yield ("host", way.name), list(way.host(view))
         for one in self.networks:
-            chains = [admission(pool, one.subnet_len[str(pool.family)], kinds()) for pool in one.prefixes]
-            yield ("network", one.name), [*chains, *migration.network_states(view, one)]
+            yield ("network", one.name), network_states(view, one)
             for peer in self.peers.get(one.name, ()):
                 states = list(backend(one.backend).peer(view, one, peer))
                 yield ("peer", one.name, peer.host.name), states
