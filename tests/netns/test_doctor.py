@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,8 @@ class Patient:
 
     def checks(self) -> dict[str, Check]:
         """Examine it."""
-        with self.world.entered("h"):
-            return {c.check: c for c in doctor.examine(Namespaces(), self.around, checks())}
+        with self.world.entered("h"), contextlib.closing(Namespaces()) as namespaces:
+            return {c.check: c for c in doctor.examine(namespaces, self.around, checks())}
 
 
 @pytest.fixture

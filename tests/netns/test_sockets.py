@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,21 @@ def test_several_ports_are_looked_up_together(machine: str) -> None:
         assert all(who.startswith(ME) for who in found.values())
         assert first_free(asked) == asked[2]
         assert first_free(asked[:2]) is None
+
+
+def test_a_process_with_too_many_files_gets_an_error_and_goes_on(machine: str) -> None:
+    """Libnftables waits by select(), which ends the process where its socket has a number above 1023."""
+    code = f"""
+import os, resource
+from linkspan.core.errors import Unavailable
+from linkspan.kernel.io.nftables import Nft
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+Nft().run("add table inet {machine}")
+kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+try:
+    Nft()
+except Unavailable as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "libnftables works with less than 1024 only" in done.stdout

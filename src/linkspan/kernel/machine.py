@@ -73,6 +73,7 @@ class Machine:
         self.firewall.close()
         self.sysctls.watch.close()
         self.sockets.close()
+        self.namespaces.close()
 
     def release(self) -> None:
         """Close the sockets that were opened in containers."""

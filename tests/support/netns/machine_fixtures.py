@@ -105,9 +105,10 @@ def outside(machine: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def spaces(machine: str) -> Namespaces:
+def spaces(machine: str) -> Iterator[Namespaces]:
     """Give the driver's view of namespaces, with the fixture's as home."""
-    return Namespaces()
+    with contextlib.closing(Namespaces()) as found:
+        yield found
 
 
 def joined(netns: str, device: str, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -74,11 +75,11 @@ class Host:
     def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
         """Trace as the agent would."""
         with self.world.entered("h"):
-            namespaces = Namespaces()
-            for endpoint in self.endpoints:
-                namespaces.register(endpoint.netns, endpoint.netns_path)
             known = Map("h1", self.endpoints, self.networks)
-            return result.run(namespaces, known, source, target, to, alive=alive)
+            with contextlib.closing(Namespaces()) as namespaces:
+                for endpoint in self.endpoints:
+                    namespaces.register(endpoint.netns, endpoint.netns_path)
+                return result.run(namespaces, known, source, target, to, alive=alive)
 
 
 def made(*, routed: bool) -> Iterator[Host]:

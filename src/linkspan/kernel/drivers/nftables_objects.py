@@ -45,8 +45,9 @@ class FirewallDriver:
         """The last listing, with the ruleset's generation: it is valid until the kernel has another generation."""
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets; nothing else may be called afterwards."""
         self._netfilter.close()
+        self._nft.close()
 
     def probe(self) -> Support:
         """Return support: ask nf_tables itself for a table of ours, which need not exist."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import struct
 
 import msgspec
@@ -15,6 +16,7 @@ from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attributes, t
 _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 _GET_TABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _GET_GENERATION = (10 << 8) | 16  # NFT_MSG_GETGEN
+_FD_SETSIZE = 1024  # select(2): a descriptor above it ends the process
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 
 
@@ -30,11 +32,24 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def _require_low_descriptor() -> None:
+    """Raise Unavailable where the next descriptor is too high: libnftables waits by select(), and would abort us."""
+    free = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(free)
+    if free >= _FD_SETSIZE:
+        raise Unavailable(
+            f"this process has {free} files open, and libnftables works with less than {_FD_SETSIZE} only",
+            "restart the agent; if that happens again, report it",
+        )
+
+
 class Nft:
     """A libnftables context; only for the thread that made it."""
 
     def __init__(self) -> None:
+        """Make a context, with a netlink socket of its own. Raises Unavailable where the process has too many files."""
         library = _library()
+        _require_low_descriptor()
         self._context = ctypes.c_void_p(library.nft_ctx_new(0))
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
