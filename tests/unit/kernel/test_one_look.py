@@ -23,6 +23,13 @@ CONTAINER = 4026532000
 BRIDGE = Bridge("ls-net", b"\2\0\0\0\0\1", 1500)
 
 
+class Unused:
+    """Libnftables, which nobody asks here."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Kernel:
     """The links of a namespace, and how often they were listed."""
 
@@ -92,7 +99,7 @@ def reconciler(sockets: Sockets, host: Kernel) -> Reconciler:
 def machine(host: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Return a machine with all of linkspan's drivers, on the host's links."""
     monkeypatch.setattr(Sockets, "at", lambda _self, _netns: host)
-    monkeypatch.setattr(nftables_objects, "Nft", object)
+    monkeypatch.setattr(nftables_objects, "Nft", Unused)
     made = Machine(tmp_path)
     yield made
     made.close()
