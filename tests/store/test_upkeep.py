@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.errors import Full
+from linkspan.store import records
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_gateway import Refused
 from linkspan.store.etcd_maintenance import Maintenance
 from linkspan.store.etcd_status import FILLING, NOSPACE, MemberStatus
 from linkspan.store.replica import Replica
-from linkspan.store.upkeep import KEY, OTHER, OURS, Allowed, Pace, Upkeep
+from linkspan.store.upkeep import KEY, OTHER, OURS, Allowed, Pace, Turn, Upkeep
 from support.polling import awaited, eventually
 from support.store.engines import Watched
 from support.store.etcd_members import Members, users
@@ -422,6 +423,24 @@ async def test_the_next_agent_frees_a_full_store_if_the_first_one_ended(one: Mem
         await awaited(freed, "the other agent goes on")
         assert keeper.counts == {"defragment": 1, "disarm": 1}
         assert await keeper.store.transaction({"hosts/x": b"1"})
+
+
+async def test_an_etcd_that_somebody_else_compacts_is_left_alone_when_it_is_full_too(
+    one: Members, tmp_path: Path
+) -> None:
+    """Its history may be another program's; an agent that may do everything frees it all the same."""
+    keeper = Keeper(one, tmp_path, "h1", "compact", PATIENT)
+    async with keeping(keeper):
+        turn = records.encode(Turn("h2", 1.0, OTHER), b"", keeper.replica.settings.writes)
+        await keeper.store.transaction({KEY: turn})
+        await eventually(lambda: keeper.upkeep.last.compactor == OTHER, "the record")
+        await fill(keeper.store)
+        for _ in range(3):
+            await keeper.step()
+        assert keeper.counts == {}
+        keeper.upkeep.allowed = "all"
+        await keeper.step()
+        assert keeper.counts == {"compact": 1, "defragment": 1, "disarm": 1}
 
 
 async def test_somebody_else_s_etcd_is_compacted_and_freed_by_its_operator(one: Members, tmp_path: Path) -> None:
