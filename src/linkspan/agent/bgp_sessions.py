@@ -25,7 +25,7 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
 from linkspan.core.states.bgp import Session
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED, Bird
-from linkspan.core.supervise import lasting, pause
+from linkspan.core.supervise import ended, lasting, pause
 from linkspan.diagnose.doctor import bgp_checks, bgp_evidence
 from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
 from linkspan.diagnose.doctor.checks import Check
@@ -98,9 +98,7 @@ class Peerings:
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _watch(self) -> None:
         for number in itertools.count():

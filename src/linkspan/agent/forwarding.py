@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from linkspan.core.errors import LinkspanError
 from linkspan.core.event_log import Happenings
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.agent.forwarding")
@@ -59,6 +59,4 @@ class Forwarding:
     async def stop(self) -> None:
         """Stop watching."""
         self._worker.machine.sysctls.watch.ignore()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)

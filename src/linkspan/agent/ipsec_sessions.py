@@ -28,7 +28,7 @@ from linkspan.core.desired import Desired
 from linkspan.core.errors import LinkspanError
 from linkspan.core.event_log import Happenings
 from linkspan.core.states.ipsec import ANYWHERE, IpsecChild, IpsecConnection
-from linkspan.core.supervise import lasting, pause
+from linkspan.core.supervise import ended, lasting, pause
 from linkspan.diagnose.doctor.ipsec_reasons import Reason, reasons, said
 from linkspan.kernel.drivers.ipsec import begun_at
 from linkspan.kernel.io import vici
@@ -99,9 +99,7 @@ class Associating:
 
     async def stop(self) -> None:
         """Stop watching; associations stay."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _watch(self) -> None:
         while True:

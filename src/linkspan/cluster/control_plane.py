@@ -26,7 +26,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.addresses import place, prefix
 from linkspan.core.errors import Invalid, LinkspanError
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.io.durable_files import write
 from linkspan.store.replica import Replica
 
@@ -197,9 +197,7 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """Stop searching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _follow(self) -> None:
         while True:

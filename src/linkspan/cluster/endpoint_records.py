@@ -19,7 +19,7 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, LinkspanError, NotFound, closest
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import ended, lasting
 from linkspan.store.replica import ENDPOINTS, GONE, Replica
 from linkspan.store.request import MOST_KEYS
 
@@ -71,9 +71,7 @@ class Published:
 
     async def stop(self) -> None:
         """Stop writing; the records stay, as the containers do."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def note(self, identity: Identity) -> None:
         """Write the record of an endpoint that was added, changed or removed."""

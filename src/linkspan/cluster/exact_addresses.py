@@ -24,7 +24,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Endpoint
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import ended, lasting
 from linkspan.store import records
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, address_key, block_key
 from linkspan.store.replica import Replica
@@ -74,9 +74,7 @@ class Holdings:
 
     async def stop(self) -> None:
         """Stop checking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def changed(self, keys: frozenset[str]) -> None:
         """Check changed records that are or were this host's, and those of a block whose claim was replaced."""

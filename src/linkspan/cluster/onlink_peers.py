@@ -18,7 +18,7 @@ import msgspec
 from linkspan.backends import migration
 from linkspan.core.addresses import Prefix
 from linkspan.core.model import HostView, Network, Peer, Standing
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.probe import arp, underlay
 
@@ -158,9 +158,7 @@ class Segment:
 
     async def stop(self) -> None:
         """Stop asking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def look(self) -> None:
         """Ask new neighbours at once: they may have changed."""

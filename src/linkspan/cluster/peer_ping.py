@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from linkspan.core.errors import KernelError
 from linkspan.core.model import Peer
-from linkspan.core.supervise import lasting, pause
+from linkspan.core.supervise import ended, lasting, pause
 from linkspan.kernel.probe.ping import Echo
 
 log = logging.getLogger("linkspan.cluster.peer_ping")
@@ -58,9 +58,7 @@ class Probes:
 
     async def stop(self) -> None:
         """Stop pinging, and close the sockets."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         for echo in self._echoes.values():
             asyncio.get_running_loop().remove_reader(echo.fileno())
             echo.close()

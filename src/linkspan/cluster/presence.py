@@ -63,7 +63,7 @@ from linkspan.cluster.liveness import Silence
 from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
-from linkspan.core.supervise import LATE, lasting, until_whole, woken
+from linkspan.core.supervise import LATE, ended, lasting, until_whole, woken
 from linkspan.store.contact import ALIVE
 from linkspan.store.replica import Replica
 
@@ -172,9 +172,7 @@ class Presence:
 
     async def stop(self) -> None:
         """Stop keeping the record; it expires unless this agent starts again soon."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def changed(self, keys: frozenset[str]) -> None:
         """React to changed keys: to the loss of this host's record, and to another agent with its id."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.store.replica import Replica
 
@@ -71,9 +71,7 @@ class Election:
 
     async def stop(self) -> None:
         """Give up the record, so that another need not wait."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         if self.active:
             self._until = 0.0
             with contextlib.suppress(LinkspanError):

@@ -30,7 +30,7 @@ from linkspan.core.event_log import Happenings, Once
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import NftElement, State
 from linkspan.core.states.programs import Dnsmasq, Zones
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.dns import zone
 from linkspan.dns.remote_names import Elsewhere
 from linkspan.dns.zone import PORT, Named, Server
@@ -190,9 +190,7 @@ class Naming:
 
     async def stop(self) -> None:
         """Stop; the servers keep running."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         self._pulse.close()
 
     async def _follow(self) -> None:

@@ -24,7 +24,7 @@ from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.event_log import Happenings
 from linkspan.core.states.host import State
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints import reconstruction
 from linkspan.endpoints.journal import Journal, Row
 from linkspan.endpoints.reconstruction import Link, concerns
@@ -68,9 +68,7 @@ class Orphans:
 
     async def stop(self) -> None:
         """Stop; the pairs stay, and the next agent gives them the whole grace time again."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def keep_rows(self, rows: Mapping[str, Row]) -> None:
         """Remember the journal's rows of pairs whose network nobody knows, by the pairs' names."""

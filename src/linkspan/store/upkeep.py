@@ -76,7 +76,7 @@ import msgspec
 
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Full, LinkspanError, Rejected, Unavailable
-from linkspan.core.supervise import lasting
+from linkspan.core.supervise import ended, lasting
 from linkspan.store import records
 from linkspan.store.etcd_status import (
     FILLING,
@@ -196,9 +196,7 @@ class Upkeep:
 
     async def stop(self) -> None:
         """Stop the maintenance."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _follow(self, etcd: Maintenance) -> None:
         await asyncio.sleep(random.uniform(0, self._pace.look))  # noqa: S311 - it spreads, and hides nothing

@@ -15,7 +15,7 @@ from pathlib import Path
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Network
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.runtimes.docker.docker_engine import LABEL, Engine, EngineNetwork
 from linkspan.runtimes.docker.docker_types import SPACE
 
@@ -45,9 +45,7 @@ class DockerNetworks:
 
     async def stop(self) -> None:
         """Stop; the engine's networks stay."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     def look(self) -> None:
         """Compare soon: networks have changed."""
