@@ -188,9 +188,8 @@ class Healer:
 
     def record(self, report: Report) -> None:
         """Record each repair, and each failed repair."""
-        called = {e.netns: e.called for e in self._registry.endpoints.values() if e.netns}
         for heal in report.heals:
-            inside = called.get(heal.netns, "")
+            inside = self._registry.inside(heal.netns)
             where = f"{heal.kind} {heal.key}" + (f" in {inside}" if inside else "")
             log.info("healed %s: %s", where, heal.what)
             self._metrics.heals.labels(heal.kind).inc()

@@ -15,7 +15,8 @@ from linkspan.core.addresses import prefix
 from linkspan.core.desired import Change, Source
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.event_log import KEPT
-from linkspan.core.states.host import HOST, Key, State
+from linkspan.core.kinds import netns_of
+from linkspan.core.states.host import Key, State
 from linkspan.diagnose.plan import plan
 from linkspan.dns import zone
 from linkspan.endpoints import address_audit, address_repair, multihoming, registry
@@ -88,9 +89,8 @@ class Telling:
 
     def _differing(self, state: State, what: str) -> dict[str, str]:
         """Return a difference, with the container that contains it: healing looks only at the host."""
-        netns = getattr(state, "netns", HOST)
-        called = (e.called for e in self._agent.endpoints().values() if e.netns == netns != HOST)
-        return {"kind": type(state).__name__, "key": state.label, "what": what, "inside": next(called, "")}
+        inside = self._agent.registry.inside(netns_of(state))
+        return {"kind": type(state).__name__, "key": state.label, "what": what, "inside": inside}
 
     async def _plan(self, request: web.Request) -> web.Response:
         wanted = request.query.get("network", "")

@@ -21,7 +21,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ports import PortTable
-from linkspan.core.states.host import State
+from linkspan.core.states.host import HOST, State
 from linkspan.endpoints import multihoming
 from linkspan.endpoints.journal import Journal
 from linkspan.kernel.worker import Worker
@@ -146,6 +146,10 @@ class Registry:
         for identity in [i for i in self._locks if i[0] == container and ifname in ("", i[1])]:
             async with self.one_at_a_time(identity):
                 pass
+
+    def inside(self, netns: int) -> str:
+        """Return what the container in a namespace (its inode) is called, "" for the host's own or an unknown one."""
+        return next((e.called for e in self.endpoints.values() if e.netns == netns != HOST), "")
 
     def busy(self, identity: Identity) -> bool:
         """Return whether an attach or detach of an identity is under way."""
