@@ -142,3 +142,18 @@ except Unavailable as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "libnftables works with less than 1024 only" in done.stdout
+
+
+def test_a_context_that_is_closed_twice_harms_nobody(machine: str) -> None:
+    """The others still work: libnftables by itself would free its memory twice, which ends the process."""
+    code = f"""
+from linkspan.kernel.io.nftables import Nft
+first, second = Nft(), Nft()
+first.run("add table inet {machine}")
+first.close()
+first.close()
+print(second.text("list tables"))
+second.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")[0]) == (0, f"table inet {machine}")

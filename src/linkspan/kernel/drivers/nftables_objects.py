@@ -45,7 +45,7 @@ class FirewallDriver:
         """The last listing, with the ruleset's generation: it is valid until the kernel has another generation."""
 
     def close(self) -> None:
-        """Close the sockets; nothing else may be called afterwards."""
+        """Close the sockets; only this may be called again afterwards."""
         self._netfilter.close()
         self._nft.close()
 

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import struct
+import weakref
 
 import msgspec
 
@@ -51,13 +52,15 @@ class Nft:
         library = _library()
         _require_low_descriptor()
         self._context = ctypes.c_void_p(library.nft_ctx_new(0))
+        # Once and never again: the library frees twice what is closed twice.
+        self._free = weakref.finalize(self, library.nft_ctx_free, self._context)
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
         self._library = library
 
     def close(self) -> None:
-        """Free the context; nothing else may be called afterwards."""
-        self._library.nft_ctx_free(self._context)
+        """Free the context; only this may be called again afterwards."""
+        self._free()
 
     def run(self, commands: str) -> str:
         """Run commands as one transaction and return nft's output; raises KernelError.
