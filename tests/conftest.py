@@ -1,9 +1,10 @@
-"""Shared by all tests: root where it is needed, and an account of skipped tests."""
+"""Shared by all tests: root where it is needed, an account of skipped tests, and one of workers that died."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,11 @@ ROOTLESS = [Path(__file__).parent / name for name in ("unit", "store")]
 
 UNEXPECTED_SKIPS = 10
 """Exit code of a whole run in CI that skipped other tests than expected (pytest itself uses 0 to 5)."""
+
+WORKER_DIED = 11
+"""Exit code of a run in which a test ended its worker's process: the tests that the worker had left did not run."""
+
+_died = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,12 +61,21 @@ def _left_out(config: pytest.Config) -> set[str]:
     return {item.nodeid for item in reporter.stats.get("deselected", [])}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(sched: Any) -> None:
+    """Remember that a worker died; xdist names its test."""
+    sched.config.stash[_died] = True
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a whole run in CI where other tests were skipped than the expected ones.
+    """Fail a run whose worker died, and a whole run in CI where other tests were skipped than the expected ones.
 
-    The exit code is one of its own, because no second try of failed tests (scripts/retry.py) makes up for it.
+    The exit codes are their own, because no second try of failed tests (scripts/retry.py) makes up for it.
     """
+    if session.config.stash.get(_died, False):
+        session.exitstatus = WORKER_DIED
+        return
     expected = _expected()
     if expected is None or not os.environ.get("CI") or hasattr(session.config, "workerinput"):
         return

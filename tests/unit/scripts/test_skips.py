@@ -1,4 +1,4 @@
-"""The account of skipped tests that scripts/test asks for (tests/conftest.py)."""
+"""What a run of scripts/test accounts for: skipped tests, and workers that died (tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -60,3 +60,11 @@ def test_unexpected_skips_count_in_a_run_with_failures(tmp_path: Path) -> None:
     """A failing test does not hide them: its second try alone would not notice them."""
     done = in_ci(tmp_path, SUITE + "def test_fails(): assert False\n", "")
     assert done.returncode == 10, done.stdout
+
+
+def test_a_test_that_ends_its_worker_gets_no_second_try(tmp_path: Path) -> None:
+    """The tests that the worker had left did not run; the run goes on in the other workers, and names the test."""
+    suite = "import os\ndef test_dies(): os._exit(1)\ndef test_is_left(): pass\n"
+    done = in_ci(tmp_path, suite, "", "-n1", "--dist=loadfile", "--max-worker-restart=0")
+    assert done.returncode == 11, done.stdout
+    assert "crashed while running 'unit/test_it.py::test_dies'" in done.stdout
