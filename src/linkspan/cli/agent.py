@@ -51,7 +51,7 @@ def agent(
     given = config.given(config_file, config.CONFIG_FILE, overrides)
     if print_config and output is Format.TABLE:  # first, so that errors are visible
         print(config.as_toml(config.shown(config.Config, given)), end="", flush=True)
-    settings = config.checked(given)
+    settings = config.sound(given, config.checked, config_file or config.CONFIG_FILE, overrides)
     if print_config:
         if output is Format.JSON:
             as_json(settings)

@@ -61,7 +61,7 @@ def controller(
     given = config.given(config_file, settings.FILE, overrides)
     if print_config:  # first, so that errors are visible
         print(config.as_toml(config.shown(settings.Settings, given)), end="", flush=True)
-    found = settings.checked(given)
+    found = config.sound(given, settings.checked, config_file or settings.FILE, overrides)
     if print_config:
         return
     settings.complete(found)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.core.config import given, listening_at, need_paths, typed
+from linkspan.core.config import given, listening_at, need_paths, sound, typed
 from linkspan.core.errors import Invalid
 from linkspan.core.model import checked_name
 
@@ -53,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load(path: str, overrides: Mapping[str, object]) -> Settings:
     """Read the file (the default one may be missing), then apply the command line's values. Raises Invalid."""
-    return complete(checked(given(path, FILE, overrides)))
+    return complete(sound(given(path, FILE, overrides), checked, path or FILE, overrides))
 
 
 def checked(values: Mapping[str, object]) -> Settings:

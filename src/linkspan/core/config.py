@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -79,7 +79,7 @@ def load(path: str, overrides: Mapping[str, object]) -> Config:
 
     Raises Invalid with the file's name and the key.
     """
-    return checked(given(path, CONFIG_FILE, overrides))
+    return sound(given(path, CONFIG_FILE, overrides), checked, path or CONFIG_FILE, overrides)
 
 
 def salvaged(path: str, overrides: Mapping[str, object]) -> tuple[Config, str]:
@@ -161,6 +161,21 @@ def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str,
             raise Invalid(f"config file {file}: {why[:1].lower()}{why[1:]}", "correct the file: it is TOML") from error
     values.update({key: value for key, value in overrides.items() if value})
     return values
+
+
+def sound(
+    values: Mapping[str, object], check: Callable[[Mapping[str, object]], T], file: str, overrides: Mapping[str, object]
+) -> T:
+    """Return what ``check`` makes of ``given``. Raises Invalid, with the file's name if the mistake is in it."""
+    try:
+        return check(values)
+    except Invalid as error:
+        try:
+            check({key: value for key, value in overrides.items() if value})
+        except Invalid as alone:
+            if alone.message == error.message:
+                raise
+        raise error.within(f"config file {file}") from error
 
 
 def typed(values: Mapping[str, object], kind: type[T], command: str) -> T:

@@ -52,12 +52,23 @@ def test_what_is_right_is_taken() -> None:
     ],
 )
 def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str, line: str, said: str) -> None:
-    """The user sees what was read; all other keys are printed, too."""
+    """With its file. The user sees what was read; all other keys are printed, too."""
     file = tmp_path / "settings.toml"
     file.write_text(line)
     done = CliRunner().invoke(app, [command, "--config", str(file), "--print-config"])
     assert line in done.stdout
     assert 'log_level = "info"' in done.stdout
+    assert isinstance(done.exception, Invalid)
+    assert done.exception.message.startswith(f"config file {file}: {said}")
+
+
+@pytest.mark.parametrize(("command", "said"), [("agent", "setting underlay"), ("controller", "setting metrics")])
+def test_a_mistake_on_the_command_line_is_not_looked_for_in_the_file(tmp_path: Path, command: str, said: str) -> None:
+    """The file is sound: its name would send the user to the wrong place."""
+    file = tmp_path / "settings.toml"
+    file.write_text('log_level = "debug"\n')
+    word = {"agent": "--underlay=can-reach=gate", "controller": "--metrics=gate"}[command]
+    done = CliRunner().invoke(app, [command, "--config", str(file), word])
     assert isinstance(done.exception, Invalid)
     assert done.exception.message.startswith(said)
 
