@@ -336,8 +336,13 @@ FAULTS = [*BY_WHAT_A_PACKET_IS, *IN_CONTAINERS, *ON_HOSTS, *ON_THE_UNDERLAY, *ON
 
 
 def of(backend: str, faults: Sequence[Fault] = FAULTS) -> list[Fault]:
-    """Return the faults that there can be with a backend."""
-    return [fault for fault in faults if not fault.only or backend in fault.only]
+    """Return the faults that there can be with a backend: first those for which neighbours are forgotten.
+
+    A ``served`` fault leaves connections half open. When it is undone, c2 sends their SYN-ACKs again for up to a
+    minute, and asks for a MAC before. Who is asked learns c2's MAC from the request, and need not ask any more.
+    """
+    found = [fault for fault in faults if not fault.only or backend in fault.only]
+    return sorted(found, key=lambda fault: not fault.forget)
 
 
 @contextlib.contextmanager
