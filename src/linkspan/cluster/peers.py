@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 import msgspec
 
 from linkspan.backends import backend, migration
+from linkspan.backends.migration import Meeting
 from linkspan.backends.multi_host import reached
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.leases import Leases
@@ -21,10 +22,11 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.onlink_peers import Located, Neighbour, Segment, Ways, located
 from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.desired import Source
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView, Lease, Peer, Standing
-from linkspan.core.states.host import LEARNT_METRIC
+from linkspan.core.states.host import LEARNT_METRIC, State
 from linkspan.kernel.drivers.routes import learnt_routes
 from linkspan.kernel.machine import Machine
 from linkspan.kernel.worker import Worker
@@ -232,33 +234,43 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
     awaited = any(n.target and backend(n.target.backend).learns for n in networks.values())
     learnt = [r.destination for r in learnt_routes(machine.sockets, LEARNT_METRIC)] if awaited else []
     outcomes: dict[Pair, _Outcome] = {}
-    for (name, other), peer in snapshot.peers.items():
-        source = ("peer", name, other)
+    found: dict[Pair, tuple[Located, Meeting]] = {}
+    wanted: dict[Source, tuple[State, ...]] = {}
+    for pair, peer in snapshot.peers.items():
+        wanted["peer", *pair] = ()
         there: Located | None = None
         try:
             if peer is None:
-                machine.reconciler.change(source, ())
-                outcomes[name, other] = _Outcome()
+                outcomes[pair] = _Outcome()
                 continue
             if isinstance(peer, LinkspanError):
                 raise peer
-            network = networks[name]
+            network = networks[pair[0]]
             there = located(machine.sockets, snapshot.view, network, peer, ways, standings)
             standings.update(there.standings)  # a host is the same neighbour in all networks
             learns = awaited and all(any(one.holds(target) for one in learnt) for target in reached(there.peer))
             there = msgspec.structs.replace(there, peer=msgspec.structs.replace(there.peer, learnt=learns))
             met = migration.meet(snapshot.view, network, there.peer)
-            machine.reconciler.change(source, met.states)
-            failed = machine.reconciler.unwell(source)  # errors of earlier changes included
-            why = failed.message if failed else met.problem
-            number = network.migration.number if network.migration and not why else 0
-            outcomes[name, other] = _Outcome(there, (number, met.by), why)
+            wanted["peer", *pair], found[pair] = met.states, (there, met)
         except LinkspanError as error:
-            machine.reconciler.change(source, ())
-            named = f"network {name}" in error.message
-            why = error.message if named else f"network {name}: {error.message}"
-            outcomes[name, other] = _Outcome(there, error=why)
+            outcomes[pair] = _failed(pair, there, error)
+    # In one batch: a thousand peers cost each driver one call, and WireGuard one command.
+    refused = machine.reconciler.each(wanted)
+    for pair, (there, met) in found.items():
+        source = ("peer", *pair)
+        if source in refused:
+            outcomes[pair] = _failed(pair, there, refused[source])
+            continue
+        failed = machine.reconciler.unwell(source)  # errors of earlier changes included
+        why = failed.message if failed else met.problem
+        move = networks[pair[0]].migration
+        outcomes[pair] = _Outcome(there, (move.number if move and not why else 0, met.by), why)
     return outcomes
+
+
+def _failed(pair: Pair, there: Located | None, error: LinkspanError) -> _Outcome:
+    named = f"network {pair[0]}" in error.message
+    return _Outcome(there, error=error.message if named else f"network {pair[0]}: {error.message}")
 
 
 def seen(

@@ -29,7 +29,7 @@ class Desired:
 
     def __init__(self) -> None:
         self._sources: dict[Source, dict[Key, State]] = {}
-        self._owners: dict[str, dict[Key, dict[Source, State]]] = {}
+        self._owners: dict[object, dict[Key, dict[Source, State]]] = {}
         """By the kind's name (a key's first part), so that observing a few objects costs nothing for the others."""
 
     def replace(self, source: Source, states: Iterable[State]) -> Change:
@@ -44,16 +44,20 @@ class Desired:
                     names = " and ".join(" ".join(s) for s in (source, other))
                     raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
         old = self._sources.get(source, {})
-        put = [state for key, state in new.items() if old.get(key) != state]
-        gone = old.keys() - new.keys()
+        put = [state for key, state in new.items() if old.get(key) != state] if old else [*new.values()]
+        gone = old.keys() - new.keys() if old else set()
         delete = [state for key, state in old.items() if key in gone and self._of(key).keys() == {source}]
         for key in gone:
             owners = self._of(key)
             del owners[source]
             if not owners:
-                del self._owners[str(key[0])][key]
+                del self._owners[key[0]][key]
         for key, state in new.items():
-            self._owners.setdefault(str(key[0]), {}).setdefault(key, {})[source] = state
+            kind = self._owners.setdefault(key[0], {})
+            if key in kind:
+                kind[key][source] = state
+            else:
+                kind[key] = {source: state}
         if new:
             self._sources[source] = new
         else:
@@ -61,7 +65,8 @@ class Desired:
         return Change(tuple(put), tuple(delete))
 
     def _of(self, key: Key) -> dict[Source, State]:
-        return self._owners.get(str(key[0]), {}).get(key, {})
+        kind = self._owners.get(key[0])
+        return {} if kind is None else kind.get(key, {})
 
     def states(self, kinds: tuple[type[State], ...] | None = None) -> dict[Key, State]:
         """Return the desired states by key: of these kinds or of all."""

@@ -224,6 +224,7 @@ class Kinds:
             self._check(kind)
             self._kinds[kind.state] = kind
         self._kinds = dict(sorted(self._kinds.items(), key=lambda item: item[1].rank))
+        self._ranks = {state: kind.rank for state, kind in self._kinds.items()}
 
     def _check(self, new: Kind[Any]) -> None:
         for old in self:
@@ -268,11 +269,21 @@ class Kinds:
 
     def rank(self, state: State) -> int:
         """Return the rank of a state's kind."""
-        return self.of(state).rank
+        return self._ranks[type(state)]
 
     def after(self, *events: Event) -> frozenset[type[State]]:
         """Return the kinds to observe after one of these events."""
         return frozenset(kind.state for kind in self if not kind.events.isdisjoint(events))
+
+    @cached_property
+    def linked(self) -> frozenset[type[State]]:
+        """Return the kinds of which a state may make links."""
+        return frozenset(kind.state for kind in self if kind.makes is not _nothing)
+
+    @cached_property
+    def devices(self) -> frozenset[type[State]]:
+        """Return the kinds of tunnels' devices."""
+        return frozenset(state for state in self.linked if Event.TUNNEL in self[state].events)
 
     @cached_property
     def polled(self) -> frozenset[type[State]]:

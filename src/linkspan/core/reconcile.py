@@ -30,7 +30,7 @@ import msgspec
 
 from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
-from linkspan.core.errors import LinkspanError, NotFound
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.judging import Judge, Ports
 from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
@@ -109,31 +109,55 @@ class Reconciler:
 
         Raises Conflict if sources disagree; the sources before the one it names are replaced and applied.
         """
-        put: list[State] = []
-        delete: list[State] = []
-        replaced = False
+        batch = _Batch()
         try:
             for source, states in sources.items():
-                before = self.desired.sources().get(source, {})
-                change = self.desired.replace(source, states)
-                # Other states may have waited for a new one.
-                replaced |= any(self._is_tunnel(s) and (s.key in before or self.failing) for s in change.put)
-                put += (state for state in change.put if not isinstance(state, there))
-                delete += change.delete
+                self._replace(batch, source, states, there)
         finally:
-            failed = self._applied(put, delete, replaced, len(sources) > 1)
+            failed = self._applied(batch)
         return failed
 
-    def _applied(
-        self, put: list[State], delete: list[State], replaced: bool, mixed: bool
-    ) -> dict[Key, LinkspanError]:
+    def each(self, sources: Mapping[Source, Iterable[State]]) -> dict[Source, Conflict]:
+        """Replace the states of independent sources, and apply the differences in one batch.
+
+        However many sources there are, each driver is called as often as for one. Return the sources that
+        disagree with another one: they have no states afterwards. What the kernel refuses is in ``failing``.
+        """
+        batch = _Batch()
+        refused: dict[Source, Conflict] = {}
+        try:
+            for source, states in sources.items():
+                try:
+                    self._replace(batch, source, states)
+                except Conflict as error:
+                    refused[source] = error
+                    self._replace(batch, source, ())
+        finally:
+            self._applied(batch)
+        return refused
+
+    def _replace(
+        self, batch: _Batch, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
+    ) -> None:
+        """Replace a source's desired states, and add the difference to the batch. Raises Conflict."""
+        before = self.desired.sources().get(source, {})
+        change = self.desired.replace(source, states)
+        # Other states may have waited for a new one.
+        devices = [s for s in change.put if type(s) in self.kinds.devices and self.kinds.makes(s)]
+        batch.replaced |= any(s.key in before or self.failing for s in devices)
+        batch.put += [s for s in change.put if not isinstance(s, there)] if there else change.put
+        batch.delete += change.delete
+        batch.sources += 1
+
+    def _applied(self, batch: _Batch) -> dict[Key, LinkspanError]:
+        put, delete = batch.put, batch.delete
         put.sort(key=self.kinds.rank)
-        if mixed:  # another source may want by now what one source dropped
+        if batch.sources > 1:  # another source may want by now what one source dropped
             delete = [s for s in delete if not any(self.desired.owners(s.key))]
         delete.sort(key=self.kinds.rank, reverse=True)
         try:
             failed = self.apply(Change(tuple(put), tuple(delete)))
-            if replaced:
+            if batch.replaced:
                 # Its driver may have replaced the device, and with it other sources' states were lost.
                 fallen = self.kinds.after(Event.TUNNEL, Event.ADDRESS_GONE)
                 failed |= self.resync(fallen, log=False).failed
@@ -150,10 +174,6 @@ class Reconciler:
         keys = self.desired.sources().get(source, {})
         return next((error for key, error in self.failing.items() if key in keys), None)
 
-    def _is_tunnel(self, state: State) -> bool:
-        kind = self.kinds.of(state)
-        return Event.TUNNEL in kind.events and bool(kind.makes(state))
-
     def _readers(self, states: Iterable[State]) -> set[type[State]]:
         """Return the kinds of the helper programs that read one of these states."""
         found = {self.kinds.of(state).read_by for state in states}
@@ -169,9 +189,10 @@ class Reconciler:
         put, failed = self._ports.shut(change.put)
         self._before(put)
         for driver, states in self._grouped(put):
-            waiting = self._without_link(states, {**self.failing, **failed})
-            failed.update(waiting)
-            failed.update(driver.apply([state for state in states if state.key not in waiting], ()))
+            if waiting := self._without_link(states, {**self.failing, **failed}):
+                failed.update(waiting)
+                states = [state for state in states if state.key not in waiting]
+            failed.update(driver.apply(states, ()))
         for driver, states in self._grouped(self._not_falling(change.delete)):
             failed.update(driver.apply((), states))
         tried = (*change.put, *change.delete)
@@ -187,12 +208,13 @@ class Reconciler:
         of: Driver | None = None
         for state in states:
             kind, driver = self._by_kind[type(state)]
-            if of is not None and (driver is not of or not links.isdisjoint(kind.on(state))):
+            if of is not None and (driver is not of or (links and not links.isdisjoint(kind.on(state)))):
                 yield of, group
                 group, links = [], set()
             of = driver
             group.append(state)
-            links.update(kind.makes(state))
+            if type(state) in self.kinds.linked:
+                links.update(kind.makes(state))
         if of is not None:
             yield of, group
 
@@ -338,3 +360,12 @@ class Reconciler:
         finally:
             self._release()
         return [state for key, state in wanted.items() if observed.get(key) != state]
+
+
+class _Batch(msgspec.Struct):
+    """Differences of several sources: what is put and deleted, and whether a tunnel's device may be replaced."""
+
+    put: list[State] = []
+    delete: list[State] = []
+    replaced: bool = False
+    sources: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,10 @@ import pytest
 from linkspan.cluster.peers import Pair, Peers
 from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Source
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import Conflict
 from linkspan.core.model import Host, HostView, Lease, Offer, Underlay
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.host import Key, State
+from linkspan.core.states.host import State
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.netlink import Sockets
 from linkspan.kernel.probe import underlay
@@ -32,30 +32,28 @@ def _underlay(number: int) -> Underlay:
 
 
 class Kernel(Reconciler):
-    """A reconciler over a kernel in memory, which writes down each change of a source.
+    """A reconciler over a kernel in memory, which writes down each batch of changed sources.
 
-    Nothing may look at ``peers`` half changed: what it was during each change is written down too.
+    Nothing may look at ``peers`` half changed: what it was during each batch is written down too.
     """
 
     def __init__(self) -> None:
         super().__init__(MemoryDriver().served())
-        self.changed: list[Source] = []
+        self.batches: list[list[Source]] = []
         self.threads: set[int] = set()
         self.known: list[set[Pair]] = []
         self.meanwhile: Callable[[], object] = lambda: None
-        """Called during each change."""
+        """Called during each batch."""
         self.peers: Peers
 
-    def change(
-        self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
-    ) -> dict[Key, LinkspanError]:
+    def each(self, sources: Mapping[Source, Iterable[State]]) -> dict[Source, Conflict]:
         """Change, and note it."""
-        failed = super().change(source, states, there)
-        self.changed.append(source)
+        refused = super().each(sources)
+        self.batches.append(list(sources))
         self.threads.add(threading.get_ident())
         self.known.append(set(self.peers.known))
         self.meanwhile()
-        return failed
+        return refused
 
 
 class PeerStage(Member):

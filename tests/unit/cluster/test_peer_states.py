@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from linkspan.cluster.peers import Pair
 from linkspan.core.addresses import prefix
+from linkspan.core.states.host import Route
 from linkspan.kernel.probe import underlay
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord
 from support.records.peer_stage import PeerStage, one_link
@@ -30,10 +32,46 @@ def test_the_worker_gets_a_snapshot_and_changes_nothing_that_the_loop_reads(tmp_
         stage = PeerStage(tmp_path, others=3)
         await stage.start()
         await stage.peers.follow(stage.pairs())
-        assert stage.kernel.known == [set(), set(), set()]
+        assert stage.kernel.known == [set()]
         assert set(stage.peers.known) == set(stage.pairs())
         assert threading.get_ident() not in stage.kernel.threads
         assert set(stage.views) == {threading.get_ident()}
+        await stage.stop()
+
+    together(work)
+
+
+def test_many_peers_cost_one_batch(tmp_path: Path) -> None:
+    """A thousand peers would otherwise cost a thousand transactions, and WireGuard as many processes."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=20)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *pair) for pair in stage.pairs()}]
+        assert stage.kernel.desired.sources().keys() == {("peer", *pair) for pair in stage.pairs()}
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_peer_that_disagrees_with_something_costs_no_other_peer_its_states(tmp_path: Path) -> None:
+    """It is named with what it disagrees with; the others in its batch are put."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=3)
+        await stage.start()
+        await stage.peers.follow(stage.pairs(3))
+        (route,) = (s for s in stage.kernel.desired.states((Route,)).values() if isinstance(s, Route))
+        await stage.leases.remove_host("h3")
+        await stage.peers.follow(stage.pairs(3))
+        stage.kernel.change(("other",), [msgspec.structs.replace(route, device="eth9")])
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        assert list(stage.peers.unreachable) == stage.pairs(3)
+        assert "disagree" in stage.peers.unreachable["demo", "h3"]
+        kept = {("peer", *pair) for pair in stage.pairs(2, 4)} | {("other",)}
+        assert stage.kernel.desired.sources().keys() == kept
         await stage.stop()
 
     together(work)
@@ -74,7 +112,7 @@ def test_a_neighbour_that_answers_while_its_peer_is_put_is_not_missed(
         stage.kernel.meanwhile = lambda: heard.take(True, 0.0)
         await stage.peers.follow(stage.pairs())
         assert stage.peers.known[pair].standing == "answers"
-        assert stage.kernel.changed == [("peer", *pair)] * 3
+        assert stage.kernel.batches == [[("peer", *pair)]] * 3
         await stage.stop()
 
     together(work)
