@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -383,7 +384,10 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
     def address(self, family: int) -> Prefix | None:
         """Return the host's own address in the network, without length; None if it has none of the family."""
-        return next((p.single() for p in map(prefix, self.addresses) if p.family == family), None)
+        for text in self.addresses:
+            if (found := prefix(text)).family == family:
+                return found.single()
+        return None
 
 
 Standing = Literal["answers", "awaited", "lost", "silent"]
@@ -427,7 +431,8 @@ class Other(msgspec.Struct, frozen=True):
 class HostView(msgspec.Struct, frozen=True):
     """All that a backend sees: ``host`` is this one (None until it joins a cluster), ``leases`` are its own.
 
-    Backends that encrypt see ``others``, which have keys.
+    Backends that encrypt see ``others``, which have keys, and by the public keys that several hosts have the
+    hosts' names (``doubled``).
 
     Backends that encrypt, or whose ``host`` comes after the peers, see more if a network has one: ``peers`` of
     all networks, and (network, address) of this host's ``exact`` addresses and, while it is drained, of the
@@ -443,6 +448,7 @@ class HostView(msgspec.Struct, frozen=True):
     host: Host | None = None
     leases: tuple[Lease, ...] = ()
     others: tuple[Other, ...] = ()
+    doubled: Mapping[str, Sequence[str]] = {}
     peers: tuple[Peer, ...] = ()
     exact: tuple[tuple[str, Prefix], ...] = ()
     living: tuple[tuple[str, Prefix], ...] = ()
@@ -451,7 +457,10 @@ class HostView(msgspec.Struct, frozen=True):
 
     def lease(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None if it has none."""
-        return next((lease for lease in self.leases if lease.network == network), None)
+        for lease in self.leases:
+            if lease.network == network:
+                return lease
+        return None
 
 
 class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,7 +30,8 @@ def seen(
     found = view(networks[0], here)
     host = Host(id="id1", name="h1", underlay=here, keys={"wireguard": MINE})
     facts = Facts(programs=(tools or Tools(public=MINE, file="/state/private.key"),))
-    return msgspec.structs.replace(found, host=host, facts=facts, others=others, networks=networks)
+    mine = msgspec.structs.replace(found, host=host, facts=facts, networks=networks)
+    return wireguard.with_others(mine, others)
 
 
 def other(number: int, public: str, underlay: Underlay = THERE, **more: object) -> Other:

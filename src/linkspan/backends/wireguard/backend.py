@@ -136,10 +136,9 @@ class WireguardBackend(RoutedBackend):
             yield Process(PROCESS, tools.program)
         yield from encrypting(DEVICE)
         yield WireguardKey(DEVICE, view.host.keys.get(self.name, tools.public), mine.port, mtu)
-        twice = {key for key, _ in doubled([view.host, *(one.host for one in view.others)])}
         for other in view.others:
             for number, keys in enumerate((other.host.keys, other.host.next_keys)):
-                if (public := keys.get(self.name)) and public not in twice:
+                if (public := keys.get(self.name)) and public not in view.doubled:
                     place = _endpoint(here, other.host)
                     # Nothing must be sent with the new key before the peer has switched to it: WireGuard
                     # would retry only 5 s later.
@@ -229,14 +228,12 @@ def _tools(view: HostView) -> Tools:
 def _key(view: HostView, network: Network, peer: Peer) -> str:
     """Return the key with which packets to a peer are encrypted: its own, or the relay's."""
     name = WireguardBackend.name
-    known = [*([view.host] if view.host else []), *(one.host for one in view.others)]
-    for public, names in doubled(known):
-        if peer.host.keys.get(name) == public:
-            raise Conflict(
-                f"hosts {' and '.join(names)} have the same WireGuard key: was the state folder of one "
-                "copied to the other?",
-                "on one of them: linkspan host rotate-keys",
-            )
+    if names := view.doubled.get(peer.host.keys.get(name, "")):
+        raise Conflict(
+            f"hosts {' and '.join(names)} have the same WireGuard key: was the state folder of one "
+            "copied to the other?",
+            "on one of them: linkspan host rotate-keys",
+        )
     by = relay(view, network.name, peer.host)
     public = (by.host if by else peer.host).keys.get(name, "")
     if not public:
@@ -277,7 +274,10 @@ def _endpoint(here: Underlay, other: Host, network: Network | None = None) -> st
 
 
 def asked(view: HostView, hosts: Iterable[Host], networks: Mapping[str, tuple[str, ...]]) -> HostView:
-    """Return the view with the other hosts that have keys, each with the networks in which it has a lease."""
+    """Return the view with the other hosts that have keys, each with the networks in which it has a lease.
+
+    Which hosts have one key in common is found out here, once for all peers.
+    """
     if view.host is None or not any(serves(network) for network in view.networks):
         return view
     served = {network.name for network in view.networks if serves(network)}
@@ -286,7 +286,13 @@ def asked(view: HostView, hosts: Iterable[Host], networks: Mapping[str, tuple[st
         for host in sorted(hosts, key=lambda one: one.id)
         if host.id != view.host.id and WireguardBackend.name in host.keys
     ]
-    return msgspec.structs.replace(view, others=tuple(one for one in others if one.networks))
+    return with_others(view, tuple(one for one in others if one.networks))
+
+
+def with_others(view: HostView, others: tuple[Other, ...]) -> HostView:
+    """Return the view with these hosts."""
+    known = [*([view.host] if view.host else []), *(one.host for one in others)]
+    return msgspec.structs.replace(view, others=others, doubled=dict(doubled(known)))
 
 
 BACKEND = WireguardBackend()

@@ -2,7 +2,9 @@
 
 How `wg` reaches the device, and what it shows of it, is in ``kernel/probe/wireguard_device``.
 
-A batch is one observation and at most three commands. A peer is written as a whole, except its endpoint,
+A batch is one observation and at most three commands, however many peers change: one for the key, one for all peers
+that come or change, one for all that go. If `wg` refuses the second, each peer is put by itself, so that the one that
+is wrong is named and costs no other peer its entry. A peer is written as a whole, except its endpoint,
 which is written only if it is new or the host's record changed. The device's endpoint may be another one,
 because the peer has roamed; the last written one is remembered (``told.json``), and is what is observed. A
 peer without an endpoint, which contacts this host itself, gets its last seen address when the device starts
@@ -15,6 +17,7 @@ leaves the first message to the other, and sets its keepalive in an observation 
 
 from __future__ import annotations
 
+import functools
 import shlex
 import shutil
 import time
@@ -94,11 +97,12 @@ class WireguardDriver:
             yield WireguardKey(DEVICE, found.public, found.port, mtu)
         self._note(found)
         later = self._greeted(found)
+        key = functools.cache(_key)
         for peer in found.peers.values():
             told = self._told.entries.get(peer.public, _Told(peer.endpoint))
             endpoint = told.endpoint if peer.endpoint or not told.endpoint else ""
             keepalive = later.get(peer.public, peer.keepalive)
-            yield WireguardPeer(DEVICE, peer.public, endpoint, keepalive, self._shared_file(peer, told))
+            yield WireguardPeer(DEVICE, peer.public, endpoint, keepalive, _shared_file(peer, told, key))
             for one in peer.allowed:
                 yield AllowedIp(DEVICE, one, peer.public)
 
@@ -129,15 +133,6 @@ class WireguardDriver:
         self._later = {public: one for public, one in later.items() if public not in due}
         return {public: seconds for public, (_, seconds) in later.items()}
 
-    def _shared_file(self, peer: Seen, told: _Told) -> str:
-        if not peer.shared:
-            return ""
-        try:
-            same = bool(told.shared_file) and keys.key(Path(told.shared_file)) == peer.shared
-        except LinkspanError:
-            same = True  # it cannot be set again, and the written one is in force
-        return told.shared_file if same else "another"
-
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Configure the device, each part on its own: its key, peers with their prefixes, and removed peers."""
         failed: dict[Key, LinkspanError] = {}
@@ -155,10 +150,9 @@ class WireguardDriver:
                 except LinkspanError as error:
                     failed[state.key] = error
         touched = self._laid(table, put, delete, failed)
-        removed = [s.public for s in delete if isinstance(s, WireguardPeer) and s.public in table.peers]
+        removed = {s.public for s in delete if isinstance(s, WireguardPeer) and s.public in table.peers}
+        refused = self._add({public: text for public, text in touched.items() if public not in removed})
         try:
-            if sections := [section for public, section in touched.items() if public not in removed]:
-                self.device.wg("addconf", DEVICE, "/proc/self/fd/0", given="".join(sections))
             if removed:
                 self.device.wg("set", DEVICE, *(word for one in removed for word in ("peer", one, "remove")))
             for public in removed:
@@ -166,9 +160,31 @@ class WireguardDriver:
             if touched or removed:
                 self._told.save()
         except LinkspanError as error:
-            rest = [s for s in (*put, *delete) if not isinstance(s, WireguardKey)]
-            failed.update((state.key, error) for state in rest if state.key not in failed)
+            refused |= dict.fromkeys((*touched, *removed), error)
+        for state in (*put, *delete):
+            if isinstance(state, WireguardPeer | AllowedIp) and state.public in refused:
+                failed.setdefault(state.key, refused[state.public])
         return failed
+
+    def _add(self, sections: Mapping[str, str]) -> dict[str, LinkspanError]:
+        """Write these peers (as `wg` reads them, by key) by one command; return the refused ones.
+
+        `wg` refuses all because of one. Then each is written by itself, as long as the device answers.
+        """
+        if not sections:
+            return {}
+        try:
+            self.device.wg("addconf", DEVICE, "/proc/self/fd/0", given="".join(sections.values()))
+        except KernelError as error:
+            if len(sections) == 1 or self.device.table() is None:
+                return dict.fromkeys(sections, error)
+            refused: dict[str, LinkspanError] = {}
+            for public, text in sections.items():
+                refused |= self._add({public: text})
+            return refused
+        except LinkspanError as error:
+            return dict.fromkeys(sections, error)
+        return {}
 
     def _put_key(self, state: WireguardKey) -> None:
         path = self.keys.holding(state.public)
@@ -197,6 +213,8 @@ class WireguardDriver:
         """Change the table as desired, and return the peers that change as `wg` reads them."""
         told: dict[str, WireguardPeer | None] = {}
         there = set(table.peers)
+        holders = {one: peer for peer in table.peers.values() for one in peer.allowed}
+        key = functools.cache(keys.key)  # all peers may share one file
         for state in put:
             if isinstance(state, WireguardPeer):
                 table.peers.setdefault(state.public, Seen(state.public))
@@ -204,6 +222,7 @@ class WireguardDriver:
         for state in delete:
             if isinstance(state, AllowedIp) and state.public in table.peers:
                 table.peers[state.public].allowed.discard(state.prefix)
+                holders.pop(state.prefix, None)
                 told.setdefault(state.public, None)
         for state in put:
             if not isinstance(state, AllowedIp):
@@ -212,25 +231,28 @@ class WireguardDriver:
                 what = f"{state.prefix}: the device has no peer with key {state.public[:10]} yet"
                 failed[state.key] = Unavailable(what)
                 continue
-            for peer in table.peers.values():
-                peer.allowed.discard(state.prefix)
-            table.peers[state.public].allowed.add(state.prefix)
+            if holder := holders.get(state.prefix):
+                holder.allowed.discard(state.prefix)
+            holders[state.prefix] = table.peers[state.public]
+            holders[state.prefix].allowed.add(state.prefix)
             told.setdefault(state.public, None)
         sections = {}
         for public, wanted in told.items():
             try:
                 new = wanted is not None and public not in there and public > table.public
-                sections[public] = self._section(table.peers[public], wanted, waits=new)
+                sections[public] = self._section(table.peers[public], wanted, key, waits=new)
             except LinkspanError as error:
                 if wanted is not None:
                     failed[wanted.key] = error
         return sections
 
-    def _section(self, peer: Seen, wanted: WireguardPeer | None, *, waits: bool) -> str:
+    def _section(
+        self, peer: Seen, wanted: WireguardPeer | None, key: Callable[[Path], str], *, waits: bool
+    ) -> str:
         lines = ["[Peer]", f"PublicKey = {peer.public}"]
         if wanted is not None:
             before = self._told.entries.get(peer.public, _Told())
-            shared = keys.key(Path(wanted.shared_file)) if wanted.shared_file else ""
+            shared = key(Path(wanted.shared_file)) if wanted.shared_file else ""
             if shared != peer.shared:
                 lines.append(f"PresharedKey = {shared or 'A' * 43 + '='}")  # all zeros: none (wg(8))
             endpoint = wanted.endpoint if not peer.endpoint or before.endpoint != wanted.endpoint else ""
@@ -255,6 +277,22 @@ class WireguardDriver:
                 raise Unavailable(f"{DEVICE} does not answer", "`linkspan status` shows what is missing")
             time.sleep(0.01)
         return found
+
+
+def _key(path: str) -> str | None:
+    """Return the key in a file, '' without a path, None if the file cannot be read."""
+    try:
+        return keys.key(Path(path)) if path else ""
+    except LinkspanError:
+        return None
+
+
+def _shared_file(peer: Seen, told: _Told, key: Callable[[str], str | None]) -> str:
+    """Return the file that a peer's shared key is from; all peers may have one, and ``key`` reads it once."""
+    if not peer.shared:
+        return ""
+    # One that cannot be read cannot be set again, and the written one is in force.
+    return told.shared_file if key(told.shared_file) in (None, peer.shared) else "another"
 
 
 def driver(host: LocalHost) -> WireguardDriver:
