@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton, tunnel_peer, tunnel_port
 from linkspan.core.states.host import NftChain, NftElement
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
-from linkspan.kernel.io.nftables import Nft
+from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket
 from linkspan.kernel.kinds import kinds
 from support.netns.machine_fixtures import fresh_namespace, inside, run
 
@@ -57,6 +58,38 @@ def test_a_delete_of_what_is_gone_is_done(firewall: tuple[str, FirewallDriver]) 
     _, driver = firewall
     assert driver.apply(ELEMENTS[:1], ()) == {}
     assert driver.apply((), ELEMENTS[:2]) == {}
+    assert not [s for s in driver.observe(0) if isinstance(s, NftElement)]
+
+
+def test_thousands_of_elements_are_one_transaction(firewall: tuple[str, FirewallDriver]) -> None:
+    """A host learns of a thousand peers at once; all come, and all go, also where one is gone already."""
+    _, driver = firewall
+    peers = [f"172.16.{n >> 8}.{n & 255}" for n in range(4000)]
+    found = [element("tunnel_peers4", one, "udp", "4789") for one in peers]
+    found += [element("vteps4", "lsx64", "02:00:00:00:00:01", one) for one in peers]
+    asked = netfilter_socket()
+    try:
+        for put, delete, transactions in ((found, [], 1), ([], found, 1), (found, [], 1), ([], found[1:], 1)):
+            before = generation(asked)
+            assert driver.apply(put, delete) == {}
+            assert generation(asked) == before + transactions
+            assert {s for s in driver.observe(0) if isinstance(s, NftElement)} == set(put or set(found) - set(delete))
+        assert driver.apply(found[1:4000], ()) == {}
+        before = generation(asked)
+        assert driver.apply((), found) == {}
+        assert generation(asked) == before + 1, "what is gone is left out, and the others go at once"
+    finally:
+        asked.close()
+
+
+def test_what_does_not_fit_the_socket_goes_by_libnftables(firewall: tuple[str, FirewallDriver]) -> None:
+    """Root of a user namespace cannot have a larger buffer than net.core.wmem_max."""
+    _, driver = firewall
+    driver._netfilter._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    found = [element("vteps4", "lsx64", "02:00:00:00:00:01", f"172.16.{n >> 8}.{n & 255}") for n in range(2000)]
+    assert driver.apply(found, ()) == {}
+    assert {s for s in driver.observe(0) if isinstance(s, NftElement)} == set(found)
+    assert driver.apply((), found) == {}
     assert not [s for s in driver.observe(0) if isinstance(s, NftElement)]
 
 

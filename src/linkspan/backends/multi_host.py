@@ -121,12 +121,16 @@ def theirs(network: Network, peer: Peer, family: int) -> bytes:
 
 
 def reached(peer: Peer) -> Iterable[Prefix]:
-    """Yield all prefixes of a peer once: its blocks, exact addresses, and its own if no block has them."""
+    """Return all prefixes of a peer once: its blocks, exact addresses, and its own if no block has them."""
     found = dict.fromkeys(peer.prefixes)
-    for address in (prefix(text).single() for text in peer.lease.addresses):
-        if not any(one.holds(address) for one in found):
+    for text in peer.lease.addresses:
+        address = prefix(text).single()
+        for one in found:
+            if one.holds(address):
+                break
+        else:
             found[address] = None
-    yield from found
+    return found
 
 
 def admitted(name: str, where: tuple[str, ...], source: Prefix) -> State:
@@ -206,6 +210,8 @@ def admitted_neighbour(view: HostView, network: Network, peer: Peer, target: Pre
 
 def related(view: HostView, network: Network) -> list[Network]:
     """Return the networks that may reach this one, or that it may reach: a peer answers by their backend."""
+    if not view.allowances:
+        return []
     pairs = [(allowance.source, allowance.target) for allowance in view.allowances]
     names = {one for pair in pairs for one, other in (pair, pair[::-1]) if other == network.name}
     return [other for other in view.networks if other.name in names]

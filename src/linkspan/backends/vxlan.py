@@ -143,11 +143,11 @@ class VxlanBackend(TunnelBackend):
         self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
     ) -> Iterable[State]:
         """Return the peer's neighbour and FDB entries, and the element that admits its tunnel packets."""
-        vtep = mac(offered(network, peer, self.name)["mac"])
-        yield FdbEntry(device(network), vtep, address.packed)
+        vtep, by = mac(offered(network, peer, self.name)["mac"]), device(network)
+        yield FdbEntry(by, vtep, address.packed)
         yield tunnel_peer(address, "udp", _port(network))
         for family in sorted({target.family for target in targets}):
-            yield Neighbour(device(network), theirs(network, peer, family), vtep)
+            yield Neighbour(by, theirs(network, peer, family), vtep)
 
     def let_in(
         self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]

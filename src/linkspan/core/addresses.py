@@ -59,15 +59,16 @@ class Prefix(msgspec.Struct, frozen=True, gc=False, order=True):
 
     def single(self) -> Prefix:
         """Return the address as /32 or /128."""
-        return Prefix(self.packed, BITS[self.family])
+        bits = len(self.packed) * 8
+        return self if self.length == bits else Prefix(self.packed, bits)
 
     def holds(self, other: Prefix) -> bool:
         """Return whether ``other`` is completely inside this prefix."""
-        return (
-            self.family == other.family
-            and self.length <= other.length
-            and self.first == Prefix(other.packed, self.length).first
-        )
+        size = len(self.packed)
+        if size != len(other.packed) or self.length > other.length:
+            return False
+        rest = size * 8 - self.length
+        return int.from_bytes(self.packed, "big") >> rest == int.from_bytes(other.packed, "big") >> rest
 
     def overlaps(self, other: Prefix) -> bool:
         """Return whether any address is in both."""

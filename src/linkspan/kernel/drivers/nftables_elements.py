@@ -1,4 +1,4 @@
-"""Elements of plain sets and maps, by nfnetlink: the hot path of attach and detach.
+"""Elements of plain sets and maps, by nfnetlink: the hot path of attach and detach, and of many peers at once.
 
 libnftables reads all tables and sets from the kernel before each transaction, some 20 round trips. An element of
 a plain set needs none of them: its key is the parts in network order, each padded to four bytes in a
@@ -7,15 +7,16 @@ concatenation (NFT_REG32_SIZE in linux/netfilter/nf_tables.h).
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
 from linkspan.core.errors import KernelError
 from linkspan.core.states.host import NftElement, NftSet
-from linkspan.kernel.io.netlink import F_CREATE, Message, Socket, attr, text
+from linkspan.kernel.io.netlink import ATTR, F_CREATE, Message, Socket, attr, text
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -36,6 +37,17 @@ _PACKERS: dict[str, Callable[[str], bytes]] = {
     "inet_service": lambda part: struct.pack(">H", int(part)),
     "mark": lambda part: struct.pack("=I", int(part)),
 }
+_SIZES = {
+    "ifname": 16,
+    "ether_addr": 6,
+    "ipv4_addr": 4,
+    "ipv6_addr": 16,
+    "inet_proto": 1,
+    "inet_service": 2,
+    "mark": 4,
+}
+_FULL = 60000
+"""Bytes of elements in one message: the list is an attribute, whose length has 16 bits."""
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -53,28 +65,53 @@ def layout(state: NftSet) -> Layout | None:
     return Layout(key, data) if known else None
 
 
-def _packed(types: Sequence[str], parts: Sequence[str]) -> bytes:
-    values = [_PACKERS[type_](part) for type_, part in zip(types, parts, strict=True)]
-    return values[0] if len(values) == 1 else b"".join(v + bytes(-len(v) % 4) for v in values)
+def _size(types: Sequence[str]) -> int:
+    """Return the length of a key or data of these types, in bytes."""
+    sizes = [_SIZES[one] for one in types]
+    return sizes[0] if len(sizes) == 1 else sum((one + 3) & ~3 for one in sizes)
 
 
-def _value(kind: int, data: bytes) -> bytes:
-    return attr(kind | _NESTED, attr(_VALUE, data))
+def _value(kind: int, types: Sequence[str], before: bytes = b"") -> Callable[[Sequence[str]], bytes]:
+    """Return what packs a key or data of these types as an attribute, behind the bytes ``before``."""
+    size = _size(types)
+    head = before + ATTR.pack(8 + ((size + 3) & ~3), kind | _NESTED) + ATTR.pack(4 + size, _VALUE)
+    packers, pads = [_PACKERS[one] for one in types], [bytes(-_SIZES[one] % 4) for one in types]
+    if len(types) == 1:
+        (pack,), (pad,) = packers, pads
+        return lambda parts: head + pack(parts[0]) + pad
+
+    def packed(parts: Sequence[str]) -> bytes:
+        found = head
+        for pack, part, pad in zip(packers, parts, pads, strict=True):
+            found += pack(part) + pad
+        return found
+
+    return packed
 
 
-def _message(verb: int, elements: Sequence[NftElement], of: Layout) -> Message:
-    """Return one message for the elements of one set."""
-    first = elements[0]
-    items = b""
-    for element in elements:
-        item = _value(_KEY, _packed(of.key, element.parts))
-        if of.data and verb == _NEW_ELEMENT:
-            item += _value(_DATA, _packed(of.data, element.data))
-        items += attr(_ITEM | _NESTED, item)
-    header = bytes([_FAMILIES[first.family], 0, 0, 0])
-    body = header + text(_TABLE, first.table) + text(_SET, first.set) + attr(_ELEMENTS | _NESTED, items)
+@functools.cache
+def _packer(of: Layout, verb: int) -> Callable[[NftElement], bytes]:
+    """Return what packs an element of a set for a message; a deletion names it by its key alone."""
+    with_data = bool(of.data) and verb == _NEW_ELEMENT
+    length = 4 + sum(8 + ((_size(one) + 3) & ~3) for one in ((of.key, of.data) if with_data else (of.key,)))
+    key = _value(_KEY, of.key, ATTR.pack(length, _ITEM | _NESTED))
+    if not with_data:
+        return lambda element: key(element.parts)
+    data = _value(_DATA, of.data)
+    return lambda element: key(element.parts) + data(element.data)
+
+
+def _messages(verb: int, elements: Sequence[NftElement], of: Layout) -> Iterator[Message]:
+    """Yield messages for the elements of one set."""
+    first, pack = elements[0], _packer(of, verb)
+    header = bytes([_FAMILIES[first.family], 0, 0, 0]) + text(_TABLE, first.table) + text(_SET, first.set)
     flags = F_CREATE if verb == _NEW_ELEMENT else 0
-    return Message(verb, flags, body, f"elements of {first.family} {first.table} {first.set}")
+    what = f"elements of {first.family} {first.table} {first.set}"
+    items = [pack(element) for element in elements]
+    at_once = _FULL // len(items[0])  # all of a set are equally long
+    for start in range(0, len(items), at_once):
+        body = header + attr(_ELEMENTS | _NESTED, b"".join(items[start : start + at_once]))
+        yield Message(verb, flags, body, what)
 
 
 def transact(
@@ -85,7 +122,7 @@ def transact(
     for element in elements:
         by_set.setdefault((element.family, element.table, element.set), []).append(element)
     verb = _NEW_ELEMENT if add else _DELETE_ELEMENT
-    messages = [_message(verb, found, layouts[name]) for name, found in by_set.items()]
+    messages = [one for name, found in by_set.items() for one in _messages(verb, found, layouts[name])]
     border = struct.pack(">BBH", 0, 0, _SUBSYSTEM)
     return netlink.transaction(
         Message(_BATCH_BEGIN, 0, border, "begin"), messages, Message(_BATCH_END, 0, border, "end")

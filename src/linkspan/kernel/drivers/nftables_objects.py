@@ -20,10 +20,6 @@ from linkspan.kernel.drivers.nftables_elements import Layout, layout, transact
 from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table_exists
 from linkspan.kernel.local_host import LocalHost
 
-FEW = 64
-"""Largest number of elements for the fast path; for more libnftables is as fast, and they exceed a netlink
-attribute (64 KiB)."""
-
 MOST = 65535
 """Largest number of elements of a set that rules fill; beyond it rules add none."""
 
@@ -106,7 +102,7 @@ class FirewallDriver:
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put and delete in one transaction; if that fails, each by itself, to find the one that fails."""
+        """Put and delete in one transaction; if that fails, by halves, to find the ones that fail."""
         failed: dict[Key, LinkspanError] = {}
         if put and not self._elements_only(put, add=True):
             before = generation(self._netfilter)
@@ -117,8 +113,15 @@ class FirewallDriver:
             tables = {(s.family, s.name) for s in delete if isinstance(s, NftTable)}
             outside = [s for s in delete if isinstance(s, NftTable) or _table(s) not in tables]
             if not self._elements_only(outside, add=False):
-                self._transact(outside, _delete, failed)
+                self._transact(self._present(outside), _delete, failed)
         return failed
+
+    def _present(self, states: Sequence[State]) -> Sequence[State]:
+        """Return those of the states that exist: a transaction fails because of a single one that does not."""
+        if len(states) == 1:
+            return states
+        keys = {state.key for state in self._list()[0]}
+        return [state for state in states if state.key in keys]
 
     def _learn(self, states: Sequence[State]) -> None:
         """Remember how the elements of plain sets are laid out."""
@@ -127,12 +130,12 @@ class FirewallDriver:
                 self._layouts[state.family, state.table, state.name] = found
 
     def _elements_only(self, states: Sequence[State], *, add: bool) -> bool:
-        """Apply a few elements of plain sets without libnftables; return False for any other work.
+        """Apply elements of plain sets without libnftables; return False for any other work.
 
         Also if the kernel refuses: libnftables then finds the element, and the reason.
         """
         elements = [s for s in states if isinstance(s, NftElement)]
-        if not 0 < len(elements) == len(states) <= FEW:
+        if not 0 < len(elements) == len(states):
             return False
         if any((e.family, e.table, e.set) not in self._layouts for e in elements):
             return False
@@ -144,12 +147,14 @@ class FirewallDriver:
         render: Callable[[Sequence[State]], Iterator[str]],
         failed: dict[Key, LinkspanError],
     ) -> None:
+        if not states:
+            return
         try:
             self._nft.run("\n".join(render(states)))
         except KernelError as error:
-            if len(states) > 1:
-                for state in states:
-                    self._transact([state], render, failed)
+            if (middle := len(states) // 2) > 0:
+                for half in (states[:middle], states[middle:]):
+                    self._transact(half, render, failed)
             elif render is _delete:
                 if not _gone(error):
                     failed[states[0].key] = error.within(_name(states[0]))

@@ -36,13 +36,13 @@ NEWLINKPROP = 108
 _IFNAME, _EXT_MASK, _PROP_LIST, _ALT_IFNAME = 3, 29, 52, 53  # linux/if_link.h
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h
 
-_RCVBUFFORCE = 33  # asm-generic/socket.h
+_SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _ROOM = 16 << 20
-"""Buffer size in bytes: the notifications of 4,000 peers that appear at once take 12 MB of it (768 bytes each
-and more)."""
+"""Buffer size in bytes, a limit and not memory: the notifications of 4,000 peers that appear at once take 12 MB of it
+(768 bytes each and more), a transaction with their elements 0.4 MB."""
 
 _HEADER = struct.Struct("=IHHII")
-_ATTR = struct.Struct("=HH")
+ATTR = struct.Struct("=HH")
 _INT, _FLAGS = struct.Struct("=i"), struct.Struct("=I")
 BATCH = 500
 """Messages in one send: more would not fit the default socket buffer of 208 KiB (measured with routes)."""
@@ -63,7 +63,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 def attr(kind: int, data: bytes) -> bytes:
     """Pack one attribute, padded to four bytes."""
-    return _ATTR.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
+    return ATTR.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def u32(kind: int, value: int) -> bytes:
@@ -79,7 +79,7 @@ def text(kind: int, value: str) -> bytes:
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Unpack attributes from ``offset`` on; keep the last of a repeated one."""
     found = {}
-    last, unpack = len(data) - 4, _ATTR.unpack_from
+    last, unpack = len(data) - 4, ATTR.unpack_from
     while offset <= last:
         length, kind = unpack(data, offset)
         if length < 4:
@@ -98,7 +98,7 @@ def altnames(found: dict[int, bytes]) -> list[str]:
     """Return the alternative names in a link's attributes."""
     data, offset, names = found.get(_PROP_LIST, b""), 0, []
     while offset + 4 <= len(data):
-        length, kind = _ATTR.unpack_from(data, offset)
+        length, kind = ATTR.unpack_from(data, offset)
         if kind & _NLA_TYPE == _ALT_IFNAME:
             names.append(string(data[offset + 4 : offset + length]))
         offset += max(4, (length + 3) & ~3)
@@ -125,10 +125,11 @@ class Socket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (_EXT_ACK, _CAP_ACK, _STRICT):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _ROOM)
-        except PermissionError:  # root of a user namespace only: net.core.rmem_max is the limit
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
+        for forced, plain in ((_RCVBUFFORCE, socket.SO_RCVBUF), (_SNDBUFFORCE, socket.SO_SNDBUF)):
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, forced, _ROOM)
+            except PermissionError:  # root of a user namespace only: net.core.rmem_max and wmem_max are the limits
+                self._socket.setsockopt(socket.SOL_SOCKET, plain, _ROOM)
         self._socket.bind((0, 0))
         for group in groups:
             self.join(group)
@@ -198,12 +199,18 @@ class Socket:
         return [link(payload) for payload in self.dump(GETLINK, body, "list links")]
 
     def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> KernelError | None:
-        """Send messages as one batch of nfnetlink, which applies all or none; return the first error."""
+        """Send messages as one batch of nfnetlink, which applies all or none; return the first error.
+
+        A batch that does not fit the socket's buffer is an error (EMSGSIZE).
+        """
         first = self._sequence + 1
         self._sequence += len(messages) + 2
         parts = [self._packed(begin, F_REQUEST, first)]
         parts += [self._packed(m, F_REQUEST | F_ACK, first + 1 + n) for n, m in enumerate(messages)]
-        self._socket.send(b"".join([*parts, self._packed(end, F_REQUEST, self._sequence)]))
+        try:
+            self._socket.send(b"".join([*parts, self._packed(end, F_REQUEST, self._sequence)]))
+        except OSError as refusal:
+            return of_errno(refusal.errno or 0, messages[0].described())
         missing = len(messages)
         error: KernelError | None = None
         while missing > 0:
