@@ -240,6 +240,25 @@ def test_a_reflector_stands_for_the_mesh(reflected: ClusterRun) -> None:
 
 
 @BIRD
+def test_hosts_go_from_the_mesh_to_a_reflector_without_loss(reflected: ClusterRun) -> None:
+    """As docs/bgp.md says: first they have both, and then the mesh ends."""
+    hosts = [f"h{number}" for number in range(1, 6)]
+
+    def established(host: str) -> set[str]:
+        found = reflected.call(host, "GET", "/v1/bgp/peers")
+        return {one["peer"] for one in found if one["state"] == "established"}
+
+    with reflected.no_loss("c1", reflected.address("c4")), reflected.no_loss("c5", reflected.address("c2")):
+        for mesh, others in (("true", set(hosts)), ("false", set())):
+            for host in hosts:
+                reflected.call(host, "PATCH", f"/v1/hosts/{host}", {"bgp.mesh": mesh})
+            for host in hosts:
+                wanted = {"rr"} | others - {host}
+                until(lambda h=host, w=wanted: established(h) == w, f"{host} has its sessions", 40 * SHARED)
+    assert reflected.json("test")["failed"] == []
+
+
+@BIRD
 def test_a_next_hop_behind_a_router_is_refused_unless_asked_for(reflected: ClusterRun) -> None:
     """A prefix whose next hop is not on the link is not used; with bgp.next-hops=any it is."""
     told, hop = "10.244.99.0/24", "198.51.100.77"

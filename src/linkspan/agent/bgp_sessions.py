@@ -23,7 +23,7 @@ from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
-from linkspan.core.states.bgp import Session
+from linkspan.core.states.bgp import REFLECTORS, Session, crowded
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED, Bird
 from linkspan.core.supervise import ended, lasting, pause
 from linkspan.diagnose.doctor import bgp_checks, bgp_evidence
@@ -108,6 +108,12 @@ class Peerings:
     def all(self) -> list[Peering]:
         """Return all sessions by name, as last observed."""
         return sorted(self._known.values(), key=lambda peering: peering.session.name)
+
+    @property
+    def crowded(self) -> Why | None:
+        """Return why the mesh of this host is too large, None if it is not."""
+        why = crowded(1 + sum(peering.session.mesh for peering in self._known.values()))
+        return Why(why, REFLECTORS) if why else None
 
     def find(self, name: str) -> Peering:
         """Return the session with a peer. Raises NotFound with the known names."""
@@ -237,7 +243,7 @@ class Peerings:
         known = {**self._known, **{p.session.protocol: p for p, _ in looked}}
         told = {p.session.name: p.why for p in sorted(known.values(), key=lambda p: p.session.name)}
         full = {p.session.name: p.limited for p in self.all() if p.limited is not None}
-        return list(bgp_checks.checks(told, self.silent, full))
+        return list(bgp_checks.checks(told, self.silent, full, self.crowded))
 
     def name(self, protocol: str) -> str:
         """Return a peer's name by BIRD's name of its session, '' if the session is not ours."""

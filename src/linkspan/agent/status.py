@@ -144,7 +144,7 @@ def disputes(agent: Agent) -> list[dict[str, object]]:
 
 
 def _sessions(agent: Agent) -> dict[str, object]:
-    """Return the number of BGP sessions, and those that are down."""
+    """Return the number of BGP sessions, those that are down, and what is said of all together."""
     down = [
         {"peer": p.session.name, "state": p.state, "why": p.why.reason, "fix": p.why.fix}
         for p in agent.peerings.all()
@@ -155,7 +155,9 @@ def _sessions(agent: Agent) -> dict[str, object]:
         for p in agent.peerings.all()
         if p.limited is not None
     ]
-    return {"sessions": len(agent.peerings.all()), "down": down, "limited": limited}
+    crowded = agent.peerings.crowded
+    warnings = [{"why": crowded.reason, "fix": crowded.fix}] if crowded is not None else []
+    return {"sessions": len(agent.peerings.all()), "down": down, "limited": limited, "warnings": warnings}
 
 
 def drift(agent: Agent) -> list[LinkspanError]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from linkspan.backends import backend, bridge
+from linkspan.backends.bgp import backend as bgp
+from linkspan.backends.bgp.settings import meshed
 from linkspan.backends.multi_host import CHECK_MAC
-from linkspan.core.model import Facts, Network, Underlay
+from linkspan.core.model import Facts, Host, Network, Underlay
+from linkspan.core.states.bgp import REFLECTORS, crowded
 
 BRIDGE = bridge.BACKEND.name
 ASSIGNED = ("vni", "gateway", "mac")
@@ -15,13 +18,13 @@ KERNEL = "kernel"
 """The data path of a network whose packets no program touches."""
 
 
-def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[str]:
-    """Yield a sentence for each warning, for a cluster of so many hosts, as this one sees it."""
-    way = backend(network.backend)
+def cautions(network: Network, hosts: Collection[Host], here: Underlay | None) -> Iterator[str]:
+    """Yield a sentence for each warning, for a cluster of these hosts, as this one sees it."""
+    way, count = backend(network.backend), len(hosts)
     if not way.crosses_hosts:
-        if network.backend == BRIDGE and hosts > 1:
+        if network.backend == BRIDGE and count > 1:
             yield (
-                f"backend bridge does not cross the {hosts} hosts: containers on different hosts do not reach each "
+                f"backend bridge does not cross the {count} hosts: containers on different hosts do not reach each "
                 "other, and each host allocates from the pool by itself (--backend vxlan crosses hosts)"
             )
         return
@@ -30,12 +33,14 @@ def cautions(network: Network, hosts: int, here: Underlay | None) -> Iterator[st
             f"check-mac=false: any machine on the underlay's segment can send with addresses of network {network.name} "
             "(leave it out, unless VRRP or proxy ARP changes the hosts' MACs)"
         )
+    if network.backend == bgp.BACKEND.name and (why := crowded(meshed(hosts))):
+        yield f"{why} ({REFLECTORS})"
     for pool in network.prefixes if network.ipam == "block" else ():
         length = network.subnet_len[str(pool.family)]
         blocks = 1 << (length - pool.length)
-        if blocks < hosts:
+        if blocks < count:
             yield (
-                f"pool {pool} has {blocks} block{'s'[: blocks > 1]} of /{length}, and there are {hosts} hosts: "
+                f"pool {pool} has {blocks} block{'s'[: blocks > 1]} of /{length}, and there are {count} hosts: "
                 "the last ones get none (a longer --subnet-len, or --ipam exact)"
             )
     if here is not None and (most := here.mtu - way.overhead[here.outer]) < network.mtu:

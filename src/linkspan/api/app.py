@@ -194,7 +194,7 @@ class Api:
 
     def _with_warnings(self, network: Network) -> dict[str, object]:
         leases = self._agent.leases
-        found = cautions(network, len(leases.hosts()), leases.host.underlay)
+        found = cautions(network, leases.hosts().values(), leases.host.underlay)
         return {**msgspec.to_builtins(network), "warnings": [*found, *self._slow(network)]}
 
     def _slow(self, network: Network) -> Iterator[str]:

@@ -21,6 +21,7 @@ from linkspan.cli.output import (
     say,
     table,
 )  # fmt: skip
+from linkspan.core.states.bgp import REFLECTORS, crowded
 
 app = typer.Typer(no_args_is_help=True, help="BGP: this host's sessions, and the routes they provide.")
 Peer = Annotated[str, typer.Argument(metavar="PEER", help="Host of the mesh, or NAME of bgp.peer.NAME.")]
@@ -52,6 +53,8 @@ def peers(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> Non
     for peer in found:
         if peer["why"]:
             say(f"{peer['peer']}: {peer['why']}")
+    if why := crowded(1 + sum(peer["mesh"] for peer in found)):
+        say(f"warning: {why}; {REFLECTORS}")
 
 
 def _filtered(peer: dict[str, Any]) -> str:

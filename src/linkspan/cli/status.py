@@ -98,6 +98,8 @@ def _show_status(found: dict[str, Any]) -> None:
         table(("BGP session down: peer", "state", "why"), downs, "")
     for one in found["bgp"].get("limited", ()):
         say(f"BGP peer {one['peer']}: {one['why']}; {one['fix']}")
+    for one in found["bgp"].get("warnings", ()):  # a running agent may be older
+        say(f"BGP: {one['why']}; {one['fix']}")
     if (active := found.get("controller")) is not None:  # a running agent may be older, and not have it
         what = f"{active} is active; `linkspan controller status` on its machine shows the switches"
         none = "none is active: traffic continues, and switches learn nothing new; `linkspan controller` starts one"

@@ -9,6 +9,7 @@ import pytest
 from linkspan.agent import status
 from linkspan.api.startup import WAITING
 from linkspan.cli.status import _show_status
+from linkspan.core.states.bgp import REFLECTORS, crowded
 
 WELL: dict[str, Any] = {
     "store": {"ok": True},
@@ -101,3 +102,13 @@ def test_an_agent_without_records_says_that_it_waits(capsys: pytest.CaptureFixtu
     assert WAITING in " ".join(said.split())
     assert "no network is known yet" in said
     assert "none" not in said
+
+
+def test_a_mesh_that_is_too_large_is_told_and_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the fix."""
+    bgp = {"down": [], "limited": [], "warnings": [{"why": crowded(200), "fix": REFLECTORS}]}
+    _show_status(WELL | SHOWN | {"bgp": bgp})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "BGP: 200 hosts form a full mesh" in said
+    assert "bgp.mesh=false" in said
+    assert status._well(WELL | {"bgp": bgp}, "h1")

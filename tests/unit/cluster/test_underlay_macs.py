@@ -68,7 +68,7 @@ def test_what_is_no_switch_is_refused() -> None:
 
 def test_who_does_not_check_is_warned() -> None:
     """A network that takes any MAC says so when it is made."""
-    (told,) = cautions(demo("host-gw", {"check-mac": "false"}), 1, None)
+    (told,) = cautions(demo("host-gw", {"check-mac": "false"}), (), None)
     assert told.startswith("check-mac=false: any machine on the underlay's segment can send with addresses")
 
 

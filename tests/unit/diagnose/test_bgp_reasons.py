@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.core.states.bgp import Session
+from linkspan.core.states.bgp import REFLECTORS, Session, crowded
 from linkspan.diagnose.doctor import bgp_checks
 from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
 from linkspan.kernel.probe.bird_control import Protocol, Said
@@ -77,3 +77,12 @@ def test_doctor_counts_and_names() -> None:
     (missing,) = bgp_checks.checks({"h2": down}, Why("no BIRD", "install it"))
     assert (missing.check, missing.status, missing.fix) == ("BGP speaker", "fail", "install it")
     assert list(bgp_checks.checks({}, None)) == []
+
+
+def test_a_mesh_of_more_than_a_hundred_hosts_is_warned_of() -> None:
+    """Its sessions grow with the square of the hosts; the fix is settings of linkspan's."""
+    assert crowded(100) == ""
+    assert "101 hosts form a full mesh" in crowded(101)
+    *_, check = bgp_checks.checks({"h2": None}, None, crowded=Why(crowded(101), REFLECTORS))
+    assert (check.check, check.status) == ("BGP mesh", "warn")
+    assert "linkspan host set --all bgp.mesh=false" in check.fix

@@ -7,6 +7,7 @@ the mesh are not configured: every other host that takes part in the mesh is one
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -124,6 +125,15 @@ def number(host: Host) -> int:
 def in_mesh(host: Host) -> bool:
     """Return whether a host takes part in the mesh."""
     return _Fields(host.settings).take("bgp.mesh", _switch, True)
+
+
+def meshed(hosts: Iterable[Host]) -> int:
+    """Return how many hosts take part in the mesh."""
+    count = 0
+    for host in hosts:
+        with contextlib.suppress(Invalid):  # such a host has no speaker
+            count += in_mesh(host)
+    return count
 
 
 def router_id(host: Host) -> str:

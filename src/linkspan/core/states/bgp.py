@@ -1,4 +1,4 @@
-"""BGP values: a session, and what its filters accept."""
+"""BGP values: a session, what its filters accept, and how large a mesh does well."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from linkspan.core.addresses import Prefix
 
 HOLD = 90
 """Seconds of silence after which a peer counts as dead (RFC 4271 section 10)."""
+
+
+MESH = 100
+"""Hosts up to which a mesh does well: it has a session for each pair of hosts. Calico's documents have the same bound
+for its mesh (Configure BGP peering)."""
+
+REFLECTORS = (
+    "docs/bgp.md (Use route reflectors instead of the mesh): "
+    "linkspan host set --all bgp.peer.rr1.address=ADDRESS bgp.peer.rr2.address=ADDRESS; "
+    "once `linkspan bgp peers` shows both as established: linkspan host set --all bgp.mesh=false"
+)
+"""What to do about a mesh that is too large."""
+
+
+def crowded(hosts: int) -> str:
+    """Return that a mesh of so many hosts is too large, '' if it is not."""
+    if hosts <= MESH:
+        return ""
+    sessions = f"{hosts} hosts form a full mesh, and each has {hosts - 1} BGP sessions"
+    return f"{sessions}; beyond {MESH} hosts use route reflectors"
 
 
 class Span(msgspec.Struct, frozen=True):

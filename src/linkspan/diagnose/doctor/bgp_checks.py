@@ -9,12 +9,15 @@ from linkspan.diagnose.doctor.checks import Check
 
 
 def checks(
-    sessions: Mapping[str, Why | None], silent: Why | None, full: Mapping[str, Why] | None = None
+    sessions: Mapping[str, Why | None],
+    silent: Why | None,
+    full: Mapping[str, Why] | None = None,
+    crowded: Why | None = None,
 ) -> Iterator[Check]:
     """Yield one check of the speaker, and one of each session that is down; nothing without a desired session.
 
     ``sessions`` are the reasons by the peer's name, None for an established one. ``full`` are those whose
-    peer announces more than is accepted.
+    peer announces more than is accepted. ``crowded`` is why the mesh is too large.
     """
     if silent is not None:
         yield Check("BGP speaker", "fail", silent.reason, silent.fix)
@@ -26,3 +29,5 @@ def checks(
                 yield Check(f"BGP session {name}", "fail", why.reason, why.fix)
         for name, why in (full or {}).items():
             yield Check(f"BGP session {name}", "warn", why.reason, why.fix)
+        if crowded is not None:
+            yield Check("BGP mesh", "warn", crowded.reason, crowded.fix)
