@@ -254,6 +254,7 @@ class Agent:
         self.probes = Probes(self.cluster.peers.known)
         self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
+        self.cluster.peers.subscribe(self.associating.soon)
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
             self.worker.machine.namespaces,

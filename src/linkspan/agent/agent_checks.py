@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linkspan.agent import status, store_health
+from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
+from linkspan.core.errors import counted
 from linkspan.core.model import Facts, Network, Peer
 from linkspan.diagnose.doctor import doctor, host_checks
 from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
@@ -48,6 +50,7 @@ async def checks(agent: Agent) -> list[Check]:
     found += hosts(status.unreachable(agent), agent.leases.names())
     found += views(agent.naming.problems)
     found += await agent.peerings.checks()
+    found += associations(**agent.associating.counts())
     found += await controller_status.checks(agent.replica, networks, agent.ask)
     return found
 
@@ -139,6 +142,16 @@ def hosts(unwell: Iterable[Mapping[str, str]], names: Mapping[str, str]) -> list
     ]
     shared = namesakes.shared(names).items()
     return found + [Check("host names", "warn", namesakes.told(*one), namesakes.FIX) for one in shared]
+
+
+def associations(peers: int, up: int, waiting: int) -> list[Check]:
+    """Return how many of the peers' IPsec associations are up; ``hosts`` has those that should be and are not."""
+    if not peers:
+        return []
+    detail = f"the associations with {up} of {counted(peers, 'peer')} are up"
+    if waiting:
+        detail += f"; {waiting} wait for their turn to be started, {RATE:.0f} a second"
+    return [Check("IPsec", "ok", detail)]
 
 
 def settings(unknown: Mapping[str, str]) -> list[Check]:

@@ -93,6 +93,7 @@ def told(agent: Agent) -> dict[str, Any]:
         "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.leases.names()).items()],
         "waiting": "",
         "bgp": _sessions(agent),
+        "ipsec": agent.associating.counts(),
         "controller": controller_status.active(agent.replica)
         if controller_status.needed(agent.networks.all())
         else None,

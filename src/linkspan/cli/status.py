@@ -100,6 +100,13 @@ def _show_status(found: dict[str, Any]) -> None:
         say(f"BGP peer {one['peer']}: {one['why']}; {one['fix']}")
     for one in found["bgp"].get("warnings", ()):  # a running agent may be older
         say(f"BGP: {one['why']}; {one['fix']}")
+    ipsec = found.get("ipsec", {"waiting": 0})  # a running agent may be older
+    if ipsec["waiting"]:
+        print()
+        say(
+            f"IPsec: {ipsec['up']} of {counted(ipsec['peers'], 'peer')} are up; {ipsec['waiting']} wait for their turn "
+            "to be started"
+        )
     if (active := found.get("controller")) is not None:  # a running agent may be older, and not have it
         what = f"{active} is active; `linkspan controller status` on its machine shows the switches"
         none = "none is active: traffic continues, and switches learn nothing new; `linkspan controller` starts one"

@@ -68,6 +68,11 @@ class Peers:
         """Held from the snapshot for the worker until its results are recorded here."""
         self._segment = Segment(self.follow)
         self._stations = Stations(self._follow_host)
+        self._followers: list[Callable[[], None]] = []
+
+    def subscribe(self, followed: Callable[[], None]) -> None:
+        """Call ``followed`` each time when peers' states were put."""
+        self._followers.append(followed)
 
     def withdraw(self, withdrawn: bool) -> None:
         """Set whether the next ``follow`` removes all states for peers; the caller follows all pairs then."""
@@ -152,6 +157,8 @@ class Peers:
                 found = await self._worker.run(_put, self._worker.machine, self._snapshot(wanted))
                 wanted = [pair for pair, outcome in found.items() if self._take(pair, outcome)]
         self._segment.look()
+        for followed in self._followers:
+            followed()
 
     def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
         """Return the snapshot of all that the worker needs for these pairs."""

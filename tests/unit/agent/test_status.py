@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from linkspan.agent import status
+from linkspan.agent.agent_checks import associations
 from linkspan.api.startup import WAITING
 from linkspan.cli.status import _show_status
 from linkspan.core.states.bgp import REFLECTORS, crowded
@@ -102,6 +103,20 @@ def test_an_agent_without_records_says_that_it_waits(capsys: pytest.CaptureFixtu
     assert WAITING in " ".join(said.split())
     assert "no network is known yet" in said
     assert "none" not in said
+
+
+def test_associations_whose_turn_has_not_come_are_counted_and_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """`doctor` says the same, and no check fails; once all have been started nothing is said."""
+    some = {"peers": 999, "up": 612, "waiting": 387}
+    _show_status(WELL | SHOWN | {"ipsec": some})
+    assert "IPsec: 612 of 999 peers are up; 387 wait for their turn to be started" in capsys.readouterr().out
+    assert status._well(WELL | {"ipsec": some}, "h1")
+    (check,) = associations(**some)
+    assert check.status == "ok"
+    assert "612 of 999 peers are up; 387 wait for their turn" in check.detail
+    _show_status(WELL | SHOWN | {"ipsec": some | {"waiting": 0}})
+    assert "IPsec" not in capsys.readouterr().out
+    assert associations(0, 0, 0) == []
 
 
 def test_a_mesh_that_is_too_large_is_told_and_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:

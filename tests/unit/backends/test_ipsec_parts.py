@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import itertools
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +15,27 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.agent.ipsec_sessions import Memory, Try, Wanted, missing, stepped, superfluous, under_way
+from linkspan.agent.ipsec_sessions import (
+    BURST,
+    GRACE,
+    RATE,
+    Associating,
+    Memory,
+    Try,
+    Wanted,
+    missing,
+    stepped,
+    superfluous,
+    under_way,
+)
 from linkspan.backends.ipsec.backend import BACKEND
 from linkspan.backends.ipsec.settings import identity, settings
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.event_log import Happenings
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import NftElement, Route
+from linkspan.core.states.host import HOST, NftElement, Route
 from linkspan.core.states.ipsec import (
     ANYWHERE,
     IpsecChild,
@@ -30,7 +47,11 @@ from linkspan.core.states.ipsec import (
 from linkspan.core.states.programs import Process
 from linkspan.diagnose.doctor.ipsec_reasons import reasons, said
 from linkspan.diagnose.plan.plan import commands, endings
+from linkspan.kernel.drivers.ipsec import LISTED, CharonDriver, _Batch, configuration
+from linkspan.kernel.io import vici
 from linkspan.kernel.io.vici import Association, Child
+from support.memory_machine import MemoryMachine, worker_of
+from support.polling import eventually
 
 KERNEL = Strongswan("/usr/sbin/charon-systemd", "/state/ipsec", kernel=True, plugin=True)
 USER = msgspec.structs.replace(KERNEL, kernel=False)
@@ -252,6 +273,7 @@ class Daemon:
         self.there: list[dict[str, Any]] = []
         self.loaded: tuple[str, ...] = (CHILD.name,)
         self.told: list[tuple[str, Any]] = []
+        self.dpd = b"clear"
 
     def list_sas(self) -> list[dict[str, Any]]:
         """Return what stands."""
@@ -259,7 +281,8 @@ class Daemon:
 
     def list_conns(self) -> list[dict[str, Any]]:
         """Return what is loaded: one connection with its children, or none."""
-        return [{"ls-h2": {"children": dict.fromkeys(self.loaded)}}] if self.loaded else []
+        children = {child: {"dpd_action": self.dpd} for child in self.loaded}
+        return [{"ls-h2": {"children": children}}] if self.loaded else []
 
     def __getattr__(self, word: str) -> Callable[[Any], None]:
         return lambda message: self.told.append((word, message))
@@ -299,3 +322,175 @@ def test_a_daemon_that_knows_nothing_yet_is_asked_for_nothing() -> None:
     daemon.loaded = (CHILD.name,)
     stepped(daemon, [hidden], memory)
     assert [word for word, _ in daemon.told] == ["load_conn", "initiate"]
+
+
+class ManyPeers(Daemon):
+    """A daemon with a thousand loaded peers, none of which is up."""
+
+    def list_conns(self) -> list[dict[str, Any]]:
+        """Return what is loaded."""
+        return [{one.connection.name: {"children": {CHILD.name: {}}}} for one in MANY]
+
+    def begun(self) -> list[str]:
+        """Return the connections that were started, in their order, and forget them."""
+        found = [message["ike"] for word, message in self.told if word == "initiate"]
+        self.told.clear()
+        return found
+
+
+def many(me: str = "h0") -> list[Wanted]:
+    """Return a host's thousand peers; half of them start first."""
+    return [
+        Wanted(
+            msgspec.structs.replace(CONNECTION, name=f"ls-{n}", me=me, peer=f"h{n}", first=bool(n % 2)),
+            (msgspec.structs.replace(CHILD, connection=f"ls-{n}"),),
+        )
+        for n in range(1, 1001)
+    ]
+
+
+MANY = many()
+
+
+def test_a_thousand_peers_are_started_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BURST at once and RATE a second, each once; a second attempt waits until all have had their first."""
+    began = now = time.monotonic()
+    monkeypatch.setattr("linkspan.agent.ipsec_sessions.time.monotonic", lambda: now)
+    daemon, memory = ManyPeers(), Memory()
+    stepped(daemon, MANY, memory)
+    begun = daemon.begun()
+    assert len(begun) == BURST
+    assert memory.waiting == {one.connection.name for one in MANY} - set(begun)
+    stepped(daemon, MANY, memory)
+    assert daemon.begun() == []
+    while memory.waiting:
+        now += 0.5
+        stepped(daemon, MANY, memory)
+        more = daemon.begun()
+        assert len(more) <= RATE * 0.5
+        begun += more
+    assert len(begun) == len(set(begun)) == len(MANY)
+    assert now - began == pytest.approx((len(MANY) - BURST) / RATE, abs=1)
+    now += 60
+    stepped(daemon, MANY, memory)
+    assert len(daemon.begun()) == BURST
+
+
+def test_each_host_has_an_order_of_its_own() -> None:
+    """A peer would otherwise be the first one of all."""
+    firsts = []
+    for me in ("a1", "a2", "a3"):
+        daemon = ManyPeers()
+        stepped(daemon, many(me), Memory())
+        firsts.append(set(daemon.begun()))
+    assert all(len(one & other) < BURST / 2 for one, other in itertools.combinations(firsts, 2))
+
+
+def test_the_agent_starts_what_the_daemon_is_not_told_to_start(tmp_path: Path) -> None:
+    """The plan, which is for hosts without an agent, lets the daemon start."""
+    (loaded,) = configuration(CONNECTION, [CHILD])["children"].values()
+    assert (loaded["start_action"], loaded["dpd_action"]) == ("none", "clear")
+    (line,) = commands(CONNECTION, str, str(tmp_path))
+    assert "'start_action = start'" in line
+    assert "'dpd_action = start'" in line
+
+
+def test_what_an_earlier_agent_loaded_goes_on_to_start_by_itself() -> None:
+    """The daemon would end its associations with a changed start action, and an upgrade would interrupt packets."""
+    actions = []
+    for before in (b"start", b"restart", b"clear"):  # strongSwan 5.9.6 renamed the second
+        daemon = Daemon()
+        daemon.dpd = before
+        _Batch(CharonDriver(Path("/nonexistent"), lambda: 1), daemon).apply([CONNECTION, CHILD], ())
+        ((word, loaded),) = daemon.told
+        assert word == "load_conn"
+        child = loaded["ls-h2"]["children"][CHILD.name]
+        actions.append((child["start_action"], child["dpd_action"]))
+    assert actions == [("start", "start"), ("start", "start"), ("none", "clear")]
+
+
+def test_a_peer_is_named_once_it_was_tried_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its turn it is only counted, however long it waits; and then it has the time that any peer has."""
+    now = time.monotonic()
+    monkeypatch.setattr("linkspan.agent.ipsec_sessions.time.monotonic", lambda: now)
+    log = Happenings(tmp_path / "events")
+    associating = Associating(worker_of(MemoryMachine()), log)
+    monkeypatch.setattr(associating, "_news", lambda: "")
+    seen = []
+    for pause, waiting in ((0, {"ls-h2"}), (60, {"ls-h2"}), (1, set()), (GRACE, set()), (1, set())):
+        now += pause
+        associating._memory.waiting = waiting
+        associating._note([WANTED], [])
+        seen.append((associating.counts()["waiting"], [one["host"] for one in associating.told()]))
+    assert seen == [(1, []), (1, []), (0, []), (0, []), (0, ["h2"])]
+    associating._note([WANTED], [association(1)])
+    assert (associating.told(), associating.counts()) == ([], {"peers": 1, "up": 1, "waiting": 0})
+    log.close()
+
+
+def test_connections_are_listed_when_something_changes_and_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each second only their names are asked for; one that somebody unloads, and a new daemon, are seen at once."""
+    now, pid = time.monotonic(), [7]
+    monkeypatch.setattr("linkspan.kernel.drivers.ipsec.time.monotonic", lambda: now)
+    listed: list[int] = []
+
+    class Listing(Daemon):
+        def list_conns(self) -> list[dict[str, Any]]:
+            listed.append(1)
+            return super().list_conns()
+
+        def get_conns(self) -> dict[str, list[bytes]]:
+            return {"conns": [b"theirs", *([b"ls-h2"] if self.loaded else [])]}
+
+    daemon = Listing()
+    monkeypatch.setattr(vici, "session", lambda *_words: contextlib.nullcontext(daemon))
+    driver = CharonDriver(Path("/nonexistent"), lambda: pid[0])
+
+    def seen() -> tuple[int, int]:
+        """Return how many states there are, and how many listings it took."""
+        listed.clear()
+        return len(list(driver.observe(HOST))), len(listed)
+
+    assert [seen(), seen()] == [(2, 1), (2, 0)]
+    daemon.loaded = ()
+    assert [seen(), seen()] == [(0, 1), (0, 0)]
+    daemon.loaded = (CHILD.name,)
+    driver.apply([CONNECTION, CHILD], ())
+    assert [seen(), seen()] == [(2, 1), (2, 0)]
+    now += LISTED + 1
+    assert [seen(), seen()] == [(2, 1), (2, 0)]
+    pid[0] = 8
+    assert [seen(), seen()] == [(2, 1), (2, 0)]
+
+
+def test_a_peer_that_comes_is_started_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a second later: a migration has moved its packets by then. Without another peer nothing is asked again."""
+    looks: list[list[str]] = []
+
+    def step(_control: Path, wanted: list[Wanted], _memory: Memory) -> list[Association]:
+        looks.append([one.connection.name for one in wanted])
+        return [association(1)]
+
+    monkeypatch.setattr("linkspan.agent.ipsec_sessions._stepped", step)
+    monkeypatch.setattr("linkspan.agent.ipsec_sessions.EVERY", 1000.0)
+    machine = MemoryMachine()
+    machine.ike = tmp_path / "vici"
+    log = Happenings(tmp_path / "events")
+    other = msgspec.structs.replace(CONNECTION, name="ls-h3", peer="h3")
+
+    async def run() -> None:
+        associating = Associating(worker_of(machine), log)
+        monkeypatch.setattr(associating, "_news", lambda: "")
+        machine.reconciler.desired.replace(("peer",), [CONNECTION, CHILD])
+        await associating.start()
+        await eventually(lambda: looks == [["ls-h2"]], "the first query")
+        for _ in range(3):
+            associating.soon()
+            await asyncio.sleep(0)
+        machine.reconciler.desired.replace(("other",), [other])
+        associating.soon()
+        await eventually(lambda: looks == [["ls-h2"], ["ls-h2", "ls-h3"]], "the query for the peer that came")
+        await associating.stop()
+
+    asyncio.run(run())
+    log.close()

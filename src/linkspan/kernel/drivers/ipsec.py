@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,9 @@ _CONF = "swanctl.conf"
 _ODD = re.compile(r"[^0-9a-z]+")
 """What no section's name may have, in a file."""
 _PLACES = {"key": "private", "certificate": "x509", "ca": "x509ca", "crl": "x509crl"}
+LISTED = 60.0
+"""Seconds for which a listing counts while the names of connections are the same. It is asked for each second, and a
+thousand connections take 65 ms of Python (measured)."""
 RENEWED = 4
 """Lifetimes of an ESP association after which the IKE association is renewed as well."""
 
@@ -67,6 +72,9 @@ class CharonDriver:
         self._connections: dict[str, IpsecConnection] = {}
         self._credentials: dict[Key, tuple[IpsecCredential, bytes]] = {}
         self._digest_key = os.urandom(32)
+        self._listed: dict[str, vici.Loaded] = {}
+        self._until = -math.inf
+        """When the listing ends to count (monotonic)."""
 
     def probe(self) -> Support:
         """Return support: whether there is a daemon is a fact for the backend."""
@@ -77,22 +85,23 @@ class CharonDriver:
         if netns != HOST or not self._running():
             return []
         with vici.session(self._control, self._running) as asked:
-            loaded = vici.connections(asked)
+            if time.monotonic() > self._until or vici.names(asked) != self._listed.keys():
+                self._listed, self._until = vici.connections(asked), time.monotonic() + LISTED
         found: list[State] = [
             IpsecCredential(state.kind, state.path, self._is_current(state, digest))
             for state, digest in self._credentials.values()
         ]
-        for name, children in loaded.items():
+        for name, one in self._listed.items():
             # A connection of an earlier agent, whose content is unknown, equals none that is desired.
             found.append(self._connections.get(name) or _unknown(name))
-            found += [child for text in children if (child := _child(name, text)) is not None]
+            found += [child for text in one.children if (child := _child(name, text)) is not None]
         return found
 
     def _running(self) -> bool:
         """Return whether the daemon runs; a new process has nothing loaded."""
         pid = self._pid()
         if pid != self._known_of:
-            self._known_of = pid
+            self._known_of, self._until = pid, -math.inf
             self._connections.clear()
             self._credentials.clear()
         return bool(pid)
@@ -108,6 +117,7 @@ class CharonDriver:
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Load, then unload; a peer's connection is loaded as a whole."""
+        self._until = -math.inf
         if not self._running():
             if not put:
                 return {}
@@ -173,13 +183,23 @@ class CharonDriver:
         self._prove_anew(asked)
 
     def connect(
-        self, asked: vici.Session, state: IpsecConnection | None, name: str, children: set[IpsecChild]
+        self,
+        asked: vici.Session,
+        state: IpsecConnection | None,
+        name: str,
+        children: set[IpsecChild],
+        *,
+        starts: bool,
     ) -> None:
-        """Load a connection with its children; this replaces an older one with its name."""
+        """Load a connection with its children; this replaces an older one with its name.
+
+        One that an earlier agent let the daemon start goes on to start by itself: the daemon ends the associations
+        of a child whose start action changes (strongSwan 6.0.1).
+        """
         wanted = state or self._connections.get(name)
         if wanted is None:
             raise Unavailable(f"connection {name} is not loaded, and cannot have children")
-        asked.load_conn({name: configuration(wanted, children)})
+        asked.load_conn({name: configuration(wanted, children, starts=starts)})
         self._connections[name] = wanted
 
     def disconnect(self, asked: vici.Session, name: str) -> None:
@@ -203,20 +223,28 @@ class _Batch:
         gone = {s.name for s in delete if isinstance(s, IpsecConnection)}
         added = [s for s in put if isinstance(s, IpsecChild)]
         removed = [s for s in delete if isinstance(s, IpsecChild) and s.connection not in gone]
+        new, old = _by_connection(added), _by_connection(removed)
+        concerned: dict[str, list[State]] = {}
+        for one in (*put, *delete):
+            if not isinstance(one, IpsecCredential):
+                concerned.setdefault(_connection_of(one), []).append(one)
         for state in put:
             if isinstance(state, IpsecCredential):
                 self._try([state], functools.partial(self._driver.load, self._asked, state))
         loaded = vici.connections(self._asked)
-        for name in sorted(connections.keys() | {s.connection for s in (*added, *removed)}):
-            concerned = [
-                s for s in (*put, *delete) if name in (getattr(s, "connection", ""), getattr(s, "name", ""))
-            ]
-            there = {child for text in loaded.get(name, ()) if (child := _child(name, text))}
-            children = (there | {s for s in added if s.connection == name}) - set(removed)
+        for name in sorted(connections.keys() | new.keys() | old.keys()):
+            before = loaded.get(name, vici.Loaded(()))
+            there = {child for text in before.children if (child := _child(name, text))}
+            children = (there | new.get(name, set())) - old.get(name, set())
             connect = functools.partial(
-                self._driver.connect, self._asked, connections.get(name), name, children
+                self._driver.connect,
+                self._asked,
+                connections.get(name),
+                name,
+                children,
+                starts=before.starts,
             )
-            self._try(concerned, connect)
+            self._try(concerned[name], connect)
         for child in removed:
             _quietly(self._asked.terminate, {"ike": child.connection, "child": child.name, "timeout": "-1"})
         for name in gone:
@@ -236,6 +264,18 @@ class _Batch:
             self._failed.update((state.key, refused) for state in states)
 
 
+def _by_connection(children: Iterable[IpsecChild]) -> dict[str, set[IpsecChild]]:
+    found: dict[str, set[IpsecChild]] = {}
+    for child in children:
+        found.setdefault(child.connection, set()).add(child)
+    return found
+
+
+def _connection_of(state: State) -> str:
+    assert isinstance(state, IpsecConnection | IpsecChild)
+    return state.connection if isinstance(state, IpsecChild) else state.name
+
+
 def begun_at(
     state: IpsecConnection, children: Iterable[IpsecChild], address: str, port: int
 ) -> dict[str, Any]:
@@ -249,8 +289,10 @@ def begun_at(
     return configuration(state, children) | there | here
 
 
-def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dict[str, Any]:
-    """Return a connection in swanctl.conf(5) syntax; the plan prints the same."""
+def configuration(
+    state: IpsecConnection, children: Iterable[IpsecChild], *, starts: bool = False
+) -> dict[str, Any]:
+    """Return a connection in swanctl.conf(5) syntax; the plan prints the same, but lets the daemon start."""
     auth = {"auth": "psk" if state.shared else "pubkey"}
     strict = {"revocation": "strict"} if state.strict else {}
     return {
@@ -267,23 +309,28 @@ def configuration(state: IpsecConnection, children: Iterable[IpsecChild]) -> dic
         "local": {**auth, "id": state.me},
         "remote": {**auth, "id": state.peer, **strict},
         "children": {
-            child.name: _configured(state, child) for child in sorted(children, key=lambda c: c.name)
+            child.name: {
+                "local_ts": [str(child.here)],
+                "remote_ts": [str(child.there)],
+                **of_children(state, starts=starts),
+            }
+            for child in sorted(children, key=lambda c: c.name)
         },
     }
 
 
-def _configured(state: IpsecConnection, child: IpsecChild) -> dict[str, Any]:
-    return {"local_ts": [str(child.here)], "remote_ts": [str(child.there)], **of_children(state)}
+def of_children(state: IpsecConnection, *, starts: bool) -> dict[str, Any]:
+    """Return what all children of a connection share.
 
-
-def of_children(state: IpsecConnection) -> dict[str, Any]:
-    """Return what all children of a connection share."""
+    ``starts`` lets the daemon start them by itself, all at once. Otherwise the agent does
+    (``agent/ipsec_sessions``), also after a peer was silent.
+    """
     found: dict[str, Any] = {
         "mode": "tunnel",
         "esp_proposals": list(ESP),
         "rekey_time": f"{state.rekey}s",
-        "dpd_action": "clear" if state.remote == ANYWHERE else "start",
-        "start_action": "start" if state.first else "none",
+        "dpd_action": "start" if starts and state.remote != ANYWHERE else "clear",
+        "start_action": "start" if starts and state.first else "none",
     }
     if state.mark:
         found |= {
@@ -360,7 +407,7 @@ def _write_connection(state: IpsecConnection, shell: Shell) -> tuple[str, ...]:
     own = {key: value for key, value in configuration(state, ()).items() if key != "children"}
     # Both hosts start: the later one succeeds, because without agents nobody restarts the earlier attempt.
     begins = {"start_action": "start"} if state.remote != ANYWHERE else {}
-    children = of_children(state) | begins
+    children = of_children(state, starts=True) | begins
     return (_appended({f"of-{state.name}": children, "connections": {state.name: own}}, shell),)
 
 

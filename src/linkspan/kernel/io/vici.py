@@ -30,6 +30,16 @@ Refused: type[Exception] = CommandException
 """The exception of a session if the daemon rejects a command."""
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """A connection as the daemon has loaded it: its children's names, and whether it starts by itself.
+
+    Agents before this version let the daemon start, also again after a peer was silent.
+    """
+
+    children: tuple[str, ...]
+    starts: bool = False
+
+
 class Child(msgspec.Struct, frozen=True):
     """A pair of ESP associations in the daemon; SPIs in hexadecimal, ``installed``: they carry packets.
 
@@ -94,14 +104,26 @@ def session(path: Path, alive: Callable[[], bool] = lambda: False) -> Iterator[S
             ) from error
 
 
-def connections(asked: Session) -> dict[str, tuple[str, ...]]:
-    """Return our loaded connections, by name, with the names of their children."""
+def names(asked: Session) -> set[str]:
+    """Return the names of our loaded connections, by one message: ``connections`` needs one for each."""
+    found = (bytes(one).decode(errors="replace") for one in asked.get_conns().get("conns", ()))
+    return {name for name in found if name.startswith(PREFIX)}
+
+
+def connections(asked: Session) -> dict[str, Loaded]:
+    """Return our loaded connections, by name."""
     return {
-        name: tuple(one["children"])
+        name: _loaded(one["children"])
         for told in asked.list_conns()
         for name, one in told.items()
         if name.startswith(PREFIX)
     }
+
+
+def _loaded(children: dict[str, Any]) -> Loaded:
+    # "restart" before strongSwan 5.9.6.
+    starts = any(_text(one, "dpd_action") in ("start", "restart") for one in children.values())
+    return Loaded(tuple(children), starts)
 
 
 def associations(asked: Session) -> list[Association]:
