@@ -253,12 +253,17 @@ def host(number: int) -> tuple[Host, Lease]:
 
 
 def configured(number: int, folder: Path) -> list[str]:
-    """Write host N's files as its agent would, and return how its speaker is started."""
+    """Write host N's files, and return how its speaker is started."""
     here, lease = host(number)
     facts = Facts(programs=(Bird("bird", "birdc", str(folder)),))
     others = (other for other in range(1, MESH + 1) if other != number)
     peers = tuple(Peer(*host(other), device="eth0", on_link=True) for other in others)
-    states = list(BACKEND.host(HostView((NETWORK,), facts=facts, host=here, leases=(lease,), peers=peers)))
+    return written(HostView((NETWORK,), facts=facts, host=here, leases=(lease,), peers=peers))
+
+
+def written(view: HostView) -> list[str]:
+    """Write a host's files as its agent would, and return how its speaker is started."""
+    states = list(BACKEND.host(view))
     for state in states:
         if isinstance(state, File):
             path = Path(state.path)

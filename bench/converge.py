@@ -112,7 +112,7 @@ class Subject:
             self.machine = Machine(folder / "state")
             self.reconciler = self.machine.reconciler
             self._change(("host",), skeleton(Facts(), kinds()))
-            chains = [admission(pool, network.subnet_len["4"], kinds()) for pool in network.prefixes]
+            chains = [admission(pool, network.subnet_len[str(pool.family)], kinds()) for pool in network.prefixes]
             self._change(("network", NAME), [*chains, *own(network)])
 
     def _change(self, source: tuple[str, ...], states: Any) -> None:
