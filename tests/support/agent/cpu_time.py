@@ -30,14 +30,14 @@ class Use:
 
 def measured(process: subprocess.Popen[AnyStr], seconds: float) -> Use:
     """Return what a process uses in the next ``seconds``; fail if it ends meanwhile."""
-    begun, before = time.monotonic(), _threads(process.pid)
+    begun, before = time.monotonic(), threads(process.pid)
     with contextlib.suppress(subprocess.TimeoutExpired):
         raise AssertionError(f"the process ended with {process.wait(seconds)}")
-    after = _threads(process.pid)
+    after = threads(process.pid)
     return Use(time.monotonic() - begun, {name: total - before.get(name, 0.0) for name, total in after.items()})
 
 
-def _threads(pid: int) -> dict[str, float]:
+def threads(pid: int) -> dict[str, float]:
     """Return the seconds that each thread has run so far (schedstat of proc(5), in nanoseconds)."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
