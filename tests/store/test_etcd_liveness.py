@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,23 +15,36 @@ import pytest
 
 from linkspan.core.errors import Unavailable
 from linkspan.store.etcd import EtcdStore
-from support.polling import SHARED, eventually
+from linkspan.store.etcd_gateway import CONNECTIONS
+from support.polling import SHARED, awaited, eventually
 from support.records.living import Living
-from support.store.etcd_members import Member, Members
+from support.store.etcd_members import Member, Members, run
 
 pytestmark = pytest.mark.root
 
 HOSTS = ("h1", "h2", "h3")
 STEADY, ELECTION = 5.0 * SHARED, 12.0 * SHARED
 """Seconds in which a death is to be known everywhere: while etcd has a leader, and where that goes as well."""
+HERD = 50
+"""Hosts that all react to one event."""
+REQUESTS = 5
+"""Of one host to an etcd that is back: its lease's stream, two questions whether it is the same etcd, and the watch's
+stream; and one to spare."""
+TIMES = ("--heartbeat-interval", "100", "--election-timeout", "1000")
 Host = Living[EtcdStore]
+
+
+@pytest.fixture
+def one() -> Iterator[Members]:
+    """Start a member with etcd's own times, and be in its namespace."""
+    with Members.started(1, TIMES) as members, members.inside():
+        yield members
 
 
 @pytest.fixture
 def three() -> Iterator[Members]:
     """Start three members with etcd's own times, and be in their namespace."""
-    times = ("--heartbeat-interval", "100", "--election-timeout", "1000")
-    with Members.started(3, times) as members, members.inside():
+    with Members.started(3, TIMES) as members, members.inside():
         yield members
 
 
@@ -163,6 +179,52 @@ async def test_nobody_is_dead_after_a_time_without_etcd(three: Members, tmp_path
             await asyncio.sleep(0.05)
         assert all_live(all_)
         assert not any(one.replica.problem for one in all_)
+
+
+async def requests(members: Members) -> int:
+    """Return how many requests the first member has had since its start, -1 if it does not answer yet."""
+
+    def read() -> int:
+        try:
+            url = f"{members.members[0].control}/metrics"
+            with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 - an http one
+                text = answer.read().decode()
+        except OSError:
+            return -1
+        counts = re.findall(r"^grpc_server_started_total\{.*\} (\S+)$", text, re.MULTILINE)
+        assert counts, text[:500]
+        return int(sum(map(float, counts)))
+
+    return await asyncio.to_thread(read)
+
+
+async def test_hosts_do_not_overrun_an_etcd_that_is_back(one: Members, tmp_path: Path) -> None:
+    """Each asks it a few things once, whatever it has seen before; nobody is dead, and the watches go on."""
+    names = tuple(f"h{number}" for number in range(HERD))
+    async with hosts(one, tmp_path, names) as all_:
+        one.members[0].stop()
+        await eventually(lambda: all(host.lives("stranger") is None for host in all_), "nobody can tell", 30 * SHARED)
+        one.members[0].start()
+        await awaited(lambda: answering(one), "etcd is back", 30 * SHARED)
+        await asyncio.sleep(1)  # which is the second that counts
+        assert await requests(one) <= REQUESTS * HERD
+        await eventually(lambda: all_live(all_, names), "all live", 20 * SHARED)
+        assert await requests(one) <= REQUESTS * HERD
+        await all_[0].store.transaction({"settings/a": b"1"})
+        await eventually(lambda: all("settings/a" in host.replica.records for host in all_), "all watch", 10 * SHARED)
+
+
+async def answering(members: Members) -> bool:
+    """Tell whether the first member answers."""
+    return await requests(members) >= 0
+
+
+async def test_a_host_has_few_connections_however_much_it_asks(one: Members, tmp_path: Path) -> None:
+    """One for the watch, one for the lease, and a few for all calls together."""
+    async with hosts(one, tmp_path, ("h1",)) as (host,):
+        await asyncio.gather(*(host.store.get(f"hosts/h{number}") for number in range(200)))
+        lines = run("ss", "-Htnp", "state", "established", "dport = :2379").splitlines()
+        assert 2 < len([line for line in lines if f",pid={os.getpid()}," in line]) <= CONNECTIONS + 2
 
 
 async def test_a_full_etcd_makes_nobody_dead_and_all_go_on_once_there_is_room(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 A separate task writes them after the attach, so no container waits for the store. The host's journal is authoritative:
 the task corrects missing and old records when the agent starts, and after the store lost them.
+
+The task writes the first change at once. It gathers what changes within GATHER after a write, and writes it as one
+transaction: a hundred containers that come within a second are ten transactions, and each is one event for every watch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -26,7 +30,9 @@ from linkspan.store.request import MOST_KEYS
 log = logging.getLogger("linkspan.cluster.endpoint_records")
 
 AGAIN = 2.0
-"""Seconds until a write is retried that the store refused."""
+"""Seconds until a write is retried that the store refused, or up to a half less: not all hosts should come at once."""
+GATHER = 0.1
+"""Seconds after a write in which further changes gather for the next one."""
 SHOWN = 24
 """Characters of an id that lists show."""
 FEWEST = 4
@@ -202,14 +208,16 @@ class Published:
             self._wake.clear()
             due = sorted(self.due)[:MOST_KEYS]
             try:
-                await self._write(due)
+                if await self._write(due) and len(due) < MOST_KEYS:
+                    await asyncio.sleep(GATHER)
             except LinkspanError as error:
                 log.debug("endpoints are not published: %s", error.message)
-                await asyncio.sleep(AGAIN)
+                await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311 - it spreads, and hides nothing
             if self.due:
                 self._wake.set()
 
-    async def _write(self, due: list[str]) -> None:
+    async def _write(self, due: list[str]) -> bool:
+        """Write the records of these keys, as far as they differ; return whether any did."""
         current = {key_of(self._host, i): record_of(e) for i, e in self._current(due)}
         known = {key: self._replica.encoded(key, endpoint) for key, endpoint in current.items()}
         there = self._replica.records
@@ -217,12 +225,14 @@ class Published:
         deletes = [k for k in due if k not in known and k in there]
         self.due -= set(due)
         removed = f"{GONE}hosts/{self._host}" in there  # a removed host writes nothing by itself
+        if removed or not (puts or deletes):
+            return False
         try:
-            if (puts or deletes) and not removed:
-                await self._replica.write(puts, deletes)
+            await self._replica.write(puts, deletes)
         except LinkspanError:
             self.due |= set(due)
             raise
+        return True
 
     def _current(self, due: list[str]) -> Iterator[tuple[Identity, Endpoint]]:
         for key in due:

@@ -4,7 +4,9 @@ The private key is a file in the state folder. The host's record has the public 
 As in a migration, all hosts accept packets with the new key before any host sends with it:
 
 1. The host makes a second key and announces it (``next_keys``).
-2. The others add it as a peer without a prefix, and confirm it in their own records (``takes``).
+2. The others add it as a peer without a prefix, and confirm it in their own records (``takes``). Each one confirms it
+   at once, and then once in GATHER for all keys that were announced meanwhile: if a thousand hosts change their keys,
+   each one does not write a thousand times.
 3. When all have confirmed it, the host's device gets the new key, and the record says at once that it is in force. The
    device makes new sessions from then on, and still accepts packets of sessions with the old key. When the others see
    the record, they move the host's prefixes to the new key. They drop what the host sends in between (about 10 ms).
@@ -15,6 +17,7 @@ that ends in between starts with the key of the record.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -35,6 +38,8 @@ from linkspan.kernel.worker import Worker
 log = logging.getLogger("linkspan.cluster.key_rotation")
 
 NAME = WireguardBackend.name
+GATHER = 5.0
+"""Seconds between two confirmations of other hosts' keys."""
 
 
 class Rotation(msgspec.Struct, frozen=True):
@@ -73,6 +78,9 @@ class Rotating:
         self._put_plans = put_plans
         self._register = register
         self._changed = changed
+        self.gathering = False
+        """True if this host must confirm keys of others again soon."""
+        self._said = float("-inf")
 
     async def settle(self) -> None:
         """Make a key if this host never had one, and put its keys into this host's record."""
@@ -149,7 +157,11 @@ class Rotating:
         unwell = self._worker.machine.reconciler.unwell(("host", NAME))
         if unwell is None:
             coming = {o.host.id: o.host.next_keys[NAME] for o in self._view().others if NAME in o.host.next_keys}
-            if coming != self._own.host.takes:
+            now = asyncio.get_running_loop().time()
+            differs = coming != self._own.host.takes
+            self.gathering = differs and now < self._said + GATHER
+            if differs and not self.gathering:
+                self._said = now
                 self._own.change(takes=coming)
                 await self._register()
         if self._own.host.next_keys and not self._waiting():

@@ -361,7 +361,9 @@ class Cluster:
             return True
         drained = self.host.settings.get("drained")  # its announcements depend on the containers that are left
         changing = self.host.next_keys
-        if drained or changing or self.unclaimed or self._keys or any(network.migration for network in networks):
+        if drained or changing or self.rotating.gathering or self.unclaimed or self._keys:
+            return True
+        if any(network.migration for network in networks):
             return True
         return self._disputes.pending or any(self._disputes.lost_by(one.name, self.host.id) for one in networks)
 

@@ -43,6 +43,7 @@ from linkspan.store.etcd_wire import (
     lease_of,
     prefix_range,
     puts_and_deletes,
+    range_at,
     range_of,
 )
 from linkspan.store.request import Request
@@ -246,19 +247,23 @@ class EtcdStore:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
 
         Other hosts' writes may bring a restored store to the watch's revision again before the watch reconnects: then
-        the revision alone shows nothing.
+        the revision alone shows nothing. All of it is one request, because every host asks this when etcd is back.
         """
-        for event in place.seen:
-            key, revision = event.kv.key, event.kv.mod_revision
+        seen = [*place.seen]
+        while seen:
+            ranges = [range_at(event.kv.key, event.kv.mod_revision) for event in seen]
             try:
-                found = await self._gateway.ask("/v3/kv/range", {"key": key, "revision": str(revision)}, Range)
+                answer = await self._gateway.ask("/v3/kv/txn", {"success": ranges}, Txn)
             except Refused as error:
-                if error.compacted:  # the history is gone, so this change cannot be compared
-                    continue
-                raise
-            had = next((each.mod_revision for each in found.kvs), 0)
-            if had != (revision if event.type == "PUT" else 0):
-                place.refuse(self._gateway.endpoint)
+                if not error.compacted:
+                    raise
+                del seen[0]  # the oldest one: its history is gone, so it cannot be compared
+                continue
+            for number, event in enumerate(seen):
+                had = next((each.mod_revision for each in answer.range(number).kvs), 0)
+                if had != (event.kv.mod_revision if event.type == "PUT" else 0):
+                    place.refuse(self._gateway.endpoint)
+            return
 
     async def _message(self, stream: Stream, endpoint: str) -> Watch | None:
         """Return the next message of a watch; None if it was quiet, and did not answer a progress request either."""

@@ -32,8 +32,12 @@ SECONDS = 3.0
 LOOK = 1.0
 """Seconds for finding out why an endpoint does not answer."""
 
-CONNECTIONS = 8
-"""Connections to one endpoint at once, besides the watches: 200 simultaneous calls share them."""
+CONNECTIONS = 4
+"""Connections to one endpoint at once, besides the streams: 200 simultaneous calls share them.
+
+An idle agent has three in all: the stream of its watch, the one of its lease, and one for calls. A thousand agents have
+6,000 at the most.
+"""
 
 # google.golang.org/grpc/codes
 _UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11

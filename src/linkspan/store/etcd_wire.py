@@ -190,6 +190,11 @@ def range_of(key: str) -> Json:
     return {"request_range": {"key": key.encode()}}
 
 
+def range_at(key: bytes, revision: int) -> Json:
+    """Return the operation that reads one key as it was at a revision."""
+    return {"request_range": {"key": key, "revision": str(revision)}}
+
+
 def puts_and_deletes(puts: Mapping[str, bytes], deletes: Sequence[str], lease: str) -> list[Json]:
     """Return a transaction's puts, tied to the etcd lease with the id ``lease`` ('': to none), and its deletes."""
     tied = {"lease": lease} if lease else {}

@@ -16,8 +16,10 @@ from linkspan.core.errors import Conflict
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint
 from linkspan.store.memory import Memory
+from linkspan.store.request import Request
 from support.polling import eventually
 from support.records.replicas import Member, together
+from support.virtual_time import clock, in_virtual_time, soon
 
 
 def noting(function: Callable[..., Any], noted: list[str]) -> Callable[..., Any]:
@@ -381,3 +383,30 @@ def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
         await two.stop()
 
     together(work)
+
+
+def test_a_burst_of_containers_is_few_writes_and_the_first_is_at_once(tmp_path: Path) -> None:
+    """Three hundred that come within three seconds are one transaction in a tenth of a second, not one each."""
+    written: list[float] = []
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), two.start())
+        commit = memory.commit
+
+        def timed(request: Request) -> int:
+            written.extend([clock()] if any(key.startswith("endpoints/h1/") for key in request.puts) else [])
+            return commit(request)
+
+        memory.commit = timed  # type: ignore[method-assign]
+        begun = clock()
+        for number in range(300):
+            one.attach(f"c{number}")
+            await asyncio.sleep(0.01)
+        await soon(lambda: len(two.seen()) == 300, "h2 sees all", 1)
+        assert written[0] - begun < 0.01
+        assert len(written) <= 32, written
+        await asyncio.gather(one.stop(), two.stop())
+
+    in_virtual_time(work)

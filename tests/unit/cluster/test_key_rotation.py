@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster.key_rotation import Rotating
+from linkspan.cluster.key_rotation import GATHER, Rotating
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Host, HostView, Other, Underlay
@@ -22,6 +22,7 @@ from linkspan.kernel.probe.keys import NEXT, PRIVATE, KeyFolder
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.records.replicas import Member
+from support.virtual_time import clock, in_virtual_time
 
 pytestmark = pytest.mark.skipif(shutil.which("wg") is None, reason="needs wg: apt install wireguard-tools")
 
@@ -207,6 +208,37 @@ def test_a_change_of_the_key_keeps_what_other_tasks_write_into_the_record(folder
         assert (own.host.control, own.host.next_keys) == (("192.0.2.9:2379",), {"wireguard": coming})
 
     asyncio.run(change())
+
+
+def test_the_keys_that_many_announce_are_taken_by_few_writes(folder: KeyFolder) -> None:
+    """The first one at once; those of the next seconds together, though the host looks at each of them."""
+
+    async def change() -> None:
+        stage = _Stage(folder)
+        rotating, said = stage.rotating, list[float]()
+        await rotating.settle()
+        others: list[Other] = []
+
+        async def register() -> None:
+            said.append(clock())
+
+        rotating._register = register
+        rotating._view = lambda: HostView((), others=tuple(others))
+        begun = clock()
+        for number in range(100):
+            host = Host(id=f"o{number}", name=f"o{number}", next_keys={"wireguard": f"key{number}"})
+            others.append(Other(host, ("demo",)))
+            await rotating.advance()
+            await asyncio.sleep(0.1)
+        assert said[0] == begun
+        assert rotating.gathering
+        await asyncio.sleep(GATHER)
+        await rotating.advance()
+        assert not rotating.gathering
+        assert stage.leases.host.takes == {f"o{number}": f"key{number}" for number in range(100)}
+        assert len(said) <= 4, said
+
+    in_virtual_time(change)
 
 
 def test_an_agent_that_ended_in_the_middle_goes_by_the_record(folder: KeyFolder) -> None:

@@ -19,6 +19,7 @@ from linkspan.store.records import AddressRecord, BlockRecord, block_key
 from linkspan.store.replica import Tombstone, remembered
 from support.polling import eventually
 from support.records.replicas import Member, Raced, network, together
+from support.virtual_time import clock, in_virtual_time, soon
 
 
 def test_a_late_batch_undoes_no_newer_write(tmp_path: Path) -> None:
@@ -178,6 +179,47 @@ def test_a_restored_store_is_believed_though_its_revisions_are_older(tmp_path: P
         await one.replica.stop()
 
     together(work)
+
+
+class Listed(MemoryStore):
+    """A connection that notes when its host lists everything."""
+
+    def __init__(self, memory: Memory, times: list[float]) -> None:
+        super().__init__(memory)
+        self._times = times
+
+    async def list(self, prefix: str) -> tuple[list[Record], int]:
+        """List, and note it."""
+        self._times.append(clock())
+        return await super().list(prefix)
+
+
+@pytest.mark.parametrize(("hosts", "within", "at_once"), [(100, 2.1, 50), (3, 0.1, 3)])
+def test_not_all_hosts_of_a_large_cluster_list_at_once(
+    tmp_path: Path, hosts: int, within: float, at_once: int
+) -> None:
+    """A restored store ends all their watches at one moment: each takes a part of the time that all need together."""
+    times: list[float] = []
+
+    async def work() -> None:
+        memory = Memory()
+        first = MemoryStore(memory)
+        await first.transaction({f"hosts/h{number}": b"{}" for number in range(hosts)})
+        for number in range(10):
+            await first.transaction({f"allowances/{number}/{each}/tcp/80": b"{}" for each in range(90)})
+        members = [Member(memory, tmp_path, f"h{number}", Listed(memory, times)) for number in range(hosts)]
+        await asyncio.gather(*(one.replica.start() for one in members))
+        revision, backup = memory.revision, dict(memory.entries)
+        await first.transaction({"settings/a": b"1"})
+        await soon(lambda: all("settings/a" in one.replica.records for one in members), "all have seen it", 5)
+        times.clear()
+        begun = clock()
+        memory.restore(revision, backup)
+        await soon(lambda: len(times) == hosts, "all have listed", within)
+        assert len([at for at in times if at < begun + 0.5]) <= at_once
+        await asyncio.gather(*(one.replica.stop() for one in members))
+
+    in_virtual_time(work)
 
 
 def test_a_write_that_fails_is_told_until_one_succeeds(tmp_path: Path) -> None:
