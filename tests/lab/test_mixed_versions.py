@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.lab import agents, containers, processes, record, topology, underlay
+from linkspan.lab import agents, containers, etcd_servers, processes, record, topology, underlay
 from linkspan.lab.record import Attachment
 from support.lab.dns_runs import NamesRun
 from support.polling import until
@@ -43,7 +43,7 @@ class MixedRun(NamesRun):
         for host in lab.hosts:
             underlay.plug(lab, host)
         if store == "etcd":
-            agents.start_etcd(lab)
+            etcd_servers.start(lab)
         for host, container in zip(lab.hosts, lab.containers, strict=True):
             self.start(host.name)
             if host is lab.hosts[0]:

@@ -14,7 +14,7 @@ import pytest
 from linkspan.api.client import Client
 from linkspan.controller.controller import TAKE_OVER
 from linkspan.core.errors import Unavailable
-from linkspan.lab import agents, commands, record
+from linkspan.lab import commands, etcd_servers, record
 from support.lab.sdn_runs import TAKEN_OVER, SdnRun
 from support.polling import HEALED_WITHIN, SHARED, until
 
@@ -315,7 +315,7 @@ def test_without_the_store_what_runs_goes_on(sdn: SdnRun) -> None:
             until(lambda: sdn.controller()["store"]["problem"] != "", "the store is missed")
             until(lambda: not any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "nobody claims to be active")
     finally:  # the tests after this one need it
-        agents.start_etcd(record.load(sdn.name))
+        etcd_servers.start(record.load(sdn.name))
     until(lambda: any(sdn.controller(n)["active"] for n in ("ctl1", "ctl2")), "one is active again")
     until(sdn.settled, "nothing differs")
     assert _reaches(sdn)

@@ -34,6 +34,19 @@ async def test_a_url_opens_its_store(tmp_path: Path) -> None:
     await etcd.close()
 
 
+async def test_hosts_with_one_url_are_at_different_members(tmp_path: Path) -> None:
+    """Each asks one of them first, and the next ones in order."""
+    first = set()
+    for _ in range(100):
+        store = open_store("etcd://h1,h2,h3", tmp_path)
+        assert isinstance(store, EtcdStore)
+        order = store.gateway.order()
+        assert sorted(order) == ["h1:2379", "h2:2379", "h3:2379"]
+        first.add(order[0])
+        await store.close()
+    assert first == {"h1:2379", "h2:2379", "h3:2379"}
+
+
 def test_an_etcd_url_has_its_parts() -> None:
     """Several endpoints, etcd's port and our prefix as defaults, files, and the user."""
     url = etcd_parts("etcd://h1,h2:1234,[2001:db8::1],[2001:db8::2]:1?ca=/a&cert=/b&key=/c&user=me&password-file=/d%20e")

@@ -61,6 +61,7 @@ def up(
         list[str], typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: direct=true.")
     ] = [],  # noqa: B006 - typer's way
     store: Annotated[str, typer.Option(metavar="sqlite|etcd", help="The hosts' store.")] = "sqlite",
+    store_members: Annotated[int, typer.Option(metavar="1|3|5", help="Members of --store etcd.")] = 1,
     containers_per_host: Annotated[int, typer.Option(metavar="N", help="Containers on each host.")] = 1,
     underlay: Annotated[str, typer.Option(metavar="v4|v6|dual", help="The hosts' own addresses.")] = "v4",
     mtu: Annotated[int, typer.Option(metavar="N", help="MTU of the underlay's links.")] = 1500,
@@ -106,6 +107,7 @@ def up(
         segments=segments,
         options=pairs(split(opt), "--opt"),
         store=store,
+        store_members=store_members,
         containers_per_host=containers_per_host,
         underlay=underlay,
         mtu=mtu,

@@ -1,20 +1,14 @@
-"""Agents of a lab's hosts, and etcd: started at once, awaited together."""
+"""Agents of a lab's hosts: started at once, awaited together."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import os
 import secrets
-import socket
-import ssl
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-import msgspec
 
 from linkspan.api.client import Client
 from linkspan.backends import backend
@@ -22,9 +16,9 @@ from linkspan.core import config
 from linkspan.core.addresses import HIDDEN
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.kernel.io.durable_files import BOOT_ID
-from linkspan.lab import commands, credentials, processes, sockets
+from linkspan.lab import commands, processes
 from linkspan.lab.record import Host, Lab
-from linkspan.lab.topology import ETCD_PORT, PREFIX, USER, credential, settings, shared_key, store_url
+from linkspan.lab.topology import settings, shared_key, store_url
 from linkspan.lab.underlay import CABLE
 
 Started = tuple[Host, Path, "subprocess.Popen[bytes]"]
@@ -81,84 +75,6 @@ def _config(lab: Lab, folder: Path) -> Path:
 def alive(lab: Lab, host: Host) -> bool:
     """Return whether a host's agent runs."""
     return bool(processes.agents(lab.folder, host.name))
-
-
-def start_etcd(lab: Lab) -> None:
-    """Start etcd on the switch, reached from every segment; wait until it serves the lab's users, and only them."""
-    try:
-        commands.run("etcd", "--version")
-    except NotFound as error:
-        raise NotFound("etcd is not installed", "apt install etcd-server, or use --store sqlite") from error
-    try:
-        credentials.make(lab)
-    except NotFound as error:
-        raise NotFound("openssl is not installed, which makes etcd's certificates", "apt install openssl") from error
-    data = lab.folder / "etcd"
-    fresh = not data.exists()
-    peer = "http://127.0.0.1:2380"
-    ca, cert, key = (str(credential(lab, name)) for name in ("ca.pem", "server.pem", "server.key"))
-    argv = [
-        *("etcd", "--name", "lab", "--data-dir", str(data)),
-        *("--listen-client-urls", f"https://{'[::]' if _has_ipv6() else '0.0.0.0'}:{ETCD_PORT}"),
-        *("--advertise-client-urls", f"https://127.0.0.1:{ETCD_PORT}"),
-        *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"lab={peer}"),
-        *("--cert-file", cert, "--key-file", key, "--trusted-ca-file", ca, "--client-cert-auth"),
-        *("--heartbeat-interval", "20", "--election-timeout", "200"),  # a single member elects itself
-        *("--bcrypt-cost", "4", "--unsafe-no-fsync", "--log-level", "warn"),
-    ]
-    log = lab.folder / "etcd-server"
-    process = processes.start(lab.switch, "", argv, processes.environment(lab.folder, "etcd"), log)
-
-    def serves() -> bool:
-        if process.poll() is not None:
-            raise LinkspanError("etcd ended right after its start", f"see {log}.log")
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return b"true" in _etcd(lab, "GET", "/health")
-        return False
-
-    if not commands.await_(serves):
-        raise Unavailable(f"etcd does not answer after {commands.PATIENCE:.0f} s", f"see {log}.log")
-    if fresh:
-        _set_users(lab)
-
-
-def _etcd(lab: Lab, method: str, path: str, body: object = None) -> bytes:
-    """Ask etcd by its gateway, from the switch. Raises OSError or HTTPException, LinkspanError if it refuses."""
-    ca, cert, key = (str(credential(lab, name)) for name in ("ca.pem", "client.pem", "client.key"))
-    context = ssl.create_default_context(cafile=ca)
-    context.load_cert_chain(cert, key)
-    connection = http.client.HTTPConnection("127.0.0.1", ETCD_PORT)
-    with sockets.inside(lab.switch):
-        plain = socket.create_connection(("127.0.0.1", ETCD_PORT), commands.PATIENCE)
-    with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection.sock:
-        connection.request(method, path, None if body is None else msgspec.json.encode(body))
-        answer = connection.getresponse()
-        said = answer.read()
-    if answer.status != http.client.OK:
-        raise LinkspanError(f"etcd refuses {path}: {said.decode(errors='replace').strip()}")
-    return said
-
-
-def _set_users(lab: Lab) -> None:
-    """Let in only root, and the lab's user: the agents use it, and they alone maintain this etcd."""
-    # The range of a prefix ends before the next string of its length.
-    begin = f"{PREFIX}/".encode()
-    permission = {"permType": "READWRITE", "key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
-    for path, body in (
-        ("role/add", {"name": USER}),
-        ("role/grant", {"name": USER, "perm": permission}),
-        ("user/add", {"name": USER, "password": credentials.password(lab, USER)}),
-        ("user/grant", {"user": USER, "role": USER}),
-        ("user/grant", {"user": USER, "role": credentials.ROOT}),  # without it no agent may defragment etcd
-        ("user/add", {"name": credentials.ROOT, "password": credentials.password(lab, credentials.ROOT)}),
-        ("user/grant", {"user": credentials.ROOT, "role": credentials.ROOT}),
-        ("enable", {}),
-    ):
-        _etcd(lab, "POST", f"/v3/auth/{path}", body)
-
-
-def _has_ipv6() -> bool:
-    return Path("/proc/net/if_inet6").exists()
 
 
 def set_hosts(lab: Lab) -> None:

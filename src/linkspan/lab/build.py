@@ -12,6 +12,7 @@ from linkspan.lab import (
     commands,
     containers,
     controllers,
+    etcd_servers,
     processes,
     record,
     rootless,
@@ -78,8 +79,8 @@ def _make(lab: Lab, step: Step) -> None:
         with step(f"{lab.routers[0].software}: {names}{', ..' if len(lab.routers) > 4 else ''}"):
             routers.start(lab, lab.routers)
     if lab.store == "etcd" and not lab.alone:
-        with step("etcd"):
-            agents.start_etcd(lab)
+        with step(f"etcd{f', {lab.store_members} members' if lab.store_members > 1 else ''}"):
+            etcd_servers.start(lab)
     if lab.controllers:
         with step(counted(len(lab.controllers), "controller")):
             controllers.start(lab, lab.controllers)

@@ -114,6 +114,7 @@ class Lab(msgspec.Struct, kw_only=True):
     backend: str
     options: dict[str, str] = {}
     store: str = "sqlite"
+    store_members: int = 1
     segments: int = 1
     mtu: int = 1500
     network: str = "demo"

@@ -29,7 +29,10 @@ _BEHIND = "192.168"
 RACK_AS, HOST_AS, CLUSTER_AS = 65000, 4200000000, 64512
 """AS numbers for private use (RFC 6996): routers and hosts with BGP have one each, behind a reflector all share one."""
 POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
-ETCD_PORT = 2379
+ETCD_PORT, ETCD_STEP = 2379, 10
+"""The first member's port for clients, and how far the next member's is from it."""
+STORE_MEMBERS = (1, 3, 5)
+"""Members of a lab's etcd: an even number bears no more deaths than one less."""
 PREFIX, USER = "/lab", "linkspan"
 """Prefix of the lab's records in etcd, and the agents' user."""
 SDN = "sdn"
@@ -52,6 +55,7 @@ class Wishes(msgspec.Struct, kw_only=True):
     segments: int = 1
     options: dict[str, str] = {}
     store: str = "sqlite"
+    store_members: int = 1
     containers_per_host: int = 1
     underlay: str = "v4"
     mtu: int = 1500
@@ -139,6 +143,11 @@ def etcd_address(lab: Lab, segment: int) -> str:
     return address(segment, family, SWITCH[family])
 
 
+def etcd_ports(lab: Lab) -> list[int]:
+    """Return the ports for clients of the lab's etcd, one for each member."""
+    return [ETCD_PORT + ETCD_STEP * number for number in range(lab.store_members)]
+
+
 def store_url(lab: Lab, host: Host) -> str:
     """Return the store's URL for a host's agent; empty if each host has its own store."""
     if lab.alone:
@@ -149,10 +158,11 @@ def store_url(lab: Lab, host: Host) -> str:
 
 
 def etcd_url(lab: Lab, text: str) -> str:
-    """Return the store's URL by one of etcd's addresses, with the credentials of the lab's hosts."""
+    """Return the store's URL by one of the switch's addresses, with the credentials of the lab's hosts."""
     files = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key", "password-file": USER}
     options = urlencode({"user": USER} | {word: str(credential(lab, name)) for word, name in files.items()}, safe="/")
-    return f"etcd://{f'[{text}]' if ':' in text else text}:{ETCD_PORT}{PREFIX}?{options}"
+    members = ",".join(f"{f'[{text}]' if ':' in text else text}:{port}" for port in etcd_ports(lab))
+    return f"etcd://{members}{PREFIX}?{options}"
 
 
 def credential(lab: Lab, name: str) -> Path:
@@ -183,6 +193,7 @@ def planned(wishes: Wishes) -> Lab:
         backend=wishes.backend,
         options=wishes.options,
         store=wishes.store,
+        store_members=wishes.store_members,
         segments=wishes.segments,
         mtu=wishes.mtu,
         pools=_pools(wishes.backend, outer, bool(routers)),
@@ -255,6 +266,10 @@ def _check(wishes: Wishes) -> None:
     ):
         if word not in known:
             raise Invalid(f"{option} {word!r} is unknown", f"give {', '.join(known[:-1])} or {known[-1]}")
+    if wishes.store_members not in STORE_MEMBERS:
+        raise Invalid(f"--store-members {wishes.store_members} is out of range", "give 1, 3 or 5")
+    if wishes.store_members > 1 and (wishes.store != "etcd" or wishes.backend == ALONE):
+        raise Invalid("--store-members are etcd's", "give --store etcd, and a backend that crosses hosts")
     if 6 not in BACKENDS[wishes.backend].families and wishes.underlay == "v6":
         raise Invalid(f"backend {wishes.backend} needs an IPv4 underlay", "give --underlay v4 or dual")
     _check_nat(wishes)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from linkspan.core.addresses import derived_mac, mac_text
 from linkspan.lab import commands, switches
 from linkspan.lab.record import Host, Lab, Router
-from linkspan.lab.topology import ETCD_PORT, bare, behind, etcd_address, families, gateways
+from linkspan.lab.topology import bare, behind, etcd_address, etcd_ports, families, gateways
 
 CABLE = "eth0"
 CORE, CORE_CABLE = "core", "eth1"
@@ -251,7 +251,8 @@ def _addresses(lab: Lab, host: Host) -> list[str]:
 
 
 def _store_rules(lab: Lab) -> Iterator[str]:
+    ports = ", ".join(map(str, etcd_ports(lab)))
     for host in lab.hosts:
         if STORE_CUT in host.broken:
             for text in host.addresses:
-                yield f"{'ip6' if ':' in text else 'ip'} saddr {bare(text)} tcp dport {ETCD_PORT} drop"
+                yield f"{'ip6' if ':' in text else 'ip'} saddr {bare(text)} tcp dport {{ {ports} }} drop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +23,17 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
     """Return the store of a URL; '' means SQLite in the state folder.
 
     ``cluster`` is the id of the cluster that this host belongs to ('' if it does not know): a store of another
-    cluster is refused. Raises Invalid if the URL cannot be parsed, and Unavailable if a folder cannot be used. An
-    etcd that does not answer is no error here: its calls raise Unavailable until it answers.
+    cluster is refused. Any member of an etcd may be the first to be asked: a thousand hosts have the same URL, and
+    would all be at one member otherwise. Raises Invalid if the URL cannot be parsed, and Unavailable if a folder
+    cannot be used. An etcd that does not answer is no error here: its calls raise Unavailable until it answers.
     """
     check_url(url)
     if url.startswith("etcd://"):
         from linkspan.store.etcd import EtcdStore  # aiohttp's client costs 10 ms that SQLite does not need
 
-        return EtcdStore(url, cluster)
+        store = EtcdStore(url, cluster)
+        store.gateway.endpoint = random.choice(store.url.endpoints)  # noqa: S311 - it spreads, and hides nothing
+        return store
     return SqliteStore(sqlite_folder(url) if url else state_dir / OWN, cluster=cluster)
 
 

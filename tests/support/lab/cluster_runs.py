@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from linkspan.api.client import Client
-from linkspan.lab import agents, credentials, processes, record
+from linkspan.lab import credentials, etcd_servers, processes, record
 from linkspan.lab.topology import ETCD_PORT
 from support.lab.lab_runs import LabRun
 from support.polling import SHARED, explained, until
@@ -103,7 +103,7 @@ class ClusterRun(LabRun):
         peer = "http://127.0.0.1:2380"
         words = ("--name", "lab", "--initial-cluster", f"lab={peer}", "--initial-advertise-peer-urls", peer)
         self.etcdctl("snapshot", "restore", str(backup), "--data-dir", str(self.folder / "etcd"), *words)
-        agents.start_etcd(record.load(self.name))
+        etcd_servers.start(record.load(self.name))
 
     def ip(self, host: str, words: str) -> str:
         """Run ``ip`` in a host."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.lab import agents, processes, record
+from linkspan.lab import agents, etcd_servers, processes, record
 from linkspan.lab.record import Host, Lab
 from linkspan.lab.topology import ETCD_PORT, credential, store_url
 from support.lab.dns_runs import NamesRun
@@ -88,7 +88,7 @@ class EtcdRun(NamesRun):
 
     def stands(self) -> tuple[int, int]:
         """Return how many entries etcd's log has had, and the revision; without a login, which would be an entry."""
-        said = json.loads(agents._etcd(record.load(self.name), "POST", "/v3/maintenance/status", {}))
+        said = json.loads(etcd_servers.ask(record.load(self.name), "POST", "/v3/maintenance/status", {}))
         return int(said["raftIndex"]), int(said["header"]["revision"])
 
     def leader(self) -> str:
