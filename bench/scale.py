@@ -184,11 +184,9 @@ def elsewhere(one: Measured, times: int) -> dict[str, Metric]:
             for number in range(times):
                 peer = number % one.hosts.count
                 begun = time.perf_counter()
-                block = one.hosts.run(one.hosts.claim(network, peer, number % 64))
+                block = one.hosts.run(one.hosts.claim(network, peer))
                 watch.wait([routes], lambda block=block: block in routes.there, f"a route to {block}")  # type: ignore[misc]
                 kernel.append((time.perf_counter() - begun) * 1e3)
-                one.hosts.run(one.hosts.release(network, peer, block))
-                watch.wait([routes], lambda block=block: block not in routes.there, f"no route to {block}")  # type: ignore[misc]
                 begun = time.perf_counter()
                 key = one.hosts.run(one.hosts.put(network, peer, f"new{number}"))
                 end = time.monotonic() + watch.PATIENCE

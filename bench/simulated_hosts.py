@@ -43,8 +43,8 @@ EACH = 5
 LENGTH = 24
 SPARE = 16
 """Blocks that are left to the agent that is measured, from the place where it looks for one."""
-MOVES = 1024
-"""The first of the blocks that simulated hosts take for a moment only."""
+MORE = 1024
+"""The first of the blocks that hosts claim later."""
 STAY = 100
 """Changes that a new container outlives before it goes again."""
 AT_ONCE = 8
@@ -100,6 +100,8 @@ class SimulatedHosts:
         """Changes of endpoints so far."""
         self._came = 0
         self._blocks = Blocks(measured)
+        self._more: dict[tuple[str, int], list[Prefix]] = {}
+        """Blocks that hosts claimed later, by network and host."""
         self._names: deque[str] = deque()
         """Keys of containers that came by ``change``, the oldest first."""
         self._loop = asyncio.new_event_loop()
@@ -256,20 +258,15 @@ class SimulatedHosts:
         """Let a container go."""
         await self._store.transaction({}, deletes=[key])
 
-    async def claim(self, network: str, number: int, move: int) -> Prefix:
+    async def claim(self, network: str, number: int) -> Prefix:
         """Let a host claim one more block, and return the block."""
-        block = self._blocks.of(network, MOVES + move)
-        lease = self._lease(network, number, self._blocks.of(network, number), block)
+        block = self._blocks.of(network, MORE + sum(map(len, self._more.values())))
+        more = self._more.setdefault((network, number), [])
+        more.append(block)
+        lease = self._lease(network, number, self._blocks.of(network, number), *more)
         claimed = {block_key(network, block): BlockRecord(host_id(number), time.time())}
         await self._store.transaction(_encoded({**claimed, lease_key(network, host_id(number)): lease}))
         return block
-
-    async def release(self, network: str, number: int, block: Prefix) -> None:
-        """Let it have only its first one again."""
-        lease = self._lease(network, number, self._blocks.of(network, number))
-        await self._store.transaction(
-            _encoded({lease_key(network, host_id(number)): lease}), deletes=[block_key(network, block)]
-        )
 
     # -------------------------------------------------------------- etcd
 
@@ -346,7 +343,7 @@ async def grown(url: str, hosts: Iterable[dict[str, bytes]], changes: int, turn:
         sizes, last, done = [], 0, 0
         while done < changes:
             some = random.sample(keys, 100)
-            value = random.randbytes(650)  # noqa: S311 - any; as long as an endpoint's record
+            value = random.randbytes(470)  # noqa: S311 - any; as long as an endpoint's record
             revision = await store.transaction(dict.fromkeys(some, value))
             done += len(some)
             if done % turn < len(some):
