@@ -4,7 +4,8 @@ A separate task writes them after the attach, so no container waits for the stor
 the task corrects missing and old records when the agent starts, and after the store lost them.
 
 The task writes the first change at once. It gathers what changes within GATHER after a write, and writes it as one
-transaction: a hundred containers that come within a second are ten transactions, and each is one event for every watch.
+transaction: a hundred containers that come within a second are ten transactions, so ten entries of etcd's log, and ten
+messages to each watch.
 """
 
 from __future__ import annotations
