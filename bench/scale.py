@@ -343,7 +343,7 @@ def among(one: Measured, alone: Lab, count: int, quick: bool) -> dict[str, Metri
     etcd = next(processes.of_lab(one.lab.folder, lambda role, _environ: role == "etcd"))
     found: dict[str, Metric] = {}
     steps: list[tuple[str, Callable[[], dict[str, Metric]]]] = [
-        ("nothing changes", lambda: idle(one, etcd, 10 if quick else 30)),
+        ("nothing changes", lambda: idle(one, etcd, 10 if quick else 60)),  # a look at everything comes each minute
         ("endpoints change", lambda: busy(one, etcd, 5 if quick else 30)),
         ("changes elsewhere", lambda: elsewhere(one, 10 if quick else 100)),
         ("attaches", lambda: attaches(one, alone, 10 if quick else 100)),
