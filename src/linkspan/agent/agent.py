@@ -76,7 +76,8 @@ from linkspan.runtimes import runtimes
 from linkspan.store import upkeep
 from linkspan.store.contact import STALE
 from linkspan.store.factory import maintenance, open_store, own_cluster
-from linkspan.store.replica import SNAPSHOT, Replica, remembered
+from linkspan.store.replica import Replica
+from linkspan.store.snapshot import SNAPSHOT, remembered
 from linkspan.store.upkeep import Upkeep
 
 EVENTS = "events.jsonl"

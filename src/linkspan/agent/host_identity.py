@@ -17,7 +17,7 @@ from linkspan.core.remedies import reason, remedy
 from linkspan.endpoints.journal import WITNESS
 from linkspan.kernel.io import durable_files
 from linkspan.store.factory import own_hosts
-from linkspan.store.replica import SNAPSHOT, remembered
+from linkspan.store.snapshot import SNAPSHOT, remembered
 
 FILE = "host-id"
 

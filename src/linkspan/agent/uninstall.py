@@ -34,7 +34,7 @@ from linkspan.kernel.stray_links import find as find_strays
 from linkspan.kernel.stray_links import remove as remove_strays
 from linkspan.runtimes import runtimes, systemd
 from linkspan.store import records
-from linkspan.store.replica import SNAPSHOT, remembered
+from linkspan.store.snapshot import SNAPSHOT, remembered
 
 PATIENCE = 15.0
 """Seconds that an agent has to end in order; it waits for requests under way for 5."""

@@ -40,13 +40,13 @@ from linkspan.core.contracts import JOIN, Batch, Record, Store
 from linkspan.core.errors import Conflict, Full, Invalid, LinkspanError, NotFound, Unavailable, counted
 from linkspan.core.model import Host, Lease
 from linkspan.core.supervise import lasting, woken
-from linkspan.kernel.io.durable_files import write
 from linkspan.store import records, validation
 from linkspan.store.absence import Absences
 from linkspan.store.contact import ALIVE, Contact
 from linkspan.store.fence import fenced
 from linkspan.store.record_history import Versions
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
+from linkspan.store.snapshot import Content, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
 
@@ -69,12 +69,7 @@ LISTED = 2e-5
 """Seconds of etcd's processor time for each record of a listing: 2.1 s for 100,000 (etcd 3.5.16, pages of 200)."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
-SNAPSHOT = "replica.json"
-"""The snapshot's file in the state folder."""
 T = TypeVar("T")
-
-SNAPSHOT_AFTER = 1.0
-"""Seconds between a change and the snapshot with it: a burst is written once."""
 
 
 class Tombstone(msgspec.Struct, frozen=True):
@@ -84,35 +79,12 @@ class Tombstone(msgspec.Struct, frozen=True):
     at: float
 
 
-class _Snapshot(msgspec.Struct):
-    cluster: str
-    records: list[Record]
-    host: str = ""
-
-
 class _Refused(msgspec.Struct, frozen=True):
     """A record that could not be read: its bytes, the type, and the last valid value (None: there was none)."""
 
     value: bytes
     type: type
     instead: object
-
-
-class Remembered(msgspec.Struct, frozen=True):
-    """The content of a snapshot: the ids of its cluster and of its host ('' if unreadable), and its records."""
-
-    cluster: str = ""
-    host: str = ""
-    records: Mapping[str, bytes] = {}
-
-
-def remembered(snapshot: Path) -> Remembered:
-    """Return the content of a snapshot; a missing or damaged one has none."""
-    try:
-        found = msgspec.json.decode(snapshot.read_bytes(), type=_Snapshot)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return Remembered()
-    return Remembered(found.cluster, found.host, {record.key: record.value for record in found.records})
 
 
 class Replica:
@@ -165,14 +137,12 @@ class Replica:
         self._keeping = ""
         self._unkept: float | None = None
         """Since when the store answers no keepalive, by the loop's time; None while it answers."""
-        self._snapshot = snapshot
+        self._snapshot = Snapshot(snapshot, self._content)
         self._cluster = ""
         self._host = host
         self._changed = changed
         self._first = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._unsaved = asyncio.Event()
-        self._saving = asyncio.Lock()
 
     @property
     def problem(self) -> str:
@@ -194,20 +164,15 @@ class Replica:
 
         ``new``: this host joins the store's cluster, so an existing snapshot is another cluster's, and is ignored.
         """
-        try:
-            known = _Snapshot("", []) if new else msgspec.json.decode(self._snapshot.read_bytes(), type=_Snapshot)
-            for record in known.records:
-                self._keep(record)
-            self._recalled = frozenset(self.under("blocks/"))
-            self.remembered = {key: record.value for key, record in self.under("networks/").items()}
-            self._cluster = known.cluster
-        except FileNotFoundError:
-            pass  # a new host has none
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("snapshot %s cannot be read (%s): the store is read instead", self._snapshot, error)
+        known = Content("", []) if new else self._snapshot.read()
+        for record in known.records:
+            self._keep(record)
+        self._recalled = frozenset(self.under("blocks/"))
+        self.remembered = {key: record.value for key, record in self.under("networks/").items()}
+        self._cluster = known.cluster
         work = {
             "following the store": self._follow,
-            "keeping the snapshot": self._keep_snapshot,
+            "keeping the snapshot": self._snapshot.follow,
             "following absent hosts": self.absences.follow,
         }
         self._tasks = [lasting(*one) for one in work.items()]
@@ -218,7 +183,7 @@ class Replica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._save()
+        self._snapshot.write()
         await self.store.close()
 
     def under(self, prefix: str) -> dict[str, Record]:
@@ -370,7 +335,7 @@ class Replica:
                 await self.put_back()
             # If the agent is killed now, and the store restored, this host must still know it.
             if any(key.startswith(("blocks/", "networks/")) for key in puts):
-                await self._save_soon()
+                await self._snapshot.save()
         return bool(revision)
 
     def note_room(self, *, full: bool) -> None:
@@ -510,7 +475,7 @@ class Replica:
                 touched.add(key)
         touched |= self._found_removed(batch)
         if touched:
-            self._unsaved.set()
+            self._snapshot.note()
             await self._changed(frozenset(touched))
 
     async def _forget(self, keys: frozenset[str]) -> None:
@@ -643,20 +608,10 @@ class Replica:
                 self.lost.discard(key)
                 log.warning("record %s was lost by the store and is put back", key)
 
-    async def _keep_snapshot(self) -> None:
-        while True:
-            await self._unsaved.wait()
-            await asyncio.sleep(SNAPSHOT_AFTER)
-            await self._save_soon()
-
-    async def _save_soon(self) -> None:
-        async with self._saving:
-            await asyncio.to_thread(self._save)
-
     async def accepted(self) -> None:
         """Write snapshots from now on: the cluster has accepted this host's id."""
         self._provisional = False
-        await self._save_soon()
+        await self._snapshot.save()
 
     def withhold(self, keys: Iterable[str]) -> None:
         """Leave the records with these keys out of the snapshot, because they contradict others.
@@ -665,17 +620,13 @@ class Replica:
         """
         self.withheld, self.remembered = frozenset(keys), {}
 
-    def _save(self) -> None:
-        self._unsaved.clear()
+    def _content(self) -> Content | None:
+        """Return the content of the snapshot, None while it must stay as it is."""
         if self._provisional:
-            return
+            return None
         left_out = self.withheld
         known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
-        lasting = [self._lasting(record) for record in known]
-        try:
-            write(self._snapshot, msgspec.json.encode(_Snapshot(self._cluster, lasting, self._host)), 0o600)
-        except OSError as error:
-            log.warning("snapshot %s: %s", self._snapshot, error.strerror)
+        return Content(self._cluster, [self._lasting(record) for record in known], self._host)
 
     def _lasting(self, record: Record) -> Record:
         """Return the version of a record that belongs into the snapshot: the last valid one."""

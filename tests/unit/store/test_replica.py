@@ -16,7 +16,8 @@ from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host, Lease, Network, Reservation, Underlay
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.records import AddressRecord, BlockRecord, block_key
-from linkspan.store.replica import Tombstone, remembered
+from linkspan.store.replica import Tombstone
+from linkspan.store.snapshot import remembered
 from support.polling import eventually
 from support.records.replicas import Member, Raced, network, together
 from support.virtual_time import clock, in_virtual_time, soon
