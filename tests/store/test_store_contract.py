@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from linkspan.core.contracts import PAGE
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.store.request import MOST_KEYS
 from support.polling import eventually
@@ -46,6 +47,49 @@ async def test_a_listing_holds_exactly_the_keys_that_begin_so(
     await store.transaction(dict.fromkeys(["networks/a", "networks/é", "networks2/a", "a*b"], b"x"))
     records, _ = await store.list(prefix)
     assert [record.key for record in records] == keys
+
+
+async def test_a_listing_leaves_out_the_keys_that_begin_otherwise(engine: Engine) -> None:
+    """The rest is of one moment, in the keys' order."""
+    store = engine.connect()
+    there = ["endpoint", "endpoints/h1/a/e", "endpoints/h2/b/e", "endpoints0", "hosts/h1"]
+    await store.transaction(dict.fromkeys(there, b"x"))
+    found, revision = await store.list("", beside="endpoints/")
+    assert [record.key for record in found] == ["endpoint", "endpoints0", "hosts/h1"]
+    assert revision == (await store.list(""))[1]
+    found, _ = await store.list("endpoints/", beside="endpoints/h1/")
+    assert [record.key for record in found] == ["endpoints/h2/b/e"]
+    assert (await store.list("hosts/", beside="hosts/"))[0] == []
+
+
+async def test_pages_have_all_records_of_a_prefix_once(engine: Engine) -> None:
+    """In the keys' order, PAGE of them at a time; a prefix without records has an empty page."""
+    store = engine.connect()
+    keys = [f"x/{number:04}" for number in range(2 * PAGE + 1)]
+    for start in range(0, len(keys), MOST_KEYS):
+        await store.transaction(dict.fromkeys(keys[start : start + MOST_KEYS], b"v"))
+    await store.transaction({"w": b"", "x": b"", "y/1": b""})
+    pages = [page async for page in store.pages("x/")]
+    assert [len(records) for records, _ in pages if records] == [PAGE, PAGE, 1]
+    assert [record.key for records, _ in pages for record in records] == keys
+    assert {record.value for records, _ in pages for record in records} == {b"v"}
+    assert [revision for _, revision in pages] == sorted(revision for _, revision in pages)
+    assert [records async for records, _ in store.pages("z/")] == [[]]
+
+
+async def test_pages_go_on_while_the_store_changes(engine: Engine) -> None:
+    """A record that is there all the time is in them, whatever comes, goes and is compacted between two pages."""
+    store, other = engine.connect(), engine.connect()
+    keys = [f"x/{number:04}" for number in range(PAGE + 5)]
+    for start in range(0, len(keys), MOST_KEYS):
+        await store.transaction(dict.fromkeys(keys[start : start + MOST_KEYS], b"v"))
+    found: list[str] = []
+    async for records, revision in store.pages("x/"):
+        found += [record.key for record in records]
+        if len(found) == PAGE:
+            await other.transaction({"x/0000a": b"late"}, deletes=["x/0001"])
+            await engine.compact(revision + 1)
+    assert found == keys
 
 
 async def test_a_condition_that_fails_stops_the_whole_transaction(engine: Engine) -> None:

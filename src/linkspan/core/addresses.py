@@ -146,19 +146,21 @@ _SPECIAL = {  # RFC 6890 and the IANA registries that continue it
 """Ranges from which no container can have an address."""
 
 
-_OF_NO_HOST = (
-    *("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"),
-    *("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
-)
-"""Ranges in which no other host can be reached: those above, except IPv4's link-local range, which some
-underlays use."""
+_OF_NO_HOST = {
+    text: (found.packed, found.at(found.size - 1).packed)
+    for text, found in ((text, prefix(text)) for text in _SPECIAL)
+    if text != "169.254.0.0/16"
+}
+"""First and last address of the ranges in which no other host can be reached: those above, except IPv4's link-local
+range, which some underlays use. Bytes, because each record of an endpoint is checked by them."""
 
 
 def host_address(text: str) -> Prefix:
     """Parse an address that another host may have, with or without a prefix length. Raises Invalid."""
     found = prefix(text)
-    for special in _OF_NO_HOST:
-        if prefix(special).holds(found.single()):
+    packed = found.packed
+    for special, (first, last) in _OF_NO_HOST.items():
+        if len(first) == len(packed) and first <= packed <= last:
             raise Invalid(f"{text} is in {special}, which is {_SPECIAL[special]}: other hosts cannot reach it")
     return found
 

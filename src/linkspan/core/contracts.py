@@ -137,6 +137,12 @@ class Record(msgspec.Struct, frozen=True):
     revision: int
 
 
+Page = tuple[list[Record], int]
+"""Records of one answer, and a revision that they are not older than."""
+PAGE = 1000
+"""Records of one answer: 100,000 cost etcd 0.9 s of processor time in pages of 1,000, and 2.1 s in pages of 200. To
+decode the answer blocks the event loop for about 3 ms."""
+
 LIFE = 3.0
 """Seconds after the last ``keep`` in which standing records do not end: `cluster/presence.py` says why so many."""
 
@@ -168,8 +174,18 @@ class Store(Protocol):
     async def get(self, key: str) -> Record | None:
         """Return a record, None if there is none."""
 
-    async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
+    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot.
+
+        Those whose keys begin with ``beside`` are left out, unless it is empty.
+        """
+
+    def pages(self, prefix: str) -> AsyncIterator[Page]:
+        """Yield the records whose keys begin with ``prefix``, in the order of keys, PAGE at a time.
+
+        So nobody has to keep all of them. A page is one snapshot, and the next page may be of a later one. If there is
+        no record, there is one empty page.
+        """
 
     async def transaction(
         self,

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import NoReturn
 
-from linkspan.core.contracts import JOIN, PROOF_SECONDS, Batch, Record
+from linkspan.core.contracts import JOIN, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.core.supervise import until_whole, woken
@@ -37,6 +37,7 @@ from linkspan.store.etcd_wire import (
     Txn,
     Watch,
     WatchLine,
+    after,
     decode,
     has_revision,
     has_value,
@@ -45,14 +46,12 @@ from linkspan.store.etcd_wire import (
     puts_and_deletes,
     range_at,
     range_of,
+    ranges_beside,
 )
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision
 
 Records = list[Record]  # inside the class, `list` is a method
-
-PAGE = 200
-"""Records of one answer: to decode them blocks the event loop for about half a millisecond."""
 
 MEMBERS_SECONDS = 1.0
 """Seconds for etcd's list of its members: an agent's start waits for it."""
@@ -104,25 +103,52 @@ class EtcdStore:
         answer, _ = await self._guarded([], [range_of(self.url.prefix + key)])
         return next((self._record(each) for each in answer.range(0).kvs), None)
 
-    async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
+    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, and not with ``beside``, and the snapshot's revision."""
+        ranges = [prefix_range(self.url.prefix + prefix)]
+        if beside:
+            ranges = ranges_beside(ranges[0], prefix_range(self.url.prefix + beside))
         while True:
+            found: Records = []
+            revision = 0
             try:
-                return await self._pages(prefix)
+                async for page, at in self._pages(ranges):
+                    revision = at
+                    found += self._records(page)
             except Refused as error:
                 if not error.compacted:  # a compaction between two pages: begin again
                     raise
+            else:
+                return found, revision
 
-    async def _pages(self, prefix: str) -> tuple[Records, int]:
+    async def pages(self, prefix: str) -> AsyncIterator[Page]:
+        """Yield the records whose keys begin with ``prefix``, and the revision of each page's snapshot, in parts."""
         keys = prefix_range(self.url.prefix + prefix)
-        answer, _ = await self._guarded([], [{"request_range": {**keys, "limit": PAGE}}])
-        page, revision = answer.range(0), answer.header.revision
-        found = self._records(page)
-        while page.more:
-            begin = {"key": page.kvs[-1].key + b"\0", "revision": revision, "limit": PAGE}
-            page = await self._gateway.ask("/v3/kv/range", {**keys, **begin}, Range)
-            found += self._records(page)
-        return found, revision
+        while True:
+            try:
+                async for page, revision in self._pages([keys]):
+                    yield self._records(page), revision
+                    keys = after(keys, page)
+            except Refused as error:
+                if not error.compacted:  # between two pages: the rest is of a later moment
+                    raise
+            else:
+                return
+
+    async def _pages(self, ranges: Sequence[Json]) -> AsyncIterator[tuple[Range, int]]:
+        """Yield the answers about ranges of keys, all of one revision."""
+        revision = 0
+        for keys in ranges:
+            more = True
+            while more:
+                asked = {**keys, "limit": PAGE}
+                if revision:
+                    page = await self._gateway.ask("/v3/kv/range", {**asked, "revision": revision}, Range)
+                else:
+                    answer, _ = await self._guarded([], [{"request_range": asked}])
+                    page, revision = answer.range(0), answer.header.revision
+                more, keys = page.more, after(keys, page)
+                yield page, revision
 
     def _records(self, page: Range) -> Records:
         cluster = self._cluster_key.encode()

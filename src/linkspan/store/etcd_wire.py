@@ -170,6 +170,16 @@ def prefix_range(key: str) -> Json:
     return {"key": begin, "range_end": begin[:-1] + bytes([begin[-1] + 1])}
 
 
+def after(keys: Json, page: Range) -> Json:
+    """Return the rest of a range of keys after an answer with the first of them."""
+    return {**keys, "key": page.kvs[-1].key + b"\0"} if page.kvs else keys
+
+
+def ranges_beside(keys: Json, inner: Json) -> list[Json]:
+    """Return a range of keys without those of another one, which lies in it."""
+    return [{**keys, "range_end": inner["key"]}, {**keys, "key": inner["range_end"]}]
+
+
 def has_value(key: str, value: str) -> Json:
     """Return the condition that a key has a value."""
     return {"key": key.encode(), "target": "VALUE", "result": "EQUAL", "value": value.encode()}

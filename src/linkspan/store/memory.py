@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from linkspan.core.contracts import LIFE, PROOF_SECONDS, Batch, Record
+from linkspan.core.contracts import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import Full, Unavailable
 from linkspan.core.supervise import woken
 from linkspan.store.request import Request
@@ -121,16 +121,24 @@ class MemoryStore:
         value, revision = self._answer().entries.get(key, (None, 0))
         return None if value is None else Record(key, value, revision)
 
-    async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
+    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, and not with ``beside``, and the snapshot's revision."""
         await asyncio.sleep(0)
         memory = self._answer()
         found = [
             Record(key, value, revision)
             for key, (value, revision) in sorted(memory.entries.items(), key=lambda item: item[0].encode())
-            if value is not None and key.startswith(prefix)
+            if value is not None and key.startswith(prefix) and not (beside and key.startswith(beside))
         ]
         return found, memory.revision
+
+    async def pages(self, prefix: str) -> AsyncIterator[Page]:
+        """Yield the records whose keys begin with ``prefix``, and the revision of each page's snapshot, in parts."""
+        found, revision = await self.list(prefix)
+        for start in range(0, max(len(found), 1), PAGE):
+            yield found[start : start + PAGE], revision
+            await asyncio.sleep(0)
+            self._answer()
 
     async def transaction(
         self,

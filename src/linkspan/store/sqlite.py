@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from linkspan.core.contracts import LIFE, PROOF_SECONDS, Batch, Record
+from linkspan.core.contracts import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.remedies import reason, remedy
 from linkspan.core.supervise import pause, until_whole, woken
@@ -77,9 +77,19 @@ class SqliteStore:
         """Return a record, None if there is none."""
         return await self._run(lambda table: table.get(key))
 
-    async def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, and the revision of this snapshot."""
-        return await self._run(lambda table: table.list(prefix))
+    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, and not with ``beside``, and the snapshot's revision."""
+        return await self._run(lambda table: table.list(prefix, beside))
+
+    async def pages(self, prefix: str) -> AsyncIterator[Page]:
+        """Yield the records whose keys begin with ``prefix``, and the revision of each page's snapshot, in parts."""
+        last = ""
+        while True:
+            found, revision = await self._run(lambda table, last=last: table.page(prefix, last, PAGE))
+            yield found, revision
+            if len(found) < PAGE:
+                return
+            last = found[-1].key
 
     async def transaction(
         self,

@@ -43,6 +43,9 @@ _TABLES = """
     INSERT OR IGNORE INTO clock VALUES (1, 0, 0)"""
 
 
+Records = list[Record]  # inside the class, `list` is a method
+
+
 class Tick(msgspec.Struct, frozen=True):
     """State of the store after a sweep: its revision, and seconds until the next record expires (None: none will).
 
@@ -151,13 +154,28 @@ class Table:
             ).fetchone()
         return None if row is None else Record(*row)
 
-    def list(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin with ``prefix``, in the order of keys, and the revision."""
+    def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+        """Return the records whose keys begin with ``prefix``, in the order of keys, and the revision.
+
+        Those whose keys begin with ``beside`` are left out, unless it is empty.
+        """
+        without = bounds(beside) if beside else ("", "")
         with self._snapshot() as database:
             rows = database.execute(
-                "SELECT key, value, revision FROM entries WHERE key >= ? AND key < ? AND value IS NOT NULL "
-                "ORDER BY key",
-                bounds(prefix),
+                "SELECT key, value, revision FROM entries WHERE key >= ? AND key < ? "
+                "AND NOT (key >= ? AND key < ?) AND value IS NOT NULL ORDER BY key",
+                (*bounds(prefix), *without),
+            ).fetchall()
+            return [Record(*row) for row in rows], self._clock()[0]
+
+    def page(self, prefix: str, last: str, most: int) -> tuple[Records, int]:
+        """Return records whose keys begin with ``prefix``, in the order of keys, after ``last``, and the revision."""
+        begin, end = bounds(prefix)
+        with self._snapshot() as database:
+            rows = database.execute(
+                "SELECT key, value, revision FROM entries WHERE key >= ? AND key < ? AND key > ? "
+                "AND value IS NOT NULL ORDER BY key LIMIT ?",
+                (begin, end, last, most),
             ).fetchall()
             return [Record(*row) for row in rows], self._clock()[0]
 
