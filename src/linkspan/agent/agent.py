@@ -35,6 +35,7 @@ from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.control_plane import ControlPlane
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases, promised
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.membership import Cluster
@@ -42,6 +43,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.peer_ping import Probes
 from linkspan.cluster.questions import Ask, Question, Told, Well
+from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.shared_states import learning
 from linkspan.core import namesakes
 from linkspan.core.config import Config
@@ -164,8 +166,14 @@ class Agent:
         """Make the parts around a replica of the store. Without a snapshot, wait for the store."""
         state_dir = Path(self.config.state_dir)
         endpoints: dict[tuple[str, str], Endpoint] = {}
-        self.replica = Replica(store, state_dir / SNAPSHOT, host.id, self._changed, provisional=True)
-        self.published = Published(self.replica, host.id, endpoints)
+        self.remote = RemoteEndpoints(store, host.id, self._changed)
+        self.replica = Replica(
+            store, state_dir / SNAPSHOT, host.id, self._changed, self.remote, provisional=True
+        )
+        self.interest = Interest(self.replica, self.remote, endpoints)
+        self.published = Published(
+            self.replica, host.id, endpoints, self.remote, self.interest, shared=bool(self.config.store)
+        )
         silence = Silence(state_dir, STALE, partial(promised, self.replica))
         own_record = OwnRecord(host)
         self.leases = Leases(
@@ -173,7 +181,9 @@ class Agent:
         )
         self.networks = Networks(self.replica)
         self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
-        self.holdings = Holdings(self.replica, self.leases, self.networks, endpoints, self._busy)
+        self.holdings = Holdings(
+            self.replica, self.leases, self.networks, endpoints, self._busy, self.published.held
+        )
         self.allocator = Allocator(
             self.networks,
             self.leases,
@@ -184,7 +194,14 @@ class Agent:
             self.holdings.note,
         )
         self.naming = Naming(
-            self.worker, self.networks, self.replica, host.id, endpoints, self.config, self.happenings
+            self.worker,
+            self.networks,
+            self.replica,
+            self.remote,
+            host.id,
+            endpoints,
+            self.config,
+            self.happenings,
         )
         listeners = HostListeners(self.naming.listening)
         parts.callback(listeners.close)
@@ -200,7 +217,7 @@ class Agent:
             endpoints,
             self.metrics.operation,
         )
-        for follower in (self.published, self.naming):
+        for follower in (self.published, self.naming, self.interest):
             self.registry.subscribe(follower.note)
         self.services = {
             name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
@@ -298,6 +315,11 @@ class Agent:
     async def _addresses(self) -> frozenset[str]:
         return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
 
+    @property
+    def unreadable(self) -> set[str]:
+        """The keys of records that are skipped."""
+        return self.replica.unreadable | self.remote.reasons.keys()
+
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Return whether an attach or a detach is under way."""
         return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
@@ -306,6 +328,7 @@ class Agent:
         self.ask.changed(keys)
         if self.published.has_own(keys):
             await self.recovery.learn()  # before records with no known owner are removed
+        self.interest.changed(keys)
         self.naming.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
@@ -329,6 +352,8 @@ class Agent:
         self.allocator.refresh()
         parts.callback(self.registry.retry_forgetting)
         inside = await self.recovery.run(self.replica.listed)
+        parts.push_async_callback(self.interest.stop)
+        self.interest.start()
         await self.control.look()  # before any container gets an interface
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start()

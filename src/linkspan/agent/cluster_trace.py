@@ -91,14 +91,18 @@ class Tracer:
         self._silent = silent
         self._ask = ask
 
-    async def _known(self) -> Map:
+    async def _known(self, *words: str) -> Map:
+        """Return the map of what is known: of other hosts' endpoints those that ``words`` may mean, and sketches.
+
+        A sketch tells which host has an address. Where a trace begins or ends, the whole record is needed.
+        """
         silent = await self._silent()
         own = self._leases.host
         hosts = [host for host in self._leases.hosts().values() if host.id != own.id]
         networks = {network.name: network for network in self._networks.all()}
         leases = [lease for lease in self._leases.all() if lease.network in networks]
         counting = [self._leases.grant(networks[lease.network], lease).lease for lease in leases]
-        found = others(hosts, counting, self._published.others())
+        found = others(hosts, counting, await self._published.met(*words))
         peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
         keys = {
             public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
@@ -122,7 +126,7 @@ class Tracer:
 
         Raises NotFound, Conflict or Invalid if the arguments do not say what to trace.
         """
-        known = await self._known()
+        known = await self._known(source, target)
         local = self._local(known)
         first, last, packet = await asyncio.to_thread(local.begin, source, target, to)
         going = trace(known, first, last, packet)

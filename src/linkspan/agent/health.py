@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.backends.wireguard import backend as wireguard
-from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import COME_BACK, Leases
 from linkspan.cluster.membership import Cluster
 from linkspan.core.model import Host, Network
@@ -40,12 +39,11 @@ def unreachable(
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
 
 
-def read_all(leases: Leases, published: Published, networks: Iterable[Network]) -> None:
-    """Read every record once, so that unreadable records are known."""
+def read_all(leases: Leases, networks: Iterable[Network]) -> None:
+    """Read every record that is kept here once, so that unreadable records are known."""
     leases.hosts()
     leases.all()
     leases.common()
-    published.everywhere()
     for network in networks:
         leases.blocks(network.name)
         leases.exact(network.name)

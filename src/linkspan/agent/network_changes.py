@@ -110,7 +110,7 @@ class NetworkChanges:
             if all(network.name != name for network in self._networks.every()):
                 self._networks.get(name)  # raises
             users = [e for e in self._registry.endpoints.values() if e.network == name]
-            users += [e for _, e in self._published.others(network=name)]
+            users += [e async for some in self._published.elsewhere(name) for e in some]
             if users and not force:
                 names = ", ".join(sorted(e.called for e in users)[:5])
                 raise Conflict(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def told(agent: Agent) -> dict[str, Any]:
     """Return the agent's status as documented for `status -o json`."""
-    health.read_all(agent.leases, agent.published, agent.networks.all())
+    health.read_all(agent.leases, agent.networks.all())
     heals = [
         {
             "at": h.at,
@@ -135,7 +135,8 @@ def not_used(agent: Agent) -> list[dict[str, str]]:
     for network in networks.all():
         if told := expose.problem(network):
             why[f"networks/{network.name}"] = told
-    why |= agent.replica.reasons  # last: an earlier version of such a record is in force, which may fail as well
+    # Last: an earlier version of such a record is in force, which may fail as well.
+    why |= agent.remote.reasons | agent.replica.reasons
     return [{"key": key, "host": agent.leases.of_record(key), "why": why[key]} for key in sorted(why)]
 
 
@@ -202,7 +203,7 @@ def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[tuple[str, st
     yield "linkspan_endpoints", "Endpoints attached", "network", counts
     free = {n: float(agent.free(n)) for n in names}
     yield "linkspan_addresses_free", "Addresses left", "network", free
-    unreadable = float(len(agent.replica.unreadable))
+    unreadable = float(len(agent.unreadable))
     yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}
     failed = float(len(not_used(agent)))
     yield "linkspan_records_failing", "Records of the store that are not used completely", "", {"": failed}

@@ -122,7 +122,7 @@ def told(agent: Agent) -> dict[str, object]:
         "answered": replica.contact.answered,
         "seconds": replica.contact.seconds,
         "lost": sorted(replica.lost),
-        "unreadable": sorted(replica.unreadable),
+        "unreadable": sorted(agent.unreadable),
         "etcd": _told_of_etcd(agent),
     }
 

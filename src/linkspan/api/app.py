@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
 import msgspec
 from aiohttp import web
@@ -16,7 +16,7 @@ from linkspan.api.cluster import ClusterRoutes
 from linkspan.api.diagnose import Tracing
 from linkspan.api.hosts import Hosts
 from linkspan.api.peer_credentials import peer
-from linkspan.api.responses import answer, body, error_body
+from linkspan.api.responses import answer, body, error_body, streamed
 from linkspan.api.runtimes import routes
 from linkspan.api.status import Telling
 from linkspan.cluster.endpoint_records import by_container
@@ -88,10 +88,16 @@ class ReservationBody(msgspec.Struct, frozen=True):
 
 def public(endpoint: Endpoint) -> dict[str, object]:
     """Return an endpoint as documented: without the fields that only the agent needs."""
-    fields = msgspec.to_builtins(endpoint)
+    fields = msgspec.structs.asdict(endpoint)
     for name in ("netns_path", "netns_cookie", "metric", "bandwidth"):
         fields.pop(name)
-    return dict(fields)
+    return fields
+
+
+async def _told(hosts: AsyncIterator[Iterable[Endpoint]]) -> AsyncIterator[list[dict[str, object]]]:
+    """Yield endpoints by host as documented: a container is on one host, and its endpoints follow each other."""
+    async for endpoints in hosts:
+        yield [public(endpoint) for endpoint in by_container(endpoints)]
 
 
 def _refuse_managed(endpoints: Iterable[Endpoint]) -> None:
@@ -249,27 +255,29 @@ class Api:
             each[wanted.id, wanted.ifname] = None
         count = sum([await self._agent.detach(id_, ifname, network) for id_, ifname in each])
         id_, _ = next(iter(each))
-        why = "" if count else self._missing(wanted)
+        why = "" if count else await self._missing(wanted)
         return answer({"detached": count, "id": id_, "why": why})
 
-    def _missing(self, wanted: DetachBody) -> str:
-        return self._agent.published.missing(wanted.id, self._agent.happenings, named=wanted.named)
+    async def _missing(self, wanted: DetachBody) -> str:
+        return await self._agent.published.missing(wanted.id, self._agent.happenings, named=wanted.named)
 
-    async def _list_endpoints(self, request: web.Request) -> web.Response:
+    async def _list_endpoints(self, request: web.Request) -> web.StreamResponse:
         network = request.query.get("network", "")
         if network:
             self._agent.network(network)
-        local = "local" in request.query
-        found = self._agent.endpoints().values() if local else self._agent.published.everywhere(network)
-        return answer([public(e) for e in by_container(e for e in found if network in ("", e.network))])
+        if "local" in request.query:
+            here = self._agent.endpoints().values()
+            return answer([public(e) for e in by_container(e for e in here if network in ("", e.network))])
+        return await streamed(request, _told(self._agent.published.everywhere(network)))
 
     async def _show_endpoint(self, request: web.Request) -> web.Response:
-        return answer([public(e) for e in by_container(self._agent.published.find(request.match_info["word"]))])
+        found = await self._agent.published.find(request.match_info["word"])
+        return answer([public(e) for e in by_container(found)])
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
         made = await self._agent.network_changes.reserve(wanted.network, wanted.cidr)
-        held = self._agent.published.holders(made.network, prefix(made.cidr))
+        held = await self._agent.published.holders(made.network, prefix(made.cidr))
         return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
 
     async def _unreserve(self, request: web.Request) -> web.Response:

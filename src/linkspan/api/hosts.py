@@ -148,14 +148,14 @@ class Hosts:
                 f"host {host.name} {now}: its containers would lose their network",
                 "drain it and stop its agent first, or use --force",
             )
-        risk = self._risk(host)
+        risk = await self._risk(host)
         with _doing(f"remove host {host.name}"):
             await leases.remove_host(host.id)
         return answer({"removed": host.name, "risk": risk})
 
-    def _risk(self, host: Host) -> str:
+    async def _risk(self, host: Host) -> str:
         """Return the risk of a removal: nobody can distinguish a host that is off from one that is cut off."""
-        names = sorted(e.name or e.id for _, e in self._agent.published.others(host.id))
+        names = sorted([e.name or e.id async for some in self._agent.published.elsewhere(host=host.id) for e in some])
         if not names:
             return ""
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -9,12 +11,49 @@ from aiohttp import web
 
 from linkspan.core.errors import Invalid, LinkspanError, of_validation
 
+log = logging.getLogger("linkspan.api.responses")
+
 T = TypeVar("T")
+
+AT_ONCE = 1 << 18
+"""Bytes of an answer that wait for more."""
 
 
 def answer(value: object, status: int = 200) -> web.Response:
     """Return a value as a JSON response."""
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+async def streamed(request: web.Request, parts: AsyncIterator[Sequence[object]]) -> web.StreamResponse:
+    """Return the items of all parts as one JSON list, which is sent as it comes; a short one as any other answer.
+
+    Raises what the first AT_ONCE bytes raise. At an error later on, the connection is broken off.
+    """
+    begun: web.StreamResponse | None = None
+    waiting, between = b"[", b""
+    try:
+        async for items in parts:
+            if items:
+                waiting += between + msgspec.json.encode(items)[1:-1]
+                between = b","
+            if len(waiting) < AT_ONCE:
+                continue
+            if begun is None:
+                begun = web.StreamResponse(headers={"Content-Type": "application/json"})
+                await begun.prepare(request)
+            await begun.write(waiting)
+            waiting = b""
+    except LinkspanError as error:
+        if begun is None:
+            raise
+        log.warning("%s %s is broken off: %s", request.method, request.path, error.message)
+        if request.transport is not None:
+            request.transport.abort()
+        return begun
+    if begun is None:
+        return web.Response(body=waiting + b"]", content_type="application/json")
+    await begun.write_eof(waiting + b"]")
+    return begun
 
 
 def error_body(error: LinkspanError) -> dict[str, dict[str, str]]:

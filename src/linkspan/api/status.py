@@ -129,19 +129,20 @@ class Telling:
         network = request.query.get("network", "")
         if network:
             self._agent.network(network)
-        return answer(self._holdings(network))
+        return answer(await self._holdings(network))
 
-    def _holdings(self, network: str = "") -> list[address_audit.Holding]:
+    async def _holdings(self, network: str = "") -> list[address_audit.Holding]:
         """Return the owner of each address in use, in one network or in all."""
         networks, leases = self._agent.networks, self._agent.leases
         hosts = [(leases.name(lease.host), lease) for lease in leases.all(network)]
         of = [one for one in networks.all() if network in ("", one.name)]
         reservations = [one for one in networks.reservations if network in ("", one.network)]
-        return address_audit.holdings(of, self._agent.published.everywhere(network), reservations, hosts)
+        endpoints = [e async for some in self._agent.published.everywhere(network) for e in some]
+        return address_audit.holdings(of, endpoints, reservations, hosts)
 
     async def _address(self, request: web.Request) -> web.Response:
         wanted = prefix(request.match_info["address"])
-        found = [h for h in self._holdings() if prefix(h.address).network().holds(wanted.single())]
+        found = [h for h in await self._holdings() if prefix(h.address).network().holds(wanted.single())]
         if found:
             return answer(found)
         for network in self._agent.networks.all():

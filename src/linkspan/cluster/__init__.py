@@ -94,7 +94,36 @@ Plain routes
     kernel's table counts as an answer, so an agent's start changes no path.
 
 Records of endpoints
-    ``endpoint_records`` writes each endpoint to ``endpoints/HOST/ID/IFNAME`` after its attach, for lists and for
-    the names in traces. These records have no tombstones and are not in the snapshot. Their host corrects them at its
-    start, and when the store lost them.
+    ``endpoint_records`` writes each endpoint to ``endpoints/HOST/ID/IFNAME`` after its attach, for names, lists and
+    traces. These records have no tombstones and are not in the snapshot. Their host corrects them at its start, and
+    when the store lost them.
+
+    They are most of a store's records, and a host needs few of them. So the replica has only this host's own, and three
+    parts share the rest:
+
+    - ``interest`` says which ones this host needs: those in networks with a container here, on the hosts that have a
+      lease there. A host has a lease in each network in which it has a container, so the leases are the index, and
+      nobody reads all endpoints to learn which ones matter. A network matters for a minute after its last container,
+      and for a minute after somebody asked about a conflict in it.
+    - ``remote_endpoints`` has these, packed: addresses, names, and the container's usual name. It reads a host's
+      records when the host begins to matter, and then follows the watch. An agent has one watch, of all records,
+      because tombstones and revisions rely on its order. The host's id in the key shows which changes do not matter.
+    - ``endpoint_records`` reads the others from the store, page by page, when somebody lists, shows or traces them.
+
+    Measured with ids of 64 digits, a name and two labels: a record takes 3.3 KB decoded, as every agent had all of
+    them, and 0.5 KB packed (526 and 480 bytes with 20,000 and 100,000 of them). A record that matters costs 16
+    microseconds, another one 2. A list of 100,000 costs the agent 1.9 s of processor time, 200 records at a time.
+
+    Possible faults, and the answer to each:
+
+    - *A change comes while its host is being read.* It is kept, and adopted again after the listing, unless the listing
+      is later. So a container that went meanwhile does not come back by an older answer.
+    - *The watch ends, and the store is listed again.* All that matters is read again. Until then the known state stays.
+    - *The store is away.* The known state stays, so names stay. A list is refused, because it would not be complete. A
+      trace goes on with the known state: the addresses of the others, with their hosts.
+    - *An agent starts.* It serves before it has read the others' endpoints. Names stay as the files have them until all
+      endpoints of a network are read (``RemoteEndpoints.whole``).
+    - *An address must not be given, because the loser of a block has it.* That needs the loser's endpoints. An
+      allocation from such a block waits until they are read (``Allocator``), and is refused if they cannot be.
+    - *A record cannot be read.* ``status`` names it, and its last readable version stays, if it matters here.
 """

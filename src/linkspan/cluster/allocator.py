@@ -149,6 +149,8 @@ class Allocator:
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
             )
+        if crosses(network):
+            await self._know_doubled(network.name)
         given: list[Allocation] = []
         try:
             for text in request.ips:
@@ -160,6 +162,19 @@ class Allocator:
             await self.release(network.name, [allocation.address for allocation in given])
             raise
         return sorted(given, key=lambda allocation: allocation.address.family)
+
+    async def _know_doubled(self, name: str) -> None:
+        """Learn which addresses of this host's blocks other hosts' containers have. Raises Unavailable."""
+        if not await self._disputes.know(name):
+            raise Unavailable(
+                f"network {name}: a block of this host was another host's, and which of its addresses containers there "
+                "have is not known yet",
+                "`linkspan status` shows the store; try again",
+            )
+        for (network, block), others in self._elsewhere.items():
+            if network == name and others.keys() != self._disputes.elsewhere(name, block).keys():
+                self.refresh()
+                return
 
     def _block_holding(self, name: str, address: Prefix) -> Block | None:
         return next(

@@ -144,11 +144,17 @@ class Disputes:
         for address, held in self._leases.exact(network).items():
             if held.host not in ("", here) and block.holds(address):
                 found[address] = f"{held.called} on host {self._leases.name(held.host)}"
-        for host, endpoint in self._published.others(network=network):
-            for address in endpoint.prefixes:
-                if block.holds(address.single()):
-                    found[address.single()] = f"{endpoint.called} on host {self._leases.name(host)}"
+        for host, address, called in self._published.remote(network):
+            if block.holds(address):
+                found[address] = f"{called} on host {self._leases.name(host)}"
         return found
+
+    async def know(self, network: str) -> bool:
+        """See to it that ``elsewhere`` is complete for this host's blocks in a network; return whether it is."""
+        lease = self._leases.mine(network)
+        keys = [block_key(network, text) for text in lease.prefixes] if lease is not None else []
+        owned = (self._replica.value(key, BlockRecord) for key in keys)
+        return not any(record is not None and record.over for record in owned) or await self._published.known(network)
 
     async def settle(self, network: Network) -> None:
         """Correct this host's claims: write earlier ones over later ones, and drop lost blocks that are unused.
@@ -255,9 +261,9 @@ class Disputes:
         for (name, loser), blocks in sorted(self._lost.items()):
             for text, owner in sorted(blocks.items()):
                 block = prefix(text)
-                held = {a: e for a, e in self._published.held(name, loser) if block.holds(a)}
-                theirs = {a for a, _ in self._published.held(name, owner)}
-                names = tuple(sorted({e.name or e.id for e in held.values()}))
+                held = {a: called for a, called in self._published.held(name, loser) if block.holds(a)}
+                theirs = self._published.living(name, owner)
+                names = tuple(sorted(set(held.values())))
                 doubled = tuple(a.address for a in sorted(held.keys() & theirs))
                 found.append(Dispute(name, f"block {text}", owner, loser, names, doubled))
         return found

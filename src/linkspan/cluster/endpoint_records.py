@@ -11,20 +11,25 @@ messages to each watch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 import msgspec
 
+from linkspan.cluster.interest import Interest
+from linkspan.cluster.remote_endpoints import SLICE, RemoteEndpoints, network_of
 from linkspan.core import dns_names
-from linkspan.core.addresses import Prefix
-from linkspan.core.errors import Conflict, LinkspanError, NotFound, closest
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.contracts import Record
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, closest
 from linkspan.core.event_log import Happenings
-from linkspan.core.model import Endpoint
+from linkspan.core.model import Endpoint, Host
 from linkspan.core.supervise import ended, lasting
+from linkspan.store import validation
 from linkspan.store.replica import ENDPOINTS, GONE, Replica
 from linkspan.store.request import MOST_KEYS
 
@@ -34,6 +39,8 @@ AGAIN = 2.0
 """Seconds until a write is retried that the store refused, or up to a half less: not all hosts should come at once."""
 GATHER = 0.1
 """Seconds after a write in which further changes gather for the next one."""
+PATIENCE = 2.0
+"""Seconds that an attach waits for the endpoints of a network, if it must know them."""
 SHOWN = 24
 """Characters of an id that lists show."""
 FEWEST = 4
@@ -52,20 +59,27 @@ def record_of(endpoint: Endpoint) -> Endpoint:
 
 
 class Published:
-    """Keeps the records equal to this host's endpoints, and reads those of the other hosts."""
+    """Keeps the records equal to this host's endpoints, and finds those of the other hosts."""
 
-    def __init__(self, replica: Replica, host: str, endpoints: Mapping[Identity, Endpoint]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        host: str,
+        endpoints: Mapping[Identity, Endpoint],
+        remote: RemoteEndpoints,
+        interest: Interest,
+        *,
+        shared: bool = True,
+    ) -> None:
+        """``shared``: other hosts use the store too, so it may have endpoints of theirs."""
         self._replica = replica
         self._host = host
         self._endpoints = endpoints
+        self._remote = remote
+        self._interest = interest
+        self._shared = shared
         self.due: set[str] = set()
         """Keys of this host's records that must be compared."""
-        self._unread = {*replica.under(ENDPOINTS)}
-        """Keys of changed records that ``_in`` has not read yet."""
-        self._networks: dict[str, str] = {}
-        """The network of each endpoint of the other hosts, by its key."""
-        self._keys: dict[str, set[str]] = {}
-        """The keys of the other hosts' endpoints in each network."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -87,7 +101,6 @@ class Published:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Check changed records of this host: put wrong ones again, and remove superfluous ones."""
-        self._unread |= {key for key in keys if key.startswith(ENDPOINTS)}
         if self.has_own(keys):
             self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
             self._wake.set()
@@ -95,32 +108,6 @@ class Published:
     def has_own(self, keys: AbstractSet[str]) -> bool:
         """Return whether one of the keys belongs to an endpoint of this host."""
         return any(key.startswith(f"{ENDPOINTS}{self._host}/") for key in keys)
-
-    def others(self, wanted: str = "", network: str = "") -> Iterator[tuple[str, Endpoint]]:
-        """Yield the other hosts' endpoints as (host id, endpoint): of one ``wanted`` host, of one network, or all."""
-        keys: Iterable[str]
-        if network and not wanted:
-            keys = self._in(network)
-        else:
-            keys = self._replica.under(f"{ENDPOINTS}{wanted}/" if wanted else ENDPOINTS)
-        for key in keys:
-            host = key.split("/")[1]
-            endpoint = self._replica.value(key, Endpoint) if host != self._host else None
-            if endpoint is not None and network in ("", endpoint.network):
-                yield host, endpoint
-
-    def _in(self, network: str) -> list[str]:
-        """Return the keys of the other hosts' endpoints in a network, after reading the changed records."""
-        unread, self._unread = self._unread, set()
-        for key in unread:
-            if (before := self._networks.pop(key, None)) is not None:
-                self._keys[before].discard(key)
-                if not self._keys[before]:
-                    del self._keys[before]
-            if (endpoint := self._replica.value(key, Endpoint)) is not None and not self.has_own({key}):
-                self._networks[key] = endpoint.network
-                self._keys.setdefault(endpoint.network, set()).add(key)
-        return sorted(self._keys.get(network, ()))
 
     def own(self) -> list[Endpoint]:
         """Return this host's endpoints as the store has them, from this agent or an earlier one.
@@ -130,43 +117,150 @@ class Published:
         own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
         return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
-    def everywhere(self, network: str = "") -> list[Endpoint]:
-        """Return the endpoints of all hosts, in one network or in all; this host's come first."""
-        here = (endpoint for endpoint in self._endpoints.values() if network in ("", endpoint.network))
-        return [*here, *(endpoint for _, endpoint in self.others(network=network))]
+    async def elsewhere(self, network: str = "", host: str = "") -> AsyncIterator[list[Endpoint]]:
+        """Yield the other hosts' endpoints as the store has them now, those of one host together.
 
-    def held(self, network: str, host: str) -> Iterator[tuple[Prefix, Endpoint]]:
-        """Yield the addresses that containers on a host have in a network, each with its endpoint."""
-        mine = host == self._host
-        for endpoint in self._endpoints.values() if mine else (endpoint for _, endpoint in self.others(host)):
-            if endpoint.network == network:
-                yield from ((address.single(), endpoint) for address in endpoint.prefixes)
+        All of them, or those of one network or of one host. Raises Unavailable.
+        """
+        if not self._shared:
+            return
+        found: list[Endpoint] = []
+        of = ""
+        async for page, _ in self._replica.store.pages(f"{ENDPOINTS}{host}/" if host else ENDPOINTS):
+            for number, record in enumerate(page, 1):
+                if (owner := record.key.split("/", 2)[1]) != of:
+                    if found:
+                        yield found
+                    found, of = [], owner
+                if owner != self._host and (endpoint := self._read(record, network)) is not None:
+                    found.append(endpoint)
+                if number % SLICE == 0:
+                    await asyncio.sleep(0)
+        if found:
+            yield found
+
+    def _read(self, record: Record, network: str) -> Endpoint | None:
+        """Return the endpoint in a record; None if it is in another network, or cannot be read (which is noted)."""
+        try:
+            if why := validation.misplaced(record.key):
+                raise Invalid(why)
+            if network and network_of(record) != network:
+                return None
+            return validation.decode(record.key, record.value, Endpoint)
+        except Invalid as error:
+            self._remote.skip(record.key, error.message)
+            return None
+
+    async def everywhere(self, network: str = "") -> AsyncIterator[list[Endpoint]]:
+        """Yield the endpoints of all hosts, in one network or in all, by host; this host's come first.
+
+        Raises Unavailable after this host's, if the store does not answer.
+        """
+        yield [endpoint for endpoint in self._endpoints.values() if network in ("", endpoint.network)]
+        try:
+            async for found in self.elsewhere(network):
+                yield found
+        except Unavailable as error:
+            raise Unavailable(
+                f"the other hosts' endpoints are in the store: {error.message}",
+                "`linkspan endpoint list --local` shows this host's",
+            ) from error
+
+    def held(self, network: str, host: str) -> Iterator[tuple[Prefix, str]]:
+        """Yield the addresses that containers on a host have in a network, each with its container's name or id.
+
+        If the network has no container here, the other hosts' are known only a moment after the first call.
+        """
+        if host == self._host:
+            here = (endpoint for endpoint in self._endpoints.values() if endpoint.network == network)
+            yield from ((address.single(), e.name or e.id) for e in here for address in e.prefixes)
+            return
+        self._interest.ask(network)
+        for one in self._remote.of(network, host).values():
+            yield from ((address, one.container) for address in one.prefixes)
+
+    async def known(self, network: str) -> bool:
+        """Read a network's endpoints if they are not in memory yet; return whether all are known now."""
+        if not self._remote.whole(network):
+            self._interest.ask(network)
+            self._interest.look()
+            await self._remote.caught_up(PATIENCE)
+        return self._remote.whole(network)
 
     def living(self, network: str, host: str) -> set[Prefix]:
         """Return the addresses that containers on a host have in a network."""
         return {address for address, _ in self.held(network, host)}
+
+    def remote(self, network: str) -> Iterator[tuple[str, Prefix, str]]:
+        """Yield the other hosts, the addresses that their containers have in a network, and each one's name or id."""
+        self._interest.ask(network)
+        for host in self._remote.hosts(network):
+            yield from ((host, address, called) for address, called in self.held(network, host))
 
     def holder(self, network: str, address: Prefix) -> str:
         """Return the endpoint that has an address of a network, as text; '' if none is known.
 
         The text has the name and the host; for a named endpoint of this host the name alone.
         """
-        return next((who for _, who in self.holders(network, address)), "")
+        for endpoint in self._endpoints.values():
+            if endpoint.network == network and address in (one.single() for one in endpoint.prefixes):
+                return self._who(endpoint)
+        for host, other, called in self.remote(network):
+            if other == address:
+                known = self._replica.value(f"hosts/{host}", Host)
+                return f"{called} on host {known.name if known else host}"
+        return ""
 
-    def holders(self, network: str, among: Prefix) -> Iterator[tuple[str, str]]:
-        """Yield the endpoints' addresses of a network in the prefix ``among``, each with the text of `holder`."""
-        for endpoint in self.everywhere(network):
-            here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
-            for one in endpoint.prefixes:
-                if among.holds(one.single()):
-                    yield one.address, f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
+    def _who(self, endpoint: Endpoint) -> str:
+        here = self._endpoints.get(endpoint.identity) is endpoint and endpoint.name
+        return f"{endpoint.called}{'' if here else f' on host {endpoint.host}'}"
 
-    def find(self, word: str) -> list[Endpoint]:
-        """Return the cluster's endpoints that a word means (`meant`). Raises NotFound, with a similar word."""
-        if found := meant(word, self.everywhere(word.partition("@")[2])):
+    async def holders(self, network: str, among: Prefix) -> list[tuple[str, str]]:
+        """Return the endpoints' addresses of a network in the prefix ``among``, each with the text of `holder`."""
+        return [
+            (one.address, self._who(endpoint))
+            async for some in self.everywhere(network)
+            for endpoint in some
+            for one in endpoint.prefixes
+            if among.holds(one.single())
+        ]
+
+    async def find(self, word: str) -> list[Endpoint]:
+        """Return the cluster's endpoints that a word means (`meant`). Raises NotFound, with a similar word.
+
+        Raises Unavailable if the store does not answer, and the word means no endpoint of this host.
+        """
+        fitting = list(self._endpoints.values())
+        try:
+            fitting += [endpoint for _, endpoint in await self.named(word)]
+        except Unavailable:
+            if not meant(word, fitting):
+                raise
+        if found := meant(word, fitting):
             return found
+        known = [*self._endpoints.values(), *(sketch for _, sketch in self._remote.sketches())]
         look = "`linkspan endpoint list` shows them"
-        raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(self.everywhere()), look))
+        raise NotFound(f"endpoint {word!r} does not exist", closest(word, _words(known), look))
+
+    async def named(self, *words: str) -> list[tuple[str, Endpoint]]:
+        """Return the other hosts' endpoints that one of these names or addresses may mean, as (host id, endpoint).
+
+        Others may be among them, because this looks for the name's first part in the bytes of a record. Raises
+        Unavailable.
+        """
+        parts = [_sought(word) for word in words if _sought(word)]
+        found = []
+        if parts and self._shared:
+            async for page, _ in self._replica.store.pages(ENDPOINTS):
+                for number, record in enumerate(page, 1):
+                    text = record.key.encode() + record.value.lower()
+                    if any(part in text for part in parts):
+                        host, endpoint = record.key.split("/", 2)[1], self._read(record, "")
+                        if endpoint is not None and host != self._host:
+                            found.append((host, endpoint))
+                    if number % SLICE == 0:
+                        await asyncio.sleep(0)
+        return found
 
     def here(self, word: str, *, named: bool = True, ifname: str = "", network: str = "") -> list[Endpoint]:
         """Return the endpoints of this host's container that a word means (`meant`), with an interface, in a network.
@@ -186,7 +280,19 @@ class Published:
             raise Conflict(f"{containers} containers on this host are called {word}: {each}", fix)
         return found
 
-    def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
+    async def met(self, *words: str) -> list[tuple[str, Endpoint]]:
+        """Return the other hosts' endpoints that a packet may meet, as (host id, endpoint).
+
+        Those that a name or an address may mean are complete, if the store answers. The rest are those that matter
+        here, as sketches.
+        """
+        whole: list[tuple[str, Endpoint]] = []
+        with contextlib.suppress(Unavailable):  # then only this host can say where the packet goes
+            whole = await self.named(*words)
+        there = {(host, endpoint.identity) for host, endpoint in whole}
+        return [*whole, *(one for one in self._remote.sketches() if (one[0], one[1].identity) not in there)]
+
+    async def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
         """Return why a word (an id or, if ``named``, a name) means no endpoint on this host that can be detached."""
         name = word.partition("@")[0]
         if mine := meant(name, self._endpoints.values()):
@@ -194,7 +300,10 @@ class Published:
             if not any(name == e.id or named for e in mine):
                 return f"no container has this id; one has the name: `linkspan detach {name}` detaches {have}"
             return f"it has {have}, and no other interface here"
-        if hosts := sorted({e.host for e in meant(name, [e for _, e in self.others()])}):
+        there: list[Endpoint] = []
+        with contextlib.suppress(Unavailable):  # then nobody can tell
+            there = [endpoint for _, endpoint in await self.named(name)]
+        if hosts := sorted({e.host for e in meant(name, there)}):
             return f"it is on host {' and '.join(hosts)}, where the command can detach it"
         gone = [h for h in happenings.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
         if gone:
@@ -257,6 +366,21 @@ def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     )
     found = ([e for e in every if fits(e)] for fits in ways)
     return next(filter(None, found), [])
+
+
+def _sought(word: str) -> bytes:
+    """Return bytes, in lower case, that the record of each endpoint contains that a name or an address means.
+
+    NAME@NETWORK, NAME.NETWORK and the beginning of an id start with them. `host:NAME` means no endpoint, so it has none
+    (b'').
+    """
+    if word.startswith("host:"):
+        return b""
+    name = word.partition("@")[0]
+    try:
+        return prefix(name).address.encode()
+    except Invalid:
+        return name.partition(".")[0].encode().lower()
 
 
 def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:

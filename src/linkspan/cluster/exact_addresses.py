@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -53,13 +53,18 @@ class Holdings:
         networks: Networks,
         endpoints: Mapping[Identity, Endpoint],
         busy: Callable[[Identity], bool],
+        held: Callable[[str, str], Iterable[tuple[Prefix, str]]],
     ) -> None:
-        """``busy`` returns whether an attach or detach of an endpoint is running, which writes its own records."""
+        """``busy`` returns whether an attach or detach of an endpoint is running, which writes its own records.
+
+        ``held`` returns the addresses that containers on a host have in a network, each with the container's name.
+        """
         self._replica = replica
         self._leases = leases
         self._networks = networks
         self._endpoints = endpoints
         self._busy = busy
+        self._held_by = held
         self.due: set[str] = set()
         self.lost: dict[str, Dispute] = {}
         """By key: the addresses of this host's containers that another host owns by the earlier claim."""
@@ -214,9 +219,7 @@ class Holdings:
     def _loser(self, name: str, text: str, record: AddressRecord) -> list[Dispute]:
         """Return the conflict about an address that this host won, as long as the loser's container still has it."""
         return [
-            Dispute(
-                name, f"address {text}", record.host, record.over, (endpoint.name or endpoint.id,), (text,)
-            )
-            for endpoint in self._replica.read(f"endpoints/{record.over}/", Endpoint).values()
-            if endpoint.network == name and any(p.address == text for p in endpoint.prefixes)
+            Dispute(name, f"address {text}", record.host, record.over, (called,), (text,))
+            for address, called in self._held_by(name, record.over)
+            if address.address == text
         ]

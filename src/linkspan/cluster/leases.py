@@ -482,7 +482,8 @@ class Leases:
         Its blocks are free for others. Its own record is deleted first: so the host does not come back, even if the
         rest fails. Raises Unavailable.
         """
-        await self.delete([f"hosts/{host}", *self.held(host), *self._replica.under(f"{ENDPOINTS}{host}/")])
+        endpoints, _ = await self._replica.store.list(f"{ENDPOINTS}{host}/")
+        await self.delete([f"hosts/{host}", *self.held(host), *(record.key for record in endpoints)])
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete records, with tombstones, in as many transactions as needed."""

@@ -147,20 +147,22 @@ _SPECIAL = {  # RFC 6890 and the IANA registries that continue it
 
 
 _OF_NO_HOST = {
-    text: (found.packed, found.at(found.size - 1).packed)
-    for text, found in ((text, prefix(text)) for text in _SPECIAL)
-    if text != "169.254.0.0/16"
+    family: [
+        (found.packed, found.at(found.size - 1).packed, text)
+        for text, found in ((text, prefix(text)) for text in _SPECIAL if text != "169.254.0.0/16")
+        if found.family == family
+    ]
+    for family in BITS
 }
-"""First and last address of the ranges in which no other host can be reached: those above, except IPv4's link-local
-range, which some underlays use. Bytes, because each record of an endpoint is checked by them."""
+"""By family: first and last address of the ranges in which no other host can be reached. Those are the ranges above,
+except IPv4's link-local one, which some underlays use. Bytes, because each record of an endpoint is checked by them."""
 
 
 def host_address(text: str) -> Prefix:
     """Parse an address that another host may have, with or without a prefix length. Raises Invalid."""
     found = prefix(text)
-    packed = found.packed
-    for special, (first, last) in _OF_NO_HOST.items():
-        if len(first) == len(packed) and first <= packed <= last:
+    for first, last, special in _OF_NO_HOST[found.family]:
+        if first <= found.packed <= last:
             raise Invalid(f"{text} is in {special}, which is {_SPECIAL[special]}: other hosts cannot reach it")
     return found
 

@@ -10,7 +10,8 @@ Possible faults, and the answer to each
       networks than that.* The server watches nothing. SIGHUP makes it read both files (``Process.hup``). ``nohup``
       protects it from a SIGHUP that comes too early.
     - *A burst of containers causes a write and a reload for each.* There is one file for this host's names and one
-      for the others'. ``service`` waits 0.05 s for further changes and leaves 0.15 s between two reloads.
+      for the others'. ``service`` waits 0.05 s for further changes and leaves 0.15 s between two reloads. After a
+      change on another host only that host's lines are made again (``remote_names``).
     - *The first resync of a new agent stops the servers.* They become desired before that resync (``take_over``).
       While the store has not answered, the other hosts' names stay as the file has them.
     - *The gateway's address is not yet, or no longer, on a link.* A server starts with the network's first

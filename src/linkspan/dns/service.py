@@ -6,7 +6,8 @@ store itself does not answer, no host counts as dead.
 
 Containers in several networks have views (`zone`), which depend on the containers' namespaces.
 
-Until the store has answered a new agent, the other hosts' names stay as the last agent has left them in the file.
+Until the store has answered a new agent, and until the agent has read the other hosts' endpoints of a network, their
+names stay as the last agent has left them in the file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.config import Config
@@ -89,6 +91,7 @@ class Naming:
         worker: Worker,
         networks: Networks,
         replica: Replica,
+        remote: RemoteEndpoints,
         host: str,
         endpoints: Mapping[tuple[str, str], Endpoint],
         config: Config,
@@ -108,12 +111,11 @@ class Naming:
         self._places: Places = {}
         self._views: dict[Zones, float] = {}
         """By view: its end (monotonic clock), FOR_EVER while a container is in all of its networks."""
-        self._others = Elsewhere(replica, host)
+        self._others = Elsewhere(replica, remote, host)
         self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
         """By network: the end of its server (FOR_EVER while it has a container here), and the pools in use here."""
         self._remembered: dict[str, bytes] = {}
         self._own: dict[tuple[str, str], tuple[Endpoint, Named]] = {}
-        self._texts: dict[str, tuple[int, bytes]] = {}
         self._told = Once()
         self._spent: dict[Zones, tuple[int, int]] = {}
         """By server: its process id, and the processor time it had used when it first missed a question."""
@@ -179,7 +181,6 @@ class Naming:
 
     async def take_over(self) -> None:
         """Make the servers desired before the first resync, so that running ones keep running."""
-        self._others.everything()
         for source, states in (await self._plan(self._look())).items():
             await self._worker.run(self._worker.machine.reconciler.desired.replace, source, states)
             self._served[source[1:]] = states
@@ -251,7 +252,7 @@ class Naming:
         now = time.monotonic()
         there = {network.name: network for network in seen.networks if zone.served(network)}
         self._note_used(there, now)
-        self._texts = {n: text for n, text in self._texts.items() if n in there}
+        self._others.keep(frozenset(self._used))
         self._remembered = {n: text for n, text in self._remembered.items() if n in there}
         if seen.dnsmasq is None or not self._used:
             self.problems.clear()
@@ -324,11 +325,8 @@ class Naming:
     def _elsewhere(self, network: Network, seen: _Seen) -> bytes:
         if not zone.crosses(network):
             return b""
-        if seen.listed:
-            if self._texts.get(network.name, (-1,))[0] != seen.others:
-                others = self._others.named.get(network.name, ())
-                self._texts[network.name] = seen.others, zone.hosts(network, others)
-            return self._texts[network.name][1]
+        if seen.listed and (text := self._others.text(network)) is not None:
+            return text
         if network.name not in self._remembered:
             path = Path(zone.elsewhere(str(self._folder), network.name))
             self._remembered[network.name] = path.read_bytes() if path.exists() else b""

@@ -11,7 +11,8 @@ Records, by key
     ``answer/HOST/ID``, ``upkeep/etcd``. A record is decoded once for each change.
 
 Rules
-    - Everything reads from ``replica``, so a store that is away stops nothing.
+    - Everything reads from ``replica``, so a store that is away stops nothing. Of endpoints it has this host's own:
+      ``cluster`` says who keeps which others, and reads the rest in the store.
     - **Removal is a written fact.** A record that is missing without a tombstone was lost. It stays in force, its
       owner puts it back, and nothing new is claimed until then. If a host has no record, nothing of it counts as lost.
     - ``validation`` checks a record by itself: its key, the bounds of its numbers, the shape of each backend's

@@ -1,7 +1,9 @@
 """Replica: the store's records as this host knows them. Everything reads from it, also while the store is away.
 
-The replica has all records in memory. A watch keeps them up to date, and a snapshot in the state folder contains them
-too. So an agent that starts while the store is away serves what it knows.
+The replica has the records in memory. A watch keeps them up to date, and a snapshot in the state folder contains them
+too. So an agent that starts while the store is away serves what it knows. Of endpoints the replica has only this host's
+own: those of the other hosts are most of a store's records, and a host needs few of them. Another part follows their
+changes (``Aside``).
 
 **Removal is a written fact.** A host that deletes a record leaves a tombstone, ``gone/KEY``, in the same
 transaction. A record that is missing without a tombstone was lost: the store was emptied, restored from a backup, or
@@ -15,8 +17,8 @@ a change that is older than the known revision of its record (or of the record's
 within one listing and the watch that follows, because a restored store counts from an earlier revision.
 
 **Hosts list one after the other.** If a store is restored, or its history is compacted beyond the watches' revisions,
-the watches of all hosts end at one moment. A listing of everything costs etcd LISTED for each record. So each host
-waits for a random part of what all of them cost together: nothing in a small cluster, up to SPREAD in a large one.
+the watches of all hosts end at one moment. A listing costs etcd LISTED for each record. So each host waits for a random
+part of what all of them cost together: nothing in a small cluster, up to SPREAD in a large one.
 
 **A damaged record changes nothing.** If a record cannot be read, its last readable version stays in force, also
 after restarts, and ``reasons`` names the record. Otherwise one wrong byte in the store could take a network from its
@@ -32,7 +34,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -65,8 +67,8 @@ FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds until the store is listed again that did not answer, or up to a half less."""
-LISTED = 2e-5
-"""Seconds of etcd's processor time for each record of a listing: 2.1 s for 100,000 (etcd 3.5.16, pages of 200)."""
+LISTED = 9e-6
+"""Seconds of etcd's processor time for each record of a listing: 0.9 s for 100,000 (etcd 3.5.16, by pages of PAGE)."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
 T = TypeVar("T")
@@ -87,8 +89,21 @@ class _Refused(msgspec.Struct, frozen=True):
     instead: object
 
 
+class Aside(Protocol):
+    """The part that follows the other hosts' endpoints."""
+
+    def take(self, batch: Batch) -> set[str]:
+        """Adopt changes of other hosts' endpoints, and return the keys of those that this host needs."""
+
+    def listed(self) -> None:
+        """Read again all that this host needs: the store was listed, because changes may have been missed."""
+
+    def count(self) -> int:
+        """Return how many endpoints this host has, and reads again after a listing."""
+
+
 class Replica:
-    """All records of the store, for the host with the id ``host``; it calls ``changed`` with the keys that changed."""
+    """The store's records, for the host with the id ``host``; it calls ``changed`` with the keys that changed."""
 
     def __init__(
         self,
@@ -96,10 +111,14 @@ class Replica:
         snapshot: Path,
         host: str,
         changed: Callable[[frozenset[str]], Awaitable[None]],
+        aside: Aside | None = None,
         *,
         provisional: bool = False,
     ) -> None:
-        """``provisional``: no snapshot is written until ``accepted``: the cluster may still refuse this host."""
+        """``aside`` follows the other hosts' endpoints; without one nobody does.
+
+        ``provisional``: no snapshot is written until ``accepted``: the cluster may still refuse this host.
+        """
         self.store = store
         self.records: dict[str, Record] = {}
         self.displaced: dict[str, bytes] = {}
@@ -140,6 +159,8 @@ class Replica:
         self._snapshot = Snapshot(snapshot, self._content)
         self._cluster = ""
         self._host = host
+        self._own_endpoints = f"{ENDPOINTS}{host}/"
+        self._aside = aside
         self._changed = changed
         self._first = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -388,7 +409,8 @@ class Replica:
                         await self._apply(batch)
             except NotFound as error:  # compacted, or restored from a backup
                 log.info("%s", error.message)
-                together = len(self.under("hosts/")) * len(self.records) * LISTED
+                each = len(self.records) + (self._aside.count() if self._aside is not None else 0)
+                together = len(self.under("hosts/")) * each * LISTED
                 await asyncio.sleep(random.uniform(0, min(together, SPREAD)))  # noqa: S311 - it spreads
             except LinkspanError as error:
                 if self._reading != error.message:
@@ -403,7 +425,9 @@ class Replica:
         self._ended = dict.fromkeys(self._ended, 0)
         for key, old in list(self.records.items()):
             self._keep(Record(key, old.value, 0))
-        found, revision = await self.store.list("")
+        found, revision = await self.store.list("", beside=ENDPOINTS)
+        # Only this host writes these, so a later snapshot does no harm.
+        found += (await self.store.list(self._own_endpoints))[0]
         if self._cluster and self.store.cluster != self._cluster:
             raise Conflict(
                 f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
@@ -420,6 +444,8 @@ class Replica:
         if any(ALIVE + key.removeprefix("hosts/") not in there for key in there if key.startswith("hosts/")):
             await self.absences.look()
         await self._apply(batch)
+        if self._aside is not None:
+            self._aside.listed()
         self.listed = True
         self._first.set()
         return revision
@@ -431,7 +457,8 @@ class Replica:
 
     async def _take(self, batch: Batch) -> None:
         """Adopt changes, and report the keys whose records changed."""
-        touched: set[str] = set()
+        batch, beside = self._parted(batch)
+        touched = self._aside.take(beside) if beside is not None and self._aside is not None else set()
         listed = self._listed() if any(key.startswith("blocks/") for key in batch.deletes) else {}
         for record in batch.puts:
             if why := validation.misplaced(record.key):
@@ -477,6 +504,19 @@ class Replica:
         if touched:
             self._snapshot.note()
             await self._changed(frozenset(touched))
+
+    def _parted(self, batch: Batch) -> tuple[Batch, Batch | None]:
+        """Return the changes for the replica, and those of other hosts' endpoints, if there are any."""
+        puts = tuple(record for record in batch.puts if self._is_aside(record.key))
+        deletes = tuple(key for key in batch.deletes if self._is_aside(key))
+        if not puts and not deletes:
+            return batch, None
+        kept = tuple(record for record in batch.puts if not self._is_aside(record.key))
+        left = tuple(key for key in batch.deletes if not self._is_aside(key))
+        return Batch(batch.revision, kept, left), Batch(batch.revision, puts, deletes)
+
+    def _is_aside(self, key: str) -> bool:
+        return key.startswith(ENDPOINTS) and not key.startswith(self._own_endpoints)
 
     async def _forget(self, keys: frozenset[str]) -> None:
         """Drop the liveness records of hosts whose absence has lasted."""

@@ -14,9 +14,11 @@ from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
+from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.errors import Exhausted
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import AttachRequest, Endpoint, Host, Network
@@ -53,16 +55,23 @@ class Member:
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
         self.told: Callable[[frozenset[str]], object] = lambda _keys: None
-        self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed)
+        self.remote = RemoteEndpoints(self.store, name, self._changed)
+        self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed, self.remote)
         self.endpoints: dict[tuple[str, str], Endpoint] = {}
-        self.published = Published(self.replica, name, self.endpoints)
+        self.interest = Interest(self.replica, self.remote, self.endpoints)
+        self.published = Published(self.replica, name, self.endpoints, self.remote, self.interest)
         self.own_record = OwnRecord(Host(id=name, name=name))
         self.leases = Leases(self.replica, self.own_record, self.published.living, overdue)
         self.networks = Networks(self.replica)
         self.happenings = Happenings(folder / f"{name}.events")
         self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
         self.holdings = Holdings(
-            self.replica, self.leases, self.networks, self.endpoints, lambda _identity: False
+            self.replica,
+            self.leases,
+            self.networks,
+            self.endpoints,
+            lambda _identity: False,
+            self.published.held,
         )
         self.allocator = Allocator(
             self.networks,
@@ -76,6 +85,7 @@ class Member:
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.seen.append(keys)
+        self.interest.changed(keys)
         self.published.changed(keys)
         self.holdings.changed(keys)
         self.told(keys)
@@ -89,6 +99,7 @@ class Member:
         """Begin as an agent does."""
         await self.replica.start()
         self.networks.refresh()
+        self.interest.start()
         self.published.start()
         self.holdings.start()
 
@@ -96,6 +107,7 @@ class Member:
         """End as an agent does."""
         await self.holdings.stop()
         await self.published.stop()
+        await self.interest.stop()
         await self.replica.stop()
 
     async def converge(self, net: Network) -> None:
@@ -121,11 +133,13 @@ class Member:
         endpoint = Endpoint(id=id_, ifname="eth0", name=id_, network=net.name, host=self.name, addresses=made)
         self.endpoints[endpoint.identity] = endpoint
         self.published.note(endpoint.identity)
+        self.interest.note(endpoint.identity)
 
     async def detach(self, net: Network, id_: str) -> None:
         """Take a container away."""
         endpoint = self.endpoints.pop((id_, "eth0"))
         self.published.note(endpoint.identity)
+        self.interest.note(endpoint.identity)
         await self.allocator.release(net.name, endpoint.prefixes)
 
 

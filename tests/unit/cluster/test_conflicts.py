@@ -66,6 +66,8 @@ async def _both(one: Member, two: Member, net: Network, owner: str) -> None:
         await asyncio.sleep(0.01)
     else:
         pytest.fail(f"not all see that {owner} has the block")
+    for member in (one, two):
+        assert await member.published.known(net.name), f"{member.name} knows whose containers are where"
     await two.converge(net)
     await one.converge(net)
 

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from linkspan.cluster.endpoint_records import Published, by_container
+from linkspan.cluster.endpoint_records import by_container
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import Conflict
+from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.event_log import Happenings
-from linkspan.core.model import Endpoint
+from linkspan.core.model import Endpoint, Lease
 from linkspan.store.memory import Memory
 from linkspan.store.request import Request
 from support.polling import eventually
 from support.records.replicas import Member, together
 from support.virtual_time import clock, in_virtual_time, soon
-
-
-def noting(function: Callable[..., Any], noted: list[str]) -> Callable[..., Any]:
-    """Return a function that notes the first word with which it is called, each time."""
-
-    def noted_and_called(first: str, *words: Any) -> Any:
-        noted.append(first)
-        return function(first, *words)
-
-    return noted_and_called
 
 
 class Teller:
@@ -38,10 +26,10 @@ class Teller:
     def __init__(self, memory: Memory, folder: Path, name: str) -> None:
         self.member = Member(memory, folder, name)
         self.replica = self.member.replica
-        self.endpoints: dict[tuple[str, str], Endpoint] = {}
-        self.published = Published(self.replica, name, self.endpoints)
-        self.member.told = self.published.changed
+        self.endpoints = self.member.endpoints
+        self.published = self.member.published
         self.name = name
+        self._memory = memory
 
     def attach(self, id_: str) -> Endpoint:
         """Have an endpoint more."""
@@ -56,18 +44,26 @@ class Teller:
         self.published.note((id_, "eth0"))
 
     def seen(self) -> list[tuple[str, str]]:
-        """Return what it knows of others: host and id."""
-        return sorted((host, endpoint.id) for host, endpoint in self.published.others())
+        """Return what the store has of others: host and id."""
+        keys = [key.split("/") for key, (value, _) in self._memory.entries.items() if value and key != "endpoints/h1/x"]
+        return sorted((w[1], w[2]) for w in keys if w[0] == "endpoints" and w[1] != self.name)
 
     async def start(self) -> None:
         """Begin."""
         await self.replica.start()
+        self.member.interest.start()
         self.published.start()
 
     async def stop(self) -> None:
         """End."""
         await self.published.stop()
+        await self.member.interest.stop()
         await self.replica.stop()
+
+
+async def everywhere(teller: Teller, network: str = "") -> list[Endpoint]:
+    """Return a host's list of the cluster's endpoints."""
+    return [endpoint async for some in teller.published.everywhere(network) for endpoint in some]
 
 
 def test_endpoints_are_seen_on_other_hosts_until_they_go(tmp_path: Path) -> None:
@@ -79,7 +75,7 @@ def test_endpoints_are_seen_on_other_hosts_until_they_go(tmp_path: Path) -> None
         made = one.attach("a")
         await asyncio.gather(one.start(), two.start())
         await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
-        ((_, told),) = two.published.others()
+        (told,) = await everywhere(two)
         assert (told.netns, told.netns_path, told.addresses) == (7, "", made.addresses)
         one.attach("b")
         await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "h2 sees b")
@@ -121,57 +117,110 @@ def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
         one.attach("a")
         await asyncio.gather(one.start(), two.start())
         await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
+        await two.member.store.transaction({"hosts/h3": b"{}"})
+        await eventually(lambda: "hosts/h3" in one.replica.records, "h1's watch is as far as the store")
         memory.restore(0, {})
         await eventually(lambda: "endpoints/h1/a/eth0" in memory.entries, "h1 puts it again")
-        await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees it again")
         assert one.replica.settled
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
 
 
-def test_a_listing_reads_the_records_of_its_network_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a cluster of a thousand hosts the other networks have most of the endpoints."""
+def test_a_list_is_of_one_network_or_of_one_host(tmp_path: Path) -> None:
+    """This host's endpoints come first, and those of one host together."""
 
     async def work() -> None:
         memory = Memory()
         one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
         _named(one, "a", "web")
         _named(one, "b", "db", network="other")
+        _named(two, "c", "cache")
         await asyncio.gather(one.start(), two.start())
-        await eventually(lambda: len(two.seen()) == 2, "h2 sees both")
-        assert [e.id for e in two.published.everywhere("demo")] == ["a"]
-        read: list[str] = []
-        for name in ("value", "under"):
-            monkeypatch.setattr(two.replica, name, noting(getattr(two.replica, name), read))
-        assert [e.id for e in two.published.everywhere("other")] == ["b"]
-        assert [e.id for e in two.published.find("web@demo")] == ["a"]
-        assert two.published.everywhere("third") == []
-        assert [e.id for _, e in two.published.others("h3")] == []
-        assert read == ["endpoints/h1/b/eth0", "endpoints/h1/a/eth0", "endpoints/h3/"]
+        await eventually(lambda: len(two.seen()) == 2, "the store has both")
+        groups = [[e.id for e in some] async for some in two.published.everywhere()]
+        assert groups == [["c"], ["a", "b"]]
+        assert [e.id for e in await everywhere(two, "other")] == ["b"]
+        assert [e.id for e in await two.published.find("web@demo")] == ["a"]
+        assert await everywhere(two, "third") == []
+        assert [e.id async for some in two.published.elsewhere(host="h1") for e in some] == ["a", "b"]
+        assert [e async for some in two.published.elsewhere(host="h3") for e in some] == []
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
 
 
-def test_a_listing_of_a_network_follows_an_endpoint_that_moves(tmp_path: Path) -> None:
-    """Its container may come again on another network, and go."""
+def test_a_list_leaves_out_what_cannot_be_read_and_names_it(tmp_path: Path) -> None:
+    """Its owner puts it right; the reason ends with that."""
 
     async def work() -> None:
         memory = Memory()
         one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        await two.start()
+        await two.member.store.transaction({"endpoints/h1/x": b"{}", "endpoints/h1/a/eth0": b"{", "endpoints/h1/": b""})
+        assert await everywhere(two) == []
+        assert two.member.remote.reasons.keys() == {"endpoints/h1/x", "endpoints/h1/a/eth0", "endpoints/h1/"}
+        one.attach("a")
+        await one.start()
+        left = {"endpoints/h1/x", "endpoints/h1/"}
+        await eventually(lambda: two.member.remote.reasons.keys() == left, "h1 has put its own right")
+        assert [e.id for e in await everywhere(two)] == ["a"]
+        await asyncio.gather(one.stop(), two.stop())
 
-        def listed() -> list[list[str]]:
-            return [[e.id for e in two.published.everywhere(name)] for name in ("demo", "other")]
+    together(work)
 
+
+def test_a_list_without_the_store_is_refused_and_says_what_goes(tmp_path: Path) -> None:
+    """A list of some would be no list; what this host has is found by name."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
         _named(one, "a", "web")
+        _named(two, "c", "cache")
         await asyncio.gather(one.start(), two.start())
-        await eventually(lambda: listed() == [["a"], []], "it is in demo")
-        _named(one, "a", "web", network="other")
-        await eventually(lambda: listed() == [[], ["a"]], "it is in other")
-        one.detach("a")
-        await eventually(lambda: listed() == [[], []], "it is gone")
-        assert not one.published.everywhere("demo")
+        await eventually(lambda: two.seen() == [("h1", "a")], "the store has a")
+        two.member.store.cut()
+        with pytest.raises(Unavailable) as refused:
+            await everywhere(two)
+        assert "--local" in refused.value.hint
+        assert [e.id for e in await two.published.find("cache")] == ["c"]
+        with pytest.raises(Unavailable):
+            await two.published.find("web")
+        two.member.store.mend()
+        assert [e.id for e in await two.published.find("web")] == ["a"]
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+@pytest.mark.parametrize("word", ["web", "WEB.demo", "a" * 24, "10.244.0.9", "fd00:0:0::9", "alias.demo.internal"])
+def test_an_end_of_a_trace_is_found_in_the_store(tmp_path: Path, word: str) -> None:
+    """By any name, address or id; what is known only by its address is a sketch."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        made = Endpoint(
+            id="a" * 64, ifname="eth0", name="web", network="demo", host="h1", netns=7,
+            addresses=("10.244.0.9/32", "fd00::9/128"), labels={"aliases": "alias"},
+        )  # fmt: skip
+        other = msgspec.structs.replace(made, id="b", name="db", netns=8, addresses=("10.244.0.8/32",), labels={})
+        one.endpoints |= {made.identity: made, other.identity: other}
+        _named(two, "c", "cache")
+        await asyncio.gather(one.start(), two.start())
+        await one.member.replica.write({"leases/demo/h1": Lease(network="demo", host="h1")})
+        await eventually(lambda: two.member.remote.count() == 2, "h2 keeps both")
+        found = {endpoint.id: (host, endpoint) for host, endpoint in await two.published.met(word)}
+        assert found.keys() == {"a" * 64, "b"}
+        assert found["a" * 64] == ("h1", made)
+        host, sketch = found["b"]
+        assert (host, sketch.name, sketch.netns, sketch.prefixes) == ("h1", "db", 0, other.prefixes)
+        two.member.store.cut()
+        assert {(host, endpoint.name, endpoint.netns) for host, endpoint in await two.published.met(word)} == {
+            ("h1", "web", 0),
+            ("h1", "db", 0),
+        }
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
@@ -188,8 +237,8 @@ def test_a_key_that_somebody_made_by_hand_stops_nothing(tmp_path: Path) -> None:
         await eventually(lambda: two.seen() == [("h1", "a")], "h2 sees a")
         await two.member.store.transaction({"endpoints/h1/x": b"{}", "endpoints/h1/": b"", "endpoints/h1/a/eth0": b"{"})
         one.attach("b")
-        await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "h2 sees both")
-        await eventually(lambda: len(two.replica.under("endpoints/")) == 2, "the others are gone")
+        await eventually(lambda: two.seen() == [("h1", "a"), ("h1", "b")], "the others are gone")
+        assert [e.id for e in await everywhere(two)] == ["a", "b"]
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
@@ -372,13 +421,13 @@ def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
         await two.start()
         _named(one, "77aa", "db", "front")
         _named(two, "88bb", "k1")
-        await eventually(lambda: one.seen() == [("h2", "88bb")], "h1 sees what h2 has")
-        assert "eth0 of network front" in one.published.missing("db", log)
-        assert "`linkspan detach db` detaches eth0" in one.published.missing("db", log, named=False)
-        assert "on host h2" in one.published.missing("k1", log)
+        await eventually(lambda: one.seen() == [("h2", "88bb")], "the store has what h2 has")
+        assert "eth0 of network front" in await one.published.missing("db", log)
+        assert "`linkspan detach db` detaches eth0" in await one.published.missing("db", log, named=False)
+        assert "on host h2" in await one.published.missing("k1", log)
         for word in ("web", "4f1c"):
-            assert "was detached already, at 20" in one.published.missing(word, log)
-        assert "no container on this host" in one.published.missing("nobody", log)
+            assert "was detached already, at 20" in await one.published.missing(word, log)
+        assert "no container on this host" in await one.published.missing("nobody", log)
         await one.stop()
         await two.stop()
 

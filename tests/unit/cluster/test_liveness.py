@@ -113,7 +113,7 @@ def test_only_an_overdue_host_s_block_is_reclaimed_and_its_containers_keep_their
         await one.networks.create(net)
         await one.converge(net)
         given = await one.attach(net, "c1")
-        await eventually(lambda: any(two.published.others("h1")), "h2 knows c1")
+        await eventually(lambda: "endpoints/h1/c1/eth0" in memory.entries, "the store has c1")
         with pytest.raises(Exhausted):
             await two.leases.claim(net, {})
         overdue.add("h1")

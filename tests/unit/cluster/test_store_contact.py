@@ -39,7 +39,7 @@ def _agent(one: Member, *, shared: bool = True) -> Agent:
     """Return an agent that has not started, with a host's replica and leases."""
     one.leases.shared = shared
     agent = Agent(Config(store="etcd://203.0.113.1" if shared else ""))
-    agent.replica, agent.leases = one.replica, one.leases
+    agent.replica, agent.leases, agent.remote = one.replica, one.leases, one.remote
     agent.upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
     return agent
 

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from linkspan.core.model import Endpoint
+import msgspec
+import pytest
+
+from linkspan.core.model import Endpoint, Lease, Network
+from linkspan.dns import zone
 from linkspan.dns.remote_names import Elsewhere
 from linkspan.store.memory import Memory
 from support.polling import eventually
-from support.records.replicas import Member
+from support.records.replicas import Member, network
 
 KEY = "endpoints/h2/c1/eth0"
 MADE = Endpoint(id="c1", ifname="eth0", network="demo", host="h2", name="web", addresses=("10.244.1.2/32",))
+DEMO = network()
 
 
 class Hearer:
-    """Host h1, which hears of h2."""
+    """Host h1, which has a container in network demo, and hears of h2, which has a lease there."""
 
     def __init__(self, folder: Path) -> None:
         self.memory = Memory()
         self.member = Member(self.memory, folder, "h1")
-        self.others = Elsewhere(self.member.replica, "h1")
-        self.member.told = self.others.changed
+        self.others = Elsewhere(self.member.replica, self.member.remote, "h1")
+
+    async def start(self) -> None:
+        """Begin."""
+        await self.member.replica.start()
+        await self.member.replica.write({"leases/demo/h2": Lease(network="demo", host="h2")})
+        self.member.holds(DEMO, "c0", "10.244.0.2/32")
+        self.member.interest.start()
+
+    async def stop(self) -> None:
+        """End."""
+        await self.member.interest.stop()
+        await self.member.replica.stop()
 
     async def tell(self, value: bytes | Endpoint = MADE) -> None:
         """Have h2 say that it lives, and publish."""
@@ -36,7 +52,11 @@ class Hearer:
     def names(self) -> list[str]:
         """Return the first names of what is known."""
         self.others.look()
-        return [one.names[0] for one in self.others.named.get("demo", ())]
+        return [line.split()[1].partition(".")[0] for line in (self.others.text(DEMO) or b"").decode().splitlines()]
+
+    async def read(self) -> None:
+        """Wait until everything that matters is known."""
+        await eventually(lambda: self.others.look() and self.others.text(DEMO) is not None, "h1 has read all")
 
 
 def heard(folder: Path, work: Callable[[Hearer], Awaitable[None]]) -> None:
@@ -44,9 +64,10 @@ def heard(folder: Path, work: Callable[[Hearer], Awaitable[None]]) -> None:
 
     async def run() -> None:
         hearer = Hearer(folder)
-        await hearer.member.replica.start()
+        await hearer.start()
+        await hearer.read()
         await work(hearer)
-        await hearer.member.replica.stop()
+        await hearer.stop()
 
     asyncio.run(run())
 
@@ -95,3 +116,53 @@ def test_nobody_is_taken_for_dead_while_the_store_is_full(tmp_path: Path) -> Non
         assert hearer.names() == ["web"]
 
     heard(tmp_path, work)
+
+
+def test_a_change_costs_the_lines_of_its_own_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' lines are as they were; a container that moves to another network leaves its name there."""
+
+    async def work(hearer: Hearer) -> None:
+        put = hearer.member.replica.write
+        await put({"leases/demo/h3": Lease(network="demo", host="h3"), "alive/h3": b"h3"})
+        await hearer.tell()
+        third = msgspec.structs.replace(MADE, host="h3", name="db", addresses=("10.244.3.2/32",))
+        await put({"endpoints/h3/c1/eth0": third})
+        await eventually(lambda: hearer.names() == ["web", "db"], "both are known")
+        made: list[list[tuple[str, ...]]] = []
+        lines = zone.hosts
+
+        def noted(of: Network, every: Iterable[zone.Named]) -> bytes:
+            known = list(every)
+            made.append([one.names for one in known])
+            return lines(of, known)
+
+        monkeypatch.setattr(zone, "hosts", noted)
+        await hearer.tell(msgspec.structs.replace(MADE, name="shop"))
+        assert hearer.names() == ["shop", "db"]
+        assert made == [[("shop", "c1")]]
+        await hearer.tell(msgspec.structs.replace(MADE, network="other"))
+        assert hearer.names() == ["db"]
+        assert len(made) == 1
+
+    heard(tmp_path, work)
+
+
+def test_names_are_not_told_before_all_endpoints_of_the_network_are_read(tmp_path: Path) -> None:
+    """Until then the file of the last agent stays; without the store nothing that is known goes."""
+
+    async def work() -> None:
+        hearer = Hearer(tmp_path)
+        await hearer.tell()
+        await hearer.start()
+        hearer.member.store.cut()
+        hearer.others.look()
+        assert hearer.others.text(DEMO) is None
+        hearer.member.store.mend()
+        await hearer.read()
+        assert hearer.names() == ["web"]
+        hearer.member.store.cut()
+        hearer.member.remote.listed()
+        assert hearer.names() == ["web"]
+        await hearer.stop()
+
+    asyncio.run(work())

@@ -207,7 +207,7 @@ def test_not_all_hosts_of_a_large_cluster_list_at_once(
         memory = Memory()
         first = MemoryStore(memory)
         await first.transaction({f"hosts/h{number}": b"{}" for number in range(hosts)})
-        for number in range(10):
+        for number in range(22):
             await first.transaction({f"allowances/{number}/{each}/tcp/80": b"{}" for each in range(90)})
         members = [Member(memory, tmp_path, f"h{number}", Listed(memory, times)) for number in range(hosts)]
         await asyncio.gather(*(one.replica.start() for one in members))

@@ -1,0 +1,343 @@
+"""Remote endpoints: what this host keeps in memory of the other hosts' endpoints.
+
+Of each endpoint that matters it keeps what names, exact addresses and conflicts need, packed. ``interest`` says which
+hosts and networks matter. The rest stays in the store (``endpoint_records.Published`` reads it there).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+
+import msgspec
+
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.contracts import Batch, Record, Store
+from linkspan.core.dns_names import speakable
+from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.model import ALIASES, Endpoint
+from linkspan.core.supervise import lasting, woken
+from linkspan.store import records, validation
+from linkspan.store.replica import ENDPOINTS
+
+log = logging.getLogger("linkspan.cluster.remote_endpoints")
+
+AGAIN = 1.0
+"""Seconds until a host whose endpoints could not be read is tried again."""
+AT_ONCE = 4
+"""Hosts whose endpoints are read at a time."""
+SLICE = 200
+"""Records that are read without a pause: some 20 microseconds each."""
+Networks = frozenset[str]
+
+
+class Packed(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint, as far as other hosts need it: 0.5 KB with its key, of 3.3 KB that its record takes decoded.
+
+    ``addresses`` (without length) and ``names`` (as DNS has them) are divided by spaces. ``called`` is the container's
+    name or id, '' where it is the first of ``names``.
+    """
+
+    addresses: str
+    names: str
+    called: str
+
+    @property
+    def prefixes(self) -> Iterator[Prefix]:
+        """Its addresses, parsed."""
+        return map(prefix, self.addresses.split())
+
+    @property
+    def container(self) -> str:
+        """Its container's name, or the id where it has none."""
+        return self.called or self.names.partition(" ")[0]
+
+
+class _Network(msgspec.Struct):
+    network: str = ""
+
+
+class _Held:
+    """What a host has in a network: each endpoint by ID/IFNAME, and the number of their last change."""
+
+    def __init__(self, endpoints: dict[str, Packed], number: int) -> None:
+        self.endpoints = endpoints
+        self.number = number
+
+
+class RemoteEndpoints:
+    """The other hosts' endpoints in networks that matter here; keys of records are ENDPOINTS + HOST/ID/IFNAME."""
+
+    def __init__(
+        self, store: Store, host: str, changed: Callable[[frozenset[str]], Awaitable[None]]
+    ) -> None:
+        """Take ``changed``, which is called with the keys of endpoints that are others after a host's were read."""
+        self._store = store
+        self._host = host
+        self._changed = changed
+        self._wanted: dict[str, Networks] = {}
+        """By host: the networks that matter."""
+        self._networks = frozenset[str]()
+        self._whole: set[str] = set()
+        """The networks of which all hosts' endpoints have been read."""
+        self._known: dict[str, dict[str, _Held]] = {}
+        """By network and host."""
+        self.number = 0
+        """Grows with each change of what is known."""
+        self._unread: set[str] = set()
+        """Hosts whose endpoints are to be read."""
+        self._late: dict[str, list[Batch]] = {}
+        """By host whose endpoints are being read: what changed meanwhile."""
+        self._listed = 0
+        """How often the store was listed: what was read before may be of another store."""
+        self.reasons: dict[str, str] = {}
+        """Why records are skipped, by key."""
+        self._wake = asyncio.Event()
+        self._complete = asyncio.Event()
+        """Set while nothing is to be read."""
+        self._complete.set()
+        self._task: asyncio.Task[None] | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._task = lasting("reading other hosts' endpoints", self._follow)
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # What changes
+
+    def want(self, wanted: Mapping[str, Collection[str]]) -> None:
+        """Keep the endpoints in these networks, each with its hosts, from now on, and forget all others."""
+        by_host: dict[str, set[str]] = {}
+        for network, hosts in wanted.items():
+            for host in hosts:
+                by_host.setdefault(host, set()).add(network)
+        by_host.pop(self._host, None)
+        before, self._wanted = self._wanted, {host: frozenset(networks) for host, networks in by_host.items()}
+        for host, networks in before.items():
+            for network in networks - self._wanted.get(host, frozenset()):
+                self._set(network, host, {})
+        new = {host for host, networks in self._wanted.items() if networks - before.get(host, frozenset())}
+        self._whole &= wanted.keys()
+        self._networks = frozenset(wanted)
+        self._due((self._unread | new) & self._wanted.keys())
+
+    def _due(self, unread: set[str]) -> None:
+        self._unread = unread
+        missing = frozenset[str]().union(*(self._wanted[host] for host in unread))
+        self._whole |= self._networks - missing
+        if unread:
+            self._complete.clear()
+            self._wake.set()
+        else:
+            self._complete.set()
+
+    def listed(self) -> None:
+        """Read everything again, because changes may have been missed; until then what is known stays."""
+        self._listed += 1
+        self.reasons.clear()
+        self._due(set(self._wanted))
+
+    def take(self, batch: Batch) -> set[str]:
+        """Adopt changes; return the keys of those that matter here."""
+        touched = set()
+        for record in batch.puts:
+            self.reasons.pop(record.key, None)
+            host = _host(record.key)
+            if host in self._late:
+                self._late[host].append(Batch(batch.revision, (record,)))
+            if host in self._wanted and self._adopt(record):
+                touched.add(record.key)
+        for key in batch.deletes:
+            self.reasons.pop(key, None)
+            host = _host(key)
+            if host in self._late:
+                self._late[host].append(Batch(batch.revision, (), (key,)))
+            if host in self._wanted and self._drop(key):
+                touched.add(key)
+        return touched
+
+    def skip(self, key: str, why: str) -> None:
+        """Record that a record is invalid."""
+        if self.reasons.get(key) != why:
+            log.warning("record %s is skipped: %s", key, why)
+        self.reasons[key] = why
+
+    def _adopt(self, record: Record) -> bool:
+        """Adopt one record, and return whether that changes anything; an unreadable one changes nothing."""
+        host, place = _host(record.key), _place(record.key)
+        found = self._read(record, self._wanted[host])
+        if found is None:
+            return False
+        network, one = found
+        if one is None:
+            return self._drop(record.key)
+        if self.of(network, host).get(place) == one:
+            return False
+        self._drop(record.key)
+        self._set(network, host, {**self.of(network, host), place: one})
+        return True
+
+    def _drop(self, key: str) -> bool:
+        """Forget an endpoint; return whether it was known."""
+        host, place = _host(key), _place(key)
+        for network in self._wanted[host]:
+            known = self.of(network, host)
+            if place in known:
+                self._set(network, host, {at: one for at, one in known.items() if at != place})
+                return True
+        return False
+
+    def _set(self, network: str, host: str, endpoints: dict[str, Packed]) -> None:
+        self.number += 1
+        if endpoints:
+            self._known.setdefault(network, {})[host] = _Held(endpoints, self.number)
+        elif self._known.get(network, {}).pop(host, None) is not None and not self._known[network]:
+            del self._known[network]
+
+    def _read(self, record: Record, wanted: Networks) -> tuple[str, Packed | None] | None:
+        """Return a record's network, and what is kept of it: nothing in a network that does not matter.
+
+        None where the record cannot be read.
+        """
+        try:
+            if why := validation.misplaced(record.key):
+                raise Invalid(why)
+            network = network_of(record)
+            return network, packed(validation.decode(record.key, record.value, Endpoint)) if network in wanted else None
+        except Invalid as error:
+            self.skip(record.key, error.message)
+            return None
+
+    # What is read from the store
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._unread:
+                some = sorted(self._unread)[:AT_ONCE]
+                found = await asyncio.gather(*map(self._read_host, some), return_exceptions=True)
+                for error in found:
+                    if isinstance(error, LinkspanError):
+                        log.debug("endpoints of other hosts are not read: %s", error.message)
+                    elif error is not None:
+                        raise error
+                if any(found):
+                    await asyncio.sleep(AGAIN)
+
+    async def _read_host(self, host: str) -> None:
+        """Read a host's endpoints from the store, and adopt them with what changed meanwhile.
+
+        If what matters of the host changed meanwhile, it stays among those that are to be read.
+        """
+        wanted, listed = self._wanted.get(host, frozenset()), self._listed
+        late = self._late[host] = []
+        read: dict[str, dict[str, Packed]] = {network: {} for network in wanted}
+        begun = 0
+        try:
+            async for page, revision in self._store.pages(f"{ENDPOINTS}{host}/"):
+                begun = begun or revision
+                for start in range(0, len(page), SLICE):
+                    for record in page[start : start + SLICE]:
+                        self._sort(record, wanted, read)
+                    await asyncio.sleep(0)
+        finally:
+            del self._late[host]
+        if self._wanted.get(host) != wanted or self._listed != listed:
+            return
+        touched = set()
+        for network, endpoints in read.items():
+            before = self.of(network, host)
+            if before != endpoints:
+                differ = (at for at in before.keys() | endpoints.keys() if before.get(at) != endpoints.get(at))
+                touched |= {f"{ENDPOINTS}{host}/{at}" for at in differ}
+                self._set(network, host, endpoints)
+        for batch in late:
+            if batch.revision > begun:
+                touched |= self.take(batch)
+        self._due(self._unread - {host})
+        if touched:
+            await self._changed(frozenset(touched))
+
+    def _sort(self, record: Record, wanted: Networks, read: Mapping[str, dict[str, Packed]]) -> None:
+        """Put a record that was read to its network; one that cannot be read stays what it was."""
+        host, place = _host(record.key), _place(record.key)
+        found = self._read(record, wanted)
+        if found is None:
+            for network in wanted:
+                if (known := self.of(network, host).get(place)) is not None:
+                    read[network][place] = known
+        elif found[1] is not None:
+            read[found[0]][place] = found[1]
+
+    # Queries
+
+    async def caught_up(self, seconds: float) -> bool:
+        """Wait until everything that matters has been read, at most ``seconds``; return whether it has been."""
+        return await woken(self._complete, seconds)
+
+    @property
+    def wanted(self) -> Collection[str]:
+        """The hosts whose endpoints matter here."""
+        return self._wanted.keys()
+
+    def whole(self, network: str) -> bool:
+        """Return whether all endpoints of a network have been read since they matter here."""
+        return network in self._whole
+
+    def hosts(self, network: str) -> Mapping[str, int]:
+        """Return the hosts that have endpoints in a network, each with the number of its last change there."""
+        return {host: held.number for host, held in self._known.get(network, {}).items()}
+
+    def of(self, network: str, host: str) -> Mapping[str, Packed]:
+        """Return a host's endpoints in a network, by ID/IFNAME."""
+        held = self._known.get(network, {}).get(host)
+        return held.endpoints if held is not None else {}
+
+    def count(self) -> int:
+        """Return how many endpoints are kept."""
+        return sum(len(held.endpoints) for hosts in self._known.values() for held in hosts.values())
+
+    def sketches(self) -> Iterator[tuple[str, Endpoint]]:
+        """Yield what is known of each endpoint, in place of the endpoint itself, with its host."""
+        for network, hosts in self._known.items():
+            for host, held in hosts.items():
+                for place, one in held.endpoints.items():
+                    id_, _, ifname = place.partition("/")
+                    yield host, Endpoint(
+                        id=id_,
+                        ifname=ifname,
+                        name=one.container,
+                        network=network,
+                        addresses=tuple(one.addresses.split()),
+                        labels={ALIASES: one.names.replace(" ", ",")},
+                    )
+
+
+def packed(endpoint: Endpoint) -> Packed:
+    """Return what other hosts keep of an endpoint."""
+    names, called = speakable(endpoint), endpoint.name or endpoint.id
+    addresses = " ".join(text.partition("/")[0] for text in endpoint.addresses)
+    return Packed(addresses, " ".join(names), "" if names[:1] == (called,) else called)
+
+
+def network_of(record: Record) -> str:
+    """Return the network in an endpoint's record; a tenth of the work of reading all of it. Raises Invalid."""
+    network: str = records.parse(record.value, _Network).network
+    return network
+
+
+def _host(key: str) -> str:
+    return key.split("/", 2)[1]
+
+
+def _place(key: str) -> str:
+    return key.split("/", 2)[2] if key.count("/") > 1 else ""

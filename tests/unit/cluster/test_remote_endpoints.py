@@ -1,0 +1,233 @@
+"""Remote endpoints: what matters here is kept, packed, and nothing else; and it is right whatever comes between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.cluster import interest
+from linkspan.cluster.remote_endpoints import packed
+from linkspan.core.addresses import prefix
+from linkspan.core.contracts import Page
+from linkspan.core.model import Endpoint, Lease
+from linkspan.store.memory import Memory, MemoryStore
+from support.polling import eventually
+from support.records.replicas import Member, network, together
+
+DEMO = network()
+
+
+def made(host: str, id_: str, name: str = "demo", address: str = "10.244.1.2/32") -> dict[str, msgspec.Struct]:
+    """Return the record of a container."""
+    endpoint = Endpoint(id=id_, ifname="eth0", network=name, host=host, name=f"c-{id_}", addresses=(address,))
+    return {f"endpoints/{host}/{id_}/eth0": endpoint}
+
+
+def leased(host: str, name: str = "demo") -> dict[str, msgspec.Struct]:
+    """Return the record of a lease."""
+    return {f"leases/{name}/{host}": Lease(network=name, host=host)}
+
+
+def known(member: Member, name: str = "demo") -> list[str]:
+    """Return the ids of the containers that a host keeps of a network."""
+    return sorted(at.partition("/")[0] for host in member.remote.hosts(name) for at in member.remote.of(name, host))
+
+
+class Slow(MemoryStore):
+    """A connection whose pages wait: what was read is handed out when it is told."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.handed = asyncio.Event()
+        self.read: list[str] = []
+
+    async def pages(self, prefix: str) -> AsyncIterator[Page]:
+        """Yield the pages once it is told."""
+        async for page in super().pages(prefix):
+            self.read.append(prefix)
+            await self.handed.wait()
+            yield page
+
+
+def test_only_endpoints_in_networks_with_a_container_here_are_kept(tmp_path: Path) -> None:
+    """Of hosts that have a lease there: another host's are not even read, and another network's are dropped."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = Slow(memory)
+        store.handed.set()
+        one, other = Member(memory, tmp_path, "h1", store), MemoryStore(memory)
+        await one.replica.start()
+        put = one.replica.write
+        await put({**leased("h2"), **leased("h3", "other"), **leased("h4"), **leased("h4", "other")})
+        for host, id_, name in (("h2", "a", "demo"), ("h3", "b", "other"), ("h4", "c", "demo"), ("h4", "d", "other")):
+            await put(made(host, id_, name))
+        one.interest.start()
+        assert known(one) == []
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        await eventually(lambda: known(one) == ["a", "c"], "the two in demo are kept")
+        assert known(one, "other") == []
+        assert sorted(store.read) == ["endpoints/h2/", "endpoints/h4/"]
+        assert one.remote.whole("demo")
+        assert not one.replica.under("endpoints/h2/")
+        assert await other.get("endpoints/h3/b/eth0") is not None
+        await one.interest.stop()
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_host_that_joins_a_network_is_read_and_one_that_leaves_is_forgotten(tmp_path: Path) -> None:
+    """The lease tells; the containers' own changes are followed one by one."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.interest.start()
+        other = Member(memory, tmp_path, "h2")
+        await other.replica.start()
+        await other.replica.write(made("h2", "a"))
+        await other.replica.write(leased("h2"))
+        await eventually(lambda: known(one) == ["a"], "h1 has read h2's")
+        await other.replica.write(made("h2", "b"))
+        await eventually(lambda: known(one) == ["a", "b"], "a change is followed")
+        await other.replica.write(made("h2", "a", "other"))
+        await eventually(lambda: known(one) == ["b"], "one that moves to another network is forgotten")
+        await other.replica.write({}, deletes=["leases/demo/h2"])
+        await eventually(lambda: known(one) == [], "h2 has left")
+        for member in (one, other):
+            await member.interest.stop()
+            await member.replica.stop()
+
+    together(work)
+
+
+def test_a_network_matters_a_while_longer_than_its_last_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that comes again finds what was known; then nothing is kept."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.replica.write({**leased("h2"), **made("h2", "a")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        await eventually(lambda: known(one) == ["a"], "it is kept")
+        monkeypatch.setattr(interest, "LINGER", 60.0)
+        await one.detach(DEMO, "own")
+        one.interest.look()
+        assert known(one) == ["a"]
+        monkeypatch.setattr(interest, "LINGER", 0.0)
+        one.interest.look()
+        assert known(one) == []
+        assert one.remote.count() == 0
+        await one.stop()
+
+    together(work)
+
+
+def test_what_changes_while_a_host_is_read_is_not_lost(tmp_path: Path) -> None:
+    """One that came, one that changed, one that went, and one that went and came again, between the two answers."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = Slow(memory)
+        one, other = Member(memory, tmp_path, "h1", store), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.replica.start(), other.replica.start())
+        put = other.replica.write
+        await put(leased("h2"))
+        for id_ in ("stays", "changes", "goes", "again"):
+            await put(made("h2", id_))
+        await eventually(lambda: "leases/demo/h2" in one.replica.records, "h1 knows of h2")
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.interest.start()
+        await eventually(lambda: store.read, "the store has answered, and h1 has not got it yet")
+        await put({**made("h2", "comes"), **made("h2", "changes", address="10.244.1.9/32")})
+        await put({}, deletes=["endpoints/h2/goes/eth0", "endpoints/h2/again/eth0"])
+        await put(made("h2", "again"))
+        await put({"hosts/h9": b"{}"})
+        await eventually(lambda: "hosts/h9" in one.replica.records, "h1's watch is as far as the store")
+        store.handed.set()
+        await eventually(lambda: one.remote.whole("demo"), "h1 has read h2's")
+        assert known(one) == ["again", "changes", "comes", "stays"]
+        assert one.published.living("demo", "h2") == {prefix("10.244.1.2"), prefix("10.244.1.9")}
+        for member in (one, other):
+            await member.interest.stop()
+            await member.replica.stop()
+
+    together(work)
+
+
+def test_a_store_that_is_another_one_is_read_again(tmp_path: Path) -> None:
+    """A record that it lacks is forgotten; without the store what is known stays."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.replica.write({**leased("h2"), **made("h2", "a"), **made("h2", "b")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        await eventually(lambda: known(one) == ["a", "b"], "both are kept")
+        backup = dict(memory.entries)
+        one.store.cut()
+        assert known(one) == ["a", "b"]
+        del backup["endpoints/h2/b/eth0"]
+        memory.restore(1, backup)
+        one.store.mend()
+        await eventually(lambda: known(one) == ["a"], "what the store lacks is forgotten")
+        await one.stop()
+
+    together(work)
+
+
+def test_a_record_that_cannot_be_read_is_named_and_stays_what_it_was(tmp_path: Path) -> None:
+    """Also when its host is read again; the reason ends with the next change."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, other = Member(memory, tmp_path, "h1"), MemoryStore(memory)
+        await one.start()
+        await one.replica.write({**leased("h2"), **made("h2", "a")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        await eventually(lambda: known(one) == ["a"], "it is kept")
+        key = "endpoints/h2/a/eth0"
+        await other.transaction({key: b"{spoilt", "endpoints/h2/new/eth0": b"[]"})
+        await eventually(lambda: key in one.remote.reasons, "it is named")
+        assert known(one) == ["a"]
+        one.remote.listed()
+        assert await one.remote.caught_up(5)
+        assert known(one) == ["a"]
+        assert one.remote.reasons.keys() == {key, "endpoints/h2/new/eth0"}
+        await other.transaction({}, deletes=[key, "endpoints/h2/new/eth0"])
+        await eventually(lambda: not one.remote.reasons, "nobody names it any more")
+        assert known(one) == []
+        await one.stop()
+
+    together(work)
+
+
+@pytest.mark.parametrize(
+    ("name", "id_", "labels", "names", "container"),
+    [
+        ("web", "4f1c" * 16, {"aliases": "shop"}, ("web", "shop", "4f1c4f1c4f1c"), "web"),
+        ("Web_1", "c1", {}, ("web_1", "c1"), "Web_1"),
+        ("", "c1", {}, ("c1",), "c1"),
+        ("", "4f1c" * 16, {}, ("4f1c4f1c4f1c",), "4f1c" * 16),
+    ],
+)
+def test_a_packed_endpoint_has_names_addresses_and_what_people_call_it(
+    name: str, id_: str, labels: dict[str, str], names: tuple[str, ...], container: str
+) -> None:
+    """That is all that other hosts need of it."""
+    addresses = ("10.244.1.2/32", "fd00::2/128")
+    one = packed(Endpoint(id=id_, ifname="eth0", name=name, network="demo", labels=labels, addresses=addresses))
+    assert tuple(one.names.split()) == names
+    assert one.container == container
+    assert [found.address for found in one.prefixes] == ["10.244.1.2", "fd00::2"]
