@@ -49,7 +49,7 @@ class MixedRun(NamesRun):
             if host is lab.hosts[0]:
                 wish = {"name": lab.network, "pools": lab.pools, "backend": backend}
                 self.call(host.name, "POST", "/v1/networks", wish)
-            agents.await_network(lab, [host], lab.network)
+            agents.await_network(lab, [host], lab.network, leased=False)  # this version claims with the container
             container.attachments = [Attachment(lab.network)]
             containers.make(lab, [container])
 

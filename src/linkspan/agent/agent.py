@@ -28,7 +28,7 @@ from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.peer_survey import Survey
 from linkspan.agent.plans import Plans
 from linkspan.backends import backend
-from linkspan.backends.wireguard.backend import asked
+from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Disputes
@@ -41,6 +41,7 @@ from linkspan.cluster.liveness import Silence
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
+from linkspan.cluster.participation import Participation
 from linkspan.cluster.peer_ping import Probes
 from linkspan.cluster.questions import Ask, Question, Told, Well
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
@@ -192,7 +193,9 @@ class Agent:
             self.config.cooldown,
             partial(silence.stalled, host.id),
             self.holdings.note,
+            self._take_part,
         )
+        self.participation = Participation(self.leases, self.networks, endpoints)
         self.naming = Naming(
             self.worker,
             self.networks,
@@ -230,6 +233,7 @@ class Agent:
             self.networks,
             self.allocator,
             self.disputes,
+            self.participation,
             silence,
             self.happenings,
             self.view,
@@ -324,6 +328,9 @@ class Agent:
         """Return whether an attach or a detach is under way."""
         return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
 
+    async def _take_part(self, network: Network) -> None:
+        await self.cluster.take_part(network)
+
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
         if self.published.has_own(keys):
@@ -407,7 +414,9 @@ class Agent:
             self.networks.all(), self.networks.allowances, self._facts, here, held,
             control=closed.places, control_here=closed.here,
         )  # fmt: skip
-        seen = asked(seen, map(self.leases.whole, self.leases.hosts().values()), self.leases.networks())
+        if any(map(serves, seen.networks)):
+            hosts = map(self.leases.whole, self.leases.hosts().values())
+            seen = asked(seen, hosts, self.leases.networks(self.participation.all()))
         return learning(seen, self.leases, self.cluster.peers, self.registry.endpoints.values())
 
     async def _look(self) -> None:

@@ -40,11 +40,11 @@ def unreachable(
 
 
 def read_all(leases: Leases, networks: Iterable[Network]) -> None:
-    """Read every record that is kept here once, so that unreadable records are known."""
+    """Read every record about these networks and all hosts once, so that unreadable records are known."""
     leases.hosts()
-    leases.all()
     leases.common()
     for network in networks:
+        leases.all(network.name)
         leases.blocks(network.name)
         leases.exact(network.name)
 

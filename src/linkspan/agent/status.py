@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from linkspan import __version__
 from linkspan.agent import health, store_health
-from linkspan.backends import BACKENDS, PROBLEMS
+from linkspan.backends import BACKENDS, PROBLEMS, backend
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.cluster import controller_status
 from linkspan.core import namesakes
 from linkspan.core.errors import LinkspanError
 from linkspan.core.fights import Contested
+from linkspan.core.model import Network
 from linkspan.core.states.wireguard import key_id
 from linkspan.endpoints.reconstruction import is_unnamed
 from linkspan.kernel import kinds
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def told(agent: Agent) -> dict[str, Any]:
     """Return the agent's status as documented for `status -o json`."""
-    health.read_all(agent.leases, agent.networks.all())
+    health.read_all(agent.leases, concerned(agent))
     heals = [
         {
             "at": h.at,
@@ -124,10 +125,16 @@ def unreachable(agent: Agent) -> list[dict[str, str]]:
     return [*found, *agent.associating.told()]
 
 
+def concerned(agent: Agent) -> list[Network]:
+    """Return the networks whose leases and blocks this host uses, or that nobody should have any in."""
+    taking = agent.participation.all()
+    return [one for one in agent.networks.all() if one.name in taking or not backend(one.backend).crosses_hosts]
+
+
 def not_used(agent: Agent) -> list[dict[str, str]]:
     """Return the records that are not used completely: each with its key, its host, and the reason."""
     networks = agent.networks
-    why = agent.leases.refused(networks.all())
+    why = agent.leases.refused(concerned(agent))
     why |= {f"networks/{name}": f"not in force on this host: {told}" for name, told in networks.withheld.items()}
     for id_, host in agent.leases.hosts().items():
         if id_ != agent.leases.host.id and (told := networks.covering(host)):

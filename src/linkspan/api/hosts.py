@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from aiohttp import web
@@ -15,7 +15,7 @@ from linkspan.cluster import host_settings
 from linkspan.core import namesakes
 from linkspan.core.addresses import HIDDEN
 from linkspan.core.errors import Conflict, NotFound, Unavailable
-from linkspan.core.model import Host, Underlay
+from linkspan.core.model import Host, Lease, Underlay
 from linkspan.store.replica import GONE, Tombstone
 
 
@@ -56,7 +56,8 @@ class Hosts:
             web.delete("/v1/hosts/{name}", self._remove),
         ]
 
-    def _told(self, host: Host) -> HostTold:
+    def _told(self, host: Host, known: Iterable[Lease] | None = None) -> HostTold:
+        """Return a host in the documented format; ``known`` are its leases, if the caller has them."""
         leases = self._agent.leases
         alive = leases.lives(host.id)
         word = {True: "alive", False: "silent", None: "unknown"}[alive]
@@ -68,8 +69,7 @@ class Hosts:
                 "host_address": list(lease.addresses),
                 "endpoints": msgspec.to_builtins(lease.endpoints),
             }
-            for lease in leases.all()
-            if lease.host == host.id
+            for lease in (leases.of_host(host.id) if known is None else known)
         ]
         underlay: dict[str, object] | None = None
         if host.underlay is not None:
@@ -94,7 +94,10 @@ class Hosts:
 
     async def _list(self, request: web.Request) -> web.Response:
         known = self._agent.leases.hosts()
-        hosts = [self._told(host) for host in known.values()]
+        held: dict[str, list[Lease]] = {}
+        for lease in self._agent.leases.all():
+            held.setdefault(lease.host, []).append(lease)
+        hosts = [self._told(host, held.get(host.id, ())) for host in known.values()]
         removed = {key.removeprefix(f"{GONE}hosts/"): key for key in self._agent.replica.under(f"{GONE}hosts/")}
         hosts += [
             self._told_removed(id_, tombstone.at)

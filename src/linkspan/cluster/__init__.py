@@ -5,6 +5,7 @@ Who does what
     - ``blocks``, ``leases``: who owns which addresses, and this host's claims. Each claim is one transaction. It
       succeeds only if the record is absent and the network still exists. A host that is not alive keeps what it owns
       (``alive/HOST``, ``presence``).
+    - ``participation``: the networks in which this host has a lease, and peers (below).
     - ``allocator``: the blocks in memory. From its own blocks a host gives addresses without asking the store.
       `--ip`, `--ipam exact` and identities go through ``leases``.
     - ``exact_addresses``: keeps this host's exact addresses in the store equal to those of its containers. So it
@@ -23,6 +24,17 @@ Who does what
     The settings of all hosts are one record, ``settings/hosts``. Backends see a host with its own settings on top
     of these (``Leases.whole``). A host's place in a pool follows from its id, so hosts that start together seldom
     try the same block.
+
+In which networks a host takes part
+    A host has a lease, and so peers, in networks that have a container on it, and in those that its setting
+    ``networks`` names. With an allowance between two networks a host needs the routes of both, so it takes part in
+    both. The first attach claims the block (``Cluster.take_part``), before it takes any lock of the registry: what
+    follows from a lease (a smaller MTU, a network that is gone) may change other endpoints. The attach then waits until
+    this host has its states for the peers. The peers learn of the new lease by their watches, a few milliseconds later.
+
+    A lease stays after the last container, until the host is removed: the container may come again, and its address
+    with it. Agents of the release before claim in every network. To them a host without a lease is one that has not
+    claimed yet. The hosts that take part in a network report faults of its records (``status``).
 
 Which of two claims is the earlier one
     Wall clocks jump, and revisions mean nothing across a restore. One thing is certain: a host makes a claim only

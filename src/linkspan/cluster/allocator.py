@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
 from linkspan.backends import backend
-from linkspan.cluster.blocks import block_of, is_block, is_strange
+from linkspan.cluster.blocks import block_of, candidates, is_block, is_strange, own_address
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
@@ -43,10 +43,12 @@ class Allocator:
         cooldown: float,
         stalled: Callable[[], str],
         owed: Callable[[set[str]], None],
+        take_part: Callable[[Network], Awaitable[None]],
     ) -> None:
         """``stalled`` returns why no address may be given out now, '' if one may; ``cooldown`` is in seconds.
 
-        ``owed`` is called with the keys of exact addresses whose release the store refused.
+        ``owed`` is called with the keys of exact addresses whose release the store refused. ``take_part`` claims a
+        lease for this host in a network, and applies what follows from it.
         """
         self._networks = networks
         self._leases = leases
@@ -55,6 +57,7 @@ class Allocator:
         self._cooldown = cooldown
         self._stalled = stalled
         self._owed = owed
+        self._take_part = take_part
         self._blind: set[str] = set()
         """Links of running containers on this host whose addresses are unknown."""
         self._blocks: dict[tuple[str, Prefix], Block] = {}
@@ -137,18 +140,7 @@ class Allocator:
         If one allocation fails, all are released. Returns the allocations, IPv4 first. Raises Conflict, Invalid,
         Exhausted or Unavailable.
         """
-        host = self._leases.host
-        if host.settings.get("drained"):
-            raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
-        if crosses(network) and (why := self._stalled()):
-            raise Unavailable(
-                f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
-            )
-        if self._blind and not self._leases.listed:  # once listed, the store's records name these addresses
-            why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"
-            raise Unavailable(
-                f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
-            )
+        self._require_giving(network)
         if crosses(network):
             await self._know_doubled(network.name)
         given: list[Allocation] = []
@@ -162,6 +154,31 @@ class Allocator:
             await self.release(network.name, [allocation.address for allocation in given])
             raise
         return sorted(given, key=lambda allocation: allocation.address.family)
+
+    async def take_part(self, network: Network) -> None:
+        """Claim a lease in a network before its first container here comes.
+
+        The caller must not have a lock of the registry, because what follows from the lease may need it. Raises what
+        ``allocate`` raises.
+        """
+        if crosses(network) and self._leases.mine(network.name) is None:
+            self._require_giving(network)
+            await self._take_part(network)
+
+    def _require_giving(self, network: Network) -> None:
+        """Raise Conflict or Unavailable, with the reason, if this host gives out no address now."""
+        host = self._leases.host
+        if host.settings.get("drained"):
+            raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
+        if crosses(network) and (why := self._stalled()):
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
+            )
+        if self._blind and not self._leases.listed:  # once listed, the store's records name these addresses
+            why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
+            )
 
     async def _know_doubled(self, name: str) -> None:
         """Learn which addresses of this host's blocks other hosts' containers have. Raises Unavailable."""
@@ -362,11 +379,33 @@ class Allocator:
             block.cool(address.single(), since)
 
     def free(self, name: str) -> int:
-        """Return the number of free addresses in this host's blocks of a network, of the family that has the fewest."""
+        """Return the number of free addresses in this host's blocks of a network, of the family that has the fewest.
+
+        If this host takes no part in the network yet, they are those of the block that it would claim.
+        """
+        if name not in {network for network, _ in self._blocks} and (network := self._unclaimed(name)) is not None:
+            return min((self._claimable(network, family) for family in {p.family for p in network.prefixes}), default=0)
         left: dict[int, int] = {}
         for block in self.blocks(name):
             left[block.pool.family] = left.get(block.pool.family, 0) + block.free(now())
         return min(left.values(), default=0)
+
+
+    def _unclaimed(self, name: str) -> Network | None:
+        """Return a network if this host has no lease in it, and could claim one."""
+        found = next((network for network in self._networks.all() if network.name == name), None)
+        if found is None or not crosses(found) or self._leases.mine(name) is not None:
+            return None
+        return None if self._leases.host.settings.get("drained") else found
+
+    def _claimable(self, network: Network, family: int) -> int:
+        """Return the number of addresses in the block of a family that this host would claim, 0 if none is left."""
+        taken = set(self._leases.blocks(network.name))
+        for pool in [pool for pool in network.prefixes if pool.family == family]:
+            for block in candidates(pool, network.subnet_len[str(family)], self._leases.host.id, taken):
+                found = Block(block, {own_address(pool, block)}, self._cooldown, routed=network.routed)
+                return found.free(now())
+        return 0
 
 
 def _cool(record: AddressRecord, cooldown: float) -> bool:

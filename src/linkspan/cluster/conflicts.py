@@ -16,7 +16,7 @@ the network, because they may be its own lost ones. If its lease no longer lists
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -81,14 +81,19 @@ class Disputes:
         """Return whether this host will release a block."""
         return bool(self._unlisted)
 
-    def look(self, networks: tuple[Network, ...]) -> None:
-        """Find lost blocks, and report new and settled conflicts."""
+    def look(self, networks: Collection[str], changed: Collection[str] | None = None) -> None:
+        """Find lost blocks in these networks, and report new and settled conflicts.
+
+        Only the blocks of the ``changed`` networks are compared; None: of all.
+        """
         found: dict[tuple[str, str], dict[str, str]] = {}
-        for network in networks:
-            for (host, block), owner in self._leases.lost(network.name).items():
-                found.setdefault((network.name, host), {})[block] = owner
-        names = {network.name for network in networks}
-        self._unlisted = {key: since for key, since in self._unlisted.items() if key[0] in names}
+        if changed is not None:
+            kept = ((name, host) for name, host in self._lost if name in networks and name not in changed)
+            found = {pair: self._lost[pair] for pair in kept}
+        for name in networks:
+            for (host, block), owner in self._leases.lost(name).items() if changed is None or name in changed else ():
+                found.setdefault((name, host), {})[block] = owner
+        self._unlisted = {key: since for key, since in self._unlisted.items() if key[0] in networks}
         before, self._lost = self._lost, found
         fresh = {pair for pair in before.keys() | found.keys() if before.get(pair) != found.get(pair)}
         self.fresh |= fresh
@@ -199,7 +204,7 @@ class Disputes:
         for block in lease.blocks if lease else ():
             key = block_key(network.name, block)
             if key not in self._replica.records and is_block(network, block):
-                ours = BlockRecord(self._leases.host.id, self._leases.time())
+                ours = BlockRecord(self._leases.host.id, self._leases.time(network.name))
                 await self._replica.write({key: ours}, absent=[key])
 
     async def _release_unlisted(self, name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from linkspan.backends import BACKENDS
+from linkspan.cluster import participation
 from linkspan.cluster.leases import Leases
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host
@@ -31,8 +32,10 @@ def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
             raise Invalid("setting drained is one host's, not all hosts'", "linkspan host drain HOST")
         if key == "drained" and value not in ("", "1"):
             raise Invalid(f"setting drained={value} is neither 1 nor empty", "linkspan host drain HOST, or undrain")
-        if value and key != "drained" and not key.startswith(_KINDS):
-            there = ", ".join(f"{kind}.." for kind in _KINDS)
+        if key == participation.SETTING:
+            participation.check(value)
+        elif value and key != "drained" and not key.startswith(_KINDS):
+            there = ", ".join((participation.SETTING, *(f"{kind}.." for kind in _KINDS)))
             raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
 
 

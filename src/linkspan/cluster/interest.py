@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 
+from linkspan.cluster.leases import leased
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.model import Endpoint
 from linkspan.core.supervise import lasting, woken
@@ -20,7 +21,6 @@ LINGER = 60.0
 """Seconds for which a network matters after its last container here, or after somebody asked about it: longer than its
 server of names lasts, and than a container takes to come again."""
 FOR_EVER = float("inf")
-LEASES = "leases/"
 
 
 class Interest:
@@ -56,7 +56,7 @@ class Interest:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Follow changed leases of networks that matter."""
-        if any(key.startswith(LEASES) and key.split("/", 2)[1] in self._until for key in keys):
+        if any(key.startswith("leases/") and key.split("/", 2)[1] in self._until for key in keys):
             self.look()
 
     def ask(self, network: str) -> None:
@@ -79,8 +79,4 @@ class Interest:
         here = {endpoint.network for endpoint in self._endpoints.values()}
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}
         self._until = dict.fromkeys(here, FOR_EVER) | {name: until for name, until in past.items() if until > now}
-        wanted = {}
-        for name in self._until:
-            start = f"{LEASES}{name}/"
-            wanted[name] = {key.removeprefix(start) for key in self._replica.under(start)}
-        self._remote.want(wanted)
+        self._remote.want({name: leased(self._replica, name) for name in self._until})

@@ -138,17 +138,25 @@ class Leases:
                     found[lease_key(network.name, lease.host)] = why
         return found
 
-    def networks(self) -> dict[str, tuple[str, ...]]:
-        """Return the networks in which each host has a lease, by the host's id."""
+    def networks(self, among: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Return the networks ``among`` these in which each host has a lease, by the host's id."""
         found: dict[str, list[str]] = {}
-        for lease in self.all():
+        for lease in (lease for name in among for lease in self.all(name)):
             found.setdefault(lease.host, []).append(lease.network)
         return {host: tuple(names) for host, names in found.items()}
 
+    def hosts_in(self, network: str) -> set[str]:
+        """Return the ids of the hosts that have a lease in a network, readable or not."""
+        return leased(self._replica, network)
+
+    def of_host(self, host: str) -> tuple[Lease, ...]:
+        """Return a host's leases as they are in the store, without ``grant``."""
+        keys = [lease_key(network, host) for network in self._replica.groups("leases")]
+        return tuple(lease for key in keys if (lease := self._replica.value(key, Lease)) is not None)
+
     def own(self) -> tuple[Lease, ...]:
         """Return this host's leases as they are in the store, without ``grant``."""
-        keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{self.host.id}")]
-        return tuple(lease for key in keys if (lease := self._replica.value(key, Lease)) is not None)
+        return self.of_host(self.host.id)
 
     def serving(self, networks: Iterable[Network]) -> tuple[Lease, ...]:
         """Return the parts of this host's leases in these networks that count."""
@@ -294,7 +302,7 @@ class Leases:
                 f"network {network.name}: host {self.host.name} has {MOST_BLOCKS} blocks, and a lease lists no more",
                 "use another network with larger blocks (--subnet-len) for more containers on this host",
             )
-        now = self.time()
+        now = self.time(network.name)
         refused: set[Prefix] = set()
         pools = [p for p in network.prefixes if p.family == family]
         for pool in pools:
@@ -324,9 +332,9 @@ class Leases:
             "add a pool (network update --add-pool), or remove hosts that are gone (host remove)",
         )
 
-    def time(self) -> float:
-        """Return the time for a new claim, in seconds since the epoch: later than that of every block in the store."""
-        known = [record.at for record in self._replica.read("blocks/", BlockRecord).values()]
+    def time(self, network: str) -> float:
+        """Return the time for a new claim, in seconds since the epoch: later than that of all blocks of the network."""
+        known = [record.at for record in self._replica.read(f"blocks/{network}/", BlockRecord).values()]
         return max([time.time(), *(at + 1e-6 for at in known)])
 
     def _with(self, lease: Lease, pool: Prefix, block: Prefix) -> Lease:
@@ -526,6 +534,12 @@ def _address(key: str, value: bytes) -> AddressRecord:
         raise Conflict(
             f"record {key} cannot be read: {error.message}", "correct it, or delete it from the store"
         ) from error
+
+
+def leased(replica: Replica, network: str) -> set[str]:
+    """Return the ids of the hosts that have a lease in a network, readable or not."""
+    start = f"leases/{network}/"
+    return {key.removeprefix(start) for key in replica.under(start)}
 
 
 def promised(replica: Replica, host: str) -> float:

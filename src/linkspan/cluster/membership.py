@@ -21,6 +21,7 @@ from linkspan.cluster.liveness import Silence
 from linkspan.cluster.migration_runner import Migrating
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
+from linkspan.cluster.participation import Participation
 from linkspan.cluster.peers import Peers
 from linkspan.cluster.presence import Presence
 from linkspan.cluster.shared_states import AfterPeers
@@ -45,7 +46,7 @@ CATCH_UP = 1.0
 LOOK_EVERY = 1.0
 """Seconds between two checks of how long this host has been silent."""
 
-OWN = ("networks/", "hosts/", "gone/hosts/", "settings/")
+OWN = ("networks/", "allowances/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
 View = Callable[[], HostView]
 
@@ -62,6 +63,7 @@ class Cluster:
         networks: Networks,
         allocator: Allocator,
         disputes: Disputes,
+        participation: Participation,
         silence: Silence,
         happenings: Happenings,
         view: View,
@@ -79,6 +81,7 @@ class Cluster:
         self._networks = networks
         self._allocator = allocator
         self._disputes = disputes
+        self._participation = participation
         self._silence = silence
         self._happenings = happenings
         self._view = view
@@ -94,7 +97,7 @@ class Cluster:
         self._followed = asyncio.Event()
         """Set while this host has followed all records that it knows."""
         self._tasks: list[asyncio.Task[None]] = []
-        self.peers = Peers(worker, leases, networks, disputes, happenings, view)
+        self.peers = Peers(worker, leases, networks, disputes, participation, happenings, view)
         self.astray = ""
         """Why the chosen underlay interface cannot be read, '' if it can."""
         self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
@@ -300,14 +303,16 @@ class Cluster:
         if everything or any(k.startswith(("networks/", "hosts/", "allowances/", "reservations/")) for k in changed):
             self._networks.refresh()
         self._adopt_settings()
-        if everything or any(k.startswith(("leases/", "blocks/", *OWN)) for k in changed):
-            self._disputes.look(self._networks.all())
+        if everything or any(k.startswith(OWN) for k in changed):
+            self._disputes.look(self._participation.all())
+        elif about := {k.split("/", 2)[1] for k in changed if k.startswith(("leases/", "blocks/"))}:
+            self._disputes.look(self._participation.all(), about)
         # A late write of this host, or somebody else's, may have changed its own lease and blocks. But if a second
         # agent uses this id, both would correct them forever.
         mine = not self.presence.second and any(self._is_own(k) for k in changed)
         if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
-            self._disputes.look(self._networks.all())
+            self._disputes.look(self._participation.all())
         self._allocator.refresh()
         if changed:
             concerned = set(self.peers.concerned(changed, everything))
@@ -365,28 +370,46 @@ class Cluster:
             return True
         if any(network.migration for network in networks):
             return True
+        if any(self._leases.mine(name) is None for name in self._participation.wanted()):  # of a container found again
+            return True
         return self._disputes.pending or any(self._disputes.lost_by(one.name, self.host.id) for one in networks)
 
     async def _claim(self) -> None:
-        """Make sure that this host has a lease in every network that crosses hosts."""
+        """Make sure that this host has a lease in every network across hosts in which it takes part."""
         if self._leases.removed():
             return
         await self._leave()
+        taking = self._participation.all()
         for network in self._networks.all():
-            way = backend(network.backend)
-            if not way.crosses_hosts:
+            if network.name not in taking or not backend(network.backend).crosses_hosts:
                 continue
             try:
-                await self._disputes.settle(network)
-                mine = self._leases.mine(network.name)
-                await self._leases.claim(network, migration.offers(self._view(), network, mine))
+                await self._claim_in(network)
                 self.unclaimed.pop(network.name, None)
             except LinkspanError as error:
                 if self.unclaimed.get(network.name) != error.told:
                     log.warning("%s", error.within(f"network {network.name}").told)
                 self.unclaimed[network.name] = error.told
-        for name in self.unclaimed.keys() - {network.name for network in self._networks.all()}:
+        for name in self.unclaimed.keys() - (taking & {network.name for network in self._networks.all()}):
             del self.unclaimed[name]
+
+    async def _claim_in(self, network: Network) -> None:
+        await self._disputes.settle(network)
+        mine = self._leases.mine(network.name)
+        await self._leases.claim(network, migration.offers(self._view(), network, mine))
+
+    async def take_part(self, network: Network) -> None:
+        """Claim a lease in a network for this host's first container in it, and put the states of its peers.
+
+        Raises what ``Leases.claim`` raises.
+        """
+        if self._leases.removed():
+            raise self._leases.gone()
+        with self._participation.expecting(network.name):
+            async with self._converging:
+                if self._leases.mine(network.name) is None:
+                    await self._claim_in(network)
+            await self.converge()
 
     async def _leave(self) -> None:
         try:

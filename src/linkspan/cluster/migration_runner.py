@@ -68,7 +68,7 @@ class Migrating:
         if new is not None:
             controller_status.require(self._replica, new, "migrate network")
             hosts = map(self._leases.whole, self._leases.hosts().values())
-            seen = asked(msgspec.structs.replace(view, networks=(changed,)), hosts, self._leases.networks())
+            seen = asked(msgspec.structs.replace(view, networks=(changed,)), hosts, self._leases.networks([name]))
             list(backend(new.backend).network(seen, new))
             list(backend(new.backend).host(seen))
             for pair in self._others(name) & self._peers.known.keys():

@@ -20,6 +20,7 @@ from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.onlink_peers import Located, Neighbour, Segment, Ways, located
+from linkspan.cluster.participation import Participation
 from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.desired import Source
@@ -46,6 +47,7 @@ class Peers:
         leases: Leases,
         networks: Networks,
         disputes: Disputes,
+        participation: Participation,
         happenings: Happenings,
         view: Callable[[], HostView],
     ) -> None:
@@ -53,6 +55,7 @@ class Peers:
         self._leases = leases
         self._networks = networks
         self._disputes = disputes
+        self._participation = participation
         self._happenings = happenings
         self._view = view
         self.known: dict[Pair, Peer] = {}
@@ -91,9 +94,13 @@ class Peers:
         await self.follow([pair for pair in self.known if pair[1] == host])
 
     def concerned(self, changed: set[str], everything: bool) -> Iterable[Pair]:
-        """Return the pairs whose states depend on the ``changed`` keys; all pairs for ``everything``."""
+        """Return the pairs whose states depend on the ``changed`` keys; all pairs for ``everything``.
+
+        These are of networks in which this host takes part, or did.
+        """
         here = self._leases.host.id
-        pairs = {(lease.network, lease.host) for lease in self._leases.all()} | self.known.keys()
+        taking = self._participation.all()
+        pairs = {(name, host) for name in taking for host in self._leases.hosts_in(name)} | self.known.keys()
         others = {pair for pair in pairs if pair[1] != here}
         record = f"hosts/{here}"
         all_ = ("networks/", "allowances/", "settings/", "gone/")
@@ -104,7 +111,7 @@ class Peers:
         hosts = {w[1] for w in words if w[0] in ("hosts", "endpoints")}
         own = {w[1] for w in words if w[0] == "leases" and w[-1] == here}
         blocks = {(w[1], "/".join(w[2:])) for w in words if w[0] == "blocks" and len(w) == 4}
-        for lease in self._leases.all() if blocks else ():
+        for lease in (lease for name in taking & {name for name, _ in blocks} for lease in self._leases.all(name)):
             if any((lease.network, text) in blocks for text in lease.prefixes):
                 named.add((lease.network, lease.host))
         exact: dict[str, set[Prefix]] = {}
@@ -288,24 +295,23 @@ def seen(
     An error instead of a peer says why it cannot be reached.
     """
     there = {network.name: network for network in networks.all()}
-    hosts = leases.hosts()
     wanted: dict[str, set[str]] = {}
     for name, other in pairs:
         wanted.setdefault(name, set()).add(other)
     exact = {name: leases.counted(there[name], others) for name, others in wanted.items() if name in there}
     found: dict[Pair, Peer | LinkspanError] = {}
     for name, other in pairs:
-        lease = leases.of(name, other)
-        if name not in there or other not in hosts or lease is None:
+        lease, host = leases.of(name, other), leases.record(other)
+        if name not in there or host is None or lease is None:
             continue
-        if covered := networks.covering(hosts[other]):
-            found[name, other] = Invalid(f"host {hosts[other].name} cannot be reached: {covered}")
+        if covered := networks.covering(host):
+            found[name, other] = Invalid(f"host {host.name} cannot be reached: {covered}")
             continue
         astray = disputes.astray(there[name], other)
         counted = exact[name].get(other, ())
         grant = leases.grant(there[name], lease)
         addresses = tuple(sorted({*counted, *astray}))
-        found[name, other] = Peer(leases.whole(hosts[other]), _reachable(grant.lease, astray), exact=addresses)
+        found[name, other] = Peer(leases.whole(host), _reachable(grant.lease, astray), exact=addresses)
     return found
 
 

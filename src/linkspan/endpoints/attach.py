@@ -3,7 +3,8 @@
 Allocate from memory, write the intent to the journal, apply this endpoint's few states in the worker thread,
 write the result, answer. If the agent is killed at any point, the next agent finds the row. An endpoint that
 was being attached is not desired, so the first resync removes what exists of it, and releases its address.
-The attach waits for no store, and starts no process.
+The attach waits for no store, and starts no process. The first one of a network on this host does wait: it claims the
+host's block there, before it takes any lock (`cluster/participation.py`).
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ async def _attach(
             cookie = await registry.worker.run_brief(machine.namespaces.cookie, namespace_fd)
             await make_way(registry, number, cookie, namespace_fd)
         place = Place(number, cookie, namespace_fd, namespace_path, delivered)
+        await registry.allocator.take_part(network)
         if request.ifname:
             checked_ifname(request.ifname)
             return await _attach_one(registry, request, place)

@@ -80,8 +80,11 @@ def alive(lab: Lab, host: Host) -> bool:
 def set_hosts(lab: Lab) -> None:
     """Set the hosts' settings of such a lab beyond their agents' options (`host set`).
 
+    All of its hosts take part in every network: what a host itself reaches is to be seen without a container on it.
     An agent that is ready may not have joined its cluster yet. Raises Unavailable if one does not join.
     """
+    if not lab.alone:
+        client(lab, lab.hosts[0].name).call("PATCH", "/v1/hosts", {"networks": "all"})
     if lab.backend == "ipsec":
         _make_key(shared_key(lab))
     for host in lab.hosts:
@@ -109,23 +112,23 @@ def create_network(lab: Lab) -> list[dict[str, Any]]:
     return made
 
 
-def await_network(lab: Lab, hosts: Sequence[Host], network: str) -> None:
-    """Wait until agents know a network, and have a lease if it crosses hosts.
+def await_network(lab: Lab, hosts: Sequence[Host], network: str, *, leased: bool = True) -> None:
+    """Wait until agents know a network, and have a lease if it crosses hosts and they are to be ``leased`` one.
 
     Raises Unavailable with the name of a host that does not.
     """
     for host in hosts:
-        if not commands.await_(lambda host=host: _knows(lab, host, network)):  # type: ignore[misc]
+        if not commands.await_(lambda host=host: _knows(lab, host, network, leased)):  # type: ignore[misc]
             raise Unavailable(
                 f"host {host.name} has not received network {network} after {commands.PATIENCE:.0f} s",
                 f"see {lab.folder / host.name / 'agent.log'}",
             )
 
 
-def _knows(lab: Lab, host: Host, network: str) -> bool:
+def _knows(lab: Lab, host: Host, network: str, leased: bool) -> bool:
     try:
         found = client(lab, host.name).call("GET", f"/v1/networks/{quote(network)}")
-        if lab.alone or not backend(found["backend"]).crosses_hosts:
+        if lab.alone or not leased or not backend(found["backend"]).crosses_hosts:
             return True
         leases = client(lab, host.name).call("GET", f"/v1/hosts/{quote(host.name)}")["leases"]
     except NotFound:

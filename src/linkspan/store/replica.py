@@ -219,6 +219,10 @@ class Replica:
         whole = not left if slash else not group
         return every if whole else {key: one for key, one in every.items() if key.startswith(prefix)}
 
+    def groups(self, kind: str) -> Collection[str]:
+        """Return the second words of the keys of a kind of which more words follow: the networks of ``leases``."""
+        return self._kinds.get(kind, {}).keys()
+
     def _keep(self, record: Record) -> None:
         self.records[record.key] = record
         kind, group = _place(record.key)

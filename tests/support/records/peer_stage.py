@@ -71,7 +71,13 @@ class PeerStage(Member):
         self.exact: tuple[tuple[str, Prefix], ...] = ()
         """This host's exact addresses, as backends that encrypt see them."""
         self.peers = self.kernel.peers = Peers(
-            worker_of(machine), self.leases, self.networks, self.disputes, self.happenings, self._view
+            worker_of(machine),
+            self.leases,
+            self.networks,
+            self.disputes,
+            self.participation,
+            self.happenings,
+            self._view,
         )
 
     def _host(self, number: int) -> Host:

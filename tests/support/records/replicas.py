@@ -18,6 +18,7 @@ from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
+from linkspan.cluster.participation import Participation
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.errors import Exhausted
 from linkspan.core.event_log import Happenings
@@ -81,7 +82,9 @@ class Member:
             cooldown=0,
             stalled=lambda: "",
             owed=self.holdings.note,
+            take_part=self._take_part,
         )
+        self.participation = Participation(self.leases, self.networks, self.endpoints)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.seen.append(keys)
@@ -89,6 +92,10 @@ class Member:
         self.published.changed(keys)
         self.holdings.changed(keys)
         self.told(keys)
+
+    async def _take_part(self, net: Network) -> None:
+        await self.leases.claim(net, {})
+        self.allocator.refresh()
 
     async def join(self) -> None:
         """Follow the store, as a host that it knows."""
@@ -113,11 +120,11 @@ class Member:
     async def converge(self, net: Network) -> None:
         """Do what an agent's cluster does after a change."""
         self.networks.refresh()
-        self.disputes.look((net,))
+        self.disputes.look([net.name])
         await self.disputes.settle(net)
         with contextlib.suppress(Exhausted):
             await self.leases.claim(net, {})
-        self.disputes.look((net,))
+        self.disputes.look([net.name])
         self.allocator.refresh()
 
     async def attach(self, net: Network, id_: str, ip: str = "") -> str:

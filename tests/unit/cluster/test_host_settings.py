@@ -21,6 +21,15 @@ def test_what_was_recorded_before_can_be_taken_back() -> None:
     require_known({"foo": ""}, of_all=True)
 
 
+def test_the_networks_of_a_host_are_names_or_all() -> None:
+    """They may come later; what is no name is refused, for one host and for all."""
+    for value in ("all", "demo", "demo, web", ""):
+        require_known({"networks": value}, of_all=False)
+        require_known({"networks": value}, of_all=True)
+    with pytest.raises(Invalid, match="setting networks=demo,a b"):
+        require_known({"networks": "demo,a b"}, of_all=True)
+
+
 def test_a_host_is_drained_by_1_and_nothing_else() -> None:
     """Any text would drain it, 0 and false too."""
     require_known({"drained": "1"}, of_all=False)

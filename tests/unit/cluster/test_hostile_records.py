@@ -165,7 +165,8 @@ def _wanted(member: Member, here: Host) -> Iterator[tuple[Network, State]]:
         msgspec.structs.replace(one, device="eth0", on_link=True) for one in met.values() if isinstance(one, Peer)
     )
     view = HostView(networks, member.networks.allowances, FACTS, leases.whole(here), leases.serving(networks))
-    view = asked(view, map(leases.whole, leases.hosts().values()), leases.networks())
+    names = [network.name for network in networks]
+    view = asked(view, map(leases.whole, leases.hosts().values()), leases.networks(names))
     view = msgspec.structs.replace(view, peers=peers)
     there = {network.name: network for network in networks}
     for network in networks:

@@ -241,6 +241,7 @@ class Docker(Service):
         network = self._ours.get(name)
         ips = (call.address,) if call.address else ()
         wish = AttachRequest(id=HOLDER[0], ifname=HOLDER[1], name=STARTING, network=name, ips=ips)
+        await self._allocator.take_part(network)
         given = await self._allocator.allocate(network, wish, families=(family,))
         if not given:  # the engine asks for no family that CreateNetwork has refused
             raise Invalid(f"network {name} has no pool of IPv{family}", "remove Docker's network and create it again")

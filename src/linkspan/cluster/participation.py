@@ -1,0 +1,83 @@
+"""Participation: the networks in which this host has a lease, and so peers.
+
+A host takes part in a network from its first container there, or because a setting says so. So what a host costs and
+holds grows with what runs on it, and not with the number of the cluster's networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from linkspan.backends import backend
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Allowance, Endpoint, Network, checked_name
+
+SETTING = "networks"
+"""A host's setting: names of networks, divided by commas, or ALL."""
+ALL = "all"
+
+
+def check(value: str) -> None:
+    """Raise Invalid for a value of the setting that means nothing; networks that it names may come later."""
+    for name in _names(value):
+        try:
+            checked_name(name, "network")
+        except Invalid as error:
+            raise error.within(f"setting {SETTING}={value}") from error
+
+
+def chosen(
+    networks: Iterable[Network], allowances: Iterable[Allowance], containers: Iterable[str], setting: str
+) -> frozenset[str]:
+    """Return the networks across hosts in which a host is to take part.
+
+    Those with ``containers`` on it, those that the setting names, and those that may reach one of these, or be reached:
+    a packet between two networks needs the routes of both on both hosts.
+    """
+    crossing = {network.name for network in networks if backend(network.backend).crosses_hosts}
+    wanted = crossing if setting == ALL else crossing & {*containers, *_names(setting)}
+    near = {
+        other
+        for allowance in allowances
+        for one, other in ((allowance.source, allowance.target), (allowance.target, allowance.source))
+        if one in wanted
+    }
+    return frozenset(wanted | (near & crossing))
+
+
+def _names(setting: str) -> list[str]:
+    return [name.strip() for name in setting.split(",") if name.strip()]
+
+
+class Participation:
+    """Where this host takes part now."""
+
+    def __init__(self, leases: Leases, networks: Networks, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+        self._leases = leases
+        self._networks = networks
+        self._endpoints = endpoints
+        self._expected: Counter[str] = Counter()
+        """How many containers are about to come, by network."""
+
+    @contextlib.contextmanager
+    def expecting(self, network: str) -> Iterator[None]:
+        """Take part in a network meanwhile: its first container here is about to come."""
+        self._expected[network] += 1
+        try:
+            yield
+        finally:
+            self._expected[network] -= 1
+
+    def wanted(self) -> frozenset[str]:
+        """Return the networks in which this host has to have a lease."""
+        containers = {*(endpoint.network for endpoint in self._endpoints.values()), *(+self._expected)}
+        setting = self._leases.whole(self._leases.host).settings.get(SETTING, "")
+        return chosen(self._networks.all(), self._networks.allowances, containers, setting)
+
+    def all(self) -> frozenset[str]:
+        """Return the networks in which this host has a lease, or has to have one: in these it has peers."""
+        return self.wanted() | {lease.network for lease in self._leases.own()}

@@ -1,0 +1,274 @@
+"""Participation: a host has a lease, and peers, in the networks of its containers, and where a setting says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from linkspan.cluster.liveness import Silence
+from linkspan.cluster.membership import Cluster
+from linkspan.cluster.participation import chosen
+from linkspan.core.config import Config
+from linkspan.core.errors import Exhausted, LinkspanError, Unavailable
+from linkspan.core.model import Allowance, AttachRequest, Host, HostView, Lease, Network, Offer, Underlay
+from linkspan.core.states.host import Key
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
+from linkspan.store.contact import STALE
+from linkspan.store.memory import Memory
+from linkspan.store.records import BlockRecord, Common, block_key, lease_key
+from support.memory_machine import MemoryMachine, worker_of
+from support.polling import eventually
+from support.records.peer_stage import Kernel, one_link
+from support.records.replicas import Member, network, together
+
+NAMES = ("one", "two", "three")
+
+
+def _network(number: int, **more: Any) -> Network:
+    fields = {"backend": "host-gw", "options": {}, "gateways": (f"10.{number}.0.1",), **more}
+    return network(NAMES[number - 1], f"10.{number}.0.0/16", **fields)
+
+
+NETWORKS = tuple(map(_network, (1, 2, 3)))
+LONELY = Network(name="lonely", backend="bridge", pools=("10.9.0.0/16",), subnet_len={"4": 16}, gateways=("10.9.0.1",))
+
+
+@pytest.mark.parametrize(
+    ("containers", "setting", "allowances", "wanted"),
+    [
+        ((), "", (), set()),
+        (("one",), "", (), {"one"}),
+        ((), "all", (), {"one", "two", "three"}),
+        (("one",), "two, three,", (), {"one", "two", "three"}),
+        ((), "none-of-ours", (), set()),
+        (("lonely",), "lonely", (), set()),
+        (("one",), "", (("one", "two"),), {"one", "two"}),
+        (("two",), "", (("one", "two"),), {"one", "two"}),
+        (("one",), "", (("one", "two"), ("two", "three")), {"one", "two"}),
+        (("one",), "", (("one", "lonely"),), {"one"}),
+        ((), "", (("one", "two"),), set()),
+    ],
+)
+def test_a_host_takes_part_where_containers_or_the_setting_or_an_allowance_want_it(
+    containers: tuple[str, ...], setting: str, allowances: tuple[tuple[str, str], ...], wanted: Set[str]
+) -> None:
+    """An allowance counts for its two networks alone; a network that does not cross hosts needs no part."""
+    allowed = [Allowance(*pair) for pair in allowances]
+    assert chosen((*NETWORKS, LONELY), allowed, containers, setting) == wanted
+
+
+class Machine(MemoryMachine):
+    """A machine without routes of its own."""
+
+    def routes(self) -> dict[Any, str]:
+        """Return none."""
+        return {}
+
+
+class Stage(Member):
+    """Host h1 with an underlay, and its cluster; h2 has a lease in each network."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Memory(), folder, "h1")
+        self.own_record.change(underlay=_underlay(1))
+        machine = Machine()
+        machine.reconciler = self.kernel = Kernel()
+        machine.sockets = Sockets(Namespaces())
+        self.cluster = Cluster(
+            worker_of(machine),
+            self.replica,
+            self.own_record,
+            self.leases,
+            self.networks,
+            self.allocator,
+            self.disputes,
+            self.participation,
+            Silence(folder, STALE, lambda _host: 0.0),
+            self.happenings,
+            self._view,
+            self._put_plans,
+            self._nothing,
+            self._nothing,
+            Config(store="etcd://203.0.113.1"),
+            "h1:1:1",
+        )
+        self.kernel.peers = self.cluster.peers
+
+    def _view(self) -> HostView:
+        networks = self.networks.all()
+        return HostView(networks, self.networks.allowances, host=self.leases.host, leases=self.leases.serving(networks))
+
+    async def _put_plans(self) -> Mapping[Key, LinkspanError]:
+        return {}
+
+    async def _nothing(self) -> None:
+        pass
+
+    async def _changed(self, keys: frozenset[str]) -> None:
+        await super()._changed(keys)
+        await self.cluster.changed(keys)
+
+    async def _take_part(self, net: Network) -> None:
+        await self.cluster.take_part(net)
+
+    async def start(self) -> None:
+        """Have the networks, and h2 in them."""
+        await self.replica.start()
+        written: dict[str, msgspec.Struct] = {f"networks/{net.name}": net for net in NETWORKS}
+        written |= {"hosts/h1": self.leases.host, "hosts/h2": Host(id="h2", name="h2", underlay=_underlay(2))}
+        for number, name in enumerate(NAMES, 1):
+            block = f"10.{number}.7.0/24"
+            written[block_key(name, block)] = BlockRecord("h2", 0.0)
+            written[lease_key(name, "h2")] = Lease(
+                network=name,
+                host="h2",
+                prefixes=(block,),
+                addresses=(f"10.{number}.7.1",),
+                endpoints={"host-gw": Offer()},
+            )
+        await self.replica.write(written)
+        await self.cluster.converge({""})
+
+    async def come(self, number: int) -> str:
+        """Attach a container, but for the kernel; returns its address."""
+        net = _network(number)
+        await self.allocator.take_part(net)
+        (given,) = await self.allocator.allocate(net, AttachRequest(id=f"c{number}", network=net.name, ifname="eth0"))
+        self.holds(net, f"c{number}", str(given.address))
+        return given.address.address
+
+    @property
+    def leased(self) -> set[str]:
+        """The networks in which it has a lease."""
+        return {lease.network for lease in self.leases.own()}
+
+    @property
+    def met(self) -> set[str]:
+        """The networks in which it has its peer."""
+        return {name for name, _ in self.cluster.peers.known}
+
+
+def _underlay(number: int) -> Underlay:
+    return Underlay("eth0", (f"192.0.2.{number}/24",))
+
+
+@pytest.fixture(autouse=True)
+def link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a kernel that reaches all peers."""
+    one_link(monkeypatch)
+
+
+def test_a_block_is_claimed_and_peers_are_met_with_the_first_container(tmp_path: Path) -> None:
+    """Not before, and in no other network; the next containers find all there."""
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        assert (stage.leased, stage.met) == (set(), set())
+        address = await stage.come(2)
+        assert (stage.leased, stage.met) == ({"two"}, {"two"})
+        assert address.startswith("10.2.")
+        await stage.detach(_network(2), "c2")
+        await stage.cluster.converge({"networks/"})
+        assert (stage.leased, stage.met) == ({"two"}, {"two"})
+        await stage.replica.stop()
+
+    together(work)
+
+
+def test_the_first_container_of_a_network_needs_the_store_and_later_ones_do_not(tmp_path: Path) -> None:
+    """The error says what is missing; nothing is left of the attempt."""
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        await stage.come(1)
+        stage.store.cut()
+        with pytest.raises(Unavailable):
+            await stage.come(2)
+        assert await stage.come(1)
+        stage.store.mend()
+        assert await stage.come(2)
+        await stage.replica.stop()
+
+    together(work)
+
+
+@pytest.mark.parametrize("where", ["hosts/h1", "settings/hosts"])
+def test_a_setting_makes_a_host_take_part_without_a_container(tmp_path: Path, where: str) -> None:
+    """Of one host that is named, or of all; what was claimed by it stays."""
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        wish = {"networks": "one,three"}
+        record = msgspec.structs.replace(stage.leases.host, settings=wish) if where == "hosts/h1" else Common(wish)
+        await stage.replica.write({where: record})
+        await stage.cluster.converge()
+        await stage.cluster.converge()
+        assert (stage.leased, stage.met) == ({"one", "three"}, {"one", "three"})
+        await stage.replica.stop()
+
+    together(work)
+
+
+def test_an_allowance_makes_a_host_take_part_in_the_other_network(tmp_path: Path) -> None:
+    """Its container's packets need the routes of that network, and the answers those of its own."""
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        await stage.come(1)
+        await stage.networks.allow(Allowance("one", "two"))
+        await stage.cluster.converge()
+        await stage.cluster.converge()
+        assert (stage.leased, stage.met) == ({"one", "two"}, {"one", "two"})
+        await stage.replica.stop()
+
+    together(work)
+
+
+def test_a_change_in_a_network_without_a_part_here_concerns_no_peer(tmp_path: Path) -> None:
+    """Of a lease, a block or a host; in the host's own network it does."""
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        await stage.come(1)
+        concerned = stage.cluster.peers.concerned
+        assert set(concerned({"leases/two/h2", "blocks/two/10.2.7.0/24"}, everything=False)) == set()
+        for key in ("leases/one/h2", "blocks/one/10.1.7.0/24", "hosts/h2"):
+            assert set(concerned({key}, everything=False)) == {("one", "h2")}
+        await stage.replica.write({}, deletes=["leases/one/h2", "blocks/one/10.1.7.0/24"])
+        await stage.cluster.converge()
+        assert stage.met == set()
+        await stage.replica.stop()
+
+    together(work)
+
+
+def test_a_host_tells_how_many_addresses_it_could_give_before_it_claims(tmp_path: Path) -> None:
+    """A runtime asks that before its first container; a full pool has none."""
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        before = stage.allocator.free("one")
+        await stage.come(1)
+        assert stage.allocator.free("one") == before - 1
+        every = {block_key("two", f"10.2.{number}.0/24"): BlockRecord("h2", 0.0) for number in range(256)}
+        for start in range(0, 256, 64):
+            await stage.replica.write(dict(list(every.items())[start : start + 64]))
+        assert stage.allocator.free("two") == 0
+        with pytest.raises(Exhausted):
+            await stage.come(2)
+        assert "two" not in stage.cluster.unclaimed
+        await eventually(lambda: "two" not in stage.leased, "nothing is claimed")
+        await stage.replica.stop()
+
+    together(work)
