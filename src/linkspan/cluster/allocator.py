@@ -400,9 +400,12 @@ class Allocator:
 
     def _claimable(self, network: Network, family: int) -> int:
         """Return the number of addresses in the block of a family that this host would claim, 0 if none is left."""
-        taken = set(self._leases.blocks(network.name))
-        for pool in [pool for pool in network.prefixes if pool.family == family]:
-            for block in candidates(pool, network.subnet_len[str(family)], self._leases.host.id, taken):
+        pools, length = [p for p in network.prefixes if p.family == family], network.subnet_len[str(family)]
+        # While there are fewer records than blocks, a block is free: the records need not be read.
+        every = sum(1 << max(length - pool.length, 0) for pool in pools)
+        taken = set(self._leases.blocks(network.name)) if self._leases.claimed(network.name) >= every else set()
+        for pool in pools:
+            for block in candidates(pool, length, self._leases.host.id, taken):
                 found = Block(block, {own_address(pool, block)}, self._cooldown, routed=network.routed)
                 return found.free(now())
         return 0

@@ -123,7 +123,7 @@ class Leases:
         Records of a host without a record never count: no host serves them or puts them back.
         """
         found = {}
-        hosts = {self.host.id, SHARED, "", *(key.removeprefix("hosts/") for key in self._replica.under("hosts/"))}
+        hosts = {self.host.id, SHARED, "", *self.ids()}
         for network in networks:
             for block, owner in self.blocks(network.name).items():
                 if owner not in hosts:
@@ -178,6 +178,10 @@ class Leases:
             except Invalid as error:
                 self._replica.skip(key, error.message)
         return found
+
+    def claimed(self, network: str) -> int:
+        """Return how many records of blocks a network has."""
+        return len(self._replica.under(f"blocks/{network}/"))
 
     def lost(self, network: str) -> dict[tuple[str, str], str]:
         """Return the blocks that a lease lists and another host owns, by (host of the lease, block), with the owner.
@@ -424,6 +428,10 @@ class Leases:
     def hosts(self) -> dict[str, Host]:
         """Return all hosts by id."""
         return {host.id: host for host in self._replica.read("hosts/", Host).values()}
+
+    def ids(self) -> set[str]:
+        """Return the ids of all hosts that have a record, readable or not."""
+        return {key.removeprefix("hosts/") for key in self._replica.under("hosts/")}
 
     def names(self) -> dict[str, str]:
         """Return the names of all hosts by their ids; several may have one name."""

@@ -26,7 +26,7 @@ from linkspan.cluster.peers import Peers
 from linkspan.cluster.presence import Presence
 from linkspan.cluster.shared_states import AfterPeers
 from linkspan.core.config import Config
-from linkspan.core.errors import LinkspanError, NotFound
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Host, HostView, Network
 from linkspan.core.states.host import Key
@@ -407,8 +407,14 @@ class Cluster:
             raise self._leases.gone()
         with self._participation.expecting(network.name):
             async with self._converging:
-                if self._leases.mine(network.name) is None:
-                    await self._claim_in(network)
+                for last in (False, True):
+                    try:
+                        if self._leases.mine(network.name) is None:
+                            await self._claim_in(network)
+                        break
+                    except Conflict:  # the network was changed at this moment, perhaps
+                        if last:
+                            raise
             await self.converge()
 
     async def _leave(self) -> None:

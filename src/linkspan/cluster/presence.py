@@ -237,7 +237,7 @@ class Presence:
             self._silence.hindered(self._leases.host.id, sent)
             return
         self._silence.spoke(self._leases.host.id, sent)
-        self._silence.heard(set(self._leases.hosts()), self._leases.alive(), self._replica.contact.heard)
+        self._silence.heard(self._leases.ids(), self._leases.alive(), self._replica.contact.heard)
 
     def _is_lost(self) -> bool:
         """Return whether the store has no record of this host."""
