@@ -27,6 +27,10 @@ PATIENCE = 120.0
 """Seconds without a byte after which the agent counts as hanging: no answer takes so long."""
 
 
+AT_ONCE = 1 << 18
+"""Bytes of an answer that are read at a time."""
+
+
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: str, seconds: float | None) -> None:
         super().__init__("linkspan", timeout=seconds)
@@ -66,12 +70,34 @@ class Client:
         except TimeoutError as error:
             raise self._hangs() from error
         except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(
-                f"agent at {self.path} ended during the request", "`linkspan status` shows whether it runs again"
-            ) from error
+            raise self._ended() from error
         if response.status >= 400:
             raise _error(data, response.status)
         return data.decode() if url == "/metrics" else Client.shown(msgspec.json.decode(data))
+
+    def items(self, url: str) -> Iterator[Any]:
+        """Yield the decoded items of a list as they come; an older agent sends all of them in one line."""
+        response = self._send("GET", url, None, PATIENCE)
+        last = b""
+        try:
+            if response.status >= 400:
+                raise _error(response.read(), response.status)
+            for line in _lines(response):
+                last = line.removesuffix(b",")
+                if last not in (b"[", b"]", b""):
+                    found = msgspec.json.decode(last)
+                    yield from map(Client.shown, found if isinstance(found, list) else [found])
+        except TimeoutError as error:
+            raise self._hangs() from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._ended() from error
+        if not last.endswith(b"]"):
+            raise self._ended()
+
+    def _ended(self) -> Unavailable:
+        return Unavailable(
+            f"agent at {self.path} ended during the request", "`linkspan status` shows whether it runs again"
+        )
 
     def clustered(self, hosts: Collection[str]) -> bool:
         """Return whether the cluster has several hosts; ``hosts`` are those that the caller knows already."""
@@ -115,6 +141,15 @@ def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
     if host.parent.parent == LABS:
         return f"`linkspan lab mend {host.name} --lab {host.parent.name}` starts it"
     return f"start one: `sudo linkspan {what}`, or `sudo systemctl start {unit}`"
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield the lines of an answer as they come: a tenth of the time of its own ``readline``."""
+    left = b""
+    while some := response.read1(AT_ONCE):
+        *lines, left = (left + some).split(b"\n")
+        yield from lines
+    yield left
 
 
 def _error(data: bytes, status: int) -> LinkspanError:

@@ -15,6 +15,8 @@ log = logging.getLogger("linkspan.api.responses")
 
 T = TypeVar("T")
 
+_ENCODER = msgspec.json.Encoder()
+
 AT_ONCE = 1 << 18
 """Bytes of an answer that wait for more."""
 
@@ -25,17 +27,17 @@ def answer(value: object, status: int = 200) -> web.Response:
 
 
 async def streamed(request: web.Request, parts: AsyncIterator[Sequence[object]]) -> web.StreamResponse:
-    """Return the items of all parts as one JSON list, which is sent as it comes; a short one as any other answer.
+    """Return the items of all parts as one JSON list, an item on a line, which is sent as it comes.
 
     Raises what the first AT_ONCE bytes raise. At an error later on, the connection is broken off.
     """
     begun: web.StreamResponse | None = None
-    waiting, between = b"[", b""
+    waiting, between = b"[\n", b""
     try:
         async for items in parts:
             if items:
-                waiting += between + msgspec.json.encode(items)[1:-1]
-                between = b","
+                waiting += between + b",\n".join(map(_ENCODER.encode, items))
+                between = b",\n"
             if len(waiting) < AT_ONCE:
                 continue
             if begun is None:
@@ -51,8 +53,8 @@ async def streamed(request: web.Request, parts: AsyncIterator[Sequence[object]])
             request.transport.abort()
         return begun
     if begun is None:
-        return web.Response(body=waiting + b"]", content_type="application/json")
-    await begun.write_eof(waiting + b"]")
+        return web.Response(body=waiting + b"\n]", content_type="application/json")
+    await begun.write_eof(waiting + b"\n]")
     return begun
 
 

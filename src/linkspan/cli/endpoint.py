@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from linkspan.cli.output import (
     Output,
     Socket,
     as_json,
+    as_json_list,
     joined,
     pairs,
     say,
@@ -219,7 +221,7 @@ def list_(
     """List the cluster's endpoints."""
     query = f"network={quote(network)}" + ("&local=1" if local else "")
     client = Client(socket)
-    _show(client, client.call("GET", f"/v1/endpoints?{query}"), output)
+    _show(client, client.items(f"/v1/endpoints?{query}"), output)
 
 
 @app.command()
@@ -233,10 +235,11 @@ def show(
     _show(client, client.call("GET", f"/v1/endpoints/{quote(word)}"), output)
 
 
-def _show(client: Client, endpoints: list[dict[str, Any]], output: Format) -> None:
+def _show(client: Client, found: Iterable[dict[str, Any]], output: Format) -> None:
     if output is Format.JSON:
-        as_json(endpoints)
+        as_json_list(found)
         return
+    endpoints = list(found)
     across = client.clustered({e["host"] for e in endpoints})
     called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())
     namesakes = max(called.values(), default=0) > 1

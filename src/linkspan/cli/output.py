@@ -40,7 +40,22 @@ DEFAULT_SOCKET = SOCKET
 
 def as_json(value: object) -> None:
     """Print a value as indented JSON."""
-    print(escaped(msgspec.json.format(msgspec.json.encode(value), indent=2).decode(), keep="\n"))
+    print(_indented(value))
+
+
+def as_json_list(values: Iterable[object]) -> None:
+    """Print values as one indented JSON list, each as soon as it is there."""
+    before = "["
+    for value in values:
+        lines = _indented(value).replace("\n", "\n  ")
+        print(f"{before}\n  {lines}", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
+def _indented(value: object) -> str:
+    # Escaped before it is indented: until then a line's end in it would be one of a text.
+    return msgspec.json.format(escaped(msgspec.json.encode(value).decode()), indent=2)
 
 
 def width(stream: TextIO | None = None) -> int:

@@ -14,6 +14,8 @@ _MULTILINE = ("command",)
 
 def escaped(text: str, keep: str = "") -> str:
     r"""Return the text with each control character, except those in ``keep``, as ``\u001b``, which JSON can read."""
+    if text.isascii() and text.isprintable():  # nearly every one: a tenth of the time
+        return text
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
