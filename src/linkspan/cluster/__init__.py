@@ -128,8 +128,8 @@ Records of endpoints
 
     Possible faults, and the answer to each:
 
-    - *A change comes while its host is being read.* It is kept, and adopted again after the listing, unless the listing
-      is later. So a container that went meanwhile does not come back by an older answer.
+    - *A change comes while its host is being read.* It is kept, and adopted again after the answer. So a container that
+      went meanwhile does not come back by an older answer.
     - *The watch ends, and the store is listed again.* All that matters is read again. Until then the known state stays.
     - *The store is away.* The known state stays, so names stay. A list is refused, because it would not be complete. A
       trace goes on with the known state: the addresses of the others, with their hosts.

@@ -7,7 +7,9 @@ hosts and networks matter. The rest stays in the store (``endpoint_records.Publi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
 import msgspec
@@ -87,6 +89,8 @@ class RemoteEndpoints:
         """Grows with each change of what is known."""
         self._unread: set[str] = set()
         """Hosts whose endpoints are to be read."""
+        self._missing: Counter[str] = Counter()
+        """How many of them have endpoints to read in each network."""
         self._late: dict[str, list[Batch]] = {}
         """By host whose endpoints are being read: what changed meanwhile."""
         self._listed = 0
@@ -130,10 +134,21 @@ class RemoteEndpoints:
         self._due((self._unread | new) & self._wanted.keys())
 
     def _due(self, unread: set[str]) -> None:
+        """Read these hosts' endpoints, and no others."""
         self._unread = unread
-        missing = frozenset[str]().union(*(self._wanted[host] for host in unread))
-        self._whole |= self._networks - missing
-        if unread:
+        self._missing = Counter(network for host in unread for network in self._wanted[host])
+        self._count()
+
+    def _done(self, host: str) -> None:
+        """Take note that a host's endpoints are read."""
+        if host in self._unread:
+            self._unread.remove(host)
+            self._missing.subtract(self._wanted[host])
+            self._count()
+
+    def _count(self) -> None:
+        self._whole |= {network for network in self._networks if not self._missing[network]}
+        if self._unread:
             self._complete.clear()
             self._wake.set()
         else:
@@ -220,18 +235,18 @@ class RemoteEndpoints:
 
     async def _follow(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._unread:
-                some = sorted(self._unread)[:AT_ONCE]
-                found = await asyncio.gather(*map(self._read_host, some), return_exceptions=True)
-                for error in found:
-                    if isinstance(error, LinkspanError):
-                        log.debug("endpoints of other hosts are not read: %s", error.message)
-                    elif error is not None:
-                        raise error
-                if any(found):
-                    await asyncio.sleep(AGAIN)
+            if not self._unread:
+                self._wake.clear()
+                await self._wake.wait()
+            some = list(itertools.islice(self._unread, AT_ONCE))
+            found = await asyncio.gather(*map(self._read_host, some), return_exceptions=True)
+            for error in found:
+                if isinstance(error, LinkspanError):
+                    log.debug("endpoints of other hosts are not read: %s", error.message)
+                elif error is not None:
+                    raise error
+            if any(found):
+                await asyncio.sleep(AGAIN)
 
     async def _read_host(self, host: str) -> None:
         """Read a host's endpoints from the store, and adopt them with what changed meanwhile.
@@ -241,10 +256,8 @@ class RemoteEndpoints:
         wanted, listed = self._wanted.get(host, frozenset()), self._listed
         late = self._late[host] = []
         read: dict[str, dict[str, Packed]] = {network: {} for network in wanted}
-        begun = 0
         try:
-            async for page, revision in self._store.pages(f"{ENDPOINTS}{host}/"):
-                begun = begun or revision
+            async for page, _ in self._store.pages(f"{ENDPOINTS}{host}/"):
                 for start in range(0, len(page), SLICE):
                     for record in page[start : start + SLICE]:
                         self._sort(record, wanted, read)
@@ -260,10 +273,9 @@ class RemoteEndpoints:
                 differ = (at for at in before.keys() | endpoints.keys() if before.get(at) != endpoints.get(at))
                 touched |= {f"{ENDPOINTS}{host}/{at}" for at in differ}
                 self._set(network, host, endpoints)
-        for batch in late:
-            if batch.revision > begun:
-                touched |= self.take(batch)
-        self._due(self._unread - {host})
+        for batch in late:  # what the pages have already is changed again by what came after it
+            touched |= self.take(batch)
+        self._done(host)
         if touched:
             await self._changed(frozenset(touched))
 
@@ -325,7 +337,7 @@ class RemoteEndpoints:
 def packed(endpoint: Endpoint) -> Packed:
     """Return what other hosts keep of an endpoint."""
     names, called = speakable(endpoint), endpoint.name or endpoint.id
-    addresses = " ".join(text.partition("/")[0] for text in endpoint.addresses)
+    addresses = " ".join(one.address for one in endpoint.prefixes)
     return Packed(addresses, " ".join(names), "" if names[:1] == (called,) else called)
 
 

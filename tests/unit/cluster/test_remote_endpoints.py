@@ -165,6 +165,75 @@ def test_what_changes_while_a_host_is_read_is_not_lost(tmp_path: Path) -> None:
     together(work)
 
 
+def test_an_endpoint_that_moves_between_two_networks_that_matter_is_in_one(tmp_path: Path) -> None:
+    """Its name is not in the network that it left."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.replica.write({**leased("h2"), **leased("h2", "other"), **made("h2", "a")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.holds(network("other", "10.245.0.0/16"), "own2", "10.245.0.2/32")
+        await eventually(lambda: known(one) == ["a"], "it is kept")
+        await one.replica.write(made("h2", "a", "other"))
+        await eventually(lambda: known(one, "other") == ["a"], "it is in the other network")
+        assert known(one) == []
+        await one.stop()
+
+    together(work)
+
+
+def test_a_network_that_begins_to_matter_while_a_host_is_read_is_read_as_well(tmp_path: Path) -> None:
+    """The answer that is under way has it, but was not sorted for it."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = Slow(memory)
+        one = Member(memory, tmp_path, "h1", store)
+        await one.replica.start()
+        await one.replica.write({**leased("h2"), **leased("h2", "other")})
+        await one.replica.write({**made("h2", "a"), **made("h2", "b", "other")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.interest.start()
+        await eventually(lambda: store.read, "the store has answered, and h1 has not got it yet")
+        one.holds(network("other", "10.245.0.0/16"), "own2", "10.245.0.2/32")
+        one.interest.look()
+        store.handed.set()
+        await eventually(lambda: one.remote.whole("demo") and one.remote.whole("other"), "h1 has read both")
+        assert (known(one), known(one, "other")) == (["a"], ["b"])
+        await one.interest.stop()
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_an_answer_from_before_the_store_was_restored_does_not_count(tmp_path: Path) -> None:
+    """The store is listed again meanwhile, so the host is read again, too."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = Slow(memory)
+        one = Member(memory, tmp_path, "h1", store)
+        await one.replica.start()
+        await one.replica.write({**leased("h2"), **made("h2", "a")})
+        backup = dict(memory.entries)
+        await one.replica.write(made("h2", "b"))
+        await one.replica.write({"hosts/h9": b"{}"})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.interest.start()
+        await eventually(lambda: store.read, "the store has answered, and h1 has not got it yet")
+        memory.restore(1, backup)
+        await eventually(lambda: "hosts/h9" not in one.replica.records or one.replica.lost, "h1 has listed it again")
+        store.handed.set()
+        await eventually(lambda: one.remote.whole("demo"), "h1 has read h2's")
+        assert known(one) == ["a"]
+        await one.interest.stop()
+        await one.replica.stop()
+
+    together(work)
+
+
 def test_a_store_that_is_another_one_is_read_again(tmp_path: Path) -> None:
     """A record that it lacks is forgotten; without the store what is known stays."""
 
