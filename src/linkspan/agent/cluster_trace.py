@@ -11,7 +11,7 @@ from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.questions import Ask, Walked
-from linkspan.core.addresses import mac, prefix
+from linkspan.core.addresses import Prefix, mac, prefix
 from linkspan.core.errors import Unavailable
 from linkspan.core.model import Endpoint, Host, Lease, Network
 from linkspan.diagnose.trace import live
@@ -116,10 +116,21 @@ class Tracer:
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:
         """Return this host's part of a trace that another host makes."""
-        local = self._local(await self._known())
         if isinstance(question, Listen):
-            return await asyncio.to_thread(local.hear, question)
+            return await asyncio.to_thread(self._local(await self._known()).hear, question)
+        local = self._local(await self._known(*self._strange(question.entry.packet)))
         return await asyncio.to_thread(local.part, question.entry)
+
+    def _strange(self, packet: Packet) -> list[str]:
+        """Return the packet's addresses of networks that no endpoint has which is known here: the store is asked."""
+        pools = [pool for network in self._networks.all() for pool in network.prefixes]
+        own = {one.packed for endpoint in self._endpoints.values() for one in endpoint.prefixes}
+        found = []
+        for address in (packet.source, packet.target):
+            single = Prefix(address, len(address) * 8)
+            if address and address not in own and any(pool.holds(single) for pool in pools):
+                found += [] if self._published.keeps(single) else [single.address]
+        return found
 
     async def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
         """Trace between two ends anywhere; ``alive`` adds a real packet.

@@ -280,6 +280,10 @@ class Published:
             raise Conflict(f"{containers} containers on this host are called {word}: {each}", fix)
         return found
 
+    def keeps(self, address: Prefix) -> bool:
+        """Return whether another host's endpoint with an address is kept here."""
+        return self._remote.has(address)
+
     async def met(self, *words: str) -> list[tuple[str, Endpoint]]:
         """Return the other hosts' endpoints that a packet may meet, as (host id, endpoint).
 

@@ -318,6 +318,11 @@ class RemoteEndpoints:
         """Return how many endpoints are kept."""
         return sum(len(held.endpoints) for hosts in self._known.values() for held in hosts.values())
 
+    def has(self, address: Prefix) -> bool:
+        """Return whether an endpoint with an address is kept."""
+        every = (one for hosts in self._known.values() for held in hosts.values() for one in held.endpoints.values())
+        return any(address.address in one.addresses.split() for one in every)
+
     def sketches(self) -> Iterator[tuple[str, Endpoint]]:
         """Yield what is known of each endpoint, in place of the endpoint itself, with its host."""
         for network, hosts in self._known.items():

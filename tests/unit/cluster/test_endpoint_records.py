@@ -211,6 +211,8 @@ def test_an_end_of_a_trace_is_found_in_the_store(tmp_path: Path, word: str) -> N
         await asyncio.gather(one.start(), two.start())
         await one.member.replica.write({"leases/demo/h1": Lease(network="demo", host="h1")})
         await eventually(lambda: two.member.remote.count() == 2, "h2 keeps both")
+        assert two.published.keeps(prefix("10.244.0.9"))
+        assert not two.published.keeps(prefix("10.244.0.90"))
         found = {endpoint.id: (host, endpoint) for host, endpoint in await two.published.met(word)}
         assert found.keys() == {"a" * 64, "b"}
         assert found["a" * 64] == ("h1", made)
