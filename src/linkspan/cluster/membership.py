@@ -48,6 +48,8 @@ LOOK_EVERY = 1.0
 
 OWN = ("networks/", "allowances/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
+OF_NETWORKS = ("leases/", "blocks/", "addresses/")
+"""Kinds of records that concern only hosts that take part in their network."""
 View = Callable[[], HostView]
 
 
@@ -158,10 +160,23 @@ class Cluster:
         """Wake ``converge`` for these changed keys; the replica calls this."""
         self.presence.changed(keys)
         told = {key for key in keys if not key.startswith(EPHEMERAL) or self._disputes.concern(key)}
+        if any(key.startswith(OF_NETWORKS) for key in told):
+            told -= self._beside(told)
         if told:
             self._keys |= told
             self._followed.clear()
             self._wake.set()
+
+    def _beside(self, keys: set[str]) -> set[str]:
+        """Return the keys of records about networks in which this host takes no part, has no peer and lost no lease."""
+        concerned = self._participation.all() | {name for name, _ in self.peers.known}
+        return {
+            key
+            for key in keys
+            if key.startswith(OF_NETWORKS)
+            and key.split("/", 2)[1] not in concerned
+            and not key.endswith(f"/{self.host.id}")
+        }
 
     async def _follow(self) -> None:
         while True:

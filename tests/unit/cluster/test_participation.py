@@ -75,6 +75,8 @@ class Stage(Member):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(Memory(), folder, "h1")
+        self.planned = 0
+        """How often something was followed."""
         self.own_record.change(underlay=_underlay(1))
         machine = Machine()
         machine.reconciler = self.kernel = Kernel()
@@ -104,6 +106,7 @@ class Stage(Member):
         return HostView(networks, self.networks.allowances, host=self.leases.host, leases=self.leases.serving(networks))
 
     async def _put_plans(self) -> Mapping[Key, LinkspanError]:
+        self.planned += 1
         return {}
 
     async def _nothing(self) -> None:
@@ -244,8 +247,14 @@ def test_a_change_in_a_network_without_a_part_here_concerns_no_peer(tmp_path: Pa
         assert set(concerned({"leases/two/h2", "blocks/two/10.2.7.0/24"}, everything=False)) == set()
         for key in ("leases/one/h2", "blocks/one/10.1.7.0/24", "hosts/h2"):
             assert set(concerned({key}, everything=False)) == {("one", "h2")}
+        await stage.cluster.converge()
+        before = stage.planned
+        await stage.replica.write({"blocks/two/10.2.8.0/24": BlockRecord("h2", 0.0), "addresses/two/10.2.9.9": b"{}"})
+        await stage.cluster.converge()
+        assert stage.planned == before
         await stage.replica.write({}, deletes=["leases/one/h2", "blocks/one/10.1.7.0/24"])
         await stage.cluster.converge()
+        assert stage.planned == before + 1
         assert stage.met == set()
         await stage.replica.stop()
 
