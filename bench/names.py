@@ -29,7 +29,7 @@ import msgspec
 import report
 from report import Metric, p, progress, result
 
-from linkspan.core.model import Endpoint
+from linkspan.core.model import Endpoint, Lease
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.lab import agents, build, sockets, topology
 from linkspan.lab.record import Lab
@@ -54,6 +54,8 @@ def publish(lab: Lab, over: threading.Event) -> None:
 
     async def put() -> None:
         store = open_store(topology.store_url(lab, lab.hosts[0]), lab.folder, "")
+        lease = Lease(network="demo", host="h9")  # by it the first host knows that h9 has containers there
+        await store.transaction({"leases/demo/h9": msgspec.json.encode(lease)})
         for begin in range(0, OTHERS, 50):
             await store.transaction(dict(map(record, range(begin, begin + 50))))
         while not over.is_set():

@@ -396,7 +396,7 @@ class Allocator:
         found = next((network for network in self._networks.all() if network.name == name), None)
         if found is None or not crosses(found) or self._leases.mine(name) is not None:
             return None
-        return None if self._leases.host.settings.get("drained") else found
+        return found if self._leases.settled and not self._leases.host.settings.get("drained") else None
 
     def _claimable(self, network: Network, family: int) -> int:
         """Return the number of addresses in the block of a family that this host would claim, 0 if none is left."""

@@ -521,6 +521,11 @@ class Leases:
         return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
 
     @property
+    def settled(self) -> bool:
+        """Return whether new claims may be made now."""
+        return self._replica.settled
+
+    @property
     def listed(self) -> bool:
         """Return whether the store has been listed since the start."""
         return self._replica.listed

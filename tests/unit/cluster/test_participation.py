@@ -262,12 +262,15 @@ def test_a_change_in_a_network_without_a_part_here_concerns_no_peer(tmp_path: Pa
 
 
 def test_a_host_tells_how_many_addresses_it_could_give_before_it_claims(tmp_path: Path) -> None:
-    """A runtime asks that before its first container; a full pool has none."""
+    """A runtime asks that before its first container; of a full pool, or a store that lost records, there are none."""
 
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.start()
         before = stage.allocator.free("one")
+        stage.replica.lost.add("networks/lost")
+        assert stage.allocator.free("one") == 0
+        stage.replica.lost.clear()
         await stage.come(1)
         assert stage.allocator.free("one") == before - 1
         every = {block_key("two", f"10.2.{number}.0/24"): BlockRecord("h2", 0.0) for number in range(256)}
