@@ -385,7 +385,8 @@ class Cluster:
             return True
         if any(network.migration for network in networks):
             return True
-        if any(self._leases.mine(name) is None for name in self._participation.wanted()):  # of a container found again
+        wanted = () if self._leases.removed() else self._participation.wanted()
+        if any(self._leases.mine(name) is None for name in wanted):  # of a container that was found again
             return True
         return self._disputes.pending or any(self._disputes.lost_by(one.name, self.host.id) for one in networks)
 
