@@ -216,7 +216,8 @@ class Leases:
         Conflict, without publishing the offers, if the record of the network or of ``unchanged`` has changed.
         """
         async with self.changing:
-            lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id)
+            # Its first block and its offers are one record: peers could do nothing with the one alone.
+            lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id, endpoints=offers)
             if network.ipam == "block":
                 counting = [block for block in lease.blocks if not is_strange(network, block)]
                 have = {block.family for block in counting if block not in self.frozen(network.name)}

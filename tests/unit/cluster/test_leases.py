@@ -33,6 +33,21 @@ def test_hosts_that_start_at_once_get_blocks_without_a_duplicate(tmp_path: Path)
     together(work)
 
 
+def test_a_first_claim_is_one_change_that_says_how_its_host_receives(tmp_path: Path) -> None:
+    """No peer ever sees a lease that offers nothing, and would say that its host cannot be reached."""
+
+    async def work() -> None:
+        memory, net, offer = Memory(), network(), {"ipip": Offer({"address": "192.0.2.1"})}
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        lease = await one.leases.claim(net, offer)
+        assert memory.revision == 1
+        assert (lease.endpoints, one.leases.mine("demo")) == (offer, lease)
+        await one.replica.stop()
+
+    together(work)
+
+
 def test_a_lease_lists_every_block_that_was_claimed_at_once(tmp_path: Path) -> None:
     """Containers that come together ask for one block more, while the host offers a way: nothing is overwritten."""
 
