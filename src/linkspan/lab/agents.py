@@ -84,16 +84,22 @@ def set_hosts(lab: Lab) -> None:
     An agent that is ready may not have joined its cluster yet. Raises Unavailable if one does not join.
     """
     if not lab.alone:
+        _await_joined(lab, lab.hosts[0])
         client(lab, lab.hosts[0].name).call("PATCH", "/v1/hosts", {"networks": "all"})
     if lab.backend == "ipsec":
         _make_key(shared_key(lab))
     for host in lab.hosts:
-        path = f"/v1/hosts/{quote(host.name)}"
         if wish := settings(lab, host):
-            if not commands.await_(lambda host=host, path=path: _found(lab, host, path)):  # type: ignore[misc]
-                log = lab.folder / host.name / "agent.log"
-                raise Unavailable(f"host {host.name} does not join the cluster", f"see {log}")
-            client(lab, host.name).call("PATCH", path, wish)
+            _await_joined(lab, host)
+            client(lab, host.name).call("PATCH", f"/v1/hosts/{quote(host.name)}", wish)
+
+
+def _await_joined(lab: Lab, host: Host) -> None:
+    """Wait until a host's record is in the store. Raises Unavailable."""
+    if not commands.await_(lambda: _found(lab, host, f"/v1/hosts/{quote(host.name)}")):
+        raise Unavailable(
+            f"host {host.name} does not join the cluster", f"see {lab.folder / host.name / 'agent.log'}"
+        )
 
 
 def _make_key(path: Path) -> None:
