@@ -12,7 +12,12 @@ from linkspan.core.errors import LinkspanError
 from support.lab.dns_runs import NamesRun
 from support.polling import SHARED, until
 
-pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base"),
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd: apt install etcd-server"),
+]
+SERVER = "10.97.0.1"
+"""The gateway of network late, where its server of names listens."""
 
 HOSTS = ("h1", "h2", "h3")
 
@@ -22,7 +27,7 @@ def cluster() -> Iterator[NamesRun]:
     """Give three hosts that take part where they have containers, as hosts outside of labs do."""
     found = NamesRun()
     try:
-        found.run("up", "--backend vxlan")
+        found.run("up", "--backend vxlan --store etcd")
         found.call("h1", "PATCH", "/v1/hosts", {"networks": ""})
         found.call("h1", "POST", "/v1/networks", {"name": "late", "pools": ["10.97.0.0/16"], "backend": "vxlan"})
         for host in HOSTS:
@@ -58,13 +63,13 @@ def test_a_network_costs_a_host_nothing_before_its_first_container(cluster: Name
             ends = [endpoint["addresses"][0].partition("/")[0] for endpoint in (one, two)]
             until(lambda: cluster.pings("w1", ends[1]), "w1 reaches w2")
             until(lambda: cluster.pings("w2", ends[0]), "w2 reaches w1")
-            until(lambda: cluster.knows("w1", "w2.late"), "w1 knows w2")
-            until(lambda: cluster.knows("w2", "w1.late"), "w2 knows w1")
+            until(lambda: cluster.knows("w1", "w2.late", SERVER), "w1 knows w2")
+            until(lambda: cluster.knows("w2", "w1.late", SERVER), "w2 knows w1")
             assert routes(cluster, "h1")
             assert not routes(cluster, "h3")
             _is_seen_from_the_third(cluster)
             _reaches_by_a_setting(cluster, ends[0])
-        until(lambda: not cluster.knows("w1", "w2.late"), "w1 knows w2 no more")
+        until(lambda: not cluster.knows("w1", "w2.late", SERVER), "w1 knows w2 no more")
     assert taking(cluster) >= {"h1", "h2"}
 
 
