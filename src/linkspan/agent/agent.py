@@ -31,6 +31,7 @@ from linkspan.backends import backend
 from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.control_plane import ControlPlane
 from linkspan.cluster.endpoint_records import Published
@@ -45,6 +46,7 @@ from linkspan.cluster.participation import Participation
 from linkspan.cluster.peer_ping import Probes
 from linkspan.cluster.questions import Ask, Question, Told, Well
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
+from linkspan.cluster.reservations import Reservations
 from linkspan.cluster.shared_states import learning
 from linkspan.core import namesakes
 from linkspan.core.config import Config
@@ -181,12 +183,15 @@ class Agent:
             self.replica, own_record, self.published.living, silence.overdue, shared=bool(self.config.store)
         )
         self.networks = Networks(self.replica)
+        self.allowances = Allowances(self.replica, self.networks)
+        self.reservations = Reservations(self.replica, self.networks)
         self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
         self.holdings = Holdings(
             self.replica, self.leases, self.networks, endpoints, self._busy, self.published.held
         )
         self.allocator = Allocator(
             self.networks,
+            self.reservations,
             self.leases,
             self.disputes,
             self.published,
@@ -195,7 +200,7 @@ class Agent:
             self.holdings.note,
             self._take_part,
         )
-        self.participation = Participation(self.leases, self.networks, endpoints)
+        self.participation = Participation(self.leases, self.networks, self.allowances, endpoints)
         self.naming = Naming(
             self.worker,
             self.networks,
@@ -248,6 +253,8 @@ class Agent:
             self.replica,
             self.leases,
             self.networks,
+            self.allowances,
+            self.reservations,
             self.published,
             self.registry,
             self.allocator,
@@ -411,7 +418,7 @@ class Agent:
         here = self.leases.whole(self.leases.host)
         closed = self.control.closed()
         seen = HostView(
-            self.networks.all(), self.networks.allowances, self._facts, here, held,
+            self.networks.all(), self.allowances.all(), self._facts, here, held,
             control=closed.places, control_here=closed.here,
         )  # fmt: skip
         if any(map(serves, seen.networks)):

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from linkspan.backends import migration
-from linkspan.cluster import controller_status
+from linkspan.cluster import controller_status, network_plans
 from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.membership import Cluster
-from linkspan.cluster.networks import NetworkRequest, Networks
+from linkspan.cluster.network_plans import InUse, NetworkRequest
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.reservations import Reservations
+from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Allowance, Endpoint, HostView, Network, Reservation
@@ -36,6 +40,8 @@ class NetworkChanges:
         replica: Replica,
         leases: Leases,
         networks: Networks,
+        allowances: Allowances,
+        reservations: Reservations,
         published: Published,
         registry: Registry,
         allocator: Allocator,
@@ -49,6 +55,8 @@ class NetworkChanges:
         self._replica = replica
         self._leases = leases
         self._networks = networks
+        self._allowances = allowances
+        self._reservations = reservations
         self._published = published
         self._registry = registry
         self._allocator = allocator
@@ -64,8 +72,7 @@ class NetworkChanges:
         async with self._changing:
             await self._look()  # another program may have taken a port
             routes, mtu = await self._worker.run(machine.routes), await self._worker.run(machine.mtu)
-            here, hosts = self._leases.host.underlay, len(self._leases.hosts())
-            network = self._networks.planned(request, routes, here, mtu, hosts)
+            network = network_plans.planned(request, self._in_use(routes), self._leases.host.underlay, mtu)
             expose.check(network)
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
@@ -83,6 +90,9 @@ class NetworkChanges:
         self._happenings.add("network", f"network {network.name} was created", network=network.name)
         return network
 
+    def _in_use(self, routes: Mapping[Prefix, str]) -> InUse:
+        return InUse(self._networks.every(), self._leases.hosts().values(), routes)
+
     async def update(
         self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
     ) -> Network:
@@ -92,7 +102,8 @@ class NetworkChanges:
 
             def enlarged() -> Network:
                 self._networks.refresh()
-                return self._networks.enlarged(self._networks.get(name), add_pools, mtu, options or {}, routes)
+                network, in_use = self._networks.get(name), self._in_use(routes)
+                return network_plans.enlarged(network, add_pools, mtu, options or {}, in_use)
 
             with self._cluster.watched() as refused:
                 network = await revised(self._replica, f"networks/{name}", enlarged)
@@ -136,21 +147,21 @@ class NetworkChanges:
             self._networks.get(allowance.source)
             self._networks.get(allowance.target)
             with self._cluster.watched() as refused:
-                await (self._networks.allow if allowed else self._networks.disallow)(allowance)
+                await (self._allowances.allow if allowed else self._allowances.disallow)(allowance)
                 await self._cluster.converge({"allowances/"})
             _raise_first(refused)
 
     async def reserve(self, network: str, cidr: str) -> Reservation:
         """Reserve addresses of a network."""
         async with self._changing:
-            made = await self._networks.reserve(network, cidr)
+            made = await self._reservations.reserve(network, cidr)
             self._allocator.refresh()
         return made
 
     async def unreserve(self, network: str, cidr: str) -> None:
         """Release reserved addresses."""
         async with self._changing:
-            await self._networks.unreserve(network, cidr)
+            await self._reservations.unreserve(network, cidr)
             self._allocator.refresh()
 
 

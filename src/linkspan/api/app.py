@@ -20,7 +20,7 @@ from linkspan.api.responses import answer, body, error_body, streamed
 from linkspan.api.runtimes import routes
 from linkspan.api.status import Telling
 from linkspan.cluster.endpoint_records import by_container
-from linkspan.cluster.networks import NetworkRequest
+from linkspan.cluster.network_plans import NetworkRequest
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
 from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network
@@ -185,7 +185,7 @@ class Api:
 
     async def _show_network(self, request: web.Request) -> web.Response:
         network = self._agent.network(request.match_info["name"])
-        allowed = [a for a in self._agent.networks.allowances if network.name in (a.source, a.target)]
+        allowed = [a for a in self._agent.allowances.all() if network.name in (a.source, a.target)]
         more = {
             "allowances": msgspec.to_builtins(allowed),
             "not_switched": self._agent.cluster.migrating.not_switched(network),

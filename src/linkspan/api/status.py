@@ -136,7 +136,7 @@ class Telling:
         networks, leases = self._agent.networks, self._agent.leases
         hosts = [(leases.name(lease.host), lease) for lease in leases.all(network)]
         of = [one for one in networks.all() if network in ("", one.name)]
-        reservations = [one for one in networks.reservations if network in ("", one.network)]
+        reservations = [one for one in self._agent.reservations.all() if network in ("", one.network)]
         endpoints = [e async for some in self._agent.published.everywhere(network) for e in some]
         return address_audit.holdings(of, endpoints, reservations, hosts)
 

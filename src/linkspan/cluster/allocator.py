@@ -12,6 +12,7 @@ from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Exhausted, Invalid, LinkspanError, Unavailable
@@ -37,6 +38,7 @@ class Allocator:
     def __init__(
         self,
         networks: Networks,
+        reservations: Reservations,
         leases: Leases,
         disputes: Disputes,
         published: Published,
@@ -51,6 +53,7 @@ class Allocator:
         lease for this host in a network, and applies what follows from it.
         """
         self._networks = networks
+        self._reservations = reservations
         self._leases = leases
         self._disputes = disputes
         self._published = published
@@ -87,9 +90,10 @@ class Allocator:
             for (_, block), network in wanted.items()
             if crosses(network) and not is_block(network, block)
         }
+        reservations = self._reservations.all()
         for (name, block), network in wanted.items():
             others = self._elsewhere[name, block] = self._disputes.elsewhere(name, block)
-            reserved = {prefix(r.cidr) for r in self._networks.reservations if r.network == name}
+            reserved = {prefix(r.cidr) for r in reservations if r.network == name}
             reserved |= self._own_addresses(network, block) | others.keys()
             found = self._blocks.get((name, block))
             if found is None:
@@ -297,7 +301,7 @@ class Allocator:
         """Yield candidates: first those never in use, from an offset of this host's own, then those past cool-down."""
         records = self._leases.exact(network.name)
         owners = self._leases.blocks(network.name)
-        reserved = [prefix(r.cidr) for r in self._networks.reservations if r.network == network.name]
+        reserved = [prefix(r.cidr) for r in self._reservations.all() if r.network == network.name]
         elsewhere: dict[Prefix, dict[Prefix, str]] = {}
         for pool in [p for p in network.prefixes if p.family == family]:
             low, high = usable(pool, routed=True)

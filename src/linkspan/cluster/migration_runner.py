@@ -9,7 +9,7 @@ import msgspec
 
 from linkspan.backends import backend, migration
 from linkspan.backends.wireguard.backend import asked
-from linkspan.cluster import controller_status
+from linkspan.cluster import controller_status, network_plans
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.peers import Pair, Peers
@@ -63,7 +63,9 @@ class Migrating:
                 "give one: linkspan agent --underlay IFNAME",
             )
         self._replica.require_settled(f"migrate network {name}")
-        changed = self._networks.migrated(network, way, options, here, self._leases.all(name))
+        changed = network_plans.migrated(
+            network, way, options, self._networks.every(), here, self._leases.all(name)
+        )
         new = changed.target
         if new is not None:
             controller_status.require(self._replica, new, "migrate network")

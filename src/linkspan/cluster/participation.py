@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from linkspan.backends import backend
+from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import Invalid
@@ -56,9 +57,16 @@ def _names(setting: str) -> list[str]:
 class Participation:
     """Where this host takes part now."""
 
-    def __init__(self, leases: Leases, networks: Networks, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        networks: Networks,
+        allowances: Allowances,
+        endpoints: Mapping[tuple[str, str], Endpoint],
+    ) -> None:
         self._leases = leases
         self._networks = networks
+        self._allowances = allowances
         self._endpoints = endpoints
         self._expected: Counter[str] = Counter()
         """How many containers are about to come, by network."""
@@ -76,7 +84,7 @@ class Participation:
         """Return the networks in which this host has to have a lease."""
         containers = {*(endpoint.network for endpoint in self._endpoints.values()), *(+self._expected)}
         setting = self._leases.whole(self._leases.host).settings.get(SETTING, "")
-        return chosen(self._networks.all(), self._networks.allowances, containers, setting)
+        return chosen(self._networks.all(), self._allowances.all(), containers, setting)
 
     def all(self) -> frozenset[str]:
         """Return the networks in which this host has a lease, or has to have one: in these it has peers."""

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from linkspan.backends.sdn.fabric import Fabric
 from linkspan.backends.sdn.flows import spared
 from linkspan.backends.sdn.flows import switches as steered
+from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.control_plane import EVERY, SWITCHES, Control, resolved, text
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
@@ -75,6 +76,7 @@ class Controller:
         store = open_store(settings.store, folder)
         self.replica = Replica(store, folder / "replica.json", f"(controller {name})", self._changed)
         self.networks = Networks(self.replica)
+        self.allowances = Allowances(self.replica, self.networks)
         self.leases = Leases(self.replica, OwnRecord(Host(id=f"(controller {name})", name=name)))
         self.election = Election(self.replica, name, self._turned)
         self.switches, self.routers = devices(
@@ -162,7 +164,7 @@ class Controller:
         if self._stale:
             self._stale = False
             self.networks.refresh()
-            self.holding = holding(self.networks, self.leases)
+            self.holding = holding(self.networks, self.allowances.all(), self.leases)
             self.wanted = steered(self.holding.held, self.where)
 
     # Switches.

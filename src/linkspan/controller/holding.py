@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -12,7 +12,7 @@ from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, mac
 from linkspan.core.errors import Invalid
-from linkspan.core.model import Host, Lease, Network, Peer
+from linkspan.core.model import Allowance, Host, Lease, Network, Peer
 from linkspan.core.states.openflow import Claim, Held, Served
 
 RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")
@@ -37,7 +37,7 @@ class Holding(msgspec.Struct, frozen=True):
         return next((one.name for one in self.hosts if one.id == host), host)
 
 
-def holding(networks: Networks, leases: Leases) -> Holding:
+def holding(networks: Networks, allowances: Collection[Allowance], leases: Leases) -> Holding:
     """Return the present owners."""
     hosts = leases.hosts()
     problems: list[str] = []
@@ -45,8 +45,8 @@ def holding(networks: Networks, leases: Leases) -> Holding:
     names = {network.name for network, _ in carried}
     served = []
     for network, way in carried:
-        allowed = {a.target for a in networks.allowances if a.source == network.name}
-        allowed |= {a.source for a in networks.allowances if a.target == network.name}
+        allowed = {a.target for a in allowances if a.source == network.name}
+        allowed |= {a.source for a in allowances if a.target == network.name}
         if not sdn.is_virtual(way):  # a router's: no flow may match packets to its MAC
             continue
         closed = network.migration is None and network.masquerade

@@ -322,6 +322,11 @@ class Underlay(msgspec.Struct, frozen=True):
                 return found.single()
         return None
 
+    def within(self, pool: Prefix) -> str:
+        """Return the host's underlay address if it is in the pool, '' if not."""
+        found = self.address(pool.family)
+        return found.address if found is not None and pool.holds(found) else ""
+
     def bound(self, family: int) -> bytes:
         """Return the address of a family on the underlay's link; b'' if it has none.
 
@@ -356,6 +361,10 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     next_keys: dict[str, str] = {}
     takes: dict[str, str] = {}
     control: tuple[str, ...] = ()
+
+    def within(self, pool: Prefix) -> str:
+        """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""
+        return "" if self.underlay is None or self.underlay.hidden else self.underlay.within(pool)
 
 
 class Offer(msgspec.Struct, frozen=True):

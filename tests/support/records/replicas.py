@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
@@ -20,6 +21,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
+from linkspan.cluster.reservations import Reservations
 from linkspan.core.errors import Exhausted
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import AttachRequest, Endpoint, Host, Network
@@ -64,6 +66,8 @@ class Member:
         self.own_record = OwnRecord(Host(id=name, name=name))
         self.leases = Leases(self.replica, self.own_record, self.published.living, overdue)
         self.networks = Networks(self.replica)
+        self.allowances = Allowances(self.replica, self.networks)
+        self.reservations = Reservations(self.replica, self.networks)
         self.happenings = Happenings(folder / f"{name}.events")
         self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
         self.holdings = Holdings(
@@ -76,6 +80,7 @@ class Member:
         )
         self.allocator = Allocator(
             self.networks,
+            self.reservations,
             self.leases,
             self.disputes,
             self.published,
@@ -84,7 +89,7 @@ class Member:
             owed=self.holdings.note,
             take_part=self._take_part,
         )
-        self.participation = Participation(self.leases, self.networks, self.endpoints)
+        self.participation = Participation(self.leases, self.networks, self.allowances, self.endpoints)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.seen.append(keys)

@@ -164,7 +164,7 @@ def _wanted(member: Member, here: Host) -> Iterator[tuple[Network, State]]:
     peers = tuple(
         msgspec.structs.replace(one, device="eth0", on_link=True) for one in met.values() if isinstance(one, Peer)
     )
-    view = HostView(networks, member.networks.allowances, FACTS, leases.whole(here), leases.serving(networks))
+    view = HostView(networks, member.allowances.all(), FACTS, leases.whole(here), leases.serving(networks))
     names = [network.name for network in networks]
     view = asked(view, map(leases.whole, leases.hosts().values()), leases.networks(names))
     view = msgspec.structs.replace(view, peers=peers)
@@ -227,7 +227,7 @@ def test_nothing_in_the_store_fails_an_agent_or_leads_outside_the_pools(
             await eventually(seen_all, "the records are known")
         demo = _network(way)
         await member.converge(demo)
-        holding(member.networks, member.leases)
+        holding(member.networks, member.allowances.all(), member.leases)
         member.leases.refused(member.networks.all())
         assert demo in member.networks.all()
         told = list(_wanted(member, here))

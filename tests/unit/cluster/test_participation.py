@@ -103,7 +103,7 @@ class Stage(Member):
 
     def _view(self) -> HostView:
         networks = self.networks.all()
-        return HostView(networks, self.networks.allowances, host=self.leases.host, leases=self.leases.serving(networks))
+        return HostView(networks, self.allowances.all(), host=self.leases.host, leases=self.leases.serving(networks))
 
     async def _put_plans(self) -> Mapping[Key, LinkspanError]:
         self.planned += 1
@@ -227,7 +227,7 @@ def test_an_allowance_makes_a_host_take_part_in_the_other_network(tmp_path: Path
         stage = Stage(tmp_path)
         await stage.start()
         await stage.come(1)
-        await stage.networks.allow(Allowance("one", "two"))
+        await stage.allowances.allow(Allowance("one", "two"))
         await stage.cluster.converge()
         await stage.cluster.converge()
         assert (stage.leased, stage.met) == ({"one", "two"}, {"one", "two"})

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from linkspan.api.app import AttachBody
-from linkspan.cluster.networks import NetworkRequest
+from linkspan.cluster.network_plans import NetworkRequest
 from linkspan.core.errors import Invalid, closest, counted, of_validation
 from linkspan.core.model import AttachRequest
 

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from linkspan.cluster.grants import granted
-from linkspan.cluster.networks import NetworkRequest
 from linkspan.core.addresses import derived_mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Offer, Reservation, Underlay
@@ -354,55 +353,6 @@ def test_a_host_in_a_pool_is_not_reached_and_costs_no_network(tmp_path: Path) ->
         assert one.networks.covering(inside) == why
         hidden = msgspec.structs.replace(underlay, hidden=True)
         assert not one.networks.covering(msgspec.structs.replace(inside, underlay=hidden))
-        await one.stop()
-
-    together(work)
-
-
-@pytest.mark.parametrize("pool", ["10.60.1.0/31", "10.60.1.0/32", "fd00::/127", "fd00::/128"])
-def test_a_pool_without_room_for_a_block_is_refused_before_there_is_a_network(tmp_path: Path, pool: str) -> None:
-    """In a cluster hosts take blocks, of four addresses at least."""
-
-    async def work() -> None:
-        one = Member(Memory(), tmp_path, "h1")
-        await one.start()
-        with pytest.raises(Invalid, match=f"pool {pool} has no room for a block of a host"):
-            one.networks.planned(NetworkRequest(name="six", pools=(pool,), backend="vxlan"), {}, None, 1500, 3)
-        await one.stop()
-
-    together(work)
-
-
-def test_a_change_of_a_network_keeps_the_length_of_blocks(tmp_path: Path) -> None:
-    """Hosts have blocks of it: neither another MTU nor a further pool changes it, and a pool below it is refused."""
-
-    async def work() -> None:
-        one = Member(Memory(), tmp_path, "h1")
-        await one.start()
-        wish = NetworkRequest(name="six", pools=("10.60.0.0/16",), subnet_len=(26,), backend="ipip")
-        made = one.networks.planned(wish, {}, None, 1500, 3)
-        assert made.subnet_len == {"4": 26}
-        assert one.networks.enlarged(made, (), 1400, {}, {}).subnet_len == {"4": 26}
-        more = one.networks.enlarged(made, ("10.61.0.0/24",), 0, {}, {})
-        assert (more.pools, more.subnet_len) == (("10.60.0.0/16", "10.61.0.0/24"), {"4": 26})
-        with pytest.raises(Invalid, match="smaller than a block of network six, /26"):
-            one.networks.enlarged(made, ("10.62.0.0/27",), 0, {}, {})
-        await one.stop()
-
-    together(work)
-
-
-def test_a_pool_over_a_host_s_underlay_is_refused(tmp_path: Path) -> None:
-    """Whichever host it is: packets to it would go into the network that they are to carry."""
-
-    async def work() -> None:
-        one = Member(Memory(), tmp_path, "h1")
-        await one.start()
-        away = Host(id="h2", name="h2", underlay=Underlay("eth0", ("198.51.100.2/24",)))
-        await one.replica.write({"hosts/h2": away})
-        wish = NetworkRequest(name="six", pools=("198.51.0.0/16",), backend="ipip")
-        with pytest.raises(Conflict, match=r"covers 198\.51\.100\.2, the underlay address of host h2"):
-            one.networks.planned(wish, {}, None, 1500, 3)
         await one.stop()
 
     together(work)

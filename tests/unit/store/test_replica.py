@@ -584,7 +584,8 @@ def test_a_record_that_means_nothing_here_is_skipped_and_named(
         await one.store.transaction({k: msgspec.json.encode(value) for k, value in puts.items()})
         await one.start()
         assert [one.name for one in one.networks.all()] == ["demo"]
-        assert [r.cidr for r in one.networks.reservations] == ["10.244.0.9/32"]
+        assert [r.cidr for r in one.reservations.all()] == ["10.244.0.9/32"]
+        assert one.allowances.all() == ()
         assert (one.leases.hosts(), one.leases.all()) == ({}, [])
         assert one.replica.unreadable == {key}
         await one.stop()

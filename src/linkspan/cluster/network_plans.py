@@ -1,0 +1,253 @@
+"""Plans of networks: the record that a user's request makes, or the reason why it is refused.
+
+Pure functions of what is known at that moment. Two hosts may plan the same network: then the store accepts one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from linkspan.backends import backend, migration
+from linkspan.core.addresses import BITS, Prefix, pool
+from linkspan.core.contracts import Backend
+from linkspan.core.errors import Conflict, Invalid, LinkspanError
+from linkspan.core.ipam import gateway
+from linkspan.core.model import MTUS, Host, Ipam, Lease, Network, Underlay, checked_name
+
+BLOCK_LENGTHS = {4: 24, 6: 64}
+"""Default lengths of blocks, by family: 253 containers in an IPv4 block; IPv6's usual subnet (RFC 4291 2.5.1)."""
+
+
+class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's request for a network; empty values mean defaults."""
+
+    name: str
+    pools: tuple[str, ...] = ()
+    subnet_len: tuple[int, ...] = ()
+    backend: str = "auto"
+    options: dict[str, str] = {}
+    mtu: int = 0
+    masquerade: bool = True
+    internal: bool = False
+    ipam: Ipam = "block"
+    expose: tuple[str, ...] = ()
+
+
+class InUse(msgspec.Struct, frozen=True):
+    """What a network must not overlap: the cluster's networks and hosts, and this host's own routes.
+
+    ``routes`` has them by destination, with a text such as "dev eth0".
+    """
+
+    networks: tuple[Network, ...] = ()
+    hosts: Collection[Host] = ()
+    routes: Mapping[Prefix, str] = {}
+
+
+def planned(
+    request: NetworkRequest, in_use: InUse, underlay: Underlay | None, uplink_mtu: int
+) -> Network:
+    """Check a request, and return the network that it would make. Raises Invalid or Conflict.
+
+    ``uplink_mtu`` (bytes) counts if there is no underlay.
+    """
+    checked_name(request.name, "network")
+    if any(network.name == request.name for network in in_use.networks):
+        raise Conflict(f"network {request.name} exists", f"linkspan network show {request.name}")
+    name, alone = request.backend, len(in_use.hosts) <= 1
+    options = dict(request.options)
+    if name == "auto":
+        name = "bridge" if alone else "vxlan"
+        options = options if alone else {"direct": "true"} | options
+    way = backend(name)
+    _check_bridge(Network(name=request.name, pools=(), subnet_len={}, backend=name), in_use.networks)
+    overhead = way.overhead[underlay.outer] if underlay else 0
+    network = Network(
+        name=request.name,
+        pools=tuple(str(pool(text)) for text in request.pools),
+        subnet_len={},
+        backend=name,
+        options=options,
+        mtu=request.mtu or (underlay.mtu if underlay else uplink_mtu) - overhead,
+        masquerade=request.masquerade,
+        internal=request.internal,
+        ipam=request.ipam,
+        expose=request.expose,
+    )
+    way.check(network)
+    _check_exposure(network)
+    _check_mtu(network)
+    _check_overlap(network.name, network.prefixes, in_use)
+    return _finished(way.completed(network, _ways(in_use.networks)), request.subnet_len)
+
+
+def enlarged(
+    network: Network, add_pools: Iterable[str], mtu: int, options: Mapping[str, str], in_use: InUse
+) -> Network:
+    """Check a change, and return the changed network; an ``mtu`` of 0 means no change. Raises Invalid or Conflict."""
+    if network.migration is not None:
+        raise Conflict(
+            f"network {network.name} migrates to {network.migration.backend}, and cannot be changed meanwhile",
+            f"wait until it is done; `linkspan network show {network.name}` tells how far it is",
+        )
+    added = tuple(pool(text) for text in add_pools)
+    if options and {**network.options, **options} != network.options:
+        raise Invalid(
+            f"network {network.name}: options of backend {network.backend} cannot change while it exists",
+            "create a second network, or `linkspan network migrate`",
+        )
+    _check_overlap("", added, in_use)
+    changed = msgspec.structs.replace(network, pools=(*network.pools, *map(str, added)), mtu=mtu or network.mtu)
+    _check_mtu(changed)
+    finished = _finished(changed, ())
+    if not backend(network.backend).crosses_hosts:
+        return finished
+    # Hosts have blocks already, so the length of blocks stays.
+    lengths = finished.subnet_len | network.subnet_len
+    for one in added:
+        if one.length > lengths[str(one.family)]:
+            raise Invalid(
+                f"pool {one} is smaller than a block of network {network.name}, /{lengths[str(one.family)]}",
+                f"give a prefix of /{lengths[str(one.family)]} or a shorter one",
+            )
+    return msgspec.structs.replace(finished, subnet_len=lengths)
+
+
+def migrated(
+    network: Network,
+    name: str,
+    options: Mapping[str, str],
+    networks: Iterable[Network],
+    here: Underlay,
+    leases: Iterable[Lease],
+) -> Network:
+    """Check a migration to backend ``name``, or its reversal, and return the record of its start.
+
+    ``networks`` are all of the cluster, ``leases`` those of the network. Raises Invalid or Conflict.
+    """
+    if network.migration is not None and name == network.backend:
+        migration.check_back(network, options)
+        return migration.turned(network, leases)
+    migration.check(network, name)
+    way = backend(name)
+    new = msgspec.structs.replace(network, backend=name, options={**_kept(way, network), **options})
+    way.check(new)
+    others = _ways(one for one in networks if one.name != network.name)
+    changed = migration.started(network, way.completed(new, others), here, leases)
+    for one in changed.ways:
+        _check_mtu(one)
+    return changed
+
+
+def _ways(networks: Iterable[Network]) -> list[Network]:
+    """Return the networks as they are, and the migrating ones also as they will be."""
+    return [one for network in networks for one in network.ways]
+
+
+def _kept(way: Backend, network: Network) -> dict[str, str]:
+    """Return the network's options that the backend ``way`` accepts too: a migration keeps them."""
+    found = {}
+    for key, value in network.options.items():
+        with contextlib.suppress(LinkspanError):
+            way.check(msgspec.structs.replace(network, backend=way.name, options={key: value}))
+            found[key] = value
+    return found
+
+
+def _check_bridge(network: Network, others: Iterable[Network]) -> None:
+    for other in others:
+        if other.bridge == network.bridge:
+            raise Conflict(
+                f"network {network.name} would share its bridge's name with network {other.name}",
+                "choose another name",
+            )
+
+
+def _check_exposure(network: Network) -> None:
+    if network.expose and network.on_host:
+        raise Invalid(
+            f"network {network.name} shares the host's network: there is nothing to expose",
+            "every runtime has that itself: start the container with its option for it, such as --network host",
+        )
+
+
+def _check_mtu(network: Network) -> None:
+    if not MTUS[0] <= network.mtu <= MTUS[1]:
+        raise Invalid(f"network {network.name}: MTU {network.mtu} is not from {MTUS[0]} to {MTUS[1]}")
+
+
+def _check_overlap(name: str, pools: tuple[Prefix, ...], in_use: InUse) -> None:
+    """Refuse pools that overlap with each other, with routes or underlays, or with a network of another name."""
+    for number, one in enumerate(pools):
+        for other in pools[number + 1 :]:
+            if one.overlaps(other):
+                raise Invalid(f"pools {one} and {other} overlap", "leave one out")
+        for network in in_use.networks:
+            for other in network.prefixes:
+                if network.name != name and one.overlaps(other):
+                    raise Conflict(
+                        f"pool {one} overlaps with pool {other} of network {network.name}",
+                        "choose another prefix; `linkspan network list` shows those in use",
+                    )
+        for destination, way in in_use.routes.items():
+            if destination.length and one.overlaps(destination):
+                raise Conflict(
+                    f"pool {one} overlaps with this host's route {destination} {way}",
+                    "choose a prefix that the host does not route, `ip route` shows them",
+                )
+        for host in in_use.hosts:
+            if address := host.within(one):
+                raise Conflict(
+                    f"pool {one} covers {address}, the underlay address of host {host.name}",
+                    "choose a prefix that no host's underlay is in",
+                )
+
+
+def _finished(network: Network, subnet_len: tuple[int, ...]) -> Network:
+    """Return the network with its gateways and block lengths; if it does not cross hosts, a pool is one block."""
+    crosses = backend(network.backend).crosses_hosts
+    lengths: dict[str, int] = {}
+    for p in network.prefixes:
+        if not network.routed and p.length > BITS[p.family] - 1:
+            raise Invalid(
+                f"pool {p} has no room for a gateway and a container",
+                "use a larger pool, or --opt mode=routed",
+            )
+        if crosses and p.length > BITS[p.family] - 2:
+            raise Invalid(
+                f"pool {p} has no room for a block of a host: the smallest is a /{BITS[p.family] - 2}",
+                f"use a larger pool, a /{BITS[p.family] - 8} for example",
+            )
+        default = min(max(BLOCK_LENGTHS[p.family], p.length), BITS[p.family] - 2) if crosses else p.length
+        lengths[str(p.family)] = max(lengths.get(str(p.family), 0), default)
+    for length in subnet_len:
+        family = _family_meant(network, length, crosses)
+        lengths[family] = length
+    gateways = tuple(gateway(p, network.routed).address for p in network.prefixes)
+    return msgspec.structs.replace(network, gateways=gateways, subnet_len=lengths)
+
+
+def _family_meant(network: Network, length: int, crosses: bool) -> str:
+    """Return the family that a block length is for: IPv6 if it is above 32, or the network has IPv6 pools only."""
+    families = {p.family for p in network.prefixes}
+    family = 6 if length > BITS[4] or families == {6} else 4
+    pools = [p for p in network.prefixes if p.family == family]
+    if not crosses and any(p.length != length for p in pools):
+        raise Invalid(
+            f"network {network.name}: backend {network.backend} has one block, the pool itself, and no /{length}",
+            "leave --subnet-len out",
+        )
+    if not pools:
+        raise Invalid(
+            f"network {network.name} has no IPv{family} pool to take blocks of /{length} from",
+            f"leave {length} out of --subnet-len, or give such a pool",
+        )
+    if not all(p.length <= length <= BITS[family] - 2 for p in pools):
+        raise Invalid(
+            f"network {network.name}: blocks of /{length} do not fit its pools ({', '.join(map(str, pools))})",
+            f"give a length from {max(p.length for p in pools)} to {BITS[family] - 2}",
+        )
+    return str(family)
