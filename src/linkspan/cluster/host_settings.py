@@ -19,7 +19,7 @@ from linkspan.store.validation import RECLAIM_AFTER
 SHORTEST = 60.0
 """Shortest `reclaim_after` in seconds: the silent host and the others must notice the silence in time."""
 
-_KINDS = tuple(f"{name}." for name, way in BACKENDS.items() if way.has_settings)
+_PREFIXES = tuple(f"{name}." for name, way in BACKENDS.items() if way.has_settings)
 
 
 def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
@@ -34,8 +34,8 @@ def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
             raise Invalid(f"setting drained={value} is neither 1 nor empty", "linkspan host drain HOST, or undrain")
         if key == participation.SETTING:
             participation.check(value)
-        elif value and key != "drained" and not key.startswith(_KINDS):
-            there = ", ".join((participation.SETTING, *(f"{kind}.." for kind in _KINDS)))
+        elif value and key != "drained" and not key.startswith(_PREFIXES):
+            there = ", ".join((participation.SETTING, *(f"{prefix}.." for prefix in _PREFIXES)))
             raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from linkspan.core.event_log import Happenings
-    from linkspan.diagnose.trace.questions import Questions
+    from linkspan.diagnose.trace.kernel_view import KernelView
     from linkspan.endpoints.registry import Registry
 
 log = logging.getLogger("linkspan.podman")
@@ -318,7 +318,7 @@ def network_id(network: str) -> str:
     return hashlib.sha256(f"linkspan {network}".encode()).hexdigest()
 
 
-def found(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def found(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether Podman finds the plugin; its configuration may name other folders."""
     if not is_installed(around, "podman"):
         return

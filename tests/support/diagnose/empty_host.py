@@ -6,24 +6,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from linkspan.core.wire import Wire
-from linkspan.diagnose.trace.questions import (
+from linkspan.diagnose.trace.kernel_view import (
     Associated,
     Attached,
     Chain,
     Device,
     Forwarding,
     IptablesTable,
+    KernelView,
     Lookup,
     Neighbour,
     Packet,
-    Questions,
     Secured,
 )
 from linkspan.kernel.probe.path_mtu import Passed
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 
 
-class EmptyHost(Questions):
+class EmptyHost(KernelView):
     """A host without links, routes and rules."""
 
     def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:

@@ -7,7 +7,7 @@ from typing import Any
 
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import KernelError
-from linkspan.diagnose.trace.questions import (
+from linkspan.diagnose.trace.kernel_view import (
     LOCAL,
     UNICAST,
     Chain,

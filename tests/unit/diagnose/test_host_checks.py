@@ -10,7 +10,7 @@ from linkspan.backends import BACKENDS
 from linkspan.core.model import Underlay
 from linkspan.diagnose.doctor import host_checks, link_checks
 from linkspan.diagnose.doctor.checks import Surroundings
-from linkspan.diagnose.trace.questions import Device
+from linkspan.diagnose.trace.kernel_view import Device
 from support.diagnose.empty_host import EmptyHost
 from support.records.replicas import network
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.diagnose.trace.questions import Secured
+from linkspan.diagnose.trace.kernel_view import Secured
 
 
 @pytest.mark.parametrize(

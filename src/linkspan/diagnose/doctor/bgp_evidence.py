@@ -15,7 +15,7 @@ from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import BGP_PORT
 from linkspan.diagnose.doctor.bgp_reasons import Evidence
 from linkspan.diagnose.trace.hops import show
-from linkspan.diagnose.trace.questions import Lookup, Packet, Questions
+from linkspan.diagnose.trace.kernel_view import KernelView, Lookup, Packet
 from linkspan.kernel.probe import bird_control, port_owners
 from linkspan.kernel.probe.bird_control import Protocol, Said
 from linkspan.kernel.probe.tcp_connect import approach, pings
@@ -43,7 +43,7 @@ def recent(log: Path) -> tuple[Said, ...]:
 def gather(
     session: Session,
     seen: Protocol | None,
-    asked: Questions,
+    asked: KernelView,
     said: tuple[Said, ...] = (),
     refusals: Mapping[str, int] | None = None,
 ) -> Evidence:
@@ -83,7 +83,7 @@ def gather(
     )
 
 
-def _neighbour(asked: Questions, lookup: Lookup, source: bytes, target: bytes) -> bool:
+def _neighbour(asked: KernelView, lookup: Lookup, source: bytes, target: bytes) -> bool:
     next_hop = lookup.gateway or target
     return asked.answering(HOST, lookup.device, source or lookup.source, next_hop) is not None
 

@@ -12,7 +12,7 @@ from linkspan.core.contracts import Backend
 from linkspan.core.model import Network, Underlay
 
 if TYPE_CHECKING:  # the command line reads runtimes' checks, and needs no trace
-    from linkspan.diagnose.trace.questions import Questions
+    from linkspan.diagnose.trace.kernel_view import KernelView
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -47,7 +47,7 @@ class Surroundings(msgspec.Struct, frozen=True):
         return tuple(sorted({p.family for n in self.networks for p in n.prefixes}))
 
 
-Look: TypeAlias = "Callable[[Questions, Surroundings], Iterable[Check]]"
+Look: TypeAlias = "Callable[[KernelView, Surroundings], Iterable[Check]]"
 """Looks at one thing, by the kernel's answers and by what is known of the host; it changes nothing."""
 Checks = tuple[tuple[str, Look], ...]
 """What a file of checks looks at, in order, each by the name under which it is skipped where it fails."""

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from linkspan.core.errors import LinkspanError
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
-from linkspan.diagnose.trace.questions import Questions
+from linkspan.diagnose.trace.kernel_view import KernelView
 from linkspan.kernel.probe.port_owners import holder
 
 PORT = 53
 
 
-def server(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def server(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether dnsmasq is installed: without it containers work, but have no names."""
     if shutil.which("dnsmasq"):
         yield Check("names", "ok", "dnsmasq is installed")

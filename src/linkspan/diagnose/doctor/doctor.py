@@ -16,7 +16,7 @@ from linkspan.diagnose.doctor import (
 )
 from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace.kernel_answers import KernelAnswers
-from linkspan.diagnose.trace.questions import Questions
+from linkspan.diagnose.trace.kernel_view import KernelView
 from linkspan.kernel.io.namespaces import Namespaces
 
 _FEATURES = {
@@ -41,7 +41,7 @@ def examine(namespaces: Namespaces, around: Surroundings, runtimes: Checks) -> l
         asked.close()
 
 
-def machine(asked: Questions, around: Surroundings, runtimes: Checks) -> list[Check]:
+def machine(asked: KernelView, around: Surroundings, runtimes: Checks) -> list[Check]:
     """Return every check of the machine; skip those that fail to run, with the reason."""
     found = list(_kernel())
     for name, look in (*(check for file in _FILES for check in file.CHECKS), *runtimes):

@@ -11,8 +11,8 @@ from linkspan.core.model import Network
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace import netfilter_hooks
+from linkspan.diagnose.trace.kernel_view import KernelView, Packet
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
-from linkspan.diagnose.trace.questions import Packet, Questions
 from linkspan.kernel.drivers import firewalld
 from linkspan.kernel.drivers.links import BRIDGE_PORTS
 from linkspan.kernel.io.netlink import GETLINK, Socket, attributes, string
@@ -25,7 +25,7 @@ _SOMEWHERE = {4: prefix("192.0.2.1"), 6: prefix("2001:db8::1")}  # RFC 5737, RFC
 _MASTER = 10
 
 
-def forwarding(asked: Questions, around: Surroundings) -> Iterator[Check]:
+def forwarding(asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether the host forwards, so that containers reach other networks and the outside."""
     for family in around.families() or (4,):
         path = FORWARDING[family]
@@ -44,7 +44,7 @@ def forwarding(asked: Questions, around: Surroundings) -> Iterator[Check]:
             yield Check(name, "ok", f"{setting}=0; linkspan sets it with the first network")
 
 
-def rp_filter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
+def rp_filter(asked: KernelView, _around: Surroundings) -> Iterator[Check]:
     """Yield whether rp_filter is strict: it drops packets that arrive by another link than the route back."""
     value = asked.setting(HOST, "net/ipv4/conf/all/rp_filter")
     if value == "1":
@@ -58,7 +58,7 @@ def rp_filter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
         yield Check("rp_filter", "ok", f"net.ipv4.conf.all.rp_filter={value or 'absent'}: not strict")
 
 
-def br_netfilter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
+def br_netfilter(asked: KernelView, _around: Surroundings) -> Iterator[Check]:
     """Yield the state of br_netfilter: it makes iptables' FORWARD see packets within one bridge."""
     value = asked.setting(HOST, "net/bridge/bridge-nf-call-iptables")
     if value == "":
@@ -70,7 +70,7 @@ def br_netfilter(asked: Questions, _around: Surroundings) -> Iterator[Check]:
         yield Check("br_netfilter", "ok", detail)
 
 
-def forward_policy(asked: Questions, around: Surroundings) -> Iterator[Check]:
+def forward_policy(asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield FORWARD chains that drop packets of pools; linkspan's rules can only be added to such a chain."""
     if not around.networks:
         tables = [t for f in (4, 6) for t in asked.iptables(HOST, f) if t.policies.get("FORWARD") == "DROP"]
@@ -95,7 +95,7 @@ def _iptables_fix(bad: Verdict) -> str:
     return "a running agent restores its rules within seconds: `linkspan status`, `linkspan diff`"
 
 
-def nft_forward(asked: Questions, around: Surroundings) -> Iterator[Check]:
+def nft_forward(asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield foreign nftables chains that drop forwarded packets; only their owner can make them accept."""
     if not around.networks:
         hooked = [c for c in asked.chains(HOST) if c.hook == "forward" and c.policy == "drop"]
@@ -136,7 +136,7 @@ def _through(network: Network, pool: Prefix) -> tuple[Frame, Frame]:
     return there, Frame(Packet(outside, inside, established=True), "uplink", link)
 
 
-def firewalld_zone(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def firewalld_zone(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether a zone of firewalld accepts the pool."""
     if not firewalld.running():
         yield Check("firewalld", "ok", "does not run")
@@ -146,7 +146,7 @@ def firewalld_zone(_asked: Questions, around: Surroundings) -> Iterator[Check]:
         yield Check("firewalld", "ok", detail + (f" ({pools})" if pools else ""))
 
 
-def mtus(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def mtus(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether a network's largest packet in its tunnel fits the underlay."""
     here = around.underlay
     for network in around.networks if here else ():
@@ -162,7 +162,7 @@ def mtus(_asked: Questions, around: Surroundings) -> Iterator[Check]:
             yield Check(name, "ok", detail)
 
 
-def conntrack(asked: Questions, _around: Surroundings) -> Iterator[Check]:
+def conntrack(asked: KernelView, _around: Surroundings) -> Iterator[Check]:
     """Yield how full the connection table is: a full one drops every new connection."""
     count, most = (asked.setting(HOST, f"net/netfilter/nf_conntrack_{n}") for n in ("count", "max"))
     if not count.isdigit() or not most.isdigit() or not int(most):
@@ -174,7 +174,7 @@ def conntrack(asked: Questions, _around: Surroundings) -> Iterator[Check]:
     yield Check("conntrack", status, f"{count} of {most} connections ({part:.0%})", fix)
 
 
-def neighbours(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def neighbours(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield how full the neighbour table is: a full one resolves nobody new, in all namespaces of the machine."""
     limit = around.file("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
     table = around.file("/proc/net/stat/arp_cache")
@@ -189,7 +189,7 @@ def neighbours(_asked: Questions, around: Surroundings) -> Iterator[Check]:
     yield Check("neighbours", status, f"{count} of {most} entries ({part:.0%})", fix)
 
 
-def bridge_ports(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def bridge_ports(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield how full bridges are: one takes 1,023 ports."""
     bridges = [n for n in around.networks if n.backend == "bridge" and not n.routed]
     if not bridges:

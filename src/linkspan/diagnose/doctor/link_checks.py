@@ -9,7 +9,7 @@ from typing import NamedTuple
 from linkspan.core.addresses import prefix
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
-from linkspan.diagnose.trace.questions import Questions
+from linkspan.diagnose.trace.kernel_view import KernelView
 from linkspan.kernel.drivers.links import is_ours
 from linkspan.kernel.io.link_messages import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
 from linkspan.kernel.io.netlink import GETLINK, Socket, altnames, attributes, string
@@ -30,7 +30,7 @@ class _Link(NamedTuple):
     """Whether it takes every frame that the link below receives."""
 
 
-def neighbours(asked: Questions, around: Surroundings) -> Iterator[Check]:
+def neighbours(asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether the host asks for containers' and peers' MACs, and answers for its own."""
     name, found = "neighbour search", list(_refusals(asked, around))
     for link, family in _resolving(around):
@@ -43,7 +43,7 @@ def neighbours(asked: Questions, around: Surroundings) -> Iterator[Check]:
     yield from found or [Check(name, "ok", "the host asks for its neighbours' MACs, and answers for its own")]
 
 
-def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
+def _refusals(asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield wrong ARP settings that apply to all links; each link of ours has its own right value."""
     if 4 not in around.families():
         return
@@ -59,7 +59,7 @@ def _refusals(asked: Questions, around: Surroundings) -> Iterator[Check]:
             yield Check("neighbour search", "warn", detail, f"sysctl -w {path}=0, and set it on the links that need it")
 
 
-def underlay(asked: Questions, around: Surroundings) -> Iterator[Check]:
+def underlay(asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield why the link to the other hosts passes nothing."""
     if around.underlay is None:
         return
@@ -76,7 +76,7 @@ def underlay(asked: Questions, around: Surroundings) -> Iterator[Check]:
     yield Check("underlay link", "fail", f"link {name} to the other hosts {why}", fix)
 
 
-def others_above(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def others_above(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield foreign links on top of ours that may take all packets that ours receive."""
     links = {link.number: link for link in _links()}
     found = []

@@ -27,8 +27,8 @@ from linkspan.core.model import Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import netfilter_hooks
+from linkspan.diagnose.trace.kernel_view import KernelView, Packet, client_ports
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
-from linkspan.diagnose.trace.questions import Packet, Questions, client_ports
 from linkspan.diagnose.trace.rule_meanings import is_ours, meaning
 from linkspan.kernel.io import packets
 from linkspan.kernel.io.packets import Arrival, Ear, Sender
@@ -158,7 +158,7 @@ def _tail(session: bytes, source: str, target: str, what: str, size: int) -> byt
 
 
 def run(
-    asked: Questions, session: bytes, host: str, wanted: Sequence[Wanted], refused: Sequence[Refusal]
+    asked: KernelView, session: bytes, host: str, wanted: Sequence[Wanted], refused: Sequence[Refusal]
 ) -> Probed:
     """Take part: for as long as ``lasts`` says, in a thread of the host's namespace.
 
@@ -197,7 +197,7 @@ class _Outgoing:
     """Packets that this host sends; those that cannot be sent are kept with the reason."""
 
     def __init__(
-        self, asked: Questions, sender: Sender, session: bytes, host: str, wanted: Sequence[Wanted]
+        self, asked: KernelView, sender: Sender, session: bytes, host: str, wanted: Sequence[Wanted]
     ) -> None:
         self._asked = asked
         self._sender = sender
@@ -278,7 +278,7 @@ class _Outgoing:
 
 
 def _told(
-    asked: Questions,
+    asked: KernelView,
     wanted: Sequence[Wanted],
     heard: Mapping[tuple[str, str], Mapping[int, Arrival]],
     refusals: Sequence[Refusal],
@@ -304,7 +304,7 @@ def _told(
     )
 
 
-def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
+def _dropped(asked: KernelView, need: Need, came: Arrival) -> str:
     """Return which rule of this host drops the received packets, '' if all accept."""
     if came.protocol != packets.NUMBERS[need.protocol]:
         return f"it arrives as IP protocol {came.protocol}: something on the path has changed it"
@@ -326,7 +326,7 @@ def _dropped(asked: Questions, need: Need, came: Arrival) -> str:
     return f"a rule drops it from some of the source ports {ports[0]} to {ports[1]}: {some[0]}" if some else ""
 
 
-def _judged(asked: Questions, need: Need, came: Arrival, packet: Packet) -> list[Verdict]:
+def _judged(asked: KernelView, need: Need, came: Arrival, packet: Packet) -> list[Verdict]:
     """Return the hooks' verdict on a packet that arrives like a probe."""
     frame = Frame(packet, came.device, mac=came.mac)
     # A plain packet would be forwarded to a container, after the guard.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from linkspan.core.states.programs import located
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
-from linkspan.diagnose.trace.questions import Questions
+from linkspan.diagnose.trace.kernel_view import KernelView
 
 
-def installed(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def installed(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield missing programs: a network whose backend lacks its program does not cross hosts from here."""
     users: dict[str, list[str]] = {}
     for network in around.networks:

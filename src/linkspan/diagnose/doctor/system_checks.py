@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
-from linkspan.diagnose.trace.questions import Questions
+from linkspan.diagnose.trace.kernel_view import KernelView
 
 NFT = (1, 0, 6)
 """The oldest nft with which linkspan's tables were tried (Debian 12's)."""
@@ -22,7 +22,7 @@ _EPOCH = 1_735_689_600  # 2025-01-01: a clock before this release is wrong
 _UNSYNCHRONISED = 5  # TIME_ERROR, adjtimex(2)
 
 
-def nft_version(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
+def nft_version(_asked: KernelView, _around: Surroundings) -> Iterator[Check]:
     """Yield nft's version: the library does the work, but the command has the same version, and `plan` uses it."""
     fix = "apt install nftables"
     if not (command := shutil.which("nft")):
@@ -41,7 +41,7 @@ def nft_version(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
         yield Check("nft", "ok", text)
 
 
-def networkd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def networkd(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether systemd-networkd removes routes and rules that it did not make (networkd.conf(5))."""
     if not around.file("/run/systemd/netif/state").exists():
         yield Check("systemd-networkd", "ok", "does not run")
@@ -87,7 +87,7 @@ def _wide(around: Surroundings) -> str:
     return ""
 
 
-def disk(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def disk(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield the free space: an attach writes a record before it touches the kernel, and fails on a full disk."""
     folder = around.state_dir
     while not folder.exists():
@@ -104,7 +104,7 @@ def disk(_asked: Questions, around: Surroundings) -> Iterator[Check]:
         yield Check("disk", "ok", detail)
 
 
-def clock(_asked: Questions, _around: Surroundings) -> Iterator[Check]:
+def clock(_asked: KernelView, _around: Surroundings) -> Iterator[Check]:
     """Yield whether the clock is right: linkspan counts by the clock since boot, but certificates and logs need it."""
     fix = "systemctl enable --now systemd-timesyncd (or chrony)"
     if time.time() < _EPOCH:

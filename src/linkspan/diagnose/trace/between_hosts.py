@@ -16,27 +16,27 @@ from linkspan.core.states.wireguard import key_id
 from linkspan.core.wire import ESP, VXLAN, WIREGUARD, Wire
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Map, Translation, show
-from linkspan.diagnose.trace.nft_verdict import Frame
-from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
-from linkspan.diagnose.trace.questions import (
+from linkspan.diagnose.trace.kernel_view import (
     IN,
     LOCAL,
     OUT,
     Device,
+    KernelView,
     Outer,
     Packet,
-    Questions,
     Secured,
     client_ports,
     towards,
 )
+from linkspan.diagnose.trace.nft_verdict import Frame
+from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
 from linkspan.diagnose.trace.walk import Walk
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)
 """Sizes in bytes to try if full-sized packets do not pass: between the usual MTUs of links and tunnels."""
 
 
-def part(asked: Questions, known: Map, entry: Entry) -> Part:
+def part(asked: KernelView, known: Map, entry: Entry) -> Part:
     """Walk through this host."""
     walk = Crossing(asked, known, entry.translation)
     broken = ""
@@ -60,7 +60,7 @@ def part(asked: Questions, known: Map, entry: Entry) -> Part:
 class Crossing(Walk):
     """The walk through a host that has peers."""
 
-    def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
+    def __init__(self, asked: KernelView, known: Map, translation: Translation) -> None:
         super().__init__(asked, known, translation)
         self.to = ""
         self.at = b""

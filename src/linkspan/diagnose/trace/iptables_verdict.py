@@ -10,8 +10,16 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, mac_text, prefix
 from linkspan.core.errors import Invalid
+from linkspan.diagnose.trace.kernel_view import (
+    LOCAL,
+    UNICAST,
+    IptablesTable,
+    KernelView,
+    Span,
+    towards,
+    within,
+)
 from linkspan.diagnose.trace.nft_verdict import AFTER, CHANGE, DROP, PASS, Doubts, Frame, Verdict
-from linkspan.diagnose.trace.questions import LOCAL, UNICAST, IptablesTable, Questions, Span, towards, within
 
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": 0, "filter": 0, "security": 50}
 """Priorities of the tables at their hooks (linux/netfilter_ipv4.h); nat's differ by hook."""
@@ -64,7 +72,7 @@ def unread(names: Iterable[str]) -> tuple[IptablesTable, ...]:
     return tuple(IptablesTable(name, chains, policies, legacy=True) for name in names)
 
 
-def evaluate(asked: Questions, table: IptablesTable, chain: str, frame: Frame) -> Verdict:
+def evaluate(asked: KernelView, table: IptablesTable, chain: str, frame: Frame) -> Verdict:
     """Evaluate a table's own chain and the chains to which it jumps."""
     if table.name == "raw":
         frame = msgspec.structs.replace(frame, tracked=False)
@@ -74,7 +82,7 @@ def evaluate(asked: Questions, table: IptablesTable, chain: str, frame: Frame) -
 class _Evaluation:
     """One packet's evaluation in one of a table's own chains."""
 
-    def __init__(self, asked: Questions, table: IptablesTable, frame: Frame) -> None:
+    def __init__(self, asked: KernelView, table: IptablesTable, frame: Frame) -> None:
         self._asked = asked
         self._table = table
         self._frame = frame

@@ -21,7 +21,7 @@ from linkspan.core.wire import Wire
 from linkspan.diagnose.trace import iptables_verdict
 from linkspan.diagnose.trace.bgp_routes import Learning
 from linkspan.diagnose.trace.hops import show
-from linkspan.diagnose.trace.questions import (
+from linkspan.diagnose.trace.kernel_view import (
     BIRD,
     UNREACHABLE,
     Associated,

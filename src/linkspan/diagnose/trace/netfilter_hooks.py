@@ -16,8 +16,8 @@ from linkspan.core.addresses import SOCKET_FAMILY
 from linkspan.core.errors import KernelError
 from linkspan.diagnose.trace import iptables_verdict, nft_verdict
 from linkspan.diagnose.trace.hops import show
+from linkspan.diagnose.trace.kernel_view import ACK, DATA, FLOWING, KernelView, Packet
 from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
-from linkspan.diagnose.trace.questions import ACK, DATA, FLOWING, Packet, Questions
 
 
 class _Step(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class _Step(msgspec.Struct, frozen=True):
 
 
 def passed(
-    asked: Questions, hook: str, frame: Frame, undo: Callable[[Packet], Packet] | None = None
+    asked: KernelView, hook: str, frame: Frame, undo: Callable[[Packet], Packet] | None = None
 ) -> Verdict:
     """Return the verdict of an IP hook: prerouting, input, forward, output or postrouting.
 
@@ -50,17 +50,17 @@ def passed(
     return _decided(asked, hook, steps, frame)
 
 
-def passed_nft(asked: Questions, hook: str, frame: Frame) -> Verdict:
+def passed_nft(asked: KernelView, hook: str, frame: Frame) -> Verdict:
     """Return the verdict of nftables' own chains at an IP hook."""
     return _decided(asked, hook, _of_nft(asked, hook, frame), frame)
 
 
-def passed_iptables(asked: Questions, hook: str, frame: Frame) -> Verdict:
+def passed_iptables(asked: KernelView, hook: str, frame: Frame) -> Verdict:
     """Return the verdict of iptables' tables at an IP hook."""
     return _decided(asked, hook, _of_iptables(asked, hook, frame), frame)
 
 
-def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
+def _of_nft(asked: KernelView, hook: str, frame: Frame) -> list[_Step]:
     families = ("inet", "ip" if frame.packet.family == 4 else "ip6")
     try:
         chains = asked.chains(frame.netns)
@@ -79,7 +79,7 @@ def _of_nft(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
     ]
 
 
-def _of_iptables(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
+def _of_iptables(asked: KernelView, hook: str, frame: Frame) -> list[_Step]:
     name = hook.upper()
     steps: list[_Step] = []
     try:
@@ -95,23 +95,23 @@ def _of_iptables(asked: Questions, hook: str, frame: Frame) -> list[_Step]:
     return steps
 
 
-def passed_link(asked: Questions, hook: str, frame: Frame) -> Verdict:
+def passed_link(asked: KernelView, hook: str, frame: Frame) -> Verdict:
     """Return the verdict of a device's own hook, before the host processes a packet (ingress) or after (egress)."""
     device = frame.arriving if hook == "ingress" else frame.leaving
     return _of(asked, ("netdev", "inet"), hook, frame, device)
 
 
-def passed_bridge(asked: Questions, hook: str, frame: Frame) -> Verdict:
+def passed_bridge(asked: KernelView, hook: str, frame: Frame) -> Verdict:
     """Return the verdict of a bridge hook, with ebtables' chains."""
     return _of(asked, ("bridge",), hook, frame)
 
 
-def passed_arp(asked: Questions, hook: str, frame: Frame) -> Verdict:
+def passed_arp(asked: KernelView, hook: str, frame: Frame) -> Verdict:
     """Return the verdict of an ARP hook (input, output), with arptables' chains."""
     return _of(asked, ("arp",), hook, frame)
 
 
-def _of(asked: Questions, families: Sequence[str], hook: str, frame: Frame, device: str = "") -> Verdict:
+def _of(asked: KernelView, families: Sequence[str], hook: str, frame: Frame, device: str = "") -> Verdict:
     try:
         chains = asked.chains(frame.netns)
     except KernelError as error:
@@ -130,7 +130,7 @@ def _unread(error: KernelError) -> _Step:
     return _Step(0, 0, False, False, lambda _frame: told)
 
 
-def _decided(asked: Questions, hook: str, steps: Sequence[_Step], frame: Frame) -> Verdict:
+def _decided(asked: KernelView, hook: str, steps: Sequence[_Step], frame: Frame) -> Verdict:
     """Return the verdict of the steps, and their effect on the TCP segments that follow the first one."""
     found = _together(asked, steps, frame)
     packet = found.packet
@@ -155,7 +155,7 @@ def _decided(asked: Questions, hook: str, steps: Sequence[_Step], frame: Frame) 
     return msgspec.structs.replace(found, later=tuple(dict.fromkeys(later)))
 
 
-def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict:
+def _together(asked: KernelView, steps: Sequence[_Step], frame: Frame) -> Verdict:
     unsure: list[str] = []
     later: list[str] = []
     unless: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ def _together(asked: Questions, steps: Sequence[_Step], frame: Frame) -> Verdict
     )  # fmt: skip
 
 
-def _translated(asked: Questions, frame: Frame, packet: Packet, found: Verdict) -> Packet | str:
+def _translated(asked: KernelView, frame: Frame, packet: Packet, found: Verdict) -> Packet | str:
     """Return the packet with its new address, or why there is none."""
     if found.to:
         target = socket.inet_pton(SOCKET_FAMILY[packet.family], found.to[0])

@@ -11,7 +11,7 @@ from typing import Any
 
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
-from linkspan.diagnose.trace.questions import Span, within
+from linkspan.diagnose.trace.kernel_view import Span, within
 
 NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
 """IANA's protocol numbers, by the names of this package and of nft."""

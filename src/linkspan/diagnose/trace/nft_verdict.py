@@ -15,6 +15,7 @@ import msgspec
 
 from linkspan.core.addresses import SOCKET_FAMILY, mac_text
 from linkspan.core.errors import KernelError
+from linkspan.diagnose.trace.kernel_view import FLOWING, LOCAL, UNICAST, Chain, KernelView, Packet, towards
 from linkspan.diagnose.trace.nft_values import (
     NUMBERS,
     Ports,
@@ -28,7 +29,6 @@ from linkspan.diagnose.trace.nft_values import (
     ordered,
     spans,
 )
-from linkspan.diagnose.trace.questions import FLOWING, LOCAL, UNICAST, Chain, Packet, Questions, towards
 
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
 _MAC = 6
@@ -146,7 +146,7 @@ class Doubts:
         return Verdict(unsure=unsure, unless=(found.where, found.rule))
 
 
-def evaluate(asked: Questions, chains: Sequence[Chain], chain: Chain, frame: Frame) -> Verdict:
+def evaluate(asked: KernelView, chains: Sequence[Chain], chain: Chain, frame: Frame) -> Verdict:
     """Evaluate a base chain and the chains to which it jumps."""
     if chain.hook in ("prerouting", "output") and chain.priority < _RAW:
         frame = msgspec.structs.replace(frame, tracked=False)
@@ -217,7 +217,7 @@ def _by(rule: Rule, *, passes: bool = True, **does: Any) -> Verdict:
 class _Evaluation:
     """One packet's evaluation in one base chain and the chains to which it jumps."""
 
-    def __init__(self, asked: Questions, chains: Mapping[tuple[str, str, str], Chain], frame: Frame) -> None:
+    def __init__(self, asked: KernelView, chains: Mapping[tuple[str, str, str], Chain], frame: Frame) -> None:
         self._asked = asked
         self._chains = chains
         self._frame = frame

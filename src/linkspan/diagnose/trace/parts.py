@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Translation, Unknown
-from linkspan.diagnose.trace.questions import Outer, Packet
+from linkspan.diagnose.trace.kernel_view import Outer, Packet
 
 CONTROLLER = "(controller)"
 """Name of the controller, which answers for an underlay's switches like a host; no host can have this name."""

@@ -24,20 +24,20 @@ from linkspan.diagnose.trace.hops import (
     show,
     where,
 )
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
-from linkspan.diagnose.trace.questions import (
+from linkspan.diagnose.trace.kernel_view import (
     BLACKHOLE,
     LOCAL,
     PROHIBIT,
     UNREACHABLE,
     Device,
+    KernelView,
     Lookup,
     Outer,
     Packet,
-    Questions,
     towards,
     within,
 )
+from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
 from linkspan.diagnose.trace.rule_meanings import meaning
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 
@@ -46,7 +46,7 @@ _MAC = 6
 _NEVER = 8
 """The level of arp_ignore at which the kernel answers for no address (Documentation/networking/ip-sysctl)."""
 _ASKABLE = frozenset({"icmp", "tcp", "udp"})
-"""Protocols that Questions.route considers."""
+"""Protocols that KernelView.route considers."""
 _REFUSING = {BLACKHOLE: "blackhole", UNREACHABLE: "unreachable", PROHIBIT: "prohibit"}
 
 
@@ -56,7 +56,7 @@ class Passage:
     ``unknown`` are the places where nobody can decide whether it passes.
     """
 
-    def __init__(self, asked: Questions, known: Map) -> None:
+    def __init__(self, asked: KernelView, known: Map) -> None:
         self.hops: list[Hop] = []
         self.mtu = 65535
         self.unknown: list[Unknown] = []

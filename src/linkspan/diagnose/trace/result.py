@@ -10,10 +10,10 @@ from linkspan.diagnose.trace import between_hosts, live
 from linkspan.diagnose.trace.bgp_routes import Learning
 from linkspan.diagnose.trace.hops import OUTSIDE, Map
 from linkspan.diagnose.trace.kernel_answers import KernelAnswers
+from linkspan.diagnose.trace.kernel_view import Packet
 from linkspan.diagnose.trace.live import Device, Heard, Listen
 from linkspan.diagnose.trace.live_packet import new_mark
 from linkspan.diagnose.trace.parts import Entry, Part
-from linkspan.diagnose.trace.questions import Packet
 from linkspan.diagnose.trace.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace
 from linkspan.diagnose.trace.walk import sourced
 from linkspan.kernel.io.namespaces import Namespaces

@@ -15,8 +15,8 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.states.openflow import MEANINGS, Counted, Held, Map, Seen
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Unknown, headers, show, where
+from linkspan.diagnose.trace.kernel_view import Packet, Span, within
 from linkspan.diagnose.trace.parts import Entry, Part
-from linkspan.diagnose.trace.questions import Packet, Span, within
 
 _MOST = 12
 """Switches on one path, and tables in one switch: more are a loop."""

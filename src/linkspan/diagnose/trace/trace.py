@@ -14,8 +14,8 @@ from linkspan.core.model import Endpoint
 from linkspan.core.namesakes import meant, missing
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
+from linkspan.diagnose.trace.kernel_view import KernelView, Packet
 from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
-from linkspan.diagnose.trace.questions import Packet, Questions
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
 _MOST = 8
@@ -75,7 +75,7 @@ class _Lost(Exception):
     """Nobody reports how the packet continues."""
 
 
-def place(text: str, known: Map, asked: Questions) -> Place:
+def place(text: str, known: Map, asked: KernelView) -> Place:
     """Find what a user names: an endpoint's name, NAME@NETWORK or id, ``host:NAME``, or an IP address.
 
     A name that DNS answers (an alias, NAME.NETWORK, NAME.NETWORK.internal) counts if no endpoint has it as
@@ -112,7 +112,7 @@ def _host(name: str, known: Map) -> Place:
 
 
 def _address(
-    address: bytes, text: str, everywhere: Iterable[tuple[str, Endpoint]], known: Map, asked: Questions
+    address: bytes, text: str, everywhere: Iterable[tuple[str, Endpoint]], known: Map, asked: KernelView
 ) -> Place:
     for host, one in everywhere:
         if any(p.packed == address for p in one.prefixes):
@@ -248,7 +248,7 @@ def _reply(packet: Packet, arrived: Packet | None) -> Packet:
     )  # fmt: skip
 
 
-def chosen(asked: Questions, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
+def chosen(asked: KernelView, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
     """Choose the packet's addresses: one family for both, IPv4 first; the host's own as the kernel would.
 
     Raises Invalid if the two have no family in common, or neither is here.

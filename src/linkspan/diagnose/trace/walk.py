@@ -16,21 +16,21 @@ from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.hops import OUTSIDE, Map, Translation, forwarding_off, show
-from linkspan.diagnose.trace.nft_verdict import Frame
-from linkspan.diagnose.trace.passage import Passage
-from linkspan.diagnose.trace.questions import (
+from linkspan.diagnose.trace.kernel_view import (
     FORWARD,
     IN,
     LOCAL,
     OUT,
     Device,
+    KernelView,
     Lookup,
     Packet,
     Port,
-    Questions,
     client_ports,
     towards,
 )
+from linkspan.diagnose.trace.nft_verdict import Frame
+from linkspan.diagnose.trace.passage import Passage
 
 _ECHO_REPLY = {4: 0, 6: 129}
 """Types of ICMP's answer to a ping: RFC 792, RFC 4443."""
@@ -43,7 +43,7 @@ class Walk(Passage):
     accepts a connection there. If it is unknown whether the packet passes, the walk continues as if it did.
     """
 
-    def __init__(self, asked: Questions, known: Map, translation: Translation) -> None:
+    def __init__(self, asked: KernelView, known: Map, translation: Translation) -> None:
         super().__init__(asked, known)
         self.exit = ""
         self.end = OUTSIDE
@@ -519,7 +519,7 @@ class Walk(Passage):
             self._translation.arrived = packet
 
 
-def sourced(asked: Questions, known: Map, netns: int, packet: Packet) -> Packet:
+def sourced(asked: KernelView, known: Map, netns: int, packet: Packet) -> Packet:
     """Return the packet with the source that a program gets without bind: the route's.
 
     An address of another interface of linkspan's is not used: a user who names an endpoint means its own.

@@ -20,7 +20,7 @@ from linkspan.runtimes.base import BaseRuntime, HostAgent, Service, Site, is_ins
 from linkspan.shim import build
 
 if TYPE_CHECKING:
-    from linkspan.diagnose.trace.questions import Questions
+    from linkspan.diagnose.trace.kernel_view import KernelView
     from linkspan.endpoints.registry import Registry
 
 VERSION = "1.0.0"
@@ -43,7 +43,7 @@ CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
 """The CRI's name in a configuration of version 2, and of version 3."""
 
 
-def configuration(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def configuration(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether runtimes use our configuration: they take the first by name, and execute its plugin."""
     folder = around.file(CONFS)
     confs = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES)
@@ -76,7 +76,7 @@ def _types(conf: Path) -> set[str]:
     return {str(p.get("type")) for p in plugins if isinstance(p, dict)} if isinstance(plugins, list) else set()
 
 
-def containerd(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def containerd(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether containerd finds pods' plugins in the configured folder; `ctr` and nerdctl use /opt/cni/bin."""
     if not is_installed(around, "containerd"):
         return

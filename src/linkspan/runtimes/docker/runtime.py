@@ -16,7 +16,7 @@ from linkspan.runtimes import systemd
 from linkspan.runtimes.base import BaseRuntime, HostAgent, Listening, Service, Site, is_installed
 
 if TYPE_CHECKING:
-    from linkspan.diagnose.trace.questions import Questions
+    from linkspan.diagnose.trace.kernel_view import KernelView
     from linkspan.endpoints.registry import Registry
 
 LISTENING = Listening(
@@ -42,7 +42,7 @@ WantedBy=sockets.target
 """The socket, at which the engine waits while the agent starts."""
 
 
-def found(_asked: Questions, around: Surroundings) -> Iterator[Check]:
+def found(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield whether somebody listens at the socket that Docker's engine calls."""
     if not is_installed(around, "dockerd"):
         return

@@ -1,6 +1,6 @@
-"""Questions of a trace to one host: an interface behind which the host may be this one or another.
+"""View of one host's kernel, as a trace asks for it: this machine's (`kernel_answers`), or a test's.
 
-Every question is about the present state of the kernel and changes nothing. ``netns`` is a namespace's inode,
+Every method is about the present state of the kernel and changes nothing. ``netns`` is a namespace's inode,
 0 the host's own; addresses and MACs are bytes.
 """
 
@@ -302,8 +302,8 @@ class Chain(msgspec.Struct, frozen=True):
     devices: tuple[str, ...] = ()
 
 
-class Questions(Protocol):
-    """The questions to one host's kernel."""
+class KernelView(Protocol):
+    """The state of one host's kernel."""
 
     def route(self, netns: int, packet: Packet, arriving: str = "") -> Lookup:
         """Return where the packet goes next; ``arriving`` is the device by which it came, '' if it starts here."""
@@ -375,7 +375,7 @@ class Questions(Protocol):
         """Return whether a socket in the namespace listens for the packet; always for protocols without ports."""
 
 
-def client_ports(asked: Questions, netns: int) -> Span:
+def client_ports(asked: KernelView, netns: int) -> Span:
     """Return the ports from which a namespace chooses one for a client (ip-sysctl, ip_local_port_range)."""
     first, _, last = asked.setting(netns, "net/ipv4/ip_local_port_range").partition("\t")
     return (int(first), int(last)) if first and last else (0, 0)
