@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from linkspan.agent import status, store_health
+from linkspan.agent import store_health
+from linkspan.agent.condition import observed
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
@@ -45,9 +46,10 @@ async def checks(agent: Agent) -> list[Check]:
     found += control(agent.control.closed().places, agent.config.store)
     found += await store_health.checks(agent)
     found += stations(networks, agent.cluster.peers.known)
-    found += owners(status.disputes(agent))
-    found += records(status.not_used(agent))
-    found += hosts(status.unreachable(agent), agent.leases.names())
+    condition = observed(agent)
+    found += owners(condition.disputes)
+    found += records(condition.records)
+    found += hosts(condition.unreachable, agent.leases.names())
     found += views(agent.naming.problems)
     found += await agent.peerings.checks()
     found += associations(**agent.associating.counts())

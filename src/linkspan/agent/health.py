@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.cluster.leases import COME_BACK, Leases
 from linkspan.cluster.membership import Cluster
-from linkspan.core.model import Host, Network
+from linkspan.core.model import Host
 from linkspan.core.states.wireguard import key_id
 
 Told = dict[str, str]
@@ -37,16 +37,6 @@ def unreachable(
         found.append(_told("", leases.host.name, cluster.presence.second))
     found += [_told("", leases.host.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
     return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
-
-
-def read_all(leases: Leases, networks: Iterable[Network]) -> None:
-    """Read every record about these networks and all hosts once, so that unreadable records are known."""
-    leases.hosts()
-    leases.common()
-    for network in networks:
-        leases.all(network.name)
-        leases.blocks(network.name)
-        leases.exact(network.name)
 
 
 def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:

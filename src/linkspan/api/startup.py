@@ -14,6 +14,7 @@ from aiohttp import web
 
 from linkspan.agent import status
 from linkspan.agent.agent import Agent
+from linkspan.agent.condition import observed
 from linkspan.api.responses import answer, error_body
 from linkspan.api.server import listening, on_socket
 from linkspan.core.errors import Unavailable
@@ -29,7 +30,7 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
 
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":
-            return answer(status.told(agent) | {"waiting": WAITING})
+            return answer(status.as_status(agent, observed(agent)) | {"waiting": WAITING})
         if request.path in paths():
             return web.Response(status=503)
         why = f"the agent waits for the store: {agent.replica.problem}"

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from linkspan.agent import status
 from linkspan.agent.agent import Agent
+from linkspan.agent.condition import observed
 from linkspan.api.responses import answer
 from linkspan.core.addresses import prefix
 from linkspan.core.desired import Change, Source
@@ -45,11 +46,12 @@ class Telling:
 
     async def _status(self, request: web.Request) -> web.Response:
         await self._agent.cluster.observe_routes()
-        return answer(status.told(self._agent))
+        return answer(status.as_status(self._agent, observed(self._agent)))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
-        gauges = status.gauges(self._agent, await status.look(self._agent))
+        handshakes = await status.look(self._agent)
+        gauges = status.gauges(self._agent, observed(self._agent), handshakes)
         return web.Response(body=self._agent.metrics.text(gauges), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

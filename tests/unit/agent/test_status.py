@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from linkspan.agent import status
 from linkspan.agent.agent_checks import associations
+from linkspan.agent.condition import Condition
 from linkspan.api.startup import WAITING
 from linkspan.cli.status import _show_status
 from linkspan.core.states.bgp import REFLECTORS, crowded
@@ -40,6 +40,7 @@ def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
     [
         ({}, True),
         ({"store": {"ok": False}}, False),
+        ({"unmet": ["network demo: no DNS server"]}, False),
         ({"drift": ["route 10.244.2.0/24: network unreachable"]}, False),
         ({"orphans": [{"link": "lsr0123456789ab"}]}, False),
         ({"disputes": [{"why": "two hosts claim one"}]}, False),
@@ -54,7 +55,7 @@ def _of(network: str, host: str) -> dict[str, list[dict[str, str]]]:
 )
 def test_another_host_s_silent_agent_alone_is_no_fault_of_this_host(found: dict[str, Any], well: bool) -> None:
     """Every other problem of the store, of this host's objects, and of peers in its networks is one."""
-    assert status._well(WELL | found, "h1") is well
+    assert Condition(here="h1", **(WELL | found)).ok is well
 
 
 def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,13 +71,12 @@ def test_what_cannot_be_mended_stands_below_drift_and_not_below_the_store(capsys
     assert lines[at + 1] == "  cannot repair: a: busy"
 
 
-def test_hosts_with_one_name_are_told_and_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hosts_with_one_name_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """With their ids, and what to do."""
     shared = [{"name": "node", "ids": ["cafe", "f00d"]}]
     _show_status(WELL | SHOWN | {"namesakes": shared})
     said = " ".join(capsys.readouterr().out.split())
     assert "2 hosts have the name node: ids cafe, f00d; use their ids" in said
-    assert status._well(WELL | {"namesakes": shared}, "node")
 
 
 def test_what_is_wrong_with_etcd_stands_below_the_store(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,6 @@ def test_associations_whose_turn_has_not_come_are_counted_and_are_no_fault(capsy
     some = {"peers": 999, "up": 612, "waiting": 387}
     _show_status(WELL | SHOWN | {"ipsec": some})
     assert "IPsec: 612 of 999 peers are up; 387 wait for their turn to be started" in capsys.readouterr().out
-    assert status._well(WELL | {"ipsec": some}, "h1")
     (check,) = associations(**some)
     assert check.status == "ok"
     assert "612 of 999 peers are up; 387 wait for their turn" in check.detail
@@ -126,4 +125,4 @@ def test_a_mesh_that_is_too_large_is_told_and_is_no_fault(capsys: pytest.Capture
     said = " ".join(capsys.readouterr().out.split())
     assert "BGP: 200 hosts form a full mesh" in said
     assert "bgp.mesh=false" in said
-    assert status._well(WELL | {"bgp": bgp}, "h1")
+    assert Condition(here="h1", **(WELL | {"bgp": bgp})).ok
