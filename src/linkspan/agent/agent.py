@@ -36,8 +36,9 @@ from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.control_plane import ControlPlane
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
-from linkspan.cluster.leases import Leases, promised
+from linkspan.cluster.leases import Leases
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.networks import Networks
@@ -177,21 +178,21 @@ class Agent:
         self.published = Published(
             self.replica, host.id, endpoints, self.remote, self.interest, shared=bool(self.config.store)
         )
-        silence = Silence(state_dir, STALE, partial(promised, self.replica))
         own_record = OwnRecord(host)
-        self.leases = Leases(
-            self.replica, own_record, self.published.living, silence.overdue, shared=bool(self.config.store)
-        )
+        self.hosts = Hosts(self.replica, own_record, shared=bool(self.config.store))
+        silence = Silence(state_dir, STALE, self.hosts.promised)
+        self.leases = Leases(self.replica, self.hosts, self.published.living, silence.overdue)
         self.networks = Networks(self.replica)
         self.allowances = Allowances(self.replica, self.networks)
         self.reservations = Reservations(self.replica, self.networks)
-        self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
+        self.disputes = Disputes(self.replica, self.hosts, self.leases, self.published, self.happenings)
         self.holdings = Holdings(
-            self.replica, self.leases, self.networks, endpoints, self._busy, self.published.held
+            self.replica, self.hosts, self.leases, self.networks, endpoints, self._busy, self.published.held
         )
         self.allocator = Allocator(
             self.networks,
             self.reservations,
+            self.hosts,
             self.leases,
             self.disputes,
             self.published,
@@ -200,7 +201,7 @@ class Agent:
             self.holdings.note,
             self._take_part,
         )
-        self.participation = Participation(self.leases, self.networks, self.allowances, endpoints)
+        self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, endpoints)
         self.naming = Naming(
             self.worker,
             self.networks,
@@ -234,6 +235,7 @@ class Agent:
             self.worker,
             self.replica,
             own_record,
+            self.hosts,
             self.leases,
             self.networks,
             self.allocator,
@@ -251,7 +253,7 @@ class Agent:
         self.network_changes = NetworkChanges(
             self.worker,
             self.replica,
-            self.leases,
+            self.hosts,
             self.networks,
             self.allowances,
             self.reservations,
@@ -275,7 +277,7 @@ class Agent:
             state_dir,
             self.replica,
             own_record,
-            self.leases,
+            self.hosts,
             self.networks,
             self._addresses,
             self.cluster.reregister,
@@ -287,6 +289,7 @@ class Agent:
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
             self.worker.machine.namespaces,
+            self.hosts,
             self.leases,
             self.networks,
             endpoints,
@@ -301,7 +304,7 @@ class Agent:
         here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
         self.recovery = Recovery(*here, self.registry, self.published, self.orphans, host.name)
         self.survey = Survey(
-            self.worker.machine.namespaces, self.leases, self.view, self.cluster.peers.known, self.ask
+            self.worker.machine.namespaces, self.hosts, self.view, self.cluster.peers.known, self.ask
         )
         self.reaper = Reaper(self.registry, self.config.reap_after)
         self.healer = Healer(
@@ -393,7 +396,7 @@ class Agent:
 
     def _tell_first(self) -> None:
         """Report that a new host is the first one in its store: a URL without its prefix leads to an empty store."""
-        if self.config.store and self.replica.listed and not self.leases.hosts():
+        if self.config.store and self.replica.listed and not self.hosts.all():
             where = told(self.config.store)
             self._tell(
                 f"this host is the first one in store {where}, and starts a cluster there; if other hosts "
@@ -403,8 +406,8 @@ class Agent:
 
     def _warn_of_namesakes(self) -> None:
         """Warn that another host has the same name."""
-        if ids := namesakes.shared(self.leases.names()).get(self.host_name):
-            own = f"{self.leases.host.id} is this host's id"
+        if ids := namesakes.shared(self.hosts.names()).get(self.host_name):
+            own = f"{self.hosts.here.id} is this host's id"
             self._tell(f"{namesakes.told(self.host_name, ids)}, of which {own}; {namesakes.FIX}")
 
     def _instance(self) -> str:
@@ -415,14 +418,14 @@ class Agent:
     def view(self) -> HostView:
         """Return the view for the backends."""
         held = () if self.cluster.peers.withdrawn else self.leases.serving(self.networks.all())
-        here = self.leases.whole(self.leases.host)
+        here = self.hosts.whole(self.hosts.here)
         closed = self.control.closed()
         seen = HostView(
             self.networks.all(), self.allowances.all(), self._facts, here, held,
             control=closed.places, control_here=closed.here,
         )  # fmt: skip
         if any(map(serves, seen.networks)):
-            hosts = map(self.leases.whole, self.leases.hosts().values())
+            hosts = map(self.hosts.whole, self.hosts.all().values())
             seen = asked(seen, hosts, self.leases.networks(self.participation.all()))
         return learning(seen, self.leases, self.cluster.peers, self.registry.endpoints.values())
 
@@ -453,7 +456,7 @@ class Agent:
         """Follow the networks of the store, whichever host changed them."""
         for service in self.services.values():
             service.look()
-        for identity in stranded(self.registry, self.networks, self.leases):
+        for identity in stranded(self.registry, self.networks, self.hosts, self.leases):
             await detach.detach(self.registry, *identity)
         failed = await follow_mtus(self.registry, self.networks)  # first: the next way may have a smaller MTU
         failed |= await follow_pools(self.registry)

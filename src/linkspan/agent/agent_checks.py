@@ -34,7 +34,7 @@ async def checks(agent: Agent) -> list[Check]:
     """Return the checks of this host. A thread of its own checks the machine, so that it delays no attach."""
     machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
     around = Surroundings(
-        agent.networks.all(), state_dir, underlay=agent.leases.host.underlay, backends=BACKENDS
+        agent.networks.all(), state_dir, underlay=agent.hosts.here.underlay, backends=BACKENDS
     )
     found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
     await agent.cluster.observe_routes()
@@ -49,7 +49,7 @@ async def checks(agent: Agent) -> list[Check]:
     condition = observed(agent)
     found += owners(condition.disputes)
     found += records(condition.records)
-    found += hosts(condition.unreachable, agent.leases.names())
+    found += hosts(condition.unreachable, agent.hosts.names())
     found += views(agent.naming.problems)
     found += await agent.peerings.checks()
     found += associations(**agent.associating.counts())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from linkspan.backends.sdn import backend as sdn
 from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.questions import Ask, Walked
@@ -68,6 +69,7 @@ class Tracer:
     def __init__(
         self,
         namespaces: Namespaces,
+        hosts: Hosts,
         leases: Leases,
         networks: Networks,
         endpoints: Mapping[tuple[str, str], Endpoint],
@@ -80,6 +82,7 @@ class Tracer:
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
+        self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._endpoints = endpoints
@@ -97,8 +100,8 @@ class Tracer:
         A sketch tells which host has an address. Where a trace begins or ends, the whole record is needed.
         """
         silent = await self._silent()
-        own = self._leases.host
-        hosts = [host for host in self._leases.hosts().values() if host.id != own.id]
+        own = self._hosts.here
+        hosts = [host for host in self._hosts.all().values() if host.id != own.id]
         networks = {network.name: network for network in self._networks.all()}
         leases = [lease for lease in self._leases.all() if lease.network in networks]
         counting = [self._leases.grant(networks[lease.network], lease).lease for lease in leases]
@@ -189,7 +192,7 @@ class Tracer:
     async def _part(self, local: Local, host: str, entry: Entry) -> Part | Unanswered:
         if not host:
             return await asyncio.to_thread(local.part, entry)
-        if host == CONTROLLER and host not in self._leases.alive():
+        if host == CONTROLLER and host not in self._hosts.alive():
             return Unanswered("no controller is active, and only the controller knows the switches")
         try:
             return await self._ask.ask(host, Walked(entry), Part)

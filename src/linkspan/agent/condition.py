@@ -54,7 +54,7 @@ def observed(agent: Agent) -> Condition:
     """Return the condition of an agent's host now."""
     _read_all(agent)
     return Condition(
-        here=agent.leases.host.name,
+        here=agent.hosts.here.name,
         store=store_health.told(agent),
         records=_not_used(agent),
         disputes=disputes(agent),
@@ -71,8 +71,8 @@ def observed(agent: Agent) -> Condition:
 
 def _read_all(agent: Agent) -> None:
     """Read every record about all hosts and this host's networks once, so that unreadable records are known."""
-    agent.leases.hosts()
-    agent.leases.common()
+    agent.hosts.all()
+    agent.hosts.common()
     agent.allowances.all()
     agent.reservations.all()
     for network in _concerned(agent):
@@ -92,8 +92,8 @@ def _unreachable(agent: Agent) -> list[dict[str, str]]:
     view = agent.view()
     troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
     lacks = [*agent.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
-    found = health.unreachable(agent.cluster, agent.leases, agent.probes.silent(), lacks)
-    here = agent.leases.host.name
+    found = health.unreachable(agent.cluster, agent.hosts, agent.probes.silent(), lacks)
+    here = agent.hosts.here.name
     overlaps = agent.networks.overlaps().items()
     found += [{"network": name, "host": here, "why": why} for name, why in sorted(overlaps)]
     return [*found, *agent.associating.told()]
@@ -104,15 +104,15 @@ def _not_used(agent: Agent) -> list[dict[str, str]]:
     networks = agent.networks
     why = agent.leases.refused(_concerned(agent))
     why |= {f"networks/{name}": f"not in force on this host: {told}" for name, told in networks.withheld.items()}
-    for id_, host in agent.leases.hosts().items():
-        if id_ != agent.leases.host.id and (told := networks.covering(host)):
+    for id_, host in agent.hosts.all().items():
+        if id_ != agent.hosts.here.id and (told := networks.covering(host)):
             why[f"hosts/{id_}"] = told
     for network in networks.all():
         if told := expose.problem(network):
             why[f"networks/{network.name}"] = told
     # Last: an earlier version of such a record is in force, which may fail as well.
     why |= agent.remote.reasons | agent.replica.reasons
-    return [{"key": key, "host": agent.leases.of_record(key), "why": why[key]} for key in sorted(why)]
+    return [{"key": key, "host": agent.hosts.of_record(key), "why": why[key]} for key in sorted(why)]
 
 
 def disputes(agent: Agent) -> list[dict[str, object]]:

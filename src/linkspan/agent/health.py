@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.backends.wireguard import backend as wireguard
-from linkspan.cluster.leases import COME_BACK, Leases
+from linkspan.cluster.hosts import COME_BACK, Hosts
 from linkspan.cluster.membership import Cluster
 from linkspan.core.model import Host
 from linkspan.core.states.wireguard import key_id
@@ -14,29 +14,29 @@ Told = dict[str, str]
 
 
 def unreachable(
-    cluster: Cluster, leases: Leases, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
+    cluster: Cluster, hosts: Hosts, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
 ) -> list[Told]:
     """Return the peers that are unreachable or silent, and what this host itself ``lacks`` for a network."""
-    hosts = leases.hosts()
+    known = hosts.all()
     found: list[Told] = []
     for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
-        found.append(_told(network, leases.name(peer), why))
-    for id_, host in sorted(hosts.items()):
-        if leases.lives(id_) is False:
+        found.append(_told(network, hosts.name(peer), why))
+    for id_, host in sorted(known.items()):
+        if hosts.lives(id_) is False:
             found.append(_told("", host.name, "its agent has been silent for a while"))
-    found += [_told("", names, why) for names, why in (*doubled(hosts.values()), *_one_key(hosts.values()))]
-    if leases.removed():
+    found += [_told("", names, why) for names, why in (*doubled(known.values()), *_one_key(known.values()))]
+    if hosts.removed():
         why = f"this host was removed from the cluster; {COME_BACK}"
-        found.append(_told("", leases.host.name, why))
+        found.append(_told("", hosts.here.name, why))
     if cluster.stalled:
         what = "it has withdrawn from its networks" if cluster.peers.withdrawn else "it gives no address"
-        found.append(_told("", leases.host.name, f"{what}: {cluster.stalled}"))
+        found.append(_told("", hosts.here.name, f"{what}: {cluster.stalled}"))
     if cluster.astray:
-        found.append(_told("", leases.host.name, cluster.astray))
+        found.append(_told("", hosts.here.name, cluster.astray))
     if cluster.presence.second:
-        found.append(_told("", leases.host.name, cluster.presence.second))
-    found += [_told("", leases.host.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
-    return found + [_told(name, leases.host.name, why) for name, why in cluster.unclaimed.items()]
+        found.append(_told("", hosts.here.name, cluster.presence.second))
+    found += [_told("", hosts.here.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
+    return found + [_told(name, hosts.here.name, why) for name, why in cluster.unclaimed.items()]
 
 
 def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:

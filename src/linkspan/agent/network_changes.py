@@ -10,7 +10,7 @@ from linkspan.cluster import controller_status, network_plans
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import Published
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.network_plans import InUse, NetworkRequest
 from linkspan.cluster.networks import Networks
@@ -38,7 +38,7 @@ class NetworkChanges:
         self,
         worker: Worker,
         replica: Replica,
-        leases: Leases,
+        hosts: Hosts,
         networks: Networks,
         allowances: Allowances,
         reservations: Reservations,
@@ -53,7 +53,7 @@ class NetworkChanges:
         """``view`` returns what backends see, and ``look`` reads the machine's facts anew."""
         self._worker = worker
         self._replica = replica
-        self._leases = leases
+        self._hosts = hosts
         self._networks = networks
         self._allowances = allowances
         self._reservations = reservations
@@ -72,7 +72,7 @@ class NetworkChanges:
         async with self._changing:
             await self._look()  # another program may have taken a port
             routes, mtu = await self._worker.run(machine.routes), await self._worker.run(machine.mtu)
-            network = network_plans.planned(request, self._in_use(routes), self._leases.host.underlay, mtu)
+            network = network_plans.planned(request, self._in_use(routes), self._hosts.here.underlay, mtu)
             expose.check(network)
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
@@ -91,7 +91,7 @@ class NetworkChanges:
         return network
 
     def _in_use(self, routes: Mapping[Prefix, str]) -> InUse:
-        return InUse(self._networks.every(), self._leases.hosts().values(), routes)
+        return InUse(self._networks.every(), self._hosts.all().values(), routes)
 
     async def update(
         self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None

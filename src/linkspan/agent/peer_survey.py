@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from linkspan.backends import migration
 from linkspan.backends.sdn import backend as sdn
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.questions import Ask
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import HostView, Peer
@@ -30,21 +30,21 @@ class Survey:
     def __init__(
         self,
         namespaces: Namespaces,
-        leases: Leases,
+        hosts: Hosts,
         view: Callable[[], HostView],
         peers: Mapping[tuple[str, str], Peer],
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
-        self._leases = leases
+        self._hosts = hosts
         self._view = view
         self._peers = peers
         self._ask = ask
 
     async def checks(self) -> list[Check]:
         """Return the findings; takes about five seconds, for a thousand hosts about eight."""
-        own = self._leases.host.id
-        names = {id_: host.name for id_, host in self._leases.hosts().items()} | {own: self._leases.host.name}
+        own = self._hosts.here.id
+        names = {id_: host.name for id_, host in self._hosts.all().items()} | {own: self._hosts.here.name}
         if len(names) == 1:
             return [Check("underlay", "skip", "this host is alone in its cluster")]
         probe = Probe(os.urandom(SESSION))
@@ -63,9 +63,9 @@ class Survey:
 
     async def _told(self, host: str, probe: Probe, patience: float) -> Probed | str:
         try:
-            if host == self._leases.host.id:
+            if host == self._hosts.here.id:
                 return await self.answer(probe)
-            if host not in self._leases.alive():
+            if host not in self._hosts.alive():
                 return "its agent has been silent for a while"
             return await self._ask.ask(host, probe, Probed, patience)
         except LinkspanError as error:
@@ -77,13 +77,13 @@ class Survey:
 
         def run() -> Probed:
             with contextlib.closing(KernelAnswers(self._namespaces)) as asked:
-                return peer_probe.run(asked, probe.session, self._leases.host.id, wanted, refused)
+                return peer_probe.run(asked, probe.session, self._hosts.here.id, wanted, refused)
 
         return await asyncio.to_thread(run)
 
     def _wanted(self) -> tuple[list[Wanted], list[Refusal]]:
         """Return what this host and its peers need of each other, and what is impossible on any underlay."""
-        view, alive = self._view(), self._leases.alive()
+        view, alive = self._view(), self._hosts.alive()
         networks = {network.name: network for network in view.networks}
         wanted, refused = [], []
         for (name, host), peer in self._peers.items():

@@ -82,7 +82,7 @@ def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
         "orphans": condition.orphans,
         "heals": heals,
         "unreachable": condition.unreachable,
-        "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.leases.names()).items()],
+        "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
         "waiting": "",
         "bgp": condition.bgp,
         "ipsec": agent.associating.counts(),
@@ -105,7 +105,7 @@ async def look(agent: Agent) -> dict[str, float]:
     ages: dict[str, float] = {}
     if any(map(wireguard.serves, agent.networks.all())):
         table = await asyncio.to_thread(agent.worker.machine.wireguard.device.table)
-        names = {host.keys.get(wireguard.BACKEND.name): host.name for host in agent.leases.hosts().values()}
+        names = {host.keys.get(wireguard.BACKEND.name): host.name for host in agent.hosts.all().values()}
         for peer in table.peers.values() if table is not None else ():
             name = names.get(peer.public, key_id(peer.public))
             ages[name] = time.time() - peer.handshake if peer.handshake else float("inf")
@@ -179,14 +179,14 @@ def _of_etcd(agent: Agent) -> Iterator[Gauge]:
 
 
 def _of_hosts(agent: Agent, condition: Condition) -> Iterator[Gauge]:
-    hosts = agent.leases.hosts()
+    hosts = agent.hosts.all()
     words = {True: "alive", False: "silent", None: "unknown"}
-    states = [words[agent.leases.lives(id_)] for id_ in hosts]
+    states = [words[agent.hosts.lives(id_)] for id_ in hosts]
     counts = {word: float(states.count(word)) for word in words.values()}
     yield "linkspan_hosts", "Hosts of the cluster, as this one sees them; unknown: the store is away", "state", counts
     # One line for each silent host, and none for the others, because every agent of a large cluster has these
     # lines.
-    silent = {host.name: 1.0 for id_, host in hosts.items() if agent.leases.lives(id_) is False}
+    silent = {host.name: 1.0 for id_, host in hosts.items() if agent.hosts.lives(id_) is False}
     yield "linkspan_host_silent", "1 for each host whose agent is silent", "host", silent
     cut: dict[str, float] = {}
     for one in condition.unreachable:

@@ -41,7 +41,7 @@ def state(agent: Agent) -> tuple[State, str, str]:
         lost = counted(len(replica.lost), "record")
         why = f"it lost {lost}, and their owners have not restored all: {_some(replica.lost)}"
         return "lost", why, "restore the store, or remove hosts that will not come back"
-    if agent.leases.shared and contact.silence() > STALE:
+    if agent.hosts.shared and contact.silence() > STALE:
         why = f"it accepts this host's writes, and has sent no change of other hosts for {contact.silence():.0f} s"
         return "stale", why, "restart the agent if this lasts, and look at the store's own log"
     if (took := contact.took() or 0) > SLOW:
@@ -129,8 +129,8 @@ def told(agent: Agent) -> dict[str, object]:
 
 def unknown(agent: Agent) -> list[str]:
     """Return the names of the hosts whose liveness is unknown now."""
-    hosts = agent.leases.hosts()
-    return sorted(host.name for id_, host in hosts.items() if agent.leases.lives(id_) is None)
+    hosts = agent.hosts.all()
+    return sorted(host.name for id_, host in hosts.items() if agent.hosts.lives(id_) is None)
 
 
 async def checks(agent: Agent) -> list[Check]:

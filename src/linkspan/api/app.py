@@ -199,8 +199,8 @@ class Api:
         return answer(self._with_warnings(made), 201)
 
     def _with_warnings(self, network: Network) -> dict[str, object]:
-        leases = self._agent.leases
-        found = cautions(network, leases.hosts().values(), leases.host.underlay)
+        hosts = self._agent.hosts
+        found = cautions(network, hosts.all().values(), hosts.here.underlay)
         return {**msgspec.to_builtins(network), "warnings": [*found, *self._slow(network)]}
 
     def _slow(self, network: Network) -> Iterator[str]:

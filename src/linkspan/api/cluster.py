@@ -35,12 +35,12 @@ class ClusterRoutes:
 
     def _told(self) -> dict[str, object]:
         agent = self._agent
-        settings, hosts = agent.replica.settings, agent.leases.hosts().values()
+        settings, hosts = agent.replica.settings, agent.hosts.all().values()
         return {
             "id": agent.replica.store.cluster,
             "schema": {"reads": SCHEMA, "writes": settings.writes},
             "reclaim_after": settings.reclaim_after,
-            "settings": agent.leases.common(),
+            "settings": agent.hosts.common(),
             "hosts": [
                 {"name": h.name, "version": h.version, "reads": h.reads, "withdraws": h.withdraws}
                 for h in sorted(hosts, key=lambda host: host.name)
@@ -58,7 +58,7 @@ class ClusterRoutes:
 
     async def _finalize(self, request: web.Request) -> web.Response:
         """Make all hosts write the newest schema that all of them can read."""
-        hosts, now = self._agent.leases.hosts().values(), self._agent.replica.settings.writes
+        hosts, now = self._agent.hosts.all().values(), self._agent.replica.settings.writes
         lowest = min((host.reads for host in hosts), default=SCHEMA)
         if lowest <= now:
             behind = ", ".join(sorted(host.name for host in hosts if host.reads <= now))

@@ -39,7 +39,7 @@ class HostTold(msgspec.Struct):
 
 
 class Hosts:
-    """Routes over the agent's leases."""
+    """Routes over the agent's hosts and leases."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -58,8 +58,8 @@ class Hosts:
 
     def _told(self, host: Host, known: Iterable[Lease] | None = None) -> HostTold:
         """Return a host in the documented format; ``known`` are its leases, if the caller has them."""
-        leases = self._agent.leases
-        alive = leases.lives(host.id)
+        hosts = self._agent.hosts
+        alive = hosts.lives(host.id)
         word = {True: "alive", False: "silent", None: "unknown"}[alive]
         state = "drained" if host.settings.get("drained") else word
         held = [
@@ -69,7 +69,7 @@ class Hosts:
                 "host_address": list(lease.addresses),
                 "endpoints": msgspec.to_builtins(lease.endpoints),
             }
-            for lease in (leases.of_host(host.id) if known is None else known)
+            for lease in (self._agent.leases.of_host(host.id) if known is None else known)
         ]
         underlay: dict[str, object] | None = None
         if host.underlay is not None:
@@ -78,7 +78,7 @@ class Hosts:
                 "addresses": list(host.underlay.addresses),
                 "advertise": _advertised(host.underlay),
             }
-        seen = time.time() if host.id == leases.host.id else self._agent.replica.contact.seen(host.id)
+        seen = time.time() if host.id == hosts.here.id else self._agent.replica.contact.seen(host.id)
         settings = dict(host.settings)
         return HostTold(host.id, host.name, state, seen, host.version, underlay, held, settings, host.reads, alive)
 
@@ -87,13 +87,13 @@ class Hosts:
         return HostTold(id_, "", "removed", seen, "", None, [], {}, alive=False, removed_at=at)
 
     def _find(self, name: str) -> Host:
-        hosts, names = self._agent.leases.hosts(), self._agent.leases.names()
+        hosts, names = self._agent.hosts.all(), self._agent.hosts.names()
         if found := namesakes.meant(names, name):
             return hosts[found]
         raise namesakes.missing(names, name)
 
     async def _list(self, request: web.Request) -> web.Response:
-        known = self._agent.leases.hosts()
+        known = self._agent.hosts.all()
         held: dict[str, list[Lease]] = {}
         for lease in self._agent.leases.all():
             held.setdefault(lease.host, []).append(lease)
@@ -115,14 +115,14 @@ class Hosts:
         changes = await body(request, dict[str, str])
         drains = {"1": "drain", "": "undrain"}.get(changes.get("drained", "-"), "change settings of")
         with _doing(f"{drains} host {host.name}"):
-            changed = await host_settings.change(self._agent.replica, self._agent.leases, host, changes)
+            changed = await host_settings.change(self._agent.replica, self._agent.hosts, host, changes)
         return answer(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
         """Set (or unset) settings that apply to every host without a value of its own."""
         changes = await body(request, dict[str, str])
         with _doing("change settings of all hosts"):
-            return answer(await host_settings.change_common(self._agent.replica, self._agent.leases, changes))
+            return answer(await host_settings.change_common(self._agent.replica, self._agent.hosts, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:
         """Return the state of this host's own keys."""
@@ -144,9 +144,9 @@ class Hosts:
 
     async def _remove(self, request: web.Request) -> web.Response:
         host = self._removable(request.match_info["name"])
-        leases = self._agent.leases
-        if leases.lives(host.id) is not False and "force" not in request.query:
-            now = "is alive" if leases.lives(host.id) else "may be alive (the store does not answer for it now)"
+        hosts, leases = self._agent.hosts, self._agent.leases
+        if hosts.lives(host.id) is not False and "force" not in request.query:
+            now = "is alive" if hosts.lives(host.id) else "may be alive (the store does not answer for it now)"
             raise Conflict(
                 f"host {host.name} {now}: its containers would lose their network",
                 "drain it and stop its agent first, or use --force",

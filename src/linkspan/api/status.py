@@ -135,9 +135,8 @@ class Telling:
 
     async def _holdings(self, network: str = "") -> list[address_audit.Holding]:
         """Return the owner of each address in use, in one network or in all."""
-        networks, leases = self._agent.networks, self._agent.leases
-        hosts = [(leases.name(lease.host), lease) for lease in leases.all(network)]
-        of = [one for one in networks.all() if network in ("", one.name)]
+        hosts = [(self._agent.hosts.name(lease.host), lease) for lease in self._agent.leases.all(network)]
+        of = [one for one in self._agent.networks.all() if network in ("", one.name)]
         reservations = [one for one in self._agent.reservations.all() if network in ("", one.network)]
         endpoints = [e async for some in self._agent.published.everywhere(network) for e in some]
         return address_audit.holdings(of, endpoints, reservations, hosts)

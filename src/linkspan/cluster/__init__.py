@@ -22,7 +22,7 @@ Who does what
       changes nothing.
 
     The settings of all hosts are one record, ``settings/hosts``. Backends see a host with its own settings on top
-    of these (``Leases.whole``). A host's place in a pool follows from its id, so hosts that start together seldom
+    of these (``Hosts.whole``). A host's place in a pool follows from its id, so hosts that start together seldom
     try the same block.
 
 In which networks a host takes part

@@ -10,6 +10,7 @@ from linkspan.backends import backend
 from linkspan.cluster.blocks import block_of, candidates, is_block, is_strange, own_address
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.reservations import Reservations
@@ -39,6 +40,7 @@ class Allocator:
         self,
         networks: Networks,
         reservations: Reservations,
+        hosts: Hosts,
         leases: Leases,
         disputes: Disputes,
         published: Published,
@@ -54,6 +56,7 @@ class Allocator:
         """
         self._networks = networks
         self._reservations = reservations
+        self._hosts = hosts
         self._leases = leases
         self._disputes = disputes
         self._published = published
@@ -171,7 +174,7 @@ class Allocator:
 
     def _require_giving(self, network: Network) -> None:
         """Raise Conflict or Unavailable, with the reason, if this host gives out no address now."""
-        host = self._leases.host
+        host = self._hosts.here
         if host.settings.get("drained"):
             raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
         if crosses(network) and (why := self._stalled()):
@@ -236,7 +239,7 @@ class Allocator:
     def _refuse_disputed(self, name: str, block: Block, address: Prefix) -> None:
         if (owner := self._frozen.get((name, block.pool))) is not None:
             raise Conflict(
-                f"address {address.address} is in block {block.pool}, which is host {self._leases.name(owner)}'s "
+                f"address {address.address} is in block {block.pool}, which is host {self._hosts.name(owner)}'s "
                 "by an earlier claim, and this host gives nothing from it",
                 "`linkspan status` shows how to end the conflict; choose an address of another block",
             )
@@ -307,7 +310,7 @@ class Allocator:
             low, high = usable(pool, routed=True)
             size = high - low + 1
             seed = int.from_bytes(
-                hashlib.blake2b(self._leases.host.id.encode(), digest_size=8).digest(), "big"
+                hashlib.blake2b(self._hosts.here.id.encode(), digest_size=8).digest(), "big"
             )
             start = self._cursor.get((network.name, family), seed % size)
             number = 0
@@ -400,7 +403,7 @@ class Allocator:
         found = next((network for network in self._networks.all() if network.name == name), None)
         if found is None or not crosses(found) or self._leases.mine(name) is not None:
             return None
-        return found if self._leases.settled and not self._leases.host.settings.get("drained") else None
+        return found if self._leases.settled and not self._hosts.here.settings.get("drained") else None
 
     def _claimable(self, network: Network, family: int) -> int:
         """Return the number of addresses in the block of a family that this host would claim, 0 if none is left."""
@@ -409,7 +412,7 @@ class Allocator:
         every = sum(1 << max(length - pool.length, 0) for pool in pools)
         taken = set(self._leases.blocks(network.name)) if self._leases.claimed(network.name) >= every else set()
         for pool in pools:
-            for block in candidates(pool, length, self._leases.host.id, taken):
+            for block in candidates(pool, length, self._hosts.here.id, taken):
                 found = Block(block, {own_address(pool, block)}, self._cooldown, routed=network.routed)
                 return found.free(now())
         return 0

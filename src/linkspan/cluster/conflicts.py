@@ -23,6 +23,7 @@ import msgspec
 from linkspan.cluster.blocks import earlier, is_block, is_strange
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.grants import gateways
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
@@ -61,11 +62,13 @@ class Disputes:
     def __init__(
         self,
         replica: Replica,
+        hosts: Hosts,
         leases: Leases,
         published: Published,
         happenings: Happenings,
     ) -> None:
         self._replica = replica
+        self._hosts = hosts
         self._leases = leases
         self._published = published
         self._happenings = happenings
@@ -109,9 +112,9 @@ class Disputes:
         self._happenings.add("lease", text, network=network)
 
     def _why(self, network: str, what: str, winner: str, loser: str) -> str:
-        first = "shared" if winner == SHARED else f"host {self._leases.name(winner)}'s"
+        first = "shared" if winner == SHARED else f"host {self._hosts.name(winner)}'s"
         return (
-            f"{what} of network {network} is {first}, by the earlier claim, and host {self._leases.name(loser)} "
+            f"{what} of network {network} is {first}, by the earlier claim, and host {self._hosts.name(loser)} "
             "claims it too: it gives no new addresses from it"
         )
 
@@ -145,13 +148,13 @@ class Disputes:
         record = self._replica.value(block_key(network, block), BlockRecord)
         if record is None or not record.over:
             return {}
-        here, found = self._leases.host.id, {}
+        here, found = self._hosts.here.id, {}
         for address, held in self._leases.exact(network).items():
             if held.host not in ("", here) and block.holds(address):
-                found[address] = f"{held.called} on host {self._leases.name(held.host)}"
+                found[address] = f"{held.called} on host {self._hosts.name(held.host)}"
         for host, address, called in self._published.remote(network):
             if block.holds(address):
-                found[address] = f"{called} on host {self._leases.name(host)}"
+                found[address] = f"{called} on host {self._hosts.name(host)}"
         return found
 
     async def know(self, network: str) -> bool:
@@ -166,7 +169,7 @@ class Disputes:
 
         Raises Unavailable.
         """
-        name, here = network.name, self._leases.host.id
+        name, here = network.name, self._hosts.here.id
         await self._drop_strange(network)
         await self._claim_again(network)
         await self._release_unlisted(name)
@@ -193,7 +196,7 @@ class Disputes:
             mine = records.decode(self._replica.displaced[key], BlockRecord)
         except (KeyError, Invalid):
             return None
-        return mine if mine.owner == self._leases.host.id else None
+        return mine if mine.owner == self._hosts.here.id else None
 
     async def _claim_again(self, network: Network) -> None:
         """Claim the blocks of this host's lease that nobody owns any more, because their owner was removed.
@@ -204,7 +207,7 @@ class Disputes:
         for block in lease.blocks if lease else ():
             key = block_key(network.name, block)
             if key not in self._replica.records and is_block(network, block):
-                ours = BlockRecord(self._leases.host.id, self._leases.time(network.name))
+                ours = BlockRecord(self._hosts.here.id, self._leases.time(network.name))
                 await self._replica.write({key: ours}, absent=[key])
 
     async def _release_unlisted(self, name: str) -> None:
@@ -212,7 +215,7 @@ class Disputes:
 
         This host lists every block in the transaction that claims it, so somebody else has rewritten the lease.
         """
-        here = self._leases.host.id
+        here = self._hosts.here.id
         async with self._leases.changing:
             lease = self._leases.mine(name)
             if lease is None or not self._replica.settled:
@@ -275,8 +278,8 @@ class Disputes:
 
     def told(self, dispute: Dispute) -> dict[str, object]:
         """Return a conflict for `status`, with the hosts' names, the reason and the fix."""
-        winner = "" if dispute.winner == SHARED else self._leases.name(dispute.winner)
-        loser = self._leases.name(dispute.loser)
+        winner = "" if dispute.winner == SHARED else self._hosts.name(dispute.winner)
+        loser = self._hosts.name(dispute.loser)
         why = self._why(dispute.network, dispute.what, dispute.winner, dispute.loser)
         if dispute.doubled:
             why += f"; containers of both have {', '.join(dispute.doubled)}"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.addresses import place, prefix
@@ -110,7 +110,7 @@ class ControlPlane:
         state_dir: Path,
         replica: Replica,
         own_record: OwnRecord,
-        leases: Leases,
+        hosts: Hosts,
         networks: Networks,
         addresses: Callable[[], Awaitable[frozenset[str]]],
         changed: Callable[[], Awaitable[object]],
@@ -119,7 +119,7 @@ class ControlPlane:
         self._file = state_dir / FILE
         self._replica = replica
         self._own_record = own_record
-        self._leases = leases
+        self._hosts = hosts
         self._networks = networks
         self._addresses = addresses
         self._changed = changed
@@ -138,7 +138,7 @@ class ControlPlane:
         """Return the targets that are closed now, from this host's knowledge and all records."""
         own = self._own()
         devices = self._replica.value(SWITCHES, Control)
-        texts = {host.control for host in self._leases.hosts().values()}  # most hosts publish the same
+        texts = {host.control for host in self._hosts.all().values()}  # most hosts publish the same
         texts |= {devices.places} if devices is not None else set()
         told = {where for one in texts for where in parsed(one) if not self._in_pool(where[0])}
         here = {port for address, port in own | told if self._is_local(address)}

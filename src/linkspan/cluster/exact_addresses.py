@@ -19,6 +19,7 @@ import msgspec
 from linkspan.cluster.allocator import IDENTITY
 from linkspan.cluster.blocks import block_of, earlier
 from linkspan.cluster.conflicts import Dispute
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import ITSELF, Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
@@ -49,6 +50,7 @@ class Holdings:
     def __init__(
         self,
         replica: Replica,
+        hosts: Hosts,
         leases: Leases,
         networks: Networks,
         endpoints: Mapping[Identity, Endpoint],
@@ -60,6 +62,7 @@ class Holdings:
         ``held`` returns the addresses that containers on a host have in a network, each with the container's name.
         """
         self._replica = replica
+        self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._endpoints = endpoints
@@ -91,7 +94,7 @@ class Holdings:
     def _ours(self, key: str) -> bool:
         record = self._replica.value(key, AddressRecord)
         known = key in self._replica.displaced or key in self.lost
-        return known or record is None or record.host == self._leases.host.id
+        return known or record is None or record.host == self._hosts.here.id
 
     def note(self, keys: set[str]) -> None:
         """Check these keys soon."""
@@ -120,7 +123,7 @@ class Holdings:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if not self._replica.settled or self._leases.removed():
+            if not self._replica.settled or self._hosts.removed():
                 await asyncio.sleep(AGAIN)
                 self._wake.set()
                 continue
@@ -141,7 +144,7 @@ class Holdings:
     def _plain(self, key: str) -> bool:
         """Return whether a record matches its container, so that there is nothing to correct: nearly all do."""
         record = self._replica.value(key, AddressRecord)
-        if record is None or record.host != self._leases.host.id or key in self._replica.displaced:
+        if record is None or record.host != self._hosts.here.id or key in self._replica.displaced:
             return False
         if any(one.startswith("blocks/") for one in self._replica.displaced):
             return False
@@ -155,7 +158,7 @@ class Holdings:
 
     async def _look(self, key: str, held: Holder | None) -> None:
         _, name, text = key.split("/", 2)
-        record, here = self._replica.value(key, AddressRecord), self._leases.host.id
+        record, here = self._replica.value(key, AddressRecord), self._hosts.here.id
         self.lost.pop(key, None)
         if key in self._replica.unreadable:
             return
@@ -182,7 +185,7 @@ class Holdings:
             mine = records.decode(self._replica.displaced[key], AddressRecord)
         except (KeyError, Invalid):
             return None
-        return mine if mine.host == self._leases.host.id else None
+        return mine if mine.host == self._hosts.here.id else None
 
     async def _put(self, key: str, held: Holder, found: AddressRecord | None) -> None:
         """Put back the record of a container's address, if need be over another host's later claim ``found``."""
@@ -190,7 +193,7 @@ class Holdings:
         mine = self._displaced(key)
         at = mine.at if mine else found.at if found and found.host else time.time()
         over = found.host if found else ""
-        ours = AddressRecord(self._leases.host.id, container, ifname, at, identity, back=True, over=over)
+        ours = AddressRecord(self._hosts.here.id, container, ifname, at, identity, back=True, over=over)
         if found is None:
             await self._replica.write({key: ours}, absent=[key])
         else:
@@ -199,7 +202,7 @@ class Holdings:
     async def _share_again(self, name: str, address: Prefix) -> None:
         """Make the address's block shared again, if another host has claimed it after the store lost its record."""
         key = block_key(name, block_of(self._networks.get(name), address))
-        found, here = self._replica.value(key, BlockRecord), self._leases.host.id
+        found, here = self._replica.value(key, BlockRecord), self._hosts.here.id
         if found is None or found.owner in (SHARED, here) or key not in self._replica.displaced:
             return
         mine = records.decode(self._replica.displaced[key], BlockRecord)
@@ -211,7 +214,7 @@ class Holdings:
         """Return the open conflicts about exact addresses: those that this host lost, and those that it won."""
         found = list(self.lost.values())
         for key, record in self._replica.read("addresses/", AddressRecord).items():
-            if record.over and record.host == self._leases.host.id:
+            if record.over and record.host == self._hosts.here.id:
                 _, name, text = key.split("/", 2)
                 found += self._loser(name, text, record)
         return found

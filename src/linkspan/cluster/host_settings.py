@@ -8,7 +8,7 @@ import msgspec
 
 from linkspan.backends import BACKENDS
 from linkspan.cluster import participation
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host
 from linkspan.store.compare_and_swap import revised
@@ -39,7 +39,7 @@ def require_known(changes: Mapping[str, str], *, of_all: bool) -> None:
             raise Invalid(f"setting {key} is unknown", f"there are {there} (docs/settings.md)")
 
 
-async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[str, str]) -> Host:
+async def change(replica: Replica, hosts: Hosts, host: Host, changes: Mapping[str, str]) -> Host:
     """Change a host's settings (an empty value unsets one), and return its record; the host adopts them later.
 
     Raises Invalid, which names the setting, and as ``revised`` does.
@@ -47,15 +47,15 @@ async def change(replica: Replica, leases: Leases, host: Host, changes: Mapping[
     require_known(changes, of_all=False)
 
     def changed() -> Host:
-        known = leases.record(host.id) or host
+        known = hosts.record(host.id) or host
         found = msgspec.structs.replace(known, settings=_merged(known.settings, changes))
-        _check(leases.whole(found))
+        _check(hosts.whole(found))
         return found
 
     return await revised(replica, f"hosts/{host.id}", changed)
 
 
-async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, str]) -> dict[str, str]:
+async def change_common(replica: Replica, hosts: Hosts, changes: Mapping[str, str]) -> dict[str, str]:
     """Change the settings that all hosts share, and return them.
 
     Raises Invalid, which names the setting and the host whose own settings contradict it, and as ``revised`` does.
@@ -63,9 +63,9 @@ async def change_common(replica: Replica, leases: Leases, changes: Mapping[str, 
     require_known(changes, of_all=True)
 
     def changed() -> Common:
-        settings = _merged(leases.common(), changes)
+        settings = _merged(hosts.common(), changes)
         _check(Host(id="", name="", settings=settings))
-        for host in leases.hosts().values():
+        for host in hosts.all().values():
             try:
                 _check(msgspec.structs.replace(host, settings={**settings, **host.settings}))
             except Invalid as error:

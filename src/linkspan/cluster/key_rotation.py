@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from linkspan.backends.wireguard.backend import WireguardBackend, serves
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import Happenings
@@ -62,7 +62,7 @@ class Rotating:
         self,
         worker: Worker,
         own_record: OwnRecord,
-        leases: Leases,
+        hosts: Hosts,
         happenings: Happenings,
         view: Callable[[], HostView],
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
@@ -72,7 +72,7 @@ class Rotating:
         """Take ``changed``, which is called when the key files have changed; ``register`` writes this host's record."""
         self._worker = worker
         self._own = own_record
-        self._leases = leases
+        self._hosts = hosts
         self._happenings = happenings
         self._view = view
         self._put_plans = put_plans
@@ -84,7 +84,7 @@ class Rotating:
 
     async def settle(self) -> None:
         """Make a key if this host never had one, and put its keys into this host's record."""
-        known = self._leases.record(self._own.host.id)
+        known = self._hosts.record(self._own.host.id)
         recorded = (known or self._own.host).keys.get(NAME, "")
         try:
             found = await self._worker.run(self._settled, recorded)

@@ -20,20 +20,18 @@ import msgspec
 
 from linkspan.cluster.blocks import block_of, candidates, is_strange, own_address
 from linkspan.cluster.grants import Grant, baseless, granted
-from linkspan.cluster.own_record import OwnRecord
+from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import BITS, Prefix, prefix
 from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
 from linkspan.core.ipam import usable
 from linkspan.core.model import Host, Lease, Network, Offer
 from linkspan.store import records
-from linkspan.store.contact import ALIVE, STALE
 from linkspan.store.records import (
     SHARED,
     AddressRecord,
     BlockRecord,
     address_key,
     block_key,
-    claimant,
     lease_key,
 )
 from linkspan.store.replica import ENDPOINTS, GONE, Replica
@@ -44,8 +42,6 @@ log = logging.getLogger("linkspan.cluster.leases")
 
 ITSELF = "(host)"
 """The container's name in the record of a host's own exact address; no container may have that name."""
-COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, then start its agent again"
-"""The fix for a host that was removed."""
 TRIES = 64
 """Blocks that a claim tries, one after the other: 200 hosts that start at once need few tries."""
 
@@ -56,29 +52,24 @@ class Leases:
     def __init__(
         self,
         replica: Replica,
-        own_record: OwnRecord,
+        hosts: Hosts,
         living: Callable[[str, str], Collection[Prefix]] = lambda _network, _host: (),
         overdue: Callable[[str], bool] = lambda _host: False,
-        *,
-        shared: bool = True,
     ) -> None:
         """``living`` returns the addresses of a host's containers in a network (the network's name, the host's id).
 
-        ``overdue`` returns whether a host, by its id, has been silent for so long that others may reclaim its blocks. A
-        store that is not ``shared`` with other hosts has no liveness records to trust.
+        ``overdue`` returns whether a host, by its id, has been silent for so long that others may reclaim its blocks.
         """
         self._replica = replica
-        self.shared = shared
-        self._own_record = own_record
+        self._hosts = hosts
         self._overdue = overdue
         self._living = living
         self.changing = asyncio.Lock()
         """Held from reading this host's own lease to writing it: otherwise a change by another task would be lost."""
 
     @property
-    def host(self) -> Host:
-        """This host's record."""
-        return self._own_record.host
+    def _host(self) -> Host:
+        return self._hosts.here
 
     def all(self, network: str = "") -> list[Lease]:
         """Return the leases of one network, or of all."""
@@ -96,7 +87,7 @@ class Leases:
             record = self._replica.value(address_key(network.name, address), AddressRecord)
             return record is not None and record.host == lease.host and not self._baseless(network, address, record)
 
-        return granted(network, lease, self._owned(network.name), holds, own=lease.host == self.host.id)
+        return granted(network, lease, self._owned(network.name), holds, own=lease.host == self._host.id)
 
     def counted(self, network: Network, hosts: Collection[str]) -> dict[str, list[Prefix]]:
         """Return the exact addresses of a network that count for these hosts, by host."""
@@ -123,7 +114,7 @@ class Leases:
         Records of a host without a record never count: no host serves them or puts them back.
         """
         found = {}
-        hosts = {self.host.id, SHARED, "", *self.ids()}
+        hosts = {self._host.id, SHARED, "", *self._hosts.ids()}
         for network in networks:
             for block, owner in self.blocks(network.name).items():
                 if owner not in hosts:
@@ -156,7 +147,7 @@ class Leases:
 
     def own(self) -> tuple[Lease, ...]:
         """Return this host's leases as they are in the store, without ``grant``."""
-        return self.of_host(self.host.id)
+        return self.of_host(self._host.id)
 
     def serving(self, networks: Iterable[Network]) -> tuple[Lease, ...]:
         """Return the parts of this host's leases in these networks that count."""
@@ -165,7 +156,7 @@ class Leases:
 
     def mine(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None if it has none."""
-        return self.of(network, self.host.id)
+        return self.of(network, self._host.id)
 
     def blocks(self, network: str) -> dict[Prefix, str]:
         """Return every block of a network that has a record, with its owner ('' if the record cannot be read)."""
@@ -203,7 +194,7 @@ class Leases:
         found = {}
         for text in lease.prefixes if lease else ():
             record = self._replica.value(block_key(network, text), BlockRecord)
-            if record is not None and record.owner != self.host.id:
+            if record is not None and record.owner != self._host.id:
                 found[prefix(text)] = record.owner
         return found
 
@@ -217,7 +208,7 @@ class Leases:
         """
         async with self.changing:
             # Its first block and its offers are one record: peers could do nothing with the one alone.
-            lease = self.mine(network.name) or Lease(network=network.name, host=self.host.id, endpoints=offers)
+            lease = self.mine(network.name) or Lease(network=network.name, host=self._host.id, endpoints=offers)
             if network.ipam == "block":
                 counting = [block for block in lease.blocks if not is_strange(network, block)]
                 have = {block.family for block in counting if block not in self.frozen(network.name)}
@@ -225,14 +216,14 @@ class Leases:
                     lease = await self._claim_block(network, lease, family)
             else:
                 held = self.exact(network.name)
-                mine = [a for a in lease.addresses if (r := held.get(prefix(a).single())) and r.host == self.host.id]
+                mine = [a for a in lease.addresses if (r := held.get(prefix(a).single())) and r.host == self._host.id]
                 lacking = {p.family for p in network.prefixes} - {prefix(text).family for text in mine}
                 own = [await self._own_exact(network, family) for family in sorted(lacking)]
                 lease = msgspec.structs.replace(lease, addresses=(*mine, *map(str, own)))
             if lease.endpoints != offers or lease != self.mine(network.name):
                 lease = msgspec.structs.replace(lease, endpoints=offers)
                 same = await self._standing(network) | dict(unchanged or {})
-                if not await self._replica.write({lease_key(network.name, self.host.id): lease}, unchanged=same):
+                if not await self._replica.write({lease_key(network.name, self._host.id): lease}, unchanged=same):
                     raise Conflict(f"network {network.name} was changed at this moment", "it is tried again soon")
             return lease
 
@@ -242,9 +233,9 @@ class Leases:
         Raises NotFound if the network was deleted, and Conflict if this host was removed. A network without any record
         (as in tests of this class alone) passes.
         """
-        key, grave = f"networks/{network.name}", f"{GONE}hosts/{self.host.id}"
-        if self.removed():
-            raise self.gone()
+        key, grave = f"networks/{network.name}", f"{GONE}hosts/{self._host.id}"
+        if self._hosts.removed():
+            raise self._hosts.gone()
         gone = NotFound(f"network {network.name} was deleted", "create it again")
         if key not in self._replica.records:
             if GONE + key in self._replica.records:
@@ -259,12 +250,12 @@ class Leases:
         """Claim an exact address for the host itself, or return the one that an earlier try has claimed."""
         records = self.exact(network.name)
         for address, record in records.items():
-            if (record.host, record.container, address.family) == (self.host.id, ITSELF, family):
+            if (record.host, record.container, address.family) == (self._host.id, ITSELF, family):
                 return address
         tried = 0
         for pool in [p for p in network.prefixes if p.family == family]:
             low, high = usable(pool, routed=True)
-            for address in candidates(pool, BITS[family], self.host.id, set(records)):
+            for address in candidates(pool, BITS[family], self._host.id, set(records)):
                 if not low <= int.from_bytes(address.packed, "big") <= high:
                     continue
                 if tried == TRIES:
@@ -276,7 +267,7 @@ class Leases:
                     continue
                 return address.single()
         raise Exhausted(
-            f"network {network.name}: no address is left for host {self.host.name} itself",
+            f"network {network.name}: no address is left for host {self._host.name} itself",
             "add a pool (network update --add-pool)",
         )
 
@@ -288,10 +279,10 @@ class Leases:
         async with self.changing:
             lease = self.mine(network.name)
             if lease is None:
-                if self.removed():
-                    raise self.gone()
+                if self._hosts.removed():
+                    raise self._hosts.gone()
                 raise Unavailable(
-                    f"host {self.host.name} has no lease in network {network.name} yet", "`linkspan status` says why"
+                    f"host {self._host.name} has no lease in network {network.name} yet", "`linkspan status` says why"
                 )
             mine = {block for block in lease.blocks if block.family == family} - self.frozen(network.name).keys()
             if mine <= set(known):  # otherwise another attach has claimed a block meanwhile, and both may use it
@@ -299,12 +290,12 @@ class Leases:
 
     async def _claim_block(self, network: Network, lease: Lease, family: int) -> Lease:
         self._replica.require_settled(f"claim a block of network {network.name}")
-        if self.host.settings.get("drained"):
-            raise Conflict(f"host {self.host.name} is drained", f"linkspan host undrain {self.host.name}")
-        length, key = network.subnet_len[str(family)], lease_key(network.name, self.host.id)
+        if self._host.settings.get("drained"):
+            raise Conflict(f"host {self._host.name} is drained", f"linkspan host undrain {self._host.name}")
+        length, key = network.subnet_len[str(family)], lease_key(network.name, self._host.id)
         if len(lease.prefixes) >= MOST_BLOCKS:
             raise Exhausted(
-                f"network {network.name}: host {self.host.name} has {MOST_BLOCKS} blocks, and a lease lists no more",
+                f"network {network.name}: host {self._host.name} has {MOST_BLOCKS} blocks, and a lease lists no more",
                 "use another network with larger blocks (--subnet-len) for more containers on this host",
             )
         now = self.time(network.name)
@@ -313,27 +304,28 @@ class Leases:
         for pool in pools:
             for _ in range(TRIES):
                 taken = self.blocks(network.name).keys() | refused
-                block = next(candidates(pool, length, self.host.id, taken), None)
+                block = next(candidates(pool, length, self._host.id, taken), None)
                 if block is None:
                     break
                 at, claimed = block_key(network.name, block), self._with(lease, pool, block)
-                puts = {at: BlockRecord(self.host.id, now), key: claimed}
+                puts = {at: BlockRecord(self._host.id, now), key: claimed}
                 if await self._replica.write(puts, absent=[at], unchanged=await self._standing(network)):
                     return claimed
                 refused.add(block)
         for block, owner in self.blocks(network.name).items():
             around = [pool for pool in pools if pool.holds(block)]
-            if not around or owner in ("", SHARED, self.host.id) or not self._overdue(owner):
+            if not around or owner in ("", SHARED, self._host.id) or not self._overdue(owner):
                 continue
             at, claimed = block_key(network.name, block), self._with(lease, around[0], block)
-            puts = {at: BlockRecord(self.host.id, now, over=owner), key: claimed}
+            puts = {at: BlockRecord(self._host.id, now, over=owner), key: claimed}
             same = {**await self._standing(network), at: await self._replica.revision(at)}
             if await self._replica.write(puts, absent=[f"alive/{owner}"], unchanged=same):
-                log.warning("block %s of network %s is reclaimed from host %s", block, network.name, self.name(owner))
+                before = self._hosts.name(owner)
+                log.warning("block %s of network %s is reclaimed from host %s", block, network.name, before)
                 return claimed
         owned = len([b for b in self.blocks(network.name) if b.family == family])
         raise Exhausted(
-            f"network {network.name}: no /{length} block is left for host {self.host.name} (all {owned} have owners)",
+            f"network {network.name}: no /{length} block is left for host {self._host.name} (all {owned} have owners)",
             "add a pool (network update --add-pool), or remove hosts that are gone (host remove)",
         )
 
@@ -364,7 +356,7 @@ class Leases:
         owner = self.blocks(network.name).get(block)
         if owner not in (None, SHARED):
             raise Conflict(
-                f"address {address.address} is in block {block} of host {self.name(str(owner))}",
+                f"address {address.address} is in block {block} of host {self._hosts.name(str(owner))}",
                 "attach it there, or choose an address of a block that nobody owns",
             )
         puts: dict[str, msgspec.Struct] = {}
@@ -383,16 +375,16 @@ class Leases:
             absent.append(key)
         else:
             held = _address(key, old.value)
-            if held.host and (held.host, held.container, held.ifname) != (self.host.id, container, ifname):
-                if held.host == self.host.id or not self._overdue(held.host):
+            if held.host and (held.host, held.container, held.ifname) != (self._host.id, container, ifname):
+                if held.host == self._host.id or not self._overdue(held.host):
                     raise Conflict(
-                        f"address {address.address} is in use by {held.called} on host {self.name(held.host)}",
+                        f"address {address.address} is in use by {held.called} on host {self._hosts.name(held.host)}",
                         "choose another, or detach that one first",
                     )
                 over = held.host
                 absent.append(f"alive/{over}")
             unchanged[key] = old.revision
-        puts[key] = AddressRecord(self.host.id, container, ifname, time.time(), identity, over=over)
+        puts[key] = AddressRecord(self._host.id, container, ifname, time.time(), identity, over=over)
         if not await self._replica.write(puts, absent=absent, unchanged=unchanged):
             raise Conflict(f"address {address.address} was taken by another host at this moment", "try again")
 
@@ -403,11 +395,11 @@ class Leases:
         """
         key = address_key(network, address)
         record = self._replica.records.get(key)
-        if record is None or _address(key, record.value).host != self.host.id:
+        if record is None or _address(key, record.value).host != self._host.id:
             return
         free = AddressRecord("", "", "", time.time(), _address(key, record.value).identity)
         same = await self._replica.store.get(key)
-        if same is not None and _address(key, same.value).host == self.host.id:
+        if same is not None and _address(key, same.value).host == self._host.id:
             await self._replica.write({key: free}, unchanged={key: same.revision})
 
     def exact(self, network: str) -> dict[Prefix, AddressRecord]:
@@ -425,65 +417,6 @@ class Leases:
         """Return the id of the host that has an exact address by its record, '' if none has it."""
         record = self._replica.value(address_key(network, address), AddressRecord)
         return record.host if record is not None else ""
-
-    def hosts(self) -> dict[str, Host]:
-        """Return all hosts by id."""
-        return {host.id: host for host in self._replica.read("hosts/", Host).values()}
-
-    def ids(self) -> set[str]:
-        """Return the ids of all hosts that have a record, readable or not."""
-        return {key.removeprefix("hosts/") for key in self._replica.under("hosts/")}
-
-    def names(self) -> dict[str, str]:
-        """Return the names of all hosts by their ids; several may have one name."""
-        return {id_: host.name or id_ for id_, host in self.hosts().items()}
-
-    def whole(self, host: Host) -> Host:
-        """Return a host with its effective settings: those that all hosts share, overridden by its own."""
-        return msgspec.structs.replace(host, settings={**self.common(), **host.settings})
-
-    def common(self) -> dict[str, str]:
-        """Return the settings that all hosts share."""
-        found = self._replica.value(records.COMMON, records.Common)
-        return found.settings if found is not None else {}
-
-    def record(self, host: str) -> Host | None:
-        """Return a host's record by its id, None if there is no readable one."""
-        return self._replica.value(f"hosts/{host}", Host)
-
-    def name(self, host: str) -> str:
-        """Return a host's name by its id; the id if its name is not known."""
-        known = self.record(host)
-        return known.name if known else host
-
-    def of_record(self, key: str) -> str:
-        """Return the name of the host that a record belongs to, by its key or its owner; '' if there is none."""
-        words = key.split("/")
-        if words[0] in ("hosts", "endpoints") and len(words) > 1:
-            return self.name(words[1])
-        if words[0] == "leases" and len(words) == 3:
-            return self.name(words[2])
-        record = self._replica.records.get(key)
-        owner = claimant(record.value) if words[0] in ("blocks", "addresses") and record is not None else ""
-        return self.name(owner) if owner else ""
-
-    def alive(self) -> set[str]:
-        """Return the ids of the hosts with a liveness record."""
-        return {key.removeprefix(ALIVE) for key in self._replica.under(ALIVE)}
-
-    def lives(self, host: str) -> bool | None:
-        """Return whether a host has a liveness record.
-
-        None if that is unknown: the store does not answer, or it is full, so that a live host may have no record.
-        """
-        if host == self.host.id:
-            return True
-        key, absences = ALIVE + host, self._replica.absences
-        if self.shared and self._replica.contact.silence() > STALE:
-            return None
-        if key in self._replica.records:
-            return None if key in absences and absences.is_unsure(key) else True
-        return None if absences.full else False
 
     def held(self, host: str) -> list[str]:
         """Return the keys of a host's leases, blocks and exact addresses."""
@@ -511,15 +444,11 @@ class Leases:
         """Delete this host's claims in networks that somebody deleted while it claimed."""
         there = {network.name for network in networks}
         stale = []
-        for key in self.held(self.host.id):
+        for key in self.held(self._host.id):
             name = key.split("/")[1]
             if name not in there and f"{GONE}networks/{name}" in self._replica.records:
                 stale.append(key)
         await self.delete(stale)
-
-    def gone(self) -> Conflict:
-        """Return the error that this host was removed, with the way to bring it back."""
-        return Conflict(f"host {self.host.name} was removed from the cluster", COME_BACK)
 
     @property
     def settled(self) -> bool:
@@ -530,10 +459,6 @@ class Leases:
     def listed(self) -> bool:
         """Return whether the store has been listed since the start."""
         return self._replica.listed
-
-    def removed(self) -> bool:
-        """Return whether somebody removed this host; it does not come back by itself."""
-        return f"{GONE}hosts/{self.host.id}" in self._replica.records
 
 
 def _unknown(host: str) -> str:
@@ -554,9 +479,3 @@ def leased(replica: Replica, network: str) -> set[str]:
     """Return the ids of the hosts that have a lease in a network, readable or not."""
     start = f"leases/{network}/"
     return {key.removeprefix(start) for key in replica.under(start)}
-
-
-def promised(replica: Replica, host: str) -> float:
-    """Return the seconds of silence after which a host gives up its addresses, by its record; 0: never."""
-    known = replica.value(f"hosts/{host}", Host)
-    return known.withdraws if known else 0

@@ -15,6 +15,7 @@ from linkspan import SCHEMA, __version__
 from linkspan.backends import backend, migration
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.key_rotation import Rotating
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.liveness import Silence
@@ -61,6 +62,7 @@ class Cluster:
         worker: Worker,
         replica: Replica,
         own_record: OwnRecord,
+        hosts: Hosts,
         leases: Leases,
         networks: Networks,
         allocator: Allocator,
@@ -79,6 +81,7 @@ class Cluster:
         self._worker = worker
         self._replica = replica
         self._own = own_record
+        self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._allocator = allocator
@@ -91,7 +94,7 @@ class Cluster:
         self._drop_plans = drop_plans
         self._config = config
         self._shared = bool(config.store)
-        self.presence = Presence(replica, leases, silence, self._alone_again, instance, shared=self._shared)
+        self.presence = Presence(replica, hosts, silence, self._alone_again, instance, shared=self._shared)
         self._keys: set[str] = set()
         self._watching: dict[int, dict[Key, LinkspanError]] = {}
         self._wake = asyncio.Event()
@@ -99,13 +102,13 @@ class Cluster:
         self._followed = asyncio.Event()
         """Set while this host has followed all records that it knows."""
         self._tasks: list[asyncio.Task[None]] = []
-        self.peers = Peers(worker, leases, networks, disputes, participation, happenings, view)
+        self.peers = Peers(worker, hosts, leases, networks, disputes, participation, happenings, view)
         self.astray = ""
         """Why the chosen underlay interface cannot be read, '' if it can."""
-        self.migrating = Migrating(replica, leases, networks, happenings, view, self.peers)
+        self.migrating = Migrating(replica, hosts, leases, networks, happenings, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.after_peers = AfterPeers(worker, view)
-        self.rotating = Rotating(worker, own_record, leases, happenings, view, put_plans, self._register, keys_changed)
+        self.rotating = Rotating(worker, own_record, hosts, happenings, view, put_plans, self._register, keys_changed)
 
     @property
     def host(self) -> Host:
@@ -138,7 +141,7 @@ class Cluster:
         Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed
         while it ran has its snapshot, and stays away.
         """
-        if not self._leases.removed():
+        if not self._hosts.removed():
             return
         try:
             await self._replica.write({f"hosts/{self.host.id}": self.host})
@@ -224,12 +227,12 @@ class Cluster:
     async def _register(self) -> None:
         """Put this host's record if the store's differs; after a removal of the host it stays away."""
         self._adopt_settings()
-        if not self._leases.removed() and self._leases.record(self.host.id) != self.host:
+        if not self._hosts.removed() and self._hosts.record(self.host.id) != self.host:
             await revised(self._replica, f"hosts/{self.host.id}", self._adopt_settings)
 
     def _adopt_settings(self) -> Host:
         """Adopt settings that were set from another host, and the cluster's; return this host's record."""
-        known = self._leases.record(self.host.id)
+        known = self._hosts.record(self.host.id)
         return self._own.change(
             settings=known.settings if known is not None else self.host.settings,
             reads=SCHEMA,
@@ -385,14 +388,14 @@ class Cluster:
             return True
         if any(network.migration for network in networks):
             return True
-        wanted = () if self._leases.removed() else self._participation.wanted()
+        wanted = () if self._hosts.removed() else self._participation.wanted()
         if any(self._leases.mine(name) is None for name in wanted):  # of a container that was found again
             return True
         return self._disputes.pending or any(self._disputes.lost_by(one.name, self.host.id) for one in networks)
 
     async def _claim(self) -> None:
         """Make sure that this host has a lease in every network across hosts in which it takes part."""
-        if self._leases.removed():
+        if self._hosts.removed():
             return
         await self._leave()
         taking = self._participation.all()
@@ -419,8 +422,8 @@ class Cluster:
 
         Raises what ``Leases.claim`` raises.
         """
-        if self._leases.removed():
-            raise self._leases.gone()
+        if self._hosts.removed():
+            raise self._hosts.gone()
         with self._participation.expecting(network.name):
             async with self._converging:
                 for last in (False, True):

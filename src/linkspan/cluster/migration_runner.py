@@ -10,6 +10,7 @@ import msgspec
 from linkspan.backends import backend, migration
 from linkspan.backends.wireguard.backend import asked
 from linkspan.cluster import controller_status, network_plans
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.peers import Pair, Peers
@@ -40,6 +41,7 @@ class Migrating:
     def __init__(
         self,
         replica: Replica,
+        hosts: Hosts,
         leases: Leases,
         networks: Networks,
         happenings: Happenings,
@@ -47,6 +49,7 @@ class Migrating:
         peers: Peers,
     ) -> None:
         self._replica = replica
+        self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._happenings = happenings
@@ -56,7 +59,7 @@ class Migrating:
     async def begin(self, name: str, way: str, options: Mapping[str, str]) -> None:
         """Write the record of a migration's start or reversal. Raises LinkspanError if this host could not end it."""
         network, view = self._networks.get(name), self._view()
-        here = self._leases.host.underlay
+        here = self._hosts.here.underlay
         if here is None:
             raise Unavailable(
                 f"this host has no underlay, by which network {name} could cross hosts",
@@ -69,7 +72,7 @@ class Migrating:
         new = changed.target
         if new is not None:
             controller_status.require(self._replica, new, "migrate network")
-            hosts = map(self._leases.whole, self._leases.hosts().values())
+            hosts = map(self._hosts.whole, self._hosts.all().values())
             seen = asked(msgspec.structs.replace(view, networks=(changed,)), hosts, self._leases.networks([name]))
             list(backend(new.backend).network(seen, new))
             list(backend(new.backend).host(seen))
@@ -86,7 +89,7 @@ class Migrating:
     async def advance(self, stand: Collection[str]) -> None:
         """Take the next step of every migration whose network is in ``stand``: all of its states are in the kernel."""
         for network in self._networks.all():
-            if network.migration is None or network.name not in stand or self._leases.removed():
+            if network.migration is None or network.name not in stand or self._hosts.removed():
                 continue
             try:
                 await self._say(network)
@@ -119,14 +122,14 @@ class Migrating:
 
     def _others(self, name: str) -> set[Pair]:
         """Return the pairs of the other hosts in a network."""
-        known = self._leases.hosts()
+        known = self._hosts.all()
         hosts = {lease.host for lease in self._leases.all(name)} & known.keys()
-        return {(name, host) for host in hosts - {self._leases.host.id}}
+        return {(name, host) for host in hosts - {self._hosts.here.id}}
 
     def not_switched(self, network: Network) -> list[str]:
         """Return the names of the hosts that a migration waits for, sorted."""
         hosts = migration.lagging(network, self._leases.all(network.name))
-        return sorted(self._leases.name(host) for host in hosts)
+        return sorted(self._hosts.name(host) for host in hosts)
 
     def progress(self, network: Network) -> list[Progress]:
         """Return the progress of each host, in the order of names; none if the network does not migrate."""
@@ -136,8 +139,8 @@ class Migrating:
         behind = migration.waiting(network, leases)
         found = [
             Progress(
-                host=self._leases.name(lease.host),
-                alive=self._leases.lives(lease.host),
+                host=self._hosts.name(lease.host),
+                alive=self._hosts.lives(lease.host),
                 receives=sorted(lease.endpoints),
                 sends=self._peers.met.get((network.name, lease.host), (0, ""))[1],
                 switched=lease.host not in behind,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from linkspan.backends import backend
 from linkspan.cluster.allowances import Allowances
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import Invalid
@@ -59,11 +60,13 @@ class Participation:
 
     def __init__(
         self,
+        hosts: Hosts,
         leases: Leases,
         networks: Networks,
         allowances: Allowances,
         endpoints: Mapping[tuple[str, str], Endpoint],
     ) -> None:
+        self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._allowances = allowances
@@ -83,7 +86,7 @@ class Participation:
     def wanted(self) -> frozenset[str]:
         """Return the networks in which this host has to have a lease."""
         containers = {*(endpoint.network for endpoint in self._endpoints.values()), *(+self._expected)}
-        setting = self._leases.whole(self._leases.host).settings.get(SETTING, "")
+        setting = self._hosts.whole(self._hosts.here).settings.get(SETTING, "")
         return chosen(self._networks.all(), self._allowances.all(), containers, setting)
 
     def all(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from linkspan.backends import backend, migration
 from linkspan.backends.migration import Meeting
 from linkspan.backends.multi_host import reached
 from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.onlink_peers import Located, Neighbour, Segment, Ways, located
@@ -44,6 +45,7 @@ class Peers:
     def __init__(
         self,
         worker: Worker,
+        hosts: Hosts,
         leases: Leases,
         networks: Networks,
         disputes: Disputes,
@@ -52,6 +54,7 @@ class Peers:
         view: Callable[[], HostView],
     ) -> None:
         self._worker = worker
+        self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._disputes = disputes
@@ -98,7 +101,7 @@ class Peers:
 
         These are of networks in which this host takes part, or did.
         """
-        here = self._leases.host.id
+        here = self._hosts.here.id
         taking = self._participation.all()
         pairs = {(name, host) for name in taking for host in self._leases.hosts_in(name)} | self.known.keys()
         others = {pair for pair in pairs if pair[1] != here}
@@ -133,7 +136,7 @@ class Peers:
         pairs.
         """
         holders = {self._leases.holder(network, address) for address in addresses}
-        if self._leases.host.id in holders and any(
+        if self._hosts.here.id in holders and any(
             name == network and address in addresses for name, address in self._view().exact
         ):
             return pairs
@@ -148,7 +151,7 @@ class Peers:
 
     def _hidden(self) -> set[Pair]:
         """Return the pairs whose host is behind a NAT, if this host is behind one too."""
-        here = self._leases.host.underlay
+        here = self._hosts.here.underlay
         if here is None or not here.hidden:
             return set()
         found = ((pair, peer.host.underlay) for pair, peer in self.known.items())
@@ -169,7 +172,7 @@ class Peers:
 
     def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
         """Return the snapshot of all that the worker needs for these pairs."""
-        peers = {} if self.withdrawn else seen(self._leases, self._networks, self._disputes, pairs)
+        peers = {} if self.withdrawn else seen(self._hosts, self._leases, self._networks, self._disputes, pairs)
         for pair, peer in peers.items():
             if isinstance(peer, Peer):
                 peers[pair] = msgspec.structs.replace(peer, macs=self._stations.of(peer.host))
@@ -198,7 +201,7 @@ class Peers:
             self.met[pair] = outcome.met
         if outcome.error and self.unreachable.get(pair) != outcome.error:
             log.warning("%s", outcome.error)
-            self._happenings.add("peer", outcome.error, network=pair[0], host=self._leases.name(pair[1]))
+            self._happenings.add("peer", outcome.error, network=pair[0], host=self._hosts.name(pair[1]))
         self.unreachable.pop(pair, None)
         if outcome.error:
             self.unreachable[pair] = outcome.error
@@ -288,7 +291,7 @@ def _failed(pair: Pair, there: Located | None, error: LinkspanError) -> _Outcome
 
 
 def seen(
-    leases: Leases, networks: Networks, disputes: Disputes, pairs: Collection[Pair]
+    hosts: Hosts, leases: Leases, networks: Networks, disputes: Disputes, pairs: Collection[Pair]
 ) -> dict[Pair, Peer | LinkspanError]:
     """Return the peer of each pair, from the records as far as they count; pairs that are gone are left out.
 
@@ -301,7 +304,7 @@ def seen(
     exact = {name: leases.counted(there[name], others) for name, others in wanted.items() if name in there}
     found: dict[Pair, Peer | LinkspanError] = {}
     for name, other in pairs:
-        lease, host = leases.of(name, other), leases.record(other)
+        lease, host = leases.of(name, other), hosts.record(other)
         if name not in there or host is None or lease is None:
             continue
         if covered := networks.covering(host):
@@ -311,7 +314,7 @@ def seen(
         counted = exact[name].get(other, ())
         grant = leases.grant(there[name], lease)
         addresses = tuple(sorted({*counted, *astray}))
-        found[name, other] = Peer(leases.whole(host), _reachable(grant.lease, astray), exact=addresses)
+        found[name, other] = Peer(hosts.whole(host), _reachable(grant.lease, astray), exact=addresses)
     return found
 
 

@@ -31,7 +31,7 @@ Faults
       ended, and the agent puts the record again with a new lease. It compares no clocks, so a clock may jump.
     - *The agent restarts while its old lease lives.* The record contains its own instance. The agent puts the record
       again, which ties it to the new lease, so the end of the old one deletes nothing.
-    - *The agent starts while the store is away.* Liveness is unknown (``Leases.lives`` is None). The agent puts its
+    - *The agent starts while the store is away.* Liveness is unknown (``Hosts.lives`` is None). The agent puts its
       record once the store answers.
     - *Two agents use one host id.* Each finds the other's instance in the record, and reports it (``second``). They
       do not answer each other at once, but every two seconds (BEAT). An agent that starts waits until the record that
@@ -58,7 +58,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Silence
 from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
@@ -98,7 +98,7 @@ class Presence:
     def __init__(
         self,
         replica: Replica,
-        leases: Leases,
+        hosts: Hosts,
         silence: Silence,
         alone_again: Callable[[], Awaitable[None]],
         instance: str,
@@ -112,10 +112,10 @@ class Presence:
         self.second = ""
         """Error text if another live agent uses this host id, else empty."""
         self._replica = replica
-        self._leases = leases
+        self._hosts = hosts
         self._silence = silence
         self._alone_again = alone_again
-        self._key = ALIVE + leases.host.id
+        self._key = ALIVE + hosts.here.id
         self._instance = instance.encode()
         self._own = 0
         """The revision of this agent's last put."""
@@ -199,7 +199,7 @@ class Presence:
         if alive.value.removesuffix(STANDS) == self._instance:
             return ""
         where = alive.value.decode(errors="replace").partition(":")[0]
-        return f"host id {self._leases.host.id} is in use by another agent that lives, on {where}"
+        return f"host id {self._hosts.here.id} is in use by another agent that lives, on {where}"
 
     async def _live(self) -> None:
         while True:
@@ -210,7 +210,7 @@ class Presence:
 
     async def _say(self) -> None:
         """Keep the record, or put it again if it is gone. Raises nothing."""
-        if self._leases.removed():
+        if self._hosts.removed():
             return
         sent = now()
         try:
@@ -234,10 +234,10 @@ class Presence:
             log.debug("alive: %s", error.message)
             return
         if self._replica.absences.full:
-            self._silence.hindered(self._leases.host.id, sent)
+            self._silence.hindered(self._hosts.here.id, sent)
             return
-        self._silence.spoke(self._leases.host.id, sent)
-        self._silence.heard(self._leases.ids(), self._leases.alive(), self._replica.contact.heard)
+        self._silence.spoke(self._hosts.here.id, sent)
+        self._silence.heard(self._hosts.ids(), self._hosts.alive(), self._replica.contact.heard)
 
     def _is_lost(self) -> bool:
         """Return whether the store has no record of this host."""
@@ -272,7 +272,7 @@ class Presence:
         except Unavailable:
             if await self._replica.absences.look():
                 self._not_before = _clock() + REFUSED
-                self._silence.hindered(self._leases.host.id, sent)
+                self._silence.hindered(self._hosts.here.id, sent)
             raise
         if put:
             self._own = self._replica.known_revision(self._key)

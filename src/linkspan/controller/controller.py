@@ -25,6 +25,7 @@ from linkspan.backends.sdn.flows import spared
 from linkspan.backends.sdn.flows import switches as steered
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.control_plane import EVERY, SWITCHES, Control, resolved, text
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
@@ -77,7 +78,8 @@ class Controller:
         self.replica = Replica(store, folder / "replica.json", f"(controller {name})", self._changed)
         self.networks = Networks(self.replica)
         self.allowances = Allowances(self.replica, self.networks)
-        self.leases = Leases(self.replica, OwnRecord(Host(id=f"(controller {name})", name=name)))
+        self.hosts = Hosts(self.replica, OwnRecord(Host(id=f"(controller {name})", name=name)))
+        self.leases = Leases(self.replica, self.hosts)
         self.election = Election(self.replica, name, self._turned)
         self.switches, self.routers = devices(
             settings.switches.items(), settings.routers.items(), settings.tls, settings.ssh
@@ -164,7 +166,7 @@ class Controller:
         if self._stale:
             self._stale = False
             self.networks.refresh()
-            self.holding = holding(self.networks, self.allowances.all(), self.leases)
+            self.holding = holding(self.networks, self.allowances.all(), self.hosts.all(), self.leases)
             self.wanted = steered(self.holding.held, self.where)
 
     # Switches.

@@ -37,9 +37,10 @@ class Holding(msgspec.Struct, frozen=True):
         return next((one.name for one in self.hosts if one.id == host), host)
 
 
-def holding(networks: Networks, allowances: Collection[Allowance], leases: Leases) -> Holding:
-    """Return the present owners."""
-    hosts = leases.hosts()
+def holding(
+    networks: Networks, allowances: Collection[Allowance], hosts: Mapping[str, Host], leases: Leases
+) -> Holding:
+    """Return the present owners; ``hosts`` are all of the cluster, by id."""
     problems: list[str] = []
     carried = [(n, w) for n in networks.all() for w in n.ways if w.backend == sdn.BACKEND.name]
     names = {network.name for network, _ in carried}
@@ -99,7 +100,7 @@ def _twins(macs: list[tuple[str, str]], hosts: Mapping[str, Host]) -> Iterable[t
             yield host, f"its MAC {address} is also that of host {others}: none of them is moved to another port"
 
 
-def _leased(network: Network, leases: Leases, hosts: dict[str, Host]) -> list[tuple[Lease, list[Prefix], str]]:
+def _leased(network: Network, leases: Leases, hosts: Mapping[str, Host]) -> list[tuple[Lease, list[Prefix], str]]:
     """Return the leases of hosts that receive by the switches, their valid part, and why the rest is not valid."""
     exact = leases.counted(network, hosts)
     found = []

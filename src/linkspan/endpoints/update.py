@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import mac
@@ -110,7 +111,7 @@ async def refresh(registry: Registry, identity: Identity) -> dict[Key, LinkspanE
             return await registry.worker.run_brief(registry.worker.machine.reconciler.changes, sources)
 
 
-def stranded(registry: Registry, networks: Networks, leases: Leases) -> list[Identity]:
+def stranded(registry: Registry, networks: Networks, hosts: Hosts, leases: Leases) -> list[Identity]:
     """Return the endpoints whose network another host deleted by force, and perhaps created again.
 
     An endpoint with an address in one of this host's blocks is not among them: a store restored from a backup
@@ -124,7 +125,7 @@ def stranded(registry: Registry, networks: Networks, leases: Leases) -> list[Ide
             continue
         there = any(network.name == endpoint.network for network in networks.all())
         blocks = leases.blocks(endpoint.network) if there else {}
-        mine = [block for block, owner in blocks.items() if owner == leases.host.id]
+        mine = [block for block, owner in blocks.items() if owner == hosts.here.id]
         if not any(block.holds(address.single()) for block in mine for address in endpoint.prefixes):
             found.append(endpoint.identity)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from linkspan.cluster.leases import Leases
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Silence
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.presence import Presence
@@ -32,10 +32,10 @@ class Living(Generic[S]):
         self.told: list[frozenset[str]] = []
         """The keys of records that changed."""
         self.replica = Replica(store, folder / f"{name}.json", name, self._changed)
-        self.leases = Leases(self.replica, OwnRecord(Host(id=name, name=name)))
+        self.hosts = Hosts(self.replica, OwnRecord(Host(id=name, name=name)))
         self.silence = Silence(folder, STALE, lambda _host: promise)
         self.presence = Presence(
-            self.replica, self.leases, self.silence, self._alone_again, self.instance, shared=shared
+            self.replica, self.hosts, self.silence, self._alone_again, self.instance, shared=shared
         )
 
     async def _alone_again(self) -> None:
@@ -62,4 +62,4 @@ class Living(Generic[S]):
 
     def lives(self, host: str) -> bool | None:
         """Tell whether this one takes another host for living."""
-        return self.leases.lives(host)
+        return self.hosts.lives(host)

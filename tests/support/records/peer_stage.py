@@ -72,6 +72,7 @@ class PeerStage(Member):
         """This host's exact addresses, as backends that encrypt see them."""
         self.peers = self.kernel.peers = Peers(
             worker_of(machine),
+            self.hosts,
             self.leases,
             self.networks,
             self.disputes,
@@ -86,7 +87,7 @@ class PeerStage(Member):
     def _view(self) -> HostView:
         self.views.append(threading.get_ident())
         mine = self.leases.mine("demo")
-        return HostView(self.networks.all(), host=self.leases.host, leases=(mine,) if mine else (), exact=self.exact)
+        return HostView(self.networks.all(), host=self.hosts.here, leases=(mine,) if mine else (), exact=self.exact)
 
     async def start(self) -> None:
         """Have the network, and all hosts with their leases."""

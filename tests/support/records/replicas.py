@@ -15,6 +15,7 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
@@ -64,14 +65,16 @@ class Member:
         self.interest = Interest(self.replica, self.remote, self.endpoints)
         self.published = Published(self.replica, name, self.endpoints, self.remote, self.interest)
         self.own_record = OwnRecord(Host(id=name, name=name))
-        self.leases = Leases(self.replica, self.own_record, self.published.living, overdue)
+        self.hosts = Hosts(self.replica, self.own_record)
+        self.leases = Leases(self.replica, self.hosts, self.published.living, overdue)
         self.networks = Networks(self.replica)
         self.allowances = Allowances(self.replica, self.networks)
         self.reservations = Reservations(self.replica, self.networks)
         self.happenings = Happenings(folder / f"{name}.events")
-        self.disputes = Disputes(self.replica, self.leases, self.published, self.happenings)
+        self.disputes = Disputes(self.replica, self.hosts, self.leases, self.published, self.happenings)
         self.holdings = Holdings(
             self.replica,
+            self.hosts,
             self.leases,
             self.networks,
             self.endpoints,
@@ -81,6 +84,7 @@ class Member:
         self.allocator = Allocator(
             self.networks,
             self.reservations,
+            self.hosts,
             self.leases,
             self.disputes,
             self.published,
@@ -89,7 +93,7 @@ class Member:
             owed=self.holdings.note,
             take_part=self._take_part,
         )
-        self.participation = Participation(self.leases, self.networks, self.allowances, self.endpoints)
+        self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, self.endpoints)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.seen.append(keys)
@@ -105,7 +109,7 @@ class Member:
     async def join(self) -> None:
         """Follow the store, as a host that it knows."""
         await self.replica.start()
-        await self.replica.write({f"hosts/{self.name}": self.leases.host})
+        await self.replica.write({f"hosts/{self.name}": self.hosts.here})
 
     async def start(self) -> None:
         """Begin as an agent does."""

@@ -62,7 +62,7 @@ class Stage:
             self.folder,
             member.replica,
             member.own_record,
-            member.leases,
+            member.hosts,
             member.networks,
             self._addresses,
             self._changed,
@@ -100,7 +100,7 @@ def test_a_name_is_closed_at_all_addresses_that_it_ever_had(tmp_path: Path, name
         assert set(stage.control.closed().places) == first | {("192.0.2.8", 2379)}
         del names["etcd.example"]
         assert not await stage.control.look()
-        assert stage.member.leases.host.control == ("192.0.2.7:2379", "192.0.2.8:2379", "[2001:db8::7]:2379")
+        assert stage.member.hosts.here.control == ("192.0.2.7:2379", "192.0.2.8:2379", "[2001:db8::7]:2379")
 
     run(tmp_path, ("etcd.example:2379",), work)
 
@@ -139,7 +139,7 @@ def test_a_store_on_this_host_is_told_with_all_addresses(tmp_path: Path, names: 
         assert closed.here == (2379,)
         assert ("10.1.0.1", 2379) in closed.places
         assert ("127.0.0.1", 2379) in closed.places
-        assert stage.member.leases.host.control == ("192.0.2.1:2379", "[2001:db8::1]:2379")
+        assert stage.member.hosts.here.control == ("192.0.2.1:2379", "[2001:db8::1]:2379")
 
     run(tmp_path, ("127.0.0.1:2379",), work, local=("192.0.2.1", "2001:db8::1", "10.1.0.1"))
 

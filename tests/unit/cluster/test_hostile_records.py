@@ -158,15 +158,15 @@ def _changed(draw: st.DrawFn, value: dict[str, Any]) -> dict[str, Any]:
 def _wanted(member: Member, here: Host) -> Iterator[tuple[Network, State]]:
     """Yield all that host h1 would put, each state with the network that it is of."""
     networks = member.networks.all()
-    leases = member.leases
+    hosts, leases = member.hosts, member.leases
     pairs = [(lease.network, lease.host) for lease in leases.all() if lease.host != here.id]
-    met = seen(leases, member.networks, member.disputes, pairs)
+    met = seen(hosts, leases, member.networks, member.disputes, pairs)
     peers = tuple(
         msgspec.structs.replace(one, device="eth0", on_link=True) for one in met.values() if isinstance(one, Peer)
     )
-    view = HostView(networks, member.allowances.all(), FACTS, leases.whole(here), leases.serving(networks))
+    view = HostView(networks, member.allowances.all(), FACTS, hosts.whole(here), leases.serving(networks))
     names = [network.name for network in networks]
-    view = asked(view, map(leases.whole, leases.hosts().values()), leases.networks(names))
+    view = asked(view, map(hosts.whole, hosts.all().values()), leases.networks(names))
     view = msgspec.structs.replace(view, peers=peers)
     there = {network.name: network for network in networks}
     for network in networks:
@@ -227,7 +227,7 @@ def test_nothing_in_the_store_fails_an_agent_or_leads_outside_the_pools(
             await eventually(seen_all, "the records are known")
         demo = _network(way)
         await member.converge(demo)
-        holding(member.networks, member.allowances.all(), member.leases)
+        holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         member.leases.refused(member.networks.all())
         assert demo in member.networks.all()
         told = list(_wanted(member, here))

@@ -104,12 +104,12 @@ class _Stage:
         """Another task of the agent, which runs while this one waits."""
         self.other = Host(id="id2", name="h2")
         self.member = Member(Memory(), folder.folder, "id1")
-        self.leases = self.member.leases
+        self.hosts = self.member.hosts
         worker = worker_of(Keeper(folder))
         self.rotating = Rotating(
             worker,
             self.member.own_record,
-            self.leases,
+            self.hosts,
             self.member.happenings,
             self._view,
             self._put,
@@ -126,7 +126,7 @@ class _Stage:
         return HostView((), others=(Other(self.other, ("demo",)),))
 
     async def _put(self) -> dict[Key, LinkspanError]:
-        self.puts.append(self.leases.host.keys["wireguard"])
+        self.puts.append(self.hosts.here.keys["wireguard"])
         self.meanwhile()
         return {}
 
@@ -146,7 +146,7 @@ def test_a_change_waits_for_the_others_and_then_takes_place(folder: KeyFolder) -
         stage = _Stage(folder)
         await stage.rotating.settle()
         before = folder.public(PRIVATE)
-        assert stage.leases.host.keys == {"wireguard": before}
+        assert stage.hosts.here.keys == {"wireguard": before}
         told = await stage.rotating.begin()
         coming = folder.public(NEXT)
         assert (told.key, told.next, told.waiting) == (before[:10], coming[:10], ["h2"])
@@ -155,7 +155,7 @@ def test_a_change_waits_for_the_others_and_then_takes_place(folder: KeyFolder) -
         stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
         await stage.rotating.advance()
         assert stage.puts == [coming]
-        assert (stage.leases.host.keys, stage.leases.host.next_keys) == ({"wireguard": coming}, {})
+        assert (stage.hosts.here.keys, stage.hosts.here.next_keys) == ({"wireguard": coming}, {})
         assert (folder.public(PRIVATE), folder.public(NEXT)) == (coming, "")
 
     asyncio.run(change())
@@ -175,7 +175,7 @@ def test_where_the_store_is_away_the_device_gets_its_old_key_back(folder: KeyFol
         with pytest.raises(Unavailable, match="not in force yet: the store does not answer"):
             await stage.rotating.advance()
         assert stage.puts == [coming, before]
-        assert stage.leases.host.keys == {"wireguard": before}
+        assert stage.hosts.here.keys == {"wireguard": before}
         assert folder.public(PRIVATE) == before
         stage.away = False
         await stage.rotating.advance()
@@ -235,7 +235,7 @@ def test_the_keys_that_many_announce_are_taken_by_few_writes(folder: KeyFolder) 
         await asyncio.sleep(GATHER)
         await rotating.advance()
         assert not rotating.gathering
-        assert stage.leases.host.takes == {f"o{number}": f"key{number}" for number in range(100)}
+        assert stage.hosts.here.takes == {f"o{number}": f"key{number}" for number in range(100)}
         assert len(said) <= 4, said
 
     in_virtual_time(change)
@@ -249,7 +249,7 @@ def test_an_agent_that_ended_in_the_middle_goes_by_the_record(folder: KeyFolder)
         await stage.recorded(recorded)
         await stage.rotating.settle()
         await stage.member.replica.stop()
-        return stage.leases.host
+        return stage.hosts.here
 
     before, coming = folder.public(PRIVATE), folder.make(NEXT)
     assert asyncio.run(settle(before)).next_keys == {"wireguard": coming}
@@ -270,5 +270,5 @@ def test_a_key_that_was_lost_is_not_made_anew_in_silence(folder: KeyFolder) -> N
         await stage.member.replica.stop()
 
     asyncio.run(settle())
-    assert stage.leases.host.keys == {"wireguard": public}
+    assert stage.hosts.here.keys == {"wireguard": public}
     assert not (folder.folder / PRIVATE).exists()

@@ -201,7 +201,7 @@ def test_a_removed_host_s_blocks_are_free_and_it_stays_away(tmp_path: Path) -> N
         await one.leases.claim(net, {})
         await eventually(lambda: two.leases.all("demo"), "h2 sees the lease")
         await two.leases.remove_host("h1")
-        await eventually(one.leases.removed, "h1 learns of it")
+        await eventually(one.hosts.removed, "h1 learns of it")
         assert not one.leases.all("demo")
         assert (await two.leases.claim(net, {})).prefixes == ("10.244.0.0/24",)
         await asyncio.gather(one.replica.stop(), two.replica.stop())

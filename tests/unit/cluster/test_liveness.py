@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from linkspan.cluster import liveness
-from linkspan.cluster.leases import promised
 from linkspan.cluster.liveness import Silence
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Exhausted
@@ -169,9 +168,9 @@ def test_a_host_promises_only_what_is_in_its_record(tmp_path: Path) -> None:
         assert isinstance(member.replica, Replica)
         await member.replica.write({"settings/cluster": b'{"reclaim_after": 60}'})
         assert member.replica.settings.reclaim_after == 60
-        assert promised(member.replica, "h2") == 0
+        assert member.hosts.promised("h2") == 0
         await member.replica.write({"hosts/h2": Host(id="h2", name="h2", withdraws=60)})
-        assert promised(member.replica, "h2") == 60
+        assert member.hosts.promised("h2") == 60
         await member.stop()
 
     together(work)

@@ -85,6 +85,7 @@ class Stage(Member):
             worker_of(machine),
             self.replica,
             self.own_record,
+            self.hosts,
             self.leases,
             self.networks,
             self.allocator,
@@ -103,7 +104,7 @@ class Stage(Member):
 
     def _view(self) -> HostView:
         networks = self.networks.all()
-        return HostView(networks, self.allowances.all(), host=self.leases.host, leases=self.leases.serving(networks))
+        return HostView(networks, self.allowances.all(), host=self.hosts.here, leases=self.leases.serving(networks))
 
     async def _put_plans(self) -> Mapping[Key, LinkspanError]:
         self.planned += 1
@@ -123,7 +124,7 @@ class Stage(Member):
         """Have the networks, and h2 in them."""
         await self.replica.start()
         written: dict[str, msgspec.Struct] = {f"networks/{net.name}": net for net in NETWORKS}
-        written |= {"hosts/h1": self.leases.host, "hosts/h2": Host(id="h2", name="h2", underlay=_underlay(2))}
+        written |= {"hosts/h1": self.hosts.here, "hosts/h2": Host(id="h2", name="h2", underlay=_underlay(2))}
         for number, name in enumerate(NAMES, 1):
             block = f"10.{number}.7.0/24"
             written[block_key(name, block)] = BlockRecord("h2", 0.0)
@@ -210,7 +211,7 @@ def test_a_setting_makes_a_host_take_part_without_a_container(tmp_path: Path, wh
         stage = Stage(tmp_path)
         await stage.start()
         wish = {"networks": "one,three"}
-        record = msgspec.structs.replace(stage.leases.host, settings=wish) if where == "hosts/h1" else Common(wish)
+        record = msgspec.structs.replace(stage.hosts.here, settings=wish) if where == "hosts/h1" else Common(wish)
         await stage.replica.write({where: record})
         await stage.cluster.converge()
         await stage.cluster.converge()

@@ -36,10 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def _agent(one: Member, *, shared: bool = True) -> Agent:
-    """Return an agent that has not started, with a host's replica and leases."""
-    one.leases.shared = shared
+    """Return an agent that has not started, with a host's replica and its view of hosts."""
+    one.hosts.shared = shared
     agent = Agent(Config(store="etcd://203.0.113.1" if shared else ""))
-    agent.replica, agent.leases, agent.remote = one.replica, one.leases, one.remote
+    agent.replica, agent.hosts, agent.remote = one.replica, one.hosts, one.remote
     agent.upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
     return agent
 
@@ -57,12 +57,12 @@ def test_hosts_are_unknown_once_the_store_has_told_nothing_for_a_while(tmp_path:
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
-        assert (one.leases.lives("h2"), one.leases.lives("h1")) == (True, True)
+        assert (one.hosts.lives("h2"), one.hosts.lives("h1")) == (True, True)
         one.store.cut()
         clock.now += STALE
-        assert one.leases.lives("h2") is True
+        assert one.hosts.lives("h2") is True
         clock.now += 0.1
-        assert (one.leases.lives("h2"), one.leases.lives("h1")) == (None, True)
+        assert (one.hosts.lives("h2"), one.hosts.lives("h1")) == (None, True)
         assert store_health.unknown(_agent(one)) == ["h2"]
         await one.replica.stop()
 
@@ -78,7 +78,7 @@ def test_a_host_whose_record_is_gone_is_silent_and_was_seen_until_then(tmp_path:
         assert before is not None
         assert time.time() - before < 60
         await one.store.transaction({}, deletes=["alive/h2"])
-        await eventually(lambda: one.leases.lives("h2") is False, "h2 is silent")
+        await eventually(lambda: one.hosts.lives("h2") is False, "h2 is silent")
         gone = one.replica.contact.seen("h2")
         assert gone is not None
         assert before <= gone < before + 60
@@ -147,10 +147,10 @@ def test_doctor_says_that_a_full_store_lets_nobody_say_that_it_lives(tmp_path: P
     async def work() -> None:
         one = await _two_hosts(tmp_path)
         await one.store.transaction({"hosts/h3": b'{"id": "h3", "name": "h3"}'})
-        await eventually(lambda: one.leases.lives("h3") is False, "h3 is known, and silent")
+        await eventually(lambda: one.hosts.lives("h3") is False, "h3 is known, and silent")
         one.memory.full = True
         await one.replica.absences.look()
-        assert (one.leases.lives("h2"), one.leases.lives("h3")) == (True, None)
+        assert (one.hosts.lives("h2"), one.hosts.lives("h3")) == (True, None)
         found = await store_health.checks(_agent(one))
         assert [c.detail for c in found if c.check == "hosts"] == [
             "liveness of h3 is unknown: the store is full, so hosts cannot renew their liveness"
@@ -249,7 +249,7 @@ def test_an_agent_whose_store_has_not_answered_since_its_start_says_so(
         now, why, _ = store_health.state(agent)
         assert (now, "has not answered since the agent started" in why) == ("away", True)
         assert store_health.told(agent)["answered"] is None
-        assert again.leases.lives("h2") is None
+        assert again.hosts.lives("h2") is None
         await again.replica.stop()
 
     together(work)

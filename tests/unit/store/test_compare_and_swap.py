@@ -25,9 +25,9 @@ async def _two(memory: Memory, folder: Path) -> tuple[Member, Member]:
 
 
 async def _set(member: Member, **settings: str) -> None:
-    host = member.leases.record("h1") or Host(id="h1", name="h1")
+    host = member.hosts.record("h1") or Host(id="h1", name="h1")
     changes = {name.replace("_", "."): value for name, value in settings.items()}
-    await host_settings.change(member.replica, member.leases, host, changes)
+    await host_settings.change(member.replica, member.hosts, host, changes)
 
 
 def test_settings_that_two_hosts_set_at_once_are_both_in_force(tmp_path: Path) -> None:
@@ -37,15 +37,15 @@ def test_settings_that_two_hosts_set_at_once_are_both_in_force(tmp_path: Path) -
         one, two = await _two(Memory(), tmp_path)
         await asyncio.gather(_set(one, bgp_as="65001"), _set(two, bgp_med="7"))
         await asyncio.gather(
-            host_settings.change_common(one.replica, one.leases, {"bgp.hold": "30"}),
-            host_settings.change_common(two.replica, two.leases, {"bgp.med": "9"}),
+            host_settings.change_common(one.replica, one.hosts, {"bgp.hold": "30"}),
+            host_settings.change_common(two.replica, two.hosts, {"bgp.med": "9"}),
         )
         await one.replica.revision("hosts/h1")
         await one.replica.revision("settings/hosts")
-        record = one.leases.record("h1")
+        record = one.hosts.record("h1")
         assert record is not None
         assert record.settings == {"bgp.as": "65001", "bgp.med": "7"}
-        assert one.leases.common() == {"bgp.hold": "30", "bgp.med": "9"}
+        assert one.hosts.common() == {"bgp.hold": "30", "bgp.med": "9"}
         await asyncio.gather(one.replica.stop(), two.replica.stop())
 
     together(work)
@@ -96,7 +96,7 @@ def test_a_record_that_readers_would_skip_is_not_written(tmp_path: Path) -> None
         with pytest.raises(Invalid, match=r"withdraws is 1e\+300 s"):
             await revised(one.replica, "hosts/h1", lambda: Host(id="h1", name="h1", withdraws=1e300))
         await one.replica.revision("hosts/h1")
-        assert one.leases.record("h1") == Host(id="h1", name="h1")
+        assert one.hosts.record("h1") == Host(id="h1", name="h1")
         await asyncio.gather(one.replica.stop(), two.replica.stop())
 
     together(work)
@@ -133,7 +133,7 @@ def test_a_record_that_others_change_all_the_while_stays_theirs(tmp_path: Path) 
         await one.replica.start()
         with pytest.raises(Conflict, match="others change hosts/h1 all the while"):
             await revised(one.replica, "hosts/h1", lambda: Host(id="h1", name="ours"))
-        record = one.leases.record("h1")
+        record = one.hosts.record("h1")
         assert record is not None
         assert record.name == "theirs"
         await one.replica.stop()

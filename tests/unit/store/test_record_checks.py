@@ -152,7 +152,7 @@ def test_json_that_is_nested_too_deep_is_a_record_like_any_other_spoilt_one(tmp_
         await one.start()
         await one.store.transaction({"hosts/x": b'{"id":' * 100_000})
         await eventually(lambda: "hosts/x" in one.replica.records, "it is known")
-        assert one.leases.hosts() == {}
+        assert one.hosts.all() == {}
         assert one.replica.reasons == {"hosts/x": "its JSON is nested too deep"}
         await one.stop()
 

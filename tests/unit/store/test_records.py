@@ -106,7 +106,7 @@ def test_a_host_that_is_two_versions_ahead_stops_nobody(tmp_path: Path) -> None:
         await eventually(lambda: len(one.replica.records) >= 3, "h1 has them")
         lease = await one.leases.claim(net, {})
         assert lease.prefixes == ("10.244.1.0/24",)
-        one.leases.hosts(), one.leases.all()
+        one.hosts.all(), one.leases.all()
         assert one.replica.unreadable == {"hosts/new", "leases/demo/new", "blocks/demo/10.244.0.0/24"}
         await one.stop()
 
@@ -124,8 +124,8 @@ def test_agents_of_two_versions_change_one_record_in_turn(
         await old.start()
         newer = {"schema": SCHEMA + 1, "id": "h2", "name": "h2", "gpu": "yes"}
         await old.store.transaction({"hosts/h2": msgspec.json.encode(newer)})
-        await eventually(lambda: old.leases.record("h2"), "h1 knows h2")
-        host = old.leases.record("h2")
+        await eventually(lambda: old.hosts.record("h2"), "h1 knows h2")
+        host = old.hosts.record("h2")
         assert host is not None
         drained = msgspec.structs.replace(host, settings={"drained": "1"})
         await old.replica.write({"hosts/h2": drained})
@@ -145,7 +145,7 @@ def test_a_value_is_decoded_once_for_each_change(tmp_path: Path, monkeypatch: py
         await member.start()
         for number in range(10):
             await member.replica.write({f"hosts/p{number}": Host(id=f"p{number}", name=f"p{number}")})
-        member.leases.hosts()
+        member.hosts.all()
         asked: list[bytes] = []
         decode = records.decode
 
@@ -155,7 +155,7 @@ def test_a_value_is_decoded_once_for_each_change(tmp_path: Path, monkeypatch: py
 
         monkeypatch.setattr(records, "decode", counted)
         await member.replica.write({"hosts/p3": Host(id="p3", name="other")})
-        assert member.leases.hosts()["p3"].name == "other"
+        assert member.hosts.all()["p3"].name == "other"
         assert len(asked) == 1
         await asyncio.gather(member.stop())
 

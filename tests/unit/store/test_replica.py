@@ -254,7 +254,7 @@ def test_garbage_is_skipped_named_and_not_missed(tmp_path: Path) -> None:
         await one.store.transaction(dict.fromkeys(keys, b"\xff{"))
         await one.replica.start()
         assert (await one.leases.claim(net, {})).prefixes == ("10.244.1.0/24",)
-        one.leases.hosts(), one.leases.all(), one.leases.exact("demo")
+        one.hosts.all(), one.leases.all(), one.leases.exact("demo")
         assert one.replica.unreadable == set(keys)
         await one.store.transaction({}, deletes=keys)
         await eventually(lambda: not one.replica.unreadable, "they are gone")
@@ -586,7 +586,7 @@ def test_a_record_that_means_nothing_here_is_skipped_and_named(
         assert [one.name for one in one.networks.all()] == ["demo"]
         assert [r.cidr for r in one.reservations.all()] == ["10.244.0.9/32"]
         assert one.allowances.all() == ()
-        assert (one.leases.hosts(), one.leases.all()) == ({}, [])
+        assert (one.hosts.all(), one.leases.all()) == ({}, [])
         assert one.replica.unreadable == {key}
         await one.stop()
 
