@@ -66,10 +66,14 @@ class Device:
         if not self.answers:
             raise Unavailable(f"wg {words[0]} does not end")
         if words[0] == "set":
-            for number in range(2, len(words), 3):
-                assert words[number] == "peer"
-                assert words[number + 2] == "remove"
-                del self.there.peers[words[number + 1]]
+            rest = iter(words[2:])
+            for word in rest:
+                of, what = next(rest), next(rest)
+                assert word == "peer"
+                if what == "remove":
+                    del self.there.peers[of]
+                else:  # of a peer that was left the first message
+                    assert (what, next(rest)) == ("persistent-keepalive", "25")
             return ""
         found = list(map(_section, given.split("[Peer]\n")[1:]))
         if any("nowhere" in one.endpoint for one in found):
