@@ -331,7 +331,7 @@ class Agent:
 
     @property
     def unreadable(self) -> set[str]:
-        """The keys of records that are skipped."""
+        """Return the keys of records that are skipped."""
         return self.replica.unreadable | self.remote.reasons.keys()
 
     def _busy(self, identity: tuple[str, str]) -> bool:

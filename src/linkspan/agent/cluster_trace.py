@@ -95,9 +95,9 @@ class Tracer:
         self._ask = ask
 
     async def _known(self, *words: str) -> Map:
-        """Return the map of what is known: of other hosts' endpoints those that ``words`` may mean, and sketches.
+        """Return the map of the known endpoints: complete ones that ``words`` may mean, and sketches of other hosts'.
 
-        A sketch tells which host has an address. Where a trace begins or ends, the whole record is needed.
+        A sketch says which host has an address. At its two ends a trace needs the complete record.
         """
         silent = await self._silent()
         own = self._hosts.here
@@ -125,7 +125,7 @@ class Tracer:
         return await asyncio.to_thread(local.part, question.entry)
 
     def _strange(self, packet: Packet) -> list[str]:
-        """Return the packet's addresses of networks that no endpoint has which is known here: the store is asked."""
+        """Return the packet's addresses in pools that no known endpoint has: the caller asks the store for them."""
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
         own = {one.packed for endpoint in self._endpoints.values() for one in endpoint.prefixes}
         found = []

@@ -397,7 +397,6 @@ class Allocator:
             left[block.pool.family] = left.get(block.pool.family, 0) + block.free(now())
         return min(left.values(), default=0)
 
-
     def _unclaimed(self, name: str) -> Network | None:
         """Return a network if this host has no lease in it, and could claim one."""
         found = next((network for network in self._networks.all() if network.name == name), None)

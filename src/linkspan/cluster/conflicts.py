@@ -158,7 +158,7 @@ class Disputes:
         return found
 
     async def know(self, network: str) -> bool:
-        """See to it that ``elsewhere`` is complete for this host's blocks in a network; return whether it is."""
+        """Wait until ``elsewhere`` is complete for this host's blocks in a network; return whether it is."""
         lease = self._leases.mine(network)
         keys = [block_key(network, text) for text in lease.prefixes] if lease is not None else []
         owned = (self._replica.value(key, BlockRecord) for key in keys)

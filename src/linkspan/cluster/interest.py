@@ -1,8 +1,8 @@
-"""Interest: of which networks and hosts this host keeps the endpoints in memory.
+"""Interest: the networks and hosts whose endpoints this host has in memory.
 
-A network matters while a container here is in it, and a while longer. Which hosts have containers in a network is told
-by the leases: a host has one in each network in which it has a container. So nobody has to look at all endpoints to
-know which ones matter.
+A network matters while a container on this host is in it, and a while longer. The leases say which hosts have
+containers in a network, because a host has a lease in each network in which it has a container. So no host reads all
+endpoints to learn which ones matter.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from linkspan.core.supervise import lasting, woken
 from linkspan.store.replica import Replica
 
 LINGER = 60.0
-"""Seconds for which a network matters after its last container here, or after somebody asked about it: longer than its
-server of names lasts, and than a container takes to come again."""
+"""Seconds for which a network matters after its last container here, or after somebody asked about it. Its DNS
+server ends earlier, and a container that is started again comes earlier."""
 FOR_EVER = float("inf")
 
 
 class Interest:
-    """Tells ``RemoteEndpoints`` what matters, when that changes."""
+    """Tells ``RemoteEndpoints`` which hosts and networks matter, whenever they change."""
 
     def __init__(
         self, replica: Replica, remote: RemoteEndpoints, endpoints: Mapping[tuple[str, str], Endpoint]
@@ -33,34 +33,34 @@ class Interest:
         self._remote = remote
         self._endpoints = endpoints
         self._until: dict[str, float] = {}
-        """By network: until when it matters, by the monotonic clock."""
+        """By network: the time (monotonic) until which it matters, FOR_EVER while it has a container here."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to follow, from what is known now."""
+        """Start to follow this host's containers, and the leases."""
         self.look()
         self._remote.start()
         self._task = lasting("following which endpoints matter", self._follow)
 
     async def stop(self) -> None:
-        """End."""
+        """Stop following."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._remote.stop()
 
     def note(self, _identity: tuple[str, str]) -> None:
-        """Follow an endpoint of this host that was added, changed or removed."""
+        """Look again, because an endpoint of this host was added, changed or removed."""
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Follow changed leases of networks that matter."""
+        """Look again if a lease changed in a network that matters."""
         if any(key.startswith("leases/") and key.split("/", 2)[1] in self._until for key in keys):
             self.look()
 
     def ask(self, network: str) -> None:
-        """Let a network matter for a while, though no container here is in it."""
+        """Let a network matter for LINGER seconds, even if it has no container here."""
         fresh = network not in self._until
         self._until[network] = max(self._until.get(network, 0.0), time.monotonic() + LINGER)
         if fresh:
@@ -74,7 +74,7 @@ class Interest:
             self.look()
 
     def look(self) -> None:
-        """Work out what matters, and tell it."""
+        """Find the networks and hosts that matter, and tell ``RemoteEndpoints``."""
         now = time.monotonic()
         here = {endpoint.network for endpoint in self._endpoints.values()}
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}

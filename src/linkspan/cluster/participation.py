@@ -1,7 +1,7 @@
 """Participation: the networks in which this host has a lease, and so peers.
 
-A host takes part in a network from its first container there, or because a setting says so. So what a host costs and
-holds grows with what runs on it, and not with the number of the cluster's networks.
+A host takes part in a network from its first container there, or because a setting says so. So a host's memory, states
+and blocks grow with its containers, and not with the number of the cluster's networks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from linkspan.core.errors import Invalid
 from linkspan.core.model import Allowance, Endpoint, Network, checked_name
 
 SETTING = "networks"
-"""A host's setting: names of networks, divided by commas, or ALL."""
+"""The name of a host's setting: names of networks with commas between them, or ALL."""
 ALL = "all"
 
 
 def check(value: str) -> None:
-    """Raise Invalid for a value of the setting that means nothing; networks that it names may come later."""
+    """Raise Invalid if a value of the setting has an invalid name; a network with a valid name may come later."""
     for name in _names(value):
         try:
             checked_name(name, "network")
@@ -35,10 +35,10 @@ def check(value: str) -> None:
 def chosen(
     networks: Iterable[Network], allowances: Iterable[Allowance], containers: Iterable[str], setting: str
 ) -> frozenset[str]:
-    """Return the networks across hosts in which a host is to take part.
+    """Return the networks across hosts in which a host should take part.
 
-    Those with ``containers`` on it, those that the setting names, and those that may reach one of these, or be reached:
-    a packet between two networks needs the routes of both on both hosts.
+    They are those with ``containers`` on it, those that the setting names, and those with an allowance from or to one
+    of these: a packet between two networks needs the routes of both on both hosts.
     """
     crossing = {network.name for network in networks if backend(network.backend).crosses_hosts}
     wanted = crossing if setting == ALL else crossing & {*containers, *_names(setting)}
@@ -56,7 +56,7 @@ def _names(setting: str) -> list[str]:
 
 
 class Participation:
-    """Where this host takes part now."""
+    """The networks in which this host takes part."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class Participation:
         self._allowances = allowances
         self._endpoints = endpoints
         self._expected: Counter[str] = Counter()
-        """How many containers are about to come, by network."""
+        """By network: the number of attaches that have begun."""
 
     @contextlib.contextmanager
     def expecting(self, network: str) -> Iterator[None]:
-        """Take part in a network meanwhile: its first container here is about to come."""
+        """Take part in a network meanwhile, because an attach of its first container here has begun."""
         self._expected[network] += 1
         try:
             yield
@@ -84,11 +84,11 @@ class Participation:
             self._expected[network] -= 1
 
     def wanted(self) -> frozenset[str]:
-        """Return the networks in which this host has to have a lease."""
+        """Return the networks in which this host must have a lease."""
         containers = {*(endpoint.network for endpoint in self._endpoints.values()), *(+self._expected)}
         setting = self._hosts.whole(self._hosts.here).settings.get(SETTING, "")
         return chosen(self._networks.all(), self._allowances.all(), containers, setting)
 
     def all(self) -> frozenset[str]:
-        """Return the networks in which this host has a lease, or has to have one: in these it has peers."""
+        """Return the networks in which this host has a lease or must have one: in these it has peers."""
         return self.wanted() | {lease.network for lease in self._leases.own()}

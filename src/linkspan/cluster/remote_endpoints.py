@@ -1,7 +1,7 @@
-"""Remote endpoints: what this host keeps in memory of the other hosts' endpoints.
+"""Remote endpoints: the other hosts' endpoints in this host's memory.
 
-Of each endpoint that matters it keeps what names, exact addresses and conflicts need, packed. ``interest`` says which
-hosts and networks matter. The rest stays in the store (``endpoint_records.Published`` reads it there).
+It has the endpoints that matter here, packed: the fields that names, exact addresses and conflicts need. ``interest``
+says which hosts and networks matter. ``endpoint_records`` reads all other endpoints from the store.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from linkspan.store.replica import ENDPOINTS
 log = logging.getLogger("linkspan.cluster.remote_endpoints")
 
 AGAIN = 1.0
-"""Seconds until a host whose endpoints could not be read is tried again."""
+"""Seconds until the endpoints of a host are read again after an error."""
 AT_ONCE = 4
-"""Hosts whose endpoints are read at a time."""
+"""Hosts whose endpoints are read at the same time."""
 SLICE = 200
-"""Records that are read without a pause: some 20 microseconds each."""
+"""Records that are read without a pause of the event loop: about 20 microseconds each."""
 Networks = frozenset[str]
 
 
 class Packed(msgspec.Struct, frozen=True, gc=False):
-    """An endpoint, as far as other hosts need it: 0.6 KB with its key, of 3.3 KB that its record takes decoded.
+    """The fields of an endpoint that other hosts need: 0.6 KB with its key; the decoded record takes 3.3 KB.
 
-    ``addresses`` (without length) and ``names`` (as DNS has them) are divided by spaces. ``called`` is the container's
-    name or id, '' where it is the first of ``names``.
+    Spaces divide ``addresses`` (without length) and ``names`` (as DNS has them). ``called`` is the container's name or
+    id, '' if it is the first of ``names``.
     """
 
     addresses: str
@@ -47,12 +47,12 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def prefixes(self) -> Iterator[Prefix]:
-        """Its addresses, parsed."""
+        """Yield its addresses, parsed."""
         return map(prefix, self.addresses.split())
 
     @property
     def container(self) -> str:
-        """Its container's name, or the id where it has none."""
+        """Return its container's name; the id if it has no name."""
         return self.called or self.names.partition(" ")[0]
 
 
@@ -61,7 +61,7 @@ class _Network(msgspec.Struct):
 
 
 class _Held:
-    """What a host has in a network: each endpoint by ID/IFNAME, and the number of their last change."""
+    """A host's endpoints in a network, by ID/IFNAME, and the number of their last change."""
 
     def __init__(self, endpoints: dict[str, Packed], number: int) -> None:
         self.endpoints = endpoints
@@ -69,12 +69,12 @@ class _Held:
 
 
 class RemoteEndpoints:
-    """The other hosts' endpoints in networks that matter here; keys of records are ENDPOINTS + HOST/ID/IFNAME."""
+    """The other hosts' endpoints in networks that matter here. Their records have keys ENDPOINTS + HOST/ID/IFNAME."""
 
     def __init__(
         self, store: Store, host: str, changed: Callable[[frozenset[str]], Awaitable[None]]
     ) -> None:
-        """Take ``changed``, which is called with the keys of endpoints that are others after a host's were read."""
+        """Call ``changed`` with the keys of changed endpoints after a host's endpoints were read."""
         self._store = store
         self._host = host
         self._changed = changed
@@ -86,31 +86,31 @@ class RemoteEndpoints:
         self._known: dict[str, dict[str, _Held]] = {}
         """By network and host."""
         self.number = 0
-        """Grows with each change of what is known."""
+        """The number of the last change of the known endpoints."""
         self._unread: set[str] = set()
-        """Hosts whose endpoints are to be read."""
+        """Hosts whose endpoints must be read."""
         self._missing: Counter[str] = Counter()
-        """How many of them have endpoints to read in each network."""
+        """By network: how many of them may have endpoints there."""
         self._late: dict[str, list[Batch]] = {}
-        """By host whose endpoints are being read: what changed meanwhile."""
+        """By host whose endpoints are being read: the changes meanwhile."""
         self._listed = 0
-        """How often the store was listed: what was read before may be of another store."""
+        """How often the store was listed: an answer from before may be of another store."""
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
         self._wake = asyncio.Event()
         self._complete = asyncio.Event()
-        """Set while nothing is to be read."""
+        """Set while no host's endpoints must be read."""
         self._complete.set()
         self._task: asyncio.Task[None] | None = None
 
     # Life
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start to read endpoints."""
         self._task = lasting("reading other hosts' endpoints", self._follow)
 
     async def stop(self) -> None:
-        """End."""
+        """Stop reading."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -118,7 +118,7 @@ class RemoteEndpoints:
     # What changes
 
     def want(self, wanted: Mapping[str, Collection[str]]) -> None:
-        """Keep the endpoints in these networks, each with its hosts, from now on, and forget all others."""
+        """Keep the endpoints in these networks, on these hosts of each, from now on; forget all others."""
         by_host: dict[str, set[str]] = {}
         for network, hosts in wanted.items():
             for host in hosts:
@@ -134,13 +134,13 @@ class RemoteEndpoints:
         self._due((self._unread | new) & self._wanted.keys())
 
     def _due(self, unread: set[str]) -> None:
-        """Read these hosts' endpoints, and no others."""
+        """Make these the hosts whose endpoints must be read."""
         self._unread = unread
         self._missing = Counter(network for host in unread for network in self._wanted[host])
         self._count()
 
     def _done(self, host: str) -> None:
-        """Take note that a host's endpoints are read."""
+        """Record that a host's endpoints have been read."""
         if host in self._unread:
             self._unread.remove(host)
             self._missing.subtract(self._wanted[host])
@@ -155,13 +155,13 @@ class RemoteEndpoints:
             self._complete.set()
 
     def listed(self) -> None:
-        """Read everything again, because changes may have been missed; until then what is known stays."""
+        """Read everything again, because changes may have been missed; until then the known endpoints stay."""
         self._listed += 1
         self.reasons.clear()
         self._due(set(self._wanted))
 
     def take(self, batch: Batch) -> set[str]:
-        """Adopt changes; return the keys of those that matter here."""
+        """Adopt changes, and return the keys of the changed endpoints that matter here."""
         touched = set()
         for record in batch.puts:
             self.reasons.pop(record.key, None)
@@ -180,13 +180,13 @@ class RemoteEndpoints:
         return touched
 
     def skip(self, key: str, why: str) -> None:
-        """Record that a record is invalid."""
+        """Record why a record is skipped."""
         if self.reasons.get(key) != why:
             log.warning("record %s is skipped: %s", key, why)
         self.reasons[key] = why
 
     def _adopt(self, record: Record) -> bool:
-        """Adopt one record, and return whether that changes anything; an unreadable one changes nothing."""
+        """Adopt one record, and return whether that changes an endpoint; an unreadable record changes none."""
         host, place = _host(record.key), _place(record.key)
         found = self._read(record, self._wanted[host])
         if found is None:
@@ -218,9 +218,9 @@ class RemoteEndpoints:
             del self._known[network]
 
     def _read(self, record: Record, wanted: Networks) -> tuple[str, Packed | None] | None:
-        """Return a record's network, and what is kept of it: nothing in a network that does not matter.
+        """Return a record's network and its packed endpoint; the latter is None if the network does not matter.
 
-        None where the record cannot be read.
+        None if the record cannot be read.
         """
         try:
             if why := validation.misplaced(record.key):
@@ -251,7 +251,7 @@ class RemoteEndpoints:
     async def _read_host(self, host: str) -> None:
         """Read a host's endpoints from the store, and adopt them with what changed meanwhile.
 
-        If what matters of the host changed meanwhile, it stays among those that are to be read.
+        If another network of the host matters by then, its endpoints must be read once more.
         """
         wanted, listed = self._wanted.get(host, frozenset()), self._listed
         late = self._late[host] = []
@@ -280,7 +280,7 @@ class RemoteEndpoints:
             await self._changed(frozenset(touched))
 
     def _sort(self, record: Record, wanted: Networks, read: Mapping[str, dict[str, Packed]]) -> None:
-        """Put a record that was read to its network; one that cannot be read stays what it was."""
+        """Add a record to the endpoints of its network; an unreadable one stays as it was."""
         host, place = _host(record.key), _place(record.key)
         found = self._read(record, wanted)
         if found is None:
@@ -293,16 +293,16 @@ class RemoteEndpoints:
     # Queries
 
     async def caught_up(self, seconds: float) -> bool:
-        """Wait until everything that matters has been read, at most ``seconds``; return whether it has been."""
+        """Wait until all endpoints that matter have been read, at most ``seconds``; return whether they have been."""
         return await woken(self._complete, seconds)
 
     @property
     def wanted(self) -> Collection[str]:
-        """The hosts whose endpoints matter here."""
+        """Return the hosts whose endpoints matter here."""
         return self._wanted.keys()
 
     def whole(self, network: str) -> bool:
-        """Return whether all endpoints of a network have been read since they matter here."""
+        """Return whether all endpoints of a network have been read since the network matters here."""
         return network in self._whole
 
     def hosts(self, network: str) -> Mapping[str, int]:
@@ -315,16 +315,16 @@ class RemoteEndpoints:
         return held.endpoints if held is not None else {}
 
     def count(self) -> int:
-        """Return how many endpoints are kept."""
+        """Return the number of known endpoints."""
         return sum(len(held.endpoints) for hosts in self._known.values() for held in hosts.values())
 
     def has(self, address: Prefix) -> bool:
-        """Return whether an endpoint with an address is kept."""
+        """Return whether a known endpoint has an address."""
         every = (one for hosts in self._known.values() for held in hosts.values() for one in held.endpoints.values())
         return any(address.address in one.addresses.split() for one in every)
 
     def sketches(self) -> Iterator[tuple[str, Endpoint]]:
-        """Yield what is known of each endpoint, in place of the endpoint itself, with its host."""
+        """Yield each known endpoint as (host id, sketch): an `Endpoint` with the known fields only."""
         for network, hosts in self._known.items():
             for host, held in hosts.items():
                 for place, one in held.endpoints.items():
@@ -340,14 +340,14 @@ class RemoteEndpoints:
 
 
 def packed(endpoint: Endpoint) -> Packed:
-    """Return what other hosts keep of an endpoint."""
+    """Return the fields of an endpoint that other hosts need."""
     names, called = speakable(endpoint), endpoint.name or endpoint.id
     addresses = " ".join(one.address for one in endpoint.prefixes)
     return Packed(addresses, " ".join(names), "" if names[:1] == (called,) else called)
 
 
 def network_of(record: Record) -> str:
-    """Return the network in an endpoint's record; a tenth of the work of reading all of it. Raises Invalid."""
+    """Return the network in an endpoint's record: a tenth of the work of decoding all of it. Raises Invalid."""
     network: str = records.parse(record.value, _Network).network
     return network
 

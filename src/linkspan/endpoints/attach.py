@@ -3,8 +3,9 @@
 Allocate from memory, write the intent to the journal, apply this endpoint's few states in the worker thread,
 write the result, answer. If the agent is killed at any point, the next agent finds the row. An endpoint that
 was being attached is not desired, so the first resync removes what exists of it, and releases its address.
-The attach waits for no store, and starts no process. The first one of a network on this host does wait: it claims the
-host's block there, before it takes any lock (`cluster/participation.py`).
+The attach starts no process. It waits for the store only if it claims something there: an exact address, or a block.
+The first attach to a network on this host claims the host's first block, before it takes any lock
+(`cluster/participation.py`).
 """
 
 from __future__ import annotations
