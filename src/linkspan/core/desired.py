@@ -39,7 +39,10 @@ class Desired:
         """
         new = {state.key: state for state in states}
         for key, state in new.items():
-            for other, theirs in self._of(key).items():
+            kind = self._owners.get(key[0])
+            if kind is None or key not in kind:  # as most of many new peers' states
+                continue
+            for other, theirs in kind[key].items():
                 if other != source and theirs != state:
                     names = " and ".join(" ".join(s) for s in (source, other))
                     raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
@@ -53,7 +56,9 @@ class Desired:
             if not owners:
                 del self._owners[key[0]][key]
         for key, state in new.items():
-            kind = self._owners.setdefault(key[0], {})
+            kind = self._owners.get(key[0])
+            if kind is None:
+                kind = self._owners[key[0]] = {}
             if key in kind:
                 kind[key][source] = state
             else:

@@ -21,6 +21,7 @@ times.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -142,9 +143,10 @@ class Reconciler:
         """Replace a source's desired states, and add the difference to the batch. Raises Conflict."""
         before = self.desired.sources().get(source, {})
         change = self.desired.replace(source, states)
-        # Other states may have waited for a new one.
-        devices = [s for s in change.put if type(s) in self.kinds.devices and self.kinds.makes(s)]
-        batch.replaced |= any(s.key in before or self.failing for s in devices)
+        if not self.kinds.devices.isdisjoint(map(type, change.put)):
+            # Other states may have waited for a new one.
+            devices = [s for s in change.put if type(s) in self.kinds.devices and self.kinds.makes(s)]
+            batch.replaced |= any(s.key in before or self.failing for s in devices)
         batch.put += [s for s in change.put if not isinstance(s, there)] if there else change.put
         batch.delete += change.delete
         batch.sources += 1
@@ -176,7 +178,7 @@ class Reconciler:
 
     def _readers(self, states: Iterable[State]) -> set[type[State]]:
         """Return the kinds of the helper programs that read one of these states."""
-        found = {self.kinds.of(state).read_by for state in states}
+        found = {self.kinds[kind].read_by for kind in set(map(type, states))}
         return {kind for kind in found if kind is not None and kind in self.kinds}
 
     def _read_anew(self, readers: Iterable[type[State]]) -> dict[Key, LinkspanError]:
@@ -206,14 +208,20 @@ class Reconciler:
         group: list[State] = []
         links: set[Link] = set()
         of: Driver | None = None
-        for state in states:
-            kind, driver = self._by_kind[type(state)]
-            if of is not None and (driver is not of or (links and not links.isdisjoint(kind.on(state)))):
+        for type_, run in itertools.groupby(states, type):
+            kind, driver = self._by_kind[type_]
+            if of is not None and driver is not of:
                 yield of, group
                 group, links = [], set()
             of = driver
-            group.append(state)
-            if type(state) in self.kinds.linked:
+            if not links and type_ not in self.kinds.linked:
+                group += run
+                continue
+            for state in run:
+                if not links.isdisjoint(kind.on(state)):
+                    yield of, group
+                    group, links = [], set()
+                group.append(state)
                 links.update(kind.makes(state))
         if of is not None:
             yield of, group
