@@ -51,7 +51,7 @@ def test_a_network_s_life_on_one_host_is_its_life_on_all(cluster: ClusterRun) ->
     """Created, given another MTU and deleted on h1: h3 follows each time, and nothing of it stays."""
     cluster.create("life", "10.90.0.0/16")
     vni = cluster.call("h3", "GET", "/v1/networks/life")["options"]["vni"]
-    assert vni in cluster.ip("h3", "-d link show type vxlan")
+    until(lambda: f"id {vni} " in cluster.ip("h3", "-d link show type vxlan"), "h3 has its device")
     cluster.call("h1", "PATCH", "/v1/networks/life", {"mtu": 1400})
     until(lambda: cluster.call("h3", "GET", "/v1/networks/life")["mtu"] == 1400, "h3 knows the new MTU")
     cluster.delete("life")
