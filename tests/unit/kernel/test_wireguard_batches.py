@@ -123,6 +123,14 @@ def test_a_thousand_peers_are_one_command(driver: WireguardDriver) -> None:
     assert wg.there.peers == {}
 
 
+def test_a_prefix_that_somebody_moved_goes_where_it_should_be(driver: WireguardDriver) -> None:
+    """Its old peer gives it up, but another one has it, and changes in the same batch."""
+    assert driver.apply([peer(1), peer(2), peer(3), allowed(1, at=2)], ()) == {}
+    other = "192.0.2.9:51820"
+    assert driver.apply([peer(3, other), peer(2, other), allowed(1, at=3)], [allowed(1)]) == {}
+    assert [device(driver).there.peers[public(n)].allowed for n in (1, 2, 3)] == [set(), set(), {block(1)}]
+
+
 def test_a_peer_that_is_refused_costs_no_other_one_its_entry(driver: WireguardDriver) -> None:
     """`wg` takes all of a command or nothing; the one is named, with its prefixes."""
     put: list[State] = [peer(n, "nowhere:51820" if n == 3 else "192.0.2.2:51820") for n in range(1, 6)]

@@ -221,8 +221,8 @@ class WireguardDriver:
                 told[state.public] = state
         for state in delete:
             if isinstance(state, AllowedIp) and state.public in table.peers:
-                table.peers[state.public].allowed.discard(state.prefix)
-                holders.pop(state.prefix, None)
+                if holders.get(state.prefix) is table.peers[state.public]:
+                    holders.pop(state.prefix).allowed.discard(state.prefix)
                 told.setdefault(state.public, None)
         for state in put:
             if not isinstance(state, AllowedIp):
