@@ -251,17 +251,13 @@ class Agent:
             self._instance(),
         )
         self.network_changes = NetworkChanges(
-            self.worker,
+            self.registry,
             self.replica,
             self.hosts,
-            self.networks,
             self.allowances,
             self.reservations,
             self.published,
-            self.registry,
-            self.allocator,
             self.cluster,
-            self.happenings,
             self.view,
             self._look,
         )
@@ -301,16 +297,13 @@ class Agent:
         self.orphans = Orphans(
             self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
         )
-        here = (self.worker, self.journal, self.networks, self.allocator, self.ports, self.happenings)
-        self.recovery = Recovery(*here, self.registry, self.published, self.orphans, host.name)
+        self.recovery = Recovery(self.registry, self.published, self.orphans)
         self.survey = Survey(
             self.worker.machine.namespaces, self.hosts, self.view, self.cluster.peers.known, self.ask
         )
         self.reaper = Reaper(self.registry, self.config.reap_after)
         self.healer = Healer(
-            self.worker,
             self.registry,
-            self.happenings,
             self.metrics,
             self.replan,
             self.cluster.look_around,
@@ -456,9 +449,9 @@ class Agent:
         """Follow the networks of the store, whichever host changed them."""
         for service in self.services.values():
             service.look()
-        for identity in stranded(self.registry, self.networks, self.hosts, self.leases):
+        for identity in stranded(self.registry, self.hosts, self.leases):
             await detach.detach(self.registry, *identity)
-        failed = await follow_mtus(self.registry, self.networks)  # first: the next way may have a smaller MTU
+        failed = await follow_mtus(self.registry)  # first: the next way may have a smaller MTU
         failed |= await follow_pools(self.registry)
         failed |= await self.plans.put()
         await self.recovery.learn()  # orphans may belong to a network that came back

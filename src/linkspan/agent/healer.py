@@ -14,7 +14,6 @@ from functools import partial
 
 from linkspan.agent.metrics import Metrics
 from linkspan.core.errors import LinkspanError
-from linkspan.core.event_log import Happenings
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.reconcile import Report
@@ -22,7 +21,6 @@ from linkspan.core.states.host import Key, State
 from linkspan.core.supervise import lasting, pause, woken
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.events import NftEvents, RouteEvents
-from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.agent.healer")
 
@@ -57,18 +55,16 @@ class Healer:
 
     def __init__(
         self,
-        worker: Worker,
         registry: Registry,
-        happenings: Happenings,
         metrics: Metrics,
         replan: Look,
         look_around: Look,
         look_at_programs: Look,
         reap: Look,
     ) -> None:
-        self._worker = worker
         self._registry = registry
-        self._happenings = happenings
+        self._worker = registry.worker
+        self._happenings = registry.happenings
         self._metrics = metrics
         self._replan = replan
         self._look_around = look_around

@@ -7,22 +7,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from linkspan.backends import migration
 from linkspan.cluster import controller_status, network_plans
-from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.membership import Cluster
 from linkspan.cluster.network_plans import InUse, NetworkRequest
-from linkspan.cluster.networks import Networks
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
-from linkspan.core.event_log import Happenings
 from linkspan.core.model import Allowance, Endpoint, HostView, Network, Reservation
 from linkspan.core.states.host import Key
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
-from linkspan.kernel.worker import Worker
 from linkspan.runtimes import expose
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.replica import Replica
@@ -36,32 +32,28 @@ class NetworkChanges:
 
     def __init__(
         self,
-        worker: Worker,
+        registry: Registry,
         replica: Replica,
         hosts: Hosts,
-        networks: Networks,
         allowances: Allowances,
         reservations: Reservations,
         published: Published,
-        registry: Registry,
-        allocator: Allocator,
         cluster: Cluster,
-        happenings: Happenings,
         view: Callable[[], HostView],
         look: Callable[[], Awaitable[None]],
     ) -> None:
         """``view`` returns what backends see, and ``look`` reads the machine's facts anew."""
-        self._worker = worker
+        self._registry = registry
+        self._worker = registry.worker
+        self._networks = registry.networks
+        self._allocator = registry.allocator
+        self._happenings = registry.happenings
         self._replica = replica
         self._hosts = hosts
-        self._networks = networks
         self._allowances = allowances
         self._reservations = reservations
         self._published = published
-        self._registry = registry
-        self._allocator = allocator
         self._cluster = cluster
-        self._happenings = happenings
         self._view = view
         self._look = look
         self._changing = asyncio.Lock()

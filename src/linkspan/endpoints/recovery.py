@@ -19,21 +19,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from linkspan.backends import backend
-from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.endpoint_records import Published
-from linkspan.cluster.networks import Networks
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
-from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint
-from linkspan.core.ports import PortTable
 from linkspan.core.states.host import HOST, Address, NftElement, Route, State, TokenBucket, Veth
 from linkspan.endpoints import multihoming, reconstruction, rename, update
-from linkspan.endpoints.journal import Journal, Row
+from linkspan.endpoints.journal import Row
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reconstruction import Link
 from linkspan.endpoints.registry import Registry
-from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.endpoints.recovery")
 
@@ -45,29 +40,16 @@ _ON_PAIRS = (Address, Route, NftElement, TokenBucket)
 class Recovery:
     """Goes through the journal once, and through what the kernel and the store know besides."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        journal: Journal,
-        networks: Networks,
-        allocator: Allocator,
-        ports: PortTable,
-        happenings: Happenings,
-        registry: Registry,
-        published: Published,
-        orphans: Orphans,
-        host: str,
-    ) -> None:
-        self._worker = worker
-        self._journal = journal
-        self._networks = networks
-        self._allocator = allocator
-        self._ports = ports
-        self._happenings = happenings
+    def __init__(self, registry: Registry, published: Published, orphans: Orphans) -> None:
         self._registry = registry
+        self._worker = registry.worker
+        self._journal = registry.journal
+        self._networks = registry.networks
+        self._allocator = registry.allocator
+        self._ports = registry.ports
+        self._happenings = registry.happenings
         self._published = published
         self._orphans = orphans
-        self._host = host
         self._done = False
         self._learning = asyncio.Lock()
         self.rebuilt = 0
@@ -319,7 +301,7 @@ class Recovery:
         names = [Path(way).name for way in ways]
         every = [network for network in self._networks.all() if not network.on_host]
         metric = reconstruction.metric(inside, end)
-        found = reconstruction.from_kernel(link, every, names, self._host, metric)
+        found = reconstruction.from_kernel(link, every, names, self._registry.host, metric)
         return found if found is None else await self._reached(found)
 
     def _inside(self, netns: int) -> tuple[list[str], list[State]]:

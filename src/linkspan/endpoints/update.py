@@ -12,18 +12,16 @@ import msgspec
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
-from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import mac
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
-from linkspan.core.ports import PortTable
 from linkspan.core.states.host import Interface, Key, State
 from linkspan.endpoints.build import check_ports, resized
 from linkspan.endpoints.detach import detach
 from linkspan.endpoints.registry import Identity, Registry
 from linkspan.kernel.io import namespaces
+from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import conntrack
-from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.endpoints.update")
 
@@ -111,13 +109,13 @@ async def refresh(registry: Registry, identity: Identity) -> dict[Key, LinkspanE
             return await registry.worker.run_brief(registry.worker.machine.reconciler.changes, sources)
 
 
-def stranded(registry: Registry, networks: Networks, hosts: Hosts, leases: Leases) -> list[Identity]:
+def stranded(registry: Registry, hosts: Hosts, leases: Leases) -> list[Identity]:
     """Return the endpoints whose network another host deleted by force, and perhaps created again.
 
     An endpoint with an address in one of this host's blocks is not among them: a store restored from a backup
     does not have pools that were added since, and containers keep running.
     """
-    found = []
+    found, networks = [], registry.networks
     for endpoint in registry.endpoints.values():
         if networks.has(endpoint):
             continue
@@ -131,9 +129,9 @@ def stranded(registry: Registry, networks: Networks, hosts: Hosts, leases: Lease
     return found
 
 
-async def follow_mtus(registry: Registry, networks: Networks) -> dict[Key, LinkspanError]:
+async def follow_mtus(registry: Registry) -> dict[Key, LinkspanError]:
     """Give running containers the present MTUs of their networks; return the errors."""
-    there = {network.name: network for network in networks.all()}
+    there = {network.name: network for network in registry.networks.all()}
     failed: dict[Key, LinkspanError] = {}
     for endpoint in list(registry.endpoints.values()):
         network = there.get(endpoint.network)
@@ -160,11 +158,7 @@ async def follow_pools(registry: Registry) -> dict[Key, LinkspanError]:
 
 
 async def publish(
-    registry: Registry,
-    table: PortTable,
-    identity: Identity,
-    fixed: Sequence[Port],
-    wishes: Sequence[PortRange],
+    registry: Registry, identity: Identity, fixed: Sequence[Port], wishes: Sequence[PortRange]
 ) -> Endpoint:
     """Publish exactly these ports of an endpoint.
 
@@ -173,13 +167,13 @@ async def publish(
     async with _standing(registry, identity) as (network, before):
         bare = msgspec.structs.replace(before, ports=tuple(fixed))
         check_ports(network, bare)
-        after = msgspec.structs.replace(bare, ports=await table.reserve(bare, wishes, instead=before))
+        after = msgspec.structs.replace(bare, ports=await registry.ports.reserve(bare, wishes, instead=before))
         try:
             endpoint = await _changed(registry, network, before, after)
         except BaseException:
             if registry.endpoints.get(identity) == before:  # the disk was full, and the change was not made
-                table.release(after)
-                table.restore(before)
+                registry.ports.release(after)
+                registry.ports.restore(before)
             raise
     stale = {(p.protocol, p.host_port) for p in (*before.ports, *endpoint.ports) if p.protocol != "tcp"}
     if stale:
@@ -187,7 +181,7 @@ async def publish(
     return endpoint
 
 
-async def taken(registry: Registry, worker: Worker, identity: Identity, path: str) -> bool:
+async def taken(registry: Registry, identity: Identity, path: str) -> bool:
     """Find out into which namespace, and as which interface, a runtime took a delivered end.
 
     False: it is not there yet. Raises NotFound if the endpoint is gone.
@@ -196,12 +190,13 @@ async def taken(registry: Registry, worker: Worker, identity: Identity, path: st
         fd = namespaces.open_namespace(path)
     except LinkspanError:
         return False
+    machine = registry.worker.machine
     try:
         number = namespaces.inode(fd)
-        cookie = await worker.run_brief(worker.machine.namespaces.cookie, fd)
+        cookie = await registry.worker.run_brief(machine.namespaces.cookie, fd)
         await make_way(registry, number, cookie, fd, but=identity)
         wanted = registry.endpoints[identity].mac if identity in registry.endpoints else ""
-        ifname = await worker.run_brief(_interface, worker, fd, wanted)
+        ifname = await registry.worker.run_brief(_interface, machine, fd, wanted)
         if not ifname:
             return False
         place = {"ifname": ifname, "netns": number, "netns_path": path, "netns_cookie": cookie}
@@ -233,13 +228,12 @@ async def make_way(registry: Registry, number: int, cookie: int, fd: int, but: I
     machine.namespaces.renew(number, cookie)
 
 
-def has_interface(worker: Worker, path: str) -> bool:
+def has_interface(machine: Machine, path: str) -> bool:
     """Return whether a namespace exists with an interface that is up, besides lo (worker thread)."""
     try:
         fd = namespaces.open_namespace(path)
     except LinkspanError:
         return False
-    machine = worker.machine
     try:
         with machine.namespaces.holding(fd) as number:
             found = machine.links.observe(number)
@@ -248,9 +242,8 @@ def has_interface(worker: Worker, path: str) -> bool:
         os.close(fd)
 
 
-def _interface(worker: Worker, fd: int, hardware: str) -> str:
+def _interface(machine: Machine, fd: int, hardware: str) -> str:
     """Return the name of the interface with this MAC in an open namespace, "" until it is up (worker thread)."""
-    machine = worker.machine
     with machine.namespaces.holding(fd) as number:
         found = machine.links.observe(number)
         return next(

@@ -48,7 +48,7 @@ def healer_of(machine: Machine, folder: Path, replan: Look) -> Healer:
     """Return the healer of a host without containers."""
     member = Member(Memory(), folder, "h1")
     registry = registry_of(member, folder, machine)
-    return Healer(registry.worker, registry, member.happenings, Metrics(), replan, nothing, nothing, nothing)
+    return Healer(registry, Metrics(), replan, nothing, nothing, nothing)
 
 
 def test_what_cannot_be_mended_is_logged_once_until_it_is_well(

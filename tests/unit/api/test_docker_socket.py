@@ -22,9 +22,8 @@ from support.records.replicas import Member
 
 
 def _docker(folder: Path) -> Docker:
-    one = registry_of(Member(Memory(), folder, "h1"), folder)
-    parts = (one.worker, one, one.allocator, one.networks, one.ports, one.happenings)
-    return Docker(*parts, api="", record=folder / "docker.json")
+    registry = registry_of(Member(Memory(), folder, "h1"), folder)
+    return Docker(registry, api="", record=folder / "docker.json")
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,7 @@ class Stage(RegistryStage):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.docker = Docker(
-            self.worker,
-            self.registry,
-            self.member.allocator,
-            self.member.networks,
-            self.registry.ports,
-            self.member.happenings,
-            "",
-            folder / "docker.json",
-        )
+        self.docker = Docker(self.registry, "", folder / "docker.json")
 
     @property
     def kinds(self) -> list[tuple[str, str]]:

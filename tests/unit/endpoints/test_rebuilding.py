@@ -110,8 +110,7 @@ class Start:
         here = (worker, self.journal, member.networks, member.allocator)
         self.registry = Registry(*here, ports, member.happenings, "h1", {})
         self.orphans = Orphans(*here, member.happenings, grace=600)
-        known = (self.registry, member.published, self.orphans)
-        self.recovery = Recovery(*here, ports, member.happenings, *known, "h1")
+        self.recovery = Recovery(self.registry, member.published, self.orphans)
         self.inside = await self.recovery.run(listed)
         await self.orphans.spare()
 

@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_an_endpoint_the_ports_that_it_has(
         await member.replica.write({"networks/demo": network()})
         member.networks.refresh()
         with pytest.raises(Unavailable):
-            await update.publish(registry, table, endpoint.identity, (NEW,), ())
+            await update.publish(registry, endpoint.identity, (NEW,), ())
         await member.replica.stop()
 
     monkeypatch.setattr(update, "_alter", full)

@@ -16,7 +16,7 @@ class CniService(Service):
 
     def __init__(self, agent: HostAgent, registry: Registry, queue: Path) -> None:
         """Take ``queue``, the plugin's folder beside the agent's socket."""
-        self._tuning = Tuning(registry.worker, registry, registry.happenings)
+        self._tuning = Tuning(registry)
         self._removals = Removals(queue, registry, registry.journal.boot_id)
         self._cni = Cni(agent, self._tuning)
         registry.subscribe(self._tuning.note)

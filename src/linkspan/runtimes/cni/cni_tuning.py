@@ -23,7 +23,6 @@ from collections.abc import Awaitable
 from linkspan.backends.bridge import host_mac
 from linkspan.core.addresses import derived_mac, mac, mac_text
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound
-from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import Interface
 from linkspan.endpoints import update
@@ -33,7 +32,6 @@ from linkspan.kernel.drivers.links import shown
 from linkspan.kernel.io.link_messages import IFNAME, ifinfo
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE
 from linkspan.kernel.io.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, text
-from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.runtimes.cni_tuning")
 
@@ -68,10 +66,10 @@ class Watch:
 class Tuning:
     """Adopts what later plugins change of new endpoints."""
 
-    def __init__(self, worker: Worker, registry: Registry, happenings: Happenings) -> None:
-        self._worker = worker
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._happenings = happenings
+        self._worker = registry.worker
+        self._happenings = registry.happenings
         self._watches: dict[Identity, Watch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

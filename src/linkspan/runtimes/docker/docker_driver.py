@@ -24,18 +24,13 @@ from pathlib import Path
 import msgspec
 
 from linkspan.backends import bridge
-from linkspan.cluster.allocator import Allocator
-from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
-from linkspan.core.event_log import Happenings
 from linkspan.core.model import AttachRequest, Endpoint, Network
-from linkspan.core.ports import PortTable
 from linkspan.core.supervise import lasting
 from linkspan.endpoints import attach, detach, rename, update
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.durable_files import Memory
-from linkspan.kernel.worker import Worker
 from linkspan.runtimes import wishes
 from linkspan.runtimes.base import Service
 from linkspan.runtimes.docker.docker_engine import Engine, Listed
@@ -74,28 +69,18 @@ Answer = Mapping[str, object]
 class Docker(Service):
     """Both drivers."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        registry: Registry,
-        allocator: Allocator,
-        networks: Networks,
-        table: PortTable,
-        happenings: Happenings,
-        api: str,
-        record: Path,
-    ) -> None:
+    def __init__(self, registry: Registry, api: str, record: Path) -> None:
         """Take ``api``, the engine's own socket, and ``record``, the file that remembers its networks."""
-        self._worker = worker
         self._registry = registry
-        self._allocator = allocator
-        self._ours = networks
-        self._ports = table
-        self._happenings = happenings
+        self._worker = registry.worker
+        self._allocator = registry.allocator
+        self._ours = registry.networks
+        self._ports = registry.ports
+        self._happenings = registry.happenings
         self._engine = Engine(api)
-        self.exposed = DockerNetworks(networks, self._engine, self._lives)
+        self.exposed = DockerNetworks(self._ours, self._engine, self._lives)
         self._networks: Memory[DockerNetwork] = Memory(record, DockerNetwork)
-        self._pools = Pools(networks, self._networks)
+        self._pools = Pools(self._ours, self._networks)
         self._held: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._unpublished: dict[str, str] = {}
         """Ports that a container wants, as text, by its endpoint's id in an internal network."""
@@ -347,7 +332,8 @@ class Docker(Service):
         that joins one more network has another namespace.) In doubt the answer is False, and
         `_tell_unpublished` reports it afterwards.
         """
-        if not self._engine.socket or await self._worker.run_brief(update.has_interface, self._worker, namespace):
+        machine = self._worker.machine
+        if not self._engine.socket or await self._worker.run_brief(update.has_interface, machine, namespace):
             return False
         try:
             async with asyncio.timeout(PATIENCE):
@@ -369,13 +355,13 @@ class Docker(Service):
 
     async def _publish(self, call: Call) -> Answer:
         identity = self._endpoint(call).identity
-        await update.publish(self._registry, self._ports, identity, *ports(call.options))
+        await update.publish(self._registry, identity, *ports(call.options))
         return {}
 
     async def _withdraw(self, call: Call) -> Answer:
         identity = (call.endpoint_id, delivered(call.endpoint_id))
         if identity in self._registry.endpoints:
-            await update.publish(self._registry, self._ports, identity, (), ())
+            await update.publish(self._registry, identity, (), ())
         return {}
 
     def _begin(self, work: Awaitable[None]) -> None:
@@ -395,7 +381,7 @@ class Docker(Service):
         for _ in range(times):
             if identity not in self._registry.endpoints:
                 return
-            if await update.taken(self._registry, self._worker, identity, namespace):
+            if await update.taken(self._registry, identity, namespace):
                 break
             await asyncio.sleep(pause)
         if self._engine.socket:

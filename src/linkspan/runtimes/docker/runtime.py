@@ -78,17 +78,7 @@ class DockerRuntime(BaseRuntime):
         """Return the service. It makes endpoints itself: the agent learns only afterwards whose they are."""
         from linkspan.runtimes.docker.docker_driver import Docker
 
-        record = Path(config.state_dir) / "docker.json"
-        return Docker(
-            registry.worker,
-            registry,
-            registry.allocator,
-            registry.networks,
-            registry.ports,
-            registry.happenings,
-            config.docker_api,
-            record,
-        )
+        return Docker(registry, config.docker_api, Path(config.state_dir) / "docker.json")
 
     def files(self, site: Site) -> Iterable[File]:
         """Return the unit of the socket, which exists before the agent starts."""
