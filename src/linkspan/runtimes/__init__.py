@@ -35,7 +35,7 @@ CNI chains
     A CNI plugin does not learn which plugins come after it. A later plugin (``tuning``) may set another MAC, and
     the guard would drop all packets with it. So the agent listens in the container's namespace for ten seconds
     after each ADD and adopts MAC and MTU, except a MAC that belongs to another endpoint of the network
-    (``cni/cni_tuning``). A CHECK carries the chain's own result, and the agent compares the machine with that.
+    (``endpoints/tuning``). A CHECK carries the chain's own result, and the agent compares the machine with that.
 
 What engines do and no specification says
     - containerd's CRI (go-cni) writes a runtimeConfig with Go's names (``HostPort``, ``IngressRate``). ``cni/cni_conf``

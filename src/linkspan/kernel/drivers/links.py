@@ -315,13 +315,6 @@ def _host_link(link: _Link, names: Mapping[int, str]) -> Bridge | Veth | None:
     return Veth(name, mac, mtu, master, int(inode), peer, hairpin, up, wrong)
 
 
-def shown(body: bytes) -> tuple[str, bytes, int]:
-    """Return the name, the MAC and the MTU in a link message's body."""
-    found = attributes(body, 16)
-    mtu = struct.unpack("=I", found[MTU])[0] if MTU in found else 0
-    return string(found.get(IFNAME, b"")), bytes(found.get(ADDRESS, b"")), mtu
-
-
 def _interface(netns: int, link: _Link) -> Interface | None:
     if link.kind != "veth":
         return None

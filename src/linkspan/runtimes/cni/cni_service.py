@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from linkspan.endpoints.registry import Registry
+from linkspan.endpoints.tuning import Tuning
 from linkspan.runtimes.base import HostAgent, Service
 from linkspan.runtimes.cni.cni_deletions import Removals
-from linkspan.runtimes.cni.cni_tuning import Tuning
 from linkspan.runtimes.cni.cni_verbs import Cni
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger("linkspan.runtimes.cni")
 
 
 class Chain(Protocol):
-    """What later plugins of a chain change of an endpoint (`cni_tuning`)."""
+    """What later plugins of a chain change of an endpoint (`endpoints/tuning.py`)."""
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
         """Let the endpoint adopt what they change from now on; the descriptor stays the caller's."""

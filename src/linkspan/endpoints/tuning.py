@@ -15,25 +15,22 @@ DEL deletes.
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable
 
 from linkspan.backends.bridge import host_mac
 from linkspan.core.addresses import derived_mac, mac, mac_text
-from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import Interface
 from linkspan.endpoints import update
 from linkspan.endpoints.build import tuned
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.kernel.drivers.links import shown
-from linkspan.kernel.io.link_messages import IFNAME, ifinfo
-from linkspan.kernel.io.neighbour_messages import AF_BRIDGE
-from linkspan.kernel.io.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, text
+from linkspan.kernel.probe.interface_watch import InterfaceWatch, Values
 
-log = logging.getLogger("linkspan.runtimes.cni_tuning")
+log = logging.getLogger("linkspan.endpoints.tuning")
 
 PAUSE = 0.02
 """Seconds from the answer until it listens: the next ADD does not wait, and earlier changes are seen."""
@@ -41,16 +38,15 @@ WINDOW = 10.0
 """Seconds to listen after an ADD: the reference tuning plugin takes 5 ms, and on a busy machine perhaps a second."""
 MOST = 64
 """Largest number of namespaces at once, two descriptors each: one more replaces the oldest."""
-_LINKS = 1  # RTNLGRP_LINK in linux/rtnetlink.h
 _CHANGES = 16
 """Changes adopted in a window: a chain makes one or two, and a container could make thousands."""
 
 
-class Watch:
-    """One namespace in which the agent listens for changes."""
+class _Watch:
+    """An interface that is watched for a time, and its namespace."""
 
-    def __init__(self, listening: Socket, namespace_fd: int, timer: asyncio.TimerHandle) -> None:
-        self.listening = listening
+    def __init__(self, interface: InterfaceWatch, namespace_fd: int, timer: asyncio.TimerHandle) -> None:
+        self.interface = interface
         self.namespace_fd = namespace_fd
         self.timer = timer
         self.left = _CHANGES
@@ -58,8 +54,8 @@ class Watch:
     def close(self) -> None:
         """Release the namespace."""
         self.timer.cancel()
-        asyncio.get_running_loop().remove_reader(self.listening.fileno())
-        self.listening.close()
+        asyncio.get_running_loop().remove_reader(self.interface.fileno())
+        self.interface.close()
         os.close(self.namespace_fd)
 
 
@@ -70,7 +66,7 @@ class Tuning:
         self._registry = registry
         self._worker = registry.worker
         self._happenings = registry.happenings
-        self._watches: dict[Identity, Watch] = {}
+        self._watches: dict[Identity, _Watch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
@@ -130,51 +126,32 @@ class Tuning:
             if identity not in self._registry.endpoints:
                 os.close(fd)
                 return
-            listening, found = await self._worker.run_brief(self._listen, endpoint.ifname, fd)
+            interface = await self._worker.run_brief(self._listen, endpoint.ifname, fd)
         except BaseException:
             os.close(fd)
             raise
         self._end(identity)
         loop = asyncio.get_running_loop()
-        self._watches[identity] = Watch(listening, fd, loop.call_later(WINDOW, self._end, identity))
-        loop.add_reader(listening.fileno(), self._come, identity, endpoint.ifname)
+        self._watches[identity] = _Watch(interface, fd, loop.call_later(WINDOW, self._end, identity))
+        loop.add_reader(interface.fileno(), self._come, identity)
         if len(self._watches) > MOST:
             self._end(next(iter(self._watches)))
-        if found is not None:
-            self._changed(identity, *found)
+        if interface.found is not None:
+            self._changed(identity, *interface.found)
         self.note(identity)  # it may be gone already
 
-    def _listen(self, ifname: str, fd: int) -> tuple[Socket, tuple[bytes, int] | None]:
-        """Subscribe in the namespace, and return the interface's present values (worker thread)."""
-        namespaces = self._worker.machine.namespaces
-        with namespaces.holding(fd) as number, namespaces.entered(number):
-            listening = Socket(ROUTE, (_LINKS,))
-        try:
-            return listening, _found(listening, ifname)
-        except BaseException:
-            listening.close()
-            raise
+    def _listen(self, ifname: str, fd: int) -> InterfaceWatch:
+        """Listen in an open namespace (worker thread)."""
+        return InterfaceWatch(self._worker.machine.namespaces, ifname, fd)
 
-    def _look(self, ifname: str, fd: int) -> tuple[bytes, int] | None:
+    def _look(self, ifname: str, fd: int) -> Values | None:
         """Return the interface's present values (worker thread)."""
-        listening, found = self._listen(ifname, fd)
-        listening.close()
-        return found
+        with contextlib.closing(self._listen(ifname, fd)) as interface:
+            return interface.found
 
-    def _come(self, identity: Identity, ifname: str) -> None:
+    def _come(self, identity: Identity) -> None:
         """Read the changes; the last of several counts."""
-        watch, last = self._watches[identity], None
-        try:
-            while True:
-                for kind, _, body in watch.listening.receive():
-                    if kind == NEWLINK and body[0] != AF_BRIDGE and (link := shown(body))[0] == ifname:
-                        last = link[1:]
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-        if last is not None:
+        if (last := self._watches[identity].interface.changed()) is not None:
             self._changed(identity, *last)
 
     def _changed(self, identity: Identity, hardware: bytes, mtu: int) -> None:
@@ -228,14 +205,3 @@ class Tuning:
                 f"network {network.name} drops its packets",
                 "choose another MAC in the configuration of the chain's later plugin, and start the container again",
             )
-
-
-def _found(listening: Socket, ifname: str) -> tuple[bytes, int] | None:
-    """Return an interface's MAC and MTU, None if it is gone; earlier notifications are included."""
-    try:
-        body = listening.get(Message(GETLINK, 0, ifinfo() + text(IFNAME, ifname), f"find {ifname} in the container"))
-    except KernelError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
-    return shown(body)[1:]
