@@ -16,11 +16,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from linkspan.core.addresses import mac, mac_text
+from linkspan.core.addresses import mac
 from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, NotFound
-from linkspan.core.model import AttachRequest, Endpoint, Network, checked_ifname, checked_name
+from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.states.host import HOST, State
-from linkspan.endpoints.build import check_numbers, check_ports, described, resized
+from linkspan.endpoints.build import check_ports, checked, described, resized
 from linkspan.endpoints.detach import forget_connections, unplumb
 from linkspan.endpoints.registry import Mates, Registry
 from linkspan.endpoints.rename import recognise
@@ -62,11 +62,8 @@ async def _attach(
     registry: Registry, request: AttachRequest, namespace_fd: int, namespace_path: str, delivered: bool
 ) -> Endpoint:
     network = registry.networks.get(request.network)
-    checked_name(request.id, "container id")
+    request = checked(request)
     await recognise(registry, request.id, request.ifname)
-    if request.name:
-        checked_name(request.name, "container name")
-    check_numbers(request)
     machine = registry.worker.machine
     on_host = network.on_host
     if on_host and namespace_fd >= 0 and namespaces.inode(namespace_fd) != machine.namespaces.home:
@@ -83,7 +80,6 @@ async def _attach(
         place = Place(number, cookie, namespace_fd, namespace_path, delivered)
         await registry.allocator.take_part(network)
         if request.ifname:
-            checked_ifname(request.ifname)
             return await _attach_one(registry, request, place)
         async with registry.one_at_a_time((request.id, "")):  # two callers that ask for the next free name get two
             await _refuse_again(registry, request, number)
@@ -131,7 +127,7 @@ def _one_with(registry: Registry, request: AttachRequest) -> contextlib.Abstract
     """Serialise requests for the same MAC, so that the second of two concurrent ones sees the first."""
     if not request.mac:
         return contextlib.nullcontext()
-    return registry.one_at_a_time((f"/mac/{request.network}", mac_text(mac(request.mac))))
+    return registry.one_at_a_time((f"/mac/{request.network}", request.mac))
 
 
 def _checked_namespace(registry: Registry, fd: int) -> int:
@@ -207,15 +203,14 @@ async def _refuse_known(registry: Registry, request: AttachRequest, number: int)
             f"interface {request.ifname} of container {request.id} is attached already",
             f"linkspan detach --id {request.id} --ifname {request.ifname}",
         )
-    wanted = mac_text(mac(request.mac)) if request.mac else ""
     for other in registry.endpoints.values():
         if number and (other.netns, other.ifname) == (number, request.ifname):
             raise Conflict(
                 f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",
                 "choose another --ifname, or leave it out",
             )
-        if wanted and other.network == request.network and other.mac == wanted:
-            raise Conflict(f"MAC {wanted} is used by {other.name or other.id}", "choose another, or leave it out")
+        if request.mac and other.network == request.network and other.mac == request.mac:
+            raise Conflict(f"MAC {request.mac} is used by {other.name or other.id}", "choose another, or leave it out")
 
 
 def _plumb(

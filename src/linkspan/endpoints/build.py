@@ -1,4 +1,4 @@
-"""Build an endpoint from a request and the values allocated to it (pure)."""
+"""Build an endpoint: check a request, and add the values allocated to it (pure)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,40 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
 from linkspan.core.errors import Invalid
-from linkspan.core.model import AttachRequest, Bandwidth, Endpoint, Network, host_ifname
+from linkspan.core.model import (
+    AttachRequest,
+    Bandwidth,
+    Endpoint,
+    Network,
+    checked_ifname,
+    checked_name,
+    host_ifname,
+)
 
 LARGEST_LIMIT = 1 << 34
 """Bits: tc's struct tc_tbf_qopt has a burst in 32 bits of bytes, and rounding may need one more bit."""
 
 
-def check_numbers(request: AttachRequest) -> None:
-    """Refuse, by Invalid, ports and limits out of range: values from the API or CNI are only known to be numbers."""
+def checked(request: AttachRequest) -> AttachRequest:
+    """Return a request that may be carried out, with its MAC written as records have it.
+
+    Every request comes through here first, whoever asks: users by the API, CNI, Podman or Docker. What follows relies
+    on its names, numbers and MAC. Raises Invalid.
+    """
+    checked_name(request.id, "container id")
+    if request.name:
+        checked_name(request.name, "container name")
+    _check_numbers(request)
+    try:
+        if request.ifname:
+            checked_ifname(request.ifname)
+        return msgspec.structs.replace(request, mac=mac_text(mac(request.mac))) if request.mac else request
+    except Invalid as error:
+        raise error.within(f"attach {request.name or request.id} to {request.network}") from error
+
+
+def _check_numbers(request: AttachRequest) -> None:
+    """Refuse, by Invalid, ports and limits out of range."""
     numbers = [n for p in request.ports for n in (p.host_port, p.port)]
     numbers += [n for r in request.port_ranges for n in (r.first, r.last, r.port)]
     for number in numbers:
@@ -61,7 +87,7 @@ def described(
     delivered: str = "",
     taken: Container[str] = (),
 ) -> Endpoint:
-    """Return the endpoint of a request with its allocated addresses; ``netns`` 0 is the host's own.
+    """Return the endpoint of a checked request with its allocated addresses; ``netns`` 0 is the host's own.
 
     ``delivered`` as in Endpoint; ``taken`` are MACs that containers chose themselves, so that no address
     leads to them.
@@ -70,7 +96,7 @@ def described(
     gateways: tuple[str, ...] = ()
     mtu, path_mtu = network.mtus if netns or delivered else (0, 0)
     if netns or delivered:
-        hardware = mac_text(mac(request.mac)) if request.mac else _derived(network, addresses[0], taken)
+        hardware = request.mac or _derived(network, addresses[0], taken)
         name = host_ifname(network.routed, request.id, delivered or request.ifname)
         gateways = tuple(next(g.address for pool, g in network.pairs if pool.holds(a)) for a in addresses)
     return Endpoint(

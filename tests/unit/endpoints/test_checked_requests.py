@@ -1,0 +1,71 @@
+"""Requests to attach: checked once, before anything is done, whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.model import AttachRequest, Bandwidth, Port, PortRange
+from linkspan.endpoints.attach import attach
+from linkspan.endpoints.build import LARGEST_LIMIT, checked
+from support.records.one_host import network
+from support.records.registry_stage import RegistryStage
+
+DEMO = network("demo", "10.1.0.0/24", routed=True)
+REQUEST = AttachRequest(id="c1", network="demo", ifname="eth0")
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ({"id": "a b"}, "^container id 'a b' is not a name$"),
+        ({"name": "-x"}, "^container name '-x' is not a name$"),
+        ({"ifname": "et/h0"}, "^attach c1 to demo: interface name 'et/h0' has a character that is not allowed$"),
+        ({"mac": "02:00"}, "^attach c1 to demo: '02:00' is not a MAC address$"),
+        ({"mac": "01:00:5e:00:00:01"}, "^attach c1 to demo: 01:00:5e:00:00:01 is not a unicast MAC address$"),
+        ({"ports": (Port("", 70000, 80, "tcp"),)}, "^70000 is not a port$"),
+        ({"ports": (Port("", 8080, 0, "tcp"),)}, "^0 is not a port$"),
+        ({"port_ranges": (PortRange("", 9000, 8000, 80, "tcp"),)}, "^the range of ports 9000-8000 goes backwards$"),
+        ({"bandwidth": Bandwidth(ingress_rate=LARGEST_LIMIT)}, "^bandwidth: ingress_rate of 17179869184 bits is out"),
+    ],
+)
+def test_a_request_that_nobody_could_carry_out_is_refused_with_its_reason(fault: dict[str, object], why: str) -> None:
+    """Each fault by itself; the same request without it passes unchanged."""
+    assert checked(REQUEST) is REQUEST
+    with pytest.raises(Invalid, match=why):
+        checked(replace(REQUEST, **fault))
+
+
+def test_a_refused_request_leaves_nothing(tmp_path: Path) -> None:
+    """It takes no address, and no row of the journal."""
+
+    async def run() -> None:
+        stage = RegistryStage(tmp_path)
+        await stage.start(DEMO)
+        free = stage.member.allocator.free("demo")
+        with pytest.raises(Invalid):
+            await attach(stage.registry, replace(REQUEST, mac="no"), -1, "", delivered=True)
+        assert (stage.member.allocator.free("demo"), stage.journal.rows()) == (free, [])
+        await stage.stop()
+
+    asyncio.run(run())
+
+
+def test_one_mac_in_two_spellings_is_one_mac(tmp_path: Path) -> None:
+    """The endpoint has it as records write it, and a second container cannot have it."""
+
+    async def run() -> None:
+        stage = RegistryStage(tmp_path)
+        await stage.start(DEMO)
+        made = await attach(stage.registry, replace(REQUEST, mac="02-00-00-00-00-AB"), -1, "", delivered=True)
+        assert made.mac == "02:00:00:00:00:ab"
+        other = replace(REQUEST, id="c2", mac="02:00:00:00:00:AB")
+        with pytest.raises(Conflict, match="MAC 02:00:00:00:00:ab is used by c1"):
+            await attach(stage.registry, other, -1, "", delivered=True)
+        await stage.stop()
+
+    asyncio.run(run())
