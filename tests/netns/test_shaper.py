@@ -9,6 +9,7 @@ import pytest
 from linkspan.core.states.host import HOST, ForeignQdisc, TokenBucket
 from linkspan.kernel.drivers.shaper import ShaperDriver
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
 from support.netns.machine_fixtures import inode, inside, run
 
 MBIT = 125_000
@@ -30,7 +31,7 @@ def test_both_ends_are_put_observed_and_lifted(
     spaces: Namespaces, pair: int, container: str, rate: int, burst: int
 ) -> None:
     """Any rate and burst: observed as put, a second put changes nothing, and delete leaves no qdisc."""
-    driver = ShaperDriver(spaces)
+    driver = ShaperDriver(Sockets(spaces))
     before = run("tc", "qdisc", "show")
     wanted = [TokenBucket("lsp0", rate, burst), TokenBucket("eth0", rate, burst, pair)]
     for state, netns, where in zip(wanted, (HOST, pair), ("", container), strict=True):
@@ -50,13 +51,13 @@ def test_both_ends_are_put_observed_and_lifted(
 def test_an_agent_with_no_memory_sees_the_same(spaces: Namespaces, pair: int, rate: int) -> None:
     """This holds for bursts that are multiples of the grain, at every rate at which they take less than 274 s."""
     wanted = TokenBucket("lsp0", rate, 256 * 1024)
-    ShaperDriver(spaces).apply([wanted], [])
-    assert list(ShaperDriver(spaces).observe(HOST)) == [wanted]
+    ShaperDriver(Sockets(spaces)).apply([wanted], [])
+    assert list(ShaperDriver(Sockets(spaces)).observe(HOST)) == [wanted]
 
 
 def test_tc_shows_what_was_asked_for(spaces: Namespaces, pair: int) -> None:
     """The rate, the burst and the wait of the reference plugin."""
-    ShaperDriver(spaces).apply([TokenBucket("lsp0", 10 * MBIT, 64 * 1024)], [])
+    ShaperDriver(Sockets(spaces)).apply([TokenBucket("lsp0", 10 * MBIT, 64 * 1024)], [])
     (listed,) = json.loads(run("tc", "-j", "qdisc", "show", "dev", "lsp0"))
     options = listed["options"]
     assert listed["kind"] == "tbf"
@@ -72,7 +73,7 @@ def test_traffic_is_held_to_the_rate(spaces: Namespaces, pair: int, container: s
     run("ip", "addr", "add", "10.99.1.2/24", "dev", "eth0", netns=container)
     run("ip", "link", "set", "lsp0", "up")
     run("ip", "link", "set", "eth0", "up", netns=container)
-    ShaperDriver(spaces).apply([TokenBucket("lsp0", rate, burst)], [])
+    ShaperDriver(Sockets(spaces)).apply([TokenBucket("lsp0", rate, burst)], [])
     with inside(container):
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -89,7 +90,7 @@ def test_traffic_is_held_to_the_rate(spaces: Namespaces, pair: int, container: s
 
 def test_another_rate_is_changed_in_place_and_drift_is_seen(spaces: Namespaces, pair: int) -> None:
     """A bucket changed or removed by hand is not like ours."""
-    driver = ShaperDriver(spaces)
+    driver = ShaperDriver(Sockets(spaces))
     wanted = TokenBucket("lsp0", 10 * MBIT, 4096)
     driver.apply([TokenBucket("lsp0", MBIT, 4096)], [])
     assert driver.apply([wanted], []) == {}
@@ -112,7 +113,7 @@ def test_another_rate_is_changed_in_place_and_drift_is_seen(spaces: Namespaces, 
 @pytest.mark.parametrize("handle", ["", "handle 1:"])
 def test_anothers_qdisc_is_seen_and_makes_way(spaces: Namespaces, pair: int, handle: str) -> None:
     """It is removed if no limit is wanted, and else replaced, whatever its handle."""
-    driver = ShaperDriver(spaces)
+    driver = ShaperDriver(Sockets(spaces))
     run(*f"tc qdisc add dev lsp0 root {handle} pfifo limit 1".split())
     foreign = [ForeignQdisc("lsp0", "pfifo")]
     assert list(driver.observe(HOST)) == foreign
@@ -140,7 +141,7 @@ def test_others_devices_are_not_ours_and_a_device_gone_is_done(
             *BY_HAND,
             netns=netns,
         )
-    driver = ShaperDriver(spaces)
+    driver = ShaperDriver(Sockets(spaces))
     assert list(driver.observe(HOST)) == []
     assert list(driver.observe(pair)) == []
     gone = TokenBucket("lsp9", MBIT, 4096)

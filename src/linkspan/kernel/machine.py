@@ -22,7 +22,6 @@ from linkspan.kernel.drivers import (
     neighbours,
     nftables_objects,
     processes,
-    shaper,
     sysctl,
     tunnels,
     wireguard,
@@ -59,7 +58,6 @@ class Machine:
         self.tunnel_table = host.driver(ipip_table.driver)
         self.wireguard = host.driver(wireguard.driver)
         self.firewall = host.driver(nftables_objects.driver)
-        self.shaper = host.driver(shaper.driver)
         self.processes = host.driver(processes.driver)
         self.ike = ipsec.control(host)
         """The control socket of strongSwan's daemon."""
@@ -144,7 +142,7 @@ class Machine:
 
     def ports(self) -> frozenset[int]:
         """Return the ports of the sockets that change the host: events recognise our own changes by them."""
-        return frozenset({self.sockets.port, self.shaper.port, *self.links.ports})
+        return frozenset({self.sockets.port, *self.links.ports})
 
     def routes(self) -> dict[Prefix, str]:
         """Return the host's own routes: destination to how it continues."""

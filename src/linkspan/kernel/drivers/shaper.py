@@ -23,7 +23,6 @@ from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForeignQdisc, Key, State, TokenBucket
 from linkspan.kernel.io.batch import each
-from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.netlink import (
     F_CREATE,
     F_REPLACE,
@@ -62,18 +61,13 @@ def _ticks(burst: int, rate: int) -> int:
 class ShaperDriver:
     """Puts and removes token buckets; removes qdiscs that others put in their place."""
 
-    def __init__(self, namespaces: Namespaces) -> None:
-        self._sockets = Sockets(namespaces)
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
         self._put_on: dict[int, dict[str, TokenBucket]] = {}
 
     def probe(self) -> Support:
         """Return support: the first put shows whether the kernel has it, because it loads the module."""
         return Support("kernel")
-
-    @property
-    def port(self) -> int:
-        """Return the port of the host's socket, by which events recognise our own changes."""
-        return self._sockets.port
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return our token buckets in the namespace, and on the host foreign root qdiscs on our devices."""
@@ -85,8 +79,6 @@ class ShaperDriver:
         except NotFound:
             self._put_on.pop(netns, None)
             raise
-        finally:
-            self._sockets.release()
         there = {state.device for state in found if isinstance(state, TokenBucket)}
         for device in [d for d in put_on if d not in there]:
             del put_on[device]
@@ -94,9 +86,7 @@ class ShaperDriver:
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Replace whatever is at the root, or remove it; a device that is gone has no qdisc."""
-        failed = each(put, self._put) | each(delete, self._delete)
-        self._sockets.release()
-        return failed
+        return each(put, self._put) | each(delete, self._delete)
 
     def _roots(self, netns: int, put_on: Mapping[str, TokenBucket]) -> Iterator[TokenBucket | ForeignQdisc]:
         names: dict[int, str] | None = None
@@ -176,7 +166,7 @@ class ShaperDriver:
 
 def driver(host: LocalHost) -> ShaperDriver:
     """Return the driver of queueing disciplines."""
-    return ShaperDriver(host.namespaces)
+    return ShaperDriver(host.sockets)
 
 
 def _limit(state: TokenBucket, shell: Shell) -> tuple[str, ...]:
