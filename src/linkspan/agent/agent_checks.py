@@ -13,19 +13,22 @@ from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
+from linkspan.cluster.questions import Ask, Standing, Well
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
-from linkspan.core.errors import counted
-from linkspan.core.model import Facts, Network, Peer
+from linkspan.core.errors import Unavailable, counted
+from linkspan.core.model import CONTROLLER, Facts, Network, Peer
 from linkspan.diagnose.doctor import doctor, host_checks
 from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
 from linkspan.runtimes import checks as checks_of_runtimes
+from linkspan.store.replica import Replica
 
 if TYPE_CHECKING:
     from linkspan.agent.agent import Agent
 
 _RECORDS = "docs/clusters.md (Checks of records) explains each, with the fix"
 _HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --peers` what the underlay lets through"
+_LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
 _SHOWN = 6
 """Places named in one line."""
 
@@ -53,7 +56,7 @@ async def checks(agent: Agent) -> list[Check]:
     found += views(agent.naming.problems)
     found += await agent.peerings.checks()
     found += associations(**agent.associating.counts())
-    found += await controller_status.checks(agent.replica, networks, agent.ask)
+    found += await controller(agent.replica, networks, agent.ask)
     return found
 
 
@@ -164,3 +167,19 @@ def settings(unknown: Mapping[str, str]) -> list[Check]:
     detail = f"linkspan set {names}, and the earlier value is lost: uninstall keeps linkspan's value"
     fix = "after `linkspan uninstall` set each to what you want (sysctl -w)"
     return [Check("settings before linkspan", "warn", detail, fix)]
+
+
+async def controller(replica: Replica, networks: Iterable[Network], ask: Ask) -> list[Check]:
+    """Return what the active controller says of itself; nothing if no network needs one."""
+    if not controller_status.needed(networks):
+        return []
+    name = controller_status.active(replica)
+    if not name:
+        why = "no controller is active: the switches learn of nothing new"
+        return [Check("controller", "fail", why, controller_status.START)]
+    try:
+        found = await ask.ask(CONTROLLER, Well(), Standing)
+    except Unavailable as error:
+        return [Check("controller", "warn", f"{name} is active, and does not report its state: {error.message}", _LOOK)]
+    bad = [Check("controller", "fail", problem, _LOOK) for problem in found.problems]
+    return bad or [Check("controller", "ok", f"{name} is active, and has nothing to complain of")]

@@ -14,14 +14,14 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.questions import Ask, Walked
 from linkspan.core.addresses import Prefix, mac, prefix
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Endpoint, Host, Lease, Network
+from linkspan.core.model import CONTROLLER, Endpoint, Host, Lease, Network
 from linkspan.diagnose.trace import live
 from linkspan.diagnose.trace.bgp_routes import Learning
 from linkspan.diagnose.trace.hops import Gateway, Map, Other
 from linkspan.diagnose.trace.kernel_view import Packet
 from linkspan.diagnose.trace.live import Heard, Listen
 from linkspan.diagnose.trace.live_packet import new_mark
-from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
+from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
 from linkspan.kernel.io.namespaces import Namespaces

@@ -36,11 +36,10 @@ from linkspan.controller.holding import RECORDS, Holding, holding
 from linkspan.controller.settings import Settings, services
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Host
+from linkspan.core.model import CONTROLLER, Host
 from linkspan.core.states.openflow import Counted, Flow, Map, RouterRoute, Seen, Spot
 from linkspan.core.supervise import lasting
 from linkspan.diagnose.trace import switches
-from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.kernel.io.probe_frames import announcement, question
 from linkspan.store.factory import open_store
 from linkspan.store.replica import Replica

@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError
+from linkspan.core.model import CONTROLLER
 from linkspan.core.supervise import ended, lasting, woken
-from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.controller")

@@ -27,6 +27,13 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 """Names of networks, containers and hosts (CNI's SPEC.md has the same rule)."""
 
 
+CONTROLLER = "(controller)"
+"""Stands for the active controller where a host's id is expected: no host can have this name.
+
+It is in the store's keys, and a trace asks it about an underlay's switches as it asks a host.
+"""
+
+
 def checked_name(text: str, what: str) -> str:
     """Return the name if it is valid and has at most 128 bytes; raises Invalid."""
     if not NAME.fullmatch(text) or len(text) > 128:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound
-from linkspan.core.states.programs import located
+from linkspan.kernel.probe.program_path import located
 from linkspan.lab import commands, processes, rootless, router_bird, router_frr
 from linkspan.lab.record import Lab, Router
 from linkspan.lab.underlay import CABLE

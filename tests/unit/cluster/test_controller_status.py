@@ -7,76 +7,27 @@ from pathlib import Path
 import pytest
 
 from linkspan.backends.sdn.backend import BACKEND
-from linkspan.cluster.controller_status import checks, require
-from linkspan.cluster.questions import Ask, Question, Standing, Well
+from linkspan.cluster.controller_status import require
 from linkspan.controller.election import KEY
 from linkspan.core.errors import Unavailable
-from linkspan.diagnose.trace.parts import CONTROLLER
 from linkspan.store.memory import Memory
 from support.records.replicas import Member, network, together
 
 DEMO = BACKEND.completed(network(backend="sdn"), ())
-AWAY = "switch sw3 at tcp:192.0.2.250:6653: it does not answer in time"
-
-
-async def _agent(memory: Memory, folder: Path) -> tuple[Member, Ask]:
-    member = Member(memory, folder, "h1")
-
-    async def answer(question: Question) -> Standing:
-        raise AssertionError(question)
-
-    ask = Ask(member.replica, "h1", answer)
-    member.told = ask.changed
-    await member.replica.start()
-    return member, ask
 
 
 def test_without_an_active_controller_no_network_is_made(tmp_path: Path) -> None:
     """Nor is one migrated to it: packets would go nowhere. Networks of other backends need none."""
 
     async def work() -> None:
-        member, ask = await _agent(Memory(), tmp_path)
+        member = Member(Memory(), tmp_path, "h1")
+        await member.replica.start()
         require(member.replica, network(backend="vxlan"), "create network")
         with pytest.raises(Unavailable, match=r"create network demo: .* no controller is active") as raised:
             require(member.replica, DEMO, "create network")
         assert "`linkspan controller`" in raised.value.hint
         await member.replica.write({KEY: b"ctl1"})
         require(member.replica, DEMO, "create network")
-        await ask.stop()
         await member.replica.stop()
-
-    together(work)
-
-
-def test_doctor_says_what_the_controller_says(tmp_path: Path) -> None:
-    """None is active; one is, and a switch is away; everything is ok; and no check if no network needs one."""
-
-    async def work() -> None:
-        memory = Memory()
-        agent, ask = await _agent(memory, tmp_path)
-        problems: list[str] = []
-
-        async def answer(question: Question) -> Standing:
-            assert question == Well()
-            return Standing(tuple(problems))
-
-        controller = Member(memory, tmp_path, "ctl1")
-        answering = Ask(controller.replica, CONTROLLER, answer)
-        controller.told = answering.changed
-        await controller.replica.start()
-        assert await checks(agent.replica, (network(backend="vxlan"),), ask) == []
-        (none,) = await checks(agent.replica, (DEMO,), ask)
-        assert (none.status, "`linkspan controller`" in none.fix) == ("fail", True)
-        await agent.replica.write({KEY: b"ctl1"})
-        problems.append(AWAY)
-        (away,) = await checks(agent.replica, (DEMO,), ask)
-        assert (away.status, away.detail, "controller status" in away.fix) == ("fail", AWAY, True)
-        problems.clear()
-        (well,) = await checks(agent.replica, (DEMO,), ask)
-        assert (well.status, well.check) == ("ok", "controller")
-        for one in (ask, answering):
-            await one.stop()
-        for member in (agent, controller):
-            await member.replica.stop()
 
     together(work)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import msgspec
 
 from linkspan.core.states.host import Key, State
@@ -18,11 +15,6 @@ BGP_REFUSED = "ls_refused"
 
 SECRET = "{secret}"  # noqa: S105 - it is where one goes
 """The place of the secret in a Secret's text, in quotes."""
-
-
-def located(name: str) -> str | None:
-    """Return the path of a program, None if it is not installed: a user's PATH may lack the daemons' folder."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 class Program(msgspec.Struct, frozen=True):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linkspan.core.states.programs import located
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 from linkspan.diagnose.trace.kernel_view import KernelView
+from linkspan.kernel.probe.program_path import located
 
 
 def installed(_asked: KernelView, around: Surroundings) -> Iterator[Check]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from linkspan.core.addresses import BITS, Prefix, mac_text
+from linkspan.core.model import CONTROLLER
 from linkspan.core.states.host import HOST
 from linkspan.core.states.wireguard import key_id
 from linkspan.core.wire import ESP, VXLAN, WIREGUARD, Wire
@@ -29,7 +30,7 @@ from linkspan.diagnose.trace.kernel_view import (
     towards,
 )
 from linkspan.diagnose.trace.nft_verdict import Frame
-from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
+from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.walk import Walk
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)

@@ -7,9 +7,6 @@ import msgspec
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Translation, Unknown
 from linkspan.diagnose.trace.kernel_view import Outer, Packet
 
-CONTROLLER = "(controller)"
-"""Name of the controller, which answers for an underlay's switches like a host; no host can have this name."""
-
 
 class Entry(msgspec.Struct, frozen=True):
     """The begin of a packet's walk through a host.

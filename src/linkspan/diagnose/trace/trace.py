@@ -10,12 +10,12 @@ import msgspec
 from linkspan.core import dns_names
 from linkspan.core.addresses import FAMILIES, prefix
 from linkspan.core.errors import Conflict, Invalid, NotFound, closest
-from linkspan.core.model import Endpoint
+from linkspan.core.model import CONTROLLER, Endpoint
 from linkspan.core.namesakes import meant, missing
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
 from linkspan.diagnose.trace.kernel_view import KernelView, Packet
-from linkspan.diagnose.trace.parts import CONTROLLER, Entry, Part
+from linkspan.diagnose.trace.parts import Entry, Part
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
 _MOST = 8

@@ -28,7 +28,6 @@ from linkspan.core.kinds import Admission, Event, Kind, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, GROUP, HOST, Key, State
 from linkspan.core.states.ipsec import CHARON, IKE_PORTS, LIBIPSEC, LIBIPSEC_FOLDERS, IpsecLink, Strongswan
-from linkspan.core.states.programs import located
 from linkspan.core.wire import ESP, Wire
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.ipsec import control
@@ -69,6 +68,7 @@ from linkspan.kernel.io.netlink import (
 )
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe.port_owners import holder
+from linkspan.kernel.probe.program_path import located
 
 _IF_ID, _EXTERNAL = 2, 3  # linux/if_link.h: IFLA_XFRM_IF_ID, IFLA_XFRM_COLLECT_METADATA
 _DELRULE, _PRIORITY, _TABLE = 33, 6, 15  # linux/rtnetlink.h, linux/fib_rules.h: FRA_PRIORITY, FRA_TABLE
