@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from linkspan.backends import backend
@@ -28,7 +28,7 @@ from linkspan.endpoints import multihoming, reconstruction, rename, update
 from linkspan.endpoints.journal import Row
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reconstruction import Link
-from linkspan.endpoints.registry import Registry
+from linkspan.endpoints.registry import Identity, Registry
 
 log = logging.getLogger("linkspan.endpoints.recovery")
 
@@ -63,12 +63,37 @@ class Recovery:
         Returns the namespaces in which objects of ours are or may be.
         """
         self.doubt = self._journal.doubt()
-        rows = self._journal.rows()
-        records = {e.identity: e for e in self._own()}
+        rows, records = self._journal.rows(), {e.identity: e for e in self._own()}
+        links = await self._linked(rows, records)
+        gone = await self._take_over(rows, links, records, listed)
+        await self._desire(list(self._registry.endpoints.values()))
+        for row, _ in gone:
+            self._journal.forget(row.endpoint, now())
+        for released in self._journal.released():
+            self._allocator.cool(released.network, released.address, released.at)
+        await self._rebuild(reconstruction.unheld(self._registry.endpoints.values(), links), records.values())
+        for row, why in gone:
+            self._cool(row.endpoint, why)
+        self._journal.witness()
+        self._done = True
+        await self.learn()  # the store may have been listed meanwhile
+        return await self._inhabited(row for row, _ in gone)
+
+    async def _linked(self, rows: Sequence[Row], records: Mapping[Identity, Endpoint]) -> dict[str, Link]:
+        """Return the kernel's objects of endpoints, by pair; keep the rows of pairs that wait for their network."""
         waiting = {row.endpoint.host_ifname: row for row in rows if self._waits(row)}
         settled = [row for row in rows if row.endpoint.host_ifname not in waiting]
         links = await self._worker.run(self._links, settled, records)
         self._orphans.keep_rows({name: row for name, row in waiting.items() if name in links})
+        return links
+
+    async def _take_over(
+        self, rows: Iterable[Row], links: dict[str, Link], records: Mapping[Identity, Endpoint], listed: bool
+    ) -> list[tuple[Row, str]]:
+        """Admit the endpoints that exist; return the rows of the others with their reasons.
+
+        ``links`` loses the pairs that the first resync is to remove.
+        """
         gone: list[tuple[Row, str]] = []
         standing: list[tuple[Endpoint, Row]] = []
         for row in rows:
@@ -81,8 +106,7 @@ class Recovery:
                     self._end(links, row.endpoint.host_ifname)
                 continue
             standing.append((await self._current(row, link, records.get(row.endpoint.identity)), row))
-        # allocate the addresses of endpoints that the kernel knows
-        standing.sort(key=lambda pair: pair[0].host_ifname not in links)
+        standing.sort(key=lambda pair: pair[0].host_ifname not in links)  # those that the kernel knows come first
         for endpoint, row in standing:
             try:
                 endpoint = self._admit(endpoint, row.attached_ns)
@@ -93,26 +117,21 @@ class Recovery:
                 continue
             if endpoint != row.endpoint:
                 self._journal.attached(endpoint)
-        await self._desire(list(self._registry.endpoints.values()))
-        for row, _ in gone:
-            self._journal.forget(row.endpoint, now())
-        for released in self._journal.released():
-            self._allocator.cool(released.network, released.address, released.at)
-        await self._rebuild(reconstruction.unheld(self._registry.endpoints.values(), links), records.values())
-        for row, why in gone:
-            for address in row.endpoint.prefixes:
-                with contextlib.suppress(LinkspanError):
-                    self._allocator.cool(row.endpoint.network, address, now())
-            who = row.endpoint.name or row.endpoint.id
-            self._happenings.add(
-                "recover", f"{who} of network {row.endpoint.network}: {why}", endpoint=row.endpoint.id
-            )
-        self._journal.witness()
-        self._done = True
-        await self.learn()  # the store may have been listed meanwhile
+        return gone
+
+    def _cool(self, endpoint: Endpoint, why: str) -> None:
+        """Give the addresses of an endpoint that is gone to nobody for a while, and write why it is gone."""
+        for address in endpoint.prefixes:
+            with contextlib.suppress(LinkspanError):
+                self._allocator.cool(endpoint.network, address, now())
+        what = f"{endpoint.name or endpoint.id} of network {endpoint.network}: {why}"
+        self._happenings.add("recover", what, endpoint=endpoint.id)
+
+    async def _inhabited(self, gone: Iterable[Row]) -> set[int]:
+        """Return the namespaces of endpoints, and those in which an attach or a detach was under way."""
         inside = {endpoint.netns for endpoint in self._registry.endpoints.values() if endpoint.netns}
         machine = self._worker.machine
-        for row, _ in gone:
+        for row in gone:
             halfway = row.phase != "attached" and row.boot_id == self._journal.boot_id
             if halfway and row.endpoint.netns not in inside and await self._worker.run(machine.alive, row.endpoint):
                 machine.enter(row.endpoint)
@@ -159,7 +178,7 @@ class Recovery:
             if self._networks.has(record):
                 yield reconstruction.believed(record, self._networks.get(record.network))
 
-    def _links(self, rows: Iterable[Row], records: Mapping[tuple[str, str], Endpoint]) -> dict[str, Link]:
+    def _links(self, rows: Iterable[Row], records: Mapping[Identity, Endpoint]) -> dict[str, Link]:
         """Observe the kernel's objects of endpoints (worker thread).
 
         If the journal has a row for each pair, and no record contradicts, observe only the pairs: to read all
