@@ -73,7 +73,7 @@ from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
-from linkspan.endpoints.registry import Registry
+from linkspan.endpoints.registry import Identity, Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
 from linkspan.kernel.drivers.ipip_table import TABLE
 from linkspan.kernel.probe import underlay
@@ -168,18 +168,23 @@ class Agent:
 
     async def _join(self, host: Host, store: Store, new: bool, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts around a replica of the store. Without a snapshot, wait for the store."""
-        state_dir = Path(self.config.state_dir)
-        endpoints: dict[tuple[str, str], Endpoint] = {}
-        self.remote = RemoteEndpoints(store, host.id, self._changed)
-        self.replica = Replica(
-            store, state_dir / SNAPSHOT, host.id, self._changed, self.remote, provisional=True
-        )
+        own_record, endpoints = OwnRecord(host), dict[Identity, Endpoint]()
+        silence = self._make_records(own_record, store, endpoints)
+        self._make_endpoints(host, endpoints, parts)
+        self._make_cluster(own_record, store, silence)
+        self._make_watchers(host, endpoints)
+        parts.push_async_callback(self.replica.stop)
+        await self.replica.start(new=new)
+        await bootstrap.known(self.replica, self._waiting(self))
+
+    def _make_records(self, own_record: OwnRecord, store: Store, endpoints: dict[Identity, Endpoint]) -> Silence:
+        """Make the replica and what reads and writes its records; return what knows who is silent."""
+        state_dir, id_, shared = Path(self.config.state_dir), own_record.host.id, bool(self.config.store)
+        self.remote = RemoteEndpoints(store, id_, self._changed)
+        self.replica = Replica(store, state_dir / SNAPSHOT, id_, self._changed, self.remote, provisional=True)
         self.interest = Interest(self.replica, self.remote, endpoints)
-        self.published = Published(
-            self.replica, host.id, endpoints, self.remote, self.interest, shared=bool(self.config.store)
-        )
-        own_record = OwnRecord(host)
-        self.hosts = Hosts(self.replica, own_record, shared=bool(self.config.store))
+        self.published = Published(self.replica, id_, endpoints, self.remote, self.interest, shared=shared)
+        self.hosts = Hosts(self.replica, own_record, shared=shared)
         silence = Silence(state_dir, STALE, self.hosts.promised)
         self.leases = Leases(self.replica, self.hosts, self.published.living, silence.overdue)
         self.networks = Networks(self.replica)
@@ -197,11 +202,17 @@ class Agent:
             self.disputes,
             self.published,
             self.config.cooldown,
-            partial(silence.stalled, host.id),
+            partial(silence.stalled, id_),
             self.holdings.note,
             self._take_part,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, endpoints)
+        return silence
+
+    def _make_endpoints(
+        self, host: Host, endpoints: dict[Identity, Endpoint], parts: contextlib.AsyncExitStack
+    ) -> None:
+        """Make what attaches, detaches and names this host's endpoints, and the runtimes' services."""
         self.naming = Naming(
             self.worker,
             self.networks,
@@ -228,9 +239,17 @@ class Agent:
         )
         for follower in (self.published, self.naming, self.interest):
             self.registry.subscribe(follower.note)
+        self.orphans = Orphans(
+            self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
+        )
+        self.recovery = Recovery(self.registry, self.published, self.orphans)
+        self.reaper = Reaper(self.registry, self.config.reap_after)
         self.services = {
             name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
         }
+
+    def _make_cluster(self, own_record: OwnRecord, store: Store, silence: Silence) -> None:
+        """Make what follows the other hosts, and what changes the records of all."""
         self.cluster = Cluster(
             self.worker,
             self.replica,
@@ -264,13 +283,13 @@ class Agent:
         self.upkeep = Upkeep(
             self.replica,
             maintenance(store, upkeep.KEY),
-            host.name,
+            own_record.host.name,
             self.config.store_upkeep,
             self._tell_of_store,
             self.metrics.count_upkeep,
         )
         self.control = ControlPlane(
-            state_dir,
+            Path(self.config.state_dir),
             self.replica,
             own_record,
             self.hosts,
@@ -278,30 +297,30 @@ class Agent:
             self._addresses,
             self.cluster.reregister,
         )
+
+    def _make_watchers(self, host: Host, endpoints: dict[Identity, Endpoint]) -> None:
+        """Make what watches the machine, the peers and the sessions with them, and what asks other agents."""
+        machine = self.worker.machine
         self.probes = Probes(self.cluster.peers.known)
-        self.peerings = Peerings(self.view, self.worker.machine.namespaces, self.happenings, self.metrics)
+        self.peerings = Peerings(self.view, machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
         self.cluster.peers.subscribe(self.associating.soon)
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
-            self.worker.machine.namespaces,
+            machine.namespaces,
             self.hosts,
             self.leases,
             self.networks,
             endpoints,
             self.published,
-            state_dir / TABLE,
+            Path(self.config.state_dir) / TABLE,
             self.peerings.learning,
-            self.worker.machine.wireguard.device.table, self.worker.machine.ike, self.probes.confirmed, self.ask,
+            machine.wireguard.device.table,
+            machine.ike,
+            self.probes.confirmed,
+            self.ask,
         )
-        self.orphans = Orphans(
-            self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
-        )
-        self.recovery = Recovery(self.registry, self.published, self.orphans)
-        self.survey = Survey(
-            self.worker.machine.namespaces, self.hosts, self.view, self.cluster.peers.known, self.ask
-        )
-        self.reaper = Reaper(self.registry, self.config.reap_after)
+        self.survey = Survey(machine.namespaces, self.hosts, self.view, self.cluster.peers.known, self.ask)
         self.healer = Healer(
             self.registry,
             self.metrics,
@@ -311,9 +330,6 @@ class Agent:
             self.reaper.look,
         )
         self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
-        parts.push_async_callback(self.replica.stop)
-        await self.replica.start(new=new)
-        await bootstrap.known(self.replica, self._waiting(self))
 
     def _tell_of_store(self, what: str) -> None:
         log.warning("%s", what)

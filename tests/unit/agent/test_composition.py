@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,16 @@ import pytest
 import linkspan
 from linkspan.agent import agent
 from linkspan.agent.agent import Agent
+from linkspan.core.config import Config
+from linkspan.core.contracts import Support
+from linkspan.core.model import Host
+from linkspan.endpoints.journal import Journal
+from linkspan.kernel.drivers import wireguard
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import Sockets
+from linkspan.runtimes import runtimes
+from linkspan.store.memory import Memory, MemoryStore
+from support.memory_machine import MemoryMachine, worker_of
 
 
 def _nodes(file: str) -> list[ast.AST]:
@@ -22,8 +34,39 @@ def _nodes(file: str) -> list[ast.AST]:
 
 def test_no_callback_of_the_agent_stands_for_something_that_comes_later() -> None:
     """A lambda hides in which order the parts need each other."""
-    join = next(n for n in _nodes(agent.__file__) if getattr(n, "name", "") == Agent._join.__name__)
-    assert [ast.unparse(node) for node in ast.walk(join) if isinstance(node, ast.Lambda)] == []
+    makers = {Agent._join.__name__, *(name for name in vars(Agent) if name.startswith("_make_"))}
+    found = [node for node in _nodes(agent.__file__) if getattr(node, "name", "") in makers]
+    assert len(found) == len(makers) > 1
+    lambdas = [node for one in found for node in ast.walk(one) if isinstance(node, ast.Lambda)]
+    assert [ast.unparse(node) for node in lambdas] == []
+
+
+class Unlooked(MemoryMachine):
+    """A machine whose parts are passed on, and not used yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespaces = Namespaces()
+        self.sockets = Sockets(self.namespaces)
+        self.wireguard = wireguard.WireguardDriver(self.sockets, Path("keys"), lambda: Support("kernel"))
+        self.ike = Path("charon.vici")
+
+
+def test_each_part_finds_what_it_needs_when_it_is_made(tmp_path: Path) -> None:
+    """Without a kernel, and with the store in memory: the registry is the one of all who change endpoints."""
+
+    async def run() -> None:
+        machine, one = Unlooked(), Agent(Config(state_dir=str(tmp_path)))
+        one.worker, one.journal = worker_of(machine), Journal(tmp_path / "journal.db", cooldown=0)
+        async with contextlib.AsyncExitStack() as parts:
+            parts.callback(machine.namespaces.close)
+            parts.callback(one.journal.close)
+            await one._join(Host(id="h1", name="here"), MemoryStore(Memory()), True, parts)
+            assert (one.hosts.here.id, one.registry.host) == ("h1", "here")
+            assert one.endpoints() is one.registry.endpoints
+            assert set(one.services) == set(runtimes())
+
+    asyncio.run(run())
 
 
 ANY_THREAD = frozenset({"enter", "leave", "namespaces", "unwell", "fileno", "watch"})
