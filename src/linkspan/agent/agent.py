@@ -286,7 +286,7 @@ class Agent:
             own_record.host.name,
             self.config.store_upkeep,
             self._tell_of_store,
-            self.metrics.count_upkeep,
+            self.metrics.upkeep.count,
         )
         self.control = ControlPlane(
             Path(self.config.state_dir),

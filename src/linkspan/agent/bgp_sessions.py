@@ -173,7 +173,7 @@ class Peerings:
 
     def _count_boot(self, booted: str) -> None:
         if self._booted not in ("", booted):
-            self._metrics.speaker_restarts.inc()
+            self._metrics.speaker_restarts.count()
         self._booted = booted
 
     def refusals(self) -> dict[str, int]:
@@ -193,7 +193,7 @@ class Peerings:
         if now.why is None:
             self._happenings.add("bgp", f"BGP session with {name} is up", peer=name, state="up")
             return
-        self._metrics.session_drops.labels(name).inc()
+        self._metrics.session_drops.count(name)
         what = f"BGP session with {name} is down: {now.why.reason}"
         log.warning("%s", what)
         self._happenings.add("bgp", what, peer=name, state="down")

@@ -188,11 +188,11 @@ class Healer:
             inside = self._registry.inside(heal.netns)
             where = f"{heal.kind} {heal.key}" + (f" in {inside}" if inside else "")
             log.info("healed %s: %s", where, heal.what)
-            self._metrics.heals.labels(heal.kind).inc()
+            self._metrics.heals.count(heal.kind)
             what = f"{where}: {_undone(heal.what)} by another program, repaired"
             self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what, inside=inside)
         for kind in report.fought:
-            self._metrics.heals.labels(kind).inc()
+            self._metrics.heals.count(kind)
         for fight in self._fights.open():
             if fight.key not in self._fighting:
                 self._fighting.add(fight.key)
