@@ -24,12 +24,19 @@ class Change(msgspec.Struct, frozen=True):
     delete: tuple[State, ...]
 
 
+class _Owned(msgspec.Struct, frozen=True, gc=False):
+    """A desired state with its sources; those of one source share its tuple, because there are thousands."""
+
+    state: State
+    sources: tuple[Source, ...]
+
+
 class Desired:
     """States by source, and owners by key; to replace a source costs only its own size."""
 
     def __init__(self) -> None:
         self._sources: dict[Source, dict[Key, State]] = {}
-        self._owners: dict[object, dict[Key, dict[Source, State]]] = {}
+        self._owners: dict[object, dict[Key, _Owned]] = {}
         """By the kind's name (a key's first part), so that observing a few objects costs nothing for the others."""
 
     def replace(self, source: Source, states: Iterable[State]) -> Change:
@@ -42,49 +49,47 @@ class Desired:
             kind = self._owners.get(key[0])
             if kind is None or key not in kind:  # as most of many new peers' states
                 continue
-            for other, theirs in kind[key].items():
-                if other != source and theirs != state:
+            for other in kind[key].sources:
+                if other != source and kind[key].state != state:
                     names = " and ".join(" ".join(s) for s in (source, other))
                     raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
         old = self._sources.get(source, {})
         put = [state for key, state in new.items() if old.get(key) != state] if old else [*new.values()]
         gone = old.keys() - new.keys() if old else set()
-        delete = [state for key, state in old.items() if key in gone and self._of(key).keys() == {source}]
+        delete = [state for key, state in old.items() if key in gone and self.owners(key) == (source,)]
         for key in gone:
-            owners = self._of(key)
-            del owners[source]
-            if not owners:
-                del self._owners[key[0]][key]
+            kind = self._owners[key[0]]
+            if left := tuple(one for one in kind[key].sources if one != source):
+                kind[key] = _Owned(kind[key].state, left)
+            else:
+                del kind[key]
+        alone = (source,)
         for key, state in new.items():
             kind = self._owners.get(key[0])
             if kind is None:
                 kind = self._owners[key[0]] = {}
-            if key in kind:
-                kind[key][source] = state
-            else:
-                kind[key] = {source: state}
+            if key not in kind:
+                kind[key] = _Owned(state, alone)
+                continue
+            sources = kind[key].sources
+            kind[key] = _Owned(state, sources if source in sources else sources + alone)
         if new:
             self._sources[source] = new
         else:
             self._sources.pop(source, None)
         return Change(tuple(put), tuple(delete))
 
-    def _of(self, key: Key) -> dict[Source, State]:
-        kind = self._owners.get(key[0])
-        return {} if kind is None else kind.get(key, {})
-
     def states(self, kinds: tuple[type[State], ...] | None = None) -> dict[Key, State]:
         """Return the desired states by key: of these kinds or of all."""
         names = list(self._owners) if kinds is None else [kind.__name__ for kind in kinds]
         return {
-            key: next(iter(owners.values()))
-            for name in names
-            for key, owners in list(self._owners.get(name, {}).items())
+            key: owned.state for name in names for key, owned in list(self._owners.get(name, {}).items())
         }
 
     def state(self, key: Key) -> State | None:
         """Return the desired state with this key, None if there is none."""
-        return next(iter(self._of(key).values()), None)
+        owned = self._of(key)
+        return None if owned is None else owned.state
 
     def sources(self) -> dict[Source, dict[Key, State]]:
         """Return the states of every source."""
@@ -92,4 +97,8 @@ class Desired:
 
     def owners(self, key: Key) -> tuple[Source, ...]:
         """Return the sources that want the object with this key."""
-        return tuple(self._of(key))
+        owned = self._of(key)
+        return () if owned is None else owned.sources
+
+    def _of(self, key: Key) -> _Owned | None:
+        return self._owners.get(key[0], {}).get(key)
