@@ -69,7 +69,10 @@ class Peers:
         self.withdrawn = False
         """True if this host has given up its addresses, because it was silent for ``reclaim_after``."""
         self._crossed: dict[Pair, _Crossed] = {}
-        """The exact addresses that the states of each pair depend on; set before the snapshot goes to the worker."""
+        """The exact addresses that the states of a pair depend on; most pairs depend on none, and are left out.
+
+        They are set before the snapshot goes to the worker.
+        """
         self._following = asyncio.Lock()
         """Held from the snapshot for the worker until its results are recorded here."""
         self._segment = Segment(self.follow)
@@ -181,7 +184,7 @@ class Peers:
         own = {name: frozenset(address for of, address in view.exact if of == name) for name in names}
         for pair in pairs:
             self._crossed.pop(pair, None)
-            if isinstance(there := peers.get(pair), Peer):
+            if isinstance(there := peers.get(pair), Peer) and (there.exact or own[pair[0]]):
                 self._crossed[pair] = _Crossed(there.exact, own[pair[0]])
         # First the hosts that have lost a block: the owner's states need the same prefix and the same own address.
         ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._disputes.lost_by(*pair), pair))

@@ -78,9 +78,8 @@ class RemoteEndpoints:
         self._store = store
         self._host = host
         self._changed = changed
-        self._wanted: dict[str, Networks] = {}
-        """By host: the networks that matter."""
-        self._networks = frozenset[str]()
+        self._wanted: dict[str, set[str]] = {}
+        """By network that matters: the hosts whose endpoints there matter."""
         self._whole: set[str] = set()
         """The networks of which all hosts' endpoints have been read."""
         self._known: dict[str, dict[str, _Held]] = {}
@@ -119,35 +118,33 @@ class RemoteEndpoints:
 
     def want(self, wanted: Mapping[str, Collection[str]]) -> None:
         """Keep the endpoints in these networks, on these hosts of each, from now on; forget all others."""
-        by_host: dict[str, set[str]] = {}
-        for network, hosts in wanted.items():
-            for host in hosts:
-                by_host.setdefault(host, set()).add(network)
-        by_host.pop(self._host, None)
-        before, self._wanted = self._wanted, {host: frozenset(networks) for host, networks in by_host.items()}
-        for host, networks in before.items():
-            for network in networks - self._wanted.get(host, frozenset()):
+        before, self._wanted = self._wanted, {name: {*hosts} - {self._host} for name, hosts in wanted.items()}
+        for network, hosts in before.items():
+            for host in hosts - self._wanted.get(network, set()):
                 self._set(network, host, {})
-        new = {host for host, networks in self._wanted.items() if networks - before.get(host, frozenset())}
+        new = {host for name, hosts in self._wanted.items() for host in hosts - before.get(name, set())}
         self._whole &= wanted.keys()
-        self._networks = frozenset(wanted)
-        self._due((self._unread | new) & self._wanted.keys())
+        self._due((self._unread | new) & self.wanted)
+
+    def _wanted_of(self, host: str) -> Networks:
+        """Return the networks in which a host's endpoints matter."""
+        return frozenset(network for network, hosts in self._wanted.items() if host in hosts)
 
     def _due(self, unread: set[str]) -> None:
         """Make these the hosts whose endpoints must be read."""
         self._unread = unread
-        self._missing = Counter(network for host in unread for network in self._wanted[host])
+        self._missing = Counter({network: len(hosts & unread) for network, hosts in self._wanted.items()})
         self._count()
 
     def _done(self, host: str) -> None:
         """Record that a host's endpoints have been read."""
         if host in self._unread:
             self._unread.remove(host)
-            self._missing.subtract(self._wanted[host])
+            self._missing.subtract(self._wanted_of(host))
             self._count()
 
     def _count(self) -> None:
-        self._whole |= {network for network in self._networks if not self._missing[network]}
+        self._whole |= {network for network in self._wanted if not self._missing[network]}
         if self._unread:
             self._complete.clear()
             self._wake.set()
@@ -158,7 +155,7 @@ class RemoteEndpoints:
         """Read everything again, because changes may have been missed; until then the known endpoints stay."""
         self._listed += 1
         self.reasons.clear()
-        self._due(set(self._wanted))
+        self._due(self.wanted)
 
     def take(self, batch: Batch) -> set[str]:
         """Adopt changes, and return the keys of the changed endpoints that matter here."""
@@ -168,14 +165,14 @@ class RemoteEndpoints:
             host = _host(record.key)
             if host in self._late:
                 self._late[host].append(Batch(batch.revision, (record,)))
-            if host in self._wanted and self._adopt(record):
+            if (wanted := self._wanted_of(host)) and self._adopt(record, wanted):
                 touched.add(record.key)
         for key in batch.deletes:
             self.reasons.pop(key, None)
             host = _host(key)
             if host in self._late:
                 self._late[host].append(Batch(batch.revision, (), (key,)))
-            if host in self._wanted and self._drop(key):
+            if self._drop(key):
                 touched.add(key)
         return touched
 
@@ -185,10 +182,10 @@ class RemoteEndpoints:
             log.warning("record %s is skipped: %s", key, why)
         self.reasons[key] = why
 
-    def _adopt(self, record: Record) -> bool:
+    def _adopt(self, record: Record, wanted: Networks) -> bool:
         """Adopt one record, and return whether that changes an endpoint; an unreadable record changes none."""
         host, place = _host(record.key), _place(record.key)
-        found = self._read(record, self._wanted[host])
+        found = self._read(record, wanted)
         if found is None:
             return False
         network, one = found
@@ -203,7 +200,7 @@ class RemoteEndpoints:
     def _drop(self, key: str) -> bool:
         """Forget an endpoint; return whether it was known."""
         host, place = _host(key), _place(key)
-        for network in self._wanted[host]:
+        for network in self._wanted_of(host):
             known = self.of(network, host)
             if place in known:
                 self._set(network, host, {at: one for at, one in known.items() if at != place})
@@ -253,7 +250,7 @@ class RemoteEndpoints:
 
         If another network of the host matters by then, its endpoints must be read once more.
         """
-        wanted, listed = self._wanted.get(host, frozenset()), self._listed
+        wanted, listed = self._wanted_of(host), self._listed
         late = self._late[host] = []
         read: dict[str, dict[str, Packed]] = {network: {} for network in wanted}
         try:
@@ -264,7 +261,7 @@ class RemoteEndpoints:
                     await asyncio.sleep(0)
         finally:
             del self._late[host]
-        if self._wanted.get(host) != wanted or self._listed != listed:
+        if self._wanted_of(host) != wanted or self._listed != listed:
             return
         touched = set()
         for network, endpoints in read.items():
@@ -297,9 +294,9 @@ class RemoteEndpoints:
         return await woken(self._complete, seconds)
 
     @property
-    def wanted(self) -> Collection[str]:
+    def wanted(self) -> set[str]:
         """Return the hosts whose endpoints matter here."""
-        return self._wanted.keys()
+        return set[str]().union(*self._wanted.values())
 
     def whole(self, network: str) -> bool:
         """Return whether all endpoints of a network have been read since the network matters here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from linkspan.cluster import interest
-from linkspan.cluster.remote_endpoints import packed
+from linkspan.cluster.remote_endpoints import RemoteEndpoints, packed
 from linkspan.core.addresses import prefix
 from linkspan.core.contracts import Page
 from linkspan.core.model import Endpoint, Lease
@@ -51,6 +52,24 @@ class Slow(MemoryStore):
             self.read.append(prefix)
             await self.handed.wait()
             yield page
+
+
+def test_a_host_whose_endpoints_matter_takes_little_memory() -> None:
+    """It is one entry in its network, and one among the hosts to read: a thousand take less than 150 KB."""
+
+    async def ignored(_keys: frozenset[str]) -> None:
+        pass
+
+    remote = RemoteEndpoints(MemoryStore(Memory()), "h1", ignored)
+    hosts = {f"h{number}" for number in range(1, 1002)}
+    tracemalloc.start()
+    try:
+        remote.want({"demo": hosts})
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert remote.wanted == hosts - {"h1"}
+    assert taken < 150_000
 
 
 def test_only_endpoints_in_networks_with_a_container_here_are_kept(tmp_path: Path) -> None:
