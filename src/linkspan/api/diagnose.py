@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from linkspan.agent import agent_checks
 from linkspan.agent.agent import Agent
 
 
@@ -30,6 +29,8 @@ class Tracing:
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _doctor(self, request: web.Request) -> web.Response:
+        from linkspan.agent import agent_checks  # 0.3 MB with the checks, and few agents are asked
+
         found = await agent_checks.checks(self._agent)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 

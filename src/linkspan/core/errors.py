@@ -16,7 +16,6 @@ colons: ``attach web to demo: add route 10.244.2.0/24 via 192.0.2.2: network unr
 
 from __future__ import annotations
 
-import difflib
 import errno as _errno
 import os
 import re
@@ -124,6 +123,8 @@ def counted(number: int, noun: str) -> str:
 
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     """Return a hint for an unknown name: the known names that look like it, or else another hint."""
+    import difflib  # 0.2 MB, and most agents never see an unknown name
+
     found = difflib.get_close_matches(word, sorted(set(known)), n=2, cutoff=0.75)
     return f"did you mean {' or '.join(found)}?" if found else otherwise
 
