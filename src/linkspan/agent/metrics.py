@@ -1,7 +1,7 @@
-"""Prometheus metrics: what an agent counts, and Prometheus' text format.
+"""Prometheus metrics: what an agent counts, and its text.
 
-The format is a few lines for each metric. The package prometheus_client writes it, too, but brings a web server and an
-HTTP client along, which would be 1 MB in the memory of each agent.
+prometheus_client brings a web server and an HTTP client along: 1 MB in the memory of each agent. So it is loaded with
+the first request for metrics, and events are counted without it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, math.inf)
 """Upper bounds of the histogram's buckets."""
@@ -32,10 +36,14 @@ class Counter:
         """Count one event with these values of the labels."""
         self._values[values] = self._values.get(values, 0.0) + 1
 
-    def lines(self) -> Iterator[str]:
-        """Yield the counter's lines of text."""
-        yield from _head(self._name, self._help, "counter")
-        yield from (_line(self._name, self._labels, *one) for one in self._values.items())
+    def metric(self) -> Metric:
+        """Return it as Prometheus has it."""
+        from prometheus_client.core import CounterMetricFamily
+
+        found = CounterMetricFamily(self._name, self._help, labels=self._labels)
+        for values, number in self._values.items():
+            found.add_metric(values, number)
+        return found
 
 
 class _Histogram:
@@ -51,30 +59,28 @@ class _Histogram:
         self._buckets.setdefault(value, [0] * len(_SECONDS))[bisect.bisect_left(_SECONDS, seconds)] += 1
         self._sums[value] = self._sums.get(value, 0.0) + seconds
 
-    def lines(self) -> Iterator[str]:
-        """Yield the histogram's lines of text."""
-        yield from _head(self._name, self._help, "histogram")
+    def metric(self) -> Metric:
+        """Return it as Prometheus has it."""
+        from prometheus_client.core import HistogramMetricFamily
+        from prometheus_client.utils import floatToGoString
+
+        found = HistogramMetricFamily(self._name, self._help, labels=(self._label,))
+        bounds = list(map(floatToGoString, _SECONDS))
         for value, counts in self._buckets.items():
-            for bound, count in zip(_SECONDS, itertools.accumulate(counts), strict=True):
-                yield _line(f"{self._name}_bucket", (self._label, "le"), (value, _number(bound)), count)
-            yield _line(f"{self._name}_count", (self._label,), (value,), sum(counts))
-            yield _line(f"{self._name}_sum", (self._label,), (value,), self._sums[value])
+            found.add_metric((value,), [*zip(bounds, itertools.accumulate(counts), strict=True)], self._sums[value])
+        return found
 
 
 class Metrics:
     """Counters of what happened. The caller gives the gauges, which are read at each request."""
 
     def __init__(self) -> None:
-        self._operations = Counter(
-            "linkspan_operations_total", "Attach and detach, by result", "verb", "result"
-        )
+        self._operations = Counter("linkspan_operations", "Attach and detach, by result", "verb", "result")
         self._seconds = _Histogram("linkspan_operation_seconds", "Time an operation took", "verb")
-        self.heals = Counter("linkspan_heals_total", "Repairs, by kind of object", "kind")
-        self.upkeep = Counter("linkspan_store_upkeep_total", "What this agent did for the store, by verb", "verb")
-        self.session_drops = Counter("linkspan_bgp_session_drops_total", "BGP sessions that went down", "peer")
-        self.speaker_restarts = Counter(
-            "linkspan_bgp_speaker_restarts_total", "Starts of the BGP speaker after its first"
-        )
+        self.heals = Counter("linkspan_heals", "Repairs, by kind of object", "kind")
+        self.upkeep = Counter("linkspan_store_upkeep", "What this agent did for the store, by verb", "verb")
+        self.session_drops = Counter("linkspan_bgp_session_drops", "BGP sessions that went down", "peer")
+        self.speaker_restarts = Counter("linkspan_bgp_speaker_restarts", "Starts of the BGP speaker after its first")
 
     def operation(self, verb: str, result: str, seconds: float) -> None:
         """Count an attach or a detach."""
@@ -86,7 +92,7 @@ class Metrics:
         counted = (
             self._operations, self._seconds, self.heals, self.upkeep, self.session_drops, self.speaker_restarts
         )
-        return _text(line for one in counted for line in one.lines()) + exposition(map(_table, gauges))
+        return _text(one.metric() for one in counted) + exposition(map(_table, gauges))
 
 
 def _table(gauge: Gauge) -> Table:
@@ -97,33 +103,30 @@ def _table(gauge: Gauge) -> Table:
 
 def exposition(tables: Iterable[Table]) -> bytes:
     """Return gauges in Prometheus' text format."""
-    return _text(line for table in tables for line in _gauge(*table))
+    return _text(_gauge(*table) for table in tables)
 
 
-def _gauge(
-    name: str, help_: str, labels: tuple[str, ...], values: dict[tuple[str, ...], float]
-) -> Iterator[str]:
-    yield from _head(name, help_, "gauge")
-    yield from (_line(name, labels, *one) for one in values.items())
+def _gauge(name: str, help_: str, labels: tuple[str, ...], values: dict[tuple[str, ...], float]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    found = GaugeMetricFamily(name, help_, labels=labels)
+    for one, value in values.items():
+        found.add_metric(one, value)
+    return found
 
 
-def _head(name: str, help_: str, type_: str) -> tuple[str, str]:
-    return f"# HELP {name} {help_}", f"# TYPE {name} {type_}"
+class _Once:
+    """What Prometheus calls a collector, for metrics that are already there."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield them, for the only request."""
+        yield from self._metrics
 
 
-def _line(name: str, labels: tuple[str, ...], values: tuple[str, ...], number: float) -> str:
-    pairs = ",".join(f'{label}="{_quoted(value)}"' for label, value in zip(labels, values, strict=True))
-    return f"{name}{{{pairs}}} {_number(number)}" if pairs else f"{name} {_number(number)}"
+def _text(metrics: Iterable[Metric]) -> bytes:
+    from prometheus_client import generate_latest
 
-
-def _quoted(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
-def _number(number: float) -> str:
-    """Return a number as Go writes it: infinity is ``+Inf``."""
-    return str(float(number)) if math.isfinite(number) else {math.inf: "+Inf", -math.inf: "-Inf"}.get(number, "NaN")
-
-
-def _text(lines: Iterable[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
+    return generate_latest(_Once(metrics))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from linkspan.agent.metrics import Counter, Metrics, exposition
+from linkspan.agent.metrics import Metrics, exposition
 
 
 def lines(metrics: Metrics) -> list[str]:
@@ -24,12 +24,12 @@ def test_a_counter_without_labels_begins_at_zero_and_one_with_labels_has_no_line
 
 def test_events_are_counted_by_the_values_of_the_labels() -> None:
     """Each combination has a line, in the order of the first event."""
-    counter = Counter("linkspan_x_total", "X", "verb", "result")
+    metrics = Metrics()
     for values in (("attach", "ok"), ("detach", "ok"), ("attach", "ok")):
-        counter.count(*values)
-    assert list(counter.lines())[2:] == [
-        'linkspan_x_total{verb="attach",result="ok"} 2.0',
-        'linkspan_x_total{verb="detach",result="ok"} 1.0',
+        metrics.operation(*values, 0.001)
+    assert [line for line in lines(metrics) if line.startswith("linkspan_operations_total")] == [
+        'linkspan_operations_total{result="ok",verb="attach"} 2.0',
+        'linkspan_operations_total{result="ok",verb="detach"} 1.0',
     ]
 
 
@@ -42,10 +42,10 @@ def test_a_bucket_counts_all_durations_up_to_its_bound() -> None:
     name = "linkspan_operation_seconds"
     assert f"# TYPE {name} histogram" in told
     for bound, number in (("0.001", 1), ("0.002", 2), ("5.0", 2), ("+Inf", 3)):
-        assert f'{name}_bucket{{verb="attach",le="{bound}"}} {number}.0' in told
+        assert f'{name}_bucket{{le="{bound}",verb="attach"}} {number}.0' in told
     assert f'{name}_count{{verb="attach"}} 3.0' in told
     assert f'{name}_sum{{verb="attach"}} {0.001 + 0.0015 + 7.0}' in told
-    assert 'linkspan_operations_total{verb="attach",result="ok"} 3.0' in told
+    assert 'linkspan_operations_total{result="ok",verb="attach"} 3.0' in told
 
 
 def test_a_value_of_a_label_cannot_end_its_line() -> None:
