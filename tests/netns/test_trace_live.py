@@ -153,7 +153,7 @@ def test_a_killed_trace_leaves_no_table(bridged: Host) -> None:
     """The kernel removes the tables of a process that is killed while it traces."""
     script = (
         "import sys, time; from linkspan.kernel.probe.nft_trace import RuleTrace;"
-        " RuleTrace('x', {'there': ['meta l4proto icmp']}, ['eth0']); print('traces', flush=True); time.sleep(60)"
+        " one = RuleTrace('x', {'there': ['meta l4proto icmp']}, ['eth0']); print('traces', flush=True); time.sleep(60)"
     )
     command = ["ip", "netns", "exec", bridged.world.named("b"), sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -40,7 +40,8 @@ class ClusterRun(LabRun):
     def not_well(self, host: str) -> str:
         """Return all problems in a host's status, as text."""
         told = self.status(host)
-        return json.dumps([told["unreachable"], told["store"], told["drift"]])
+        store = told["store"] | {"etcd": None}  # it names the host that compacted last, which is no problem
+        return json.dumps([told["unreachable"], store, told["drift"]])
 
     def host(self, name: str, asked: str = "h1") -> dict[str, Any]:
         """Return what an agent knows of a host."""
