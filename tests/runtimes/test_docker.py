@@ -266,19 +266,19 @@ def test_a_port_on_an_internal_network_alone_is_refused(docker: Docker, hidden: 
 def test_a_running_container_with_ports_may_join_an_internal_network(docker: Docker, hidden: str) -> None:
     """Its port stays published by the other network, though a stopped container has only the internal network."""
     docker.run(f"create --name still --network {hidden} {IMAGE} true")
-    docker.run(f"run -d --name c1 --stop-timeout 1 --network demo -p 8099:80 {IMAGE} httpd -f -p 80 -h /etc")
-    docker.run(f"network connect {hidden} c1")
+    docker.run(f"run -d --name joined --stop-timeout 1 --network demo -p 8099:80 {IMAGE} httpd -f -p 80 -h /etc")
+    docker.run(f"network connect {hidden} joined")
     until(lambda: docker.host.serves(8099), "the port is served")
-    assert not _unpublished(docker, "c1")
+    assert not _unpublished(docker, "joined")
 
 
 def test_a_port_that_cannot_be_refused_in_time_is_told_in_the_events(docker: Docker, hidden: str) -> None:
     """A stopped container is in both networks, so linkspan cannot know which one starts: an event names the port."""
     docker.run(f"create --name both --network {hidden} {IMAGE} true")
     docker.run("network connect demo both")
-    docker.container("c1", f"--network {hidden} -p 8099:80")
-    until(lambda: _unpublished(docker, "c1"), "the event is there")
-    assert f"network {hidden} is internal" in _unpublished(docker, "c1")[0]
+    docker.container("late", f"--network {hidden} -p 8099:80")
+    until(lambda: _unpublished(docker, "late"), "the event is there")
+    assert f"network {hidden} is internal" in _unpublished(docker, "late")[0]
 
 
 def _unpublished(docker: Docker, name: str) -> list[str]:
