@@ -104,20 +104,16 @@ class Measured:
 
     def settled(self, count: int) -> None:
         """Wait until the kernel has a route to each host in each network that is used, and the agent rests."""
-        end = time.monotonic() + PATIENCE
         wanted = [str(pool(network)) for network in USED]
 
         def routes() -> int:
             shown = (commands.run("ip", "-n", self.host.namespace, "route", "show", "root", one) for one in wanted)
             return sum(text.count(" via ") for text in shown)
 
-        while routes() < count * len(USED):
-            if time.monotonic() > end:
-                sys.exit(f"error: {routes()} routes of {count * len(USED)} after {PATIENCE:.0f} s")
-            time.sleep(0.5)
-        while shares(2.0, self.pid)[0] > CALM:
-            if time.monotonic() > end:
-                sys.exit(f"error: the agent does not rest within {PATIENCE:.0f} s")
+        if not commands.await_(lambda: routes() >= count * len(USED), PATIENCE):
+            sys.exit(f"error: {routes()} routes of {count * len(USED)} after {PATIENCE:.0f} s")
+        if not commands.await_(lambda: shares(2.0, self.pid)[0] <= CALM, PATIENCE):
+            sys.exit(f"error: the agent does not rest within {PATIENCE:.0f} s")
 
     def resolver(self) -> socket.socket:
         """Return a socket of the host to the server of names of the first network."""
@@ -160,12 +156,12 @@ def idle(one: Measured, etcd: int, seconds: float) -> dict[str, Metric]:
 def busy(one: Measured, etcd: int, seconds: float) -> dict[str, Metric]:
     """Measure while endpoints change, and then with more watches."""
     with one.hosts.changing(RATE):
-        time.sleep(2)
+        time.sleep(2)  # until the rate is reached
         before = one.hosts.changed
         agent, store = shares(seconds, one.pid, etcd)
         rate = (one.hosts.changed - before) / seconds
         with one.hosts.watching(WATCHES):
-            time.sleep(1)
+            time.sleep(1)  # until all watches are there
             (more,) = shares(seconds, etcd)
     told = (more - store) / (WATCHES * rate)
     return {

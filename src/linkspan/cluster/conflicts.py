@@ -89,12 +89,10 @@ class Disputes:
 
         Only the blocks of the ``changed`` networks are compared; None: of all.
         """
-        found: dict[tuple[str, str], dict[str, str]] = {}
-        if changed is not None:
-            kept = ((name, host) for name, host in self._lost if name in networks and name not in changed)
-            found = {pair: self._lost[pair] for pair in kept}
-        for name in networks:
-            for (host, block), owner in self._leases.lost(name).items() if changed is None or name in changed else ():
+        again = [name for name in networks if changed is None or name in changed]
+        found = {pair: lost for pair, lost in self._lost.items() if pair[0] in networks and pair[0] not in again}
+        for name in again:
+            for (host, block), owner in self._leases.lost(name).items():
                 found.setdefault((name, host), {})[block] = owner
         self._unlisted = {key: since for key, since in self._unlisted.items() if key[0] in networks}
         before, self._lost = self._lost, found

@@ -21,7 +21,7 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from linkspan.cluster.interest import Interest
-from linkspan.cluster.remote_endpoints import SLICE, RemoteEndpoints, network_of
+from linkspan.cluster.remote_endpoints import SLICE, RemoteEndpoints, network_of, owner_of
 from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Record
@@ -128,7 +128,7 @@ class Published:
         of = ""
         async for page, _ in self._replica.store.pages(f"{ENDPOINTS}{host}/" if host else ENDPOINTS):
             for number, record in enumerate(page, 1):
-                if (owner := record.key.split("/", 2)[1]) != of:
+                if (owner := owner_of(record.key)) != of:
                     if found:
                         yield found
                     found, of = [], owner
@@ -255,7 +255,7 @@ class Published:
                 for number, record in enumerate(page, 1):
                     text = record.key.encode() + record.value.lower()
                     if any(part in text for part in parts):
-                        host, endpoint = record.key.split("/", 2)[1], self._read(record, "")
+                        host, endpoint = owner_of(record.key), self._read(record, "")
                         if endpoint is not None and host != self._host:
                             found.append((host, endpoint))
                     if number % SLICE == 0:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from linkspan.cluster.leases import leased
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.model import Endpoint
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store.replica import Replica
 
 LINGER = 60.0
@@ -45,9 +45,7 @@ class Interest:
 
     async def stop(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         await self._remote.stop()
 
     def note(self, _identity: tuple[str, str]) -> None:

@@ -19,7 +19,7 @@ from linkspan.core.contracts import Batch, Record, Store
 from linkspan.core.dns_names import speakable
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import ALIASES, Endpoint
-from linkspan.core.supervise import lasting, woken
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store import records, validation
 from linkspan.store.replica import ENDPOINTS
 
@@ -110,9 +110,7 @@ class RemoteEndpoints:
 
     async def stop(self) -> None:
         """Stop reading."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     # What changes
 
@@ -162,14 +160,14 @@ class RemoteEndpoints:
         touched = set()
         for record in batch.puts:
             self.reasons.pop(record.key, None)
-            host = _host(record.key)
+            host = owner_of(record.key)
             if host in self._late:
                 self._late[host].append(Batch(batch.revision, (record,)))
             if (wanted := self._wanted_of(host)) and self._adopt(record, wanted):
                 touched.add(record.key)
         for key in batch.deletes:
             self.reasons.pop(key, None)
-            host = _host(key)
+            host = owner_of(key)
             if host in self._late:
                 self._late[host].append(Batch(batch.revision, (), (key,)))
             if self._drop(key):
@@ -184,7 +182,7 @@ class RemoteEndpoints:
 
     def _adopt(self, record: Record, wanted: Networks) -> bool:
         """Adopt one record, and return whether that changes an endpoint; an unreadable record changes none."""
-        host, place = _host(record.key), _place(record.key)
+        host, place = owner_of(record.key), _place(record.key)
         found = self._read(record, wanted)
         if found is None:
             return False
@@ -199,7 +197,7 @@ class RemoteEndpoints:
 
     def _drop(self, key: str) -> bool:
         """Forget an endpoint; return whether it was known."""
-        host, place = _host(key), _place(key)
+        host, place = owner_of(key), _place(key)
         for network in self._wanted_of(host):
             known = self.of(network, host)
             if place in known:
@@ -278,7 +276,7 @@ class RemoteEndpoints:
 
     def _sort(self, record: Record, wanted: Networks, read: Mapping[str, dict[str, Packed]]) -> None:
         """Add a record to the endpoints of its network; an unreadable one stays as it was."""
-        host, place = _host(record.key), _place(record.key)
+        host, place = owner_of(record.key), _place(record.key)
         found = self._read(record, wanted)
         if found is None:
             for network in wanted:
@@ -349,7 +347,8 @@ def network_of(record: Record) -> str:
     return network
 
 
-def _host(key: str) -> str:
+def owner_of(key: str) -> str:
+    """Return the id of the host whose endpoint has this key."""
     return key.split("/", 2)[1]
 
 
