@@ -6,6 +6,9 @@ import contextlib
 import re
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol as Contract
+from typing import TypeVar
+
+import msgspec
 
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Exhausted, Invalid
@@ -20,6 +23,7 @@ _ANY = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
 Identity = tuple[str, str]
+P = TypeVar("P", Port, PortRange)
 
 
 class Listeners(Contract):
@@ -43,8 +47,6 @@ def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
             f"published port {text!r} is not understood", "write it like 8080:80, or 127.0.0.1:8000-8010:80/udp"
         )
     host_ip = (found["ip"] or "").strip("[]")
-    if host_ip:
-        host_ip = prefix(host_ip).address
     first, port = int(found["host"]), int(found["port"])
     last, port_last = int(found["host_end"] or first), int(found["port_end"] or port)
     protocol = _PROTOCOLS[found["protocol"] or "tcp"]
@@ -54,13 +56,23 @@ def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
     if last < first or port_last < port:
         raise Invalid(f"published port {text!r}: the range goes backwards", "write the lower port first")
     if last > first and port_last == port:
-        return (), (PortRange(host_ip, first, last, port, protocol),)
+        return (), (spelled(PortRange(host_ip, first, last, port, protocol)),)
     if last - first != port_last - port:
         raise Invalid(
             f"published port {text!r}: the ranges have different lengths",
             "give as many host as container ports",
         )
-    return tuple(Port(host_ip, first + n, port + n, protocol) for n in range(last - first + 1)), ()
+    return tuple(spelled(Port(host_ip, first + n, port + n, protocol)) for n in range(last - first + 1)), ()
+
+
+def spelled(wish: P) -> P:
+    """Return a port or range with its host address in the one spelling; two of the same address clash only then.
+
+    Raises Invalid if that is no address.
+    """
+    if not wish.host_ip:
+        return wish
+    return msgspec.structs.replace(wish, host_ip=prefix(wish.host_ip).single().address)
 
 
 class PortTable:

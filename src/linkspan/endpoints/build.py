@@ -17,13 +17,14 @@ from linkspan.core.model import (
     checked_name,
     host_ifname,
 )
+from linkspan.core.ports import spelled
 
 LARGEST_LIMIT = 1 << 34
 """Bits: tc's struct tc_tbf_qopt has a burst in 32 bits of bytes, and rounding may need one more bit."""
 
 
 def checked(request: AttachRequest) -> AttachRequest:
-    """Return a request that may be carried out, with its MAC written as records have it.
+    """Return a request that may be carried out, with its MAC and its ports' addresses written as records have them.
 
     Every request comes through here first, whoever asks: users by the API, CNI, Podman or Docker. What follows relies
     on its names, numbers and MAC. Raises Invalid.
@@ -35,7 +36,12 @@ def checked(request: AttachRequest) -> AttachRequest:
     try:
         if request.ifname:
             checked_ifname(request.ifname)
-        return msgspec.structs.replace(request, mac=mac_text(mac(request.mac))) if request.mac else request
+        return msgspec.structs.replace(
+            request,
+            mac=mac_text(mac(request.mac)) if request.mac else "",
+            ports=tuple(map(spelled, request.ports)),
+            port_ranges=tuple(map(spelled, request.port_ranges)),
+        )
     except Invalid as error:
         raise error.within(f"attach {request.name or request.id} to {request.network}") from error
 

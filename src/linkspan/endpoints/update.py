@@ -15,6 +15,7 @@ from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import mac
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
+from linkspan.core.ports import spelled
 from linkspan.core.states.host import Interface, Key, State
 from linkspan.endpoints.build import check_ports, resized
 from linkspan.endpoints.detach import detach
@@ -165,9 +166,10 @@ async def publish(
     Raises NotFound, Invalid, Conflict or Exhausted, and then changes nothing.
     """
     async with _standing(registry, identity) as (network, before):
-        bare = msgspec.structs.replace(before, ports=tuple(fixed))
+        bare = msgspec.structs.replace(before, ports=tuple(map(spelled, fixed)))
         check_ports(network, bare)
-        after = msgspec.structs.replace(bare, ports=await registry.ports.reserve(bare, wishes, instead=before))
+        ports = await registry.ports.reserve(bare, map(spelled, wishes), instead=before)
+        after = msgspec.structs.replace(bare, ports=ports)
         try:
             endpoint = await _changed(registry, network, before, after)
         except BaseException:

@@ -30,12 +30,13 @@ REQUEST = AttachRequest(id="c1", network="demo", ifname="eth0")
         ({"ports": (Port("", 70000, 80, "tcp"),)}, "^70000 is not a port$"),
         ({"ports": (Port("", 8080, 0, "tcp"),)}, "^0 is not a port$"),
         ({"port_ranges": (PortRange("", 9000, 8000, 80, "tcp"),)}, "^the range of ports 9000-8000 goes backwards$"),
+        ({"ports": (Port("::g", 80, 80, "tcp"),)}, "^attach c1 to demo: '::g' is not an IP address or prefix$"),
         ({"bandwidth": Bandwidth(ingress_rate=LARGEST_LIMIT)}, "^bandwidth: ingress_rate of 17179869184 bits is out"),
     ],
 )
 def test_a_request_that_nobody_could_carry_out_is_refused_with_its_reason(fault: dict[str, object], why: str) -> None:
     """Each fault by itself; the same request without it passes unchanged."""
-    assert checked(REQUEST) is REQUEST
+    assert checked(REQUEST) == REQUEST
     with pytest.raises(Invalid, match=why):
         checked(replace(REQUEST, **fault))
 
@@ -65,6 +66,24 @@ def test_one_mac_in_two_spellings_is_one_mac(tmp_path: Path) -> None:
         assert made.mac == "02:00:00:00:00:ab"
         other = replace(REQUEST, id="c2", mac="02:00:00:00:00:AB")
         with pytest.raises(Conflict, match="MAC 02:00:00:00:00:ab is used by c1"):
+            await attach(stage.registry, other, -1, "", delivered=True)
+        await stage.stop()
+
+    asyncio.run(run())
+
+
+def test_one_host_address_in_two_spellings_is_one_port(tmp_path: Path) -> None:
+    """The endpoint has it as others compare it, and a second container cannot publish it."""
+    wish = PortRange("2001:DB8:0::1", 8001, 8001, 80, "tcp")
+
+    async def run() -> None:
+        stage = RegistryStage(tmp_path)
+        await stage.start(DEMO)
+        first = replace(REQUEST, ports=(Port("2001:db8:0:0::1", 8000, 80, "tcp"),), port_ranges=(wish,))
+        made = await attach(stage.registry, first, -1, "", delivered=True)
+        assert [str(port) for port in made.ports] == ["[2001:db8::1]:8000->80/tcp", "[2001:db8::1]:8001->80/tcp"]
+        other = replace(REQUEST, id="c2", ports=(Port("2001:db8::0:1", 8000, 80, "tcp"),))
+        with pytest.raises(Conflict, match=r"port 8000/tcp on 2001:db8::1 is in use by .* c1 of network demo"):
             await attach(stage.registry, other, -1, "", delivered=True)
         await stage.stop()
 

@@ -1,4 +1,4 @@
-"""Docker's engine, where there is none."""
+"""The client of Docker's engine: where there is none, and what it makes of answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from linkspan.core.errors import Unavailable
 from linkspan.runtimes.docker.docker_engine import Engine
@@ -25,3 +26,30 @@ def test_without_an_engine_renames_cost_no_session(tmp_path: Path, monkeypatch: 
 
     with pytest.raises(Unavailable, match="the socket does not exist"):
         asyncio.run(first())
+
+
+def test_only_the_alias_that_the_engine_adds_is_left_out(tmp_path: Path) -> None:
+    """It adds the first twelve digits of the id. A user's alias may be the beginning of it too."""
+    container = "cafe" + "0" * 60
+    answer = {
+        "Id": container,
+        "Name": "/web",
+        "NetworkSettings": {"Networks": {"n": {"EndpointID": "e1", "Aliases": ["cafe", container[:12], "www"]}}},
+    }
+
+    async def answered(_: web.Request) -> web.Response:
+        return web.json_response(answer)
+
+    async def names() -> tuple[str, dict[str, tuple[str, ...]]]:
+        app = web.Application()
+        app.router.add_get("/v1.41/containers/{id}/json", answered)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        socket = str(tmp_path / "docker.sock")
+        await web.UnixSite(runner, socket).start()
+        try:
+            return await Engine(socket).names(container)
+        finally:
+            await runner.cleanup()
+
+    assert asyncio.run(names()) == ("web", {"e1": ("cafe", "www")})

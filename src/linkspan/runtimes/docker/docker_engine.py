@@ -17,6 +17,8 @@ PATIENCE = aiohttp.ClientTimeout(total=30)
 """The engine asks our plugin while it makes a network."""
 API = "http://docker/v1.41"
 """Docker 20.10's; an engine takes older versions of its API, and refuses newer ones."""
+SHORT_ID = 12
+"""Digits of a container's id that the engine adds to its aliases."""
 LABEL = "linkspan.io/exposed"
 """Label of linkspan's own networks; other networks of driver linkspan belong to a user."""
 
@@ -145,7 +147,9 @@ class Engine:
         """Return a container's name, and its aliases by the id of each of its endpoints."""
         found = _decoded(await self._ask("GET", f"/containers/{container}/json"), _Container)
         attachments = (found.network_settings.networks or {}).values()
-        aliases = {a.endpoint_id: tuple(x for x in a.aliases or () if not found.id.startswith(x)) for a in attachments}
+        # The engine adds the id's first twelve digits by itself. What is shorter or longer a user chose.
+        added = found.id[:SHORT_ID]
+        aliases = {a.endpoint_id: tuple(x for x in a.aliases or () if x != added) for a in attachments}
         return found.name.lstrip("/"), aliases
 
     async def renames(self) -> AsyncGenerator[str]:
