@@ -7,6 +7,10 @@ example).
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import io
 import os
 import select
 import signal
@@ -17,7 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
 
-from linkspan.cli.main import main
+from linkspan.cli.main import commands, main
 
 LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
 """Commands that look at the machine, or change it: they must be in the host's namespaces.
@@ -32,6 +36,7 @@ def linkspan(
 
     Its environment has ``variables`` besides.
     """
+    _prepare()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         with warnings.catch_warnings():
             # Python warns from 3.12 on where there are threads: here they only move what tests report.
@@ -53,9 +58,17 @@ def linkspan(
     return subprocess.CompletedProcess(words, code, *said)
 
 
+@functools.cache
+def _prepare() -> None:
+    """Do once what every copy would do before it knows its command: the library imports at the first one."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        commands()(["network", "list", "--help"], prog_name="linkspan", standalone_mode=False)
+
+
 def _become(words: Sequence[str], out: IO[bytes], errors: IO[bytes]) -> NoReturn:
     """Be the command, and end; whatever happens, this copy does not go on with the tests."""
     code = 1
+    gc.freeze()  # nobody collects what the tests have, which would copy all of it
     try:
         with open(os.devnull, "rb") as nothing:
             for number, file in enumerate((nothing, out, errors)):
