@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import io
 import os
 import select
@@ -22,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
 
 from linkspan.cli.main import commands, main
+from linkspan.lab import processes
+from support import copies
 
 LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
 """Commands that look at the machine, or change it: they must be in the host's namespaces.
@@ -66,24 +67,13 @@ def _prepare() -> None:
 
 
 def _become(words: Sequence[str], out: IO[bytes], errors: IO[bytes]) -> NoReturn:
-    """Be the command, and end; whatever happens, this copy does not go on with the tests."""
-    code = 1
-    gc.freeze()  # nobody collects what the tests have, which would copy all of it
-    try:
-        with open(os.devnull, "rb") as nothing:
-            for number, file in enumerate((nothing, out, errors)):
-                os.dup2(file.fileno(), number)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, mode) for n, mode in enumerate("rww"))  # noqa: SIM115
-        sys.argv = ["linkspan", *words]
-        main()
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:  # noqa: BLE001 - as Python itself ends
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """Be the command, and end."""
+    with open(os.devnull, "rb") as nothing:
+        for number, file in enumerate((nothing, out, errors)):
+            os.dup2(file.fileno(), number)
+    sys.argv = ["linkspan", *words]
+    processes.start = copies.start_of_lab
+    copies.lived(main)
 
 
 def _text(file: IO[bytes]) -> str:
