@@ -11,6 +11,8 @@ import pytest
 ROOTLESS = [Path(__file__).parent / name for name in ("unit", "store")]
 """What needs root in them has the marker ``root``; in the other folders every test has it."""
 
+KERNELS = "tests/kernels/"
+
 UNEXPECTED_SKIPS = 10
 """Exit code of a whole run in CI that skipped other tests than expected (pytest itself uses 0 to 5)."""
 
@@ -59,6 +61,24 @@ def _left_out(config: pytest.Config) -> set[str]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     assert reporter is not None
     return {item.nodeid for item in reporter.stats.get("deselected", [])}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where each file is one worker's, make the folder for the other kernel one worker's, too.
+
+    All its tests run in one virtual machine. Whoever has one of its files waits for it, and runs nothing meanwhile.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # a plug-in that may be missing
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return KERNELS if file.startswith(KERNELS) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

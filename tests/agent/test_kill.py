@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from linkspan.core.errors import Unavailable
+from support.agent import killed_agent
 from support.agent.agent_host import PATIENCE, Host, World, first_ip, pings, run
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
@@ -35,9 +36,8 @@ class Killed:
     def start(self) -> None:
         """Start the agent, which behaves until ``within``."""
         self._file.unlink(missing_ok=True)
-        self.host.start(
-            sys.executable, str(Path(__file__).parents[1] / "support/agent/killed_agent.py"), str(self._file)
-        )
+        program = functools.partial(killed_agent.main, str(self._file))
+        self.host.start(sys.executable, killed_agent.__file__, str(self._file), program=program)
 
     def within(self, number: int, operation: Callable[[], object]) -> bool:
         """Return whether the agent was killed at this boundary of the operation; it runs again afterwards."""

@@ -71,10 +71,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def _from_inside(session: pytest.Session) -> Told:
-    """Return what all tests told. The first process of a run of pytest that asks boots, the others wait for it."""
+    """Return what all tests told: the first one's question boots. Beside others one worker has all of them."""
     if _told not in session.stash:
-        folder = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # pytest has no public name
-        folder = folder.parent if hasattr(session.config, "workerinput") else folder
         tests = [item.nodeid for item in session.items if item.path.is_relative_to(HERE)]
-        session.stash[_told] = virtual_machine.shared(folder, session.config.rootpath, tests)
+        session.stash[_told] = virtual_machine.run(session.config.rootpath, tests)
     return session.stash[_told]

@@ -13,8 +13,8 @@ import pytest
 from linkspan.core.model import Underlay
 from linkspan.diagnose.doctor import doctor, kernel_features
 from linkspan.diagnose.doctor.checks import Check, Surroundings
-from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.machine import Machine
 from linkspan.runtimes import checks
 from support.netns import sample
 from support.netns.world import World
@@ -46,7 +46,9 @@ def patient(world: World, tmp_path: Path) -> Patient:
     """Make a host where everything of the network demo is in place."""
     network = sample.network()
     states = sample.states([network], [sample.endpoint(world, "a", network, 2)])
-    world.sh("h", "\n".join(line for s in ordered(states) for line in commands(s, world.by_inode)))
+    with world.entered("h"), contextlib.closing(Machine(tmp_path)) as machine:
+        machine.namespaces.register(world.inode("a"), world.path("a"))
+        assert machine.reconciler.change(("all",), states) == {}
     return Patient(world, Surroundings([network], tmp_path / "state", tmp_path))
 
 

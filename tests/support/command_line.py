@@ -7,6 +7,9 @@ example).
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import select
 import signal
@@ -17,7 +20,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
 
-from linkspan.cli.main import main
+from linkspan.cli.main import commands, main
+from linkspan.lab import processes
+from support import copies
 
 LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
 """Commands that look at the machine, or change it: they must be in the host's namespaces.
@@ -32,6 +37,7 @@ def linkspan(
 
     Its environment has ``variables`` besides.
     """
+    _prepare()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         with warnings.catch_warnings():
             # Python warns from 3.12 on where there are threads: here they only move what tests report.
@@ -53,24 +59,21 @@ def linkspan(
     return subprocess.CompletedProcess(words, code, *said)
 
 
+@functools.cache
+def _prepare() -> None:
+    """Do once what every copy would do before it knows its command: the library imports at the first one."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        commands()(["network", "list", "--help"], prog_name="linkspan", standalone_mode=False)
+
+
 def _become(words: Sequence[str], out: IO[bytes], errors: IO[bytes]) -> NoReturn:
-    """Be the command, and end; whatever happens, this copy does not go on with the tests."""
-    code = 1
-    try:
-        with open(os.devnull, "rb") as nothing:
-            for number, file in enumerate((nothing, out, errors)):
-                os.dup2(file.fileno(), number)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, mode) for n, mode in enumerate("rww"))  # noqa: SIM115
-        sys.argv = ["linkspan", *words]
-        main()
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:  # noqa: BLE001 - as Python itself ends
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """Be the command, and end."""
+    with open(os.devnull, "rb") as nothing:
+        for number, file in enumerate((nothing, out, errors)):
+            os.dup2(file.fileno(), number)
+    sys.argv = ["linkspan", *words]
+    processes.start = copies.start_of_lab
+    copies.lived(main)
 
 
 def _text(file: IO[bytes]) -> str:

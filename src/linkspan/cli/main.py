@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.main
@@ -85,18 +86,24 @@ def _options(
     pass
 
 
-def main() -> None:
-    """Run a command; print an error as one line on stderr (with -o json also as an object on stdout)."""
-    command = typer.main.get_command(app)
-    for option in command.params:
+@functools.cache
+def commands() -> Any:
+    """Return all commands as the library runs them: an object of a class that it does not export."""
+    made = typer.main.get_command(app)
+    for option in made.params:
         if isinstance(option, TyperOption) and option.name in ("install_completion", "show_completion"):
             option.hidden = True  # completion is used once, and would be two fifths of the help
-    usage.tidy(command)
+    usage.tidy(made)
+    return made
+
+
+def main() -> None:
+    """Run a command; print an error as one line on stderr (with -o json also as an object on stdout)."""
     words = sys.argv[1:]
     if not _wants_json(words):  # their own formatting escapes them
         Client.show_by(shown)
     try:
-        sys.exit(command(prog_name="linkspan", standalone_mode=False))
+        sys.exit(commands()(prog_name="linkspan", standalone_mode=False))
     except LinkspanError as error:
         sys.exit(_failed(error, words))
     except usage.SHOWN_ERROR as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 from linkspan.api.client import Client
 from linkspan.core import config
 from linkspan.kernel.io.namespaces import open_namespace
+from support import copies
 from support.command_line import LOCAL, linkspan
 
 _numbers = itertools.count()
@@ -129,22 +132,28 @@ class Host:
         self.containers: list[str] = []
         """The namespaces that a fixture attached, for its tests."""
 
-    def start(self, *argv: str) -> None:
+    def start(self, *argv: str, program: Callable[..., None] | None = None) -> None:
         """Start the agent and wait until it says ready.
 
         It is started as the command line does it once it has read its options. With ``argv``, such as the command line
-        itself in a mount namespace, that is started instead, and told the options.
+        itself in a mount namespace, that is started instead, and told the options; ``program`` is the function that it
+        calls with them, if it is a Python program that may begin as a copy of this process.
         """
         given = {"state_dir": str(self.state_dir), "socket": str(self.socket)}
-        variables: dict[str, str] = {}
+        env, copy = dict(os.environ), None
         if argv:
             options = ("--state-dir", given["state_dir"], "--socket", given["socket"])
-            command = [*argv, "agent", "--config", str(self.config), *options]
+            words = ("agent", "--config", str(self.config), *options)
+            command = [*argv, *words]
+            if program is not None:
+                copy = copies.agent(self.netns, "", command, env, functools.partial(program, *words))
         else:
             command, variables = config.process(config.checked(config.given(str(self.config), "", given)))
+            env |= variables
+            copy = copies.agent(self.netns, "", command, env)
         with self.log.open("ab") as log:
             self.process = self.world.spawn(
-                self.netns, *command, stdout=subprocess.PIPE, stderr=log, env=os.environ | variables
+                self.netns, *command, stdout=subprocess.PIPE, stderr=log, env=env, preexec_fn=copy
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

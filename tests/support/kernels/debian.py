@@ -23,6 +23,8 @@ CACHE = Path(sys.prefix, "cache", "kernels")
 INIT = Path(__file__).with_name("init")
 MEMORY = 1024
 """MiB; what is written inside stays in it."""
+PRIORITY = -10
+"""It is slow enough by itself: the programs inside have no more patience than on a real machine."""
 
 
 class Missing(Exception):
@@ -102,6 +104,7 @@ def _qemu(folder: Path, socket: Path, log: Path, script: Path) -> list[str]:
     ours = f"init={INIT} share={script.parent} modules={folder}/usr/lib/modules job={script}"
     kernel = f"console=ttyS0 quiet panic=-1 mitigations=off root=rootfs rootfstype=virtiofs rw {ours}"
     return [
+        *("nice", "-n", str(PRIORITY)),
         *(QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", "2", "-m", str(MEMORY)),
         *("-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{log}"),
         *("-object", f"memory-backend-memfd,id=m,size={MEMORY}M,share=on", "-numa", "node,memdev=m"),

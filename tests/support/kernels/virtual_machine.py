@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -28,16 +27,6 @@ class Told(msgspec.Struct, frozen=True):
     reports: dict[str, list[dict[str, Any]]]
     said: str = ""
     missing: str = ""
-
-
-def shared(folder: Path, root: Path, tests: Sequence[str]) -> Told:
-    """Run these tests, or, where another process has this ``folder`` too, take what it was told; wait for it."""
-    written = folder / "kernels.json"
-    with (folder / "kernels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not written.exists():
-            written.write_bytes(msgspec.json.encode(run(root, tests)))
-    return msgspec.json.decode(written.read_bytes(), type=Told)
 
 
 def run(root: Path, tests: Sequence[str]) -> Told:

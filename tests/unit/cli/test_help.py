@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 
 from linkspan.backends import BACKENDS, CROSSING
-from linkspan.cli.main import app
+from linkspan.cli.main import commands
 from linkspan.core.errors import Invalid
 from linkspan.lab import controllers, faults, routers, switches, topology
 
@@ -20,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def _option(command: str, name: str) -> str:
     """Return the help of a command's option."""
-    found: Any = typer.main.get_command(app)
+    found = commands()
     for word in command.split():
         found = found.commands[word]
     return next(str(option.help) for option in found.params if name in option.opts)

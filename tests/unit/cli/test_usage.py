@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import typer
-import typer.main
 
 from linkspan.cli import main, output, usage
 
-ALL = typer.main.get_command(main.app)
+ALL = main.commands()
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -83,7 +82,7 @@ def test_wrong_usage_is_one_line_that_says_what_was_meant(
 
 def test_what_is_suggested_exists() -> None:
     """Every command and option of the tables of other programs' words."""
-    groups = {"linkspan": ALL} | {f"linkspan {name}": one for name, one in ALL.commands.items()}  # type: ignore[attr-defined]
+    groups = {"linkspan": ALL} | {f"linkspan {name}": one for name, one in ALL.commands.items()}
     names = {name for one in groups.values() for name in getattr(one, "commands", {})}
     options = {opt for one in _commands(ALL) for param in one.params for opt in param.opts}
     for path, phrases in usage.PHRASES.items():
@@ -117,12 +116,12 @@ def _paths(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [path, *(found for name, one in below.items() for found in _paths(one, (*path, name)))]
 
 
-@pytest.mark.parametrize("group", ["", *ALL.commands])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("group", ["", *ALL.commands])
 def test_help_shows_flags_without_a_type_and_arguments_by_their_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
 ) -> None:
     """Of every command: no <bool>, no <str>, no {NAME}."""
-    paths = _paths(ALL.commands[group], (group,)) if group else [()]  # type: ignore[attr-defined]
+    paths = _paths(ALL.commands[group], (group,)) if group else [()]
     for path in paths:
         code, out, _ = said(monkeypatch, capsys, *path, "--help")
         assert code == 0
