@@ -37,7 +37,6 @@ from linkspan.diagnose.trace.kernel_view import (
     Secured,
 )
 from linkspan.kernel.drivers.ipip_table import TunnelTableDriver
-from linkspan.kernel.drivers.routes import if_id
 from linkspan.kernel.io import neighbour_messages, vici
 from linkspan.kernel.io.link_messages import (
     ADDRESS,
@@ -61,7 +60,6 @@ from linkspan.kernel.io.netlink import (
     GETNEIGH,
     GETROUTE,
     Message,
-    Sockets,
     attr,
     attributes,
     string,
@@ -80,7 +78,9 @@ from linkspan.kernel.io.route_messages import (
     PREFSRC,
     RTMSG,
     SRC,
+    if_id,
 )
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import arp, device_filters, nft_trace, policies, port_owners
@@ -109,7 +109,7 @@ _IFF_NOARP, _IFF_LOWER_UP = 0x80, 0x10000
 _HARMLESS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio", "multiq", "sfq"})
 """Queueing disciplines that drop packets only if a link is full."""
 _OWN_BUCKET = "tbf", 1 << 16
-"""A bandwidth limit of linkspan's (``kernel/shaper``): its kind and handle."""
+"""A bandwidth limit of linkspan's (``kernel/drivers/shaper``): its kind and handle."""
 _LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
 _IPTABLES = {4: "iptables", 6: "ip6tables"}
 _TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
@@ -374,7 +374,7 @@ class KernelAnswers:
             return None
         try:
             with vici.session(self._ike) as asked:
-                standing = [one for one in vici.associations(asked) if one.stands]
+                standing = [one for one in vici.associations(asked) if one.established]
         except LinkspanError:
             return None
         pairs = [(one, child) for one in standing for child in one.children if child.installed]
