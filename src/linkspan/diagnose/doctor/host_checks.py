@@ -11,8 +11,9 @@ from linkspan.core.model import Network
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace import netfilter_hooks
-from linkspan.diagnose.trace.kernel_view import KernelView, Packet
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.kernel_view import KernelView
+from linkspan.diagnose.trace.packet import Packet
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 from linkspan.kernel.drivers import firewalld
 from linkspan.kernel.drivers.links import BRIDGE_PORTS
 from linkspan.kernel.io import link_messages
