@@ -48,7 +48,7 @@ _ASKED = {(4, "icmp"): 1, (6, "icmp"): 58, (4, "tcp"): 6, (6, "tcp"): 6, (4, "ud
 # linux/if_link.h
 _VLAN_FILTERING = 7
 _PORT_STATE, _FORWARDING = 1, 3
-_LEARNING, _FLOOD, _MULTICASTS, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 27, 30, 33, 39
+_LEARNING, _FLOOD, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 30, 33, 39
 _WITH_PORTS = frozenset({"bridge", "bond", "team"})
 _STACKED = frozenset({"vlan", "macvlan", "ipvlan", "macsec"})
 _IFF_LOWER_UP = 0x10000  # linux/if.h
@@ -56,6 +56,10 @@ _HARMLESS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio"
 """Queueing disciplines that drop packets only if a link is full."""
 _OWN_BUCKET = "tbf", 1 << 16
 """A bandwidth limit of linkspan's (``kernel/drivers/shaper``): its kind and handle."""
+
+
+NO_FOLDER = Path("/nonexistent")
+"""Instead of a state folder, for questions about no helper: no such folder ever exists (Debian Policy, 9.2.3)."""
 
 
 class KernelAnswers(FirewallAnswers):
@@ -67,7 +71,7 @@ class KernelAnswers(FirewallAnswers):
     """
 
     def __init__(
-        self, namespaces: Namespaces, state_dir: Path = Path(), learning: Learning | None = None
+        self, namespaces: Namespaces, state_dir: Path = NO_FOLDER, learning: Learning | None = None
     ) -> None:
         """Take the agent's state folder, in which its helpers have their files, and the host's BGP speaker."""
         super().__init__(namespaces)
@@ -295,6 +299,6 @@ def _associated(one: vici.Association, child: vici.Child) -> Associated:
 
 def _port(found: Mapping[int, bytes]) -> Port:
     forwards = found[_PORT_STATE][0] == _FORWARDING
-    kinds = (_ISOLATED, _LOCKED, _LEARNING, _FLOOD, _BROADCASTS, _MULTICASTS)
+    kinds = (_ISOLATED, _LOCKED, _LEARNING, _FLOOD, _BROADCASTS)
     isolated, locked, *rest = (bool(found.get(kind, bytes([kind not in (_ISOLATED, _LOCKED)]))[0]) for kind in kinds)
     return Port(forwards, isolated, locked, *rest)

@@ -90,7 +90,6 @@ class Port(msgspec.Struct, frozen=True):
     learns: bool = True
     floods: bool = True
     broadcasts: bool = True
-    multicasts: bool = True
 
 
 class Device(msgspec.Struct, frozen=True):

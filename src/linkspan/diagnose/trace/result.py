@@ -12,10 +12,9 @@ from linkspan.diagnose.trace.bgp_routes import Learning
 from linkspan.diagnose.trace.hops import OUTSIDE, Map
 from linkspan.diagnose.trace.kernel_answers import KernelAnswers
 from linkspan.diagnose.trace.live import Device, Heard, Listen
-from linkspan.diagnose.trace.live_packet import new_mark
 from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry, Part
-from linkspan.diagnose.trace.trace import Asking, Place, Trace, Unanswered, chosen, place, port, trace
+from linkspan.diagnose.trace.trace import Place, chosen, place, port
 from linkspan.diagnose.trace.walk import sourced
 from linkspan.kernel.io.namespaces import Namespaces
 
@@ -31,7 +30,7 @@ class Local:
         self,
         namespaces: Namespaces,
         known: Map,
-        state_dir: Path = Path(),
+        state_dir: Path,
         learning: Learning | None = None,
     ) -> None:
         self._namespaces = namespaces
@@ -69,29 +68,3 @@ class Local:
     def hear(self, wanted: Listen) -> Heard:
         """Listen for another host's packet (up to 2 s)."""
         return live.hear(self._namespaces, self._known, wanted)
-
-
-def run(
-    namespaces: Namespaces, known: Map, source: str, target: str, to: str = "", *, alive: bool = False
-) -> Trace:
-    """Trace on this host alone, with ``alive`` also by a real packet."""
-    local = Local(namespaces, known)
-    first, last, packet = local.begin(source, target, to)
-    found = _alone(local, trace(known, first, last, packet))
-    if not alive:
-        return found
-    goal = live.goal(known, last)
-    wanted = live.listening(found, goal, known.host, new_mark(), packet.protocol)
-    own = local.send(first, packet, wanted, live.end(found), size=live.unproven(found))
-    return live.marked(found, {known.host: own}, known.host, goal)
-
-
-def _alone(local: Local, going: Asking) -> Trace:
-    answer: Part | Unanswered | None = None
-    while True:
-        try:
-            host, entry = going.send(answer) if answer is not None else next(going)
-        except StopIteration as end:
-            found: Trace = end.value
-            return found
-        answer = Unanswered("no other host is asked") if host else local.part(entry)
