@@ -65,7 +65,7 @@ from linkspan.kernel.drivers.nftables_objects import element_text
 from linkspan.kernel.drivers.routes import learnt_routes
 from linkspan.kernel.io import vici
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import bird_control
@@ -442,7 +442,7 @@ class IpsecHost(Subject):
 
     def _up(self) -> int:
         with vici.session(self.machine.ike) as asked:
-            return len({one.connection for one in vici.associations(asked) if one.stands and one.children})
+            return len({one.connection for one in vici.associations(asked) if one.established and one.children})
 
     def close(self) -> None:
         """End both daemons."""

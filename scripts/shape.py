@@ -77,6 +77,10 @@ LINES = 700
 LONGEST = 10
 """How many of the longest files the check prints, as a hint where to look."""
 
+_ROOTS = sorted({folder.split("/")[0] for folder in LEVEL} | {"bench", "docs", "scripts", "tests"})
+NAMED = re.compile(rf"`((?:{'|'.join(_ROOTS)})(?:/[a-z0-9_]+)+)/?((?:\.[a-z0-9]+)?)`")
+"""A path in backticks: of the sources, from src/linkspan on, or of the checkout."""
+
 FORBIDDEN = {
     "the address of a package registry": re.compile(
         "|".join(
@@ -171,6 +175,8 @@ def _upward(parts: tuple[str, ...], folder: str, module: str) -> Iterator[str]:
         yield f"{folder} imports {module}, which is {'beside' if LEVEL[there] == LEVEL[folder] else 'above'} it"
     elif (parts[0], target[0]) in APART:
         yield f"{folder} imports {module}, and {parts[0]} knows no {target[0]}"
+    elif folder == "diagnose/trace" and target == ("kernel", "io", "netlink"):
+        yield f"imports {module}: a trace asks the drivers, and the readers in kernel/io and kernel/probe"
     elif folder == "backends" and there == "core" and not PURE_CORE.issuperset(target[1:2]):
         yield f"a backend is a pure function, and this imports {module}"
 
@@ -342,6 +348,15 @@ def forbidden(path: Path, text: str) -> Iterator[str]:
             yield f"{path.relative_to(ROOT)}:{number}: a path of this machine"
 
 
+def stale(path: Path, text: str) -> Iterator[str]:
+    """Yield the files and folders that a page, a docstring or a comment names in backticks, and that do not exist."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for name, ending in NAMED.findall(line):
+            places = [name + ending] if ending else [name, f"{name}.py"]
+            if not any((base / place).exists() for base in (SOURCE, ROOT, ROOT / "tests") for place in places):
+                yield f"{path.relative_to(ROOT)}:{number}: names {name}{ending}, which does not exist"
+
+
 def unnamed(page: str, source: Path) -> Iterator[str]:
     """Yield the modules that the page's table of all modules lacks, and those in it that do not exist."""
     table = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
@@ -395,6 +410,7 @@ def complaints() -> Iterator[str]:
         except UnicodeDecodeError:
             continue
         yield from forbidden(path, text)
+        yield from stale(path, text)
         if path.suffix == ".py" and path.is_relative_to(SOURCE):
             yield from wrong_imports(path, known)
 

@@ -8,7 +8,7 @@ import subprocess
 from linkspan.core.states.host import Bridge
 from linkspan.kernel.drivers.links import LinkDriver, Removal
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 
 
 def test_a_deletion_that_is_not_answered_ends_in_an_error(machine: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from linkspan.core.states.host import HOST, ForeignQdisc, TokenBucket
 from linkspan.kernel.drivers.shaper import ShaperDriver
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from support.netns.machine_fixtures import inode, inside, run
 
 MBIT = 125_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from linkspan.kernel.drivers.routes import default_link, foreign_routes, uplink_mtu
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import underlay
 from support.netns.machine_fixtures import joined, run
 

@@ -75,7 +75,6 @@ from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Identity, Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
-from linkspan.kernel.drivers.ipip_table import TABLE
 from linkspan.kernel.probe import underlay
 from linkspan.kernel.worker import Worker
 from linkspan.runtimes import runtimes
@@ -308,15 +307,13 @@ class Agent:
         self.ask = Ask(self.replica, host.id, self._answer)
         self.tracer = Tracer(
             machine.namespaces,
+            Path(self.config.state_dir),
             self.hosts,
             self.leases,
             self.networks,
             endpoints,
             self.published,
-            Path(self.config.state_dir) / TABLE,
             self.peerings.learning,
-            machine.wireguard.device.table,
-            machine.ike,
             self.probes.confirmed,
             self.ask,
         )

@@ -18,14 +18,13 @@ from linkspan.core.model import CONTROLLER, Endpoint, Host, Lease, Network
 from linkspan.diagnose.trace import live
 from linkspan.diagnose.trace.bgp_routes import Learning
 from linkspan.diagnose.trace.hops import Gateway, Map, Other
-from linkspan.diagnose.trace.kernel_view import Packet
 from linkspan.diagnose.trace.live import Heard, Listen
 from linkspan.diagnose.trace.live_packet import new_mark
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.probe.wireguard_device import Table
 
 
 def gateways(networks: Iterable[Network]) -> tuple[Gateway, ...]:
@@ -69,28 +68,24 @@ class Tracer:
     def __init__(
         self,
         namespaces: Namespaces,
+        state_dir: Path,
         hosts: Hosts,
         leases: Leases,
         networks: Networks,
         endpoints: Mapping[tuple[str, str], Endpoint],
         published: Published,
-        table: Path,
         learning: Callable[[], Learning | None],
-        wireguard: Callable[[], Table | None],
-        ike: Path,
         silent: Callable[[], Awaitable[Mapping[tuple[str, str, int], str]]],
         ask: Ask,
     ) -> None:
         self._namespaces = namespaces
+        self._state_dir = state_dir
         self._hosts = hosts
         self._leases = leases
         self._networks = networks
         self._endpoints = endpoints
         self._published = published
-        self._table = table
         self._learning = learning
-        self._wireguard = wireguard
-        self._ike = ike
         self._silent = silent
         self._ask = ask
 
@@ -115,7 +110,7 @@ class Tracer:
         return Map(own.name, here, networks, peers, own.underlay, own.id, found, keys, silent, steered)
 
     def _local(self, known: Map) -> Local:
-        return Local(self._namespaces, known, self._table, self._learning(), self._wireguard, self._ike)
+        return Local(self._namespaces, known, self._state_dir, self._learning())
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:
         """Return this host's part of a trace that another host makes."""

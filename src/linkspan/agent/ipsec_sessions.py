@@ -257,7 +257,7 @@ def stepped(asked: vici.Session, wanted: Iterable[Wanted], memory: Memory) -> li
         for number in superfluous(one, mine):
             _tell(asked.terminate, {"ike-id": str(number), "timeout": "-1"})
         absent = missing(one, mine)
-        seen = [(a.remote, a.port) for a in mine if a.stands]
+        seen = [(a.remote, a.port) for a in mine if a.established]
         if seen and one.connection.remote == ANYWHERE:
             memory.places[name] = seen[-1]
         if not absent:
@@ -318,7 +318,7 @@ def _because(one: Peering) -> str:
 
 def missing(one: Wanted, mine: Iterable[Association]) -> tuple[str, ...]:
     """Return the names of the missing children."""
-    there = {child.name for a in mine if a.stands for child in a.children if child.installed}
+    there = {child.name for a in mine if a.established for child in a.children if child.installed}
     return tuple(child.name for child in one.children if child.name not in there)
 
 
@@ -329,7 +329,7 @@ def under_way(mine: Iterable[Association]) -> bool:
 
 def superfluous(one: Wanted, mine: Sequence[Association]) -> list[int]:
     """Return the superfluous associations: the first of the two hosts ends them once the newest is in use."""
-    standing = sorted((a for a in mine if a.stands), key=lambda a: a.number)
+    standing = sorted((a for a in mine if a.established), key=lambda a: a.number)
     if not one.connection.first or len(standing) < 2:
         return []
     newest = standing[-1]

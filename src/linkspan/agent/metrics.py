@@ -116,7 +116,7 @@ def _gauge(name: str, help_: str, labels: tuple[str, ...], values: dict[tuple[st
 
 
 class _Once:
-    """What Prometheus calls a collector, for metrics that are already there."""
+    """Collector of Prometheus, with metrics that have been read already."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics

@@ -42,7 +42,7 @@ class NetworkChanges:
         view: Callable[[], HostView],
         look: Callable[[], Awaitable[None]],
     ) -> None:
-        """``view`` returns what backends see, and ``look`` reads the machine's facts anew."""
+        """``view`` returns what backends see, and ``look`` reads the machine's facts again."""
         self._registry = registry
         self._worker = registry.worker
         self._networks = registry.networks

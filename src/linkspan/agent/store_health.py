@@ -71,7 +71,7 @@ def _of_etcd(agent: Agent) -> list[Check]:
 
 
 def _of_then(one: Check, at: float) -> Check:
-    """Return a check of a store that does not answer now: what was found before tells nothing of the present."""
+    """Return a check of a store that does not answer: an earlier finding says nothing about the present."""
     ago = f"{time.time() - at:.0f} s ago"
     return Check(one.check, "skip", f"the store does not answer; {ago}: {one.detail}")
 

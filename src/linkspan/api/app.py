@@ -51,7 +51,7 @@ class AttachBody(AttachRequest, frozen=True, kw_only=True):
 
 
 class DetachBody(msgspec.Struct, frozen=True):
-    """Which endpoints to detach: one interface, those of one network, or all of a container.
+    """Endpoints to detach: one interface, those of one network, or all of a container.
 
     If ``named``, ``id`` may also be a container's name, or NAME@NETWORK. Endpoints that an engine manages
     need ``force``.

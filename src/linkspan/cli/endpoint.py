@@ -36,7 +36,7 @@ from linkspan.runtimes import runtimes
 app = typer.Typer(no_args_is_help=True, help="Endpoints: the attached interfaces of containers.")
 
 _RUNTIMES = tuple(name for name, runtime in runtimes().items() if runtime.inspects)
-"""Those whose containers have names that their command tells."""
+"""Runtimes whose own command finds a container by its name."""
 Target = Annotated[
     str,
     typer.Argument(

@@ -37,7 +37,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InUse(msgspec.Struct, frozen=True):
-    """What a network must not overlap: the cluster's networks and hosts, and this host's own routes.
+    """Prefixes that a network must not overlap: those of the cluster's networks and hosts, and this host's own routes.
 
     ``routes`` has them by destination, with a text such as "dev eth0".
     """
@@ -91,7 +91,7 @@ def enlarged(
     if network.migration is not None:
         raise Conflict(
             f"network {network.name} migrates to {network.migration.backend}, and cannot be changed meanwhile",
-            f"wait until it is done; `linkspan network show {network.name}` tells how far it is",
+            f"wait until it is done; `linkspan network show {network.name}` shows the progress",
         )
     added = tuple(pool(text) for text in add_pools)
     if options and {**network.options, **options} != network.options:

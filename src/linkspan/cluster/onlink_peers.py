@@ -19,7 +19,7 @@ from linkspan.backends import migration
 from linkspan.core.addresses import Prefix
 from linkspan.core.model import HostView, Network, Peer, Standing
 from linkspan.core.supervise import ended, lasting, woken
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import arp, underlay
 
 log = logging.getLogger("linkspan.cluster.onlink_peers")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 
 from linkspan.core.contracts import LIFE
@@ -50,7 +49,7 @@ class Election:
     @property
     def active(self) -> bool:
         """Return whether this one is active now."""
-        return time.monotonic() < self._until
+        return _clock() < self._until
 
     @property
     def leader(self) -> str:
@@ -91,7 +90,7 @@ class Election:
             self._turned()
 
     async def _try(self) -> None:
-        begun = time.monotonic()
+        begun = _clock()
         record = self._replica.records.get(KEY)
         if record is not None and record.value != self._name:
             self._until = 0.0
@@ -113,3 +112,8 @@ class Election:
             return True
         found = await self._replica.store.get(KEY)
         return found is not None and found.revision == self._replica.known_revision(KEY)
+
+
+def _clock() -> float:
+    """Return the time of the event loop in seconds."""
+    return asyncio.get_running_loop().time()

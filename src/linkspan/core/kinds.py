@@ -70,7 +70,7 @@ class Sort(enum.Enum):
 
 
 class Admission(enum.Enum):
-    """How the rules know which peer sent a packet that came out of a tunnel device (`ruleset.admission`)."""
+    """Ways in which rules find out which peer sent a packet from a tunnel device (`ruleset.admission`)."""
 
     VTEP = enum.auto()
     """By the MAC of the peer's VTEP: nothing else is accepted from the device."""

@@ -19,10 +19,8 @@ from collections.abc import Collection
 
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
-from linkspan.kernel.drivers.links import is_ours
 from linkspan.kernel.drivers.neighbours import Own
-from linkspan.kernel.drivers.routes import BIRD
-from linkspan.kernel.io.link_messages import ADDRESS, ifinfo
+from linkspan.kernel.io.link_messages import ADDRESS, ifinfo, link
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
 from linkspan.kernel.io.netlink import (
     DELADDR,
@@ -37,11 +35,11 @@ from linkspan.kernel.io.netlink import (
     NEWROUTE,
     ROUTE,
     Socket,
-    altnames,
     attr,
     attributes,
     string,
 )
+from linkspan.kernel.io.route_messages import BIRD
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF,
 # _IPV6_NETCONF
@@ -168,7 +166,7 @@ class RouteEvents:
             # (fib_disable_ip).
             return Event.TUNNEL, Event.ADDRESS_GONE
         if not name.startswith(self._ours):
-            if is_ours(altnames(attributes(body, 16))):  # somebody has renamed it
+            if link(body).ours:  # somebody has renamed it
                 return Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE
             return (Event.ADDRESS,) if self._has_new_mac(kind, body) else ()
         return (Event.LINK, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)

@@ -11,23 +11,24 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from linkspan.core.addresses import FAMILIES
+from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Facts
 from linkspan.core.states.host import OTHERS
 from linkspan.kernel.drivers import firewalld
 from linkspan.kernel.drivers.sysctl import SysctlDriver
-from linkspan.kernel.io.link_messages import IFNAME, INFO_KIND, LINKINFO
-from linkspan.kernel.io.netlink import GETADDR, GETROUTE, Socket, attributes, string
+from linkspan.kernel.io import address_messages, link_messages
+from linkspan.kernel.io.address_messages import PERMANENT, UNIVERSE
+from linkspan.kernel.io.link_messages import Link
+from linkspan.kernel.io.netlink import GETROUTE, Socket, attributes
+from linkspan.kernel.io.route_messages import OIF, RTMSG
 from linkspan.kernel.probe import foreign_chains, forwarders
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+")
 """Names that nft takes as they are."""
-# linux/rtnetlink.h, linux/if_addr.h
-_INET6, _RTPROT_RA, _RTA_OIF, _IFA_FLAGS, _IFA_F_PERMANENT, _SCOPE_GLOBAL = 10, 9, 4, 8, 0x80, 0
+_RTPROT_RA = 9  # linux/rtnetlink.h
 
 
 def observe_facts(sysctls: SysctlDriver) -> Facts:
@@ -48,31 +49,24 @@ def observe_facts(sysctls: SysctlDriver) -> Facts:
     )
 
 
-class _Link(NamedTuple):
-    number: int
-    name: str
-    kind: str
-    """What made it: bridge, veth; empty for hardware."""
-
-
-def _links() -> Iterator[_Link]:
+def _links() -> Iterator[Link]:
     """Yield the links that are neither linkspan's nor loopback's nor of another container system."""
     rtnetlink = Socket()
     try:
-        for index, _, found in rtnetlink.links():
-            name = string(found[IFNAME])
+        for link in link_messages.links(rtnetlink):
+            name = link.name
             if _NAME.fullmatch(name) and not any(fnmatch.fnmatchcase(name, p) for p in ("lo", "ls*", *OTHERS)):
-                yield _Link(index, name, string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b"")))
+                yield link
     finally:
         rtnetlink.close()
 
 
-def _closed(links: list[_Link], there: dict[int, bool]) -> Iterator[str]:
+def _closed(links: list[Link], there: dict[int, bool]) -> Iterator[str]:
     """Yield the old links of which the host did not forward what came in."""
     return (link.name for link in _old(links, there) if not there.get(link.number))
 
 
-def _old(links: list[_Link], there: dict[int, bool]) -> Iterator[_Link]:
+def _old(links: list[Link], there: dict[int, bool]) -> Iterator[Link]:
     """Yield the links that were there before linkspan had the host forward, and hardware that came later.
 
     What another program makes later is its own.
@@ -85,13 +79,12 @@ def _ra_links() -> set[str]:
     rtnetlink = Socket()
     try:
         indexes = set()
-        for payload in rtnetlink.dump(GETROUTE, struct.pack("=12B", _INET6, *bytes(11)), "list IPv6 routes"):
-            if payload[5] == _RTPROT_RA and (oif := attributes(payload, 12).get(_RTA_OIF)):
+        for payload in rtnetlink.dump(GETROUTE, RTMSG.pack(SOCKET_FAMILY[6], *bytes(8)), "list IPv6 routes"):
+            if payload[5] == _RTPROT_RA and (oif := attributes(payload, 12).get(OIF)):
                 indexes.add(struct.unpack("=I", oif)[0])
-        for payload in rtnetlink.dump(GETADDR, struct.pack("=BxBBI", _INET6, 0, 0, 0), "list IPv6 addresses"):
-            (flags,) = struct.unpack("=I", attributes(payload, 8).get(_IFA_FLAGS, b"\0\0\0\0"))
-            if payload[3] == _SCOPE_GLOBAL and not flags & _IFA_F_PERMANENT:
-                indexes.add(struct.unpack_from("=I", payload, 4)[0])
+        for one in address_messages.held(rtnetlink):
+            if one.prefix.family == 6 and one.scope == UNIVERSE and not one.flags & PERMANENT:
+                indexes.add(one.link)
     except LinkspanError:
         return set()  # no IPv6 in this kernel
     finally:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from linkspan.core.kinds import Kinds
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 
 D = TypeVar("D")
 

@@ -29,7 +29,7 @@ from linkspan.kernel.drivers import (
 from linkspan.kernel.drivers.routes import default_link, foreign_routes, uplink_mtu
 from linkspan.kernel.facts import observe_facts
 from linkspan.kernel.io.namespaces import NOBODY, Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import underlay

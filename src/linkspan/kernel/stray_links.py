@@ -10,8 +10,7 @@ underlay's own link has routes of ours, too. A link that only looks like ours is
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -20,9 +19,9 @@ from linkspan.core.addresses import derived_mac
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind, Kinds
 from linkspan.core.states.host import GROUP, HOST, NftElement, Route, State, Veth
-from linkspan.kernel.drivers.links import Removal, is_ours
-from linkspan.kernel.io.link_messages import ADDRESS, DEVGROUP, IFNAME, INFO_KIND, LINKINFO, MASTER
-from linkspan.kernel.io.netlink import Sockets, altnames, attributes, string
+from linkspan.kernel.drivers.links import Removal
+from linkspan.kernel.io.link_messages import Link
+from linkspan.kernel.io.sockets import Sockets
 
 _GUARD = ("macs", "senders4", "senders6", "internal_links")
 """Sets that name only links of ours."""
@@ -49,30 +48,29 @@ def find(
     ``observed`` are our routes and elements on the host, ``journalled`` host ends in the journal,
     ``networks`` the networks whose MACs are known.
     """
-    found = {link.number: link.found for link in sockets.links(HOST)}
+    found = {link.number: link for link in sockets.links(HOST)}
     hosts_own = {derived_mac(word, name) for name in networks for word in ("bridge", "gateway")}
-    ours = {index for index, link in found.items() if is_ours(altnames(link))}
+    ours = {index for index, link in found.items() if link.ours}
     ports = {index for index, link in found.items() if _looks_like(kinds[Veth], link)}
-    bridges = {_number(found[index], MASTER) for index in ours | ports}
+    bridges = {found[index].master for index in ours | ports}
     named = {s.parts[0] for s in observed if isinstance(s, NftElement) and s.set in _GUARD}
     routed = {s.device for s in observed if isinstance(s, Route) and s.device}
     strays = []
     for index in found.keys() - ours:
-        link, name = found[index], string(found[index][IFNAME])
-        kind = _kind(link)
-        mac = bytes(link.get(ADDRESS, b""))
+        link = found[index]
+        name, kind = link.name, link.kind
         looks = {
             f"it is a {kind} and has a name like ours": any(_looks_like(one, link) for one in kinds),
             "its MAC is one that linkspan assigns": kind in ("veth", "bridge")
-            and mac in {derived_mac("port", name), *hosts_own},
+            and link.mac in {derived_mac("port", name), *hosts_own},
         }
         says = {
             "its name ends in a digest": index in ports,
-            f"its group is {GROUP}": _number(link, DEVGROUP) == GROUP,
+            f"its group is {GROUP}": link.group == GROUP,
             "linkspan's guard knows it": name in named,
             "routes of protocol 76 use it": name in routed,
             "a link of linkspan's is its port": index in bridges,
-            "it is a port of linkspan's bridge": _number(link, MASTER) in ours,
+            "it is a port of linkspan's bridge": link.master in ours,
             "the journal has it": name in journalled,
         }
         if any(looks.values()):
@@ -81,18 +79,10 @@ def find(
     return strays
 
 
-def _kind(link: Mapping[int, bytes]) -> str:
-    return string(attributes(link.get(LINKINFO, b"")).get(INFO_KIND, b""))
-
-
-def _looks_like(kind: Kind[Any], link: Mapping[int, bytes]) -> bool:
+def _looks_like(kind: Kind[Any], link: Link) -> bool:
     """Return whether a link has the type and the form of name of one of our kinds."""
-    name, type_ = string(link[IFNAME]), _kind(link)
+    name, type_ = link.name, link.kind
     return any(re.fullmatch(pattern, name) and type_ in types for pattern, types in kind.forms.items())
-
-
-def _number(link: Mapping[int, bytes], key: int) -> int:
-    return int(struct.unpack("=I", link[key])[0]) if key in link else 0
 
 
 def remove(strays: Iterable[Stray]) -> list[LinkspanError]:

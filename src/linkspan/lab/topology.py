@@ -32,7 +32,7 @@ POOLS = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
 ETCD_PORT, ETCD_STEP = 2379, 10
 """The first member's port for clients, and how far the next member's is from it."""
 STORE_MEMBERS = (1, 3, 5)
-"""Members of a lab's etcd: an even number bears no more deaths than one less."""
+"""Members of a lab's etcd: an even number survives no more failures than one member less."""
 PREFIX, USER = "/lab", "linkspan"
 """Prefix of the lab's records in etcd, and the agents' user."""
 SDN = "sdn"

@@ -68,7 +68,7 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
-    """Where `install` puts files: below ``root``, for the agent at ``socket``.
+    """Place of the files that `install` writes: below ``root``, for the agent at ``socket``.
 
     ``python`` is the interpreter of the plugin, "" for a runtime without one (``path``), and ``network`` is "" unless
     the runtime's files are for one network.

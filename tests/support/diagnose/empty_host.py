@@ -16,9 +16,9 @@ from linkspan.diagnose.trace.kernel_view import (
     KernelView,
     Lookup,
     Neighbour,
-    Packet,
     Secured,
 )
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.kernel.probe.path_mtu import Passed
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 

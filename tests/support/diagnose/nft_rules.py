@@ -7,15 +7,8 @@ from typing import Any
 
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import KernelError
-from linkspan.diagnose.trace.kernel_view import (
-    LOCAL,
-    UNICAST,
-    Chain,
-    Device,
-    IptablesTable,
-    Lookup,
-    Packet,
-)
+from linkspan.diagnose.trace.kernel_view import LOCAL, UNICAST, Chain, Device, IptablesTable, Lookup
+from linkspan.diagnose.trace.packet import Packet
 from support.diagnose.empty_host import EmptyHost
 
 SOURCE, TARGET = prefix("10.0.0.2").packed, prefix("192.0.2.1").packed

@@ -10,7 +10,6 @@ from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Trace, Unanswered, trace
-from linkspan.kernel.drivers.ipip_table import TABLE
 from linkspan.kernel.io.namespaces import Namespaces
 from support.netns.overlay import Cluster, OverlayHost
 
@@ -36,7 +35,7 @@ def local(cluster: Cluster, host: OverlayHost, unanswered: str = "") -> Local:
     for network in host.networks:
         endpoint = host.container(network)
         namespaces.register(endpoint.netns, endpoint.netns_path)
-    return Local(namespaces, known(cluster, host, unanswered), host.folder / TABLE)
+    return Local(namespaces, known(cluster, host, unanswered), host.folder)
 
 
 def part(cluster: Cluster, number: int, entry: Entry, unanswered: str = "") -> Part:

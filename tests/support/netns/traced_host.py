@@ -9,9 +9,12 @@ from pathlib import Path
 
 from linkspan.core.model import Port, host_ifname
 from linkspan.core.states.host import State
-from linkspan.diagnose.trace import result
+from linkspan.diagnose.trace import live
 from linkspan.diagnose.trace.hops import Map
-from linkspan.diagnose.trace.trace import Trace
+from linkspan.diagnose.trace.live_packet import new_mark
+from linkspan.diagnose.trace.parts import Part
+from linkspan.diagnose.trace.result import Local
+from linkspan.diagnose.trace.trace import Asking, Trace, Unanswered, trace
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.machine import Machine
 from support.netns import sample
@@ -79,7 +82,31 @@ class Host:
             with contextlib.closing(Namespaces()) as namespaces:
                 for endpoint in self.endpoints:
                     namespaces.register(endpoint.netns, endpoint.netns_path)
-                return result.run(namespaces, known, source, target, to, alive=alive)
+                local = Local(namespaces, known, Path("/nonexistent"))
+                return _traced(local, known, source, target, to, alive=alive)
+
+
+def _traced(local: Local, known: Map, source: str, target: str, to: str, *, alive: bool) -> Trace:
+    """Trace on this host alone, with ``alive`` also by a real packet."""
+    first, last, packet = local.begin(source, target, to)
+    found = _alone(local, trace(known, first, last, packet))
+    if not alive:
+        return found
+    goal = live.goal(known, last)
+    wanted = live.listening(found, goal, known.host, new_mark(), packet.protocol)
+    own = local.send(first, packet, wanted, live.end(found), size=live.unproven(found))
+    return live.marked(found, {known.host: own}, known.host, goal)
+
+
+def _alone(local: Local, going: Asking) -> Trace:
+    answer: Part | Unanswered | None = None
+    while True:
+        try:
+            host, entry = going.send(answer) if answer is not None else next(going)
+        except StopIteration as end:
+            found: Trace = end.value
+            return found
+        answer = Unanswered("no other host is asked") if host else local.part(entry)
 
 
 def made(*, routed: bool) -> Iterator[Host]:

@@ -17,7 +17,7 @@ from linkspan.core.model import Host, HostView, Lease, Offer, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import State
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import underlay
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, block_key, lease_key

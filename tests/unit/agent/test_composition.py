@@ -22,7 +22,7 @@ from linkspan.core.model import Host
 from linkspan.endpoints.journal import Journal
 from linkspan.kernel.drivers import wireguard
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.runtimes import runtimes
 from linkspan.store.memory import Memory, MemoryStore
 from support.memory_machine import MemoryMachine, worker_of

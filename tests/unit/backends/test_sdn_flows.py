@@ -11,7 +11,7 @@ from linkspan.backends.sdn.backend import GATEWAY
 from linkspan.backends.sdn.flows import spared, switches
 from linkspan.core.addresses import GATEWAY_MAC, prefix
 from linkspan.core.states.openflow import Claim, Counted, Flow, Held, Map, Port, Seen, Served
-from linkspan.diagnose.trace.kernel_view import Packet
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.switches import Underlay, part
 from linkspan.kernel.drivers.openflow import added, parsed

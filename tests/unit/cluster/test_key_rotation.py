@@ -17,7 +17,7 @@ from linkspan.core.model import Host, HostView, Other, Underlay
 from linkspan.core.states.host import Key
 from linkspan.kernel.drivers.wireguard import WireguardDriver
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe.keys import NEXT, PRIVATE, KeyFolder
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of

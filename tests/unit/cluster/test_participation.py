@@ -17,7 +17,7 @@ from linkspan.core.errors import Exhausted, LinkspanError, Unavailable
 from linkspan.core.model import Allowance, AttachRequest, Host, HostView, Lease, Network, Offer, Underlay
 from linkspan.core.states.host import Key
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.store.contact import STALE
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, Common, block_key, lease_key

@@ -12,7 +12,7 @@ from linkspan.cluster.questions import ANSWER, ASK, Answer, Ask, Question, Walke
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.core.wire import VXLAN
 from linkspan.diagnose.trace.hops import Hop, Translation
-from linkspan.diagnose.trace.kernel_view import Outer, Packet
+from linkspan.diagnose.trace.packet import Outer, Packet
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.store.memory import Memory
 from support.polling import eventually

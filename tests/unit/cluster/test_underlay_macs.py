@@ -18,8 +18,9 @@ from linkspan.core.contracts import Backend
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Network, Underlay
 from linkspan.core.ruleset import element
-from linkspan.kernel.probe.underlay import Link, macs
+from linkspan.kernel.probe.underlay import macs
 from linkspan.store import validation
+from support.links import made
 from support.records.peers import network, peer, view
 
 FIRST, SECOND, THIRD = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
@@ -106,14 +107,14 @@ def test_a_mac_that_comes_back_stays() -> None:
 def test_a_bond_has_the_macs_of_its_ports() -> None:
     """Also below a VLAN; the ports of a bridge, and links that have no MAC, are not counted."""
     links = [
-        Link(1, "", mac(FIRST), master=3),
-        Link(2, "", mac(SECOND), master=3),
-        Link(3, "bond", mac(FIRST)),
-        Link(4, "vlan", mac(THIRD), lower=3),
-        Link(5, "bridge", mac(THIRD)),
-        Link(6, "veth", mac(SECOND), master=5),
-        Link(7, "ipip", bytes(4)),
-        Link(8, "vlan", mac(SECOND), lower=8),
+        made(1, "eth0", "", mac(FIRST), master=3),
+        made(2, "eth1", "", mac(SECOND), master=3),
+        made(3, "bond0", "bond", mac(FIRST)),
+        made(4, "bond0.5", "vlan", mac(THIRD), lower=3),
+        made(5, "br0", "bridge", mac(THIRD)),
+        made(6, "veth0", "veth", mac(SECOND), master=5),
+        made(7, "tunl0", "ipip", bytes(4)),
+        made(8, "loop", "vlan", mac(SECOND), lower=8),
     ]
     told = {link.number: macs(links, link.number) for link in links}
     assert told[3] == (FIRST, SECOND)

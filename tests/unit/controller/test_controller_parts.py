@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from linkspan.backends.sdn.backend import BACKEND
-from linkspan.controller import election, settings
+from linkspan.controller import settings
 from linkspan.controller.election import KEY, Election
 from linkspan.controller.holding import holding
 from linkspan.core import config
@@ -25,7 +24,7 @@ from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord, block_key, lease_key
 from support.polling import eventually
 from support.records.replicas import Member, network, together
-from support.virtual_time import clock, in_virtual_time
+from support.virtual_time import in_virtual_time
 
 DEMO = BACKEND.completed(network(backend="sdn"), ())
 
@@ -166,11 +165,8 @@ def test_one_of_two_controllers_is_active_and_the_other_follows(tmp_path: Path) 
     together(work)
 
 
-def test_an_active_controller_costs_the_store_nothing_and_is_followed_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_active_controller_costs_the_store_nothing_and_is_followed_in_time(tmp_path: Path) -> None:
     """No revision while it is active; where it dies the other takes over, and there are never two."""
-    monkeypatch.setattr(election, "time", SimpleNamespace(monotonic=clock))
 
     async def work() -> None:
         memory = Memory()

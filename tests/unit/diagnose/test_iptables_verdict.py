@@ -9,9 +9,10 @@ import pytest
 
 from linkspan.core.addresses import prefix
 from linkspan.diagnose.trace.iptables_verdict import tables
-from linkspan.diagnose.trace.kernel_view import IptablesTable, Packet
+from linkspan.diagnose.trace.kernel_view import IptablesTable
 from linkspan.diagnose.trace.netfilter_hooks import passed_iptables
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.packet import Packet
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 from support.diagnose.empty_host import EmptyHost
 
 DOCKER = """

@@ -10,9 +10,10 @@ import pytest
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import KernelError
 from linkspan.core.wire import WIREGUARD
-from linkspan.diagnose.trace.kernel_view import FLOWING, Chain, Outer, Packet
+from linkspan.diagnose.trace.kernel_view import Chain
 from linkspan.diagnose.trace.netfilter_hooks import passed, passed_bridge, passed_link
-from linkspan.diagnose.trace.nft_verdict import Frame
+from linkspan.diagnose.trace.packet import FLOWING, Outer, Packet
+from linkspan.diagnose.trace.verdict import Frame
 from support.diagnose.nft_rules import (
     ACCEPT,
     DROP,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from linkspan.core.ruleset import TABLE
-from linkspan.diagnose.trace.kernel_view import Packet
-from linkspan.diagnose.trace.nft_verdict import Rule
+from linkspan.diagnose.trace.nft_rule import Rule
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.rule_meanings import UNKNOWN, meaning
 from support.diagnose.nft_rules import DROP, SOURCE, TARGET, field, match, meta
 

@@ -117,7 +117,7 @@ def test_unused_space_is_the_agents_or_the_operator_s() -> None:
         ((*WELL[:2], member("m2", problem=UNSEEN, version="")), "warn", "it advertises no address"),
         ((*WELL[:2], member("m2", version="3.6.1")), "warn", "versions differ: m0 3.5.16, m1 3.5.16, m2 3.6.1"),
         ((member("m0", leader=True, version="3.5.1"),), "warn", "may lose data in a crash"),
-        (WELL[:2], "warn", "2 voting members bear the loss of 0, as 1 do"),
+        (WELL[:2], "warn", "2 voting members survive the loss of 0, as 1 do"),
         ((*WELL, member("m3", learner=True)), None, ""),
         (tuple(member(name, led=False) for name in ("m0", "m1", "m2")), "fail", "no member knows a leader"),
         ((member("m0", leader=True),), None, ""),

@@ -10,7 +10,7 @@ from linkspan.core.errors import Conflict, NotFound
 from linkspan.core.model import Endpoint, Network
 from linkspan.diagnose.trace import between_hosts
 from linkspan.diagnose.trace.hops import Map, Other
-from linkspan.diagnose.trace.kernel_view import Packet
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry
 from linkspan.diagnose.trace.trace import place
 from support.diagnose.empty_host import EmptyHost

@@ -23,7 +23,7 @@ from linkspan.endpoints.orphans import SOURCE, Orphans
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.polling import eventually

@@ -7,16 +7,17 @@ import pytest
 from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton
 from linkspan.core.states.host import NftChain
-from linkspan.kernel.facts import _closed, _Link, _old
+from linkspan.kernel.facts import _closed, _old
 from linkspan.kernel.kinds import kinds
+from support.links import made
 
 LINKS = [
-    _Link(2, "eth0", ""),
-    _Link(3, "eth1", ""),
-    _Link(4, "br-lan", "bridge"),
-    _Link(9, "mynet0", "bridge"),
-    _Link(10, "veth1", "veth"),
-    _Link(11, "eth2", ""),
+    made(2, "eth0", ""),
+    made(3, "eth1", ""),
+    made(4, "br-lan", "bridge"),
+    made(9, "mynet0", "bridge"),
+    made(10, "veth1", "veth"),
+    made(11, "eth2", ""),
 ]
 
 

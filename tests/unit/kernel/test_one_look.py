@@ -15,9 +15,11 @@ from linkspan.core.states.host import HOST, Bridge, Key, State, Veth, Vxlan
 from linkspan.core.states.ipsec import IpsecLink
 from linkspan.kernel.drivers import nftables_objects
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Link, Sockets
+from linkspan.kernel.io.netlink import GETLINK
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.machine import Machine
+from support.links import message
 
 CONTAINER = 4026532000
 BRIDGE = Bridge("ls-net", b"\2\0\0\0\0\1", 1500)
@@ -37,10 +39,11 @@ class Kernel:
         self.names = list(names)
         self.listed = 0
 
-    def links(self) -> list[Link]:
+    def dump(self, kind: int, _body: bytes, _what: str) -> list[bytes]:
         """List them."""
+        assert kind == GETLINK
         self.listed += 1
-        return [Link(n, 0, {3: name.encode() + b"\0"}) for n, name in enumerate(self.names, 1)]
+        return [message(n, name) for n, name in enumerate(self.names, 1)]
 
 
 class Bridges:

@@ -16,7 +16,7 @@ from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardPeer
 from linkspan.kernel.drivers import wireguard
 from linkspan.kernel.drivers.wireguard import WireguardDriver
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import keys
 from linkspan.kernel.probe.wireguard_device import Seen, Table
 

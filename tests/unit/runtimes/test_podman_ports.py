@@ -6,16 +6,15 @@ import asyncio
 import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from linkspan.core.errors import NotFound
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Port
 from linkspan.runtimes import podman
 from linkspan.runtimes.podman import Podman
+from support.cni.cni_agent import DEMO, FakeAgent
 
 WANTED = (Port("", 8080, 80, "tcp"), Port("", 53, 53, "udp"))
 
@@ -37,15 +36,8 @@ def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
     tmp_path: Path, later: list[str], told: list[str]
 ) -> None:
     """Nothing is reported before, because the container's next network may publish them."""
-    endpoints = {("c1", "eth0"): endpoint("eth0", "inside")}
-    networks = {"inside": SimpleNamespace(internal=True), "demo": SimpleNamespace(internal=False)}
-
-    def network(name: str) -> Any:
-        if name not in networks:
-            raise NotFound("it was deleted")
-        return networks[name]
-
-    agent: Any = SimpleNamespace(endpoints=lambda: endpoints, network=network)
+    agent = FakeAgent(replace(DEMO, name="inside", internal=True), DEMO)
+    agent.attached["c1", "eth0"] = endpoint("eth0", "inside")
     happenings = Happenings(tmp_path / "events")
 
     async def work(netavark: subprocess.Popen[bytes]) -> None:
@@ -55,7 +47,7 @@ def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
         await asyncio.sleep(0)
         assert not happenings.kept("network")
         for number, name in enumerate(later, 1):
-            endpoints["c1", f"eth{number}"] = endpoint(f"eth{number}", name)
+            agent.attached["c1", f"eth{number}"] = endpoint(f"eth{number}", name)
         netavark.stdin.close()
         await waiting
 

@@ -54,6 +54,7 @@ def complaints(shape: ModuleType) -> Callable[[str, str], list[str]]:
         ("backends/bridge.py", "def f():\n    from linkspan.kernel.drivers import links"),
         ("diagnose/trace/walk.py", "from linkspan.diagnose.doctor.checks import Check"),
         ("diagnose/trace/walk.py", "from linkspan.backends import vxlan"),
+        ("diagnose/trace/walk.py", "from linkspan.kernel.io.netlink import Socket"),
         ("lab/build.py", "from linkspan.daemon import main"),
         ("lab/build.py", "from linkspan.sundries import some"),
         ("ipip_endpoint.py", "from linkspan.core import addresses"),
@@ -227,6 +228,14 @@ def test_finds_paths_of_a_machine(complaints: Callable[[str, str], list[str]], t
     """A path into the checkout's folder, or into a user's home, is found with its line."""
     found = complaints("README.md", f"\nsee {tmp_path.parent}/other\nand /home/" + "jo/x\n")
     assert [complaint.split(":")[:2] for complaint in found] == [["README.md", "2"], ["README.md", "3"]]
+
+
+@pytest.mark.parametrize("name", ["kernel/gone", "kernel/drivers/gone.py", "docs/gone.md"])
+def test_finds_a_name_of_a_file_that_is_gone(complaints: Callable[[str, str], list[str]], name: str) -> None:
+    """A page or a comment that names a file leads there, or does not pass."""
+    own = "docs/page.md"
+    told = complaints(own, f"The file `{name}` says more than `{own}`.\n")
+    assert told == [f"docs/page.md:1: names {name}, which does not exist"]
 
 
 def test_finds_a_module_that_the_page_does_not_name_and_one_that_is_gone(shape: ModuleType, tmp_path: Path) -> None:

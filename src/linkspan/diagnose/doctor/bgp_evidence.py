@@ -15,7 +15,8 @@ from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import BGP_PORT
 from linkspan.diagnose.doctor.bgp_reasons import Evidence
 from linkspan.diagnose.trace.hops import show
-from linkspan.diagnose.trace.kernel_view import KernelView, Lookup, Packet
+from linkspan.diagnose.trace.kernel_view import KernelView, Lookup
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.kernel.probe import bird_control, port_owners
 from linkspan.kernel.probe.bird_control import Protocol, Said
 from linkspan.kernel.probe.tcp_connect import approach, pings

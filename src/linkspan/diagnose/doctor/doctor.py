@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 
@@ -34,11 +35,8 @@ _FILES = (host_checks, link_checks, system_checks, dns_checks, program_checks)
 
 def examine(namespaces: Namespaces, around: Surroundings, runtimes: Checks) -> list[Check]:
     """Examine this machine and its ``runtimes``, in any thread in the host's namespace; takes about 0.1 s."""
-    asked = KernelAnswers(namespaces)
-    try:
+    with contextlib.closing(KernelAnswers(namespaces)) as asked:
         return machine(asked, around, runtimes)
-    finally:
-        asked.close()
 
 
 def machine(asked: KernelView, around: Surroundings, runtimes: Checks) -> list[Check]:

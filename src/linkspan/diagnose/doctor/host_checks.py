@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-import struct
 from collections.abc import Iterator
 
 from linkspan.core.addresses import Prefix, prefix
@@ -11,18 +11,20 @@ from linkspan.core.model import Network
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.doctor.checks import Check, Checks, Status, Surroundings
 from linkspan.diagnose.trace import netfilter_hooks
-from linkspan.diagnose.trace.kernel_view import KernelView, Packet
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.kernel_view import KernelView
+from linkspan.diagnose.trace.packet import Packet
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 from linkspan.kernel.drivers import firewalld
 from linkspan.kernel.drivers.links import BRIDGE_PORTS
-from linkspan.kernel.io.netlink import GETLINK, Socket, attributes, string
+from linkspan.kernel.io import link_messages
+from linkspan.kernel.io.link_messages import names_of
+from linkspan.kernel.io.netlink import Socket
 from linkspan.kernel.probe import iptables_rules
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 FILLED = 0.8
 """Fill level of a table that causes a warning: a burst of connections fills the rest within seconds."""
 _SOMEWHERE = {4: prefix("192.0.2.1"), 6: prefix("2001:db8::1")}  # RFC 5737, RFC 3849
-_MASTER = 10
 
 
 def forwarding(asked: KernelView, around: Surroundings) -> Iterator[Check]:
@@ -209,16 +211,9 @@ def _bridge(network: Network, ports: int) -> Check:
 
 def _ports() -> dict[str, int]:
     """Return how many ports each bridge of the calling thread's namespace has."""
-    socket = Socket()
-    try:
-        names, masters = {}, []
-        for payload in socket.dump(GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0), "list links"):
-            found = attributes(payload, 16)
-            names[struct.unpack_from("=i", payload, 4)[0]] = string(found[3])
-            if _MASTER in found:
-                masters.append(struct.unpack("=i", found[_MASTER])[0])
-    finally:
-        socket.close()
+    with contextlib.closing(Socket()) as socket:
+        links = link_messages.links(socket)
+    names, masters = names_of(links), [link.master for link in links]
     return {names[m]: masters.count(m) for m in set(masters) if m in names}
 
 

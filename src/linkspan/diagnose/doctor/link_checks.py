@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import struct
+import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from linkspan.core.addresses import prefix
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 from linkspan.diagnose.trace.kernel_view import KernelView
-from linkspan.kernel.drivers.links import is_ours
-from linkspan.kernel.io.link_messages import IFNAME, INFO_DATA, INFO_KIND, LINKINFO, ifinfo
-from linkspan.kernel.io.netlink import GETLINK, Socket, altnames, attributes, string
+from linkspan.kernel.io import link_messages
+from linkspan.kernel.io.link_messages import Link
+from linkspan.kernel.io.netlink import Socket
 
 RESOLVES = ("ls-", "lsr")
 """Prefixes of the names of our links on which the host looks for its containers' MACs."""
-_LINK, _LINK_NETNSID = 5, 37  # linux/if_link.h
-_MACVLANS, _MACVLAN_MODE, _PASSTHRU = ("macvlan", "macvtap"), 1, 8
-
-
-class _Link(NamedTuple):
-    number: int
-    name: str
-    ours: bool
-    below: int
-    """The index of its lower link, 0 if that is not in this namespace."""
-    takes_all: bool
-    """Whether it takes every frame that the link below receives."""
 
 
 def neighbours(asked: KernelView, around: Surroundings) -> Iterator[Check]:
@@ -81,7 +68,7 @@ def others_above(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     links = {link.number: link for link in _links()}
     found = []
     for link in links.values():
-        below = links.get(link.below)
+        below = links.get(link.lower)
         if below is None or not link.takes_all:
             continue
         underlay = around.underlay is not None and below.name == around.underlay.ifname
@@ -101,21 +88,10 @@ def _resolving(around: Surroundings) -> Iterator[tuple[str, int]]:
         yield from ((around.underlay.ifname, family) for family in sorted(families))
 
 
-def _links() -> Iterator[_Link]:
-    """Yield the links of the calling thread's namespace."""
-    socket = Socket()
-    try:
-        for payload in socket.dump(GETLINK, ifinfo(), "list links"):
-            found = attributes(payload, 16)
-            info = attributes(found.get(LINKINFO, b""))
-            below = struct.unpack("=I", found[_LINK])[0] if _LINK in found and _LINK_NETNSID not in found else 0
-            mode = attributes(info.get(INFO_DATA, b"")).get(_MACVLAN_MODE, bytes(4))
-            macvlan = string(info.get(INFO_KIND, b"")) in _MACVLANS
-            takes_all = macvlan and struct.unpack("=I", mode)[0] == _PASSTHRU
-            (number,) = struct.unpack_from("=i", payload, 4)
-            yield _Link(number, string(found[IFNAME]), is_ours(altnames(found)), below, takes_all)
-    finally:
-        socket.close()
+def _links() -> list[Link]:
+    """Return the links of the calling thread's namespace."""
+    with contextlib.closing(Socket()) as socket:
+        return link_messages.links(socket)
 
 
 CHECKS: Checks = (

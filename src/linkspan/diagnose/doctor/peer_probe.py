@@ -27,9 +27,10 @@ from linkspan.core.model import Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import netfilter_hooks
-from linkspan.diagnose.trace.kernel_view import KernelView, Packet, client_ports
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.kernel_view import KernelView, client_ports
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.rule_meanings import is_ours, meaning
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 from linkspan.kernel.io import packets
 from linkspan.kernel.io.packets import Arrival, Ear, Sender
 from linkspan.kernel.probe import arp

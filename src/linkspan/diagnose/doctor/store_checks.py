@@ -46,7 +46,7 @@ def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Iterator[Check]:
 def _space(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Check:
     worst = etcd.fullest
     if worst is None:
-        return Check("store space", "skip", "no member tells its size")
+        return Check("store space", "skip", "no member reports its size")
     if worst.quota < 0:
         detail = f"{bytes_told(worst.size)} on member {worst.name}, which has no quota"
         return Check("store space", "ok", detail)
@@ -151,7 +151,7 @@ def _wrong_members(etcd: EtcdStatus) -> Iterator[Check]:
             yield Check("store members", "warn", detail, "upgrade etcd, one member after the other")
     voters = sum(not one.learner for one in etcd.members)
     if voters > 1 and voters % 2 == 0:
-        detail = f"{voters} voting members bear the loss of {voters // 2 - 1}, as {voters - 1} do"
+        detail = f"{voters} voting members survive the loss of {voters // 2 - 1}, as {voters - 1} do"
         yield Check("store members", "warn", detail, "add one more member, or remove one")
 
 

@@ -40,7 +40,7 @@ def endings(states: Iterable[State], state_dir: str = STATE_DIR) -> Iterator[tup
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One line of a plan, as docs/json.md has it; ``present`` tells whether the kernel has the object already."""
+    """One line of a plan, as docs/json.md has it; ``present`` says whether the kernel has the object already."""
 
     kind: str
     key: str

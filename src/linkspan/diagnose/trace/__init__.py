@@ -15,7 +15,7 @@ Three verdicts
     iptables by their priorities, with the marks, TTL, translations and `notrack` that one chain sets and the next
     one sees; bridge, netdev and ARP hooks; XFRM policies; policy rules. A match is true, false or not known. If it
     is not known whether a rule applies, both cases are worked through. The rule is named only if the packet's fate
-    depends on it (``nft_verdict.Doubts``). Programs (XDP, tcx, tc filters) and other programs' queueing disciplines
+    depends on it (``verdict.Doubts``). Programs (XDP, tcx, tc filters) and other programs' queueing disciplines
     cannot be read, so each is an unknown place. The walk continues after such a place, because a certain stop later
     outweighs it. The neighbour table is compared with the MAC that the other end has or answers with. If the table
     has no entry, the next hop is asked.

@@ -17,20 +17,10 @@ from linkspan.core.states.wireguard import key_id
 from linkspan.core.wire import ESP, VXLAN, WIREGUARD, Wire
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Map, Translation, show
-from linkspan.diagnose.trace.kernel_view import (
-    IN,
-    LOCAL,
-    OUT,
-    Device,
-    KernelView,
-    Outer,
-    Packet,
-    Secured,
-    client_ports,
-    towards,
-)
-from linkspan.diagnose.trace.nft_verdict import Frame
+from linkspan.diagnose.trace.kernel_view import IN, LOCAL, OUT, Device, KernelView, Secured, client_ports
+from linkspan.diagnose.trace.packet import Outer, Packet, towards
 from linkspan.diagnose.trace.parts import Entry, Part
+from linkspan.diagnose.trace.verdict import Frame
 from linkspan.diagnose.trace.walk import Walk
 
 _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 1480, 1492, 1500, 4000, 8950)

@@ -11,7 +11,7 @@ from linkspan.core.addresses import SOCKET_FAMILY, Prefix
 from linkspan.core.model import Endpoint, Network, Underlay
 from linkspan.core.states.host import HOST
 from linkspan.core.wire import ESP, VXLAN, WIREGUARD
-from linkspan.diagnose.trace.kernel_view import Outer, Packet
+from linkspan.diagnose.trace.packet import Outer, Packet
 
 OUTSIDE = -1
 """The ``netns`` of everything beyond this host."""

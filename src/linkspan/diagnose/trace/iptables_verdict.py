@@ -10,16 +10,9 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, mac_text, prefix
 from linkspan.core.errors import Invalid
-from linkspan.diagnose.trace.kernel_view import (
-    LOCAL,
-    UNICAST,
-    IptablesTable,
-    KernelView,
-    Span,
-    towards,
-    within,
-)
-from linkspan.diagnose.trace.nft_verdict import AFTER, CHANGE, DROP, PASS, Doubts, Frame, Verdict
+from linkspan.diagnose.trace.kernel_view import LOCAL, UNICAST, IptablesTable, KernelView
+from linkspan.diagnose.trace.packet import Span, towards, within
+from linkspan.diagnose.trace.verdict import AFTER, CHANGE, DROP, PASS, Doubts, Frame, Verdict
 
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": 0, "filter": 0, "security": 50}
 """Priorities of the tables at their hooks (linux/netfilter_ipv4.h); nat's differ by hook."""

@@ -25,8 +25,8 @@ from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.states.host import HOST
 from linkspan.core.wire import ESP, WIREGUARD
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Map, Unknown, where
-from linkspan.diagnose.trace.kernel_view import Packet
 from linkspan.diagnose.trace.live_packet import BACK, MARK, THERE, Probe, matches, new_mark, way
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.trace import BROKEN, REACHABLE, UNKNOWN, Place, Trace
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe.drop_monitor import DropMonitor

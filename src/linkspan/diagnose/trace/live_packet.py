@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from linkspan.core.addresses import SOCKET_FAMILY
 from linkspan.core.errors import of_errno
 from linkspan.diagnose.trace.hops import show
-from linkspan.diagnose.trace.kernel_view import Packet
+from linkspan.diagnose.trace.packet import Packet
 
 MARK = 16
 """Bytes of a mark; TCP has room for the first four."""

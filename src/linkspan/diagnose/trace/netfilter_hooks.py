@@ -16,8 +16,9 @@ from linkspan.core.addresses import SOCKET_FAMILY
 from linkspan.core.errors import KernelError
 from linkspan.diagnose.trace import iptables_verdict, nft_verdict
 from linkspan.diagnose.trace.hops import show
-from linkspan.diagnose.trace.kernel_view import ACK, DATA, FLOWING, KernelView, Packet
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.kernel_view import KernelView
+from linkspan.diagnose.trace.packet import ACK, DATA, FLOWING, Packet
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 
 
 class _Step(msgspec.Struct, frozen=True):

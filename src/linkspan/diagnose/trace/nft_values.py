@@ -11,10 +11,8 @@ from typing import Any
 
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
-from linkspan.diagnose.trace.kernel_view import Span, within
+from linkspan.diagnose.trace.packet import NUMBERS, Span, within
 
-NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
-"""IANA's protocol numbers, by the names of this package and of nft."""
 _MAC_TEXT = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _ICMP_TYPES = {"echo-reply": 0, "echo-request": 8}
 _ETHER_TYPES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Translation, Unknown
-from linkspan.diagnose.trace.kernel_view import Outer, Packet
+from linkspan.diagnose.trace.packet import Outer, Packet
 
 
 class Entry(msgspec.Struct, frozen=True):

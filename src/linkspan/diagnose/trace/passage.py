@@ -13,7 +13,7 @@ import msgspec
 from linkspan.core.addresses import Prefix, mac_text
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import HOST
-from linkspan.diagnose.trace import netfilter_hooks, nft_verdict
+from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.hops import (
     Broken,
     Hop,
@@ -32,13 +32,10 @@ from linkspan.diagnose.trace.kernel_view import (
     Device,
     KernelView,
     Lookup,
-    Outer,
-    Packet,
-    towards,
-    within,
 )
-from linkspan.diagnose.trace.nft_verdict import Frame, Verdict
+from linkspan.diagnose.trace.packet import Outer, Packet, towards, within
 from linkspan.diagnose.trace.rule_meanings import meaning
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 
 _MAC = 6
@@ -358,7 +355,7 @@ def _chosen(policy: XfrmPolicy, packet: Packet) -> bool:
     ends = policy.source.holds(Prefix(packet.source, bits)) and policy.target.holds(Prefix(packet.target, bits))
     mark, mask = policy.mark
     marked = packet.mark is None or packet.mark & mask == mark
-    return ends and marked and policy.protocol in (0, nft_verdict.number(packet))
+    return ends and marked and policy.protocol in (0, packet.number)
 
 
 def _stops(lookup: Lookup) -> bool:
@@ -369,7 +366,7 @@ def _applies(rule: Rule, packet: Packet, arriving: str) -> bool | None:
     """Return whether a policy rule matches a packet that comes by a link, or ('') starts here; None: unknown."""
     bits = len(packet.target) * 8
     mark, mask = rule.mark
-    number = nft_verdict.number(packet)
+    number = packet.number
     tests = [
         rule.source is None or rule.source.holds(Prefix(packet.source, bits)),
         rule.target is None or rule.target.holds(Prefix(packet.target, bits)),

@@ -8,8 +8,8 @@ from typing import Any
 from linkspan.core.kinds import Admission
 from linkspan.core.ruleset import TABLE
 from linkspan.diagnose.trace.hops import show
-from linkspan.diagnose.trace.kernel_view import Packet
-from linkspan.diagnose.trace.nft_verdict import Rule
+from linkspan.diagnose.trace.nft_rule import Rule
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.kernel.kinds import kinds
 
 _STRANGE = "the guard does not accept {source} from there: no peer has it on this path"

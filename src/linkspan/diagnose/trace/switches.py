@@ -15,7 +15,7 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.states.openflow import MEANINGS, Counted, Held, Map, Seen
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Unknown, headers, show, where
-from linkspan.diagnose.trace.kernel_view import Packet, Span, within
+from linkspan.diagnose.trace.packet import Packet, Span, within
 from linkspan.diagnose.trace.parts import Entry, Part
 
 _MOST = 12

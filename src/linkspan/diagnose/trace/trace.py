@@ -14,7 +14,8 @@ from linkspan.core.model import CONTROLLER, Endpoint
 from linkspan.core.namesakes import meant, missing
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace.hops import OUTSIDE, Broken, Hop, Map, Translation, Unknown, where
-from linkspan.diagnose.trace.kernel_view import KernelView, Packet
+from linkspan.diagnose.trace.kernel_view import KernelView
+from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry, Part
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")

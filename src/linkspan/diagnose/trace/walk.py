@@ -24,13 +24,12 @@ from linkspan.diagnose.trace.kernel_view import (
     Device,
     KernelView,
     Lookup,
-    Packet,
     Port,
     client_ports,
-    towards,
 )
-from linkspan.diagnose.trace.nft_verdict import Frame
+from linkspan.diagnose.trace.packet import Packet, towards
 from linkspan.diagnose.trace.passage import Passage
+from linkspan.diagnose.trace.verdict import Frame
 
 _ECHO_REPLY = {4: 0, 6: 129}
 """Types of ICMP's answer to a ping: RFC 792, RFC 4443."""

@@ -22,32 +22,37 @@ from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Address, Key, Neighbour, Route, State
 from linkspan.kernel.io import batch, route_messages
-from linkspan.kernel.io.link_messages import IFF_UP
+from linkspan.kernel.io.address_messages import (
+    ADDRESS,
+    BROADCAST,
+    FLAGS,
+    IFADDR,
+    LOCAL,
+    METRIC,
+    PERMANENT,
+    TEMPORARY,
+    HeldAddress,
+    held,
+)
+from linkspan.kernel.io.link_messages import names_of, own_of
 from linkspan.kernel.io.netlink import (
     DELADDR,
     F_CREATE,
     F_REPLACE,
-    GETADDR,
     GETROUTE,
     NEWADDR,
     Message,
-    Sockets,
     attr,
     attributes,
-    names_of,
-    own_of,
     u32,
 )
 from linkspan.kernel.io.route_messages import DST, OIF, RTMSG, TABLE_LOCAL, TABLE_MAIN, UNICAST
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
-# linux/if_addr.h
-_ADDRESS, _LOCAL, _BROADCAST, _FLAGS, _METRIC = 1, 2, 4, 8, 9
-_NODAD, _PERMANENT = 0x02, 0x80
+_NODAD = 0x02  # linux/if_addr.h
 _FLAWS = {0x08: "dadfailed", 0x20: "deprecated", 0x40: "tentative", 0x100: "mngtmpaddr"}
-_SECONDARY = 0x01
 _SCOPES = {200: "scope site", 253: "scope link", 254: "scope host"}
-_IFADDR = struct.Struct("=BBBBI")
 _KERNEL = 2  # RTPROT_KERNEL in linux/rtnetlink.h
 
 
@@ -74,23 +79,19 @@ class AddressDriver:
         routes = self._routes() if netns == HOST and ours else frozenset()
         wrong: dict[Key, list[bytes]] = {}
         found: dict[Key, Address] = {}
-        for payload in self._sockets.at(netns).dump(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses"):
-            family, length, _, scope, index = _IFADDR.unpack_from(payload)
-            name = names.get(index, "lo")
-            if family not in SOCKET_FAMILY.values() or name not in ours:
+        for one in held(self._sockets.at(netns)):
+            name = names.get(one.link, "lo")
+            if name not in ours or _kernel_made(one, netns):
                 continue
-            told = attributes(payload, 8)
-            address = Address(name, Prefix(bytes(told.get(_LOCAL) or told[_ADDRESS]), length), netns)
-            if _kernel_made(told, address.prefix, netns):
-                continue
+            address = Address(name, one.prefix, netns)
             if netns == HOST:
-                amiss = [*_amiss(told, scope, address.prefix)]
-                if not _routes_of(index, address.prefix) <= routes and self._up(name):
+                amiss = [*_amiss(one)]
+                if not _routes_of(one.link, one.prefix) <= routes and self._up(name):
                     amiss.append("no route")
                 if amiss:
-                    wrong.setdefault(address.key, []).append(_peer(told, address.prefix))
+                    wrong.setdefault(address.key, []).append(_peer(one))
                 before = found.get(address.key, address).amiss
-                address = Address(name, address.prefix, netns, (*before, *amiss))
+                address = Address(name, one.prefix, netns, (*before, *amiss))
             found[address.key] = address
         if netns == HOST:
             self._wrong = wrong
@@ -98,7 +99,7 @@ class AddressDriver:
 
     def _up(self, name: str) -> bool:
         """Return whether a link is up: a link that is down has no routes, and another driver sets it up."""
-        return bool(self._sockets.flags(HOST, name) & IFF_UP)
+        return self._sockets.link(HOST, name).up
 
     def _routes(self) -> frozenset[_KernelRoute]:
         """Return the routes that the kernel made for the host's addresses."""
@@ -143,41 +144,38 @@ def _routes_of(index: int, prefix: Prefix) -> set[_KernelRoute]:
     return routes
 
 
-def _kernel_made(told: Mapping[int, bytes], prefix: Prefix, netns: int) -> bool:
+def _kernel_made(one: HeldAddress, netns: int) -> bool:
     """Return whether the kernel made an address: fe80::/64 or, in a container, by router advertisement.
 
     The latter is not permanent. On the host, our links ignore advertisements.
     """
-    if netns != HOST and not _flags(told) & _PERMANENT:
+    if netns != HOST and not one.flags & PERMANENT:
         return True
-    return prefix.packed[:2] == b"\xfe\x80" and prefix.length == 64
+    return one.prefix.packed[:2] == b"\xfe\x80" and one.prefix.length == 64
 
 
-def _amiss(told: Mapping[int, bytes], scope: int, prefix: Prefix) -> Iterator[str]:
+def _amiss(one: HeldAddress) -> Iterator[str]:
     """Yield, in iproute2's words, properties of an address that differ from linkspan's, and misdirect packets."""
-    if (peer := _peer(told, prefix)) != prefix.packed:
+    _, prefix, scope, told = one
+    if (peer := _peer(one)) != prefix.packed:
         yield f"peer {Prefix(peer, prefix.length)}"
     if scope and prefix.family == 4:  # IPv6's scope follows from the address
         yield _SCOPES.get(scope, f"scope {scope}")
-    if prefix.family == 4 and told.get(_BROADCAST, b"") != _broadcast(prefix):
+    if prefix.family == 4 and told.get(BROADCAST, b"") != _broadcast(prefix):
         yield "brd"
-    flags = _flags(told)
-    if not flags & _PERMANENT:
+    flags = one.flags
+    if not flags & PERMANENT:
         yield "valid_lft"
-    if flags & _SECONDARY:
+    if flags & TEMPORARY:
         yield "secondary" if prefix.family == 4 else "temporary"
     yield from (word for flag, word in _FLAWS.items() if flags & flag)
-    if any(told.get(_METRIC, b"")):
+    if any(told.get(METRIC, b"")):
         yield "metric"
 
 
-def _flags(told: Mapping[int, bytes]) -> int:
-    return int(struct.unpack("=I", told[_FLAGS])[0]) if _FLAGS in told else _PERMANENT
-
-
-def _peer(told: Mapping[int, bytes], prefix: Prefix) -> bytes:
+def _peer(one: HeldAddress) -> bytes:
     """Return the other end's address, or the address itself if there is no other end."""
-    return bytes(told.get(_ADDRESS, bytes(len(prefix.packed))))
+    return bytes(one.found.get(ADDRESS, bytes(len(one.prefix.packed))))
 
 
 def _broadcast(prefix: Prefix) -> bytes:
@@ -189,12 +187,12 @@ def _broadcast(prefix: Prefix) -> bytes:
 
 def _message(state: Address, index: int, kind: int, peer: bytes = b"") -> Message:
     packed, family = state.prefix.packed, state.prefix.family
-    body = _IFADDR.pack(SOCKET_FAMILY[family], state.prefix.length, 0, 0, index)
-    body += attr(_LOCAL, packed) + attr(_ADDRESS, peer or packed)
+    body = IFADDR.pack(SOCKET_FAMILY[family], state.prefix.length, 0, 0, index)
+    body += attr(LOCAL, packed) + attr(ADDRESS, peer or packed)
     if kind == NEWADDR:
-        body += u32(_FLAGS, _NODAD)
+        body += u32(FLAGS, _NODAD)
         if family == 4 and (broadcast := _broadcast(state.prefix)):
-            body += attr(_BROADCAST, broadcast)
+            body += attr(BROADCAST, broadcast)
     verb = "add" if kind == NEWADDR else "remove"
     flags = F_CREATE | F_REPLACE if kind == NEWADDR else 0
     return Message(kind, flags, body, f"{verb} address {state.prefix} on {state.device}")

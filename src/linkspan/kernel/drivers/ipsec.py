@@ -121,7 +121,7 @@ class CharonDriver:
         if not self._running():
             if not put:
                 return {}
-            error = Unavailable("strongSwan's daemon does not run, and can be told nothing")
+            error = Unavailable("strongSwan's daemon does not run", "charon.log in the state folder shows why")
             return {state.key: error for state in put}
         try:
             with vici.session(self._control, self._running) as asked:

@@ -37,7 +37,6 @@ from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.link_messages import (
     ALT_IFNAME,
     DEVGROUP,
-    IFF_UP,
     IFNAME,
     INFO_DATA,
     INFO_KIND,
@@ -45,27 +44,22 @@ from linkspan.kernel.io.link_messages import (
     MTU,
     NESTED,
     PROP_LIST,
+    Link,
     ifinfo,
 )
 from linkspan.kernel.io.netlink import (
     DELLINK,
     F_CREATE,
     F_EXCL,
-    GETLINK,
     NEWLINK,
     NEWLINKPROP,
     SETLINK,
-    Link,
     Message,
-    Sockets,
-    altnames,
     attr,
-    attributes,
-    link,
-    string,
     text,
     u32,
 )
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe.port_owners import holder
 from linkspan.kernel.probe.program_path import located
@@ -117,14 +111,12 @@ class IpsecLinkDriver:
         return [state for one in self._sockets.links(HOST) if (state := self._state(one)) is not None]
 
     def _state(self, there: Link) -> IpsecLink | None:
-        _, flags, found = there
-        name = string(found[IFNAME])
+        name, kind = there.name, there.kind
         made_as = _MADE_AS.get(name.rstrip("0123456789"))
-        if f"{ALTNAME}{name}" not in altnames(found) or (kind := _kind(found)) != made_as:
+        if f"{ALTNAME}{name}" not in there.altnames or kind != made_as:
             return None
-        up = bool(flags & IFF_UP) and in_group(found)
-        mtu = int(struct.unpack("=I", found[MTU])[0])
-        return IpsecLink(name, mtu, PROCESS if kind == "tun" else "", up, amiss(flags, found, arp=False))
+        up = there.up and in_group(there)
+        return IpsecLink(name, there.mtu, PROCESS if kind == "tun" else "", up, amiss(there, arp=False))
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make the kernel's device, or find the daemon's and set it up; remove the kernel's."""
@@ -138,8 +130,8 @@ class IpsecLinkDriver:
             births = self._births(state)
         prop = ifinfo() + text(IFNAME, state.name) + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
         up = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu) + u32(DEVGROUP, GROUP)
-        there = self._look(state.name)
-        wrong = amiss(there.flags, there.found, arp=False) if there else ()
+        there = self._sockets.find(HOST, state.name)
+        wrong = amiss(there, arp=False) if there else ()
         results = self._sockets.at(HOST).batch(
             [
                 *births,
@@ -153,9 +145,9 @@ class IpsecLinkDriver:
                 raise error
 
     def _births(self, state: IpsecLink) -> list[Message]:
-        there = self._look(state.name)
-        xfrm = there is not None and _kind(there.found) == "xfrm"
-        if there is not None and self._state(there) is None and not (xfrm and in_group(there.found)):
+        there = self._sockets.find(HOST, state.name)
+        xfrm = there is not None and there.kind == "xfrm"
+        if there is not None and self._state(there) is None and not (xfrm and in_group(there)):
             hint = f"remove or rename it: ip link del {state.name}"
             raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
         if xfrm:
@@ -178,7 +170,7 @@ class IpsecLinkDriver:
             time.sleep(0.01)
         if state.name in names:
             return
-        if self._look(state.name) is None:  # its owner is gone: only a new daemon takes the name
+        if self._sockets.find(HOST, state.name) is None:  # its owner is gone: only a new daemon takes the name
             os.kill(pid, signal.SIGTERM)
         raise Conflict(
             f"link {state.name} belongs to another program, so strongSwan's device is called {', '.join(names)}",
@@ -199,7 +191,7 @@ class IpsecLinkDriver:
                         Message(_DELRULE, 0, bytes([family]) + body[1:], "remove strongSwan's rule")
                     )
             return
-        there = self._look(state.name)
+        there = self._sockets.find(HOST, state.name)
         if there is None or self._state(there) is None:
             return  # another program's, which was in our way
         try:
@@ -209,26 +201,11 @@ class IpsecLinkDriver:
             if error.errno != errno.ENODEV:
                 raise
 
-    def _look(self, name: str) -> Link | None:
-        try:
-            payload = self._sockets.at(HOST).get(
-                Message(GETLINK, 0, ifinfo() + text(IFNAME, name), f"find link {name}")
-            )
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return link(payload)
-
 
 _MADE_AS = {"lsipsec": "xfrm", "ipsec": "tun"}
 """The kernel's kind of link by how the device's name begins."""
 PROCESS = "charon"
 """The daemon's name as a Process."""
-
-
-def _kind(found: Mapping[int, bytes]) -> str:
-    return string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b""))
 
 
 def _tuns(pid: int) -> list[str]:

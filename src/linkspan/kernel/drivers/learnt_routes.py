@@ -21,7 +21,7 @@ from linkspan.core.states.host import HOST, LEARNT_METRIC, Key, State
 from linkspan.core.states.programs import BGP_PORT, BIRD, Bird, LearntRoutes
 from linkspan.kernel.drivers import processes
 from linkspan.kernel.drivers.routes import learnt_routes, sweep
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe.port_owners import listeners
 

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 
 from linkspan.kernel.io.link_messages import (
-    IFF_UP,
+    IFF_NOARP,
     IFINFO,
     IFNAME,
     INFO_DATA,
@@ -28,11 +28,12 @@ from linkspan.kernel.io.link_messages import (
     LINKINFO,
     MASTER,
     NESTED,
+    Link,
 )
-from linkspan.kernel.io.netlink import NEWLINK, SETLINK, Message, attr, attributes, string, text, u32
+from linkspan.kernel.io.netlink import NEWLINK, SETLINK, Message, attr, text, u32
 
 # linux/if.h
-_IFF_NOARP, _IFF_MULTICAST = 0x80, 0x1000
+_IFF_MULTICAST = 0x1000
 # linux/if_link.h
 _OPERSTATE, _LINKMODE, _PROTO_DOWN, _PROTO_DOWN_REASON = 16, 17, 39, 55
 _REASON_MASK, _REASON_VALUE = 1, 2
@@ -80,16 +81,17 @@ BORN_BRIDGE = attr(9, _FORWARDED)
 _Table = tuple[tuple[int, str, bytes], ...]
 
 
-def amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool = False) -> tuple[str, ...]:
+def amiss(link: Link, *, arp: bool, master: bool = False) -> tuple[str, ...]:
     """Return in words the attributes of a link that differ from linkspan's.
 
     ``arp``: a link of this kind resolves neighbours. ``master``: its master is a field of its state.
     """
-    return tuple(_amiss(flags, found, arp=arp, master=master))
+    return tuple(_amiss(link, arp=arp, master=master))
 
 
-def _amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool) -> Iterator[str]:
-    if bool(flags & _IFF_NOARP) == arp:
+def _amiss(link: Link, *, arp: bool, master: bool) -> Iterator[str]:
+    flags, found = link.flags, link.found
+    if bool(flags & IFF_NOARP) == arp:
         yield f"arp {'off' if arp else 'on'}"
     if arp and not flags & _IFF_MULTICAST:
         yield "multicast off"
@@ -102,15 +104,12 @@ def _amiss(flags: int, found: Mapping[int, bytes], *, arp: bool, master: bool) -
         yield "protodown on"
     if MASTER in found and not master:
         yield "master"
-    info = attributes(found.get(LINKINFO, b""))
-    if string(info.get(INFO_KIND, b"")) == "bridge":
-        data = attributes(info.get(INFO_DATA, b""))
-        yield from _wrong(_BRIDGE, data)
-    if INFO_SLAVE_DATA in info and string(info.get(INFO_SLAVE_KIND, b"")) == "bridge":
-        port = attributes(info[INFO_SLAVE_DATA])
+    if link.kind == "bridge":
+        yield from _wrong(_BRIDGE, link.data)
+    if port := link.bridge_port:
         yield from _wrong(_PORT, port)
         # A port is rightly disabled while the container's end is down.
-        if operstate == _OPER_UP and flags & IFF_UP and port.get(_BRPORT_STATE) != _FORWARDING:
+        if operstate == _OPER_UP and link.up and port.get(_BRPORT_STATE) != _FORWARDING:
             yield "not forwarding"
 
 
@@ -129,9 +128,9 @@ def repairs(name: str, wrong: Iterable[str], *, arp: bool) -> Iterator[Message]:
     """Yield the messages that correct what ``amiss`` found on the link ``name``."""
     words = set(wrong)
     link, what = text(IFNAME, name), f"correct {', '.join(sorted(words))} on link {name}"
-    flags = (_IFF_NOARP if words & {"arp off", "arp on"} else 0) | (_IFF_MULTICAST if "multicast off" in words else 0)
+    flags = (IFF_NOARP if words & {"arp off", "arp on"} else 0) | (_IFF_MULTICAST if "multicast off" in words else 0)
     if flags:
-        right = (0 if arp else _IFF_NOARP) | _IFF_MULTICAST
+        right = (0 if arp else IFF_NOARP) | _IFF_MULTICAST
         yield Message(SETLINK, 0, IFINFO.pack(0, 0, 0, right & flags, flags) + link, what)
     head = IFINFO.pack(0, 0, 0, 0, 0) + link
     if "mode dormant" in words:

@@ -13,7 +13,6 @@ import os
 import queue
 import select
 import shlex
-import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +26,11 @@ from linkspan.core.kinds import Event, Kind, Link, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
 from linkspan.kernel.drivers.link_attributes import BORN_BRIDGE, amiss, repairs
+from linkspan.kernel.io import link_messages
 from linkspan.kernel.io.link_messages import (
     ADDRESS,
     ALT_IFNAME,
     BRPORT_HAIRPIN,
-    IFF_UP,
     IFINFO,
     IFNAME,
     INFO_DATA,
@@ -52,20 +51,17 @@ from linkspan.kernel.io.netlink import (
     DELLINK,
     F_CREATE,
     F_EXCL,
-    GETLINK,
     NEWLINK,
     NEWLINKPROP,
     SETLINK,
     Message,
     Socket,
-    Sockets,
-    altnames,
     attr,
     attributes,
-    string,
     text,
     u32,
 )
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
 _LINK_GROUP = 1  # RTNLGRP_LINK
@@ -75,26 +71,10 @@ BRIDGE_PORTS = 1023
 """Ports that a bridge takes: BR_MAX_PORTS in net/bridge/br_private.h, less the number that is never used."""
 
 
-class _Link(msgspec.Struct, frozen=True, gc=False):
-    """A link as the kernel reports it: index, flags, attributes."""
-
-    index: int
-    flags: int
-    found: dict[int, bytes]
-
-    @property
-    def kind(self) -> str:
-        return string(attributes(self.found.get(LINKINFO, b"")).get(INFO_KIND, b""))
-
-    def like(self, state: Bridge | Veth) -> bool:
-        """Return whether kind and MAC are the state's; our MACs follow from names, so foreign links differ."""
-        kind = "bridge" if isinstance(state, Bridge) else "veth"
-        return self.kind == kind and self.found.get(ADDRESS) == state.mac
-
-
-def _link(payload: bytes) -> _Link:
-    _, _, index, flags, _ = IFINFO.unpack_from(payload)
-    return _Link(index, flags, attributes(payload, 16))
+def _like(there: link_messages.Link, state: Bridge | Veth) -> bool:
+    """Return whether kind and MAC are the state's; our MACs follow from names, so foreign links differ."""
+    kind = "bridge" if isinstance(state, Bridge) else "veth"
+    return there.kind == kind and there.mac == state.mac
 
 
 class LinkDriver:
@@ -119,10 +99,10 @@ class LinkDriver:
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return our bridges and veth pairs on the host; in a container, every veth end."""
-        links = [_Link(*link) for link in self._sockets.links(netns)]
+        links = self._sockets.links(netns)
         if netns != HOST:
             return [state for state in (_interface(netns, link) for link in links) if state]
-        names = {link.index: string(link.found[IFNAME]) for link in links}
+        names = link_messages.names_of(links)
         return [state for state in (_host_link(link, names) for link in links) if state]
 
     def interface(self, netns: int, name: str) -> Interface | None:
@@ -132,7 +112,7 @@ class LinkDriver:
 
     def leads_into(self, name: str, fd: int) -> bool:
         """Return whether the other end of the host's link with this name is in an open namespace."""
-        there = self._find(name)
+        there = self._sockets.find(HOST, name)
         if there is None or LINK_NETNSID not in there.found:
             return False
         question = Message(_GETNSID, 0, bytes(4) + u32(_NETNSA_FD, fd), "find the number of a namespace")
@@ -163,24 +143,13 @@ class LinkDriver:
         failed: dict[Key, LinkspanError] = {}
         for state in states:
             try:
-                there = self._find(state.name)
+                there = self._sockets.find(HOST, state.name)
             except KernelError as error:
                 failed[state.key] = error
             else:
-                if there and (is_ours(altnames(there.found)) or there.like(state)):
-                    found[there.index] = (state.key, state.name)
+                if there and (there.ours or _like(there, state)):
+                    found[there.number] = (state.key, state.name)
         return failed | (self._removal.remove(found) if found else {})
-
-    def _find(self, name: str, by: int = IFNAME) -> _Link | None:
-        """Return a host's link, None if there is no such link."""
-        message = Message(GETLINK, 0, ifinfo() + text(by, name), f"find link {name}")
-        try:
-            answer = self._sockets.at(HOST).get(message)
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return _link(answer)
 
     def _put_bridge(self, state: Bridge) -> None:
         body = text(IFNAME, state.name) + attr(ADDRESS, state.mac)
@@ -228,31 +197,32 @@ class LinkDriver:
         )
         altname = Message(NEWLINKPROP, F_CREATE | F_EXCL, names, f"name link {state.name} {state.altname}")
         batch = [birth, altname, *finish]
-        if there := self._find(state.name):
-            known, wrong = altnames(there.found), _repairs(there, state)
+        if there := self._sockets.find(HOST, state.name):
+            known, wrong = there.altnames, _repairs(there, state)
             if state.altname in known:
                 batch = [*finish, *wrong]
-            elif not is_ours(known) and there.like(state):
+            elif not there.ours and _like(there, state):
                 batch = [altname, *finish, *wrong]
             else:
-                self._remove_stale(state, there.index, known)
-        elif renamed := self._find(state.altname, ALT_IFNAME):  # it has the container's end, or the bridge's ports
-            self._replace(state, renamed.index)
+                self._remove_stale(state, there)
+        elif renamed := self._sockets.find(HOST, state.altname, ALT_IFNAME):
+            # It has the container's end, or the bridge's ports.
+            self._replace(state, renamed)
         for error in self._sockets.at(HOST).batch(batch):
             if error is not None:
                 raise error
 
-    def _remove_stale(self, state: Bridge | Veth, index: int, names: list[str]) -> None:
+    def _remove_stale(self, state: Bridge | Veth, there: link_messages.Link) -> None:
         """Remove a link of ours that has the name but leads elsewhere; a foreign link is a Conflict."""
-        if not is_ours(names):
+        if not there.ours:
             raise Conflict(
                 f"link {state.name} exists and is not linkspan's", f"remove or rename it: ip link del {state.name}"
             )
-        self._replace(state, index)
+        self._replace(state, there)
 
-    def _replace(self, state: Bridge | Veth, index: int) -> None:
+    def _replace(self, state: Bridge | Veth, there: link_messages.Link) -> None:
         """Remove a link of ours that is in the way of a state; raises if it stays."""
-        for error in self._removal.remove({index: (state.key, state.name)}, REPLACED).values():
+        for error in self._removal.remove({there.number: (state.key, state.name)}, REPLACED).values():
             raise error
 
     def _explained(self, state: Veth, error: KernelError) -> LinkspanError:
@@ -283,44 +253,32 @@ class LinkDriver:
                 raise error
 
 
-def _repairs(there: _Link, state: Bridge | Veth) -> Iterator[Message]:
-    found = there.found
+def _repairs(there: link_messages.Link, state: Bridge | Veth) -> Iterator[Message]:
     if isinstance(state, Veth) and not state.master:
-        found = found | {LINKINFO: b""}  # it stops being a port with that
-    return repairs(state.name, amiss(there.flags, found, arp=True, master=isinstance(state, Veth)), arp=True)
+        there = there._replace(found=there.found | {LINKINFO: b""})  # it stops being a port with that
+    return repairs(state.name, amiss(there, arp=True, master=isinstance(state, Veth)), arp=True)
 
 
-def is_ours(names: Iterable[str]) -> bool:
-    """Return whether a link with these alternative names is ours, whatever its name is."""
-    return any(name.startswith(ALTNAME) for name in names)
-
-
-def _host_link(link: _Link, names: Mapping[int, str]) -> Bridge | Veth | None:
-    found = link.found
-    ours = [name for name in altnames(found) if name.startswith(ALTNAME)]
+def _host_link(link: link_messages.Link, names: Mapping[int, str]) -> Bridge | Veth | None:
+    ours = [name for name in link.altnames if name.startswith(ALTNAME)]
     if not ours:
         return None
-    kind = link.kind
-    name, mac, up = names[link.index], bytes(found.get(ADDRESS, b"")), bool(link.flags & IFF_UP)
-    mtu = struct.unpack("=I", found[MTU])[0]
-    wrong = amiss(link.flags, found, arp=True, master=kind == "veth")
+    kind, name = link.kind, names[link.number]
+    wrong = amiss(link, arp=True, master=kind == "veth")
     if kind == "bridge":
-        return Bridge(name, mac, mtu, up, wrong)
+        return Bridge(name, link.mac, link.mtu, link.up, wrong)
     inode, _, peer = ours[0].removeprefix(ALTNAME).partition(":")
     if kind != "veth" or not peer or not inode.isdigit():
         return None
-    master = names.get(struct.unpack("=I", found[MASTER])[0], "?") if MASTER in found else ""
-    port = attributes(attributes(found[LINKINFO]).get(INFO_SLAVE_DATA, b""))
-    hairpin = port.get(BRPORT_HAIRPIN) == b"\1"
-    return Veth(name, mac, mtu, master, int(inode), peer, hairpin, up, wrong)
+    master = names.get(link.master, "?") if link.master else ""
+    hairpin = link.bridge_port.get(BRPORT_HAIRPIN) == b"\1"
+    return Veth(name, link.mac, link.mtu, master, int(inode), peer, hairpin, link.up, wrong)
 
 
-def _interface(netns: int, link: _Link) -> Interface | None:
+def _interface(netns: int, link: link_messages.Link) -> Interface | None:
     if link.kind != "veth":
         return None
-    found = link.found
-    mtu = struct.unpack("=I", found[MTU])[0]
-    return Interface(netns, string(found[IFNAME]), bytes(found[ADDRESS]), mtu, bool(link.flags & IFF_UP))
+    return Interface(netns, link.name, link.mac, link.mtu, link.up)
 
 
 PATIENCE = 5.0

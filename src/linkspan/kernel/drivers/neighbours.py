@@ -25,8 +25,18 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Sort, on_device
 from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import HOST, ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, State
-from linkspan.kernel.io.link_messages import ADDRESS
-from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
+from linkspan.kernel.io.link_messages import names_of, own_of
+from linkspan.kernel.io.neighbour_messages import (
+    AF_BRIDGE,
+    DST,
+    LLADDR,
+    NDMSG,
+    NOARP,
+    OF_BRIDGE,
+    PERMANENT,
+    PROTOCOL,
+    SELF,
+)
 from linkspan.kernel.io.netlink import (
     DELNEIGH,
     F_CREATE,
@@ -34,16 +44,11 @@ from linkspan.kernel.io.netlink import (
     GETNEIGH,
     NEWNEIGH,
     Message,
-    Sockets,
     attr,
     attributes,
-    names_of,
-    own_of,
 )
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
-
-# linux/neighbour.h
-_SELF, _MASTER = 0x02, 0x04
 
 _OURS = bytes([ROUTE_PROTOCOL])
 
@@ -94,7 +99,7 @@ class NeighbourDriver:
             return []
         links = self._sockets.links(HOST)
         names, ours = names_of(links), own_of(links)
-        macs = {link.number: link.found.get(ADDRESS, b"") for link in links if link.number in ours}
+        macs = {link.number: link.mac for link in links if link.number in ours}
         return [*self._neighbours(names, ours), *(self._entries(ours, macs) if ours else ())]
 
     def _neighbours(self, names: Mapping[int, str], ours: Mapping[int, str]) -> Iterable[Neighbour]:
@@ -126,7 +131,7 @@ class NeighbourDriver:
             if ours[index].startswith(self._tunnels):
                 if state & PERMANENT:
                     yield FdbEntry(ours[index], *_mac_and_address(payload), _elsewhere(payload))
-            elif not flags & _SELF and state & (PERMANENT | NOARP):  # of a bridge's port; its own MAC is local
+            elif not flags & SELF and state & (PERMANENT | NOARP):  # of a bridge's port; its own MAC is local
                 mac = bytes(attributes(payload, 12).get(LLADDR, b""))
                 if mac != macs[index]:
                     yield FdbEntry(ours[index], mac, b"")
@@ -202,7 +207,7 @@ def _message(state: Neighbour | FdbEntry, index: int, kind: int, *, tunnel: bool
     if isinstance(state, Neighbour):
         address, head = state.address, (_FAMILY[len(state.address)], index, PERMANENT, 0, 0)
     else:
-        whose = _SELF if tunnel else _MASTER
+        whose = SELF if tunnel else OF_BRIDGE
         address, head = state.remote, (AF_BRIDGE, index, PERMANENT, whose, 0)
     if head[0] == AF_BRIDGE and kind == DELNEIGH:  # by its MAC alone, wherever it leads now
         body = _BY_MAC.pack(*head, *mac)

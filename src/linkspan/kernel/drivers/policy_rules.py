@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import functools
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
+from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import Kind
@@ -18,21 +17,28 @@ from linkspan.kernel.io.netlink import (
     DELRULE,
     F_CREATE,
     F_EXCL,
-    GETRULE,
     NEWRULE,
     Message,
-    Sockets,
     attr,
-    attributes,
     u32,
 )
+from linkspan.kernel.io.route_messages import TABLE_MAIN
+from linkspan.kernel.io.rule_messages import (
+    HEADER,
+    PRIORITY,
+    PROTOCOL,
+    SRC,
+    SUPPRESS,
+    TABLE,
+    TO_TABLE,
+    ReportedRule,
+    reported,
+)
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
-# linux/fib_rules.h
-_SRC, _PRIORITY, _SUPPRESS, _TABLE, _PROTOCOL = 2, 6, 14, 15, 21
-_TO_TABLE, _MAIN, _NOTHING = 1, 254, 0xFFFFFFFF
-_HEADER = struct.Struct("=12B")
-"""struct fib_rule_hdr: family, lengths of destination and source, TOS, table, two reserved, action, flags (4 bytes)."""
+_NOTHING = 0xFFFFFFFF
+"""The kernel's value for a rule that suppresses no prefix."""
 
 
 class PolicyRuleDriver:
@@ -47,17 +53,15 @@ class PolicyRuleDriver:
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return the rules with our protocol number; rules with other selectors than ours cannot be ours."""
-        for family, number in SOCKET_FAMILY.items():
+        for family in FAMILIES:
             try:
-                found = self._sockets.at(netns).dump(GETRULE, _HEADER.pack(number, *bytes(11)), "list rules")
+                found = list(reported(self._sockets.at(netns), family))
             except KernelError as error:
                 if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):  # a kernel without rules, or without IPv6
                     continue
                 raise
-            for payload in found:
-                values = attributes(payload, _HEADER.size)
-                if values.get(_PROTOCOL) == bytes([ROUTE_PROTOCOL]) and payload[0] == number:
-                    yield _rule(payload, values, family, netns)
+            ours = (one for one in found if one.found.get(PROTOCOL) == bytes([ROUTE_PROTOCOL]))
+            yield from (_rule(one, netns) for one in ours)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Add and remove rules. An existing one is right: its key is all that it has."""
@@ -72,30 +76,26 @@ class PolicyRuleDriver:
 
 
 def _message(state: PolicyRule, _: int, kind: int) -> Message:
-    table = 0 if state.table else _MAIN
+    table = 0 if state.table else TABLE_MAIN
     number, length = SOCKET_FAMILY[state.prefix.family], state.prefix.length
-    body = _HEADER.pack(number, 0, length, 0, table, 0, 0, _TO_TABLE, 0, 0, 0, 0)
-    body += attr(_SRC, state.prefix.packed) if length else b""
-    body += u32(_PRIORITY, state.priority) + attr(_PROTOCOL, bytes([ROUTE_PROTOCOL]))
-    body += u32(_TABLE, state.table or _MAIN)
-    body += u32(_SUPPRESS, 0) if state.specific else b""
+    body = HEADER.pack(number, 0, length, 0, table, TO_TABLE, 0)
+    body += attr(SRC, state.prefix.packed) if length else b""
+    body += u32(PRIORITY, state.priority) + attr(PROTOCOL, bytes([ROUTE_PROTOCOL]))
+    body += u32(TABLE, state.table or TABLE_MAIN)
+    body += u32(SUPPRESS, 0) if state.specific else b""
     verb = "add" if kind == NEWRULE else "remove"
     what = f"{verb} rule {state.priority} from {state.prefix} lookup {state.table or 'main'}"
     return Message(kind, F_CREATE | F_EXCL if kind == NEWRULE else 0, body, what)
 
 
-def _rule(payload: bytes, found: Mapping[int, bytes], family: int, netns: int) -> PolicyRule:
-    def number(kind: int, default: int) -> int:
-        return int(struct.unpack("=I", found[kind])[0]) if kind in found else default
-
-    source = Prefix(bytes(found.get(_SRC, bytes(BITS[family] // 8))), payload[2])
-    table = number(_TABLE, payload[4])
+def _rule(found: ReportedRule, netns: int) -> PolicyRule:
+    table = found.number(TABLE, found.table)
     return PolicyRule(
         netns,
-        number(_PRIORITY, 0),
-        source,
-        0 if table == _MAIN else table,
-        specific=number(_SUPPRESS, _NOTHING) == 0,
+        found.number(PRIORITY),
+        found.source,
+        0 if table == TABLE_MAIN else table,
+        specific=found.number(SUPPRESS, _NOTHING) == 0,
     )
 
 

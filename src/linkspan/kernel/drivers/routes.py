@@ -26,7 +26,7 @@ from linkspan.core.states.host import (
     State,
 )
 from linkspan.kernel.io import batch
-from linkspan.kernel.io.link_messages import NESTED
+from linkspan.kernel.io.link_messages import NESTED, names_of, own_of
 from linkspan.kernel.io.netlink import (
     DELROUTE,
     F_CREATE,
@@ -34,16 +34,18 @@ from linkspan.kernel.io.netlink import (
     GETROUTE,
     NEWROUTE,
     Message,
-    Sockets,
     attr,
     attributes,
-    names_of,
-    own_of,
     u32,
 )
 from linkspan.kernel.io.route_messages import (
+    BIRD,
     DST,
+    ENCAP,
+    ENCAP_TYPE,
+    ENCAP_XFRM,
     GATEWAY,
+    IF_ID,
     METRIC_HOPLIMIT,
     METRIC_MTU,
     METRICS,
@@ -52,20 +54,23 @@ from linkspan.kernel.io.route_messages import (
     PREFSRC,
     PRIORITY,
     RTMSG,
+    TABLE,
     TABLE_LOCAL,
     TABLE_MAIN,
     UNICAST,
+    UNREACHABLE,
+    if_id,
+    metrics_of,
 )
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
 # linux/rtnetlink.h
 _TYPES = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}  # RTN_*
 _TYPES |= {6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
-_TABLE, _ENCAP_TYPE, _ENCAP = 15, 21, 22
-_XFRM, _IF_ID = 10, 1  # linux/lwtunnel.h: LWTUNNEL_ENCAP_XFRM, LWT_XFRM_IF_ID
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop
 _EVERY_TABLE = 0
-_UNREACHABLE, _SCOPE_LINK = 7, 253
+_SCOPE_LINK = 253
 _ONLINK = 4  # RTNH_F_ONLINK
 _BY_PEER, _BY_PEER_KINDS = struct.Struct("=HHIHH4sHH4sHH4sHHi"), (15, DST, PREFSRC, GATEWAY, OIF)
 """The kernel's attributes of an IPv4 route to a peer, in its own order (fib_dump_info), the table first.
@@ -74,7 +79,6 @@ A host has thousands of these, and a search for each attribute takes four times 
 """
 _TO_PEER = {n: struct.Struct(f"=BBBBBBBBIHH{n}sHH{n}sHH{n}sHHi") for n in (4, 16)}
 """A route to a peer in one go, by the length of the address; each attribute by itself takes three times as long."""
-BIRD = 12  # RTPROT_BIRD
 DEFAULT_MTU = 1500
 _IP6_DEFAULT_METRIC = 1024  # IP6_RT_PRIO_USER in net/ipv6_route.h: the kernel's value for metric 0
 
@@ -141,13 +145,13 @@ def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL
         body = _TO_PEER[size].pack(*head, flags, *to, *via, *source, 8, OIF, index)
         return Message(kind, F_CREATE | F_REPLACE, body, functools.partial(_what, state, kind))
     scope = _SCOPE_LINK if index and not state.gateway and family == 4 else 0
-    type_ = UNICAST if state.device else _UNREACHABLE
+    type_ = UNICAST if state.device else UNREACHABLE
     flags = _ONLINK if state.onlink and kind == NEWROUTE else 0
     if kind == DELROUTE:
         scope, type_ = 255, 0  # RT_SCOPE_NOWHERE and RTN_UNSPEC match any
     table = 0 if state.table else TABLE_MAIN  # a number above 255 comes as an attribute
     body = RTMSG.pack(SOCKET_FAMILY[family], destination.length, 0, 0, table, protocol, scope, type_, flags)
-    body += u32(_TABLE, state.table) if state.table else b""
+    body += u32(TABLE, state.table) if state.table else b""
     body += attr(DST, destination.packed) if destination.length else b""
     body += u32(OIF, index) if index else b""
     body += attr(GATEWAY, state.gateway) if state.gateway and kind == NEWROUTE else b""
@@ -155,7 +159,7 @@ def _message(state: Route, index: int, kind: int, protocol: int = ROUTE_PROTOCOL
     body += u32(PRIORITY, state.metric) if state.metric else b""
     body += attr(METRICS, u32(METRIC_MTU, state.mtu)) if state.mtu and kind == NEWROUTE else b""
     if state.if_id and kind == NEWROUTE:
-        body += attr(_ENCAP_TYPE, struct.pack("=H", _XFRM)) + attr(_ENCAP | NESTED, u32(_IF_ID, state.if_id))
+        body += attr(ENCAP_TYPE, struct.pack("=H", ENCAP_XFRM)) + attr(ENCAP | NESTED, u32(IF_ID, state.if_id))
     how = F_CREATE | F_REPLACE if kind == NEWROUTE else 0
     return Message(kind, how, body, functools.partial(_what, state, kind))
 
@@ -188,39 +192,32 @@ def _route(payload: bytes, names: dict[int, str], netns: int) -> Route:
     if family == 6 and metric == _IP6_DEFAULT_METRIC:
         metric = 0
     device = ""
-    if payload[7] != _UNREACHABLE and OIF in found:
+    if payload[7] != UNREACHABLE and OIF in found:
         device = names.get(struct.unpack("=I", found[OIF])[0], "?")
     elif MULTIPATH in found:  # another program's: its first next hop represents all
         device = names.get(_NEXTHOP.unpack_from(found[MULTIPATH])[3], "?")
     gateway, source = bytes(found.get(GATEWAY, b"")), bytes(found.get(PREFSRC, b""))
     onlink = bool(RTMSG.unpack_from(payload)[8] & _ONLINK)
-    metrics = attributes(found.get(METRICS, b""))
-    mtu = struct.unpack("=I", metrics[METRIC_MTU])[0] if METRIC_MTU in metrics else 0
+    metrics = metrics_of(found)
     metric &= UNREACHABLE_METRIC
-    table = 0 if payload[4] == TABLE_MAIN else int(struct.unpack("=I", found[_TABLE])[0])
+    table = 0 if payload[4] == TABLE_MAIN else int(struct.unpack("=I", found[TABLE])[0])
     wrong = tuple(_amiss(payload, found, metrics, unreachable=not device))
+    mtu = metrics.get(METRIC_MTU, 0)
     return Route(destination, device, gateway, source, metric, netns, onlink, mtu, if_id(found), table, wrong)
 
 
 def _amiss(
-    payload: bytes, found: Mapping[int, bytes], metrics: Mapping[int, bytes], *, unreachable: bool
+    payload: bytes, found: Mapping[int, bytes], metrics: Mapping[int, int], *, unreachable: bool
 ) -> Iterator[str]:
     """Yield in words the properties of a route that differ from linkspan's, and may stop packets."""
-    if payload[7] != (_UNREACHABLE if unreachable else UNICAST):
+    if payload[7] != (UNREACHABLE if unreachable else UNICAST):
         yield _TYPES.get(payload[7], f"type {payload[7]}")
-    if any(metrics.get(METRIC_HOPLIMIT, b"")):
+    if metrics.get(METRIC_HOPLIMIT):
         yield "hoplimit"
-    if _ENCAP in found and found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
+    if ENCAP in found and found.get(ENCAP_TYPE) != struct.pack("=H", ENCAP_XFRM):
         yield "encap"
     if MULTIPATH in found:
         yield "multipath"
-
-
-def if_id(found: Mapping[int, bytes]) -> int:
-    """Return the XFRM interface's if_id in a route's attributes, 0 if there is none."""
-    if _ENCAP not in found or found.get(_ENCAP_TYPE) != struct.pack("=H", _XFRM):
-        return 0
-    return int(struct.unpack("=I", attributes(found[_ENCAP])[_IF_ID])[0])
 
 
 def foreign_routes(sockets: Sockets) -> dict[Prefix, str]:

@@ -23,17 +23,8 @@ from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, ForeignQdisc, Key, State, TokenBucket
 from linkspan.kernel.io.batch import each
-from linkspan.kernel.io.netlink import (
-    F_CREATE,
-    F_REPLACE,
-    Message,
-    Sockets,
-    attr,
-    attributes,
-    string,
-    text,
-    u32,
-)
+from linkspan.kernel.io.netlink import F_CREATE, F_REPLACE, Message, attr, attributes, string, text, u32
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
 GRAIN = 1024

@@ -38,7 +38,7 @@ from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.durable_files import Memory, boot_id
 from linkspan.kernel.io.inotify import WriteWatch
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import closed_links, forwarders
 
@@ -225,7 +225,7 @@ class SysctlDriver:
                 links.setdefault(link, []).append(path)
         for name, mine in links.items():
             try:
-                arrays = devconf.arrays(self._sockets.link(HOST, name))
+                arrays = devconf.arrays(self._sockets.link(HOST, name).found)
             except LinkspanError:  # the link is gone: the write reports it
                 continue
             values.update((path, devconf.value(path, arrays)) for path in mine)

@@ -31,14 +31,11 @@ from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wire
 from linkspan.core.states.wireguard import DEVICE
 from linkspan.core.wire import IPIP, VXLAN, WIREGUARD, Wire
 from linkspan.kernel.drivers.link_attributes import amiss, repairs
-from linkspan.kernel.drivers.links import is_ours
 from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.link_messages import (
     ADDRESS,
     ALT_IFNAME,
     DEVGROUP,
-    IFF_UP,
-    IFINFO,
     IFNAME,
     INFO_DATA,
     INFO_KIND,
@@ -46,6 +43,7 @@ from linkspan.kernel.io.link_messages import (
     MTU,
     NESTED,
     PROP_LIST,
+    Link,
     ifinfo,
 )
 from linkspan.kernel.io.netlink import (
@@ -53,20 +51,16 @@ from linkspan.kernel.io.netlink import (
     F_CREATE,
     F_EXCL,
     GENERIC,
-    GETLINK,
     NEWLINK,
     NEWLINKPROP,
     SETLINK,
     Message,
     Socket,
-    Sockets,
-    altnames,
     attr,
-    attributes,
-    string,
     text,
     u32,
 )
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
 # linux/if_link.h: IFLA_VXLAN_*
@@ -148,37 +142,35 @@ class TunnelDriver:
         """Return our tunnel devices."""
         if netns != HOST:
             return []
-        ours = (link for link in self._sockets.links(HOST) if is_ours(altnames(link.found)))
-        links = ((string(link.found[IFNAME]), link.flags, link.found) for link in ours)
-        return [state for link in links if (state := _tunnel(*link))]
+        ours = (link for link in self._sockets.links(HOST) if link.ours)
+        return [state for link in ours if (state := _tunnel(link))]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, repair, replace and remove devices; a foreign one with the same name is a Conflict, and stays."""
         return each(put, self._put) | each(delete, self._remove)
 
     def _remove(self, state: Tunnel) -> None:
-        there = self._look(state.name)
+        there = self._sockets.find(HOST, state.name)
         if there is None:
             return
-        found = there[2]
-        if is_ours(altnames(found)) or (_kind(found) != "tun" and _made_for(found, state)):
+        if there.ours or (there.kind != "tun" and _made_for(there, state)):
             self._delete(state)
 
     def _put(self, state: Tunnel) -> None:
-        there = self._look(state.name)
+        there = self._sockets.find(HOST, state.name)
         if there is not None:
-            name, flags, found = there
-            if not is_ours(altnames(found)) and not _made_for(found, state):
+            if not there.ours and not _made_for(there, state):
                 hint = f"remove or rename it: ip link del {state.name}"
                 raise Conflict(f"link {state.name} exists and is not linkspan's", hint)
-            if not _same(_tunnel(name, flags, found), state):  # a device that has only lost its name stays
+            if not _same(_tunnel(there), state):  # a device that has only lost its name stays
                 self._delete(state)
                 there = None
-        elif (renamed := self._look(state.altname, ALT_IFNAME)) is not None:  # it has the port, or the helper
-            self._delete(msgspec.structs.replace(state, name=renamed[0]))
+        elif (renamed := self._sockets.find(HOST, state.altname, ALT_IFNAME)) is not None:
+            # It has the port, or the helper.
+            self._delete(msgspec.structs.replace(state, name=renamed.name))
         births = [] if there is not None else self._birth(state)
         arp = isinstance(state, Vxlan)
-        wrong = () if there is None else repairs(state.name, amiss(there[1], there[2], arp=arp), arp=arp)
+        wrong = () if there is None else repairs(state.name, amiss(there, arp=arp), arp=arp)
         results = self._sockets.at(HOST).batch([*births, *_finish(state), *wrong])
         if (
             births and results[0] is not None
@@ -213,15 +205,6 @@ class TunnelDriver:
             if error.errno != errno.ENODEV:
                 raise
 
-    def _look(self, name: str, by: int = IFNAME) -> tuple[str, int, dict[int, bytes]] | None:
-        body = ifinfo() + text(by, name)
-        try:
-            return _link(self._sockets.at(HOST).get(Message(GETLINK, 0, body, f"find link {name}")))
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-
 
 def _finish(state: Tunnel) -> list[Message]:
     name = text(IFNAME, state.name)
@@ -249,52 +232,39 @@ def _make_tun(name: str) -> None:
         raise of_errno(error.errno or 0, f"add TUN {name}") from error
 
 
-def in_group(found: Mapping[int, bytes]) -> bool:
+def in_group(there: Link) -> bool:
     """Return whether a device is in the group of our encrypting ones; otherwise rules drop its packets."""
-    return found.get(DEVGROUP) == struct.pack("=I", GROUP)
+    return there.group == GROUP
 
 
-def _link(payload: bytes) -> tuple[str, int, dict[int, bytes]]:
-    found = attributes(payload, 16)
-    return string(found[IFNAME]), IFINFO.unpack_from(payload)[3], found
-
-
-def _kind(found: Mapping[int, bytes]) -> str:
-    return string(attributes(found.get(LINKINFO, b"")).get(INFO_KIND, b""))
-
-
-def _data(found: Mapping[int, bytes]) -> dict[int, bytes]:
-    return attributes(attributes(found.get(LINKINFO, b"")).get(INFO_DATA, b""))
-
-
-def _made_for(found: Mapping[int, bytes], state: Tunnel) -> bool:
+def _made_for(there: Link, state: Tunnel) -> bool:
     """Return whether a device without our alternative name is ours, by properties that no other has.
 
     A TUN exists before it has its name: an agent killed in between left it without.
     """
-    match state, _kind(found):
+    match state, there.kind:
         case (Ipip() | Wireguard(), "tun"):
             return True
         case (Wireguard(), "wireguard"):
-            return in_group(found)
+            return in_group(there)
         case (Ipip(), "ipip"):
-            return _data(found).get(_IPTUN_LOCAL) == state.local
+            return there.data.get(_IPTUN_LOCAL) == state.local
         case (Vxlan(), "vxlan"):
-            return found.get(ADDRESS) == state.mac and _data(found).get(_ID) == struct.pack("=I", state.vni)
+            return there.mac == state.mac and there.data.get(_ID) == struct.pack("=I", state.vni)
     return False
 
 
-def _tunnel(name: str, flags: int, found: dict[int, bytes]) -> Tunnel | None:
+def _tunnel(there: Link) -> Tunnel | None:
+    name, mtu, up = there.name, there.mtu, there.up
     if not name.startswith(_NAMES):
         return None
-    data, kind, up = _data(found), _kind(found), bool(flags & IFF_UP)
-    mtu = int(struct.unpack("=I", found[MTU])[0])
-    wrong = amiss(flags, found, arp=kind == "vxlan")
+    data, kind = there.data, there.kind
+    wrong = amiss(there, arp=kind == "vxlan")
     match kind:
         case "tun" if name.startswith(DEVICE):
-            return Wireguard(name, mtu, tun=True, up=up and in_group(found), amiss=wrong)
+            return Wireguard(name, mtu, tun=True, up=up and in_group(there), amiss=wrong)
         case "wireguard":
-            return Wireguard(name, mtu, tun=False, up=up and in_group(found), amiss=wrong)
+            return Wireguard(name, mtu, tun=False, up=up and in_group(there), amiss=wrong)
         case "tun":
             return Ipip(name, mtu, b"", tun=True, up=up, amiss=wrong)
         case "ipip":
@@ -308,7 +278,7 @@ def _tunnel(name: str, flags: int, found: dict[int, bytes]) -> Tunnel | None:
             vni = 0 if odd else struct.unpack("=I", data[_ID])[0]
             local = bytes(data.get(_LOCAL) or data.get(_LOCAL6) or b"")
             port = struct.unpack(">H", data[_PORT])[0]
-            return Vxlan(name, vni, bytes(found[ADDRESS]), mtu, port, local, up, wrong)
+            return Vxlan(name, vni, there.mac, mtu, port, local, up, wrong)
     return None
 
 

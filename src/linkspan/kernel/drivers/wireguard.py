@@ -36,8 +36,9 @@ from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKe
 from linkspan.kernel.drivers import tunnels
 from linkspan.kernel.io.durable_files import Memory
 from linkspan.kernel.io.link_messages import IFNAME, MTU, ifinfo
-from linkspan.kernel.io.netlink import SETLINK, Message, Sockets, text, u32
+from linkspan.kernel.io.netlink import SETLINK, Message, text, u32
 from linkspan.kernel.io.private_files import apart
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import keys, port_owners
 from linkspan.kernel.probe.keys import KeyFolder

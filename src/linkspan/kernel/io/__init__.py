@@ -4,6 +4,8 @@
   order.
 - Netlink is packed with ``struct``, not with pyroute2. What was left for pyroute2 (tbf, ctnetlink) is less code on
   the sockets that exist anyway, and saves 9 MB of memory.
+- Each message of netlink has one reader (``link_messages``, ``address_messages`` and so on). Drivers, probes and
+  traces use it, so an attribute means the same to all of them.
 - A container's namespace is addressed by inode and distinguished by cookie (``namespaces``). One netlink socket is
   created inside it and used from outside. It is closed with the batch, because an open socket would keep a dead
   container's namespace alive.

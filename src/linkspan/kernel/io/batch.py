@@ -8,7 +8,8 @@ from typing import Any
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.kinds import netns_of
 from linkspan.core.states.host import Key, State
-from linkspan.kernel.io.netlink import Message, Sockets
+from linkspan.kernel.io.netlink import Message
+from linkspan.kernel.io.sockets import Sockets
 
 
 def each(states: Iterable[State], act: Callable[[Any], None]) -> dict[Key, LinkspanError]:

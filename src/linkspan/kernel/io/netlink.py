@@ -7,24 +7,20 @@ against a SIGKILL. A dump of 1,000 routes, neighbours and FDB entries decodes in
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from linkspan.core.errors import KernelError, of_errno
-from linkspan.core.states.host import ALTNAME, HOST
-from linkspan.kernel.io.namespaces import Namespaces
 
 # linux/netlink.h
 ROUTE, NETFILTER, GENERIC = 0, 12, 16  # NETLINK_* in linux/netlink.h
 F_REQUEST, F_ACK, F_DUMP, F_REPLACE, F_EXCL, F_CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 MSG_ERROR, MSG_DONE = 2, 3
 _SOL_NETLINK, _EXT_ACK, _CAP_ACK, _STRICT = 270, 11, 10, 12
-_NLA_TYPE = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+NLA_TYPE = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 # linux/rtnetlink.h
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
@@ -33,8 +29,6 @@ NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 NEWLINKPROP = 108
-_IFNAME, _EXT_MASK, _PROP_LIST, _ALT_IFNAME = 3, 29, 52, 53  # linux/if_link.h
-_SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h
 
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _ROOM = 16 << 20
@@ -43,7 +37,7 @@ _ROOM = 16 << 20
 
 _HEADER = struct.Struct("=IHHII")
 ATTR = struct.Struct("=HH")
-_INT, _FLAGS = struct.Struct("=i"), struct.Struct("=I")
+_INT = struct.Struct("=i")
 BATCH = 500
 """Messages in one send: more would not fit the default socket buffer of 208 KiB (measured with routes)."""
 
@@ -84,7 +78,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         length, kind = unpack(data, offset)
         if length < 4:
             break
-        found[kind & _NLA_TYPE] = data[offset + 4 : offset + length]
+        found[kind & NLA_TYPE] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
 
@@ -92,30 +86,6 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 def string(data: bytes) -> str:
     """Return a string attribute's text."""
     return data.rstrip(b"\0").decode(errors="surrogateescape")
-
-
-def altnames(found: dict[int, bytes]) -> list[str]:
-    """Return the alternative names in a link's attributes."""
-    data, offset, names = found.get(_PROP_LIST, b""), 0, []
-    while offset + 4 <= len(data):
-        length, kind = ATTR.unpack_from(data, offset)
-        if kind & _NLA_TYPE == _ALT_IFNAME:
-            names.append(string(data[offset + 4 : offset + length]))
-        offset += max(4, (length + 3) & ~3)
-    return names
-
-
-class Link(NamedTuple):
-    """A link in a dump: its index, its flags (IFF_*) and its attributes."""
-
-    number: int
-    flags: int
-    found: dict[int, bytes]
-
-
-def link(payload: bytes) -> Link:
-    """Unpack a link message's body."""
-    return Link(_INT.unpack_from(payload, 4)[0], _FLAGS.unpack_from(payload, 8)[0], attributes(payload, 16))
 
 
 class Socket:
@@ -193,11 +163,6 @@ class Socket:
                     return objects
                 objects.append(payload)
 
-    def links(self) -> list[Link]:
-        """Return all links of the namespace, without IPv6's statistics: they are a quarter of the bytes."""
-        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + u32(_EXT_MASK, _SKIP_STATS)
-        return [link(payload) for payload in self.dump(GETLINK, body, "list links")]
-
     def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> KernelError | None:
         """Send messages as one batch of nfnetlink, which applies all or none; return the first error.
 
@@ -260,101 +225,3 @@ def _extended(body: bytes) -> str:
     """Return the kernel's own words for an error (NLMSGERR_ATTR_MSG), which follow the capped request."""
     found = attributes(body, 20) if len(body) > 20 else {}
     return string(found[1]) if 1 in found else ""
-
-
-def names_of(links: Iterable[Link]) -> dict[int, str]:
-    """Return links' names by their indexes."""
-    return {one.number: string(one.found[_IFNAME]) for one in links}
-
-
-def own_of(links: Iterable[Link]) -> dict[int, str]:
-    """Return the names of the host's links that are ours, by index: the alternative name decides."""
-    ours = (one for one in links if any(name.startswith(ALTNAME) for name in altnames(one.found)))
-    return names_of(ours)
-
-
-class Sockets:
-    """One rtnetlink socket for each namespace in a batch; those of containers only for its duration."""
-
-    def __init__(self, namespaces: Namespaces) -> None:
-        self.namespaces = namespaces
-        self._open: dict[int, Socket] = {}
-        self._looking = False
-        self._seen: list[Link] | None = None
-
-    @contextlib.contextmanager
-    def one_look(self) -> Iterator[None]:
-        """Let all readers of the host's links in this block see the same ones: they are listed once.
-
-        Linkspan changes nothing within it. A change by others causes an event, and another observation.
-        """
-        self._looking, self._seen = True, None
-        try:
-            yield
-        finally:
-            self._looking, self._seen = False, None
-
-    def at(self, netns: int) -> Socket:
-        """Return the socket in the namespace, made if there is none; raises NotFound if the namespace is gone."""
-        found = self._open.get(netns)
-        if found is None:
-            with self.namespaces.entered(netns):
-                found = self._open[netns] = Socket()
-        return found
-
-    def index(self, netns: int, device: str) -> int:
-        """Return a link's index; raises KernelError (ENODEV) with its name."""
-        return int(_INT.unpack_from(self._find(netns, device), 4)[0])
-
-    def _find(self, netns: int, device: str) -> bytes:
-        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, device)
-        return self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
-
-    def mtu(self, netns: int, device: str) -> int:
-        """Return a link's MTU; raises KernelError (ENODEV) with its name."""
-        return int(struct.unpack("=I", self.link(netns, device)[4])[0])
-
-    def mac(self, netns: int, device: str) -> bytes:
-        """Return a link's MAC, b'' if it has none; raises KernelError (ENODEV) with its name."""
-        found = bytes(self.link(netns, device).get(1, b""))
-        return found if len(found) == 6 else b""
-
-    def link(self, netns: int, device: str) -> dict[int, bytes]:
-        """Return a link's attributes; raises KernelError (ENODEV) with its name."""
-        return attributes(self._find(netns, device), 16)
-
-    def links(self, netns: int) -> list[Link]:
-        """Return every link."""
-        if netns != HOST or not self._looking:
-            return self.at(netns).links()
-        if self._seen is None:
-            self._seen = self.at(netns).links()
-        return self._seen
-
-    def names(self, netns: int) -> dict[int, str]:
-        """Return every link's name by its index."""
-        return names_of(self.links(netns))
-
-    def own_links(self) -> dict[int, str]:
-        """Return the host's links that are ours, whatever others' links are called: names by index."""
-        return own_of(self.links(HOST))
-
-    def flags(self, netns: int, device: str) -> int:
-        """Return a link's flags (IFF_*); raises KernelError (ENODEV) with its name."""
-        return int(struct.unpack_from("=I", self._find(netns, device), 8)[0])
-
-    def release(self) -> None:
-        """Close the sockets of containers: an open one would keep a dead container's namespace alive."""
-        for netns in [n for n in self._open if n != HOST]:
-            self._open.pop(netns).close()
-
-    def close(self) -> None:
-        """Close all."""
-        self.release()
-        if HOST in self._open:
-            self._open.pop(HOST).close()
-
-    @property
-    def port(self) -> int:
-        """Return the port of the host's socket, by which events recognise our own changes."""
-        return self.at(HOST).port

@@ -73,7 +73,7 @@ class Association(msgspec.Struct, frozen=True):
     port: int = 0
 
     @property
-    def stands(self) -> bool:
+    def established(self) -> bool:
         """Return whether both hosts have authenticated each other."""
         return self.age is not None and self.state == "ESTABLISHED"
 

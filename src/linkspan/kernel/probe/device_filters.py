@@ -7,6 +7,7 @@ import platform
 import struct
 from collections.abc import Iterable
 
+from linkspan.kernel.io.link_messages import Link
 from linkspan.kernel.io.netlink import Socket, attributes, string
 
 # linux/bpf.h: BPF_PROG_QUERY, and the attach types of tcx; the system call's number by architecture.
@@ -14,6 +15,8 @@ _PROG_QUERY, _TCX = 16, {"ingress": 46, "egress": 47}
 _BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351}
 _MOST = 64  # programs at one hook: BPF_MPROG_MAX, linux/bpf_mprog.h
 _QUERY = struct.Struct("=IIIIQIIQQQQ")
+
+_XDP, _XDP_ATTACHED, _XDP_ID = 43, 2, 4  # linux/if_link.h: IFLA_XDP, its parts
 
 # linux/rtnetlink.h, pkt_sched.h
 _GETQDISC, _GETTFILTER = 38, 46
@@ -23,6 +26,15 @@ _KIND, _INGRESS_BLOCK, _EGRESS_BLOCK = 1, 13, 14
 _TCMSG = struct.Struct("=BxxxiIII")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def xdp(link: Link) -> list[str]:
+    """Return the XDP program of a device, in words."""
+    found = attributes(link.found.get(_XDP, b""))
+    if not found.get(_XDP_ATTACHED, b"\0")[0]:
+        return []
+    number = struct.unpack("=I", found[_XDP_ID])[0] if _XDP_ID in found else 0
+    return [f"an XDP program (id {number})"]
 
 
 def programs(index: int, way: str) -> list[str]:

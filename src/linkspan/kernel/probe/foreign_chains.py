@@ -83,8 +83,12 @@ def nft_rules(family: int, chain: str) -> list[bytes]:
 
 def legacy(family: int) -> bool:
     """Return whether the legacy filter table exists in this namespace."""
+    return "filter" in legacy_tables(family)
+
+
+def legacy_tables(family: int) -> list[str]:
+    """Return the names of the legacy tables that exist in this namespace."""
     try:
-        names = Path("/proc/thread-self/net", _NAMES[family]).read_text(encoding="ascii")
+        return Path("/proc/thread-self/net", _NAMES[family]).read_text(encoding="ascii").split()
     except OSError:
-        return False  # the kernel has no legacy iptables
-    return "filter" in names.split()
+        return []  # the kernel has no legacy iptables

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import struct
 
-from linkspan.core.errors import KernelError
-from linkspan.kernel.io.link_messages import ADDRESS, IFNAME, MTU, ifinfo
+from linkspan.kernel.io import link_messages
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE
-from linkspan.kernel.io.netlink import GETLINK, NEWLINK, ROUTE, Message, Socket, attributes, string, text
+from linkspan.kernel.io.netlink import NEWLINK, ROUTE, Socket
 
 _LINKS = 1  # RTNLGRP_LINK in linux/rtnetlink.h
 
@@ -46,8 +44,9 @@ class InterfaceWatch:
         try:
             while True:
                 for kind, _, body in self._socket.receive():
-                    if kind == NEWLINK and body[0] != AF_BRIDGE and (link := _shown(body))[0] == self._ifname:
-                        last = link[1:]
+                    if kind == NEWLINK and body[0] != AF_BRIDGE:
+                        there = link_messages.link(body)
+                        last = (there.mac, there.mtu) if there.name == self._ifname else last
         except BlockingIOError:
             pass
         except OSError as error:
@@ -56,18 +55,5 @@ class InterfaceWatch:
         return last
 
     def _present(self) -> Values | None:
-        what = f"find {self._ifname} in the container"
-        try:
-            body = self._socket.get(Message(GETLINK, 0, ifinfo() + text(IFNAME, self._ifname), what))
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return _shown(body)[1:]
-
-
-def _shown(body: bytes) -> tuple[str, bytes, int]:
-    """Return the name, the MAC and the MTU in a link message's body."""
-    found = attributes(body, 16)
-    mtu = struct.unpack("=I", found[MTU])[0] if MTU in found else 0
-    return string(found.get(IFNAME, b"")), bytes(found.get(ADDRESS, b"")), mtu
+        there = link_messages.find(self._socket, self._ifname)
+        return None if there is None else (there.mac, there.mtu)

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.errors import Invalid, KernelError, Unavailable
+from linkspan.core.errors import Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.kernel.probe import foreign_chains
 
 COMMENT = "linkspan: "
@@ -61,6 +61,18 @@ def listed(command: str, chain: str = "") -> list[list[str]]:
     """Return the rules and policies that a command lists, of all chains or one, split into words."""
     said = run(command, "-w", WAIT, "-S", *([chain] if chain else []))
     return [words(line) for line in said.splitlines() if line.startswith("-")]
+
+
+def saved(family: int, variant: str) -> list[str] | None:
+    """Return all tables of a variant, as lines of iptables-save; None if its command is missing or fails.
+
+    It lists the tables that exist, so it makes none.
+    """
+    command = command_of(family, variant)
+    try:
+        return run(f"{command}-save").splitlines() if command else None
+    except LinkspanError:
+        return None
 
 
 def words(line: str) -> list[str]:

@@ -7,9 +7,25 @@ import struct
 
 import msgspec
 
-from linkspan.core.addresses import SOCKET_FAMILY, Prefix
+from linkspan.core.addresses import Prefix
 from linkspan.core.errors import KernelError
 from linkspan.kernel.io.netlink import Socket, attributes, string
+from linkspan.kernel.io.rule_messages import (
+    DPORTS,
+    DST,
+    FWMARK,
+    FWMASK,
+    IIF,
+    INVERT,
+    IP_PROTO,
+    OIF,
+    PRIORITY,
+    SPORTS,
+    SRC,
+    UID,
+    ReportedRule,
+    reported,
+)
 
 XFRM = 6  # NETLINK_XFRM, linux/netlink.h
 _GETPOLICY = 0x15  # XFRM_MSG_GETPOLICY, linux/xfrm.h
@@ -19,11 +35,6 @@ _TMPL, _MARK, _IF_ID = 5, 21, 31
 _MAIN = 3  # XFRM_POLICY_MAX: larger ones belong to sockets, which the kernel lists too
 _BLOCK = 1
 
-_GETRULE = 34
-_RULE = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
-_DST, _SRC, _IIF, _PRIORITY, _FWMARK, _FWMASK, _OIF = 1, 2, 3, 6, 10, 16, 17
-_UID, _PROTO, _SPORT, _DPORT = 20, 22, 23, 24
-_INVERT = 0x2
 _REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}  # FR_ACT_*, linux/fib_rules.h
 
 
@@ -113,20 +124,24 @@ def _policy(payload: bytes) -> XfrmPolicy | None:
 
 def rules(socket: Socket, family: int) -> list[Rule]:
     """Return the policy rules, by priority. Raises KernelError."""
-    found = []
-    for payload in socket.dump(_GETRULE, _RULE.pack(SOCKET_FAMILY[family], 0, 0, 0, 0, 0, 0, 0, 0), "list rules"):
-        _, to_len, from_len, tos, _, _, _, action, flags = _RULE.unpack_from(payload)
-        told = attributes(payload, _RULE.size)
-        number = {kind: struct.unpack("=I", told[kind])[0] if kind in told else 0 for kind in (_PRIORITY, _FWMARK)}
-        mask = struct.unpack("=I", told[_FWMASK])[0] if _FWMASK in told else 0
-        sports, dports = (struct.unpack("=HH", told[kind]) if kind in told else _ANY for kind in (_SPORT, _DPORT))
-        found.append(
-            Rule(
-                family, number[_PRIORITY], _REFUSING.get(action, ""),
-                Prefix(bytes(told[_SRC]), from_len) if _SRC in told else None,
-                Prefix(bytes(told[_DST]), to_len) if _DST in told else None,
-                string(told.get(_IIF, b"")), string(told.get(_OIF, b"")), (number[_FWMARK], mask),
-                bool(flags & _INVERT), bool(tos or _UID in told), told.get(_PROTO, b"\0")[0], sports, dports,
-            )
-        )  # fmt: skip
-    return sorted(found, key=lambda rule: rule.priority)
+    return sorted((_rule(one) for one in reported(socket, family)), key=lambda rule: rule.priority)
+
+
+def _rule(one: ReportedRule) -> Rule:
+    told = one.found
+    sports, dports = (struct.unpack("=HH", told[kind]) if kind in told else _ANY for kind in (SPORTS, DPORTS))
+    return Rule(
+        one.family,
+        one.number(PRIORITY),
+        _REFUSING.get(one.action, ""),
+        one.source if SRC in told else None,
+        one.target if DST in told else None,
+        string(told.get(IIF, b"")),
+        string(told.get(OIF, b"")),
+        (one.number(FWMARK), one.number(FWMASK)),
+        bool(one.flags & INVERT),
+        bool(one.tos or UID in told),
+        told.get(IP_PROTO, b"\0")[0],
+        sports,
+        dports,
+    )

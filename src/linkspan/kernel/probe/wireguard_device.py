@@ -19,8 +19,8 @@ from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.states.host import ALTNAME
 from linkspan.core.states.wireguard import DEVICE
-from linkspan.kernel.io.link_messages import IFNAME, ifinfo
-from linkspan.kernel.io.netlink import GETLINK, Message, Socket, altnames, attributes, text
+from linkspan.kernel.io import link_messages
+from linkspan.kernel.io.netlink import Socket
 
 _NONE, _OFF = "(none)", "off"
 _APART = '[ -d /run/wireguard ] || mkdir -p /run/wireguard; mount --bind "$0" /run/wireguard && exec "$@"'
@@ -94,8 +94,7 @@ def _is_ours() -> bool:
     """Return whether a device with our name exists and is ours; use a socket of the calling thread's own."""
     route = Socket()
     try:
-        message = Message(GETLINK, 0, ifinfo() + text(IFNAME, DEVICE), f"find link {DEVICE}")
-        return f"{ALTNAME}{DEVICE}" in altnames(attributes(route.get(message), 16))
+        return f"{ALTNAME}{DEVICE}" in link_messages.by_name(route, DEVICE).altnames
     finally:
         route.close()
 

@@ -33,10 +33,10 @@ log = logging.getLogger("linkspan.runtimes.cni")
 
 
 class Chain(Protocol):
-    """What later plugins of a chain change of an endpoint (`endpoints/tuning.py`)."""
+    """Follower of the changes that later plugins of a chain make to an endpoint (`endpoints/tuning.py`)."""
 
     def follow(self, endpoint: Endpoint, namespace_fd: int) -> None:
-        """Let the endpoint adopt what they change from now on; the descriptor stays the caller's."""
+        """Let the endpoint adopt their changes from now on; the descriptor stays the caller's."""
 
     async def told(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> Endpoint:
         """Adopt the MAC and the MTU of the chain's own result, and return the endpoint."""
