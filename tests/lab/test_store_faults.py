@@ -116,8 +116,14 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     assert ", away, last answer " in said
     assert "no answer within 1 s" in said
     assert "`linkspan status`" not in said
-    for words, what in (("drain h2", "drain host h2"), ("set --host h2 bgp.as=64513", "change settings of host h2")):
-        failed = cluster.run("exec", "h1", "--", f"linkspan host {words}", code=1)
+    for words, what in (
+        ("host drain h2", "drain host h2"),
+        ("host set --host h2 bgp.as=64513", "change settings of host h2"),
+        ("network update demo --add-pool 10.99.0.0/16", "change network demo"),
+        ("network delete demo --force", "delete network demo"),
+        ("cluster set --reclaim-after 600", "change reclaim_after"),
+    ):
+        failed = cluster.run("exec", "h1", "--", f"linkspan {words}", code=1)
         assert failed.stderr.startswith(f"linkspan: {what}: ")
     until(lambda: cluster.host("h2")["state"] == "unknown", "h1 cannot tell whether h2 lives", 15 * SHARED)
     hosts = {one["name"]: one for one in json.loads(cluster.exec("h1", "linkspan host list -o json"))}

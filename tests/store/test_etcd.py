@@ -216,6 +216,23 @@ async def test_a_proof_moves_no_watch_past_changes_that_it_may_not_have_told(one
     await store.close()
 
 
+async def test_a_watch_that_is_far_behind_catches_up(one: Members, impatient: None) -> None:
+    """Etcd needs longer for 36,000 changes than a watch may be silent: they come in parts, none twice or missing."""
+    store, other = EtcdStore(one.url()), EtcdStore(one.url())
+    _, revision = await store.list("")
+    keys = [f"endpoints/h1/c{number}/eth0" for number in range(120)]
+    written = [await other.transaction(dict.fromkeys(keys, b"%d" % turn + bytes(500))) for turn in range(300)]
+    watched = Watched(store, "", revision)
+    try:
+        await eventually(lambda: bool(watched.batches) and watched.batches[-1].revision == written[-1], "all", 60)
+    finally:
+        await watched.stop()
+    assert watched.records == dict.fromkeys(keys, b"299" + bytes(500))
+    assert [batch.revision for batch in watched.batches] == sorted({batch.revision for batch in watched.batches})
+    for each in (store, other):
+        await each.close()
+
+
 async def test_what_was_connected_from_an_address_that_went_is_left(one: Members) -> None:
     """Told of that, calls and watches continue at once by connections of their own; none waits for an answer."""
     store, watched = await watching(one)

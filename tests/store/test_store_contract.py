@@ -9,7 +9,7 @@ import pytest
 
 from linkspan.core.contracts import PAGE
 from linkspan.core.errors import Invalid, NotFound
-from linkspan.store.request import MOST_KEYS
+from linkspan.store.request import MOST_BYTES, MOST_KEYS
 from support.polling import eventually
 from support.store.engines import Engine, Watched
 
@@ -125,6 +125,15 @@ async def test_what_one_store_cannot_take_none_takes(engine: Engine, deletes: li
     """A key twice in a transaction, or more keys than etcd allows, are Invalid everywhere."""
     with pytest.raises(Invalid, match="transaction"):
         await engine.connect().transaction({"a": b"1"}, deletes=deletes)
+
+
+async def test_a_store_takes_as_much_at_once_as_is_said(engine: Engine) -> None:
+    """Etcd's own limit is above it; and no store takes more, so that no test without etcd does."""
+    store = engine.connect()
+    part = (MOST_BYTES - MOST_KEYS * 4) // MOST_KEYS
+    assert await store.transaction({f"k{number:03}": bytes(part) for number in range(MOST_KEYS)})
+    with pytest.raises(Invalid, match="1048577 bytes, and 1048576 are the most"):
+        await store.transaction({"a": bytes(MOST_BYTES)})
 
 
 async def test_a_watch_yields_what_another_host_changes(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from linkspan.api.cluster import ClusterRoutes
 from linkspan.api.diagnose import Tracing
 from linkspan.api.hosts import Hosts
 from linkspan.api.peer_credentials import peer
-from linkspan.api.responses import answer, body, error_body, streamed
+from linkspan.api.responses import answer, body, doing, error_body, streamed
 from linkspan.api.runtimes import routes
 from linkspan.api.status import Telling
 from linkspan.cluster.endpoint_records import by_container
@@ -211,26 +211,31 @@ class Api:
     async def _update_network(self, request: web.Request) -> web.Response:
         change = await body(request, UpdateBody)
         name = request.match_info["name"]
-        changed = await self._agent.network_changes.update(name, change.add_pools, change.mtu, change.options)
+        with doing(f"change network {name}"):
+            changed = await self._agent.network_changes.update(name, change.add_pools, change.mtu, change.options)
         return answer(self._with_warnings(changed))
 
     async def _migrate_network(self, request: web.Request) -> web.Response:
         wanted = await body(request, MigrationBody)
         name = request.match_info["name"]
         old = self._agent.network(name)
-        after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
+        with doing(f"migrate network {name}"):
+            after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
         new = after.target or after
         return answer({**msgspec.to_builtins(after), "warnings": [*dropped(old, new), *self._slow(new)]})
 
     async def _delete_network(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        cut = await self._agent.network_changes.delete(name, force="force" in request.query)
+        with doing(f"delete network {name}"):
+            cut = await self._agent.network_changes.delete(name, force="force" in request.query)
         told = [{"host": e.host, "id": e.id, "name": e.name, "ifname": e.ifname, "engine": e.managed} for e in cut]
         return answer({"deleted": name, "cut_off": told})
 
     async def _allow(self, request: web.Request) -> web.Response:
         allowance = await body(request, Allowance)
-        await self._agent.network_changes.allow(allowance, request.method == "POST")
+        allowed = request.method == "POST"
+        with doing(f"{'allow' if allowed else 'disallow'} {allowance.source} to {allowance.target}"):
+            await self._agent.network_changes.allow(allowance, allowed)
         return answer(allowance)
 
     async def _attach(self, request: web.Request) -> web.Response:
@@ -276,11 +281,13 @@ class Api:
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
-        made = await self._agent.network_changes.reserve(wanted.network, wanted.cidr)
+        with doing(f"reserve {wanted.cidr} of network {wanted.network}"):
+            made = await self._agent.network_changes.reserve(wanted.network, wanted.cidr)
         held = await self._agent.published.holders(made.network, prefix(made.cidr))
         return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
 
     async def _unreserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
-        await self._agent.network_changes.unreserve(wanted.network, wanted.cidr)
+        with doing(f"release {wanted.cidr} of network {wanted.network}"):
+            await self._agent.network_changes.unreserve(wanted.network, wanted.cidr)
         return answer({"unreserved": wanted.cidr})

@@ -8,7 +8,7 @@ from aiohttp import web
 from linkspan import SCHEMA
 from linkspan.agent.agent import Agent
 from linkspan.agent.condition import disputes
-from linkspan.api.responses import answer, body
+from linkspan.api.responses import answer, body, doing
 from linkspan.cluster.host_settings import change_cluster
 from linkspan.core.errors import Conflict
 
@@ -53,7 +53,8 @@ class ClusterRoutes:
 
     async def _set(self, request: web.Request) -> web.Response:
         wanted = await body(request, SettingsBody)
-        await change_cluster(self._agent.replica, reclaim_after=wanted.reclaim_after)
+        with doing("change reclaim_after"):
+            await change_cluster(self._agent.replica, reclaim_after=wanted.reclaim_after)
         return answer(self._told())
 
     async def _finalize(self, request: web.Request) -> web.Response:
@@ -66,5 +67,6 @@ class ClusterRoutes:
                 f"the cluster writes schema {now} already, and {behind or 'no host'} can read a newer one",
                 "upgrade these hosts first, or remove those that are gone",
             )
-        await change_cluster(self._agent.replica, writes=lowest)
+        with doing(f"write schema {lowest}"):
+            await change_cluster(self._agent.replica, writes=lowest)
         return answer(self._told())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
-from linkspan.api.responses import answer, body
+from linkspan.api.responses import answer, body, doing
 from linkspan.cluster import host_settings
 from linkspan.core import namesakes
 from linkspan.core.addresses import HIDDEN
-from linkspan.core.errors import Conflict, NotFound, Unavailable
+from linkspan.core.errors import Conflict, NotFound
 from linkspan.core.model import Host, Lease, Underlay
 from linkspan.store.replica import GONE, Tombstone
 
@@ -114,14 +113,14 @@ class Hosts:
         host = self._find(request.match_info["name"])
         changes = await body(request, dict[str, str])
         drains = {"1": "drain", "": "undrain"}.get(changes.get("drained", "-"), "change settings of")
-        with _doing(f"{drains} host {host.name}"):
+        with doing(f"{drains} host {host.name}"):
             changed = await host_settings.change(self._agent.replica, self._agent.hosts, host, changes)
         return answer(self._told(changed))
 
     async def _set_all(self, request: web.Request) -> web.Response:
         """Set (or unset) settings that apply to every host without a value of its own."""
         changes = await body(request, dict[str, str])
-        with _doing("change settings of all hosts"):
+        with doing("change settings of all hosts"):
             return answer(await host_settings.change_common(self._agent.replica, self._agent.hosts, changes))
 
     async def _keys(self, request: web.Request) -> web.Response:
@@ -130,7 +129,8 @@ class Hosts:
 
     async def _rotate(self, request: web.Request) -> web.Response:
         """Start to change this host's own key; the new key comes into force once all others accept it."""
-        await self._agent.cluster.rotate()
+        with doing("rotate the key of this host"):
+            await self._agent.cluster.rotate()
         return answer(self._agent.cluster.rotating.stand())
 
     def _removable(self, name: str) -> Host:
@@ -151,8 +151,8 @@ class Hosts:
                 f"host {host.name} {now}: its containers would lose their network",
                 "drain it and stop its agent first, or use --force",
             )
-        risk = await self._risk(host)
-        with _doing(f"remove host {host.name}"):
+        with doing(f"remove host {host.name}"):
+            risk = await self._risk(host)
             await leases.remove_host(host.id)
         return answer({"removed": host.name, "risk": risk})
 
@@ -167,15 +167,6 @@ class Hosts:
             "get its address: "
             "make sure that the host is off"
         )
-
-
-@contextlib.contextmanager
-def _doing(what: str) -> Iterator[None]:
-    """Name the operation that failed because the store is away."""
-    try:
-        yield
-    except Unavailable as error:
-        raise error.within(what) from error
 
 
 def _advertised(here: Underlay) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
-from linkspan.core.errors import Invalid, LinkspanError, of_validation
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable, of_validation
 
 log = logging.getLogger("linkspan.api.responses")
 
@@ -24,6 +25,15 @@ AT_ONCE = 1 << 18
 def answer(value: object, status: int = 200) -> web.Response:
     """Return a value as a JSON response."""
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Name the operation that failed because the store is away or full: the store's error names the store alone."""
+    try:
+        yield
+    except Unavailable as error:
+        raise error.within(what) from error
 
 
 async def streamed(request: web.Request, parts: AsyncIterator[Sequence[object]]) -> web.StreamResponse:

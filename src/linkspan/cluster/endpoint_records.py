@@ -31,7 +31,7 @@ from linkspan.core.model import Endpoint, Host
 from linkspan.core.supervise import ended, lasting
 from linkspan.store import validation
 from linkspan.store.replica import ENDPOINTS, GONE, Replica
-from linkspan.store.request import MOST_KEYS
+from linkspan.store.request import MOST_BYTES, MOST_KEYS
 
 log = logging.getLogger("linkspan.cluster.endpoint_records")
 
@@ -331,13 +331,20 @@ class Published:
                 self._wake.set()
 
     async def _write(self, due: list[str]) -> bool:
-        """Write the records of these keys, as far as they differ; return whether any did."""
+        """Write the records of these keys, as far as they differ and one transaction takes them.
+
+        Return whether any differed. The rest stays due.
+        """
         current = {key_of(self._host, i): record_of(e) for i, e in self._current(due)}
         known = {key: self._replica.encoded(key, endpoint) for key, endpoint in current.items()}
         there = self._replica.records
         puts = {k: v for k, v in known.items() if k not in there or there[k].value != v}
         deletes = [k for k in due if k not in known and k in there]
-        self.due -= set(due)
+        for key in [key for key in puts if _size(key, puts[key]) > MOST_BYTES]:  # `endpoints/build.py` refuses these
+            log.warning("endpoint %s is not published: its record has %d bytes", key, len(puts.pop(key)))
+        later = _beyond(puts)
+        puts = {k: v for k, v in puts.items() if k not in later}
+        self.due -= {*due} - later
         removed = f"{GONE}hosts/{self._host}" in there  # a removed host writes nothing by itself
         if removed or not (puts or deletes):
             return False
@@ -352,6 +359,21 @@ class Published:
         for key in due:
             if (found := self._endpoints.get(_identity(key))) is not None:
                 yield found.identity, found
+
+
+def _beyond(puts: Mapping[str, bytes]) -> set[str]:
+    """Return the keys of the records that one transaction cannot take with those before them."""
+    size, later = 0, set[str]()
+    for key, value in puts.items():
+        if size + _size(key, value) > MOST_BYTES:
+            later.add(key)
+        else:
+            size += _size(key, value)
+    return later
+
+
+def _size(key: str, value: bytes) -> int:
+    return len(key.encode()) + len(value)
 
 
 def meant(word: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:

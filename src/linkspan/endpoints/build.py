@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
@@ -13,6 +13,7 @@ from linkspan.core.model import (
     Bandwidth,
     Endpoint,
     Network,
+    Port,
     checked_ifname,
     checked_name,
     host_ifname,
@@ -21,6 +22,10 @@ from linkspan.core.ports import spelled
 
 LARGEST_LIMIT = 1 << 34
 """Bits: tc's struct tc_tbf_qopt has a burst in 32 bits of bytes, and rounding may need one more bit."""
+
+LARGEST_RECORD = 768 << 10
+"""Bytes of an endpoint's labels and ports in its record: a store takes 1 MiB at once (`store/request.py`). These are
+12,000 ports, or three times what Kubernetes takes as annotations of a pod (256 KiB)."""
 
 
 def checked(request: AttachRequest) -> AttachRequest:
@@ -34,6 +39,7 @@ def checked(request: AttachRequest) -> AttachRequest:
         checked_name(request.name, "container name")
     _check_numbers(request)
     try:
+        check_size(request.labels, request.ports)
         if request.ifname:
             checked_ifname(request.ifname)
         return msgspec.structs.replace(
@@ -60,6 +66,15 @@ def _check_numbers(request: AttachRequest) -> None:
             )
     if request.bandwidth is not None:
         check_limits(request.bandwidth)
+
+
+def check_size(labels: Mapping[str, str], ports: Sequence[Port]) -> None:
+    """Refuse, by Invalid, labels and ports that no store takes in one record."""
+    if (size := len(msgspec.json.encode((labels, ports)))) > LARGEST_RECORD:
+        raise Invalid(
+            f"its labels and published ports take {size >> 10} KiB, and may take {LARGEST_RECORD >> 10} KiB",
+            "publish fewer ports, each of which takes about 64 bytes, or give shorter labels",
+        )
 
 
 def check_limits(limits: Bandwidth) -> None:

@@ -17,7 +17,7 @@ from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
 from linkspan.core.ports import spelled
 from linkspan.core.states.host import Interface, Key, State
-from linkspan.endpoints.build import check_ports, resized
+from linkspan.endpoints.build import check_ports, check_size, resized
 from linkspan.endpoints.detach import detach
 from linkspan.endpoints.registry import Identity, Registry
 from linkspan.kernel.io import namespaces
@@ -168,6 +168,7 @@ async def publish(
     async with _standing(registry, identity) as (network, before):
         bare = msgspec.structs.replace(before, ports=tuple(map(spelled, fixed)))
         check_ports(network, bare)
+        check_size(bare.labels, bare.ports)
         ports = await registry.ports.reserve(bare, map(spelled, wishes), instead=before)
         after = msgspec.structs.replace(bare, ports=ports)
         try:

@@ -250,7 +250,14 @@ class EtcdStore:
         place.check(answer.header, self._gateway.endpoint)
         await self._require_seen(place)
         endpoint = self._gateway.endpoint
-        request = {**prefix_range(place.prefix), "start_revision": place.revision + 1, "progress_notify": True}
+        request = {
+            **prefix_range(place.prefix),
+            "start_revision": place.revision + 1,
+            "progress_notify": True,
+            # A watch that is behind gets up to 1,000 revisions in one message: etcd would be silent for seconds first.
+            "fragment": True,
+        }
+        rest: tuple[Event, ...] = ()
         with contextlib.closing(
             await self._gateway.stream(endpoint, "/v3/watch", {"create_request": request})
         ) as stream:
@@ -260,8 +267,14 @@ class EtcdStore:
                 if message.canceled:
                     raise Unavailable(f"store etcd {endpoint}: watch ended: {message.cancel_reason}")
                 if message.events:
-                    batch = self._batch(message.events)
-                    place.saw(message.events)
+                    events = (*rest, *message.events)
+                    last = events[-1].kv.mod_revision if message.fragment else 0
+                    # A revision counts once it is complete: a watch that is opened again begins after it.
+                    events, rest = _parted(events, last)
+                    if not events:
+                        continue
+                    batch = self._batch(events)
+                    place.saw(events)
                     if batch.puts or batch.deletes:
                         yield batch
                 elif not message.created:  # that one has the present revision, before the past changes arrive
@@ -297,10 +310,14 @@ class EtcdStore:
             line = await _line(stream, until_whole(PROOF_SECONDS))
         except TimeoutError:
             stream.send({"progress_request": {}})
-            try:
-                line = await _line(stream, QUIET_SECONDS)
-            except TimeoutError:
-                return None
+            while True:
+                received = stream.received
+                try:
+                    line = await _line(stream, QUIET_SECONDS)
+                    break
+                except TimeoutError:
+                    if stream.received == received:  # else a long message is arriving, slowly
+                        return None
         told = decode(line, WatchLine)
         if told.result is None:
             why = told.error.message if told.error else line[:200].decode(errors="replace")
@@ -404,6 +421,12 @@ class EtcdStore:
         self._closing.set()
         self._standing.close()
         await self._gateway.close()
+
+
+def _parted(events: tuple[Event, ...], revision: int) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+    """Return the events of all other revisions, and those of this one."""
+    others = tuple(event for event in events if event.kv.mod_revision != revision)
+    return others, events[len(others) :]
 
 
 async def _line(stream: Stream, seconds: float) -> bytes:

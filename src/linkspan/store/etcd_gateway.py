@@ -356,6 +356,8 @@ class Stream:
         self, gateway: Gateway, endpoint: str, response: aiohttp.ClientResponse, messages: Messages
     ) -> None:
         self.endpoint = endpoint
+        self.received = 0
+        """Bytes so far: a line may take long to arrive."""
         self._gateway = gateway
         self._response = response
         self._messages = messages
@@ -374,6 +376,7 @@ class Stream:
                 if not chunk:
                     raise ConnectionResetError("it ended")
                 self._buffer += chunk
+                self.received += len(chunk)
         except (aiohttp.ClientError, ValueError, ConnectionError, ssl.SSLError) as error:
             raise self._gateway.failure(self.endpoint, error) from error
         line, _, self._buffer = self._buffer.partition(b"\n")

@@ -129,7 +129,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """One message of a watch."""
+    """One message of a watch; ``fragment``: the next one continues it, perhaps in the middle of a revision."""
 
     header: Header = Header()
     watch_id: int = 0
@@ -137,6 +137,7 @@ class Watch(msgspec.Struct, frozen=True):
     canceled: bool = False
     compact_revision: int = 0
     cancel_reason: str = ""
+    fragment: bool = False
     events: tuple[Event, ...] = ()
 
 

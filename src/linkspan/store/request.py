@@ -11,6 +11,9 @@ from linkspan.core.errors import Invalid
 MOST_KEYS = 120
 """Keys of one transaction. etcd takes 128 operations (its --max-txn-ops), and linkspan adds a few of its own."""
 
+MOST_BYTES = 1 << 20
+"""Bytes of one transaction's keys and values. etcd takes 1.5 MiB by default (its --max-request-bytes)."""
+
 _END = "\U0010ffff"
 
 
@@ -40,6 +43,9 @@ class Request(msgspec.Struct, frozen=True):
         for keys in (len(self.puts) + len(self.deletes), len(self.conditions)):
             if keys > MOST_KEYS:
                 raise Invalid(f"transaction: {keys} keys, and {MOST_KEYS} are the most", "write it in parts")
+        size = sum(len(key.encode()) + len(value) for key, value in self.puts.items())
+        if size > MOST_BYTES:
+            raise Invalid(f"transaction: {size} bytes, and {MOST_BYTES} are the most", "write it in parts")
 
 
 def bounds(prefix: str) -> tuple[str, str]:

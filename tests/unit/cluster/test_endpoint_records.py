@@ -14,7 +14,7 @@ from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Lease
 from linkspan.store.memory import Memory
-from linkspan.store.request import Request
+from linkspan.store.request import MOST_BYTES, Request
 from support.polling import eventually
 from support.records.replicas import Member, together
 from support.virtual_time import clock, in_virtual_time, soon
@@ -31,9 +31,11 @@ class Teller:
         self.name = name
         self._memory = memory
 
-    def attach(self, id_: str) -> Endpoint:
+    def attach(self, id_: str, **labels: str) -> Endpoint:
         """Have an endpoint more."""
-        made = Endpoint(id=id_, ifname="eth0", network="demo", host=self.name, netns=7, netns_path="/proc/1/ns/net")
+        made = Endpoint(
+            id=id_, ifname="eth0", network="demo", host=self.name, netns=7, netns_path="/proc/1/ns/net", labels=labels
+        )
         self.endpoints[made.identity] = made
         self.published.note(made.identity)
         return made
@@ -104,6 +106,26 @@ def test_what_went_while_the_agent_was_away_goes_at_its_start(tmp_path: Path) ->
         await new.start()
         await eventually(lambda: two.seen() == [("h1", f"c{n:03}") for n in range(300)], "h2 sees the new ones")
         await asyncio.gather(new.stop(), two.stop())
+
+    together(work)
+
+
+def test_large_records_are_written_in_as_many_transactions_as_it_takes(tmp_path: Path) -> None:
+    """Etcd takes some bytes at once. A record that it never takes keeps no other one away, and is not tried again."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("a-huge", label="x" * (MOST_BYTES + 1))
+        for number in range(8):
+            one.attach(f"c{number}", label="x" * 700_000)
+        one.attach("small")
+        await asyncio.gather(one.start(), two.start())
+        wanted = [("h1", f"c{number}") for number in range(8)] + [("h1", "small")]
+        await eventually(lambda: two.seen() == wanted, "h2 sees all others")
+        assert one.replica.problem == ""
+        await eventually(lambda: not one.published.due, "nothing is left to write")
+        await asyncio.gather(one.stop(), two.stop())
 
     together(work)
 

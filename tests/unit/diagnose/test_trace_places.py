@@ -6,13 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from linkspan.core.errors import Conflict, NotFound
+from linkspan.core.errors import Conflict, Invalid, NotFound
 from linkspan.core.model import Endpoint, Network
 from linkspan.diagnose.trace import between_hosts
 from linkspan.diagnose.trace.hops import Map, Other
 from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry
-from linkspan.diagnose.trace.trace import place
+from linkspan.diagnose.trace.trace import chosen, place
 from support.diagnose.empty_host import EmptyHost
 
 ID = "0123456789abcdef" * 4
@@ -135,6 +135,16 @@ def test_a_source_outside_to_which_no_route_leads_is_named() -> None:
     packet = Packet(bytes([198, 18, 0, 1]), bytes([10, 2, 0, 4]), "icmp")
     part = between_hosts.part(EmptyHost(), KNOWN, Entry(packet))
     assert part.broken.startswith("host has no route to 198.18.0.1")
+
+
+def test_a_host_without_a_route_to_a_container_is_told_why() -> None:
+    """It takes no part in the container's network: this is not a question of address families."""
+    source, target = (place(text, KNOWN, EmptyHost()) for text in ("host:", "shop-db-1"))
+    for ends in ((source, target), (target, source)):
+        with pytest.raises(Invalid) as refused:
+            chosen(EmptyHost(), KNOWN, *ends, (0, "icmp"))
+        assert refused.value.message == "host:h1 has no route to shop-db-1@back"
+        assert "its setting `networks` has back" in refused.value.hint
 
 
 def test_a_container_s_own_name_comes_first() -> None:

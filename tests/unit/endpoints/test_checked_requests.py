@@ -31,6 +31,11 @@ REQUEST = AttachRequest(id="c1", network="demo", ifname="eth0")
         ({"ports": (Port("", 8080, 0, "tcp"),)}, "^0 is not a port$"),
         ({"port_ranges": (PortRange("", 9000, 8000, 80, "tcp"),)}, "^the range of ports 9000-8000 goes backwards$"),
         ({"ports": (Port("::g", 80, 80, "tcp"),)}, "^attach c1 to demo: '::g' is not an IP address or prefix$"),
+        (
+            {"ports": tuple(Port("", number, number, "udp") for number in range(20000, 40000))},
+            "^attach c1 to demo: its labels and published ports take 1[0-9]{3} KiB, and may take 768 KiB$",
+        ),
+        ({"labels": {"a": "x" * 800_000}}, "^attach c1 to demo: its labels and published ports take 781 KiB"),
         ({"bandwidth": Bandwidth(ingress_rate=LARGEST_LIMIT)}, "^bandwidth: ingress_rate of 17179869184 bits is out"),
     ],
 )

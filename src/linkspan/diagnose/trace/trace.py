@@ -252,7 +252,7 @@ def _reply(packet: Packet, arrived: Packet | None) -> Packet:
 def chosen(asked: KernelView, known: Map, source: Place, target: Place, to: tuple[int, str]) -> Packet:
     """Choose the packet's addresses: one family for both, IPv4 first; the host's own as the kernel would.
 
-    Raises Invalid if the two have no family in common, or neither is here.
+    Raises Invalid if the two have no family in common, if neither is here, or if this host has no route to the other.
     """
     if source.netns == target.netns == OUTSIDE:
         raise Invalid(
@@ -272,10 +272,21 @@ def chosen(asked: KernelView, known: Map, source: Place, target: Place, to: tupl
             mine = asked.route(HOST, Packet(b"", theirs)).source
         if mine and theirs:
             return Packet(mine, theirs, protocol, number, bound=source.bound)
+    for end, other in ((source, target), (target, source)):
+        if not end.addresses and other.addresses:
+            raise Invalid(f"{end.name} has no route to {other.name}", _unrouted(other))
     raise Invalid(
         f"{source.name} and {target.name} have no address family in common",
         "give an address of a common family",
     )
+
+
+def _unrouted(other: Place) -> str:
+    """Return a hint for this host, which has no route to another end."""
+    if not other.network:
+        return "look at its routes: ip route"
+    name = other.network
+    return f"without a container in network {name} it takes part there only if its setting `networks` has {name} or all"
 
 
 def _name(endpoint: Endpoint) -> str:
