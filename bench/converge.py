@@ -27,6 +27,7 @@ from attach import Namespace
 from report import progress, result
 
 from linkspan.backends import backend, migration
+from linkspan.core import garbage
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
 from linkspan.core.ruleset import admission, skeleton
@@ -114,6 +115,7 @@ class Subject:
             self._change(("host",), skeleton(Facts(), kinds()))
             chains = [admission(pool, network.subnet_len[str(pool.family)], kinds()) for pool in network.prefixes]
             self._change(("network", NAME), [*chains, *own(network)])
+        garbage.collect_usually()  # as an agent once it is ready
 
     def _change(self, source: tuple[str, ...], states: Any) -> None:
         if failed := self.reconciler.change(source, states):

@@ -16,6 +16,7 @@ import msgspec
 from linkspan.agent.agent import Agent
 from linkspan.api.server import serving
 from linkspan.api.startup import waiting
+from linkspan.core import garbage
 from linkspan.core.config import SETTINGS, Config
 from linkspan.core.process import served
 from linkspan.runtimes import systemd
@@ -23,6 +24,7 @@ from linkspan.runtimes import systemd
 
 def main() -> None:
     """Run the agent with the settings in the environment."""
+    garbage.collect_rarely()
     settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Config)
     served(_run(settings), settings.log_level)
 
@@ -47,6 +49,7 @@ async def _serve(settings: Config, stop: asyncio.Event, ready: asyncio.Event) ->
         ready.set()
         print("ready", flush=True)
         systemd.notify("READY=1")
+        garbage.collect_usually()
         watchdog = asyncio.create_task(_watchdog())
         await stop.wait()
         systemd.notify("STOPPING=1")

@@ -392,10 +392,36 @@ async def test_a_long_listing_comes_in_pages_of_one_revision(
 ) -> None:
     """Nothing is missing or twice in it if the records do not fit one answer."""
     monkeypatch.setattr(etcd, "PAGE", 7)
-    store = EtcdStore(one.url())
-    await store.transaction({f"k{number:03}": b"" for number in range(100)})
-    records, _ = await store.list("")
-    assert [record.key for record in records] == [f"k{number:03}" for number in range(100)]
+    store, keys = EtcdStore(one.url()), [f"k{number:03}" for number in range(100)]
+    await store.transaction(dict.fromkeys(keys, b""))
+    for largest, prompt, sizes in ((40, 60.0, [7, 40, 40, 13]), (40, 0.0, [7] * 14 + [2])):
+        monkeypatch.setattr(etcd, "LARGEST", largest)
+        monkeypatch.setattr(etcd, "PROMPT", prompt)  # the pages of an etcd that answers late stay small
+        assert [record.key for record in (await store.list(""))[0]] == keys
+        pages = [[record.key for record in page] async for page, _ in store.pages("k")]
+        assert [key for page in pages for key in page] == keys
+        assert [len(page) for page in pages] == sizes
+    await store.close()
+
+
+async def test_the_next_page_comes_while_one_is_used(one: Members, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for at once, and dropped if nobody wants it."""
+    monkeypatch.setattr(etcd, "PAGE", 1)
+    store, running = EtcdStore(one.url()), asyncio.all_tasks()
+    await store.transaction({"x/a": b"", "x/b": b""})
+    pages = store.pages("x/")
+    (first,), _ = await anext(pages)
+    coming = asyncio.all_tasks() - running
+    assert first.key == "x/a"
+    assert len(coming) == 1
+    await asyncio.wait(coming)
+    (second,), _ = await anext(pages)
+    assert second.key == "x/b"
+    pages = store.pages("x/")
+    await anext(pages)
+    assert asyncio.all_tasks() - running
+    del pages
+    await eventually(lambda: not asyncio.all_tasks() - running, "the request has ended")
     await store.close()
 
 

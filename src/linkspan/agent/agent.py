@@ -328,6 +328,11 @@ class Agent:
         )
         self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
 
+    @property
+    def facts(self) -> Facts:
+        """Return what is known of this machine: a part of ``view`` that costs nothing."""
+        return self._facts
+
     def _tell_of_store(self, what: str) -> None:
         log.warning("%s", what)
         self.happenings.add("store", what)
@@ -375,8 +380,6 @@ class Agent:
         self.allocator.refresh()
         parts.callback(self.registry.retry_forgetting)
         inside = await self.recovery.run(self.replica.listed)
-        parts.push_async_callback(self.interest.stop)
-        self.interest.start()
         await self.control.look()  # before any container gets an interface
         parts.push_async_callback(self.cluster.stop)
         await self.cluster.start()
@@ -391,8 +394,9 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
+        # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
-            self.orphans, self.published, self.holdings, self.naming, self.control, self.upkeep,
+            self.orphans, self.published, self.holdings, self.naming, self.control, self.upkeep, self.interest,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)

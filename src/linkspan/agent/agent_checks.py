@@ -44,7 +44,7 @@ async def checks(agent: Agent) -> list[Check]:
     networks = agent.networks.all()
     unknown = await agent.worker.run(machine.sysctls.unknown)
     if networks:
-        found += forwarding(agent.view().facts, machine.sysctls.watch.problem)
+        found += forwarding(agent.facts, machine.sysctls.watch.problem)
     found += settings(unknown)
     found += control(agent.control.closed().places, agent.config.store)
     found += await store_health.checks(agent)

@@ -197,14 +197,14 @@ def _staying(config: Config) -> list[str]:
 def _membership(config: Config) -> list[str]:
     """Return that the other hosts still count on this one, if they do."""
     known = remembered(Path(config.state_dir) / SNAPSHOT)
-    own, keys = f"hosts/{known.host}", known.records.keys()
-    others = [key for key in keys if key.startswith("hosts/") and key != own]
-    if own not in keys or f"gone/{own}" in keys or not (config.store or others):
+    own, found = f"hosts/{known.host}", known.records
+    others = [key for key in found if key.startswith("hosts/") and key != own]
+    if own not in found or f"gone/{own}" in found or not (config.store or others):
         return []
     names = {known.host: known.host}
     for key in (*others, own):
         with contextlib.suppress(LinkspanError):
-            names[key.removeprefix("hosts/")] = records.decode(known.records[key], Host).name
+            names[key.removeprefix("hosts/")] = records.decode(found[key], Host).name
     who = namesakes.called(names, known.host)
     word = known.host if who != names[known.host] else who
     return [

@@ -128,7 +128,7 @@ class Migrating:
 
     def not_switched(self, network: Network) -> list[str]:
         """Return the names of the hosts that a migration waits for, sorted."""
-        hosts = migration.lagging(network, self._leases.all(network.name))
+        hosts = migration.lagging(network, self._leases.all(network.name)) if network.migration else ()
         return sorted(self._hosts.name(host) for host in hosts)
 
     def progress(self, network: Network) -> list[Progress]:

@@ -19,7 +19,7 @@ def lasting(what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None
     return asyncio.create_task(_again(what, work))
 
 
-async def ended(task: asyncio.Task[None] | None) -> None:
+async def ended(task: asyncio.Task[object] | None) -> None:
     """Cancel a task, if there is one, and wait until it has ended; whatever it raises is dropped."""
     if task is not None:
         task.cancel()

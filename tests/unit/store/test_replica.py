@@ -604,6 +604,9 @@ def test_the_snapshot_remembers_the_cluster(tmp_path: Path) -> None:
         assert remembered(tmp_path / "h1.json").cluster == memory.cluster
 
     together(work)
+    (tmp_path / "odd.json").write_bytes(b'{"cluster":"c","host":"h","records":[{"key":1}]}')
+    assert remembered(tmp_path / "odd.json").host == "h"
+    assert remembered(tmp_path / "odd.json").records == {}
     assert remembered(tmp_path / "none.json").cluster == ""
     (tmp_path / "none.json").write_bytes(b"\xff")
     assert remembered(tmp_path / "none.json").cluster == ""
