@@ -31,7 +31,7 @@ Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Install below
 @app.command("systemd")
 def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
     """Install the agent as a service, with the group of users who may read, and start it if systemd runs."""
-    _require_root()
+    require_root()
     executable, _ = _program(root)
     state_dir = (
         Path(config.load("", {}).state_dir) if root == Path("/") else root / config.STATE_DIR.lstrip("/")
@@ -57,7 +57,7 @@ def _one(runtime: BaseRuntime) -> Callable[..., None]:
     """Return the command that installs what a runtime needs."""
 
     def install(root: Root = Path("/"), output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-        _require_root()
+        require_root()
         _put(runtime, _site(runtime, root, socket), _state_dir(root, socket), output)
 
     def install_for_one(
@@ -68,7 +68,7 @@ def _one(runtime: BaseRuntime) -> Callable[..., None]:
         output: Output = Format.TABLE,
         socket: Socket = DEFAULT_SOCKET,
     ) -> None:
-        _require_root()
+        require_root()
         client = Client(socket)
         chosen = _network(client, network)
         state_dir = Path(client.call("GET", "/v1/status")["agent"]["state_dir"])
@@ -145,7 +145,8 @@ def _run(*words: str) -> None:
         raise LinkspanError(f"{' '.join(words)}: {why}", f"journalctl -u {systemd.UNIT_NAME}")
 
 
-def _require_root() -> None:
+def require_root() -> None:
+    """Raise Denied for anybody but root."""
     if os.geteuid():
         raise Denied("this command changes the machine, which needs root", "run the command with sudo")
 
@@ -173,7 +174,7 @@ def uninstall(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Remove everything of linkspan's from this machine, and prove that nothing is left; exit 3 if something is."""
-    _require_root()
+    require_root()
     from linkspan.agent import uninstall as work  # the drivers take long to import
 
     found = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}

@@ -14,6 +14,7 @@ from typer.core import TyperOption
 from linkspan.api.client import Client
 from linkspan.cli import (
     address,
+    adopt,
     agent,
     bgp,
     cluster,
@@ -51,6 +52,7 @@ for name, group in (
     ("bgp", bgp.app),
     ("controller", controller.app),
     ("install", install.app),
+    ("adopt", adopt.app),
     ("lab", lab.app),
 ):
     app.add_typer(group, name=name, cls=usage.Commands, hidden=name == "ip")  # ip: the other name of address

@@ -19,6 +19,7 @@ from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 
 if TYPE_CHECKING:
     from linkspan.endpoints.registry import Identity, Registry
+    from linkspan.runtimes.adoption import Adopter, Ask
 
 BINARIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin")
 
@@ -123,6 +124,8 @@ class BaseRuntime:
     """Whether its command NAME has `inspect`, as docker does: `attach NAME:CONTAINER` asks it."""
     checks: Checks = ()
     """Checks of `doctor`: whether it finds linkspan."""
+    adopts: str = ""
+    """Help of `adopt NAME`; "" if existing networks of the runtime cannot be taken over."""
 
     def serve(self, agent: HostAgent, registry: Registry, config: Config) -> Service:
         """Return the service. No endpoint is known yet."""
@@ -156,6 +159,10 @@ class BaseRuntime:
         `uninstall` calls this while the agent still answers.
         """
         return [], []
+
+    def adopter(self, config: Config, ask: Ask) -> Adopter:
+        """Return what takes over its networks on this host, if it ``adopts``; ``ask`` calls the agent."""
+        raise NotImplementedError
 
     def not_set_up(self, around: Surroundings, detail: str) -> Check:
         """Return a failed check if a network is exposed to this runtime, else a skipped one."""

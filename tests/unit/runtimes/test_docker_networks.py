@@ -34,19 +34,19 @@ class Engine:
         """Return what there is."""
         return self.known
 
-    async def members(self, _network: EngineNetwork) -> list[Member]:
+    async def members(self, _network: str) -> dict[str, Member]:
         """Return the containers that are on the network old."""
-        return list(self.on_old)
+        return {member.endpoint_id: member for member in self.on_old}
 
-    async def disconnect(self, _network: EngineNetwork, member: Member) -> None:
+    async def disconnect(self, _network: str, container: str) -> None:
         """Take a container out."""
-        self.on_old.remove(member)
+        self.on_old = [member for member in self.on_old if member.name != container]
 
-    async def delete(self, network: EngineNetwork) -> None:
+    async def delete(self, network: str) -> None:
         """Refuse while a container is on it."""
         if self.on_old:
             raise Unavailable("it has active endpoints")
-        self.known.remove(network)
+        self.known = [known for known in self.known if known.id != network]
 
 
 class Networks:

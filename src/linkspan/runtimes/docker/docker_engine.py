@@ -115,19 +115,38 @@ class Engine:
         """Create a network."""
         await self._ask("POST", "/networks/create", wish)
 
-    async def delete(self, network: EngineNetwork) -> None:
-        """Delete a network."""
-        await self._ask("DELETE", f"/networks/{network.id}")
+    async def delete(self, network: str) -> None:
+        """Delete a network, by its id."""
+        await self._ask("DELETE", f"/networks/{network}")
 
-    async def members(self, network: EngineNetwork) -> list[Member]:
-        """Return the containers that are on a network."""
-        found = _decoded(await self._ask("GET", f"/networks/{network.id}"), EngineNetwork)
-        return list((found.containers or {}).values())
+    async def members(self, network: str) -> dict[str, Member]:
+        """Return the containers on a network, which is an id, by their ids. Some may not exist any more."""
+        found = _decoded(await self._ask("GET", f"/networks/{network}"), EngineNetwork)
+        return found.containers or {}
 
-    async def disconnect(self, network: EngineNetwork, member: Member) -> None:
-        """Disconnect a container from a network, whatever its driver says."""
-        body = {"Container": member.name, "Force": True}
-        await self._ask("POST", f"/networks/{network.id}/disconnect", body)
+    async def disconnect(self, network: str, container: str) -> None:
+        """Disconnect a container from a network, whatever its driver says.
+
+        Takes the network's id, and the container's id or name.
+        """
+        await self._ask("POST", f"/networks/{network}/disconnect", {"Container": container, "Force": True})
+
+    async def connect(self, network: str, container: str, endpoint: Mapping[str, object]) -> None:
+        """Connect a container to a network, with this EndpointConfig."""
+        await self._ask("POST", f"/networks/{network}/connect", {"Container": container, "EndpointConfig": endpoint})
+
+    async def described(self, kind: type[T]) -> list[T]:
+        """Return all networks as values of a type that says what is asked of them."""
+        return _decoded(await self._ask("GET", "/networks"), list[kind])  # type: ignore[valid-type]
+
+    async def inspected(self, container: str, kind: type[T]) -> T | None:
+        """Return a container as a value of such a type, None if it does not exist any more."""
+        try:
+            return _decoded(await self._ask("GET", f"/containers/{container}/json"), kind)
+        except Unavailable:
+            if any(one.id == container for one in await self.containers()):
+                raise
+            return None
 
     async def container(self, network_id: str, endpoint_id: str) -> str:
         """Return the id of the container that has an endpoint, "" if there is none."""

@@ -87,15 +87,16 @@ class DockerNetworks:
         running.
         """
         deleted = not self._networks.unknown(known.name)
-        for member in await self._engine.members(known) if deleted else ():
+        members = await self._engine.members(known.id) if deleted else {}
+        for member in members.values():
             if not await self._lives(member.endpoint_id):
-                await self._engine.disconnect(known, member)
+                await self._engine.disconnect(known.id, member.name)
                 log.warning(
                     "network %s is deleted: Docker's container %s is disconnected from it",
                     known.name,
                     member.name,
                 )
-        await self._engine.delete(known)
+        await self._engine.delete(known.id)
 
     async def _try(self, name: str, verb: str, change: Awaitable[None]) -> None:
         try:
@@ -109,7 +110,7 @@ class DockerNetworks:
 async def users_own(engine: Engine) -> dict[str, list[str]]:
     """Return users' own networks of driver linkspan, with their containers. Raises Unavailable."""
     return {
-        known.name: [member.name for member in await engine.members(known)]
+        known.name: [member.name for member in (await engine.members(known.id)).values()]
         for known in await engine.networks()
         if known.driver == "linkspan" and not known.exposed
     }
@@ -131,9 +132,10 @@ async def remove_exposed(engine: Engine) -> tuple[list[str], list[str]]:
     for known in found:
         if known.exposed:
             try:
-                for member in await engine.members(known):  # the engine refused, and is not asked again
-                    await engine.disconnect(known, member)
-                await engine.delete(known)
+                members = await engine.members(known.id)
+                for member in members.values():  # the engine refused, and is not asked again
+                    await engine.disconnect(known.id, member.name)
+                await engine.delete(known.id)
                 removed.append(f"Docker network {known.name}")
             except LinkspanError as error:
                 left.append(

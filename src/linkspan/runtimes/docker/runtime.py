@@ -18,6 +18,7 @@ from linkspan.runtimes.base import BaseRuntime, HostAgent, Listening, Service, S
 if TYPE_CHECKING:
     from linkspan.diagnose.trace.kernel_view import KernelView
     from linkspan.endpoints.registry import Registry
+    from linkspan.runtimes.adoption import Adopter, Ask
 
 LISTENING = Listening(
     path="/run/docker/plugins/linkspan.sock",  # moby, pkg/plugins
@@ -72,6 +73,11 @@ class DockerRuntime(BaseRuntime):
     This restarts the agent; running containers are not affected.
     """
     inspects = True
+    adopts = """Take over a bridge network of Docker's, with its addresses, published ports and containers.
+
+    The network keeps its name, and each container its address. All running containers are without the network for
+    as long as it takes to connect them again. `--undo` gives the network back, until `--confirm`.
+    """
     checks = (("Docker", found),)
 
     def serve(self, agent: HostAgent, registry: Registry, config: Config) -> Service:  # noqa: ARG002 - it needs more
@@ -96,6 +102,7 @@ class DockerRuntime(BaseRuntime):
         """Return users' own networks of driver linkspan, as the engine knows them; none if it is down."""
         import asyncio
 
+        from linkspan.runtimes.docker.docker_adoption import adopted
         from linkspan.runtimes.docker.docker_engine import Engine
         from linkspan.runtimes.docker.docker_networks import users_own
 
@@ -105,8 +112,15 @@ class DockerRuntime(BaseRuntime):
             owned = asyncio.run(users_own(Engine(config.docker_api)))
         except LinkspanError:  # an engine that is down does not answer
             return []
+        back = adopted(Path(config.state_dir))
         removals = {name: f"docker rm -f {' '.join(members)}; " if members else "" for name, members in owned.items()}
-        return [(f"Docker network {name}", f"{first}docker network rm {name}") for name, first in removals.items()]
+        return [
+            (
+                f"Docker network {name}",
+                f"linkspan adopt docker {name} --undo" if name in back else f"{first}docker network rm {name}",
+            )
+            for name, first in removals.items()
+        ]
 
     def withdraw(self, config: Config) -> tuple[list[str], list[str]]:
         """Remove the exposed networks from the engine, which calls the agent for each."""
@@ -116,6 +130,13 @@ class DockerRuntime(BaseRuntime):
         from linkspan.runtimes.docker.docker_networks import remove_exposed
 
         return asyncio.run(remove_exposed(Engine(config.docker_api)))
+
+    def adopter(self, config: Config, ask: Ask) -> Adopter:
+        """Return what takes over the engine's bridge networks."""
+        from linkspan.runtimes.docker.docker_adoption import DockerAdopter
+        from linkspan.runtimes.docker.docker_engine import Engine
+
+        return DockerAdopter(Engine(config.docker_api), Path(LISTENING.path), Path(config.state_dir), ask)
 
 
 RUNTIME = DockerRuntime()
