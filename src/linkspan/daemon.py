@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import msgspec
 
@@ -17,24 +18,34 @@ from linkspan.agent.agent import Agent
 from linkspan.api.server import serving
 from linkspan.api.startup import waiting
 from linkspan.core import garbage
-from linkspan.core.config import SETTINGS, Config
+from linkspan.core.config import CONFIG_FILE, SETTINGS, SETTINGS_FILE, Config, process
 from linkspan.core.process import served
 from linkspan.runtimes import systemd
 
 
 def main() -> None:
-    """Run the agent with the settings in the environment."""
+    """Run the agent with the settings in the environment; start again in its place if it asks for other settings."""
     garbage.collect_rarely()
     settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Config)
-    served(_run(settings), settings.log_level)
+    file, following = os.environ.pop(SETTINGS_FILE, CONFIG_FILE), list[Config]()
+    served(_run(settings, Path(file), following), settings.log_level)
+    if following and not systemd.restarts():
+        command, variables = process(following[-1], file)
+        os.execve(command[0], command, os.environ | variables)  # noqa: S606 - no shell is meant
 
 
-async def _run(settings: Config) -> None:
+async def _run(settings: Config, file: Path, following: list[Config]) -> None:
     stop, ready = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    serve, stopping = asyncio.create_task(_serve(settings, stop, ready)), asyncio.create_task(stop.wait())
+
+    def restart(changed: Config) -> None:
+        following.append(changed)
+        stop.set()
+
+    agent = Agent(settings, waiting, file, restart)
+    serve, stopping = asyncio.create_task(_serve(agent, stop, ready)), asyncio.create_task(stop.wait())
     await asyncio.wait({serve, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not ready.is_set():  # it waits for the store
         serve.cancel()
@@ -43,9 +54,8 @@ async def _run(settings: Config) -> None:
         await serve
 
 
-async def _serve(settings: Config, stop: asyncio.Event, ready: asyncio.Event) -> None:
-    running = Agent(settings, waiting)
-    async with running.running(), serving(running):
+async def _serve(agent: Agent, stop: asyncio.Event, ready: asyncio.Event) -> None:
+    async with agent.running(), serving(agent):
         ready.set()
         print("ready", flush=True)
         systemd.notify("READY=1")

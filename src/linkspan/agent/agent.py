@@ -20,6 +20,7 @@ from linkspan.agent import locks
 from linkspan.agent.bgp_sessions import Peerings
 from linkspan.agent.cluster_trace import Tracer
 from linkspan.agent.forwarding import Forwarding
+from linkspan.agent.founding import Founding, Restart
 from linkspan.agent.healer import Healer
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.agent.ipsec_sessions import Associating
@@ -50,7 +51,7 @@ from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
 from linkspan.cluster.shared_states import learning
 from linkspan.core import namesakes
-from linkspan.core.config import Config
+from linkspan.core.config import CONFIG_FILE, Config
 from linkspan.core.contracts import Store
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.event_log import Happenings
@@ -94,8 +95,17 @@ Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 class Agent:
     """All operations of a host's agent. The API and the runtimes' wire formats are thin layers over it."""
 
-    def __init__(self, config: Config, waiting: Waiting = lambda _agent: contextlib.nullcontext()) -> None:
-        """Keep the settings; enter ``waiting`` while a new agent waits for a store that does not answer."""
+    def __init__(
+        self,
+        config: Config,
+        waiting: Waiting = lambda _agent: contextlib.nullcontext(),
+        file: Path = Path(CONFIG_FILE),
+        restart: Restart = lambda _config: None,
+    ) -> None:
+        """Keep the settings; enter ``waiting`` while a new agent waits for a store that does not answer.
+
+        ``file`` has the settings that the agent changes itself; after that it asks for a ``restart`` with them.
+        """
         self.config = config
         self._waiting = waiting
         self.started = time.time()
@@ -105,6 +115,7 @@ class Agent:
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
         self.plans = Plans(self.worker, self.view, self.config)
+        self.founding = Founding(config, file, restart)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -123,6 +134,7 @@ class Agent:
                         self.happenings.add("agent", f"the agent started, version {__version__}")
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
+                        await parts.enter_async_context(self.founding.running(identity))
                         cluster, joins = self._known_cluster()
                         new = bool(joins) or not (state_dir / SNAPSHOT).exists()
                         store = open_store(self.config.store, state_dir, cluster)
@@ -140,6 +152,7 @@ class Agent:
                         parts.push_async_callback(self.cluster.presence.stop)
                         await self.cluster.presence.start()
                         await self._take_over(parts)
+                        await parts.enter_async_context(self.founding.signing(store.cluster))
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events

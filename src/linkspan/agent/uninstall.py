@@ -18,7 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.agent import file_ownership, installation
+from linkspan.agent import file_ownership, installation, own_etcd
+from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core import namesakes
 from linkspan.core.config import CONFIG_FILE, GROUP, Config
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
@@ -114,8 +115,8 @@ def preview(config: Config) -> Outcome:
     found += [f"Link {one.name}" for one in strays if one.ours]
     found += _installed(state_dir)
     found += [str(path) for path in (*_plugin_sockets(config), *file_ownership.copied())]
-    found += _folders(config)
-    why = refusal(living(config), used(config))
+    found += _folders(config) + own_etcd.preview(config)
+    why = refusal(living(config), used(config), own_etcd.dependants(config))
     stays = [*_of_others(strays), *unknown, *_staying(config)]
     return Outcome(found, unseen, stays, [why.told] if why else [])
 
@@ -125,8 +126,11 @@ def _installed(state_dir: Path) -> list[str]:
     return [f"File {file.path}" for file in installation.installed(state_dir)] + group
 
 
-def carry_out(config: Config) -> Outcome:
-    """Stop the agent, remove everything, and observe again. Raises Unavailable if the agent does not end."""
+def carry_out(config: Config, file: Path) -> Outcome:
+    """Stop the agent, remove everything, and observe again. Raises Unavailable if the agent does not end.
+
+    ``file`` has the settings: a store that linkspan wrote there is taken out.
+    """
     state_dir, sockets = Path(config.state_dir), _plugin_sockets(config)
     owners = [f"{network}, which has no driver now: {fix}" for network, fix in used(config)]
     withdrawn = [runtime.withdraw(config) for runtime in runtimes().values()]  # while the agent still answers them
@@ -134,8 +138,9 @@ def carry_out(config: Config) -> Outcome:
     kept = [one for _, left in withdrawn for one in left]
     _stop_unit(state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stays = _staying(config)  # first: the removal deletes the files that this needs
     with _agent_stopped(state_dir), _machine(state_dir) as machine:
+        etcd = own_etcd.remove(config, file)
+        stays = _staying(config)  # first: the removal deletes the files that this needs
         strays = _strays(config, machine)  # first: the removal deletes the marks that this needs
         stays += _settings(machine)
         inside = _entered(machine, config)  # a container's rules are not removed with its links
@@ -159,7 +164,7 @@ def carry_out(config: Config) -> Outcome:
         left += _remove_folders(config)
         for folder in copies:  # last: it may be the running program
             shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(networks + removed + files + folders, owners + kept + left, stays)
+    return Outcome(networks + removed + etcd + files + folders, owners + kept + left, stays)
 
 
 def _strays(config: Config, machine: Machine) -> list[Stray]:
@@ -201,23 +206,21 @@ def _membership(config: Config) -> list[str]:
     others = [key for key in found if key.startswith("hosts/") and key != own]
     if own not in found or f"gone/{own}" in found or not (config.store or others):
         return []
-    names = {known.host: known.host}
+    names, forget = {known.host: known.host}, TrustFiles(Path(config.state_dir)).owns(config.store)
     for key in (*others, own):
         with contextlib.suppress(LinkspanError):
             names[key.removeprefix("hosts/")] = records.decode(found[key], Host).name
     who = namesakes.called(names, known.host)
     word = known.host if who != names[known.host] else who
-    return [
-        f"host {who} is still in the cluster, and the others keep its addresses; to remove it, on another "
-        f"host: linkspan host remove {word}"
-    ]
+    fix = f"on the voter: linkspan cluster forget {word}" if forget else f"on another host: linkspan host remove {word}"
+    return [f"host {who} is still in the cluster, and the others keep its addresses; to remove it, {fix}"]
 
 
 def _own_files(config: Config) -> list[str]:
     """Return the files of settings and secrets that an operator made."""
     folder = Path(CONFIG_FILE).parent
     found = set(folder.rglob("*")) if folder.is_dir() else set()
-    if config.store.startswith("etcd://"):
+    if config.store.startswith("etcd://") and not TrustFiles(Path(config.state_dir)).owns(config.store):
         with contextlib.suppress(LinkspanError):
             url = etcd_parts(config.store)
             found |= {Path(name) for name in (url.ca, url.cert, url.key, url.password_file) if name}
@@ -302,9 +305,15 @@ def _remove_folders(config: Config) -> list[str]:
     return left
 
 
-def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]]) -> LinkspanError | None:
-    """Return the one-line error that names the endpoints and the users' networks that exist (`used`)."""
+def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]], others: int = 0) -> LinkspanError | None:
+    """Return the one-line error that names the endpoints and the users' networks that exist (`used`).
+
+    ``others`` is how many hosts have their records in this host's etcd.
+    """
     why, fixes = [], []
+    if others:
+        why.append(f"{counted(others, 'other host')} of the cluster {'has' if others == 1 else 'have'} etcd here")
+        fixes.append("uninstall them first (or `linkspan cluster forget` each)")
     if endpoints:
         names = ", ".join(f"{e.called} on {e.network}" for e in endpoints[:5])
         more = ", ..." if len(endpoints) > 5 else ""
@@ -314,6 +323,7 @@ def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]]) -> Linkspan
     if users:
         why.append(f"{', '.join(name for name, _ in users)} still use{'s'[: len(users) == 1]} linkspan")
         fixes.append(f"remove by: {'; '.join(fix for _, fix in users)}")
-    forced = ["cuts off the containers"] if endpoints else []
+    forced = ["ends the cluster's etcd for good"] if others else []
+    forced += ["cuts off the containers"] if endpoints else []
     forced += ["leaves these networks without a driver"] if users else []
     return Conflict("; ".join(why), f"{', and '.join(fixes)}; --force {' and '.join(forced)}") if why else None

@@ -15,6 +15,7 @@ from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
 from linkspan.api.bgp import Bgp
 from linkspan.api.cluster import ClusterRoutes
 from linkspan.api.diagnose import Tracing
+from linkspan.api.founding import FoundingRoutes
 from linkspan.api.hosts import Hosts
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, body, doing, error_body, streamed
@@ -182,6 +183,7 @@ class Api:
                 *Tracing(self._agent).routes(),
                 *Hosts(self._agent).routes(),
                 *ClusterRoutes(self._agent).routes(),
+                *FoundingRoutes(self._agent).routes(),
                 *Bgp(self._agent).routes(),
             ]
         )

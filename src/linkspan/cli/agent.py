@@ -15,7 +15,12 @@ from linkspan.core.errors import Denied
 def agent(
     config_file: Annotated[
         str,
-        typer.Option("--config", metavar="FILE", help=f"TOML file with settings; default: {config.CONFIG_FILE}."),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar=config.CONFIG,
+            help=f"TOML file with settings; default: {config.CONFIG_FILE}.",
+        ),
     ] = "",
     state_dir: Annotated[
         str, typer.Option(metavar="DIR", help="Folder for the agent's persistent state.")
@@ -58,6 +63,6 @@ def agent(
         return
     if os.geteuid():
         raise Denied("the agent changes this machine's network, which needs root", "sudo linkspan agent")
-    command, variables = config.process(settings)
+    command, variables = config.process(settings, config_file)
     # Replace this process: otherwise typer and rich would stay in the agent's memory.
     os.execve(command[0], command, os.environ | variables)  # noqa: S606 - no shell is meant

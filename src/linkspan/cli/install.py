@@ -33,24 +33,41 @@ def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
     """Install the agent as a service, with the group of users who may read, and start it if systemd runs."""
     require_root()
     executable, _ = _program(root)
-    state_dir = (
-        Path(config.load("", {}).state_dir) if root == Path("/") else root / config.STATE_DIR.lstrip("/")
-    )
-    group = root != Path("/") or installation.owns_group(state_dir)
-    paths = installation.put(state_dir, installation.service(executable, root, group=group))
-    _say(paths, output)
     if root != Path("/"):
+        _say(_installed(executable, root, root / config.STATE_DIR.lstrip("/"), group=True), output)
         return
+    group = installation.owns_group(state_dir := Path(config.load("", {}).state_dir))
+    _say(_installed(executable, root, state_dir, group=group), output)
     if not Path("/run/systemd/system").is_dir():
         why = "systemd does not run on this machine, so nothing was started"
         print(f"note: {why}; `linkspan agent` starts an agent in the foreground", file=sys.stderr)
         return
+    _enable(group=group)
+    if output is Format.TABLE:
+        print(f"started {systemd.UNIT_NAME}; members of the group {config.GROUP} may read its state")
+
+
+def service() -> None:
+    """Start the agent's service, and install it first if nothing has: a package may have. Raises LinkspanError."""
+    if subprocess.run(["systemctl", "cat", systemd.UNIT_NAME], capture_output=True, check=False).returncode == 0:
+        _run("systemctl", "enable", "--now", systemd.UNIT_NAME)
+        return
+    executable, _ = _program(Path("/"))
+    state_dir = Path(config.load("", {}).state_dir)
+    group = installation.owns_group(state_dir)
+    _installed(executable, Path("/"), state_dir, group=group)
+    _enable(group=group)
+
+
+def _installed(executable: str, root: Path, state_dir: Path, *, group: bool) -> list[str]:
+    return installation.put(state_dir, installation.service(executable, root, group=group))
+
+
+def _enable(*, group: bool) -> None:
     if group:
         _run("systemd-sysusers", f"/{installation.SYSUSERS}")
     _run("systemctl", "daemon-reload")
     _run("systemctl", "enable", "--now", systemd.UNIT_NAME)
-    if output is Format.TABLE:
-        print(f"started {systemd.UNIT_NAME}; members of the group {config.GROUP} may read its state")
 
 
 def _one(runtime: BaseRuntime) -> Callable[..., None]:
@@ -167,7 +184,7 @@ def uninstall(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Name every object that is removed.")] = False,
     config_file: Annotated[
-        str, typer.Option("--config", metavar="FILE", help="The agent's config file.")
+        str, typer.Option("--config", metavar="FILE", envvar=config.CONFIG, help="The agent's config file.")
     ] = "",
     state_dir: Annotated[str, typer.Option(metavar="DIR", help="The agent's state folder.")] = "",
     output: Output = Format.TABLE,
@@ -175,6 +192,7 @@ def uninstall(
 ) -> None:
     """Remove everything of linkspan's from this machine, and prove that nothing is left; exit 3 if something is."""
     require_root()
+    from linkspan.agent import own_etcd
     from linkspan.agent import uninstall as work  # the drivers take long to import
 
     found = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}
@@ -190,7 +208,7 @@ def uninstall(
         _tell(work.preview(settings), "would remove", output, verbose=True)
         return
     endpoints = work.living(settings)
-    if not force and (refused := work.refusal(endpoints, work.used(settings))):
+    if not force and (refused := work.refusal(endpoints, work.used(settings), own_etcd.dependants(settings))):
         if endpoints and output is Format.TABLE:
             rows = [(e.name or e.id, e.ifname, e.network, joined(e.addresses)) for e in endpoints]
             table(("container", "interface", "network", "addresses"), rows, "")
@@ -199,7 +217,7 @@ def uninstall(
         raise Invalid("uninstall asks before it removes anything, and this is no terminal", "give --yes")
     if not yes:
         typer.confirm("Remove all of linkspan's networks, endpoints and files from this machine?", abort=True)
-    outcome = work.carry_out(settings)
+    outcome = work.carry_out(settings, Path(config_file or config.CONFIG_FILE))
     _tell(outcome, "removed", output, verbose=verbose)
     if outcome.left:
         raise typer.Exit(NOT_WELL)

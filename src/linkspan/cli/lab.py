@@ -96,6 +96,9 @@ def up(
     nat: Annotated[
         list[str], typer.Option(metavar="HOST", help="Hosts, each behind a NAT that lets nobody in: h2,h3.")
     ] = [],  # noqa: B006 - typer's way
+    bare: Annotated[
+        bool, typer.Option("--bare", help="Hosts with nothing but the program, to try `cluster init` and `join`.")
+    ] = False,
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
@@ -117,6 +120,7 @@ def up(
         switches=switches_,
         controllers=controllers_,
         nat=tuple(split(nat)),
+        bare=bare,
     )
     made = topology.planned(wishes)
     try:
@@ -125,10 +129,11 @@ def up(
     finally:
         if not record.names():
             rootless.finish()
-    with step("containers reach each other"):
-        silent = matrix.awaited(made)
-        if silent:
-            raise matrix.sentence(silent).within(f"lab {lab} is up, but has problems")
+    if not bare:
+        with step("containers reach each other"):
+            silent = matrix.awaited(made)
+            if silent:
+                raise matrix.sentence(silent).within(f"lab {lab} is up, but has problems")
     _show(made, output)
 
 
@@ -246,8 +251,8 @@ def _show(lab: Lab, output: Format) -> None:
     details(
         [
             ("lab", lab.name if lab.complete else f"{lab.name} (half made)"),
-            ("network", f"{lab.network}: {lab.backend}, {joined(lab.pools)}"),
-            ("store", "each host its own" if lab.alone else lab.store),
+            ("network", "the hosts are bare" if lab.bare else f"{lab.network}: {lab.backend}, {joined(lab.pools)}"),
+            ("store", "each host its own" if lab.alone or lab.bare else lab.store),
             ("folder", lab.folder),
         ]
     )

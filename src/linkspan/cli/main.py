@@ -22,6 +22,7 @@ from linkspan.cli import (
     demo,
     doctor,
     endpoint,
+    founding,
     host,
     install,
     lab,
@@ -56,6 +57,11 @@ for name, group in (
     ("lab", lab.app),
 ):
     app.add_typer(group, name=name, cls=usage.Commands, hidden=name == "ip")  # ip: the other name of address
+cluster.app.command()(founding.init)
+cluster.app.command()(founding.join)
+cluster.app.command()(founding.members)
+cluster.app.command()(founding.forget)
+cluster.app.add_typer(founding.tokens, name="token", cls=usage.Commands)
 for command in (
     agent.agent,
     endpoint.attach,

@@ -61,7 +61,7 @@ PHRASES = {
         **dict.fromkeys(("create", "add", "attach", "new"), "attach"),
         **dict.fromkeys(("delete", "rm", "remove", "detach"), "detach"),
     },
-    "linkspan cluster": {"members": "host list", "nodes": "host list", "status": "cluster show"},
+    "linkspan cluster": {"nodes": "cluster members", "status": "cluster show", "remove": "cluster forget"},
     "linkspan host": {"status": "host show", "drained": "host drain"},
 }
 """Usual words for commands that have another name or group here: by the group, the word, and the command."""

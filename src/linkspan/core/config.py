@@ -29,8 +29,12 @@ GROUP = "linkspan"
 """Group whose members may read from the agent, but change nothing."""
 STATE_DIR = "/var/lib/linkspan"
 CONFIG_FILE = "/etc/linkspan/agent.toml"
+CONFIG = "LINKSPAN_CONFIG"
+"""Environment variable with the path of the settings file, if it is not the default one and --config is not given."""
 SETTINGS = "LINKSPAN_AGENT_SETTINGS"
 """Environment variable by which the command line passes the settings to the agent's process."""
+SETTINGS_FILE = "LINKSPAN_AGENT_FILE"
+"""The same, for the path of the file in which the agent keeps a setting that it changes itself."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,9 +144,16 @@ def listening_at(metrics: str) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def process(settings: Config) -> tuple[list[str], dict[str, str]]:
-    """Return the command that is the agent's process, and the variables that it needs in its environment."""
-    variables = {SETTINGS: msgspec.json.encode(settings).decode(), "MALLOC_ARENA_MAX": "2"}
+def process(settings: Config, file: str = "") -> tuple[list[str], dict[str, str]]:
+    """Return the command that is the agent's process, and the variables that it needs in its environment.
+
+    ``file`` is the path of the settings file ('': the default one).
+    """
+    variables = {
+        SETTINGS: msgspec.json.encode(settings).decode(),
+        SETTINGS_FILE: str(Path(file or CONFIG_FILE).absolute()),
+        "MALLOC_ARENA_MAX": "2",
+    }
     return [sys.executable, "-m", "linkspan.daemon"], variables
 
 

@@ -16,6 +16,10 @@ from linkspan.core.errors import Invalid
 
 PORT = 2379
 PREFIX = "linkspan"
+OWN_CLIENTS, OWN_PEERS, OWN_SIGNER = 5379, 5380, 5381
+"""TCP ports of an etcd that linkspan runs itself, for hosts and for its members, and of the signer beside it."""
+HOST_USER = "host-"
+"""How the names of its users begin; a host's id follows."""
 _FORM = "write etcd://HOST:2379,.../prefix?ca=FILE&cert=FILE&key=FILE&user=NAME&password-file=FILE"
 _FILES = ("ca", "cert", "key", "password-file")
 

@@ -31,6 +31,8 @@ def client(lab: Lab, host: str) -> Client:
 
 def options(lab: Lab, host: Host) -> dict[str, object]:
     """Return what a host's agent is told beside its file, by the names of the settings."""
+    if lab.bare:
+        return {}  # its file says everything, as on a machine
     found: dict[str, object] = {
         "state_dir": str(lab.folder / host.name / "state"),
         "socket": lab.socket(host.name),
@@ -39,6 +41,14 @@ def options(lab: Lab, host: Host) -> dict[str, object]:
         found |= {"host_id": host.name, "store": store_url(lab, host), "underlay": CABLE}
         found |= {"advertise": [HIDDEN]} if host.nat else {}
     return found
+
+
+def prepare(lab: Lab) -> None:
+    """Write the settings of bare hosts: what on a machine are the default paths, and the default route's interface."""
+    for host in lab.hosts:
+        (lab.folder / host.name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        paths = {"state_dir": str(lab.folder / host.name / "state"), "socket": lab.socket(host.name), "underlay": CABLE}
+        lab.settings(host.name).write_text(config.as_toml(paths), encoding="utf-8")
 
 
 def start(lab: Lab, hosts: Iterable[Host]) -> None:
@@ -52,18 +62,18 @@ def _started(lab: Lab, host: Host) -> Started:
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     more = {BOOT_ID: host.boot_id} if host.boot_id else {}
     try:
-        settings = config.checked(config.given(str(_config(lab, folder)), "", options(lab, host)))
+        settings = config.checked(config.given(str(_config(lab, host)), "", options(lab, host)))
     except LinkspanError as error:
         raise error.within(f"the agent of host {host.name}") from error
-    argv, variables = config.process(settings)
+    argv, variables = config.process(settings, str(lab.settings(host.name)))
     env = processes.environment(lab.folder, f"agent/{host.name}", **more, **variables)
     log = folder / "agent"
     return host, log, processes.start(host.namespace, host.name, argv, env, log)
 
 
-def _config(lab: Lab, folder: Path) -> Path:
+def _config(lab: Lab, host: Host) -> Path:
     """Return the path of a host's own configuration file; keep what a user wrote there."""
-    path = folder / "agent.toml"
+    path = lab.settings(host.name)
     if not path.exists():
         text = "# Keys: `linkspan agent --print-config`. Read at the agent's start.\n"
         if lab.store == "etcd" and not lab.alone:

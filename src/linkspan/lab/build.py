@@ -74,6 +74,9 @@ def _make(lab: Lab, step: Step) -> None:
         underlay.make(lab)
         for host in lab.hosts:
             underlay.plug(lab, host)
+    if lab.bare:
+        agents.prepare(lab)
+        return
     if lab.routers:
         names = ", ".join(f"{router.name} (AS {router.asn})" for router in lab.routers[:4])
         with step(f"{lab.routers[0].software}: {names}{', ..' if len(lab.routers) > 4 else ''}"):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from typing import NoReturn
 
+from linkspan.core import config
 from linkspan.core.errors import NotFound
 from linkspan.kernel.io.durable_files import BOOT_ID
 from linkspan.lab import controllers, credentials, processes, routers
@@ -31,6 +32,8 @@ def environment(lab: Lab, name: str) -> dict[str, str]:
         return found | {"PATH": f"{routers.folder(lab, place) / 'bin'}:{found['PATH']}"}
     host = lab.host(place.name if isinstance(place, Host) else place.host)
     more = {LAB: lab.name, "LINKSPAN_SOCKET": lab.socket(host.name)}
+    if lab.bare:
+        more[config.CONFIG] = str(lab.settings(host.name))
     # so that `ovs-ofctl dump-flows sw1` finds the lab's switch, and `linkspan controller` the first
     # controller
     if lab.controllers:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from linkspan.core.config import SETTINGS
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.kernel.drivers.processes import OWNER
 from linkspan.kernel.io.process_stat import parent
@@ -91,16 +92,21 @@ def _elsewhere(process: Path, folder: Path) -> bool:
 
 
 def agents(folder: Path, host: str) -> list[int]:
-    """Return the agents of a host (more than one while one is being replaced)."""
-    role = f"agent/{host}"
-    return list(of_lab(folder, lambda found, environ: found == role and OWNER.encode() not in environ))
+    """Return the agents of a host (more than one while one is being replaced), whoever started them."""
+    roles, given, owned = _roles(host), f"{SETTINGS}=".encode(), f"{OWNER}=".encode()
+    return list(of_lab(folder, lambda role, environ: role in roles and given in environ and owned not in environ))
 
 
 def helpers(folder: Path, host: str) -> list[int]:
     """Return the helper programs that a host's agent has started: the leaders of their sessions."""
-    role, owned = f"agent/{host}", f"{OWNER}=".encode()
-    found = of_lab(folder, lambda one, environ: one == role and owned in environ)
+    roles, owned = _roles(host), f"{OWNER}=".encode()
+    found = of_lab(folder, lambda role, environ: role in roles and owned in environ)
     return [pid for pid in found if _leads(pid)]
+
+
+def _roles(host: str) -> tuple[str, str]:
+    """Return the roles of an agent: started by the lab, or by a command that somebody ran in the host."""
+    return f"agent/{host}", f"exec/{host}"
 
 
 def _leads(pid: int) -> bool:

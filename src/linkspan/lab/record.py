@@ -124,6 +124,8 @@ class Lab(msgspec.Struct, kw_only=True):
     switches: list[Switch] = []
     controllers: list[Controller] = []
     containers: list[Container] = []
+    bare: bool = False
+    """Whether its hosts have nothing but the program: who uses the lab starts agents, and makes a cluster."""
     complete: bool = False
 
     @property
@@ -176,6 +178,10 @@ class Lab(msgspec.Struct, kw_only=True):
     def socket(self, host: str) -> str:
         """Return the socket of a host's agent."""
         return str(self.folder / host / "agent.sock")
+
+    def settings(self, host: str) -> Path:
+        """Return the settings file of a host's agent."""
+        return self.folder / host / "agent.toml"
 
     def host(self, name: str) -> Host:
         """Return a host by its name. Raises NotFound."""

@@ -65,6 +65,7 @@ class Wishes(msgspec.Struct, kw_only=True):
     switches: int = 1
     controllers: int = 1
     nat: tuple[str, ...] = ()
+    bare: bool = False
 
 
 def address(segment: int, family: int, last: str) -> str:
@@ -184,7 +185,7 @@ def planned(wishes: Wishes) -> Lab:
         hosts.append(host)
     containers = [
         Container(f"c{number + 1}", hosts[number % wishes.hosts].name, f"{name}-c{number + 1}")
-        for number in range(wishes.hosts * wishes.containers_per_host)
+        for number in range(0 if wishes.bare else wishes.hosts * wishes.containers_per_host)
     ]
     routers = [*_speakers(wishes)]
     sdn = wishes.backend == SDN
@@ -202,6 +203,7 @@ def planned(wishes: Wishes) -> Lab:
         switches=[Switch(name=f"sw{n + 1}") for n in range(wishes.switches if sdn else 0)],
         controllers=[Controller(name=f"ctl{n + 1}") for n in range(wishes.controllers if sdn else 0)],
         containers=containers,
+        bare=wishes.bare,
     )
 
 
@@ -272,6 +274,9 @@ def _check(wishes: Wishes) -> None:
         raise Invalid("--store-members are etcd's", "give --store etcd, and a backend that crosses hosts")
     if 6 not in BACKENDS[wishes.backend].families and wishes.underlay == "v6":
         raise Invalid(f"backend {wishes.backend} needs an IPv4 underlay", "give --underlay v4 or dual")
+    given = (wishes.backend, wishes.store, wishes.options, wishes.containers_per_host)
+    if wishes.bare and given != ("vxlan", "sqlite", {}, 1):
+        raise Invalid("--bare hosts have no network, no store and no container", "leave the other options out")
     _check_nat(wishes)
     _check_routers(wishes)
     _check_switches(wishes)

@@ -72,7 +72,7 @@ WantedBy=multi-user.target
 """
 
 
-def _quoted(path: str) -> str:
+def quoted(path: str) -> str:
     r"""Return a path as an executable in ExecStart (systemd.syntax(7): \, %, $ and white space)."""
     text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{text}"' if re.search(r"[\s;'\"]", text) else text
@@ -87,13 +87,13 @@ def unit(executable: str) -> str:
         raise Invalid(
             f"executable {executable!r} is not an absolute path", "give the output of `which linkspan`"
         )
-    return _UNIT.format(command=_quoted(executable))
+    return _UNIT.format(command=quoted(executable))
 
 
 def controller_unit(executable: str) -> str:
     """Return the text of the controller's unit; ``executable`` as for ``unit``."""
     unit(executable)  # refuses an invalid path
-    return _CONTROLLER_UNIT.format(command=_quoted(executable))
+    return _CONTROLLER_UNIT.format(command=quoted(executable))
 
 
 def notify(message: str) -> bool:
@@ -114,6 +114,11 @@ def notify(message: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def restarts() -> bool:
+    """Return whether systemd runs this process as a service, and so starts it again when it ends (Restart=always)."""
+    return "NOTIFY_SOCKET" in os.environ and os.getppid() == 1
 
 
 def sockets(name: str) -> list[socket.socket]:

@@ -21,7 +21,7 @@ import aiohttp
 import msgspec
 
 from linkspan.core.errors import Denied, Full, LinkspanError, Rejected, Unavailable
-from linkspan.core.store_url import EtcdUrl
+from linkspan.core.store_url import HOST_USER, EtcdUrl
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.etcd_status import STEPS
 from linkspan.store.etcd_wire import Json, Token, decode, refusal_of
@@ -297,6 +297,8 @@ class Gateway:
         return why
 
     def _hint(self, why: str, code: int) -> str:
+        if code == _DENIED and self.url.user.startswith(HOST_USER):
+            return "run the command on the host that it is about, or on the voter (`linkspan cluster members`)"
         if code == _DENIED:
             return f"etcdctl role grant-permission ROLE readwrite {self.url.prefix} --prefix"
         if not self.url.user and ("user name is empty" in why or code == _UNAUTHENTICATED):

@@ -103,8 +103,9 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A member of an etcd cluster, with the URLs that it advertises."""
+    """A member of an etcd cluster, with its name ('' before it has started) and the URLs that it advertises."""
 
+    name: str = ""
     peers: tuple[str, ...] = msgspec.field(default=(), name="peerURLs")
     clients: tuple[str, ...] = msgspec.field(default=(), name="clientURLs")
 

@@ -7,6 +7,7 @@ import sys
 
 RARE = {
     "configparser",
+    "cryptography",
     "difflib",
     "http.server",
     "importlib.metadata",

@@ -1,0 +1,97 @@
+"""API routes about linkspan's own etcd: init, join, tokens, members, and hosts that are forgotten."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from linkspan.agent.agent import Agent
+from linkspan.agent.members import members
+from linkspan.api.responses import answer, body
+from linkspan.cluster.founding.join_token import NEW_SECONDS
+
+
+class InitBody(msgspec.Struct, frozen=True):
+    """``advertise`` is the address at which the other hosts reach this one, '' for the underlay's."""
+
+    advertise: str = ""
+
+
+class JoinBody(msgspec.Struct, frozen=True):
+    """A token, as one word."""
+
+    token: str
+
+
+class TokenBody(msgspec.Struct, frozen=True):
+    """A new token: for how many seconds, for how many hosts (0: any number), and whether they may become voters."""
+
+    seconds: float = NEW_SECONDS
+    uses: int = 0
+    member: bool = False
+
+
+class FoundingRoutes:
+    """Routes over the agent's part in founding."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.post("/v1/cluster/init", self._init),
+            web.post("/v1/cluster/join", self._join),
+            web.get("/v1/cluster/members", self._members),
+            web.get("/v1/cluster/tokens", self._tokens),
+            web.post("/v1/cluster/tokens", self._create_token),
+            web.get("/v1/cluster/tokens/{id}", self._token),
+            web.delete("/v1/cluster/tokens/{id}", self._revoke_token),
+            web.post("/v1/cluster/forgotten/{name}", self._forget),
+        ]
+
+    async def _init(self, request: web.Request) -> web.Response:
+        wanted, agent = await body(request, InitBody), self._agent
+        token, restarts = await agent.founding.init(agent.cluster.host, wanted.advertise)
+        return answer(self._told(agent.replica.store.cluster, restarts=restarts) | {"token": token.text})
+
+    def _told(self, cluster: str, *, restarts: bool) -> dict[str, object]:
+        """Return what init and join answer: with the time of this agent's start the caller knows the next one."""
+        agent = self._agent
+        after = agent.started if restarts else 0
+        return {"cluster": cluster, "host": agent.cluster.host.name, "started_after": after}
+
+    async def _join(self, request: web.Request) -> web.Response:
+        wanted, agent = await body(request, JoinBody), self._agent
+        known = agent.replica.store.cluster if agent.networks.every() else ""
+        cluster = await agent.founding.join(agent.cluster.host, wanted.token, known)
+        return answer(self._told(cluster, restarts=True))
+
+    async def _members(self, request: web.Request) -> web.Response:
+        return answer(await members(self._agent))
+
+    async def _tokens(self, request: web.Request) -> web.Response:
+        return answer(await self._agent.founding.tokens())
+
+    async def _create_token(self, request: web.Request) -> web.Response:
+        wanted = await body(request, TokenBody)
+        token, told = await self._agent.founding.create_token(wanted.seconds, wanted.uses, member=wanted.member)
+        return answer({"token": token.text, **msgspec.to_builtins(told)}, 201)
+
+    async def _token(self, request: web.Request) -> web.Response:
+        return answer(await self._agent.founding.token(request.match_info["id"]))
+
+    async def _revoke_token(self, request: web.Request) -> web.Response:
+        return answer(await self._agent.founding.revoke_token(request.match_info["id"]))
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        """Shut a host out of etcd, then remove what it has in the cluster."""
+        agent = self._agent
+
+        def known(host: str) -> bool:
+            return host in agent.hosts.all() or bool(agent.leases.held(host))
+
+        id_, name = await agent.founding.forget(request.match_info["name"], agent.cluster.host.id, known)
+        if removed := known(id_):
+            await agent.leases.remove_host(id_)
+        return answer({"forgotten": name, "id": id_, "removed": removed})

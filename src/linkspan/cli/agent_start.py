@@ -1,0 +1,65 @@
+"""Start of an agent for commands that need one: as a service if systemd runs, else as a process that outlives them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from linkspan.api.client import Client
+from linkspan.core import config
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.runtimes import systemd
+
+PATIENCE = 60.0
+"""Seconds for an agent's start."""
+AGAIN = 0.02
+"""Seconds between two looks."""
+LOG = "agent.log"
+"""The log of an agent that no service manager started, in the state folder."""
+
+
+def ensure_agent(client: Client, config_file: str) -> None:
+    """Start an agent unless one answers, and wait until it does. Raises LinkspanError."""
+    if _answers(client):
+        return
+    if client.path == config.SOCKET and Path("/run/systemd/system").is_dir():
+        from linkspan.cli import install
+
+        install.service()
+        process, log = None, f"journalctl -u {systemd.UNIT_NAME}"
+    else:
+        process, log = _started(client, config_file)
+    deadline = time.monotonic() + PATIENCE
+    while not _answers(client):
+        if (process is not None and process.poll() is not None) or time.monotonic() > deadline:
+            raise Unavailable("the agent does not start", f"see {log}")
+        time.sleep(AGAIN)
+
+
+def _answers(client: Client) -> bool:
+    try:
+        return not client.call("GET", "/v1/status").get("waiting")
+    except LinkspanError:
+        return False
+
+
+def _started(client: Client, config_file: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Start an agent in a session of its own; return its process, and its log's path."""
+    settings = config.load(config_file, {"socket": client.path})
+    command, variables = config.process(settings, config_file)
+    state_dir = Path(settings.state_dir)
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    with (state_dir / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=environment | variables,
+            start_new_session=True,
+        )
+    return process, str(state_dir / LOG)

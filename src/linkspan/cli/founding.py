@@ -1,0 +1,210 @@
+"""`linkspan cluster init`, `join`, `token`, `members`, `forget`: a cluster on an etcd that linkspan runs itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from linkspan.api.client import Client
+from linkspan.cli.agent_start import ensure_agent
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, ago, as_json, step, table
+from linkspan.core import config
+from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
+
+PATIENCE = 90.0
+"""Seconds for an agent's restart with its new store."""
+AGAIN = 0.1
+"""Seconds between two looks."""
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+ConfigFile = Annotated[
+    str, typer.Option("--config", metavar="FILE", envvar=config.CONFIG, help="The agent's config file, to start one.")
+]
+tokens = typer.Typer(no_args_is_help=True, help="Join tokens: what lets a host into the cluster.")
+
+
+def init(
+    advertise: Annotated[
+        str, typer.Option(metavar="ADDR", help="Which of this host's addresses the other hosts reach.")
+    ] = "",
+    config_file: ConfigFile = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Begin a cluster with this host: start etcd, move this host's records into it, and print the join command.
+
+    Containers keep running. It may be repeated after a failure.
+    """
+    _require_root("begin a cluster")
+    client = Client(socket)
+    with step("agent"):
+        ensure_agent(client, config_file)
+    with step("etcd, its certificates and users"):
+        made = client.call("POST", "/v1/cluster/init", {"advertise": advertise})
+    with step("this host's records move into etcd"):
+        _await_member(client, made, "voter")
+    store = client.call("GET", "/v1/status")["store"]["url"]
+    join = f"linkspan cluster join {made['token']}"
+    if output is Format.JSON:
+        as_json({"cluster": made["cluster"], "store": store, "join": join, "token": made["token"]})
+        return
+    print(f"host {made['host']} has begun cluster {made['cluster']}; on each other host, within 24 hours:\n")
+    print(f"  {join}")
+
+
+def join(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="From `cluster init` or `cluster token create`.")],
+    config_file: ConfigFile = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Join a cluster with this host. It may be repeated after a failure."""
+    _require_root("join a cluster")
+    client = Client(socket)
+    with step("agent"):
+        ensure_agent(client, config_file)
+    with step("certificate and user"):
+        made = client.call("POST", "/v1/cluster/join", {"token": token})
+    with step("the agent starts with the cluster's records"):
+        _await_member(client, made, "client")
+    found = {"cluster": made["cluster"], "host": made["host"], "member": False}
+    if output is Format.JSON:
+        as_json(found)
+        return
+    print(f"host {made['host']} has joined cluster {made['cluster']}")
+
+
+def _await_member(client: Client, made: dict[str, Any], role: str) -> None:
+    """Wait until the agent has started again if it does, and is a member in this role. Raises Unavailable."""
+    deadline, said = time.monotonic() + PATIENCE, "it has not registered"
+    while time.monotonic() < deadline:
+        try:
+            if client.call("GET", "/v1/status")["agent"]["started"] > made["started_after"]:
+                found = client.call("GET", "/v1/cluster/members")
+                if any(one["host"] == made["host"] and one["role"] == role and one["version"] for one in found):
+                    return
+        except LinkspanError as error:  # the old agent, or none, or one that waits for etcd
+            said = error.message
+        time.sleep(AGAIN)
+    raise Unavailable(f"the agent does not come back as a {role} after {PATIENCE:.0f} s: {said}", "linkspan status")
+
+
+def members(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show voters, which run etcd, and clients; and how many voters may be lost."""
+    found = Client(socket).call("GET", "/v1/cluster/members")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    words = {True: "yes", False: "no", None: "unknown"}
+    rows = [
+        (one["host"], one["role"], one["address"] or "-", one["version"] or "-", words[one["healthy"]])
+        for one in found
+    ]
+    table(("host", "role", "address", "version", "healthy"), rows, "no host")
+    print()
+    print(_borne(found))
+
+
+def _borne(found: list[dict[str, Any]]) -> str:
+    """Return how many voters may be lost before nothing can be changed."""
+    voters = [one for one in found if one["role"] == "voter"]
+    spare = sum(one["healthy"] for one in voters) - (len(voters) // 2 + 1)
+    if spare > 0:
+        return f"{spare} of {len(voters)} voters may be lost"
+    what = f"{len(voters)} voter" + "s" * (len(voters) != 1)
+    return f"{what}: no further loss is borne. Without it nothing can be changed, and what runs continues"
+
+
+def forget(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="A host that joined, by its name or id.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Shut a host out, on the voter: it reads and writes nothing any more, and its addresses are free."""
+    found = Client(socket).call("POST", f"/v1/cluster/forgotten/{quote(host, safe='')}")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rest = " and removed from all networks" if found["removed"] else ""
+    print(f"host {found['forgotten']} is shut out of etcd{rest}; what runs there runs on: stop its agent, or uninstall")
+
+
+@tokens.command("create")
+def create_token(
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it is good for: 30m, 24h, 7d.")] = "24h",
+    uses: Annotated[int, typer.Option(metavar="N", min=0, help="How many hosts may join with it; 0: any number.")] = 0,
+    member: Annotated[
+        bool, typer.Option("--member", help="These hosts may become voters, in a later release.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Make a token, on the voter; its secret is shown only now."""
+    wish = {"seconds": _seconds(ttl), "uses": uses, "member": member}
+    found = Client(socket).call("POST", "/v1/cluster/tokens", wish)
+    if output is Format.JSON:
+        as_json(found)
+        return
+    print(f"linkspan cluster join {found['token']}")
+
+
+@tokens.command("list")
+def list_tokens(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """List all tokens."""
+    _tell(Client(socket).call("GET", "/v1/cluster/tokens"), output)
+
+
+@tokens.command("show")
+def show_token(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="A token's id, from `token list`.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show a token: all but its secret, which nobody keeps."""
+    found = Client(socket).call("GET", f"/v1/cluster/tokens/{quote(id_, safe='')}")
+    as_json(found) if output is Format.JSON else _tell([found], output)
+
+
+@tokens.command("revoke")
+def revoke_token(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="A token's id, from `token list`.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Let nobody join with a token any more; hosts that joined with it stay."""
+    found = Client(socket).call("DELETE", f"/v1/cluster/tokens/{quote(id_, safe='')}")
+    as_json(found) if output is Format.JSON else print(f"token {found['id']} is revoked")
+
+
+def _tell(found: list[dict[str, Any]], output: Format) -> None:
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [
+        (
+            one["id"],
+            one["state"],
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["expires"])),
+            f"{len(one['used'])} of {one['uses'] or 'any number'}",
+            ago(one["created"]),
+        )
+        for one in found
+    ]
+    table(("id", "state", "good until", "hosts", "made"), rows, "no token")
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if not match:
+        raise Invalid(f"--ttl {text!r} is no time", "write it like 30m, 24h or 7d")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _require_root(what: str) -> None:
+    if os.geteuid():
+        raise Denied(f"{what}: this changes the machine, which needs root", "run the command with sudo")

@@ -1,0 +1,175 @@
+"""Certificates: the two authorities, what they sign, and the list of what is revoked.
+
+``cryptography`` is imported by this module alone, and this module only by what signs: most agents never do.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+from collections.abc import Iterable
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from linkspan.core.errors import Invalid
+
+SKEW = datetime.timedelta(hours=1)
+"""How long before its making a certificate is valid: the clocks of hosts differ."""
+YEARS = datetime.timedelta(days=3650)
+"""How long certificates are valid. Nothing renews them yet."""
+URI = "linkspan://host/"
+"""How the URI name of a host's certificate begins; the host's id follows."""
+
+
+def new_key() -> bytes:
+    """Return a new private key, as PEM."""
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def request(key: bytes) -> bytes:
+    """Return a signing request of a key, as PEM. It names nobody: the signer sets the names."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(_private(key), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def fingerprint(pem: bytes) -> str:
+    """Return the SHA-256 of a certificate, in hex. Raises Invalid if it is none."""
+    try:
+        return x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
+    except ValueError as error:
+        raise Invalid("this is no certificate") from error
+
+
+class Requested:
+    """A signing request that somebody sent: its key belongs to the sender, and nothing else of it counts."""
+
+    def __init__(self, pem: bytes) -> None:
+        """Read it (PEM). Raises Invalid if it is damaged, is not signed by its key, or its key is none of ours."""
+        try:
+            found = x509.load_pem_x509_csr(pem)
+            sound, key = found.is_signature_valid, found.public_key()
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+            raise Invalid("the signing request cannot be read") from error
+        if not sound or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise Invalid("the signing request is not signed by a key of the curve P-256")
+        self.key = key
+
+    @property
+    def key_hash(self) -> str:
+        """Return the SHA-256 of the public key, in hex."""
+        return _hash(self.key)
+
+
+def key_hash(key: bytes) -> str:
+    """Return the SHA-256 of a private key's public key, in hex."""
+    return _hash(_private(key).public_key())
+
+
+def new_authority(key: bytes, name: str, now: datetime.datetime) -> bytes:
+    """Return the certificate of a new authority, as PEM."""
+    private = _private(key)
+    called = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "linkspan"),
+                        x509.NameAttribute(NameOID.COMMON_NAME, name)])  # fmt: skip
+    builder = _builder(called, private.public_key(), now).issuer_name(called)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(authority=True), critical=True)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(private.public_key())
+    return _pem(builder.add_extension(identifier, critical=False).sign(private, hashes.SHA256()))
+
+
+class Authority:
+    """An authority that signs."""
+
+    def __init__(self, certificate: bytes, key: bytes) -> None:
+        """Take its certificate and its private key, as PEM."""
+        self._certificate = x509.load_pem_x509_certificate(certificate)
+        self._key = _private(key)
+
+    def server(self, key: bytes, addresses: Iterable[str], now: datetime.datetime) -> bytes:
+        """Return a certificate for a server, which is also a client: etcd's gateway uses it for both."""
+        names = [x509.IPAddress(ipaddress.ip_address(one)) for one in addresses]
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._signed(_private(key).public_key(), names, usages, now)[0]
+
+    def host(self, wanted: Requested, host: str, now: datetime.datetime) -> tuple[bytes, int]:
+        """Return a certificate for a host, and its serial number."""
+        names = [x509.UniformResourceIdentifier(f"{URI}{host}")]
+        return self._signed(wanted.key, names, [ExtendedKeyUsageOID.CLIENT_AUTH], now)
+
+    def revoked(self, serials: Iterable[int], now: datetime.datetime) -> bytes:
+        """Return the list of revoked certificates, as DER."""
+        begin = now - SKEW
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
+        builder = builder.last_update(begin).next_update(begin + YEARS)
+        for serial in sorted(serials):
+            one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(begin).build()
+            builder = builder.add_revoked_certificate(one)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+    def _signed(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        names: Iterable[x509.GeneralName],
+        usages: list[x509.ObjectIdentifier],
+        now: datetime.datetime,
+    ) -> tuple[bytes, int]:
+        subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "linkspan")])
+        builder = _builder(subject, key, now).issuer_name(self._certificate.subject)
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        for extension, critical in (
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (_usage(authority=False), True),
+            (x509.ExtendedKeyUsage(usages), False),
+            (x509.SubjectAlternativeName(names), False),
+            (identifier, False),
+        ):
+            builder = builder.add_extension(extension, critical=critical)
+        made = builder.sign(self._key, hashes.SHA256())
+        return _pem(made), made.serial_number
+
+
+def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime) -> x509.CertificateBuilder:
+    begin = now - SKEW
+    builder = x509.CertificateBuilder().subject_name(subject).public_key(key)
+    return builder.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(begin + YEARS)
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """Return a private key of ours. Raises Invalid if the file has none."""
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise Invalid("a private key cannot be read: it is damaged") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Invalid("a private key is none of an elliptic curve")
+    return key
+
+
+def _hash(key: ec.EllipticCurvePublicKey) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)

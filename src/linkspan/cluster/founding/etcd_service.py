@@ -1,0 +1,209 @@
+"""linkspan's own etcd as a process: found, started, kept alive and restarted, as a helper or by systemd.
+
+Without systemd it is a helper that outlives the agent, as all others do, but with a memory of its own: the reconciler
+must not end it, because an agent that starts has no records before etcd answers. With systemd it is a unit with a user
+of its own, whose folder belongs to that user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from linkspan.cluster.founding.trust_files import Voter
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.core.states.host import HOST
+from linkspan.core.states.programs import Process
+from linkspan.kernel.drivers.processes import ProcessDriver
+from linkspan.kernel.io.durable_files import write
+
+UNIT_NAME = "linkspan-etcd.service"
+USER = "linkspan-etcd"
+HELPER_FOLDER, UNIT_FOLDER = "etcd", Path("/var/lib/linkspan-etcd")
+"""The folder of etcd's files: in the state folder, or with systemd that of the unit's user."""
+NAME = "etcd"
+"""The name of the helper, and of its log."""
+GRACE = 1.0
+"""Seconds that etcd has to end: it would wait seven for open watches, and loses nothing when it is killed."""
+LOOK_EVERY = 1.0
+"""Seconds between two checks that the helper lives."""
+PLACES = ("libexec", "bin")
+"""Folders below the installation's prefix in which a package puts its etcd."""
+FILES = ("server.pem", "server.key", "peer.pem", "peer.key", "client-ca.pem", "peer-ca.pem", "revoked.der")
+"""What etcd reads, besides its data."""
+
+_UNIT = """\
+[Unit]
+Description=linkspan's etcd: the records of all hosts
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+User={user}
+ExecStart={command}
+Restart=always
+RestartSec=1
+TimeoutStopSec=1
+LimitNOFILE=65536
+StateDirectory={folder}
+StateDirectoryMode=0700
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def program() -> str:
+    """Return the path of etcd: the one that belongs to this installation, else the machine's. Raises NotFound."""
+    own = (Path(sys.prefix) / place / "etcd" for place in PLACES)
+    found = next((str(path) for path in own if os.access(path, os.X_OK)), "") or shutil.which("etcd")
+    if not found:
+        what = "etcd is not installed, and linkspan's package has none"
+        raise NotFound(what, "apt install etcd-server (its own service is not needed: systemctl disable --now etcd)")
+    return found
+
+
+def unit(command: str) -> str:
+    """Return the text of the unit; ``command`` is etcd's whole command line."""
+    return _UNIT.format(user=USER, command=command, folder=UNIT_FOLDER.name)
+
+
+def sysusers() -> str:
+    """Return the unit's user (sysusers.d(5))."""
+    return f'u {USER} - "etcd of linkspan" {UNIT_FOLDER}\n'
+
+
+def folder(state_dir: Path, voter: Voter) -> Path:
+    """Return the folder of etcd's files."""
+    return UNIT_FOLDER if voter.systemd else state_dir / HELPER_FOLDER
+
+
+class EtcdService:
+    """The etcd of one voter."""
+
+    def __init__(self, state_dir: Path, host: str, voter: Voter) -> None:
+        self._host = host
+        self._voter = voter
+        self.folder = folder(state_dir, voter)
+        self._turn = asyncio.Lock()
+        """One start or stop at a time: between the two of a restart nobody else starts etcd."""
+        self._helpers = ProcessDriver(state_dir / HELPER_FOLDER, GRACE)
+
+    @property
+    def name(self) -> str:
+        """Return the voter's name in etcd."""
+        return f"voter-{self._host}"
+
+    @property
+    def log(self) -> str:
+        """Return where etcd's output is, in words."""
+        return f"journalctl -u {UNIT_NAME}" if self._voter.systemd else str(self._helpers.log(NAME))
+
+    def close(self) -> None:
+        """Forget the helper; it keeps running."""
+        self._helpers.close()
+
+    def argv(self) -> tuple[str, ...]:
+        """Return etcd's command line. Raises NotFound if there is no etcd."""
+        clients, peers = f"https://{self._voter.clients}", f"https://{self._voter.peers}"
+        return (
+            program(),
+            *("--name", self.name, "--data-dir", str(self.folder / "data")),
+            *("--listen-client-urls", clients, "--advertise-client-urls", clients),
+            *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
+            *("--initial-cluster", f"{self.name}={peers}", "--initial-cluster-token", self.name),
+            *("--cert-file", self._file("server.pem"), "--key-file", self._file("server.key")),
+            *("--trusted-ca-file", self._file("client-ca.pem"), "--client-cert-auth"),
+            *("--client-crl-file", self._file("revoked.der")),
+            *("--peer-cert-file", self._file("peer.pem"), "--peer-key-file", self._file("peer.key")),
+            *("--peer-trusted-ca-file", self._file("peer-ca.pem"), "--peer-client-cert-auth"),
+            # Passwords are random and long, and a login at the default cost takes 50 ms of etcd's processor.
+            *("--bcrypt-cost", "4", "--log-level", "warn"),
+        )
+
+    def _file(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file that etcd reads, for its user alone. Raises Unavailable with its name."""
+        assert name in FILES
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write(self.folder / name, content, 0o600)
+            for path in self._owned(name):
+                os.chown(path, *self._owner())
+        except OSError as error:
+            raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "etcd needs it") from error
+
+    def _owned(self, name: str) -> Iterator[Path]:
+        yield self.folder
+        yield self.folder / name
+
+    def _owner(self) -> tuple[int, int]:
+        if not self._voter.systemd:
+            return os.geteuid(), os.getegid()
+        try:
+            found = pwd.getpwnam(USER)
+        except KeyError as error:
+            raise Unavailable(f"user {USER} does not exist", "systemd-sysusers makes it") from error
+        return found.pw_uid, found.pw_gid
+
+    async def start(self) -> None:
+        """Start etcd unless it runs. Raises LinkspanError."""
+        async with self._turn:
+            if self._voter.systemd:
+                await asyncio.to_thread(_systemctl, "start", UNIT_NAME)
+            else:
+                await asyncio.to_thread(self._put)
+
+    def _put(self) -> None:
+        """Start the helper unless it runs; one of another version of linkspan keeps running."""
+        if any(True for _ in self._helpers.observe(HOST)):
+            return
+        wanted = Process(NAME, self.argv())
+        for error in self._helpers.apply([wanted], ()).values():
+            raise error
+
+    async def restart(self) -> None:
+        """Restart etcd, which ends every connection to it. Raises LinkspanError."""
+        async with self._turn:
+            if self._voter.systemd:
+                await asyncio.to_thread(_systemctl, "restart", UNIT_NAME)
+            else:
+                await asyncio.to_thread(self.stop)
+                await asyncio.to_thread(self._put)
+
+    def stop(self) -> None:
+        """End the helper; systemd's unit is not concerned. Raises LinkspanError."""
+        for error in self._helpers.apply((), [*self._helpers.observe(HOST)]).values():
+            raise error
+
+    async def keep(self) -> None:
+        """Start etcd, and a helper again whenever it ended; systemd does that for its unit."""
+        while True:
+            with contextlib.suppress(LinkspanError):  # its log has the reason, and the store's problem is in `status`
+                await self.start()
+            if self._voter.systemd:
+                return
+            await asyncio.sleep(LOOK_EVERY)
+
+
+def _systemctl(verb: str, *units: str) -> None:
+    done = subprocess.run(["systemctl", verb, *units], capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip() or f"it ended with {done.returncode}"
+        raise Unavailable(f"systemctl {verb} {' '.join(units)}: {why}", f"journalctl -u {UNIT_NAME}")

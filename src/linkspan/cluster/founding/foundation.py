@@ -1,0 +1,139 @@
+"""Foundation: what `cluster init` makes on the first host, in steps that a repeated init finds done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import time
+from collections.abc import Callable
+
+from linkspan.cluster.founding import certificates, join_token
+from linkspan.cluster.founding.certificates import Authority, Requested
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
+from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost, sign
+from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.kernel.io.private_files import alone
+from linkspan.store.vault import TRIES, Vault, contended
+
+PATIENCE = 60.0
+"""Seconds for etcd's first answer: a busy machine with a slow disk takes long."""
+AGAIN = 0.05
+"""Seconds between two tries to reach it."""
+
+
+async def found(
+    files: TrustFiles, service: EtcdService, voter: Voter, host: str, name: str, install: Callable[[], None]
+) -> tuple[str, JoinToken]:
+    """Make a cluster whose first voter is this host; return the store's URL and a token for the other hosts.
+
+    ``install`` makes the unit and its user if systemd runs etcd. Each step is repeatable: what exists stays. Raises
+    LinkspanError.
+    """
+    files.keep_voter(voter)
+    await asyncio.to_thread(_make_authorities, files)
+    await asyncio.to_thread(install)
+    await asyncio.to_thread(_make_server, files, service, voter)
+    serial = await asyncio.to_thread(_make_own, files, host)
+    root, own = files.secret(files.root_password), files.secret(files.password)
+    await service.start()
+    vault = Vault(files.root_url([voter.clients]), RECORDS_PREFIX)
+    try:
+        await _answers(vault, service)
+        await vault.enable(root)
+        await vault.admit(host, own, voter=True)
+        await _note_own(files, vault, host, name, serial)
+        token = await create_token(files, vault, [voter.signer], uses=0, member=True)
+    finally:
+        await vault.close()
+    return files.url([voter.clients], host), token
+
+
+async def create_token(
+    files: TrustFiles,
+    vault: Vault,
+    signers: list[str],
+    *,
+    seconds: float = join_token.NEW_SECONDS,
+    uses: int = 0,
+    member: bool = False,
+) -> JoinToken:
+    """Make a token for joins within ``seconds``, of ``uses`` hosts (0: any number), and write its hash down."""
+    token = join_token.new(certificates.fingerprint(files.authority.read_bytes()), tuple(signers))
+    now = time.time()
+    record = TokenRecord(
+        hash=join_token.hashed(token.secret), created=now, expires=now + seconds, uses=uses, member=member
+    )
+    if not await vault.put({TOKENS + token.id: (record, 0)}):
+        raise contended(f"token {token.id}")
+    return token
+
+
+def _make_authorities(files: TrustFiles) -> None:
+    for key, file, name in (
+        (files.authority_key, files.authority, "linkspan clients"),
+        (files.peer_authority_key, files.peer_authority, "linkspan voters"),
+    ):
+        private = files.once(key, certificates.new_key)
+        files.once(file, lambda private=private, name=name: certificates.new_authority(private, name, _now()))  # type: ignore[misc]
+
+
+def _make_server(files: TrustFiles, service: EtcdService, voter: Voter) -> None:
+    """Write what etcd reads: its certificates for hosts and for other voters, the authorities, the revocation list."""
+    if all((service.folder / name).exists() for name in ("server.pem", "peer.pem", "revoked.der")):
+        return
+    clients, peers = authority(files), Authority(alone(str(files.peer_authority)), alone(str(files.peer_authority_key)))
+    for name, signer in (("server", clients), ("peer", peers)):
+        key = certificates.new_key()
+        service.put(f"{name}.key", key)
+        service.put(f"{name}.pem", signer.server(key, dict.fromkeys((voter.address, "127.0.0.1")), _now()))
+    service.put("client-ca.pem", alone(str(files.authority)) + b"\n")
+    service.put("peer-ca.pem", alone(str(files.peer_authority)) + b"\n")
+    service.put("revoked.der", clients.revoked([], _now()))
+
+
+def authority(files: TrustFiles) -> Authority:
+    """Return the authority that signs hosts' certificates."""
+    return Authority(alone(str(files.authority)), alone(str(files.authority_key)))
+
+
+def _make_own(files: TrustFiles, host: str) -> int:
+    """Make this host's own certificate; return its serial number."""
+    wanted = Requested(certificates.request(files.once(files.key, certificates.new_key)))
+    certificate, serial = sign(files, wanted, host)
+    files.put(files.certificate, certificate)
+    return serial
+
+
+async def _answers(vault: Vault, service: EtcdService) -> None:
+    """Wait until etcd answers. Raises Unavailable with its log's place."""
+    deadline = time.monotonic() + PATIENCE
+    said = ""
+    while time.monotonic() < deadline:
+        try:
+            await vault.ready()
+        except Unavailable as error:
+            said = error.message
+        else:
+            return
+        with contextlib.suppress(LinkspanError):
+            await service.start()
+        await asyncio.sleep(AGAIN)
+    raise Unavailable(f"etcd does not answer after {PATIENCE:.0f} s: {said}", f"its log is {service.log}")
+
+
+async def _note_own(files: TrustFiles, vault: Vault, host: str, name: str, serial: int) -> None:
+    """Write down the key of this host, so that nobody else joins with its id."""
+    key = await asyncio.to_thread(lambda: certificates.key_hash(alone(str(files.key))))
+    for _ in range(TRIES):
+        known, revision = await vault.get(HOSTS + host, JoinedHost)
+        serials = (*(known.serials if known else ()), f"{serial:x}")
+        if await vault.put({HOSTS + host: (JoinedHost(name, key, serials, "", time.time()), revision)}):
+            return
+    raise contended(f"host {host}")
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

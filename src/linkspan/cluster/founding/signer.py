@@ -1,0 +1,215 @@
+"""Signer: a voter's TLS server that takes hosts into the cluster, and what it decides.
+
+It answers two requests. One returns the client authority, to anybody: a joiner compares its hash with the token's. The
+other one is a join, with the token's secret. Whoever asks is known by nothing else, so each field is checked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import secrets
+import ssl
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from linkspan.cluster.founding import join_token
+from linkspan.cluster.founding.join_token import TokenRecord
+from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.core.addresses import place
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
+from linkspan.core.model import checked_name
+from linkspan.store.vault import TRIES, Vault, contended
+
+if TYPE_CHECKING:
+    from linkspan.cluster.founding.certificates import Requested
+
+log = logging.getLogger("linkspan.cluster.founding.signer")
+
+LARGEST = 16 << 10
+"""Largest request in bytes."""
+LONGEST_NAME = 253
+"""A host's name is as long as DNS allows (RFC 1035)."""
+STATUS = {"denied": 403, "conflict": 409, "invalid": 400}
+TOKENS, HOSTS, REVOKED = "tokens/", "hosts/", "revoked/"
+"""Prefixes of the vault's keys; an id or a serial number follows."""
+
+
+class JoinWish(msgspec.Struct, frozen=True):
+    """What a joiner sends: the token, its host's id and name, and a signing request (PEM)."""
+
+    token: str
+    secret: str
+    host: str
+    name: str
+    request: str
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """The answer to a join: certificate (PEM), password, etcd's endpoints (HOST:PORT) and the cluster's id."""
+
+    certificate: str
+    password: str
+    endpoints: tuple[str, ...]
+    cluster: str
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What anybody may know of a cluster: its client authority (PEM), and its id."""
+
+    authority: str
+    cluster: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A refusal: the error's code, message and hint."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class JoinedHost(msgspec.Struct, frozen=True):
+    """What the voters keep of a host: its name, its key's SHA-256, the serial numbers of its certificates.
+
+    ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
+    join again only with another key.
+    """
+
+    name: str
+    key: str
+    serials: tuple[str, ...]
+    token: str
+    at: float
+    forgotten: bool = False
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """A certificate that is revoked, by the id of its host and the time."""
+
+    host: str
+    at: float
+
+
+class Signer:
+    """Lets hosts in: checks tokens, signs certificates, and makes users."""
+
+    def __init__(self, files: TrustFiles, vault: Vault, endpoints: tuple[str, ...], cluster: str) -> None:
+        """``endpoints`` are etcd's, for the hosts; ``cluster`` is the cluster's id."""
+        self._files = files
+        self._vault = vault
+        self._endpoints = endpoints
+        self._cluster = cluster
+
+    def introduction(self) -> Introduction:
+        """Return what anybody may know."""
+        return Introduction(self._files.authority.read_text(encoding="ascii"), self._cluster)
+
+    async def admit(self, wish: JoinWish) -> Welcome:
+        """Let a host in. Raises Denied, Invalid or Conflict with the reason, and Unavailable."""
+        host = checked_name(wish.host, "host id:")
+        if len(wish.name) > LONGEST_NAME or not wish.name.isprintable():
+            raise Invalid("the host's name is too long, or has characters that cannot be printed")
+        record, _ = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
+        join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())  # before anything that costs
+        requested, certificate, serial = await asyncio.to_thread(self._signed, wish)
+        await self._note(wish, host, requested.key_hash, serial)
+        password = secrets.token_urlsafe(24)
+        await self._vault.admit(host, password)
+        return Welcome(certificate.decode(), password, self._endpoints, self._cluster)
+
+    def _signed(self, wish: JoinWish) -> tuple[Requested, bytes, int]:
+        """Return the request as understood, the certificate, and its serial number."""
+        from linkspan.cluster.founding.certificates import (
+            Requested,  # cryptography: 10 MB that only signing needs
+        )
+
+        requested = Requested(wish.request.encode())
+        return requested, *sign(self._files, requested, wish.host)
+
+    async def _note(self, wish: JoinWish, host: str, key: str, serial: int) -> None:
+        """Write down that a host joined with a token; refuse it if the token or the host's id may not be used."""
+        for _ in range(TRIES):
+            record, at = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
+            used = join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())
+            known, known_at = await self._vault.get(HOSTS + host, JoinedHost)
+            if known is not None:
+                refuse_other(known, host, key)
+            serials = (*(known.serials if known else ()), f"{serial:x}")
+            joined = JoinedHost(wish.name, key, serials, _plain(wish.token), time.time())
+            if await self._vault.put({TOKENS + _plain(wish.token): (used, at), HOSTS + host: (joined, known_at)}):
+                return
+        raise contended(f"host {host} joins")
+
+
+def refuse_other(known: JoinedHost, host: str, key: str) -> None:
+    """Raise Conflict if a host's id belongs to another key, or was forgotten; set up again, it has another key."""
+    if known.forgotten and known.key == key:
+        raise Conflict(
+            f"host {known.name} ({host}) was forgotten, so other hosts may have its addresses",
+            "let it begin anew: linkspan uninstall, then join again",
+        )
+    if not known.forgotten and known.key != key:
+        raise Conflict(
+            f"a host with the id {host} is in the cluster already, with another key: {known.name}",
+            f"if that host is gone or was set up again, on a voter: linkspan cluster forget {host}",
+        )
+
+
+def sign(files: TrustFiles, requested: Requested, host: str) -> tuple[bytes, int]:
+    """Return a certificate for a host, and its serial number; slow, so it belongs into a thread."""
+    from linkspan.cluster.founding.certificates import Authority  # as above
+
+    authority = Authority(files.authority.read_bytes(), files.authority_key.read_bytes())
+    return authority.host(requested, host, datetime.datetime.now(datetime.UTC))
+
+
+def _plain(token: str) -> str:
+    """Return a token's id, if it is one. Raises Denied."""
+    if not token.isalnum() or not token.isascii() or len(token) > 2 * LONGEST_NAME:
+        raise Denied("the token's id is no token's")
+    return token
+
+
+@contextlib.asynccontextmanager
+async def serving(signer: Signer, at: str, certificate: Path, key: Path) -> AsyncIterator[None]:
+    """Serve a signer by TLS at ADDRESS:PORT. Raises OSError if the port is taken."""
+
+    async def introduce(_request: web.Request) -> web.Response:
+        return _answer(signer.introduction())
+
+    async def join(request: web.Request) -> web.Response:
+        try:
+            wish = msgspec.json.decode(await request.read(), type=JoinWish)
+            welcome = await signer.admit(wish)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _answer(Problem("invalid", "the request cannot be read"), 400)
+        except LinkspanError as error:
+            log.warning("join from %s refused: %s", request.remote, error.message)
+            return _answer(Problem(error.code, error.message, error.hint), STATUS.get(error.code, 503))
+        log.info("host %s (%s) joins from %s", wish.name, wish.host, request.remote)
+        return _answer(welcome)
+
+    app = web.Application(client_max_size=LARGEST)
+    app.add_routes([web.get("/v1/authority", introduce), web.post("/v1/join", join)])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    where, port = place(at)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, where.address, port, ssl_context=context).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _answer(value: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")

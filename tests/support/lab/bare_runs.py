@@ -1,0 +1,82 @@
+"""A lab of bare hosts, in which a test types `cluster init` and `cluster join` as a user does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.core.store_url import OWN_CLIENTS
+from linkspan.lab import inside, processes, record
+from support.lab.cluster_runs import ClusterRun
+
+
+class BareRun(ClusterRun):
+    """Hosts with nothing but the program."""
+
+    def up(self, hosts: int = 3) -> None:
+        """Make the hosts."""
+        self.run("up", f"--bare --hosts {hosts}")
+
+    def exec(self, place: str, command: str, code: int = 0) -> str:
+        """Run a command in a host or container; those that may start an agent are in the host's namespaces."""
+        if command.startswith(("linkspan cluster init", "linkspan cluster join")):
+            lab, words = record.load(self.name), [sys.executable, "-m", "linkspan.cli.main", *command.split()[1:]]
+            argv, environment = inside.command(lab, place, words), inside.environment(lab, place)
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
+            assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"
+            return done.stdout
+        return super().exec(place, command, code)
+
+    def init(self, host: str = "h1") -> str:
+        """Begin a cluster, and return the token."""
+        return str(json.loads(self.exec(host, "linkspan cluster init -o json"))["token"])
+
+    def join(self, host: str, token: str) -> dict[str, Any]:
+        """Let a host join, and return what it prints."""
+        found: dict[str, Any] = json.loads(self.exec(host, f"linkspan cluster join {token} -o json"))
+        return found
+
+    def refused(self, host: str, command: str) -> str:
+        """Return the message and hint of a command of linkspan that must fail."""
+        error = json.loads(self.exec(host, f"linkspan {command} -o json", code=1))["error"]
+        return f"{error['message']}; {error['hint']}"
+
+    def token(self, options: str = "", host: str = "h1") -> dict[str, Any]:
+        """Make a token, and return it with what it is."""
+        found: dict[str, Any] = json.loads(self.exec(host, f"linkspan cluster token create {options} -o json"))
+        return found
+
+    def members(self, host: str = "h1") -> dict[str, str]:
+        """Return the role of each healthy host."""
+        found = json.loads(self.exec(host, "linkspan cluster members -o json"))
+        return {one["host"]: one["role"] for one in found if one["healthy"]}
+
+    def files(self, host: str) -> TrustFiles:
+        """Return a host's files of trust."""
+        return TrustFiles(self.folder / host / "state")
+
+    def own_etcd(self, host: str = "h1") -> list[int]:
+        """Return the pids of the etcd that a host runs."""
+        found = processes.helpers(self.folder, host)
+        return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd"]
+
+    def agents(self, host: str) -> list[int]:
+        """Return the pids of a host's agents."""
+        return processes.agents(self.folder, host)
+
+    def own_etcdctl(
+        self, words: str, host: str = "h1", at: str = f"192.0.2.1:{OWN_CLIENTS}", user: str = "root"
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``etcdctl`` on a host, with its certificate, as root of etcd or with the host's own user."""
+        files = self.files(host)
+        name = "root" if user == "root" else f"host-{(files.state_dir / 'host-id').read_text().strip()}"
+        password = (files.root_password if user == "root" else files.password).read_text().strip()
+        argv = ["ip", "netns", "exec", f"{self.name}-{host}", "etcdctl", "--endpoints", f"https://{at}"]
+        argv += ["--cacert", str(files.authority), "--cert", str(files.certificate), "--key", str(files.key)]
+        argv += ["--user", f"{name}:{password}", "--command-timeout", "3s", *words.split()]
+        environment = {"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"}
+        return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)

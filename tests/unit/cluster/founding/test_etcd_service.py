@@ -1,0 +1,73 @@
+"""linkspan's own etcd as a process: where it is found, its command line and its unit."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linkspan.cluster.founding.etcd_service import (
+    UNIT_FOLDER,
+    UNIT_NAME,
+    EtcdService,
+    program,
+    sysusers,
+    unit,
+)
+from linkspan.cluster.founding.trust_files import Voter
+from linkspan.core.errors import NotFound
+
+
+def test_a_packages_own_etcd_goes_before_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is beside the Python that runs linkspan; without any the error says what to install."""
+    elsewhere = tmp_path / "path" / "etcd"
+    for file in (elsewhere, tmp_path / "prefix" / "libexec" / "etcd"):
+        file.parent.mkdir(parents=True)
+        file.write_text("#!/bin/sh\n")
+        file.chmod(0o755)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+    monkeypatch.setenv("PATH", str(elsewhere.parent))
+    assert program() == str(tmp_path / "prefix" / "libexec" / "etcd")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert program() == str(elsewhere)
+    elsewhere.unlink()
+    with pytest.raises(NotFound, match="etcd is not installed"):
+        program()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_etcd_listens_at_the_voters_address_alone(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every port needs a certificate, and nobody listens on another address."""
+    monkeypatch.setattr("linkspan.cluster.founding.etcd_service.program", lambda: "/usr/bin/etcd")
+    service = EtcdService(tmp_path, "h1", Voter(address))
+    words = service.argv()
+    service.close()
+    options = dict(itertools.pairwise(words))
+    host = f"[{address}]" if ":" in address else address
+    assert options["--listen-client-urls"] == f"https://{host}:5379"
+    assert options["--listen-peer-urls"] == f"https://{host}:5380"
+    assert {"--client-cert-auth", "--peer-client-cert-auth", "--client-crl-file"} <= set(words)
+
+
+def test_systemd_accepts_the_unit_and_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as a user of its own, and starts again whenever it ends."""
+    monkeypatch.setattr("linkspan.cluster.founding.etcd_service.program", lambda: "/bin/true")
+    service = EtcdService(tmp_path, "h1", Voter("192.0.2.1", systemd=True))
+    text = unit(" ".join(service.argv()))
+    service.close()
+    assert service.folder == UNIT_FOLDER
+    assert {"User=linkspan-etcd", "Restart=always", "After=network-online.target"} <= set(text.splitlines())
+    assert sysusers().split()[:2] == ["u", "linkspan-etcd"]
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    path = tmp_path / UNIT_NAME
+    path.write_text(text)
+    checked = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, [line for line in checked.stderr.splitlines() if UNIT_NAME in line]) == (0, [])
