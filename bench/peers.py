@@ -22,7 +22,6 @@ import base64
 import contextlib
 import hashlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -74,8 +73,6 @@ PEERS = 1000
 FEW = 100
 PATIENCE = 300.0
 """Seconds until something that should happen is given up."""
-FILES = 65536
-"""Open files, as the agent's unit has it: BIRD has one for each session."""
 
 
 def address(number: int) -> str:
@@ -507,7 +504,7 @@ protocol bgp n{number} from one {{
   ipv4 {{ export where net = {block}; next hop self; }};
 }}"""
 REFLECTOR = """\
-protocol bgp rr from one {{
+protocol bgp reflector from one {{
   local {own} as 64512; neighbor {subject} as 64512; rr client;
   ipv4 {{ export where source = RTS_STATIC; next hop self; }};
 }}"""
@@ -534,7 +531,7 @@ def speaker(folder: Path, count: int, *, mesh: bool, seconds: float) -> dict[str
     with contextlib.ExitStack() as stack:
         with crowd.namespace.entered():
             words = ["bird", "-f", "-c", str(folder / "others.conf"), "-s", str(folder / "others.ctl")]
-            others = subprocess.Popen(words, stdout=quiet, stderr=quiet)
+            others = subprocess.Popen(words, stdout=quiet)
         stack.callback(ended, others)
         awaited((folder / "others.ctl").exists, "the others' BIRD starts")
         with namespace.entered():
@@ -542,7 +539,7 @@ def speaker(folder: Path, count: int, *, mesh: bool, seconds: float) -> dict[str
             sockets = Sockets(Namespaces())
             stack.callback(sockets.close)
             started = time.perf_counter()
-            bird = subprocess.Popen(argv, stdout=quiet, stderr=quiet)
+            bird = subprocess.Popen(argv, stdout=quiet)
             stack.callback(ended, bird)
             awaited(lambda: len(learnt_routes(sockets, LEARNT_METRIC)) == count, f"{count} routes of BGP")
             took = time.perf_counter() - started
@@ -594,7 +591,7 @@ def speakers(folder: Path, sizes: Sequence[int], seconds: float) -> dict[str, Me
 
 def measure(folder: Path, quick: bool) -> dict[str, Metric]:
     """Run everything; returns the metrics."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+    report.open_files()  # BIRD has one for each session, and its unit allows 65,536
     found = wireguard(folder, 2 if quick else 7)
     found |= ike(folder, FEW if quick else PEERS, 1 if quick else 3)
     found |= speakers(folder, (MESH,) if quick else (MESH, PEERS), 5 if quick else 60)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,12 @@ def run(measure: Callable[[Path, bool], dict[str, Metric]], description: str, qu
         sys.exit(f"error: {error.message}")
     date = datetime.now(UTC).date().isoformat()
     print("\n" + json.dumps({"bench": program.stem, "date": date, "machine": machine(), "results": found}))
+
+
+def open_files() -> None:
+    """Let this program and what it starts have as many open files as the machine allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def machine() -> str:

@@ -57,10 +57,11 @@ def pool(network: str) -> Prefix:
 
 
 class Status(msgspec.Struct, frozen=True):
-    """A member's status: entries of raft's log so far, and bytes of its database file."""
+    """A member's status: entries of raft's log so far, bytes of its database file, and of them in use."""
 
     entries: int = msgspec.field(default=0, name="raftIndex")
     size: int = msgspec.field(default=0, name="dbSize")
+    used: int = msgspec.field(default=0, name="dbSizeInUse")
 
 
 class Seen:
@@ -165,7 +166,8 @@ class SimulatedHosts:
     def _endpoint(self, network: str, number: int, each: int, name: str = "") -> tuple[str, bytes]:
         """Return the record of a container: the key, and the value."""
         host, name = host_id(number), name or f"c{number}-{NETWORKS.index(network) + 1}-{each}"
-        id_ = hashlib.sha256(name.encode()).hexdigest()
+        digest = hashlib.sha256(name.encode())
+        id_, netns = digest.hexdigest(), 1 + int.from_bytes(digest.digest()[:6])
         made = Endpoint(
             id=id_,
             ifname="eth0",
@@ -178,8 +180,8 @@ class SimulatedHosts:
             mtu=1450,
             host_ifname=host_ifname(True, id_, "eth0"),
             labels={"app": f"app{number % 50}", "tier": "web"},
-            netns=4026532000 + number,
-            netns_cookie=number * 1000 + each + 1,
+            netns=netns,
+            netns_cookie=netns,
         )
         return f"endpoints/{host}/{id_}/eth0", records.encode(made, b"", SCHEMA)
 
@@ -328,11 +330,11 @@ async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def grown(url: str, hosts: Iterable[dict[str, bytes]], changes: int, turn: int) -> tuple[float, float]:
+async def grown(url: str, hosts: Iterable[dict[str, bytes]], changes: int, turn: int) -> list[Status]:
     """Write records and then so many changes into an etcd, compacted as agents do.
 
-    Returns the database's size in MB after the first tenth of the changes and at the end. An agent compacts, each
-    ``turn`` changes, what was before the turn before.
+    Returns how etcd stands after each tenth of the changes. An agent compacts, each ``turn`` changes, what was before
+    the turn before.
     """
     store = EtcdStore(url)
     try:
@@ -340,7 +342,7 @@ async def grown(url: str, hosts: Iterable[dict[str, bytes]], changes: int, turn:
         keys: list[str] = []
         async for written in _written(store, hosts):
             keys += written
-        sizes, last, done = [], 0, 0
+        tenths, last, done = list[Status](), 0, 0
         while done < changes:
             some = random.sample(keys, 100)
             value = random.randbytes(470)  # noqa: S311 - any; as long as an endpoint's record
@@ -351,9 +353,9 @@ async def grown(url: str, hosts: Iterable[dict[str, bytes]], changes: int, turn:
                     body = {"revision": str(last), "physical": True}
                     await store.gateway.at(store.gateway.endpoint, "/v3/kv/compaction", body, 60)
                 last = revision
-            if done in (changes // 10, changes):
-                sizes.append((await store.gateway.ask("/v3/maintenance/status", {}, Status)).size / (1 << 20))
-        return sizes[0], sizes[1]
+            if done % (changes // 10) == 0:
+                tenths.append(await store.gateway.ask("/v3/maintenance/status", {}, Status))
+        return tenths
     finally:
         await store.close()
 
