@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
@@ -86,15 +87,21 @@ class ReservationBody(msgspec.Struct, frozen=True):
     cidr: str
 
 
-def public(endpoint: Endpoint) -> dict[str, object]:
+_PUBLIC = tuple(
+    name
+    for name in Endpoint.__struct_fields__
+    if name not in ("netns_path", "netns_cookie", "metric", "bandwidth")
+)
+_PublicEndpoint = msgspec.defstruct("_PublicEndpoint", _PUBLIC, frozen=True, gc=False)
+_public_fields = operator.attrgetter(*_PUBLIC)
+
+
+def public(endpoint: Endpoint) -> msgspec.Struct:
     """Return an endpoint as documented: without the fields that only the agent needs."""
-    fields = msgspec.structs.asdict(endpoint)
-    for name in ("netns_path", "netns_cookie", "metric", "bandwidth"):
-        fields.pop(name)
-    return fields
+    return _PublicEndpoint(*_public_fields(endpoint))  # a quarter of a dictionary's time: there may be 100,000
 
 
-async def _told(hosts: AsyncIterator[Iterable[Endpoint]]) -> AsyncIterator[list[dict[str, object]]]:
+async def _told(hosts: AsyncIterator[Iterable[Endpoint]]) -> AsyncIterator[list[msgspec.Struct]]:
     """Yield endpoints by host as documented: a container is on one host, and its endpoints follow each other."""
     async for endpoints in hosts:
         yield [public(endpoint) for endpoint in by_container(endpoints)]
@@ -190,7 +197,7 @@ class Api:
             "allowances": msgspec.to_builtins(allowed),
             "not_switched": self._agent.cluster.migrating.not_switched(network),
             "progress": msgspec.to_builtins(self._agent.cluster.migrating.progress(network)),
-            "data_path": data_path(network, self._agent.view().facts),
+            "data_path": data_path(network, self._agent.facts),
         }
         return answer(msgspec.to_builtins(network) | more)
 
@@ -204,7 +211,7 @@ class Api:
         return {**msgspec.to_builtins(network), "warnings": [*found, *self._slow(network)]}
 
     def _slow(self, network: Network) -> Iterator[str]:
-        by = data_path(network, self._agent.view().facts)
+        by = data_path(network, self._agent.facts)
         if by != KERNEL:
             yield f"a program carries packets between hosts, many times slower than the kernel: {by}"
 

@@ -15,6 +15,7 @@ import msgspec
 from linkspan.core import errors
 from linkspan.core.config import LABS
 from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.escapes import plain
 
 _ERRORS = {
     kind.code: kind
@@ -76,23 +77,30 @@ class Client:
         return data.decode() if url == "/metrics" else Client.shown(msgspec.json.decode(data))
 
     def items(self, url: str) -> Iterator[Any]:
-        """Yield the decoded items of a list as they come; an older agent sends all of them in one line."""
+        """Yield the decoded items of a list as they come."""
+        for part in self.parts(url):
+            found = msgspec.json.decode(part)
+            yield from found if plain(part) else map(Client.shown, found)
+
+    def parts(self, url: str) -> Iterator[str]:
+        """Yield a list as it comes: parts of it, each of which is a list of some items, in one line of JSON."""
         response = self._send("GET", url, None, PATIENCE)
-        last = b""
+        opened, left = b"[", b""
         try:
             if response.status >= 400:
                 raise _error(response.read(), response.status)
-            for line in _lines(response):
-                last = line.removesuffix(b",")
-                if last not in (b"[", b"]", b""):
-                    found = msgspec.json.decode(last)
-                    yield from map(Client.shown, found if isinstance(found, list) else [found])
+            while some := response.read1(AT_ONCE):
+                whole, line_end, left = (left + some).rpartition(b"\n")
+                if line_end:
+                    yield from _part(whole.removeprefix(opened))
+                    opened = b""
         except TimeoutError as error:
             raise self._hangs() from error
         except (OSError, http.client.HTTPException) as error:
             raise self._ended() from error
-        if not last.endswith(b"]"):
+        if not left.endswith(b"]"):
             raise self._ended()
+        yield from _part(left.removeprefix(opened)[:-1])  # an older agent sends all items in one line
 
     def _ended(self) -> Unavailable:
         return Unavailable(
@@ -143,13 +151,10 @@ def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:
     return f"start one: `sudo linkspan {what}`, or `sudo systemctl start {unit}`"
 
 
-def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the lines of an answer as they come: a tenth of the time of its own ``readline``."""
-    left = b""
-    while some := response.read1(AT_ONCE):
-        *lines, left = (left + some).split(b"\n")
-        yield from lines
-    yield left
+def _part(lines: bytes) -> Iterator[str]:
+    """Yield these items of a list as a list, if there are any; commas and line ends divide them."""
+    if items := lines.strip(b",\n").replace(b"\n", b""):  # no text in JSON has a line end
+        yield f"[{items.decode()}]"
 
 
 def _error(data: bytes, status: int) -> LinkspanError:

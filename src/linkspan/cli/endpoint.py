@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -220,8 +220,11 @@ def list_(
 ) -> None:
     """List the cluster's endpoints."""
     query = f"network={quote(network)}" + ("&local=1" if local else "")
-    client = Client(socket)
-    _show(client, client.items(f"/v1/endpoints?{query}"), output)
+    client, url = Client(socket), f"/v1/endpoints?{query}"
+    if output is Format.JSON:
+        as_json_list(client.parts(url))
+    else:
+        _show(client, list(client.items(url)))
 
 
 @app.command()
@@ -232,14 +235,14 @@ def show(
 ) -> None:
     """Show the endpoints of one container."""
     client = Client(socket)
-    _show(client, client.call("GET", f"/v1/endpoints/{quote(word)}"), output)
-
-
-def _show(client: Client, found: Iterable[dict[str, Any]], output: Format) -> None:
+    found = client.call("GET", f"/v1/endpoints/{quote(word)}")
     if output is Format.JSON:
-        as_json_list(found)
-        return
-    endpoints = list(found)
+        as_json(found)
+    else:
+        _show(client, found)
+
+
+def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
     across = client.clustered({e["host"] for e in endpoints})
     called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())
     namesakes = max(called.values(), default=0) > 1

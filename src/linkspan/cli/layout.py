@@ -56,6 +56,8 @@ def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def shortened(text: str) -> str:
     """Return a text in which words of more than LONGEST characters have dots instead of their middle."""
+    if len(text) <= LONGEST:
+        return text
     start = LONGEST - _END - 3
     return " ".join(
         f"{word[:start]}...{word[-_END:]}" if len(word) > LONGEST else word for word in text.split(" ")

@@ -40,22 +40,21 @@ DEFAULT_SOCKET = SOCKET
 
 def as_json(value: object) -> None:
     """Print a value as indented JSON."""
-    print(_indented(value))
+    print(_indented(msgspec.json.encode(value).decode()))
 
 
-def as_json_list(values: Iterable[object]) -> None:
-    """Print values as one indented JSON list, each as soon as it is there."""
+def as_json_list(parts: Iterable[str]) -> None:
+    """Print lists, each of them JSON in one line, as one indented list, each as soon as it is there."""
     before = "["
-    for value in values:
-        lines = _indented(value).replace("\n", "\n  ")
-        print(f"{before}\n  {lines}", end="")
+    for part in parts:
+        print(before + _indented(part)[1:-2], end="")
         before = ","
     print("[]" if before == "[" else "\n]")
 
 
-def _indented(value: object) -> str:
+def _indented(line: str) -> str:
     # Escaped before it is indented: until then a line's end in it would be one of a text.
-    return msgspec.json.format(escaped(msgspec.json.encode(value).decode()), indent=2)
+    return msgspec.json.format(escaped(line), indent=2)
 
 
 def width(stream: TextIO | None = None) -> int:

@@ -390,6 +390,9 @@ def _sought(word: str) -> bytes:
 def by_container(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     """Return the endpoints, with those of one container together and in the order eth0, eth1, eth10."""
     every = list(endpoints)
+    cookies = {e.netns_cookie for e in every}
+    if len({e.id for e in every}) == len(cookies) == len(every) and 0 not in cookies:
+        return every  # as usual: each is of another container
     containers = _containers(every)
     first: dict[object, int] = {}
     for number, container in enumerate(containers):

@@ -81,8 +81,7 @@ class Prefix(msgspec.Struct, frozen=True, gc=False, order=True):
 _EXAMPLES = "write it like 10.244.0.0/16, 10.244.0.5 or fd00:244::/64"
 
 
-@functools.lru_cache(maxsize=65536)
-def prefix(text: str) -> Prefix:
+def _parsed(text: str) -> Prefix:
     """Parse ``10.0.0.0/8``, ``10.1.2.3`` (a /32) or the same for IPv6; keep host bits.
 
     Raises Invalid with the text.
@@ -104,6 +103,10 @@ def prefix(text: str) -> Prefix:
     if "%" in text:
         raise Invalid(f"{text!r} has a zone", "give the address without %ZONE")
     return Prefix(parsed.packed, parsed.network.prefixlen)
+
+
+prefix = functools.lru_cache(maxsize=65536)(_parsed)
+"""The same, for what is asked for again: a thousand hosts' blocks and addresses."""
 
 
 def place(text: str) -> tuple[Prefix, int]:
@@ -156,14 +159,24 @@ _OF_NO_HOST = {
 }
 """By family: first and last address of the ranges in which no other host can be reached. Those are the ranges above,
 except IPv4's link-local one, which some underlays use. Bytes, because each record of an endpoint is checked by them."""
+_SUSPECTS = {
+    family: frozenset(number for first, last, _ in ranges for number in range(first[0], last[0] + 1))
+    for family, ranges in _OF_NO_HOST.items()
+}
+"""By family: the first bytes of addresses in these ranges."""
 
 
 def host_address(text: str) -> Prefix:
-    """Parse an address that another host may have, with or without a prefix length. Raises Invalid."""
-    found = prefix(text)
-    for first, last, special in _OF_NO_HOST[found.family]:
-        if first <= found.packed <= last:
-            raise Invalid(f"{text} is in {special}, which is {_SPECIAL[special]}: other hosts cannot reach it")
+    """Parse an address that another host may have, with or without a prefix length. Raises Invalid.
+
+    It is not cached: a list of 100,000 endpoints would leave none of the others.
+    """
+    found = _parsed(text)
+    packed, family = found.packed, found.family
+    if packed[0] in _SUSPECTS[family]:
+        for first, last, special in _OF_NO_HOST[family]:
+            if first <= packed <= last:
+                raise Invalid(f"{text} is in {special}, which is {_SPECIAL[special]}: other hosts cannot reach it")
     return found
 
 

@@ -19,6 +19,11 @@ def escaped(text: str, keep: str = "") -> str:
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
+def plain(json: str) -> bool:
+    """Return whether no text in this JSON can have a character that is escaped."""
+    return json.isascii() and json.isprintable() and "\\" not in json
+
+
 def shown(value: Any) -> Any:
     """Return an agent's answer in printable form: every text in it escaped, at every depth."""
     if isinstance(value, str):

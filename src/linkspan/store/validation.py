@@ -6,7 +6,7 @@ Other modules compare a record with other hosts' records (``grants``, ``networks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sized
 from typing import TypeVar
 
 from linkspan.backends import BACKENDS, backend
@@ -207,9 +207,9 @@ def _same(what: str, said: str, key: str) -> None:
         raise Invalid(f"its {what} {said!r} differs from that of its key, {key!r}")
 
 
-def _bounded(what: str, values: Iterable[object], most: int = MOST) -> None:
-    if (count := len(list(values))) > most:
-        raise Invalid(f"it has {count} {what}, and may have {most}")
+def _bounded(what: str, values: Sized, most: int = MOST) -> None:
+    if len(values) > most:
+        raise Invalid(f"it has {len(values)} {what}, and may have {most}")
 
 
 def _within(what: str, number: int, allowed: range) -> None:

@@ -102,9 +102,12 @@ def test_a_list_is_printed_as_it_comes_and_looks_like_any_other(
     values: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the same indent, and every control character as JSON writes it."""
-    as_json_list(iter(values))
-    found = capsys.readouterr().out
     as_json(values)
-    assert found == capsys.readouterr().out
+    whole = capsys.readouterr().out
+    for at_once in (1, 2, 3):
+        parts = (values[start : start + at_once] for start in range(0, len(values), at_once))
+        as_json_list(msgspec.json.encode(part).decode() for part in parts)
+        found = capsys.readouterr().out
+        assert found == whole
     assert msgspec.json.decode(found) == values
     assert "\u009b" not in found

@@ -13,7 +13,7 @@ from linkspan.api import client
 from linkspan.api.client import Client
 from linkspan.cli import output
 from linkspan.core.errors import Invalid
-from linkspan.core.escapes import escaped, shown
+from linkspan.core.escapes import escaped, plain, shown
 from linkspan.core.process import _Lines
 
 FORGED = "h9\x1b[31m\nh1    alive\r\x9b2J\u202e"
@@ -31,6 +31,15 @@ def test_all_of_an_answer_is_shown_so_but_the_lines_of_a_command() -> None:
     """At every depth, keys too; what `plan` prints to be typed keeps its lines."""
     answer = {"hosts": [{"name": FORGED}], FORGED: 1, "command": "a\n\x1bb"}
     assert shown(answer) == {"hosts": [{"name": SHOWN}], SHOWN: 1, "command": "a\n\\u001bb"}
+
+
+def test_only_json_in_which_nothing_is_escaped_is_plain() -> None:
+    """However the JSON writes a character: by itself, or as an escape."""
+    for number in (*range(0x300), 0x200B, 0x202E, 0x2060, 0xFEFF, 0xD800):
+        value = [f"a{chr(number)}b"]
+        if plain(json.dumps(value)) or plain(json.dumps(value, ensure_ascii=False)):
+            assert shown(value) == value, number
+    assert plain('[{"name":"web","addresses":["10.244.1.2/24"]}]')
 
 
 def test_the_command_line_shows_answers_and_errors_so(monkeypatch: pytest.MonkeyPatch) -> None:
