@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from linkspan.core.errors import Invalid
-from linkspan.diagnose.trace.live_packet import matches, new_mark
+from linkspan.diagnose.trace.live_packet import Probe, matches, new_mark
 from linkspan.kernel.io.nftables import Nft
 from linkspan.kernel.probe.nft_trace import TABLE, RuleTrace
 from support.netns.traced_host import OUTSIDE, Host, leads_outside, made
@@ -162,6 +162,22 @@ def test_a_killed_trace_leaves_no_table(bridged: Host) -> None:
         assert traces_left(bridged, "b").count(TABLE) == 3
         process.kill()
     until(lambda: not traces_left(bridged, "b"), "the tables are gone", 5)
+
+
+def test_a_link_that_goes_down_during_a_live_trace_breaks_it(
+    bridged: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk found it up. Its packet sockets report the change, and that is no error of the trace."""
+    send = Probe.send
+
+    def late(probe: Probe) -> None:
+        bridged.sh("ip link set eth0 down", "b")
+        send(probe)
+
+    monkeypatch.setattr(Probe, "send", late)
+    found = bridged.trace("a", "b", alive=True)
+    assert found.verdict == "broken"
+    assert found.hops[-1].seen is False
 
 
 def test_a_live_trace_starts_on_this_host_only(host: Host) -> None:

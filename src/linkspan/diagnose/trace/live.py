@@ -14,6 +14,7 @@ prove the segments after it either.
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import time
@@ -204,7 +205,7 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
             if seen[0].issuperset(wanted.there) and seen[1].issuperset(wanted.back):
                 break
             for ear in select.select(list(ears), [], [], left)[0]:
-                which = way(wanted.protocol, wanted.mark, ear.recv(65535))
+                which = way(wanted.protocol, wanted.mark, _captured(ear))
                 if which is not None:
                     seen[which].add(ears[ear])
         time.sleep(SETTLE)
@@ -293,6 +294,16 @@ def _ear(device: str) -> socket.socket:
     return ear
 
 
+def _captured(ear: socket.socket) -> bytes:
+    """Return the next frame; b'' if the ear's link went down or away, which the kernel reports once."""
+    try:
+        return ear.recv(65535)
+    except OSError as error:
+        if error.errno != errno.ENETDOWN:
+            raise
+        return b""
+
+
 def _listened(
     ears: dict[socket.socket, Device], probe: Probe, end: Device | None, going: Callable[[], bool]
 ) -> tuple[set[Device], ...]:
@@ -311,7 +322,7 @@ def _listened(
         ready, _, _ = select.select([*ears, *probe.sockets], [], [], 0 if done else max(left, 0))
         heard = [ear for ear in ready if ear in ears]
         for ear in heard:
-            which = probe.way(ear.recv(65535))
+            which = probe.way(_captured(ear))
             if which is not None:
                 seen[which].add(ears[ear])
         if done and not heard:
