@@ -68,15 +68,17 @@ class BareRun(ClusterRun):
         """Return the pids of a host's agents."""
         return processes.agents(self.folder, host)
 
-    def own_etcdctl(
-        self, words: str, host: str = "h1", at: str = f"192.0.2.1:{OWN_CLIENTS}", user: str = "root"
-    ) -> subprocess.CompletedProcess[str]:
+    def own_etcdctl(self, words: str, host: str = "h1", user: str = "root") -> subprocess.CompletedProcess[str]:
         """Run ``etcdctl`` on a host, with its certificate, as root of etcd or with the host's own user."""
+        argv = [*self.etcdctl_words(host, user), "--command-timeout", "3s", *words.split()]
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    def etcdctl_words(self, host: str, user: str) -> list[str]:
+        """Return the command with which ``etcdctl`` begins there."""
         files = self.files(host)
         name = "root" if user == "root" else f"host-{(files.state_dir / 'host-id').read_text().strip()}"
         password = (files.root_password if user == "root" else files.password).read_text().strip()
-        argv = ["ip", "netns", "exec", f"{self.name}-{host}", "etcdctl", "--endpoints", f"https://{at}"]
+        argv = ["ip", "netns", "exec", f"{self.name}-{host}", "env", "ETCDCTL_API=3", "etcdctl"]
+        argv += ["--endpoints", f"https://192.0.2.1:{OWN_CLIENTS}"]
         argv += ["--cacert", str(files.authority), "--cert", str(files.certificate), "--key", str(files.key)]
-        argv += ["--user", f"{name}:{password}", "--command-timeout", "3s", *words.split()]
-        environment = {"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"}
-        return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+        return [*argv, "--user", f"{name}:{password}"]
