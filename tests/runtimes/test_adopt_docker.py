@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from linkspan.runtimes.docker.docker_adoption import DockerAdopter
 from linkspan.runtimes.docker.docker_engine import Engine
 from support.polling import until
 from support.runtimes.docker_engine import IMAGE, Docker
-from support.runtimes.virtual_host import VirtualHost, reaches
+from support.runtimes.virtual_host import VirtualHost, reaches, stop
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 
@@ -175,6 +177,27 @@ def test_an_adopted_network_lives_on(docker: Docker) -> None:
     assert "confirmed" in _adopt(docker, "--confirm")["done"][0]["what"]
     assert "was not adopted" in _adopt(docker, "--undo")["error"]["message"]
     assert _driver(docker) == "linkspan"
+
+
+def test_properties_of_the_network_stay(docker: Docker) -> None:
+    """An internal network stays internal, addresses that were kept free are reserved, and the MTU is the same."""
+    options = "--internal --aux-address printer=172.28.0.2 -o com.docker.network.driver.mtu=1400"
+    docker.run(f"network create --subnet 172.28.0.0/24 {options} apart")
+    docker.container("in", "--init --network apart")
+    address = docker.address("in", "apart")
+    try:
+        assert _adopt(docker, network="apart")["left"] == []
+        network = docker.host.linkspan("network", "show", "apart")
+        assert (network["internal"], network["mtu"]) == (True, 1400)
+        assert "mtu 1400" in docker.execute("in", "ip link")
+        assert docker.address("in", "apart") == address
+        docker.container("next", "--init --network apart")
+        assert docker.address("next", "apart") != "172.28.0.2"
+        assert _adopt(docker, "--undo", network="apart")["left"] == []
+        assert docker.address("in", "apart") == address
+    finally:
+        docker.run("rm -f in next")
+        docker.run("network rm apart")
 
 
 def test_containers_that_came_after_the_adoption_go_back_too(docker: Docker) -> None:
@@ -369,3 +392,41 @@ def test_a_compose_project_goes_on(docker: Docker) -> None:
         assert reaches(docker, "shoes-other-1", "web")
     finally:
         docker.run(f"{compose} down -t 0")
+
+
+_WATCH = """
+import select, socket, sys, time
+last, worst = time.monotonic(), 0.0
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    try:
+        with socket.create_connection((sys.argv[1], 80), 0.1):
+            now = time.monotonic()
+            worst, last = max(worst, now - last), now
+    except OSError:
+        pass
+print(worst, flush=True)
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("backwards", [False, True], ids=["adopt", "undo"])
+def test_containers_are_without_the_network_for_at_most_a_second(docker: Docker, backwards: bool) -> None:
+    """Three containers, one of which is asked all the time: the longest time without an answer counts."""
+    _shop(docker)
+    docker.container("third", "--init --network shop")
+    if backwards:
+        _adopt(docker)
+    watch = docker.host.inside(sys.executable, "-c", _WATCH, docker.address("web", "shop"))
+    process = subprocess.Popen(watch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        outcome = _adopt(docker, *(["--undo"] if backwards else []))
+        assert reaches(docker, "db", docker.address("web", "shop"))
+        said, _ = process.communicate("\n", timeout=30)
+    finally:
+        stop(process)
+    told = max(one["seconds"] for one in outcome["done"])
+    assert float(said) <= 1.0, f"the command says {told} s"
+    assert told <= 1.0

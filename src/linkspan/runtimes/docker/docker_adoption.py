@@ -18,6 +18,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from pathlib import Path
@@ -26,19 +28,21 @@ from urllib.parse import quote
 
 import msgspec
 
-from linkspan.core.addresses import prefix
-from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable, counted
+from linkspan.core.addresses import mac, prefix
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable, counted, of_errno
 from linkspan.kernel.io.durable_files import Memory
+from linkspan.kernel.io.namespaces import Namespaces, open_namespace
+from linkspan.kernel.probe import gratuitous_arp
 from linkspan.runtimes.adoption import Ask, Done, Left, Outcome
 from linkspan.runtimes.docker import docker_adoption_plan as plan
-from linkspan.runtimes.docker.docker_adoption_plan import Container, Described, Move
+from linkspan.runtimes.docker.docker_adoption_plan import Attachment, Container, Described, Move
 from linkspan.runtimes.docker.docker_engine import Engine
 
 FILE = "adopted.json"
 """The record of all adoptions that are not confirmed, in the state folder."""
 WITHOUT = "adopted networks can then not be given back"
 SIDE_BY_SIDE = 4
-"""Requests to the engine at one time: with more, none ends sooner."""
+"""Requests to the engine at one time. With more of them all containers would be without the network at once."""
 ROUNDS = 5
 """How often containers are looked for that came to the network while others were disconnected."""
 
@@ -97,11 +101,19 @@ class DockerAdopter:
 
     async def _preview(self, network: str) -> Outcome:
         known = _record(self._state_dir).entries.get(network)
+        if known is not None and known.finished and await self._is_ours(network):
+            return Outcome((_already(network),))
         origin, containers, left = await self._judged(network, known)
-        left += plan.haste(network, containers)
-        moves = (plan.move(one, at) for one in containers if (at := one.on(network)))
-        done = (_taken_over(origin), *(Done(f"container {one.name}", _moved(one)) for one in moves))
+        left += [] if known else plan.haste(network, containers)
+        moves = dict(known.moves) if known else {}
+        moves |= {one.id: plan.move(one, at) for one in containers if (at := one.on(network))}
+        done = (_taken_over(origin), *(Done(f"container {one.name}", _moved(one)) for one in moves.values()))
         return Outcome(() if left else done, tuple(left), tuple(plan.notes(origin, containers)))
+
+    async def _is_ours(self, network: str) -> bool:
+        """Return whether nobody has created a network of another driver under this name."""
+        found = await self._found(network)
+        return found is None or found.driver == plan.OURS
 
     async def _judged(
         self, network: str, known: Adopted | None
@@ -135,12 +147,10 @@ class DockerAdopter:
     async def _adopt(self, network: str, *, slow: bool) -> Outcome:
         with self._alone() as record:
             known = record.entries.get(network)
-            found = await self._found(network)
             if known is not None and known.finished:
-                if found is None or found.driver == plan.OURS:
-                    what = "is adopted already; --undo gives it back, --confirm keeps it"
-                    return Outcome((Done(f"network {network}", what),))
-                known = None  # somebody removed linkspan's, and created another bridge network of this name
+                if await self._is_ours(network):
+                    return Outcome((_already(network),))
+                known = None  # somebody removed linkspan's, and created a bridge network of this name
             origin, containers, left = await self._judged(network, known)
             left += [] if slow or known else plan.haste(network, containers)
             if left:
@@ -174,10 +184,10 @@ class DockerAdopter:
         try:
             left = (await self._restore(move, origin)).left
         except LinkspanError:  # of an engine that has ended, for example: the record stays
-            return type(error)(f"adopt network {origin.name}: {error.message}", again)
+            return Unavailable(f"adopt network {origin.name}: {error.message}", again)
         if left:
             lost = ", ".join(one.object for one in left)
-            return type(error)(f"adopt network {origin.name}: {error.message}; without it now: {lost}", again)
+            return Unavailable(f"adopt network {origin.name}: {error.message}; without it now: {lost}", again)
         return error.within(f"adopt network {origin.name}, which stays Docker's bridge")
 
     async def _restore(self, move: _Move, origin: Described) -> Outcome:
@@ -304,9 +314,40 @@ class _Move:
                     return None
                 return Left(f"container {move.name}", f"it is without the network: {error.message}", AGAIN)
             began = self._since.get(container) if move.running else None
+            if move.running:
+                await self._announce(container)
             gap = 0.0 if began is None else round(time.monotonic() - began, 3)
             return Done(f"container {move.name}", _moved(move), gap)
 
+    async def _announce(self, container: str) -> None:
+        """Let a container announce its addresses: who asked for them meanwhile would ask again only after a second.
+
+        That second is the kernel's (net.ipv4.neigh.default.retrans_time_ms), and neither engine nor agent announces.
+        """
+        now = await self._engine.inspected(container, Container)
+        if now is not None and (at := now.on(self._network)) is not None and now.state.pid:
+            with contextlib.suppress(LinkspanError):  # the container has just ended, for example
+                _announce(f"/proc/{now.state.pid}/ns/net", at)
+
+
+
+def _announce(path: str, at: Attachment) -> None:
+    """Announce addresses on the interface that has their MAC, in the namespace at this path. Raises LinkspanError."""
+    hardware = mac(at.mac_address)
+    namespaces, fd = Namespaces(), open_namespace(path)
+    try:
+        with namespaces.holding(fd) as number, namespaces.entered(number):
+            for _, name in socket.if_nameindex():
+                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as raw:
+                    raw.bind((name, 0))
+                    found = raw.getsockname()[4]
+                if found == hardware:
+                    gratuitous_arp.announce(name, hardware, [prefix(ip) for ip in (at.ipv4, at.ipv6) if ip])
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"announce addresses in {path}") from error
+    finally:
+        os.close(fd)
+        namespaces.close()
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
@@ -327,6 +368,10 @@ async def _on(engine: Engine, network: str) -> AsyncIterator[Container]:
     for listed in await engine.containers():
         if network in listed.networks and (one := await engine.inspected(listed.id, Container)) is not None:
             yield one
+
+
+def _already(network: str) -> Done:
+    return Done(f"network {network}", "is adopted already; --undo gives it back, --confirm keeps it")
 
 
 def _taken_over(origin: Described) -> Done:

@@ -94,6 +94,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="pascal"):
     endpoint_id: str = msgspec.field(default="", name="EndpointID")
     ipv4: str = msgspec.field(default="", name="IPAddress")
     ipv6: str = msgspec.field(default="", name="GlobalIPv6Address")
+    mac_address: str = ""
 
 
 class Binding(msgspec.Struct, frozen=True, rename="pascal"):
@@ -108,7 +109,7 @@ Ports = dict[str, tuple[Binding, ...] | None]
 
 class _State(msgspec.Struct, frozen=True, rename="pascal"):
     running: bool = False
-    dead: bool = False
+    pid: int = 0
 
 
 class _HostConfig(msgspec.Struct, frozen=True, rename="pascal"):

@@ -132,7 +132,9 @@ class DockerRuntime(BaseRuntime):
         return asyncio.run(remove_exposed(Engine(config.docker_api)))
 
     def adopter(self, config: Config, ask: Ask) -> Adopter:
-        """Return what takes over the engine's bridge networks."""
+        """Return what takes over the engine's bridge networks. Raises Invalid without an engine's socket."""
+        if not config.docker_api:
+            raise Invalid("setting docker_api is empty, so linkspan cannot ask Docker's engine", "set it, or --config")
         from linkspan.runtimes.docker.docker_adoption import DockerAdopter
         from linkspan.runtimes.docker.docker_engine import Engine
 
