@@ -140,10 +140,14 @@ def listening_at(metrics: str) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
+_MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Settings of glibc's allocator (mallopt(3)). By default it raises both thresholds with the largest block that was ever
+freed, and a listing of a large cluster has blocks of 15 MB: what came later would leave gaps in the heap for good."""
+
+
 def process(settings: Config) -> tuple[list[str], dict[str, str]]:
     """Return the command that is the agent's process, and the variables that it needs in its environment."""
-    variables = {SETTINGS: msgspec.json.encode(settings).decode(), "MALLOC_ARENA_MAX": "2"}
-    return [sys.executable, "-m", "linkspan.daemon"], variables
+    return [sys.executable, "-m", "linkspan.daemon"], {SETTINGS: msgspec.json.encode(settings).decode(), **_MALLOC}
 
 
 def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:
