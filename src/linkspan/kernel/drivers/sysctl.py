@@ -23,7 +23,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,11 +38,13 @@ from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.durable_files import Memory, boot_id
 from linkspan.kernel.io.inotify import WriteWatch
 from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.netlink import Sockets
+from linkspan.kernel.io.netlink import Sockets, names_of
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import closed_links, forwarders
 
 ROOT = Path("/proc/sys")
+FEW = 4
+"""Links of ours from which on one query for all links of the host is cheaper than one for each."""
 LONGEST = 4096
 """Size of a setting in bytes: one page, like sysctl's own buffers."""
 
@@ -217,19 +219,27 @@ class SysctlDriver:
             raise
 
     def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
-        """Return the values of links' settings on the host, by path: one query for each link."""
+        """Return the values of links' settings on the host, by path: one query for each link, or for all of them."""
         values: dict[str, str | None] = {}
         links: dict[str, list[str]] = {}
         for path in paths:
             if link := devconf.link_of(path):
                 links.setdefault(link, []).append(path)
-        for name, mine in links.items():
-            try:
-                arrays = devconf.arrays(self._sockets.link(HOST, name))
-            except LinkspanError:  # the link is gone: the write reports it
-                continue
-            values.update((path, devconf.value(path, arrays)) for path in mine)
+        for name, found in self._attributes(links):
+            arrays = devconf.arrays(found)
+            values.update((path, devconf.value(path, arrays)) for path in links[name])
         return values
+
+    def _attributes(self, names: Collection[str]) -> Iterator[tuple[str, Mapping[int, bytes]]]:
+        """Yield the attributes of links on the host; those that are gone are left out, and the write reports it."""
+        if len(names) >= FEW:
+            every = self._sockets.links(HOST)
+            called = names_of(every)
+            yield from ((name, one.found) for one in every if (name := called[one.number]) in names)
+            return
+        for name in names:
+            with contextlib.suppress(LinkspanError):
+                yield name, self._sockets.link(HOST, name)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Set and restore, in order; deletes of one namespace in the reverse order of their puts."""

@@ -307,7 +307,7 @@ class Sockets:
         return int(_INT.unpack_from(self._find(netns, device), 4)[0])
 
     def _find(self, netns: int, device: str) -> bytes:
-        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, device)
+        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, device) + u32(_EXT_MASK, _SKIP_STATS)
         return self.at(netns).get(Message(GETLINK, 0, body, f"find link {device}"))
 
     def mtu(self, netns: int, device: str) -> int:
