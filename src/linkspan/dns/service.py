@@ -44,7 +44,7 @@ log = logging.getLogger("linkspan.dns.service")
 
 SETTLE = 0.05
 """Seconds from the first change to the update: a burst of containers causes one reload."""
-REST, LONGEST_REST = 0.15, 0.4
+REST, LONGEST_REST = 0.15, 0.25
 """Shortest and longest seconds between two updates: names must exist within a second, and must not slow attaches
 down."""
 SHARE = 20
