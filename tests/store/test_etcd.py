@@ -76,6 +76,23 @@ async def test_a_member_that_dies_is_passed_over(three: Members) -> None:
         await each.close()
 
 
+async def test_a_watch_reads_many_changes_together_and_loses_none(one: Members) -> None:
+    """Each key's last change is told, and no batch tells of a change after a later one was told."""
+    store, other = EtcdStore(one.url()), EtcdStore(one.url())
+    _, revision = await store.list("")
+    watched = Watched(store, "", revision)
+    for number in range(200):
+        await other.transaction({f"key{number % 10}": str(number).encode(), "gone": b""})
+        await other.transaction({}, deletes=["gone"])
+    await watched.has({f"key{number}": str(190 + number).encode() for number in range(10)})
+    await eventually(lambda: "gone" in watched.deleted, "the deletion is told")
+    told = [record.revision for batch in watched.batches for record in batch.puts]
+    assert told == sorted(told)
+    assert all(record.revision <= batch.revision for batch in watched.batches for record in batch.puts)
+    for each in (store, other):
+        await each.close()
+
+
 async def test_a_member_that_hangs_is_passed_over(three: Members, impatient: None) -> None:
     """A call takes one member's time more, and a silent watch is opened at another member."""
     store = EtcdStore(three.url())

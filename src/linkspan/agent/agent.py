@@ -314,7 +314,7 @@ class Agent:
         """Make what watches the machine, the peers and the sessions with them, and what asks other agents."""
         machine = self.worker.machine
         self.probes = Probes(self.cluster.peers.known)
-        self.peerings = Peerings(self.view, machine.namespaces, self.happenings, self.metrics)
+        self.peerings = Peerings(self.networks, self.view, machine.namespaces, self.happenings, self.metrics)
         self.associating = Associating(self.worker, self.happenings)
         self.cluster.peers.subscribe(self.associating.soon)
         self.ask = Ask(self.replica, host.id, self._answer)

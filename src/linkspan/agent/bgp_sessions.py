@@ -20,6 +20,7 @@ import msgspec
 from linkspan.agent.metrics import Metrics
 from linkspan.backends.bgp import backend as bgp
 from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
+from linkspan.cluster.networks import Networks
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
@@ -78,10 +79,16 @@ class Peerings:
     """Watches the sessions that follow from ``view``."""
 
     def __init__(
-        self, view: Callable[[], HostView], namespaces: Namespaces, happenings: Happenings, metrics: Metrics
+        self,
+        networks: Networks,
+        view: Callable[[], HostView],
+        namespaces: Namespaces,
+        happenings: Happenings,
+        metrics: Metrics,
     ) -> None:
         self.silent: Why | None = None
         """Why no speaker answers; None if one does, or if no network needs one."""
+        self._networks = networks
         self._view = view
         self._namespaces = namespaces
         self._happenings = happenings
@@ -126,11 +133,10 @@ class Peerings:
     async def look(self, *, counts: bool = True) -> None:
         """Ask BIRD and report changes; without ``counts`` keep the old counts of sessions that stay up."""
         async with self._looking:
-            view = self._view()
-            if not bgp.pools(view):
+            if not any(map(bgp.serves, self._networks.all())):
                 self._known, self.silent = {}, None
                 return
-            found = await asyncio.to_thread(self._observed, view, counts)
+            found = await asyncio.to_thread(self._observed, self._view(), counts)
             for peering in found:
                 self._tell(self._known.get(peering.session.protocol), peering)
             self._known = {peering.session.protocol: peering for peering in found}

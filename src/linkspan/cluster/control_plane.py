@@ -28,6 +28,7 @@ from linkspan.core.addresses import place, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.io.durable_files import write
+from linkspan.store.derived import Derived
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.control_plane")
@@ -126,6 +127,7 @@ class ControlPlane:
         self._local: frozenset[str] = frozenset()
         self._known: dict[str, list[str]] = self._remembered()
         """The addresses of each service (HOST:PORT), the latest first."""
+        self._closed = Derived(self._inputs, self._found)
         self._task: asyncio.Task[None] | None = None
 
     def _remembered(self) -> dict[str, list[str]]:
@@ -136,6 +138,13 @@ class ControlPlane:
 
     def closed(self) -> Closed:
         """Return the targets that are closed now, from this host's knowledge and all records."""
+        return self._closed.get()
+
+    def _inputs(self) -> object:
+        """Return what ``closed`` follows from; both attributes are replaced, and never changed."""
+        return self._replica.changes("hosts", "settings"), self._networks.all(), self._local, self._known
+
+    def _found(self) -> Closed:
         own = self._own()
         devices = self._replica.value(SWITCHES, Control)
         texts = {host.control for host in self._hosts.all().values()}  # most hosts publish the same

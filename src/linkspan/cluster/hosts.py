@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
+
 import msgspec
 
 from linkspan.cluster.own_record import OwnRecord
@@ -9,6 +11,7 @@ from linkspan.core.errors import Conflict
 from linkspan.core.model import Host
 from linkspan.store import records
 from linkspan.store.contact import ALIVE, STALE
+from linkspan.store.derived import Derived
 from linkspan.store.records import claimant
 from linkspan.store.replica import GONE, Replica
 
@@ -24,19 +27,25 @@ class Hosts:
         self._replica = replica
         self._own_record = own_record
         self.shared = shared
+        self._all = Derived(lambda: replica.changes("hosts"), self._read)
+        self._ids = Derived(lambda: replica.changes("hosts"), lambda: _words(replica, "hosts/"))
+        self._alive = Derived(lambda: replica.changes("alive"), lambda: _words(replica, ALIVE))
 
     @property
     def here(self) -> Host:
         """This host's record."""
         return self._own_record.host
 
-    def all(self) -> dict[str, Host]:
+    def all(self) -> Mapping[str, Host]:
         """Return all hosts by id."""
+        return self._all.get()
+
+    def _read(self) -> Mapping[str, Host]:
         return {host.id: host for host in self._replica.read("hosts/", Host).values()}
 
-    def ids(self) -> set[str]:
+    def ids(self) -> Set[str]:
         """Return the ids of all hosts that have a record, readable or not."""
-        return {key.removeprefix("hosts/") for key in self._replica.under("hosts/")}
+        return self._ids.get()
 
     def names(self) -> dict[str, str]:
         """Return the names of all hosts by their ids; several may have one name."""
@@ -76,9 +85,9 @@ class Hosts:
         owner = claimant(record.value) if words[0] in ("blocks", "addresses") and record is not None else ""
         return self.name(owner) if owner else ""
 
-    def alive(self) -> set[str]:
+    def alive(self) -> Set[str]:
         """Return the ids of the hosts with a liveness record."""
-        return {key.removeprefix(ALIVE) for key in self._replica.under(ALIVE)}
+        return self._alive.get()
 
     def lives(self, host: str) -> bool | None:
         """Return whether a host has a liveness record.
@@ -101,3 +110,7 @@ class Hosts:
     def gone(self) -> Conflict:
         """Return the error that this host was removed, with the way to bring it back."""
         return Conflict(f"host {self.here.name} was removed from the cluster", COME_BACK)
+
+
+def _words(replica: Replica, prefix: str) -> Set[str]:
+    return frozenset(key.removeprefix(prefix) for key in replica.under(prefix))

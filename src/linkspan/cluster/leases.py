@@ -418,13 +418,13 @@ class Leases:
         record = self._replica.value(address_key(network, address), AddressRecord)
         return record.host if record is not None else ""
 
-    def held(self, host: str) -> list[str]:
-        """Return the keys of a host's leases, blocks and exact addresses."""
-        keys = [key for key in self._replica.under("leases/") if key.endswith(f"/{host}")]
-        keys += [k for k, r in self._replica.read("blocks/", BlockRecord).items() if r.owner == host]
-        return keys + [
-            k for k, r in self._replica.read("addresses/", AddressRecord).items() if r.host == host
-        ]
+    def held(self, host: str, network: str = "") -> list[str]:
+        """Return the keys of a host's leases, blocks and exact addresses, in one network or in all."""
+        of = f"{network}/" if network else ""
+        keys = [key for key in self._replica.under(f"leases/{of}") if key.endswith(f"/{host}")]
+        keys += [k for k, r in self._replica.read(f"blocks/{of}", BlockRecord).items() if r.owner == host]
+        keys += [k for k, r in self._replica.read(f"addresses/{of}", AddressRecord).items() if r.host == host]
+        return keys
 
     async def remove_host(self, host: str) -> None:
         """Remove a host with its leases, blocks, addresses and endpoints, by tombstones. Only root may decide that.
@@ -442,10 +442,9 @@ class Leases:
 
     async def leave(self, networks: Iterable[Network]) -> None:
         """Delete this host's claims in networks that somebody deleted while it claimed."""
-        there = {network.name for network in networks}
-        gone = {key.rpartition("/")[2] for key in self._replica.under(f"{GONE}networks/")} - there
-        if gone:  # else nothing is read: a large cluster has 20,000 blocks
-            await self.delete([key for key in self.held(self._host.id) if key.split("/")[1] in gone])
+        graves = {key.rpartition("/")[2] for key in self._replica.under(f"{GONE}networks/")}
+        gone = graves - {network.name for network in networks}
+        await self.delete([key for name in gone for key in self.held(self._host.id, name)])
 
     @property
     def settled(self) -> bool:

@@ -12,7 +12,7 @@ its record was gone or, if they could not watch, from when they could again. So 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import msgspec
@@ -66,7 +66,7 @@ class Silence:
             self.spoke(host, at)
         self._since.clear()
 
-    def heard(self, hosts: set[str], alive: set[str], at: float) -> None:
+    def heard(self, hosts: Set[str], alive: Set[str], at: float) -> None:
         """Record which of all ``hosts`` are ``alive`` by the watch; ``at`` is when it last reported.
 
         ``at`` is a time of ``core.clock.now``. A watch that has not reported for the gap is stuck: then no host

@@ -271,7 +271,7 @@ class Cluster:
                 log.warning("host record: %s", error.message)
         if moved or excluded:
             await self.converge({"networks/"})
-        await self.peers.follow(self.peers.known.keys())
+        await self.peers.look()
         await self.after_peers.put()
 
     async def reregister(self) -> None:

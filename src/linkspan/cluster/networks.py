@@ -30,6 +30,7 @@ class Networks:
         self._underlay: Underlay | None = None
         self._every: dict[str, Network] = {}
         self._tokens: dict[str, object] = {}
+        self._ordered: tuple[Network, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
@@ -38,6 +39,7 @@ class Networks:
         self._networks, self.withheld = self._in_force()
         self._replica.withhold(f"networks/{name}" for name in self.withheld)
         self._tokens = {name: self._tokens.get(name) or object() for name in self._networks}
+        self._ordered = tuple(self._networks[name] for name in sorted(self._networks))
 
     def _in_force(self) -> tuple[dict[str, Network], dict[str, str]]:
         """Return the networks that this host serves, and why the records of others are not in force, both by name.
@@ -125,7 +127,7 @@ class Networks:
 
     def all(self) -> tuple[Network, ...]:
         """Return the networks in force on this host, in the order of their names."""
-        return tuple(self._networks[name] for name in sorted(self._networks))
+        return self._ordered
 
     def every(self) -> tuple[Network, ...]:
         """Return all networks of the cluster, in the order of their names: as in force here, otherwise as written."""

@@ -97,13 +97,10 @@ def located(
 
     ``ways`` caches the kernel's answers for all peers of one call.
     """
-    there, here = peer.host.underlay, view.host.underlay if view.host is not None else None
-    address = there.address(there.outer) if there else None
-    if address is None or here is None:
+    here, way = view.host.underlay if view.host is not None else None, path(sockets, peer, ways)
+    if way is None or here is None:
         return Located(peer)
-    if address.packed not in ways:
-        ways[address.packed] = underlay.way(sockets, address.packed)
-    device, on_link = ways[address.packed]
+    device, on_link = way
     peer = msgspec.structs.replace(peer, device=device, on_link=on_link)
     if not on_link:
         return Located(peer)
@@ -112,6 +109,20 @@ def located(
     wanted = {(device, a): here.bound(4 if len(a) == 4 else 6) for a in neighbours}
     standings = {one: known[one] if one in known else _fresh(sockets, one) for one in wanted}
     return Located(msgspec.structs.replace(peer, standing=_worst(standings.values())), wanted, standings)
+
+
+def path(sockets: Sockets, peer: Peer, ways: Ways) -> tuple[str, bool] | None:
+    """Return the kernel's path to a peer as in ``Ways``, None if its record has no address (worker thread).
+
+    ``ways`` caches the kernel's answers for all peers of one call.
+    """
+    there = peer.host.underlay
+    address = there.address(there.outer) if there else None
+    if address is None:
+        return None
+    if address.packed not in ways:
+        ways[address.packed] = underlay.way(sockets, address.packed)
+    return ways[address.packed]
 
 
 def _fresh(sockets: Sockets, neighbour: Neighbour) -> Standing:

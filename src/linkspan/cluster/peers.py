@@ -20,7 +20,7 @@ from linkspan.cluster.conflicts import Disputes
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
-from linkspan.cluster.onlink_peers import Located, Neighbour, Segment, Ways, located
+from linkspan.cluster.onlink_peers import Located, Neighbour, Segment, Ways, located, path
 from linkspan.cluster.participation import Participation
 from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import Prefix, prefix
@@ -77,6 +77,8 @@ class Peers:
         """Held from the snapshot for the worker until its results are recorded here."""
         self._segment = Segment(self.follow)
         self._stations = Stations(self._follow_host)
+        self._looked: HostView | None = None
+        """The view at the last ``look``."""
         self._followers: list[Callable[[], None]] = []
 
     def subscribe(self, followed: Callable[[], None]) -> None:
@@ -173,6 +175,20 @@ class Peers:
         for followed in self._followers:
             followed()
 
+    async def look(self) -> None:
+        """Follow the pairs whose states may differ now although no record changed.
+
+        The kernel may have another path to the peer. All pairs are followed if this host's view is another one than at
+        the last look (its facts or settings changed), and while a network migrates to a backend that learns routes.
+        """
+        view = self._view()
+        before, self._looked = self._looked, view
+        if view != before or _awaits_routes(view):
+            await self.follow(self.known.keys())
+            return
+        moved = await self._worker.run(_moved, self._worker.machine, dict(self.known))
+        await self.follow(moved | self.unreachable.keys())
+
     def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
         """Return the snapshot of all that the worker needs for these pairs."""
         peers = {} if self.withdrawn else seen(self._hosts, self._leases, self._networks, self._disputes, pairs)
@@ -251,7 +267,7 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
     ways: Ways = {}
     standings = dict(snapshot.standings)
     networks = {network.name: network for network in snapshot.view.networks}
-    awaited = any(n.target and backend(n.target.backend).learns for n in networks.values())
+    awaited = _awaits_routes(snapshot.view)
     learnt = [r.destination for r in learnt_routes(machine.sockets, LEARNT_METRIC)] if awaited else []
     outcomes: dict[Pair, _Outcome] = {}
     found: dict[Pair, tuple[Located, Meeting]] = {}
@@ -286,6 +302,18 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
         move = networks[pair[0]].migration
         outcomes[pair] = _Outcome(there, (move.number if move and not why else 0, met.by), why)
     return outcomes
+
+
+def _moved(machine: Machine, peers: Mapping[Pair, Peer]) -> set[Pair]:
+    """Return the pairs to whose host the kernel has another path now (worker thread)."""
+    ways: Ways = {}
+    found = ((pair, peer, path(machine.sockets, peer, ways)) for pair, peer in peers.items())
+    return {pair for pair, peer, way in found if way is not None and way != (peer.device, peer.on_link)}
+
+
+def _awaits_routes(view: HostView) -> bool:
+    """Return whether a network migrates to a backend that learns routes: then peers' states depend on these."""
+    return any(n.target is not None and backend(n.target.backend).learns for n in view.networks)
 
 
 def _failed(pair: Pair, there: Located | None, error: LinkspanError) -> _Outcome:

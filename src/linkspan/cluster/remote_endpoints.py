@@ -80,12 +80,16 @@ class RemoteEndpoints:
         self._changed = changed
         self._wanted: dict[str, set[str]] = {}
         """By network that matters: the hosts whose endpoints there matter."""
+        self.wanted: frozenset[str] = frozenset()
+        """The hosts whose endpoints matter here."""
         self._whole: set[str] = set()
         """The networks of which all hosts' endpoints have been read."""
         self._known: dict[str, dict[str, _Held]] = {}
-        """By network and host."""
+        """By network and host, in the order of the last changes; a host that has lost its last one is still there."""
         self.number = 0
         """The number of the last change of the known endpoints."""
+        self._matters: dict[str, int] = {}
+        """By network that matters: the number of the change since which it does."""
         self._unread: set[str] = set()
         """Hosts whose endpoints must be read."""
         self._missing: Counter[str] = Counter()
@@ -117,9 +121,16 @@ class RemoteEndpoints:
     def want(self, wanted: Mapping[str, Collection[str]]) -> None:
         """Keep the endpoints in these networks, on these hosts of each, from now on; forget all others."""
         before, self._wanted = self._wanted, {name: {*hosts} - {self._host} for name, hosts in wanted.items()}
+        self.wanted = frozenset().union(*self._wanted.values())
         for network, hosts in before.items():
             for host in hosts - self._wanted.get(network, set()):
                 self._set(network, host, {})
+        for network in before.keys() - self._wanted.keys():
+            self._known.pop(network, None)
+            del self._matters[network]
+        for network in self._wanted.keys() - before.keys():
+            self.number += 1
+            self._matters[network] = self.number
         new = {host for name, hosts in self._wanted.items() for host in hosts - before.get(name, set())}
         self._whole &= wanted.keys()
         self._due((self._unread | new) & self.wanted)
@@ -153,7 +164,7 @@ class RemoteEndpoints:
         """Read everything again, because changes may have been missed; until then the known endpoints stay."""
         self._listed += 1
         self.reasons.clear()
-        self._due(self.wanted)
+        self._due({*self.wanted})
 
     def take(self, batch: Batch) -> set[str]:
         """Adopt changes, and return the keys of the changed endpoints that matter here."""
@@ -207,10 +218,9 @@ class RemoteEndpoints:
 
     def _set(self, network: str, host: str, endpoints: dict[str, Packed]) -> None:
         self.number += 1
-        if endpoints:
-            self._known.setdefault(network, {})[host] = _Held(endpoints, self.number)
-        elif self._known.get(network, {}).pop(host, None) is not None and not self._known[network]:
-            del self._known[network]
+        known = self._known.setdefault(network, {})
+        if known.pop(host, None) is not None or endpoints:
+            known[host] = _Held(endpoints, self.number)
 
     def _read(self, record: Record, wanted: Networks) -> tuple[str, Packed | None] | None:
         """Return a record's network and its packed endpoint; the latter is None if the network does not matter.
@@ -291,18 +301,25 @@ class RemoteEndpoints:
         """Wait until all endpoints that matter have been read, at most ``seconds``; return whether they have been."""
         return await woken(self._complete, seconds)
 
-    @property
-    def wanted(self) -> set[str]:
-        """Return the hosts whose endpoints matter here."""
-        return set[str]().union(*self._wanted.values())
-
     def whole(self, network: str) -> bool:
         """Return whether all endpoints of a network have been read since the network matters here."""
         return network in self._whole
 
-    def hosts(self, network: str) -> Mapping[str, int]:
-        """Return the hosts that have endpoints in a network, each with the number of its last change there."""
-        return {host: held.number for host, held in self._known.get(network, {}).items()}
+    def hosts(self, network: str) -> list[str]:
+        """Return the hosts that have endpoints in a network."""
+        return [host for host, held in self._known.get(network, {}).items() if held.endpoints]
+
+    def matters(self, network: str) -> int:
+        """Return the number of the change since which a network matters, 0 if it does not."""
+        return self._matters.get(network, 0)
+
+    def changed(self, network: str, since: int) -> dict[str, Mapping[str, Packed]]:
+        """Return the endpoints of each host whose endpoints in a network changed after the change ``since``.
+
+        A host without any endpoints is among them only if it has had some since the network ``matters``.
+        """
+        every = reversed(self._known.get(network, {}).items())
+        return {host: held.endpoints for host, held in itertools.takewhile(lambda one: one[1].number > since, every)}
 
     def of(self, network: str, host: str) -> Mapping[str, Packed]:
         """Return a host's endpoints in a network, by ID/IFNAME."""

@@ -144,6 +144,11 @@ def listening_at(metrics: str) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
+_MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Settings of glibc's allocator (mallopt(3)). By default it raises both thresholds with the largest block that was ever
+freed, and a listing of a large cluster has blocks of 15 MB: what came later would leave gaps in the heap for good."""
+
+
 def process(settings: Config, file: str = "") -> tuple[list[str], dict[str, str]]:
     """Return the command that is the agent's process, and the variables that it needs in its environment.
 
@@ -152,7 +157,7 @@ def process(settings: Config, file: str = "") -> tuple[list[str], dict[str, str]
     variables = {
         SETTINGS: msgspec.json.encode(settings).decode(),
         SETTINGS_FILE: str(Path(file or CONFIG_FILE).absolute()),
-        "MALLOC_ARENA_MAX": "2",
+        **_MALLOC,
     }
     return [sys.executable, "-m", "linkspan.daemon"], variables
 

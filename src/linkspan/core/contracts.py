@@ -129,7 +129,7 @@ class Driver(Protocol):
         """
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record of the store; ``revision`` is that of its last change, and grows with every change of the store."""
 
     key: str

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from linkspan.cluster.remote_endpoints import RemoteEndpoints
+from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.model import Network
 from linkspan.dns import zone
 from linkspan.dns.zone import Named
 from linkspan.store.contact import ALIVE
+from linkspan.store.derived import Derived
 from linkspan.store.replica import ENDPOINTS, Replica
+
+
+class _File:
+    """The file of a network: each host's lines, and all of them but those of ``silent`` hosts as ``text``.
+
+    ``since`` is the number of the change since which the network matters, ``seen`` that of the last one in the file.
+    """
+
+    def __init__(self, network: Network, since: int) -> None:
+        self.network = network
+        self.since = self.seen = since
+        self.lines: dict[str, bytes] = {}
+        self.silent: frozenset[str] = frozenset()
+        self.text = b""
 
 
 class Elsewhere:
@@ -17,10 +32,11 @@ class Elsewhere:
         self._replica = replica
         self._remote = remote
         self._host = host
-        self._parts: dict[str, dict[str, tuple[int, bytes]]] = {}
-        """By network and host: the number of the change that the lines belong to, and the lines."""
-        self._texts: dict[str, tuple[int, bytes]] = {}
-        """By network: the number of the ``look`` that the file belongs to, and the whole file."""
+        self._files: dict[str, _File] = {}
+        """By network."""
+        self._silenced = Derived(
+            lambda: (replica.absences.full, replica.changes("alive"), remote.wanted), self._find_silenced
+        )
         self._silent: frozenset[str] = frozenset()
         self._seen = -1
         self._number = 0
@@ -33,7 +49,7 @@ class Elsewhere:
 
     def look(self) -> int:
         """Look for changes, and return the look's number, which is higher after each change of names."""
-        silent = self._silenced()
+        silent = self._silenced.get()
         if (self._remote.number, silent) != (self._seen, self._silent):
             self._seen, self._silent = self._remote.number, silent
             self._number += 1
@@ -43,34 +59,32 @@ class Elsewhere:
         """Return the file of a network at the last ``look``; None while its endpoints are not known yet."""
         if not self._remote.whole(network.name):
             return None
-        number, text = self._texts.get(network.name, (-1, b""))
-        if number != self._number:
-            text = self._joined(network)
-            self._texts[network.name] = self._number, text
-        return text
+        file, since = self._files.get(network.name), self._remote.matters(network.name)
+        if file is None or file.network != network or file.since != since:  # its domains may have changed
+            file = self._files[network.name] = _File(network, since)
+        changed = self._remote.changed(network.name, file.seen)
+        for host, endpoints in changed.items():
+            if endpoints:
+                file.lines[host] = zone.hosts(network, map(_named, endpoints.values()))
+            else:
+                file.lines.pop(host, None)
+        file.seen = self._remote.number
+        if changed or file.silent != self._silent:
+            file.silent = self._silent
+            file.text = b"".join([file.lines[host] for host in sorted(file.lines) if host not in self._silent])
+        return file.text
 
     def keep(self, networks: frozenset[str]) -> None:
         """Forget all networks but these."""
-        for known in (self._parts, self._texts):
-            for name in known.keys() - networks:
-                del known[name]
+        for name in self._files.keys() - networks:
+            del self._files[name]
 
-    def _joined(self, network: Network) -> bytes:
-        hosts, before = self._remote.hosts(network.name), self._parts.get(network.name, {})
-        parts = self._parts[network.name] = {}
-        for host in sorted(hosts):
-            known = before.get(host)
-            if known is None or known[0] != hosts[host]:
-                known = hosts[host], zone.hosts(network, self._named(network.name, host))
-            parts[host] = known
-        return b"".join(lines for host, (_, lines) in parts.items() if host not in self._silent)
-
-    def _named(self, network: str, host: str) -> list[Named]:
-        endpoints = self._remote.of(network, host).values()
-        return [Named(tuple(one.addresses.split()), tuple(one.names.split())) for one in endpoints]
-
-    def _silenced(self) -> frozenset[str]:
+    def _find_silenced(self) -> frozenset[str]:
         """Return the ids of dead hosts with endpoints; none while the store is full."""
         if self._replica.absences.full:
             return frozenset()
         return frozenset(host for host in self._remote.wanted if ALIVE + host not in self._replica.records)
+
+
+def _named(one: Packed) -> Named:
+    return Named(tuple(one.addresses.split()), tuple(one.names.split()))

@@ -32,7 +32,7 @@ from linkspan.core.event_log import Happenings, Once
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import NftElement, State
 from linkspan.core.states.programs import Dnsmasq, Zones
-from linkspan.core.supervise import ended, lasting, woken
+from linkspan.core.supervise import LATE, ended, lasting, until_whole, woken
 from linkspan.dns import zone
 from linkspan.dns.remote_names import Elsewhere
 from linkspan.dns.zone import PORT, Named, Server
@@ -44,9 +44,12 @@ log = logging.getLogger("linkspan.dns.service")
 
 SETTLE = 0.05
 """Seconds from the first change to the update: a burst of containers causes one reload."""
-REST = 0.15
-"""Seconds between two updates: names must exist within a second, and must not slow attaches down."""
-TICK = 0.65
+REST, LONGEST_REST = 0.15, 0.25
+"""Shortest and longest seconds between two updates: names must exist within a second, and must not slow attaches
+down."""
+SHARE = 20
+"""The pause after an update, as a multiple of its duration: with a thousand hosts an update takes longer."""
+TICK = 1.0
 """Seconds between two checks of inputs without events, while there are servers: resolv.conf, a port that is in use."""
 LINGER = 10.0
 """Seconds that a server runs after the last container: another one may come soon."""
@@ -198,16 +201,17 @@ class Naming:
         seen: _Seen | None = None
         while True:
             serving = self._wanted and (self._used or self._served)
-            if noted := await woken(self._wake, TICK if serving else None):
+            if noted := await woken(self._wake, until_whole(TICK) if serving else None):
                 await asyncio.sleep(SETTLE)
             self._wake.clear()
             before, seen = seen, self._look()
-            put = noted or seen != before or not self._settled()
+            put, begun = noted or seen != before or not self._settled(), time.monotonic()
             if put:
                 await self._put(seen)
+            took = time.monotonic() - begun
             await self._revive()
             if put:
-                await asyncio.sleep(REST)
+                await asyncio.sleep(min(max(REST, SHARE * took), LONGEST_REST))
 
     def _look(self) -> _Seen:
         """Read the inputs that have no events: they are cheap to read, and change rarely."""
@@ -326,6 +330,7 @@ class Naming:
         if not zone.crosses(network):
             return b""
         if seen.listed and (text := self._others.text(network)) is not None:
+            self._remembered.pop(network.name, None)
             return text
         if network.name not in self._remembered:
             path = Path(zone.elsewhere(str(self._folder), network.name))
@@ -364,7 +369,7 @@ class Naming:
     async def _revive(self) -> None:
         """Kill a server that hangs, so that the healer starts another one."""
         now = time.monotonic()
-        if now - self._asked < BEAT:
+        if now - self._asked < BEAT - LATE:
             return
         self._asked = now
         asked = {zones: at for zones, at in self._places.items() if zones in self._served and at[0]}

@@ -78,6 +78,9 @@ QUIET_SECONDS = 1.5
 """Seconds for the answer to a progress request. Then the watch is opened again, at any member that answers: a
 connection from an address that the host has lost is silent, and never ends."""
 
+PACE = 10
+"""Most times a second that a watch is read, while changes come without a pause: a change waits a tenth of a second."""
+
 RETRY_SECONDS = (0.05, 2.0)
 """The first and the longest pause before a watch is opened again."""
 
@@ -274,26 +277,30 @@ class EtcdStore:
         with contextlib.closing(
             await self._gateway.stream(endpoint, "/v3/watch", {"create_request": request})
         ) as stream:
-            while (message := await self._message(stream, endpoint)) is not None:
-                if message.compact_revision:
-                    refuse_revision(f"etcd {endpoint}", place.revision, message.compact_revision, 1 << 63)
-                if message.canceled:
-                    raise Unavailable(f"store etcd {endpoint}: watch ended: {message.cancel_reason}")
-                if message.events:
-                    events = (*rest, *message.events)
-                    last = events[-1].kv.mod_revision if message.fragment else 0
+            pace = Pace()
+            while (line := await self._first(stream)) is not None:
+                messages = [self._message(one, endpoint) for one in (line, *stream.waiting())]
+                if changed := [message for message in messages if message.events]:
+                    events = (*rest, *(event for message in changed for event in message.events))
+                    last = events[-1].kv.mod_revision if changed[-1].fragment else 0
                     # A revision counts once it is complete: a watch that is opened again begins after it.
                     events, rest = _parted(events, last)
-                    if not events:
+                    if events:
+                        batch = self._batch(events)
+                        place.saw(events)
+                        if batch.puts or batch.deletes:
+                            yield batch
+                for message in messages:
+                    if message.compact_revision:
+                        refuse_revision(f"etcd {endpoint}", place.revision, message.compact_revision, 1 << 63)
+                    if message.canceled:
+                        raise Unavailable(f"store etcd {endpoint}: watch ended: {message.cancel_reason}")
+                    if message.events or message.created:  # the latter has the present revision, before past changes
                         continue
-                    batch = self._batch(events)
-                    place.saw(events)
-                    if batch.puts or batch.deletes:
-                        yield batch
-                elif not message.created:  # that one has the present revision, before the past changes arrive
                     if message.watch_id != ASKED:
                         place.progress(message.header)
                     yield Batch(place.revision)
+                await asyncio.sleep(pace.rest(asyncio.get_running_loop().time()))
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
@@ -317,20 +324,21 @@ class EtcdStore:
                     place.refuse(self._gateway.endpoint)
             return
 
-    async def _message(self, stream: Stream, endpoint: str) -> Watch | None:
-        """Return the next message of a watch; None if it was quiet, and did not answer a progress request either."""
+    async def _first(self, stream: Stream) -> bytes | None:
+        """Return the next line of a watch; None if it was quiet, and did not answer a progress request either."""
         try:
-            line = await _line(stream, until_whole(PROOF_SECONDS))
+            return await _line(stream, until_whole(PROOF_SECONDS))
         except TimeoutError:
             stream.send({"progress_request": {}})
             while True:
                 received = stream.received
                 try:
-                    line = await _line(stream, QUIET_SECONDS)
-                    break
+                    return await _line(stream, QUIET_SECONDS)
                 except TimeoutError:
                     if stream.received == received:  # else a long message is arriving, slowly
                         return None
+
+    def _message(self, line: bytes, endpoint: str) -> Watch:
         told = decode(line, WatchLine)
         if told.result is None:
             why = told.error.message if told.error else line[:200].decode(errors="replace")
@@ -449,6 +457,22 @@ async def _line(stream: Stream, seconds: float) -> bytes:
     """Return the next line. Raises TimeoutError if none comes."""
     async with asyncio.timeout(seconds):
         return await stream.next()
+
+
+class Pace:
+    """Lets a watch be read at most PACE times a second, of which up to PACE may come at once.
+
+    So single changes pass at once, and what many hosts write without a pause is read together: each turn of the loop
+    and all that follows changes cost more than the changes.
+    """
+
+    def __init__(self) -> None:
+        self._due = float("-inf")
+
+    def rest(self, now: float) -> float:
+        """Return how many seconds the next reading must wait; one was done just ``now`` (the loop's time)."""
+        self._due = max(self._due + 1 / PACE, now - 1)
+        return max(self._due - now, 0.0)
 
 
 class Place:

@@ -384,6 +384,11 @@ class Stream:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
+    def waiting(self) -> list[bytes]:
+        """Return the whole lines that have come with the one that ``next`` returned last."""
+        *lines, self._buffer = self._buffer.split(b"\n")
+        return lines
+
     async def rest(self) -> bytes:
         """Return the rest of the answer, up to its end. Raises Unavailable."""
         try:

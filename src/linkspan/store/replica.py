@@ -47,6 +47,7 @@ from linkspan.store.absence import Absences
 from linkspan.store.contact import ALIVE, Contact
 from linkspan.store.fence import fenced
 from linkspan.store.record_history import Versions
+from linkspan.store.record_index import RecordIndex
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
 from linkspan.store.snapshot import Content, Snapshot
 
@@ -120,7 +121,8 @@ class Replica:
         ``provisional``: no snapshot is written until ``accepted``: the cluster may still refuse this host.
         """
         self.store = store
-        self.records: dict[str, Record] = {}
+        self._index = RecordIndex()
+        self.records: Mapping[str, Record] = self._index.records
         self.displaced: dict[str, bytes] = {}
         """This host's claims, by key, that another host's claim has replaced in the store."""
         self._provisional = provisional
@@ -144,11 +146,6 @@ class Replica:
         """Keys of the blocks that the snapshot had at the start."""
         self.withheld: frozenset[str] = frozenset()
         """Keys of records that are not in force because they contradict others; the snapshot omits them."""
-        self._kinds: dict[str, dict[str, dict[str, Record]]] = {}
-        """The same records by the first word of their keys, and then by the second if a third one follows.
-
-        Most callers want one kind, or one kind of one network or host.
-        """
         self._decoded: dict[str, tuple[bytes, object]] = {}
         self._before = Versions()
         self._reading = ""
@@ -187,7 +184,7 @@ class Replica:
         """
         known = Content("", []) if new else self._snapshot.read()
         for record in known.records:
-            self._keep(record)
+            self._index.keep(record)
         self._recalled = frozenset(self.under("blocks/"))
         self.remembered = {key: record.value for key, record in self.under("networks/").items()}
         self._cluster = known.cluster
@@ -209,30 +206,18 @@ class Replica:
 
     def under(self, prefix: str) -> dict[str, Record]:
         """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
-        kind, _, rest = prefix.partition("/")
-        groups = self._kinds.get(kind, {})
-        group, slash, left = rest.partition("/")
-        found = (groups.get(group, {}),) if slash else tuple(groups.values())
-        every: dict[str, Record] = {}
-        for some in found:
-            every.update(some)
-        whole = not left if slash else not group
-        return every if whole else {key: one for key, one in every.items() if key.startswith(prefix)}
+        return self._index.under(prefix)
 
     def groups(self, kind: str) -> Collection[str]:
         """Return the second words of the keys of a kind of which more words follow: the networks of ``leases``."""
-        return self._kinds.get(kind, {}).keys()
+        return self._index.groups(kind)
 
-    def _keep(self, record: Record) -> None:
-        self.records[record.key] = record
-        kind, group = _place(record.key)
-        self._kinds.setdefault(kind, {}).setdefault(group, {})[record.key] = record
+    def changes(self, *kinds: str) -> tuple[int, ...]:
+        """Return how often records of these kinds changed, for ``Derived``."""
+        return self._index.changes(*kinds)
 
     def _drop(self, key: str) -> None:
-        kind, group = _place(key)
-        del self.records[key], self._kinds[kind][group][key]
-        if not self._kinds[kind][group]:
-            del self._kinds[kind][group]
+        self._index.drop(key)
         self._decoded.pop(key, None)
         self._before.forget(key)
 
@@ -428,7 +413,7 @@ class Replica:
     async def _list(self) -> int:
         self._ended = dict.fromkeys(self._ended, 0)
         for key, old in list(self.records.items()):
-            self._keep(Record(key, old.value, 0))
+            self._index.keep(Record(key, old.value, 0))
         found, revision = await self.store.list("", beside=ENDPOINTS)
         # Only this host writes these, so a later snapshot does no harm.
         found += (await self.store.list(self._own_endpoints))[0]
@@ -463,7 +448,7 @@ class Replica:
         """Adopt changes, and report the keys whose records changed."""
         batch, beside = self._parted(batch)
         touched = self._aside.take(beside) if beside is not None and self._aside is not None else set()
-        listed = self._listed() if any(key.startswith("blocks/") for key in batch.deletes) else {}
+        listed = self._listed({key.split("/", 2)[1] for key in batch.deletes if key.startswith("blocks/")})
         for record in batch.puts:
             if why := validation.misplaced(record.key):
                 self.skip(record.key, why)
@@ -473,7 +458,7 @@ class Replica:
                 continue
             if old is not None and old.value != record.value and not self._passing(old.key):
                 self._before.add(record.key, old.value)
-            self._keep(record)
+            self._index.keep(record)
             self.absences.back(record.key)
             if old is not None and record.key.startswith(CLAIMS):
                 self._compare(old, record)
@@ -501,12 +486,13 @@ class Replica:
                 self.lost.discard(key)
                 touched.add(key)
             elif key not in self.lost:
-                self._keep(missed)
+                self._index.keep(missed)
                 self.lost.add(key)
                 touched.add(key)
         touched |= self._found_removed(batch)
         if touched:
-            self._snapshot.note()
+            if any(not key.startswith(EPHEMERAL) for key in touched):  # the snapshot has no others
+                self._snapshot.note()
             await self._changed(frozenset(touched))
 
     def _parted(self, batch: Batch) -> tuple[Batch, Batch | None]:
@@ -574,10 +560,10 @@ class Replica:
         exact = self.under(f"addresses/{lease.network}/").values()
         return not any(claimant(one.value) == lease.host for one in exact)
 
-    def _listed(self) -> dict[str, set[str]]:
-        """Return the ids of the hosts whose leases list a block, by the block's key."""
+    def _listed(self, networks: Iterable[str]) -> dict[str, set[str]]:
+        """Return the ids of the hosts whose leases in these networks list a block, by the block's key."""
         found: dict[str, set[str]] = {}
-        for lease in self.read("leases/", Lease).values():
+        for lease in (one for name in networks for one in self.read(f"leases/{name}/", Lease).values()):
             for text in lease.prefixes:
                 found.setdefault(block_key(lease.network, text), set()).add(lease.host)
         return found
@@ -681,10 +667,3 @@ class Replica:
 
 def _clock() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _place(key: str) -> tuple[str, str]:
-    """Return the first word of a key, and the second one if a third follows ('' if not)."""
-    kind, _, rest = key.partition("/")
-    group, slash, _ = rest.partition("/")
-    return kind, group if slash else ""

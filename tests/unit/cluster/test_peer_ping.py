@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
+from collections import Counter
 from typing import Any, cast
 
-from linkspan.cluster.peer_ping import SILENT, Probes
+import msgspec
+
+from linkspan.cluster.peer_ping import RATE, SILENT, Probes, _Awaited
+from linkspan.core.supervise import ended
 from support.records.peers import network, peer
+from support.virtual_time import in_virtual_time
 
 
 class Wire:
@@ -33,14 +39,14 @@ class Wire:
         return found
 
 
-def confirmed(answering: set[str], since: float) -> tuple[dict[tuple[str, str, int], str], list[str]]:
+def confirmed(answering: set[str], since: float, asked: int = 3) -> tuple[dict[tuple[str, str, int], str], list[str]]:
     """Return what a trace gets, and who was asked for it, where a peer has not answered for so long."""
     demo = network("vxlan", (4, 6))
     known = {("demo", "id2"): peer(demo, {})}
     probes = Probes(known)
     wire = Wire(probes, answering)
     probes._echoes = dict.fromkeys((4, 6), cast("Any", wire))
-    probes._since = {(("demo", "id2"), "10.77.2.0"): time.monotonic() - since}
+    probes._awaited = {"10.77.2.0": _Awaited(time.monotonic() - since, asked)}
     return asyncio.run(probes.confirmed()), wire.asked
 
 
@@ -64,3 +70,55 @@ def test_a_peer_that_answers_again_is_not_called_silent() -> None:
 def test_a_peer_that_was_asked_a_moment_ago_is_not_silent_yet() -> None:
     """One lost ping proves nothing, and costs no trace any time."""
     assert confirmed(set(), SILENT - 1) == ({}, [])
+
+
+def test_a_peer_that_was_asked_once_is_not_silent_however_long_a_round_takes() -> None:
+    """With many peers the next ping comes late: until then nothing is known."""
+    assert confirmed(set(), 60, asked=1) == ({}, [])
+
+
+class Quiet:
+    """An echo socket to which nobody answers; it knows when each address was asked."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, list[float]] = {}
+
+    def ask(self, address: str) -> None:
+        """Ask an address."""
+        self.asked.setdefault(address, []).append(asyncio.get_running_loop().time())
+
+
+def rounds(count: int, seconds: float) -> dict[str, list[float]]:
+    """Return when each of so many peers is asked within so many seconds, and let the time be virtual."""
+    wire = Quiet()
+
+    async def run() -> None:
+        demo = network("vxlan", (4,))
+        one = peer(demo, {})
+        known = {}
+        for number in range(count):
+            lease = msgspec.structs.replace(one.lease, addresses=(f"10.77.{number // 256}.{number % 256}/32",))
+            known["demo", f"id{number}"] = msgspec.structs.replace(one, lease=lease)
+        probes = Probes(known)
+        probes._echoes = {4: cast("Any", wire)}
+        task = asyncio.create_task(probes._ask())
+        await asyncio.sleep(seconds)
+        await ended(task)
+
+    in_virtual_time(run)
+    return wire.asked
+
+
+def test_a_few_peers_are_asked_every_two_seconds() -> None:
+    """So a silence is known within ten seconds."""
+    asked = rounds(3, 20)
+    assert all(9 <= len(times) <= 11 for times in asked.values())
+
+
+def test_many_peers_are_asked_in_turn_and_cost_no_more() -> None:
+    """However many there are, a second has at most RATE pings, and each peer has its turn."""
+    asked = rounds(10 * RATE, 25)
+    seconds = Counter(math.floor(at) for times in asked.values() for at in times)
+    assert len(asked) == 10 * RATE
+    assert max(seconds.values()) <= RATE
+    assert all(2 <= len(times) <= 3 for times in asked.values())

@@ -167,3 +167,62 @@ def test_an_address_of_this_host_concerns_all_whose_states_have_it_in_them(tmp_p
         await stage.stop()
 
     together(work)
+
+
+def test_a_look_follows_only_the_peers_to_which_the_kernel_has_another_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look comes each minute, and in a large cluster nearly all of them stay as they are."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=3)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        await stage.peers.look()  # the first one knows of no view before
+        stage.kernel.batches.clear()
+        await stage.peers.look()
+        assert stage.kernel.batches == []
+        third = prefix("192.0.2.3").packed
+        monkeypatch.setattr(underlay, "way", lambda _sockets, to: ("eth1" if to == third else "eth0", True))
+        await stage.peers.look()
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *pair) for pair in stage.pairs(3)}]
+        assert stage.peers.known["demo", "h3"].device == "eth1"
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_look_tries_peers_again_that_could_not_be_reached(tmp_path: Path) -> None:
+    """What was in the way may be gone, and no record says so."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=2)
+        await stage.start()
+        (one,) = stage.pairs(2)
+        await stage.peers.follow(stage.pairs())
+        await stage.peers.look()
+        stage.kernel.batches.clear()
+        stage.peers.unreachable[one] = "its route was refused"
+        await stage.peers.look()
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *one)}]
+        assert not stage.peers.unreachable
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_look_follows_all_peers_after_a_change_of_this_host(tmp_path: Path) -> None:
+    """States of peers depend on its facts and settings."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=2)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        await stage.peers.look()
+        stage.kernel.batches.clear()
+        stage.own_record.change(settings={"drained": "true"})
+        await stage.peers.look()
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *pair) for pair in stage.pairs()}]
+        await stage.stop()
+
+    together(work)

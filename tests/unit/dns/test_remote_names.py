@@ -166,3 +166,20 @@ def test_names_are_not_told_before_all_endpoints_of_the_network_are_read(tmp_pat
         await hearer.stop()
 
     asyncio.run(work())
+
+
+def test_a_network_that_mattered_before_has_no_names_of_then(tmp_path: Path) -> None:
+    """What went meanwhile was told to nobody: the file is made again from what is read now."""
+
+    async def work(hearer: Hearer) -> None:
+        await hearer.tell()
+        await eventually(lambda: hearer.names() == ["web"], "it is known")
+        remote = hearer.member.remote
+        remote.want({})
+        await hearer.member.replica.write({}, deletes=[KEY])
+        assert hearer.others.text(DEMO) is None
+        remote.want({"demo": ["h2"]})
+        await hearer.read()
+        assert hearer.names() == []
+
+    heard(tmp_path, work)

@@ -86,7 +86,7 @@ class BgpBackend(RoutedBackend):
 
     def host(self, view: HostView) -> Iterable[State]:
         """Return the speaker with its sessions, and the rules that keep containers from speaking to its peers."""
-        served = [network for network in view.networks if _serves(network)]
+        served = [network for network in view.networks if serves(network)]
         if not served:
             return
         mine, program, here = _speaker(view, served[0]), _program(view, served[0]), underlay(view, served[0])
@@ -149,7 +149,7 @@ class BgpBackend(RoutedBackend):
 
 def sessions(view: HostView) -> list[Session]:
     """Return the desired sessions of this host. Raises Invalid or Unavailable if it can have none."""
-    served = [network for network in view.networks if _serves(network)]
+    served = [network for network in view.networks if serves(network)]
     if not served:
         return []
     mine = _speaker(view, served[0])
@@ -173,7 +173,7 @@ def problem(view: HostView) -> LinkspanError | None:
     """Return why this host cannot have the speaker that it needs, None if it can or needs none."""
     try:
         for network in view.networks:
-            if _serves(network):
+            if serves(network):
                 _program(view, network)
                 _speaker(view, network)
     except LinkspanError as error:
@@ -183,7 +183,7 @@ def problem(view: HostView) -> LinkspanError | None:
 
 def pools(view: HostView) -> tuple[Prefix, ...]:
     """Return the pools whose routes the speaker learns."""
-    return tuple(pool for network in view.networks if _serves(network) for pool in network.prefixes)
+    return tuple(pool for network in view.networks if serves(network) for pool in network.prefixes)
 
 
 def next_hops(here: Underlay) -> dict[int, str]:
@@ -311,7 +311,7 @@ def _told(view: HostView, lease: Lease) -> list[Prefix]:
     return left + [a for a in addresses if not any(block.holds(a) for block in left)]
 
 
-def _serves(network: Network) -> bool:
+def serves(network: Network) -> bool:
     """Return whether the network uses the speaker, now or at the end of its migration."""
     ways = (network.backend, network.migration.backend if network.migration else "")
     return BgpBackend.name in ways

@@ -10,10 +10,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import math
+import os
 import shlex
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,6 +33,8 @@ from linkspan.kernel.io.durable_files import Memory
 from linkspan.kernel.local_host import LocalHost
 
 ANY = "*"
+RACY = 100_000_000
+"""Nanoseconds: ten ticks of the slowest clock that kernels have (CONFIG_HZ=100)."""
 
 
 class _Entry(msgspec.Struct):
@@ -44,20 +50,49 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def digests(names: Iterable[str]) -> dict[str, str]:
-    """Return the digests of files and folders, by path."""
-    return {name: _digest(Path(name)) for name in names}
+class _Digest(NamedTuple):
+    """A file's digest, what ``stat`` said of the file, when that was, and for how long it is valid (nanoseconds)."""
+
+    text: str
+    seen: tuple[int, ...]
+    at: int
+    valid: float
 
 
-def _digest(path: Path) -> str:
-    """Return the digest of a file, or of a folder's files (hidden ones are being written); '' if it does not exist."""
-    try:
-        if not path.is_dir():
-            return digest(path.read_bytes())
-        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    except OSError:
-        return ""
-    return digest("\n".join(f"{one.name} {_digest(one)}" for one in files).encode())
+class Digests:
+    """Digests of files and folders; a file is read again only if its inode, size or times show that it may differ.
+
+    The times have the resolution of the kernel's clock tick. So a file that was changed within RACY before it was read
+    may have been changed once more since: RACY later it is read again.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, _Digest] = {}
+
+    def of(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the digests by path."""
+        return {name: self._of(Path(name)) for name in names}
+
+    def _of(self, path: Path) -> str:
+        """Return the digest of a file, or of a folder's files (hidden ones are being written); '' if there is none."""
+        try:
+            found = path.stat()
+            if not stat.S_ISDIR(found.st_mode):
+                return self._of_file(path, found)
+            files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+        except OSError:
+            self._known.pop(path, None)
+            return ""
+        return digest("\n".join(f"{one.name} {self._of(one)}" for one in files).encode())
+
+    def _of_file(self, path: Path, found: os.stat_result) -> str:
+        now = time.time_ns()
+        seen = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        known = self._known.get(path)
+        if known is None or known.seen != seen or not 0 <= now - known.at < known.valid:
+            sure = abs(now - found.st_ctime_ns) > RACY
+            known = self._known[path] = _Digest(digest(path.read_bytes()), seen, now, math.inf if sure else RACY)
+        return known.text
 
 
 class FileDriver:

@@ -8,6 +8,7 @@ speaker is wanted any more, the driver removes them.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -29,6 +30,10 @@ FOLDER = "bgp"
 """The folder of the speaker's files in the state folder."""
 
 
+SELDOM = 30.0
+"""Seconds until a host without a speaker looks again whether there are such routes: who should add one?"""
+
+
 class LearntDriver:
     """LearntRoutes; ``down`` returns the seconds since a helper died, None if it lives."""
 
@@ -36,6 +41,8 @@ class LearntDriver:
         self._sockets = sockets
         self._down = down
         self._wanted: LearntRoutes | None = None
+        self._absent = float("-inf")
+        """When there were none although no speaker is wanted (monotonic clock)."""
 
     def probe(self) -> Support:
         """Return support: every kernel has routes."""
@@ -47,8 +54,12 @@ class LearntDriver:
             return
         wanted = self._wanted
         if wanted is None:
+            if time.monotonic() - self._absent < SELDOM:
+                return
             if learnt_routes(self._sockets, LEARNT_METRIC):
                 yield LearntRoutes(LEARNT_METRIC, "", 0)
+            else:
+                self._absent = time.monotonic()
         else:
             yield msgspec.structs.replace(
                 wanted, stale=self._due(wanted) and bool(learnt_routes(self._sockets, LEARNT_METRIC))
@@ -63,7 +74,7 @@ class LearntDriver:
             if self._due(state):
                 self._sweep(state, errors)
         for state in delete:
-            self._wanted = None
+            self._wanted, self._absent = None, float("-inf")
             self._sweep(state, errors)
         return errors
 

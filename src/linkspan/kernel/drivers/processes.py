@@ -39,7 +39,7 @@ from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.states.programs import Process
-from linkspan.kernel.drivers.files import digests
+from linkspan.kernel.drivers.files import Digests
 from linkspan.kernel.io.durable_files import Memory, boot_id
 from linkspan.kernel.io.process_stat import started
 from linkspan.kernel.local_host import LocalHost
@@ -112,6 +112,7 @@ class ProcessDriver:
         self._loaded: Memory[_Loaded] = Memory(
             state_dir / "processes.json", _Loaded, boot_id(), precious=False
         )
+        self._digests = Digests()
         self._falls: dict[str, _Falls] = {}
         self._running: dict[str, _Running] | None = None
         self._children: dict[int, subprocess.Popen[bytes]] = {}
@@ -231,12 +232,13 @@ class ProcessDriver:
             begun.command.kill()
             begun.command.wait()
 
-    def _observed(self, running: _Running) -> Process:
+    def _observed(self, running: _Running, now: Mapping[str, str] | None = None) -> Process:
+        """Return a helper's state; ``now`` has the digests of its files, if the caller knows them."""
         state = running.state
         loaded = self._loaded.entries.get(state.name)
         if not state.files or loaded is None or loaded.started != running.started:
             return msgspec.structs.replace(state, files=())
-        now = digests(state.files)
+        now = self._digests.of(state.files) if now is None else now
         same = tuple(f for f in state.files if loaded.digests.get(f) == now[f])
         return msgspec.structs.replace(state, files=same)
 
@@ -245,14 +247,14 @@ class ProcessDriver:
     def _put(self, state: Process) -> None:
         running = self._living().get(state.name)
         if running is not None and running.state == state:
-            observed = self._observed(running)
-            if observed == state:
+            files = self._digests.of(state.files)  # before it reads them again: a later change is found later
+            if self._observed(running, files) == state:
                 return
             if state.reload:
                 self._reload(state, running)
                 return
             if state.hup:
-                self._hang_up(state, running)
+                self._hang_up(state, running, files)
                 return
         if running is not None:
             self._stop(running)
@@ -280,7 +282,7 @@ class ProcessDriver:
             self._loaded.save()
 
     def _start(self, state: Process) -> None:
-        files = digests(state.files)  # before it reads them: a file that changes now is found changed later
+        files = self._digests.of(state.files)  # before it reads them: a file that changes now is found changed later
         environment = {
             **os.environ,
             OWNER: f"{self._dir}:{state.name}",
@@ -315,8 +317,7 @@ class ProcessDriver:
         self._loaded.entries[state.name] = _Loaded(running.started, files)
         self._loaded.save()
 
-    def _hang_up(self, state: Process, running: _Running) -> None:
-        files = digests(state.files)
+    def _hang_up(self, state: Process, running: _Running, files: dict[str, str]) -> None:
         signal.pidfd_send_signal(running.pidfd, signal.SIGHUP)
         # Not saved: it happens often, and an agent without it only sends one signal too many.
         self._loaded.entries[state.name] = _Loaded(running.started, files)
@@ -327,7 +328,7 @@ class ProcessDriver:
             self._reloaded(state, running, begun, 0)
             if self._observed(running) == state:
                 return
-        files = digests(state.files)
+        files = self._digests.of(state.files)
         try:
             with self.log(state.name).open("ab") as output:
                 command = subprocess.Popen(

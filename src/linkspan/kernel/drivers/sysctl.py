@@ -23,7 +23,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,7 +33,7 @@ from linkspan.core.errors import LinkspanError, NotFound, of_errno
 from linkspan.core.kinds import Event, Kind, Link, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, LinkSysctl, State, Sysctl
-from linkspan.kernel.io import devconf
+from linkspan.kernel.io import devconf, link_messages
 from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.durable_files import Memory, boot_id
 from linkspan.kernel.io.inotify import WriteWatch
@@ -43,6 +43,8 @@ from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import closed_links, forwarders
 
 ROOT = Path("/proc/sys")
+FEW = 4
+"""Links of ours from which on one query for all links of the host is cheaper than one for each."""
 LONGEST = 4096
 """Size of a setting in bytes: one page, like sysctl's own buffers."""
 
@@ -217,19 +219,25 @@ class SysctlDriver:
             raise
 
     def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
-        """Return the values of links' settings on the host, by path: one query for each link."""
+        """Return the values of links' settings on the host, by path: one query for each link, or for all of them."""
         values: dict[str, str | None] = {}
-        links: dict[str, list[str]] = {}
+        mine: dict[str, list[str]] = {}
         for path in paths:
-            if link := devconf.link_of(path):
-                links.setdefault(link, []).append(path)
-        for name, mine in links.items():
-            try:
-                arrays = devconf.arrays(self._sockets.link(HOST, name).found)
-            except LinkspanError:  # the link is gone: the write reports it
-                continue
-            values.update((path, devconf.value(path, arrays)) for path in mine)
+            if name := devconf.link_of(path):
+                mine.setdefault(name, []).append(path)
+        for link in self._reported(mine):
+            arrays = devconf.arrays(link.found)
+            values.update((path, devconf.value(path, arrays)) for path in mine[link.name])
         return values
+
+    def _reported(self, names: Collection[str]) -> Iterator[link_messages.Link]:
+        """Yield links on the host; those that are gone are left out, and the write reports it."""
+        if len(names) >= FEW:
+            yield from (link for link in self._sockets.links(HOST) if link.name in names)
+            return
+        for name in names:
+            with contextlib.suppress(LinkspanError):
+                yield self._sockets.link(HOST, name)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Set and restore, in order; deletes of one namespace in the reverse order of their puts."""
