@@ -22,6 +22,14 @@ WORKER_DIED = 11
 _died = pytest.StashKey[bool]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let processes be copied (tests/support/copies.py).
+
+    Python warns of it from 3.12 on if there are threads: here they only move what tests report.
+    """
+    config.addinivalue_line("filterwarnings", "ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs root, and skip it, with the reason, where there is none."""

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
 
@@ -39,10 +38,7 @@ def linkspan(
     """
     _prepare()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        with warnings.catch_warnings():
-            # Python warns from 3.12 on where there are threads: here they only move what tests report.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+        pid = os.fork()
         if not pid:
             os.environ.update(variables or {})
             _become(words, out, errors)
