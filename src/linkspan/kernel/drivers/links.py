@@ -26,7 +26,7 @@ from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Link, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
-from linkspan.kernel.drivers.link_attributes import BORN_BRIDGE, amiss, repairs
+from linkspan.kernel.drivers.link_attributes import BORN_BRIDGE, amiss, other_mac, repairs
 from linkspan.kernel.io.link_messages import (
     ADDRESS,
     ALT_IFNAME,
@@ -190,12 +190,12 @@ class LinkDriver:
         # (br_change_mtu).
         born = ifinfo() + body + u32(MTU, state.mtu - 1) + kind
         birth = Message(NEWLINK, F_CREATE | F_EXCL, born, f"add bridge {state.name}")
-        up = Message(SETLINK, 0, ifinfo(up=True) + body + u32(MTU, state.mtu), f"set bridge {state.name} up")
-        self._create(state, birth, [up])
+        finish = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu)
+        self._create(state, birth, [Message(SETLINK, 0, finish, f"set bridge {state.name} up")])
 
     def _put_veth(self, state: Veth) -> None:
         name = text(IFNAME, state.name)
-        body = name + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
+        body = name + u32(MTU, state.mtu)
         body += u32(MASTER, self._sockets.index(HOST, state.master) if state.master else 0)
         way = "up" if state.up else "down"
         finish = [Message(SETLINK, 0, ifinfo(state.up) + body, f"set link {state.name} {way}")]
@@ -209,7 +209,8 @@ class LinkDriver:
             peer = ifinfo() + text(IFNAME, state.peer_name) + u32(NET_NS_FD, fd) + u32(MTU, state.mtu)
             info = text(INFO_KIND, "veth") + attr(INFO_DATA | NESTED, attr(VETH_PEER | NESTED, peer))
             what = f"add veth pair {state.name} to {state.peer_name}"
-            birth = Message(NEWLINK, F_CREATE | F_EXCL, ifinfo() + body + attr(LINKINFO | NESTED, info), what)
+            born = ifinfo() + body + attr(ADDRESS, state.mac) + attr(LINKINFO | NESTED, info)
+            birth = Message(NEWLINK, F_CREATE | F_EXCL, born, what)
             self._create(state, birth, finish)
         except KernelError as error:
             raise self._explained(state, error) from error
@@ -229,7 +230,8 @@ class LinkDriver:
         altname = Message(NEWLINKPROP, F_CREATE | F_EXCL, names, f"name link {state.name} {state.altname}")
         batch = [birth, altname, *finish]
         if there := self._find(state.name):
-            known, wrong = altnames(there.found), _repairs(there, state)
+            known = altnames(there.found)
+            wrong = [*other_mac(state.name, state.mac, there.found), *_repairs(there, state)]
             if state.altname in known:
                 batch = [*finish, *wrong]
             elif not is_ours(known) and there.like(state):
@@ -271,9 +273,13 @@ class LinkDriver:
 
     def _put_interface(self, state: Interface) -> None:
         """Set the container's end up, and lo: packets from a container to its own address use lo."""
-        body = text(IFNAME, state.name) + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
-        results = self._sockets.at(state.netns).batch(
+        name = text(IFNAME, state.name)
+        sockets = self._sockets.at(state.netns)
+        there = _link(sockets.get(Message(GETLINK, 0, ifinfo() + name, f"find {state.name} in the container")))
+        body = name + u32(MTU, state.mtu)
+        results = sockets.batch(
             [
+                *other_mac(state.name, state.mac, there.found),
                 Message(SETLINK, 0, ifinfo(up=True) + body, f"set {state.name} up in the container"),
                 Message(SETLINK, 0, ifinfo(up=True) + text(IFNAME, "lo"), "set lo up in the container"),
             ]
