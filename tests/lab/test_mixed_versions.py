@@ -101,7 +101,8 @@ class MixedRun(NamesRun):
 
     def _is_well(self, host: str) -> bool:
         status = self.status(host)
-        told = [status[name] for name in ("unreachable", "drift", "disputes", "records", "orphans")]
+        # Release 0.1.0 has not all of them.
+        told = [status.get(name) for name in ("unreachable", "drift", "disputes", "records", "orphans")]
         return bool(status["store"]["ok"]) and not any(told) and not any(self.call(host, "GET", "/v1/diff").values())
 
 

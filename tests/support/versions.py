@@ -14,8 +14,8 @@ import pytest
 import linkspan
 
 ROOT = Path(__file__).parents[2]
-BEFORE = "80365ab9b7a7508e00696322ae01a578e4b0acb9"
-"""The last commit of the version before this one: its package has no folders, and each kind of state many places."""
+BEFORE = "b7a1b2c883e2e1b0d8d980462b0980b950750d58"
+"""The release before this one, 0.1.0: its package has no folders, and each kind of state many places."""
 FLAT = "machine.py"
 """A file of that version's package that this version's lacks."""
 
@@ -44,6 +44,7 @@ class Installed:
 
     def before(self) -> None:
         """Have the version before this one."""
+        shutil.rmtree(self.package, ignore_errors=True)
         with tarfile.open(fileobj=BytesIO(_archive(BEFORE))) as files:
             files.extractall(self.folder, filter="data")
         (self.folder / "src" / "linkspan").rename(self.package)

@@ -387,6 +387,7 @@ class Agent:
         sysctls, ran_before = self.worker.machine.sysctls, self.journal.witnessed_this_boot()
         if lost := await self.worker.run(sysctls.settle, ran_before=ran_before):
             self._tell(lost)
+        await self.worker.run(self.worker.machine.keep_rules)
         self._facts = await self.worker.run(self.worker.machine.facts)
         self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()

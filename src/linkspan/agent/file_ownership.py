@@ -52,8 +52,12 @@ def program() -> tuple[str, str, str]:
 
 
 def command() -> str:
-    """Return the path of `linkspan`: the one on the PATH, or the one beside this interpreter."""
-    return shutil.which("linkspan") or str(Path(sys.executable).with_name("linkspan"))
+    """Return the path of `linkspan`: the one beside this interpreter, or the one on the PATH.
+
+    Another version may come first on the PATH: a checkout's in /usr/local/bin before the package's in /usr/bin.
+    """
+    beside = Path(sys.executable).with_name("linkspan")
+    return str(beside) if beside.exists() else shutil.which("linkspan") or str(beside)
 
 
 def writer(executable: str) -> str:

@@ -30,6 +30,7 @@ from linkspan.cli import (
     plan,
     status,
     trace,
+    upgrade,
     usage,
 )
 from linkspan.cli.output import as_json, say
@@ -73,6 +74,7 @@ for command in (
     status.version,
     trace.trace,
     doctor.doctor,
+    upgrade.upgrade,
     install.uninstall,
     demo.demo,
 ):

@@ -71,6 +71,8 @@ def _show_status(found: dict[str, Any]) -> None:
         )
     for words in _of_journal(found):
         print(f"  {words}")
+    if agent["version"] != __version__:
+        say(f"  this program is version {__version__}: `sudo linkspan upgrade` restarts the agent with it")
     print()
     rows = [(n["name"], n["backend"], n["endpoints"], n["free"]) for n in found["networks"]]
     none = "no network is known yet" if waits else "no network yet"

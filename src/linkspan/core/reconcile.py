@@ -92,6 +92,14 @@ class Reconciler:
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
         self.fights = Fights(self.kinds)
         self._ports = Ports(self.kinds, self.fights, self.desired)
+        self._left: frozenset[type[State]] = frozenset()
+
+    def leave(self, kinds: Iterable[type[State]]) -> None:
+        """Leave objects of these kinds as they are until the next resync of all kinds.
+
+        That resync puts all of them in one batch for their driver. The kinds must have one driver.
+        """
+        self._left = frozenset(kinds)
 
     def change(
         self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
@@ -188,6 +196,9 @@ class Reconciler:
 
     def apply(self, change: Change) -> dict[Key, LinkspanError]:
         """Put in the order given, then delete in the order given; continue past errors and return them."""
+        if self._left:
+            put, delete = ([s for s in states if type(s) not in self._left] for states in (change.put, change.delete))
+            change = Change(tuple(put), tuple(delete))
         put, failed = self._ports.shut(change.put)
         self._before(put)
         for driver, states in self._grouped(put):
@@ -249,6 +260,8 @@ class Reconciler:
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = (), *, log: bool = True
     ) -> Report:
         """Make observed equal desired for the kinds (None: all of them), on the host and in ``namespaces``."""
+        if kinds is None:
+            self._left = frozenset()
         report = Report()
         refused: dict[Key, LinkspanError] = {}
         touched = list(self._by_kind) if kinds is None else list(kinds)

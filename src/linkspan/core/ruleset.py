@@ -134,7 +134,8 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
     yield _chain(INET, "publish", "", _publish())
     for name in ("prerouting", "output"):
-        hook = f"type nat hook {name} priority dstnat; policy accept;"
+        # At ``output`` nft 1.0.6 (Debian 12) does not know the name of this priority.
+        hook = f"type nat hook {name} priority {'-100' if name == 'output' else 'dstnat'}; policy accept;"
         # Another host was responsible for what arrives by a tunnel: packets of its own containers, or its
         # server's queries.
         links = ("ls-*", "lsr*") if name == "prerouting" else ()

@@ -73,6 +73,14 @@ class Machine:
         self.sockets.close()
         self.namespaces.close()
 
+    def keep_rules(self) -> None:
+        """Keep the last agent's firewall rules, if it left any, until a resync replaces them in one transaction.
+
+        A new version's chains would otherwise be in force before their sets are filled, and drop packets.
+        """
+        if self.firewall.has_tables:
+            self.reconciler.leave(kind.state for kind in nftables_objects.KINDS)
+
     def release(self) -> None:
         """Close the sockets that were opened in containers."""
         self.sockets.release()

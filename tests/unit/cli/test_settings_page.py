@@ -21,7 +21,7 @@ _ROW = re.compile(r"^\| `(\w+)` \| `(.*?)` \| (?:`--([\w-]+)`)? ?\|", re.MULTILI
 _INNER = {
     *("LINKSPAN_AGENT_SETTINGS", "LINKSPAN_CONTROLLER_SETTINGS", "LINKSPAN_PROCESS", "LINKSPAN_BOOT_ID"),
     *("LINKSPAN_LAB_MARK", "LINKSPAN_LAB_KEEPER", "LINKSPAN_NETNS_FD", "LINKSPAN_NETNS_ERROR", "LINKSPAN_SELF_NETNS"),
-    "LINKSPAN_STATE", "LINKSPAN_AGENT_FILE",
+    *("LINKSPAN_STATE", "LINKSPAN_AGENT_FILE", "LINKSPAN_UPGRADE"),
 }
 """Set by linkspan for its own processes, and by no user."""
 KINDS: list[tuple[str, type[msgspec.Struct], Callable[..., None]]] = [

@@ -26,9 +26,13 @@ _FEATURES = {
     "bridge": ("bridges", "modprobe bridge, or a kernel with CONFIG_BRIDGE; or use --opt mode=routed"),
     "nft inet": ("nftables with NAT", "modprobe nf_tables nft_chain_nat nft_masq nft_fib_inet nft_ct"),
     "nft bridge": ("nftables on bridges", "modprobe nft_meta_bridge, or use --opt mode=routed"),
+    "nft taddr": (
+        "rules about IPv6 neighbour advertisements",
+        "nftables 1.0.7 or later; until then a container can answer for another one's IPv6 address on its bridge",
+    ),
     "tbf": ("token buckets", "modprobe sch_tbf; only containers with a bandwidth limit need it"),
 }
-_DISPENSABLE = frozenset({"tbf", "bridge", "nft bridge"})
+_DISPENSABLE = frozenset({"tbf", "bridge", "nft bridge", "nft taddr"})
 """Without these, routed endpoints without a bandwidth limit still work."""
 _FILES = (host_checks, link_checks, system_checks, dns_checks, program_checks)
 

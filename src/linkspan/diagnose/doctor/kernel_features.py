@@ -32,6 +32,7 @@ RULES = {
     "add rule inet t f fib daddr type local reject with icmpx admin-prohibited",
     "nft bridge": "add table bridge t; add chain bridge t c { type filter hook prerouting priority -300; }; "
     'add rule bridge t c iifname "x*" arp saddr ip 10.0.0.1 drop',
+    "nft taddr": "add table bridge t; add chain bridge t c; add rule bridge t c icmpv6 taddr 2001:db8::1 drop",
 }
 """For each family, one rule of every sort that linkspan's own tables have."""
 
@@ -46,7 +47,7 @@ def probe() -> dict[str, str]:
 
 
 def _try_all(found: dict[str, str]) -> None:
-    names = ("namespaces", "veth", "bridge", "nft inet", "nft bridge", "tbf")
+    names = ("namespaces", "veth", "bridge", *RULES, "tbf")
     if _libc.unshare(CLONE_NEWNET):
         why = f"{of_errno(ctypes.get_errno(), 'make a network namespace')}"
         found.update(dict.fromkeys(names, why))

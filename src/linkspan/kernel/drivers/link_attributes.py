@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 
 from linkspan.kernel.io.link_messages import (
+    ADDRESS,
     IFF_NOARP,
     IFINFO,
     IFNAME,
@@ -151,6 +152,17 @@ def repairs(name: str, wrong: Iterable[str], *, arp: bool) -> Iterator[Message]:
         yield _port(head, data, what)
     if "not forwarding" in words:
         yield _port(head, attr(_BRPORT_STATE, _FORWARDING), what)
+
+
+def other_mac(name: str, mac: bytes, found: Mapping[int, bytes]) -> Iterator[Message]:
+    """Yield the message that gives a link its MAC, unless it has that MAC already.
+
+    The kernel drops all neighbour entries of a link whose MAC is set, permanent ones too, even if the MAC stays the
+    same (dev_set_mac_address, neigh_changeaddr): each start of an agent would cost its containers packets.
+    """
+    if found.get(ADDRESS) != mac:
+        body = IFINFO.pack(0, 0, 0, 0, 0) + text(IFNAME, name) + attr(ADDRESS, mac)
+        yield Message(SETLINK, 0, body, f"set the MAC of link {name}")
 
 
 def _port(head: bytes, data: bytes, what: str) -> Message:

@@ -25,7 +25,7 @@ from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Link, Sort, named
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ALTNAME, HOST, Bridge, Interface, Key, State, Veth
-from linkspan.kernel.drivers.link_attributes import BORN_BRIDGE, amiss, repairs
+from linkspan.kernel.drivers.link_attributes import BORN_BRIDGE, amiss, other_mac, repairs
 from linkspan.kernel.io import link_messages
 from linkspan.kernel.io.link_messages import (
     ADDRESS,
@@ -159,12 +159,12 @@ class LinkDriver:
         # (br_change_mtu).
         born = ifinfo() + body + u32(MTU, state.mtu - 1) + kind
         birth = Message(NEWLINK, F_CREATE | F_EXCL, born, f"add bridge {state.name}")
-        up = Message(SETLINK, 0, ifinfo(up=True) + body + u32(MTU, state.mtu), f"set bridge {state.name} up")
-        self._create(state, birth, [up])
+        finish = ifinfo(up=True) + text(IFNAME, state.name) + u32(MTU, state.mtu)
+        self._create(state, birth, [Message(SETLINK, 0, finish, f"set bridge {state.name} up")])
 
     def _put_veth(self, state: Veth) -> None:
         name = text(IFNAME, state.name)
-        body = name + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
+        body = name + u32(MTU, state.mtu)
         body += u32(MASTER, self._sockets.index(HOST, state.master) if state.master else 0)
         way = "up" if state.up else "down"
         finish = [Message(SETLINK, 0, ifinfo(state.up) + body, f"set link {state.name} {way}")]
@@ -178,7 +178,8 @@ class LinkDriver:
             peer = ifinfo() + text(IFNAME, state.peer_name) + u32(NET_NS_FD, fd) + u32(MTU, state.mtu)
             info = text(INFO_KIND, "veth") + attr(INFO_DATA | NESTED, attr(VETH_PEER | NESTED, peer))
             what = f"add veth pair {state.name} to {state.peer_name}"
-            birth = Message(NEWLINK, F_CREATE | F_EXCL, ifinfo() + body + attr(LINKINFO | NESTED, info), what)
+            born = ifinfo() + body + attr(ADDRESS, state.mac) + attr(LINKINFO | NESTED, info)
+            birth = Message(NEWLINK, F_CREATE | F_EXCL, born, what)
             self._create(state, birth, finish)
         except KernelError as error:
             raise self._explained(state, error) from error
@@ -198,7 +199,8 @@ class LinkDriver:
         altname = Message(NEWLINKPROP, F_CREATE | F_EXCL, names, f"name link {state.name} {state.altname}")
         batch = [birth, altname, *finish]
         if there := self._sockets.find(HOST, state.name):
-            known, wrong = there.altnames, _repairs(there, state)
+            known = there.altnames
+            wrong = [*other_mac(state.name, state.mac, there.found), *_repairs(there, state)]
             if state.altname in known:
                 batch = [*finish, *wrong]
             elif not there.ours and _like(there, state):
@@ -241,9 +243,12 @@ class LinkDriver:
 
     def _put_interface(self, state: Interface) -> None:
         """Set the container's end up, and lo: packets from a container to its own address use lo."""
-        body = text(IFNAME, state.name) + attr(ADDRESS, state.mac) + u32(MTU, state.mtu)
+        name = text(IFNAME, state.name)
+        there = self._sockets.link(state.netns, state.name)
+        body = name + u32(MTU, state.mtu)
         results = self._sockets.at(state.netns).batch(
             [
+                *other_mac(state.name, state.mac, there.found),
                 Message(SETLINK, 0, ifinfo(up=True) + body, f"set {state.name} up in the container"),
                 Message(SETLINK, 0, ifinfo(up=True) + text(IFNAME, "lo"), "set lo up in the container"),
             ]

@@ -7,9 +7,12 @@ otherwise puts the chain once more (one transaction, no packet passes fewer rule
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
@@ -25,6 +28,10 @@ MOST = 65535
 
 TABLES = (("inet", "linkspan"), ("bridge", "linkspan"))
 """All tables of ours, by (family, name)."""
+
+NEWER = ("icmpv6 taddr",)
+"""Expressions of our rules that an older nft does not know: 1.0.6, of Debian 12, has no ``taddr``. Without its rule a
+container may answer for the IPv6 address of another one on its bridge; ``doctor`` says so."""
 
 _CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
@@ -52,6 +59,11 @@ class FirewallDriver:
         except LinkspanError as error:
             return Support("", error.message)
         return Support("kernel")
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether all of our tables exist."""
+        return all(table_exists(self._netfilter, *table) for table in TABLES)
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return everything in our tables; list again after a transaction, whoever made it."""
@@ -98,6 +110,7 @@ class FirewallDriver:
         for name, body in _CHAIN.findall(self._nft.text(f"list table {family} {table}")):
             lines = [line.strip() for line in body.splitlines() if line.strip()]
             hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
+            hook = hook.replace("output priority dstnat;", "output priority -100;")  # as every version reads it
             found.append(NftChain(family, table, name, hook, tuple(lines)))
         return found
 
@@ -150,7 +163,7 @@ class FirewallDriver:
         if not states:
             return
         try:
-            self._nft.run("\n".join(render(states)))
+            self._nft.run("\n".join(render([self._accepted(state) for state in states])))
         except KernelError as error:
             if (middle := len(states) // 2) > 0:
                 for half in (states[:middle], states[middle:]):
@@ -160,6 +173,17 @@ class FirewallDriver:
                     failed[states[0].key] = error.within(_name(states[0]))
             elif not self._replaced(states[0]):
                 failed[states[0].key] = error.within(_name(states[0]))
+
+    @functools.cached_property
+    def _lacking(self) -> tuple[str, ...]:
+        return tuple(word for word in NEWER if not _knows(self._nft, word))
+
+    def _accepted(self, state: State) -> State:
+        """Return a chain without the rules that this version of nft cannot read, any other state unchanged."""
+        if not isinstance(state, NftChain) or not self._lacking:
+            return state
+        rules = tuple(rule for rule in state.rules if not any(word in rule for word in self._lacking))
+        return msgspec.structs.replace(state, rules=rules)
 
     def _replaced(self, state: State) -> bool:
         """Delete and add a map's element whose data changed, in one transaction."""
@@ -187,6 +211,15 @@ class FirewallDriver:
         for chain in chains:
             if chain.key in listed:
                 self._renderings[chain.key] = (chain, listed[chain.key])
+
+
+def _knows(nft: Nft, expression: str) -> bool:
+    """Return whether this version of nft knows an expression."""
+    try:
+        nft.run(f"describe {expression}")
+    except KernelError:
+        return False
+    return True
 
 
 def _gone(error: KernelError) -> bool:
@@ -229,16 +262,17 @@ def set_text(state: NftSet) -> str:
 
 def _put(states: Sequence[State]) -> Iterator[str]:
     for state in states:
-        match state:
-            case NftTable(family, name):
-                yield f"add table {family} {name}"
-            case NftSet(family, table, name, _, data):
-                yield f"add {'map' if data else 'set'} {family} {table} {name} {set_text(state)}"
+        if isinstance(state, NftTable):
+            yield f"add table {state.family} {state.name}"
     chains = [s for s in states if isinstance(s, NftChain)]
-    for chain in chains:
+    for chain in chains:  # before the maps: nft 1.0.6 sends a new map with its elements, which may lead to chains
         at = f"{chain.family} {chain.table} {chain.name}"
         yield f"add chain {at}" + (f" {{ {chain.hook} }}" if chain.hook else "")
         yield f"flush chain {at}"
+    for state in states:
+        if isinstance(state, NftSet):
+            what = "map" if state.data else "set"
+            yield f"add {what} {state.family} {state.table} {state.name} {set_text(state)}"
     for chain in chains:
         for rule in chain.rules:
             yield f"add rule {chain.family} {chain.table} {chain.name} {rule}"
@@ -280,7 +314,7 @@ def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
             flags, timeout = found.get("flags", []), found.get("timeout", 0)
             assert isinstance(flags, list)
             assert isinstance(timeout, int)
-            dynamic = "dynamic" in flags
+            dynamic = "dynamic" in flags or "size" in found  # nft 1.0.6 lists no such flag; only these have a size
             yield NftSet(family, table, name, type_, data, "interval" in flags, dynamic, timeout)
             elements = [] if dynamic else found.get("elem", [])
             assert isinstance(elements, list)

@@ -30,7 +30,7 @@ from linkspan.core.shell import Shell, address_text
 from linkspan.core.states.host import GROUP, HOST, Ipip, Key, State, Vxlan, Wireguard
 from linkspan.core.states.wireguard import DEVICE
 from linkspan.core.wire import IPIP, VXLAN, WIREGUARD, Wire
-from linkspan.kernel.drivers.link_attributes import amiss, repairs
+from linkspan.kernel.drivers.link_attributes import amiss, other_mac, repairs
 from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.link_messages import (
     ADDRESS,
@@ -171,7 +171,8 @@ class TunnelDriver:
         births = [] if there is not None else self._birth(state)
         arp = isinstance(state, Vxlan)
         wrong = () if there is None else repairs(state.name, amiss(there, arp=arp), arp=arp)
-        results = self._sockets.at(HOST).batch([*births, *_finish(state), *wrong])
+        mac = other_mac(state.name, state.mac, there.found) if there is not None and isinstance(state, Vxlan) else ()
+        results = self._sockets.at(HOST).batch([*births, *_finish(state), *mac, *wrong])
         if (
             births and results[0] is not None
         ):  # if the name is free, EEXIST is about the VNI (or the local address)
@@ -209,10 +210,9 @@ class TunnelDriver:
 def _finish(state: Tunnel) -> list[Message]:
     name = text(IFNAME, state.name)
     prop = ifinfo() + name + attr(PROP_LIST | NESTED, text(ALT_IFNAME, state.altname))
-    mac = attr(ADDRESS, state.mac) if isinstance(state, Vxlan) else b""
     queue = u32(_TXQLEN, QUEUE) if isinstance(state, Ipip) and state.tun else b""
     group = u32(DEVGROUP, GROUP) if isinstance(state, Wireguard) else b""
-    up = ifinfo(up=True) + name + mac + u32(MTU, state.mtu) + queue + group
+    up = ifinfo(up=True) + name + u32(MTU, state.mtu) + queue + group
     return [
         Message(NEWLINKPROP, F_CREATE | F_EXCL, prop, f"name link {state.name} {state.altname}"),
         Message(SETLINK, 0, up, f"set link {state.name} up"),
