@@ -125,5 +125,5 @@ def test_an_agent_takes_one_inotify_instance(host: Host) -> None:
     host.start()
     host.network("demo", "10.201.0.0/16")
     assert host.process is not None
-    links = run("ls", "-l", f"/proc/{host.process.pid}/fd").splitlines()
-    assert sum("inotify" in link for link in links) == 1
+    shown = run("ls", "-l", f"/proc/{host.process.pid}/fd", check=False)  # it may close one meanwhile
+    assert sum("inotify" in link for link in shown.splitlines()) == 1
