@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from linkspan import __version__
+from linkspan.core.errors import LinkspanError
 from linkspan.lab import agents, containers, processes, record, topology, underlay
 from linkspan.lab.record import Attachment
 from support.lab.cluster_runs import ClusterRun
@@ -91,8 +92,21 @@ class Drill(ClusterRun):
         """Replace the program by the release before, and start its agent."""
         self.stop(name)
         self.installed[name].before()
-        self.start(name)
+        until(partial(self._starts, name), f"the agent of {name} is ready")
         until(partial(self._knows_all, name), f"{name} knows all others")
+
+    def _starts(self, name: str) -> bool:
+        """Start a host's agent, and return whether it is ready; a service is started again, too.
+
+        0.1.0 takes this version's liveness record for another agent's until it expires.
+        """
+        try:
+            self.start(name)
+        except LinkspanError as error:
+            if "another agent that lives" not in error.message:
+                raise
+            return False
+        return True
 
     def _knows_all(self, name: str) -> bool:
         told = self.status(name)
