@@ -47,6 +47,18 @@ def fingerprint(pem: bytes) -> str:
         raise Invalid("this is no certificate") from error
 
 
+def single(pem: bytes) -> bytes:
+    """Return the first certificate of a text, as PEM, without anything else that the text has. Raises Invalid.
+
+    Programs disagree about what a certificate in a text is: OpenSSL also takes labels that we do not look for. So a
+    text from somebody else is trusted only after this.
+    """
+    try:
+        return _pem(x509.load_pem_x509_certificate(pem))
+    except ValueError as error:
+        raise Invalid("this is no certificate") from error
+
+
 class Requested:
     """A signing request that somebody sent: its key belongs to the sender, and nothing else of it counts."""
 

@@ -47,7 +47,9 @@ async def enter(files: TrustFiles, token: JoinToken, host: str, name: str, known
 async def _enter_at(
     signer: str, files: TrustFiles, token: JoinToken, host: str, name: str, known: str
 ) -> tuple[str, str]:
-    introduced = await _introduced(signer, token)
+    authority = await _authority(signer, token)
+    context = ssl.create_default_context(cadata=authority)
+    introduced = await _asked(signer, "/v1/authority", context, Introduction)  # before, anybody may have answered
     if known and known != introduced.cluster:
         raise Conflict(
             f"this host has networks of its own, and the token is of another cluster ({introduced.cluster})",
@@ -55,44 +57,41 @@ async def _enter_at(
         )
     key = files.once(files.key, certificates.new_key)
     request = certificates.request(key).decode()
-    context = ssl.create_default_context(cadata=introduced.authority)
     wish = JoinWish(token.id, token.secret, host, name, request)
     welcome = await _asked(signer, "/v1/join", context, Welcome, wish)
     if not welcome.endpoints:
         raise Invalid(f"the signer at {signer} names no etcd", "is it another version of linkspan?")
     url = files.url(welcome.endpoints, host)
     check_url(url)
-    files.put(files.authority, introduced.authority.encode())
+    files.put(files.authority, authority.encode())
     files.put(files.certificate, welcome.certificate.encode())
     files.put(files.password, welcome.password.encode() + b"\n")
     return url, welcome.cluster
 
 
-async def _introduced(signer: str, token: JoinToken) -> Introduction:
-    """Return what the signer says of its cluster. Raises Denied if its authority is not the token's."""
+async def _authority(signer: str, token: JoinToken) -> str:
+    """Return the signer's client authority (PEM, nothing else). Raises Denied if it is not the token's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the hash of what it answers is compared
     found = await _asked(signer, "/v1/authority", context, Introduction)
-    if found.authority.count("BEGIN CERTIFICATE") != 1 or _fingerprint(found.authority) != token.authority:
-        raise Denied(
-            f"the server at {signer} is not of the token's cluster: its authority has another hash; "
-            "the token's secret was not sent",
-            "is the token of another cluster, or was the cluster made again? If neither, somebody answers in its place",
-        )
-    return found
-
-
-def _fingerprint(pem: str) -> str:
-    try:
-        return certificates.fingerprint(pem.encode())
-    except Invalid:
-        return ""
+    with contextlib.suppress(Invalid):
+        authority = certificates.single(found.authority.encode())
+        if certificates.fingerprint(authority) == token.authority:
+            return authority.decode()
+    raise Denied(
+        f"the server at {signer} is not of the token's cluster: its authority has another hash; "
+        "the token's secret was not sent",
+        "is the token of another cluster, or was the cluster made again? If neither, somebody answers in its place",
+    )
 
 
 async def _asked(
     signer: str, path: str, context: ssl.SSLContext, kind: type[T], body: msgspec.Struct | None = None
 ) -> T:
-    """Return a signer's answer. Raises its own error, Denied if it is not who it should be, or Unavailable."""
+    """Return a signer's answer. Raises its own error, Denied if it is not who it should be, or Unavailable.
+
+    The error of a server whose certificate is not checked is not shown: anybody could speak to the operator so.
+    """
     where = f"signer {signer}"
     try:
         async with (
@@ -102,6 +101,7 @@ async def _asked(
                 f"https://{signer}{path}",
                 data=None if body is None else msgspec.json.encode(body),
                 ssl=context,
+                allow_redirects=False,
             ) as response,
         ):
             data, status = await _body(response), response.status
@@ -115,15 +115,21 @@ async def _asked(
         hint = "does the first host's agent run there, and does a firewall let TCP ports 5379 and 5381 pass?"
         raise Unavailable(f"{where} cannot be reached: {why}", hint) from error
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        if status != 200:
+        if status == 200:
+            return msgspec.json.decode(data, type=kind)
+        if context.verify_mode is ssl.CERT_REQUIRED:
             said = msgspec.json.decode(data, type=Problem)
-            raise _KINDS.get(said.code, Unavailable)(said.message, said.hint)
-        return msgspec.json.decode(data, type=kind)
+            raise _KINDS.get(said.code, Unavailable)(_printable(said.message), _printable(said.hint))
     raise Unavailable(f"{where}: its answer ({status}) cannot be understood", "is it another version of linkspan?")
 
 
 def _why(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()
+    return _printable(getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _printable(text: str) -> str:
+    """Return a text without what a terminal would carry out."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
