@@ -33,7 +33,8 @@ async def enter(files: TrustFiles, token: JoinToken, host: str, name: str, known
     """Join by a token; return the store's URL and the cluster's id.
 
     ``known`` is the id of the cluster in which this host has networks, '' if it has none: it joins no other. The host's
-    key is made once, so a join that broke off can be repeated. Raises Denied, Invalid, Conflict or Unavailable.
+    key and password are made once, so a join that broke off can be repeated, and a repeated one leaves the host inside.
+    Raises Denied, Invalid, Conflict or Unavailable.
     """
     failed: list[Unavailable] = []
     for signer in token.signers:
@@ -57,7 +58,7 @@ async def _enter_at(
         )
     key = files.once(files.key, certificates.new_key)
     request = certificates.request(key).decode()
-    wish = JoinWish(token.id, token.secret, host, name, request)
+    wish = JoinWish(token.id, token.secret, host, name, request, files.secret(files.password))
     welcome = await _asked(signer, "/v1/join", context, Welcome, wish)
     if not welcome.endpoints:
         raise Invalid(f"the signer at {signer} names no etcd", "is it another version of linkspan?")
@@ -65,7 +66,6 @@ async def _enter_at(
     check_url(url)
     files.put(files.authority, authority.encode())
     files.put(files.certificate, welcome.certificate.encode())
-    files.put(files.password, welcome.password.encode() + b"\n")
     return url, welcome.cluster
 
 

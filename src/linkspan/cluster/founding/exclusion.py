@@ -1,4 +1,4 @@
-"""Exclusion: a host is forgotten. Its user, its certificates and its open connections end."""
+"""Exclusion: a host is forgotten. Its user, its certificates, its tokens and its open connections end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.foundation import authority
-from linkspan.cluster.founding.signer import HOSTS, REVOKED, JoinedHost, Revoked
+from linkspan.cluster.founding.join_token import TokenRecord
+from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, NotFound
 from linkspan.store.request import MOST_KEYS
@@ -41,13 +42,14 @@ async def meant(vault: Vault, word: str, here: str) -> tuple[str, JoinedHost]:
 async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: str, *, known: bool) -> None:
     """Shut a host out of etcd: after this it reads nothing. What broke off can be repeated. Raises LinkspanError.
 
-    A host that was ``known`` to the others may come back only as a new one, and one whose join broke off as it is.
+    A host that was ``known`` to the others may come back only as a new one, and one whose join broke off as it is. It
+    knows the tokens that it joined with, so these let nobody in any more.
 
     etcd checks the list of revoked certificates at each handshake. It has no call that ends a connection, and a watch
     outlives its user. So etcd restarts, which takes about a second: nothing can be changed meanwhile, and all hosts
     connect again.
     """
-    await _revoke(vault, host)
+    await _revoke(vault, host, known=known)
     serials = [int(serial, 16) for serial in await vault.all(REVOKED, Revoked)]
     der = await asyncio.to_thread(lambda: authority(files).revoked(serials, datetime.datetime.now(datetime.UTC)))
     service.put("revoked.der", der)
@@ -55,20 +57,33 @@ async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: s
     await service.restart()
     await vault.returned()
     kept, revision = await vault.get(HOSTS + host, JoinedHost)
-    if kept is not None and not known:
+    if kept is not None and not kept.recorded:  # what the first of several tries saw: it removed the records
         await vault.put({HOSTS + host: (None, revision)})
 
 
-async def _revoke(vault: Vault, host: str) -> None:
-    """Write down that the host's certificates are revoked, and that it is forgotten."""
+async def _revoke(vault: Vault, host: str, *, known: bool) -> None:
+    """Write down that the host is forgotten, and revoke its certificates and the tokens that it joined with."""
     for _ in range(TRIES):
-        known, revision = await vault.get(HOSTS + host, JoinedHost)
-        if known is None:
+        joined, revision = await vault.get(HOSTS + host, JoinedHost)
+        if joined is None:
             return
         done = await vault.all(REVOKED, Revoked)
-        fresh = {REVOKED + serial: (Revoked(host, time.time()), 0) for serial in known.serials if serial not in done}
-        marked = msgspec.structs.replace(known, forgotten=True)
-        batch = dict(list(fresh.items())[: MOST_KEYS - 1])
-        if await vault.put({**batch, HOSTS + host: (marked, revision)}) and len(batch) == len(fresh):
+        changes: dict[str, tuple[msgspec.Struct, int]] = await _tokens(vault, host, joined.token)
+        fresh = {REVOKED + serial: (Revoked(host, time.time()), 0) for serial in joined.serials if serial not in done}
+        marked = msgspec.structs.replace(joined, forgotten=True, recorded=known or joined.recorded)
+        changes |= fresh
+        batch = dict(list(changes.items())[: MOST_KEYS - 1])
+        if await vault.put({**batch, HOSTS + host: (marked, revision)}) and len(batch) == len(changes):
             return
     raise contended(f"host {host} is forgotten")
+
+
+async def _tokens(vault: Vault, host: str, last: str) -> dict[str, tuple[msgspec.Struct, int]]:
+    """Return the tokens that a host used, ``last`` the last time, as revoked ones by their keys, with revisions."""
+    used = [id_ for id_, token in (await vault.all(TOKENS, TokenRecord)).items() if id_ == last or host in token.used]
+    found = {TOKENS + id_: await vault.get(TOKENS + id_, TokenRecord) for id_ in used}
+    return {
+        key: (msgspec.structs.replace(token, revoked=True), revision)
+        for key, (token, revision) in found.items()
+        if token is not None and not token.revoked
+    }

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
-import secrets
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -37,26 +37,31 @@ LARGEST = 16 << 10
 """Largest request in bytes."""
 LONGEST_NAME = 253
 """A host's name is as long as DNS allows (RFC 1035)."""
+PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,128}")
+"""A password as a host makes it: 192 random bits or more, which nobody can guess."""
 STATUS = {"denied": 403, "conflict": 409, "invalid": 400}
 TOKENS, HOSTS, REVOKED = "tokens/", "hosts/", "revoked/"
 """Prefixes of the vault's keys; an id or a serial number follows."""
 
 
 class JoinWish(msgspec.Struct, frozen=True):
-    """What a joiner sends: the token, its host's id and name, and a signing request (PEM)."""
+    """What a joiner sends: the token, its host's id and name, a signing request (PEM), and its password for etcd.
+
+    A repeated join sends the same password: what the first one left, and what runs, stays good.
+    """
 
     token: str
     secret: str
     host: str
     name: str
     request: str
+    password: str
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """The answer to a join: certificate (PEM), password, etcd's endpoints (HOST:PORT) and the cluster's id."""
+    """The answer to a join: certificate (PEM), etcd's endpoints (HOST:PORT) and the cluster's id."""
 
     certificate: str
-    password: str
     endpoints: tuple[str, ...]
     cluster: str
 
@@ -80,7 +85,7 @@ class JoinedHost(msgspec.Struct, frozen=True):
     """What the voters keep of a host: its name, its key's SHA-256, the serial numbers of its certificates.
 
     ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
-    join again only with another key.
+    join again only with another key, and ``recorded`` says that it had anything among the records then.
     """
 
     name: str
@@ -89,6 +94,7 @@ class JoinedHost(msgspec.Struct, frozen=True):
     token: str
     at: float
     forgotten: bool = False
+    recorded: bool = False
 
 
 class Revoked(msgspec.Struct, frozen=True):
@@ -117,13 +123,14 @@ class Signer:
         host = checked_name(wish.host, "host id:")
         if len(wish.name) > LONGEST_NAME or not wish.name.isprintable():
             raise Invalid("the host's name is too long, or has characters that cannot be printed")
+        if not PASSWORD.fullmatch(wish.password):
+            raise Invalid("the host's password is no random word of 32 to 128 letters")
         record, _ = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
         join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())  # before anything that costs
         requested, certificate, serial = await asyncio.to_thread(self._signed, wish)
         await self._note(wish, host, requested.key_hash, serial)
-        password = secrets.token_urlsafe(24)
-        await self._vault.admit(host, password)
-        return Welcome(certificate.decode(), password, self._endpoints, self._cluster)
+        await self._vault.admit(host, wish.password)
+        return Welcome(certificate.decode(), self._endpoints, self._cluster)
 
     def _signed(self, wish: JoinWish) -> tuple[Requested, bytes, int]:
         """Return the request as understood, the certificate, and its serial number."""

@@ -19,7 +19,7 @@ from linkspan.cluster.founding import join_token
 from linkspan.cluster.founding.certificates import Authority, fingerprint, new_authority, new_key
 from linkspan.cluster.founding.entry import enter
 from linkspan.cluster.founding.join_token import JoinToken
-from linkspan.cluster.founding.signer import Introduction, Problem
+from linkspan.cluster.founding.signer import PASSWORD, Introduction, Problem
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Denied, LinkspanError, Unavailable
 
@@ -139,6 +139,16 @@ def test_a_signers_error_is_printable(server: Server, files: TrustFiles) -> None
     assert error.told.isprintable()
     assert "token is expired" in error.told
     assert len(server.joins) == 1
+
+
+def test_a_repeated_join_sends_the_same_password(server: Server, files: TrustFiles) -> None:
+    """If the answer to it gets lost, the agent that runs with the first one is not shut out."""
+    server.introductions = [Introduction(server.authority.decode(), "c1")]
+    for _ in range(2):
+        refused(server, files)
+    first, second = (join["password"] for join in server.joins)
+    assert first == second == files.secret(files.password)
+    assert PASSWORD.fullmatch(first)
 
 
 def test_the_clusters_id_counts_only_from_the_signer_itself(server: Server, files: TrustFiles) -> None:

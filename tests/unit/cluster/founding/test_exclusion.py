@@ -1,0 +1,154 @@
+"""Exclusion: what a host that is forgotten can still do with what it knows, its key and its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+
+from linkspan.cluster.founding import certificates, exclusion
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.join_token import TokenRecord, hashed
+from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, JoinWish, Revoked, Signer
+from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.core.errors import Conflict, Denied
+from linkspan.store import vault as vaults
+from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.vault import Vault
+
+SECRET, PASSWORD = "5" * 32, "6" * 32
+
+
+class Etcd:
+    """An etcd that keeps a vault's values in memory, and has the users' passwords."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        memory = Memory()
+        monkeypatch.setattr(vaults, "EtcdStore", lambda _url: MemoryStore(memory))
+        self.passwords: dict[str, str] = {}
+        monkeypatch.setattr(Vault, "admit", self._admit)
+        monkeypatch.setattr(Vault, "dismiss", self._dismiss)
+        monkeypatch.setattr(Vault, "returned", self._returned)
+        self.files = TrustFiles(folder)
+        key = self.files.once(self.files.authority_key, certificates.new_key)
+        authority = certificates.new_authority(key, "clients", datetime.datetime.now(datetime.UTC))
+        self.files.put(self.files.authority, authority)
+        self.vault = Vault("", "/linkspan/")
+        self.signer = Signer(self.files, self.vault, ("192.0.2.1:5379",), "c1")
+
+    async def _admit(self, host: str, password: str) -> None:
+        self.passwords[host] = password
+
+    async def _dismiss(self, host: str) -> None:
+        self.passwords.pop(host, None)
+
+    async def _returned(self) -> None:
+        pass
+
+    def put(self, _name: str, _content: bytes) -> None:
+        """Take a file of the service."""
+
+    async def restart(self) -> None:
+        """Start again, as the service does."""
+
+    async def token(self, id_: str, uses: int = 0) -> None:
+        """Make a token with SECRET."""
+        now = time.time()
+        record = TokenRecord(hash=hashed(SECRET), created=now, expires=now + 99, uses=uses)
+        await self.vault.put({TOKENS + id_: (record, 0)})
+
+    async def join(self, host: str, token: str, key: bytes) -> None:
+        """Let a host join with a token and a key."""
+        request = certificates.request(key).decode()
+        await self.signer.admit(JoinWish(token, SECRET, host, host, request, PASSWORD))
+
+    async def forget(self, host: str, *, known: bool) -> None:
+        """Forget a host."""
+        await exclusion.exclude(self.files, self.vault, cast(EtcdService, self), host, known=known)
+
+    async def states(self) -> dict[str, str]:
+        """Return the state of each token."""
+        return {id_: one.state(time.time()) for id_, one in (await self.vault.all(TOKENS, TokenRecord)).items()}
+
+
+@pytest.fixture
+def etcd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Etcd:
+    """Give an etcd."""
+    return Etcd(monkeypatch, tmp_path)
+
+
+def test_a_forgotten_host_lets_itself_in_by_no_token_that_it_used(etcd: Etcd) -> None:
+    """It knows them all, and a new key is made at once; the tokens of others stay good."""
+
+    async def run() -> None:
+        for id_, uses in (("a1", 0), ("b2", 1), ("c3", 0)):
+            await etcd.token(id_, uses)
+        key = certificates.new_key()
+        await etcd.join("h2", "b2", key)
+        await etcd.join("h2", "a1", key)
+        await etcd.join("h3", "c3", certificates.new_key())
+        await etcd.forget("h2", known=True)
+        assert await etcd.states() == {"a1": "revoked", "b2": "revoked", "c3": "valid"}
+        for id_ in ("a1", "b2"):
+            with pytest.raises(Denied, match=f"token {id_} is revoked"):
+                await etcd.join("h2", id_, certificates.new_key())
+        assert "h2" not in etcd.passwords
+        await etcd.token("d4")
+        with pytest.raises(Conflict, match="was forgotten"):
+            await etcd.join("h2", "d4", key)
+        await etcd.join("h2", "d4", certificates.new_key())
+        assert "h2" in etcd.passwords
+
+    asyncio.run(run())
+
+
+def test_a_host_that_is_forgotten_twice_comes_back_only_as_a_new_one(etcd: Etcd) -> None:
+    """The first time removed its records, so the second time finds none: its addresses may be those of others."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        key = certificates.new_key()
+        await etcd.join("h2", "a1", key)
+        await etcd.forget("h2", known=True)
+        await etcd.forget("h2", known=False)
+        await etcd.token("b2")
+        with pytest.raises(Conflict, match="was forgotten"):
+            await etcd.join("h2", "b2", key)
+
+    asyncio.run(run())
+
+
+def test_a_host_whose_join_broke_off_may_come_back_with_its_key(etcd: Etcd) -> None:
+    """It never had an address."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        key = certificates.new_key()
+        await etcd.join("h2", "a1", key)
+        await etcd.forget("h2", known=False)
+        assert await etcd.vault.all(HOSTS, JoinedHost) == {}
+        await etcd.token("b2")
+        await etcd.join("h2", "b2", key)
+
+    asyncio.run(run())
+
+
+def test_a_host_with_many_certificates_is_forgotten_whole(etcd: Etcd) -> None:
+    """More than one transaction holds."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await etcd.join("h2", "a1", certificates.new_key())
+        joined, revision = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+        assert joined is not None
+        many = msgspec.structs.replace(joined, serials=tuple(f"{number:x}" for number in range(1, 301)))
+        await etcd.vault.put({HOSTS + "h2": (many, revision)})
+        await etcd.forget("h2", known=True)
+        assert len(await etcd.vault.all(REVOKED, Revoked)) == 300
+
+    asyncio.run(run())
