@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -58,13 +59,19 @@ def init(
 
 
 def join(
-    token: Annotated[str, typer.Argument(metavar="TOKEN", help="From `cluster init` or `cluster token create`.")],
+    word: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="From `cluster init` or `cluster token create`; -: from stdin.")
+    ],
     config_file: ConfigFile = "",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Join a cluster with this host. It may be repeated after a failure."""
+    """Join a cluster with this host. It may be repeated after a failure.
+
+    Other users of this host see the arguments of commands while they run; with - the token is not among them.
+    """
     _require_root("join a cluster")
+    token = sys.stdin.readline().strip() if word == "-" else word
     client = Client(socket)
     with step("agent"):
         ensure_agent(client, config_file)
