@@ -35,6 +35,10 @@ log = logging.getLogger("linkspan.cluster.founding.signer")
 
 LARGEST = 16 << 10
 """Largest request in bytes."""
+MOST_CONNECTIONS = 64
+"""Connections at once: anybody of the underlay may open them, and the agent needs its file descriptors."""
+SECONDS = 15.0
+"""Seconds for a connection to send its request, and to wait for the next one."""
 LONGEST_NAME = 253
 """A host's name is as long as DNS allows (RFC 1035)."""
 PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,128}")
@@ -188,18 +192,23 @@ def _plain(token: str) -> str:
 @contextlib.asynccontextmanager
 async def serving(signer: Signer, at: str, certificate: Path, key: Path) -> AsyncIterator[None]:
     """Serve a signer by TLS at ADDRESS:PORT. Raises OSError if the port is taken."""
+    refusals = Refusals()
 
     async def introduce(_request: web.Request) -> web.Response:
         return _answer(signer.introduction())
 
     async def join(request: web.Request) -> web.Response:
         try:
-            wish = msgspec.json.decode(await request.read(), type=JoinWish)
+            async with asyncio.timeout(SECONDS):
+                sent = await request.read()
+            wish = msgspec.json.decode(sent, type=JoinWish)
             welcome = await signer.admit(wish)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return _answer(Problem("invalid", "the request cannot be read"), 400)
+        except TimeoutError:
+            return _answer(Problem("invalid", f"the request was not there after {SECONDS:.0f} s"), 408)
         except LinkspanError as error:
-            log.warning("join from %s refused: %s", request.remote, error.message)
+            refusals.log(f"join from {request.remote} refused: {error.message}", time.monotonic())
             return _answer(Problem(error.code, error.message, error.hint), STATUS.get(error.code, 503))
         log.info("host %s (%s) joins from %s", wish.name, wish.host, request.remote)
         return _answer(welcome)
@@ -209,13 +218,49 @@ async def serving(signer: Signer, at: str, certificate: Path, key: Path) -> Asyn
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     where, port = place(at)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, keepalive_timeout=SECONDS)
     await runner.setup()
+    server = runner.server
+    assert server is not None
+
+    def connection() -> asyncio.Protocol:
+        return server() if len(server.connections) < MOST_CONNECTIONS else _Closed()
+
+    loop = asyncio.get_running_loop()
+    listening: asyncio.Server | None = None
     try:
-        await web.TCPSite(runner, where.address, port, ssl_context=context).start()
+        listening = await loop.create_server(
+            connection, where.address, port, ssl=context, ssl_handshake_timeout=SECONDS
+        )
         yield
     finally:
+        if listening is not None:
+            listening.close()
         await runner.cleanup()
+
+
+class _Closed(asyncio.Protocol):
+    """A connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+class Refusals:
+    """Logs refusals, at most one each second: anybody may cause them, and the log has an end."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._left_out = 0
+
+    def log(self, text: str, now: float) -> None:
+        """Log a refusal, or count it until one is logged again; ``now`` is a clock in seconds."""
+        if now < self._next:
+            self._left_out += 1
+            return
+        rest = f" (and {self._left_out} more since the last one)" if self._left_out else ""
+        log.warning("%s%s", text, rest)
+        self._next, self._left_out = now + 1, 0
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> web.Response:

@@ -1,0 +1,118 @@
+"""The signer as a server: what somebody can do who knows no token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.cluster.founding import signer as signers
+from linkspan.cluster.founding.certificates import Authority, new_authority, new_key
+from linkspan.cluster.founding.signer import Introduction, JoinWish, Refusals, Signer, Welcome, serving
+from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.core.errors import Denied
+from linkspan.store.vault import Vault
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+ASK = b"GET /v1/authority HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Closed(Signer):
+    """A signer that lets nobody in."""
+
+    def introduction(self) -> Introduction:
+        """Return what anybody may know."""
+        return Introduction("none", "c1")
+
+    async def admit(self, wish: JoinWish) -> Welcome:
+        """Refuse a host."""
+        raise Denied(f"token {wish.token} is not known")
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[int]:
+    """Serve at a free port, and give it."""
+    now, key, own = datetime.datetime.now(datetime.UTC), new_key(), new_key()
+    certificate = Authority(new_authority(key, "clients", now), key).server(own, ["127.0.0.1"], now)
+    (folder / "pem").write_bytes(certificate)
+    (folder / "key").write_bytes(own)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    signer = Closed(TrustFiles(folder), Vault.__new__(Vault), (), "c1")
+    async with serving(signer, f"127.0.0.1:{port}", folder / "pem", folder / "key"):
+        yield port
+
+
+async def connect(port: int) -> Connection:
+    """Open a connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+
+async def answer(connection: Connection, request: bytes) -> bytes:
+    """Return the first bytes of the answer to a request, none if the connection was closed."""
+    reader, writer = connection
+    with contextlib.suppress(ConnectionError):
+        writer.write(request)
+        await writer.drain()
+        return await asyncio.wait_for(reader.read(15), 30)
+    return b""
+
+
+def test_connections_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is closed; those that say nothing, or only half of a request, make room again."""
+    monkeypatch.setattr(signers, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(signers, "SECONDS", 3.0)
+
+    async def run() -> None:
+        async with served(tmp_path) as port:
+            silent, half = [await connect(port) for _ in range(2)]
+            half[1].write(ASK[:20])
+            assert await answer(await connect(port), ASK) == b""
+            for reader, _ in (silent, half):
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), 30) == b""
+            assert await answer(await connect(port), ASK) == b"HTTP/1.1 200 OK"
+
+    asyncio.run(run())
+
+
+def test_a_join_that_does_not_come_to_its_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its body is announced and never sent."""
+    monkeypatch.setattr(signers, "SECONDS", 1.0)
+
+    async def run() -> None:
+        async with served(tmp_path) as port:
+            head = b"POST /v1/join HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"
+            assert (await answer(await connect(port), head)).startswith(b"HTTP/1.1 408")
+
+    asyncio.run(run())
+
+
+def test_refusals_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often somebody asks; the next line says how many were left out."""
+    wish = msgspec.json.encode(JoinWish("t1", "s", "h2", "h2", "", ""))
+    head = f"POST /v1/join HTTP/1.1\r\nHost: a\r\nContent-Length: {len(wish)}\r\n\r\n".encode()
+
+    async def run() -> None:
+        async with served(tmp_path) as port:
+            assert (await answer(await connect(port), head + wish)).startswith(b"HTTP/1.1 403")
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert "join from 127.0.0.1 refused: token t1 is not known" in caplog.text
+    caplog.clear()
+    refusals = Refusals()
+    with caplog.at_level(logging.WARNING):
+        for number, now in enumerate((10.0, 10.1, 10.2, 11.5)):
+            refusals.log(f"refused {number}", now)
+    assert caplog.messages == ["refused 0", "refused 3 (and 2 more since the last one)"]
