@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import datetime
 import time
 
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.foundation import authority
+from linkspan.cluster.founding.foundation import renew_revoked
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, JoinedHost, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, NotFound
@@ -48,9 +46,7 @@ async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: s
     connect again.
     """
     await _revoke(vault, host)
-    serials = [int(serial, 16) for serial in await vault.all(REVOKED, Revoked)]
-    der = await asyncio.to_thread(lambda: authority(files).revoked(serials, datetime.datetime.now(datetime.UTC)))
-    service.put("revoked.der", der)
+    await renew_revoked(files, vault, service)
     await vault.dismiss(host)
     await service.restart()
     await vault.returned()
