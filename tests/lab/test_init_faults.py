@@ -14,7 +14,7 @@ from linkspan.lab import inside, record
 from support.lab.bare_runs import BareRun
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import COMMAND
-from support.polling import until
+from support.polling import SHARED, until
 
 
 @pytest.fixture
@@ -68,6 +68,30 @@ def test_an_init_that_was_killed_can_be_repeated(bare: BareRun, step: str) -> No
     bare.run("attach", "h2", "c2")
     until(lambda: bare.pings("c1", bare.address("c2")), "c1 reaches c2")
     assert [one["name"] for one in json.loads(bare.exec("h2", "linkspan network list -o json"))] == ["demo"]
+
+
+def test_an_agent_whose_own_store_cannot_be_moved_says_so_and_goes_on(bare: BareRun) -> None:
+    """The store of before init is damaged: `status` names it, init finds the agent that waits, and both go on."""
+    bare.init()
+    bare.run("break", "h1", "agent-kill")
+    file = bare.folder / "h1" / "state" / "store" / "store.db"
+    file.parent.mkdir()
+    file.write_text("damaged")
+
+    def said() -> bool:
+        try:
+            return f"{file}, cannot be read" in bare.exec("h1", "linkspan status", code=3)
+        except AssertionError:  # the agent has not begun yet
+            return False
+
+    lab = record.load(bare.name)
+    argv = inside.command(lab, "h1", [*COMMAND[:-1], "cluster", "init"])
+    with subprocess.Popen(argv, env=inside.environment(lab, "h1"), stderr=subprocess.DEVNULL) as process:
+        until(said, "status names the store", 10 * SHARED)
+        assert len(bare.agents("h1")) == 1
+        file.rename(file.with_suffix(".away"))
+        assert process.wait(100) == 0
+    assert bare.members() == {"h1": "voter"}
 
 
 def test_a_join_that_was_killed_can_be_repeated_with_the_same_token(bare: BareRun) -> None:

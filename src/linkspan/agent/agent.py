@@ -135,8 +135,9 @@ class Agent:
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
                         await parts.enter_async_context(self.founding.running(identity))
-                        cluster, joins = self._known_cluster()
-                        new = bool(joins) or not (state_dir / SNAPSHOT).exists()
+                        moves = self.founding.moves()  # then the snapshot is the own store's, and goes with it
+                        cluster, joins = ("", "") if moves else self._known_cluster()
+                        new = moves or bool(joins) or not (state_dir / SNAPSHOT).exists()
                         store = open_store(self.config.store, state_dir, cluster)
                         await self._join(host, store, new, parts)
                         await self.cluster.presence.refuse_second()  # before anything is written
@@ -186,6 +187,7 @@ class Agent:
         self._make_cluster(own_record, store, silence)
         self._make_watchers(host, endpoints)
         parts.push_async_callback(self.replica.stop)
+        await self.founding.moved(self._waiting(self))
         await self.replica.start(new=new)
         await bootstrap.known(self.replica, self._waiting(self))
 

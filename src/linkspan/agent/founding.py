@@ -22,11 +22,11 @@ from linkspan.cluster.founding import etcd_service, join_token
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
 from linkspan.cluster.founding.signer import TOKENS, Signer, serving
-from linkspan.cluster.founding.store_move import move
+from linkspan.cluster.founding.store_move import move, pending
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.addresses import prefix
 from linkspan.core.config import Config
-from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.core.model import Host
 from linkspan.core.states.programs import File
 from linkspan.core.store_url import etcd_parts, told
@@ -39,6 +39,8 @@ log = logging.getLogger("linkspan.agent.founding")
 Restart = Callable[[Config], None]
 AGAIN = 5.0
 """Seconds until the signer's port is tried again."""
+MOVE_AGAIN = 1.0
+"""Seconds until a move of the own store that failed is tried again."""
 ETCD_UNIT = f"{systemd.UNITS}/{etcd_service.UNIT_NAME}"
 ETCD_USER = "etc/sysusers.d/linkspan-etcd.conf"
 MOST_USES = 1_000_000
@@ -67,6 +69,10 @@ class Founding:
         self.files = TrustFiles(Path(config.state_dir))
         self._service: EtcdService | None = None
         """This host's etcd, on a voter while the agent runs."""
+        self._turn = asyncio.Lock()
+        """One init, join or forget at a time: each goes on if its command ends, and a repeated one comes beside it."""
+        self.problem = ""
+        """Why the own store is not moved into etcd yet."""
 
     @property
     def own(self) -> bool:
@@ -79,7 +85,7 @@ class Founding:
 
     @contextlib.asynccontextmanager
     async def running(self, host: str) -> AsyncIterator[None]:
-        """Run etcd on a voter, before the agent opens its store; move the own store into it if that was not done."""
+        """Run etcd on a voter, before the agent opens its store."""
         voter = self.voter()
         if voter is None:
             yield
@@ -87,25 +93,39 @@ class Founding:
         self._service = EtcdService(self.files.state_dir, host, voter)
         keeping = lasting("keeping etcd alive", self._service.keep)
         try:
-            await self._move(voter)
             yield
         finally:
             await ended(keeping)
             self._service.close()
 
-    async def _move(self, voter: Voter) -> None:
-        """Move the own store. Wait for etcd meanwhile: without the records the host would start as a new one."""
-        said = ""
-        while True:
-            try:
-                await move(self.files, voter)
-            except Unavailable as error:
-                if said != error.message:
-                    said = error.message
-                    log.warning("waiting for etcd: %s", error.told)
-                await asyncio.sleep(1)
-            else:
-                return
+    def moves(self) -> bool:
+        """Return whether this host is a voter whose own store must be moved into etcd before the agent reads it."""
+        return self.voter() is not None and pending(self.files.state_dir)
+
+    async def moved(self, waiting: contextlib.AbstractAsyncContextManager[None]) -> None:
+        """Move the own store into etcd if it ``moves``; ``waiting`` is entered while that fails.
+
+        Without its records the host would start as a new one.
+        """
+        voter = self.voter()
+        if voter is None or await self._has_moved(voter):
+            return
+        async with waiting:
+            while True:
+                await asyncio.sleep(MOVE_AGAIN)
+                if await self._has_moved(voter):
+                    return
+
+    async def _has_moved(self, voter: Voter) -> bool:
+        try:
+            await move(self.files, voter)
+        except LinkspanError as error:
+            if self.problem != error.told:
+                self.problem = error.told
+                log.warning("the own store is not moved into etcd yet: %s", error.told)
+            return False
+        self.problem = ""
+        return True
 
     @contextlib.asynccontextmanager
     async def signing(self, cluster: str) -> AsyncIterator[None]:
@@ -139,23 +159,24 @@ class Founding:
 
         A repeated init takes up what the last one made, and makes one more token. Raises LinkspanError.
         """
-        if self.own and self.files.voter() is None:
-            raise Conflict("this host has joined a cluster already", "linkspan cluster members shows its voter")
-        if self._config.store and not self.own:
-            raise Conflict(
-                f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
-                "hosts whose agents have the same etcd as `store` are a cluster already; for linkspan's own etcd, take "
-                "`store` out of the agent's settings first",
+        async with self._turn:
+            if self.own and self.files.voter() is None:
+                raise Conflict("this host has joined a cluster already", "linkspan cluster members shows its voter")
+            if self._config.store and not self.own:
+                raise Conflict(
+                    f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
+                    "hosts whose agents have the same etcd as `store` are a cluster already; for linkspan's own etcd, "
+                    "take `store` out of the agent's settings first",
+                )
+            voter = self._chosen(host, advertise)
+            from linkspan.cluster.founding import (
+                foundation,  # cryptography: 10 MB, and the agent starts again soon
             )
-        voter = self._chosen(host, advertise)
-        from linkspan.cluster.founding import (
-            foundation,  # cryptography: 10 MB, and the agent starts again soon
-        )
 
-        with self._etcd(host.id, voter) as service:
-            install = partial(_install, self.files.state_dir, service, voter)
-            url, token = await foundation.found(self.files, service, voter, host.id, host.name, install)
-        return token, self._adopt(url)
+            with self._etcd(host.id, voter) as service:
+                install = partial(_install, self.files.state_dir, service, voter)
+                url, token = await foundation.found(self.files, service, voter, host.id, host.name, install)
+            return token, self._use(url)
 
     @contextlib.contextmanager
     def _etcd(self, host: str, voter: Voter) -> Iterator[EtcdService]:
@@ -191,30 +212,32 @@ class Founding:
         ``known`` is the id of the cluster in which this host has networks, '' if it has none. Raises LinkspanError.
         """
         token = join_token.parsed(text)
-        if self.files.voter() is not None:
-            raise Conflict(
-                "this host began a cluster of its own (`linkspan cluster init`)",
-                "join with the other hosts; to give this one up: linkspan uninstall",
-            )
-        if self._config.store and not self.own:
-            raise Conflict(
-                f"this host's store is {told(self._config.store)}", "take `store` out of the agent's settings first"
-            )
-        from linkspan.cluster.founding import entry  # cryptography, as above
+        async with self._turn:
+            if self.files.voter() is not None:
+                raise Conflict(
+                    "this host began a cluster of its own (`linkspan cluster init`)",
+                    "join with the other hosts; to give this one up: linkspan uninstall",
+                )
+            if self._config.store and not self.own:
+                raise Conflict(
+                    f"this host's store is {told(self._config.store)}", "take `store` out of the agent's settings first"
+                )
+            from linkspan.cluster.founding import entry  # cryptography, as above
 
-        url, cluster = await entry.enter(self.files, token, host.id, host.name, known)
-        self._adopt(url, anew=True)
-        return cluster
+            url, cluster = await entry.enter(self.files, token, host.id, host.name, known)
+            self._use(url, always=True)
+            return cluster
 
-    def _adopt(self, url: str, *, anew: bool = False) -> bool:
+    def _use(self, url: str, *, always: bool = False) -> bool:
         """Keep the store in the settings, and restart unless it is in use; return whether. Raises LinkspanError.
 
-        ``anew``: restart in any case, because certificate and password are others.
+        ``always``: restart in any case, because certificate and password are others.
         """
         keep_store(self._file, url)
-        if url == self._config.store and not anew:
+        if url == self._config.store and not always:
             return False
-        self._restart(msgspec.structs.replace(self._config, store=url))
+        self._config = msgspec.structs.replace(self._config, store=url)  # for whoever has the next turn
+        self._restart(self._config)
         return True
 
     def _required(self, what: str) -> Voter:
@@ -275,7 +298,7 @@ class Founding:
         voter = self._required(f"forget host {word}")
         from linkspan.cluster.founding import exclusion
 
-        async with _vault(self.files, voter) as vault:
+        async with self._turn, _vault(self.files, voter) as vault:
             id_, host = await exclusion.meant(vault, word, here)
             with self._etcd(here, voter) as service:
                 await exclusion.exclude(self.files, vault, service, id_, known=known(id_))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from linkspan.cluster.founding.etcd_service import VOTER
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
@@ -16,8 +17,6 @@ from linkspan.store.etcd_wire import Members
 if TYPE_CHECKING:
     from linkspan.agent.agent import Agent
 
-VOTER = "voter-"
-"""How the names of voters in etcd begin; the host's id follows."""
 PATIENCE = 2.0
 """Seconds for one voter's answer."""
 

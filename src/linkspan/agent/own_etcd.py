@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from linkspan.agent import installation
 from linkspan.agent.settings_file import drop_store
 from linkspan.cluster.founding import etcd_service
 from linkspan.cluster.founding.etcd_service import EtcdService
@@ -17,16 +18,23 @@ from linkspan.store.snapshot import SNAPSHOT, remembered
 
 
 def _voter(config: Config) -> Voter | None:
-    with contextlib.suppress(LinkspanError):  # damaged: the folders are removed all the same
-        return TrustFiles(Path(config.state_dir)).voter()
-    return None
+    """Return this host's part as a voter; without an address if the file that says so is damaged or missing."""
+    state_dir = Path(config.state_dir)
+    with contextlib.suppress(LinkspanError):
+        if (voter := TrustFiles(state_dir).voter()) is not None:
+            return voter
+    unit = any(Path(file.path).name == etcd_service.UNIT_NAME for file in installation.installed(state_dir))
+    return Voter("", systemd=unit) if unit or (state_dir / etcd_service.HELPER_FOLDER / "data").exists() else None
 
 
-def dependants(config: Config) -> int:
-    """Return how many other hosts have their records in this host's etcd."""
-    if _voter(config) is None:
+def dependants(config: Config) -> int | None:
+    """Return how many other hosts have their records in this host's etcd, None if nobody knows."""
+    voter, state_dir = _voter(config), Path(config.state_dir)
+    if voter is None or not (etcd_service.folder(state_dir, voter) / "data").exists():
         return 0
-    known = remembered(Path(config.state_dir) / SNAPSHOT)
+    known = remembered(state_dir / SNAPSHOT)
+    if not known.cluster:
+        return None
     return len({key for key in known.records if key.startswith("hosts/")} - {f"hosts/{known.host}"})
 
 
@@ -35,7 +43,8 @@ def preview(config: Config) -> list[str]:
     voter = _voter(config)
     if voter is None:
         return []
-    return [f"etcd at {voter.clients}", *([str(etcd_service.UNIT_FOLDER)] if voter.systemd else [])]
+    etcd = f"etcd at {voter.clients}" if voter.address else "etcd"
+    return [etcd, *([str(etcd_service.UNIT_FOLDER)] if voter.systemd else [])]
 
 
 def remove(config: Config, file: Path) -> list[str]:

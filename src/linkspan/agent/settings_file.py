@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +14,14 @@ from linkspan.core.remedies import reason
 from linkspan.kernel.io.durable_files import write
 
 _STORE = re.compile(r"(?m)^[ \t]*store[ \t]*=.*$\n?")
+_TABLE = re.compile(r"(?m)^[ \t]*\[")
+"""Where the first table begins: a `store` in it, or after it, is another setting."""
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Return a file's own settings, and its tables."""
+    begin = match.start() if (match := _TABLE.search(text)) else len(text)
+    return text[:begin], text[begin:]
 
 
 def drop_store(file: Path, url: str) -> None:
@@ -21,9 +30,11 @@ def drop_store(file: Path, url: str) -> None:
     Raises Unavailable.
     """
     try:
+        file = Path(os.path.realpath(file))  # a link stays one
         text = file.read_text(encoding="utf-8")
         if tomllib.loads(text).get("store") == url:
-            rest = _STORE.sub("", text)
+            head, tables = _parts(text)
+            rest = _STORE.sub("", head) + tables
             write(file, rest.encode(), file.stat().st_mode & 0o777) if rest.strip() else file.unlink()
     except FileNotFoundError:
         return
@@ -37,10 +48,13 @@ def keep_store(file: Path, url: str) -> None:
     line = f"store = {msgspec.json.encode(url).decode()}"
     hint = f"write this line into {file}, and start the agent again: {line}"
     try:
+        file = Path(os.path.realpath(file))  # a link stays one
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        changed, count = _STORE.subn(lambda _: f"{line}\n", text)
+        head, tables = _parts(text)
+        head, count = _STORE.subn(lambda _: f"{line}\n", head)
         if not count:
-            changed = f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{line}\n"
+            head = f"{head}{'' if head.endswith(chr(10)) or not head else chr(10)}{line}\n"
+        changed = head + tables
         if tomllib.loads(changed).get("store") != url:
             raise Invalid(f"config file {file}: its setting `store` cannot be found", hint)
         if changed != text:

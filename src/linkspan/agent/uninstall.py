@@ -305,13 +305,16 @@ def _remove_folders(config: Config) -> list[str]:
     return left
 
 
-def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]], others: int = 0) -> LinkspanError | None:
+def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]], others: int | None = 0) -> LinkspanError | None:
     """Return the one-line error that names the endpoints and the users' networks that exist (`used`).
 
-    ``others`` is how many hosts have their records in this host's etcd.
+    ``others`` is how many hosts have their records in this host's etcd, None if nobody knows.
     """
     why, fixes = [], []
-    if others:
+    if others is None:
+        why.append("etcd runs here, and which other hosts have their records in it cannot be read")
+        fixes.append("uninstall them first")
+    elif others:
         why.append(f"{counted(others, 'other host')} of the cluster {'has' if others == 1 else 'have'} etcd here")
         fixes.append("uninstall them first (or `linkspan cluster forget` each)")
     if endpoints:
@@ -323,7 +326,7 @@ def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]], others: int
     if users:
         why.append(f"{', '.join(name for name, _ in users)} still use{'s'[: len(users) == 1]} linkspan")
         fixes.append(f"remove by: {'; '.join(fix for _, fix in users)}")
-    forced = ["ends the cluster's etcd for good"] if others else []
+    forced = ["ends the cluster's etcd for good"] if others != 0 else []
     forced += ["cuts off the containers"] if endpoints else []
     forced += ["leaves these networks without a driver"] if users else []
     return Conflict("; ".join(why), f"{', and '.join(fixes)}; --force {' and '.join(forced)}") if why else None

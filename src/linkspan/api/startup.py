@@ -1,4 +1,4 @@
-"""Startup API of an agent that has no records yet, because the store has not answered since it was installed.
+"""Startup API of an agent that has no records yet: its store has not answered since it was installed, or a move fails.
 
 `status` says so; every other request is refused with the reason. A runtime's call gets the same answer as
 without an agent: its plugin retries an ADD, and queues a DEL.
@@ -30,10 +30,11 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
 
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":
-            return answer(status.as_status(agent, observed(agent)) | {"waiting": WAITING})
+            why = f"{WAITING}: {moving}" if (moving := agent.founding.problem) else WAITING
+            return answer(status.as_status(agent, observed(agent)) | {"ok": False, "waiting": why})
         if request.path in paths():
             return web.Response(status=503)
-        why = f"the agent waits for the store: {agent.replica.problem}"
+        why = f"the agent waits for the store: {agent.founding.problem or agent.replica.problem}"
         return answer(error_body(Unavailable(why, "`linkspan status` shows the store")), 503)
 
     app = web.Application()

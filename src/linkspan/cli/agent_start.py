@@ -21,28 +21,31 @@ LOG = "agent.log"
 
 
 def ensure_agent(client: Client, config_file: str) -> None:
-    """Start an agent unless one answers, and wait until it does. Raises LinkspanError."""
-    if _answers(client):
+    """Start an agent unless one runs, and wait until it has its records. Raises LinkspanError."""
+    process, log = None, f"journalctl -u {systemd.UNIT_NAME}"
+    if (waits := _waits(client)) == "":
         return
-    if client.path == config.SOCKET and Path("/run/systemd/system").is_dir():
+    if waits:
+        log = "linkspan status"
+    elif client.path == config.SOCKET and Path("/run/systemd/system").is_dir():
         from linkspan.cli import install
 
         install.service()
-        process, log = None, f"journalctl -u {systemd.UNIT_NAME}"
     else:
         process, log = _started(client, config_file)
     deadline = time.monotonic() + PATIENCE
-    while not _answers(client):
+    while (waits := _waits(client)) != "":
         if (process is not None and process.poll() is not None) or time.monotonic() > deadline:
-            raise Unavailable("the agent does not start", f"see {log}")
+            raise Unavailable(f"the agent waits: {waits}" if waits else "the agent does not start", f"see {log}")
         time.sleep(AGAIN)
 
 
-def _answers(client: Client) -> bool:
+def _waits(client: Client) -> str | None:
+    """Return why the agent waits, '' if it does not, None if none answers."""
     try:
-        return not client.call("GET", "/v1/status").get("waiting")
+        return str(client.call("GET", "/v1/status").get("waiting", ""))
     except LinkspanError:
-        return False
+        return None
 
 
 def _started(client: Client, config_file: str) -> tuple[subprocess.Popen[bytes], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -13,9 +12,10 @@ import typer
 
 from linkspan.api.client import Client
 from linkspan.cli.agent_start import ensure_agent
+from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, ago, as_json, step, table
 from linkspan.core import config
-from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 
 PATIENCE = 90.0
 """Seconds for an agent's restart with its new store."""
@@ -41,7 +41,7 @@ def init(
 
     Containers keep running. It may be repeated after a failure.
     """
-    _require_root("begin a cluster")
+    require_root()
     client = Client(socket)
     with step("agent"):
         ensure_agent(client, config_file)
@@ -70,7 +70,7 @@ def join(
 
     Other users of this host see the arguments of commands while they run; with - the token is not among them.
     """
-    _require_root("join a cluster")
+    require_root()
     token = sys.stdin.readline().strip() if word == "-" else word
     client = Client(socket)
     with step("agent"):
@@ -114,17 +114,19 @@ def members(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> N
     ]
     table(("host", "role", "address", "version", "healthy"), rows, "no host")
     print()
-    print(_borne(found))
+    print(spare_voters(found))
 
 
-def _borne(found: list[dict[str, Any]]) -> str:
+def spare_voters(found: list[dict[str, Any]]) -> str:
     """Return how many voters may be lost before nothing can be changed."""
     voters = [one for one in found if one["role"] == "voter"]
     spare = sum(one["healthy"] for one in voters) - (len(voters) // 2 + 1)
     if spare > 0:
         return f"{spare} of {len(voters)} voters may be lost"
-    what = f"{len(voters)} voter" + "s" * (len(voters) != 1)
-    return f"{what}: no further loss is borne. Without it nothing can be changed, and what runs continues"
+    if not spare:
+        what = f"{len(voters)} voter" + "s" * (len(voters) != 1)
+        return f"{what}, and none may be lost: then nothing could be changed any more, and what runs would continue"
+    return "too many voters do not answer: nothing can be changed until they return, and what runs continues"
 
 
 def forget(
@@ -210,8 +212,3 @@ def _seconds(text: str) -> float:
     if not match:
         raise Invalid(f"--ttl {text!r} is no time", "write it like 30m, 24h or 7d")
     return int(match[1]) * _SECONDS[match[2]]
-
-
-def _require_root(what: str) -> None:
-    if os.geteuid():
-        raise Denied(f"{what}: this changes the machine, which needs root", "run the command with sudo")

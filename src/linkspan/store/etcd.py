@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from linkspan.core.contracts import JOIN, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import NotFound, Unavailable
-from linkspan.core.store_url import OWN_CLIENTS, OWN_SIGNER, etcd_parts
+from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, etcd_parts
 from linkspan.core.supervise import ended, until_whole, woken
 from linkspan.store.etcd_gateway import Gateway, Refused, Stream
 from linkspan.store.etcd_lease import TRY, StandingLease
@@ -420,13 +420,14 @@ class EtcdStore:
     async def services(self) -> tuple[str, ...]:
         """Return HOST:PORT of the endpoints, and of the members' advertised addresses for clients and other members.
 
-        A member may listen on more than it advertises, so etcd's default port for members is always included. Beside an
-        etcd that linkspan runs itself is a signer.
+        A member may listen on more than it advertises, so etcd's default port for members is always included, and so
+        are both ports beside those for clients where linkspan runs etcd itself: that for members, and the signer's.
         """
         hosts = [one.rpartition(":")[::2] for one in self.url.endpoints]
         peers = (f"{host}:{PEER_PORT}" for host, _ in hosts)
-        signers = (f"{host}:{OWN_SIGNER}" for host, port in hosts if port == str(OWN_CLIENTS))
-        known = (*self.url.endpoints, *peers, *signers)
+        founded = [host for host, port in hosts if port == str(OWN_CLIENTS)]
+        own = (f"{host}:{port}" for host in founded for port in (OWN_PEERS, OWN_SIGNER))
+        known = (*self.url.endpoints, *peers, *own)
         try:
             async with asyncio.timeout(MEMBERS_SECONDS):
                 found = await self._gateway.ask("/v3/cluster/member/list", {}, Members)

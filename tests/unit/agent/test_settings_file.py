@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_a_file_that_cannot_be_changed_is_an_error_with_the_line(tmp_path: Path)
     assert file.read_text() == 'store = """\netcd://x\n"""\n'
     with pytest.raises(Unavailable):
         keep_store(tmp_path / "agent.toml" / "below", URL)
+
+
+def test_a_link_stays_one_and_a_store_of_a_table_stays_as_it_is(tmp_path: Path) -> None:
+    """The setting is that before the first table."""
+    real, link = tmp_path / "real.toml", tmp_path / "agent.toml"
+    real.write_text("cooldown = 5\n\n[other]\nstore = 'mine'\n")
+    link.symlink_to(real)
+    keep_store(link, URL)
+    found = tomllib.loads(real.read_text())
+    assert link.is_symlink()
+    assert (found["store"], found["other"]["store"]) == (URL, "mine")
+    drop_store(link, URL)
+    assert link.is_symlink()
+    assert tomllib.loads(real.read_text()) == {"cooldown": 5, "other": {"store": "mine"}}

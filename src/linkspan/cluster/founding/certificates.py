@@ -84,6 +84,15 @@ def key_hash(key: bytes) -> str:
     return _hash(_private(key).public_key())
 
 
+def belongs(certificate: bytes, key: bytes) -> bool:
+    """Return whether a certificate is of a private key. Raises Invalid if one of them cannot be read."""
+    try:
+        public = x509.load_pem_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise Invalid("a certificate of ours cannot be read: it is damaged") from error
+    return public == _private(key).public_key()
+
+
 def new_authority(key: bytes, name: str, now: datetime.datetime) -> bytes:
     """Return the certificate of a new authority, as PEM."""
     private = _private(key)

@@ -14,7 +14,6 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from linkspan.cluster.founding.trust_files import Voter
@@ -30,6 +29,8 @@ HELPER_FOLDER, UNIT_FOLDER = "etcd", Path("/var/lib/linkspan-etcd")
 """The folder of etcd's files: in the state folder, or with systemd that of the unit's user."""
 NAME = "etcd"
 """The name of the helper, and of its log."""
+VOTER = "voter-"
+"""How the names of voters in etcd begin; the host's id follows."""
 GRACE = 1.0
 """Seconds that etcd has to end: it would wait seven for open watches, and loses nothing when it is killed."""
 LOOK_EVERY = 1.0
@@ -106,7 +107,7 @@ class EtcdService:
     @property
     def name(self) -> str:
         """Return the voter's name in etcd."""
-        return f"voter-{self._host}"
+        return f"{VOTER}{self._host}"
 
     @property
     def log(self) -> str:
@@ -143,15 +144,11 @@ class EtcdService:
         assert name in FILES
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write(self.folder / name, content, 0o600)
-            for path in self._owned(name):
-                os.chown(path, *self._owner())
+            owner = self._owner()
+            os.chown(self.folder, *owner, follow_symlinks=False)
+            write(self.folder / name, content, 0o600, owner)
         except OSError as error:
             raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "etcd needs it") from error
-
-    def _owned(self, name: str) -> Iterator[Path]:
-        yield self.folder
-        yield self.folder / name
 
     def _owner(self) -> tuple[int, int]:
         if not self._voter.systemd:

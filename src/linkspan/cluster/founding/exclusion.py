@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import datetime
 import time
 
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.foundation import authority
+from linkspan.cluster.founding.foundation import renew_revoked
 from linkspan.cluster.founding.join_token import TokenRecord
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
@@ -50,9 +48,7 @@ async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: s
     connect again.
     """
     await _revoke(vault, host, known=known)
-    serials = [int(serial, 16) for serial in await vault.all(REVOKED, Revoked)]
-    der = await asyncio.to_thread(lambda: authority(files).revoked(serials, datetime.datetime.now(datetime.UTC)))
-    service.put("revoked.der", der)
+    await renew_revoked(files, vault, service)
     await vault.dismiss(host)
     await service.restart()
     await vault.returned()

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from linkspan.cluster.founding import certificates, join_token
 from linkspan.cluster.founding.certificates import Authority, Requested
-from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.etcd_service import FILES, EtcdService, program
 from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
-from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost, sign
+from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked, sign
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
-from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.vault import TRIES, Vault, contended
 
@@ -32,8 +32,9 @@ async def found(
     ``install`` makes the unit and its user if systemd runs etcd. Each step is repeatable: what exists stays. Raises
     LinkspanError.
     """
+    program()  # before anything is written: a host that cannot be a voter may still join another's cluster
     files.keep_voter(voter)
-    await asyncio.to_thread(_make_authorities, files)
+    await asyncio.to_thread(_make_authorities, files, service)
     await asyncio.to_thread(install)
     await asyncio.to_thread(_make_server, files, service, voter)
     serial = await asyncio.to_thread(_make_own, files, host)
@@ -43,6 +44,7 @@ async def found(
     try:
         await _answers(vault, service)
         await vault.enable(root)
+        await renew_revoked(files, vault, service)
         await vault.admit(host, own, voter=True)
         await _note_own(files, vault, host, name, serial)
         token = await create_token(files, vault, [voter.signer], uses=0, member=True)
@@ -71,27 +73,41 @@ async def create_token(
     return token
 
 
-def _make_authorities(files: TrustFiles) -> None:
+async def renew_revoked(files: TrustFiles, vault: Vault, service: EtcdService) -> None:
+    """Write the list of revoked certificates by what the vault has. etcd reads it at each handshake."""
+    serials = [int(serial, 16) for serial in await vault.all(REVOKED, Revoked)]
+    der = await asyncio.to_thread(lambda: authority(files).revoked(serials, _now()))
+    service.put("revoked.der", der)
+
+
+def _make_authorities(files: TrustFiles, service: EtcdService) -> None:
+    """Make the two authorities. A join that broke off may have left another cluster's certificate without a key."""
     for key, file, name in (
         (files.authority_key, files.authority, "linkspan clients"),
         (files.peer_authority_key, files.peer_authority, "linkspan voters"),
     ):
         private = files.once(key, certificates.new_key)
-        files.once(file, lambda private=private, name=name: certificates.new_authority(private, name, _now()))  # type: ignore[misc]
+        if file.exists() and certificates.belongs(alone(str(file)), private):
+            continue
+        if (service.folder / "data").exists():
+            why = f"{key} and {file}, an authority of this cluster, are missing or do not belong to each other"
+            raise Invalid(why, "restore both from a backup")
+        files.put(file, certificates.new_authority(private, name, _now()))
 
 
 def _make_server(files: TrustFiles, service: EtcdService, voter: Voter) -> None:
     """Write what etcd reads: its certificates for hosts and for other voters, the authorities, the revocation list."""
-    if all((service.folder / name).exists() for name in ("server.pem", "peer.pem", "revoked.der")):
-        return
     clients, peers = authority(files), Authority(alone(str(files.peer_authority)), alone(str(files.peer_authority_key)))
+    if not (service.folder / "revoked.der").exists():  # `renew_revoked` fills it as soon as etcd answers
+        service.put("revoked.der", clients.revoked([], _now()))
+    if all((service.folder / name).exists() for name in FILES):
+        return
     for name, signer in (("server", clients), ("peer", peers)):
         key = certificates.new_key()
         service.put(f"{name}.key", key)
         service.put(f"{name}.pem", signer.server(key, dict.fromkeys((voter.address, "127.0.0.1")), _now()))
     service.put("client-ca.pem", alone(str(files.authority)) + b"\n")
     service.put("peer-ca.pem", alone(str(files.peer_authority)) + b"\n")
-    service.put("revoked.der", clients.revoked([], _now()))
 
 
 def authority(files: TrustFiles) -> Authority:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from linkspan.cluster.founding.trust_files import RECORDS, RECORDS_PREFIX, TrustFiles, Voter
+from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
 from linkspan.core.remedies import reason, remedy
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN, own_cluster
 from linkspan.store.replica import EPHEMERAL
-from linkspan.store.request import MOST_KEYS
+from linkspan.store.request import MOST_BYTES, MOST_KEYS
 from linkspan.store.snapshot import SNAPSHOT
-from linkspan.store.sqlite import SqliteStore
+from linkspan.store.sqlite import FILE, SqliteStore
 from linkspan.store.vault import Vault
 
 log = logging.getLogger("linkspan.cluster.founding.store_move")
@@ -37,11 +39,26 @@ class Moved(msgspec.Struct, frozen=True):
     cluster: str
 
 
+def pending(state_dir: Path) -> bool:
+    """Return whether this host has a store of its own that was not moved."""
+    return (state_dir / OWN / FILE).exists()
+
+
 async def move(files: TrustFiles, voter: Voter) -> int:
-    """Move the own store into etcd if that was not done; return how many records were moved. Raises Unavailable."""
+    """Move the own store into etcd if that was not done; return how many records were moved.
+
+    Raises LinkspanError, also if the store cannot be read: etcd without its records would be another cluster.
+    """
+    if not pending(files.state_dir):
+        return 0
     cluster = own_cluster(files.state_dir)
     if not cluster:
-        return 0
+        file = files.state_dir / OWN / FILE
+        raise Unavailable(
+            f"this host's own store, {file}, cannot be read, and its records are not in etcd yet",
+            "end what else has the file open, or restore it from a backup; to go on without its records, stop the "
+            "agent and move the file away",
+        )
     vault = Vault(files.root_url([voter.clients]), RECORDS_PREFIX)
     try:
         moved, _ = await vault.get(MOVED, Moved)
@@ -68,14 +85,30 @@ async def _copied(files: TrustFiles, voter: Voter, cluster: str) -> int:
     try:
         found, _ = await source.list("")
         lasting = [one for one in found if not one.key.startswith(EPHEMERAL)]
-        for begin in range(0, len(lasting), MOST_KEYS):
-            await target.transaction({one.key: one.value for one in lasting[begin : begin + MOST_KEYS]})
-        if not lasting:
-            await target.get("hosts/")  # gives the cluster its id
+        there, _ = await target.list("")  # of a move that broke off; the first call gives the cluster its id
+        known = {one.key for one in there}
+        for batch in batches(one for one in lasting if one.key not in known):
+            if not await target.transaction(batch, absent=[*batch]):
+                raise Unavailable("somebody else writes into this host's etcd, while its records are moved into it")
     finally:
         await source.close()
         await target.close()
     return len(lasting)
+
+
+def batches(records: Iterable[Record]) -> Iterator[dict[str, bytes]]:
+    """Yield the values of records by key, as many as one transaction takes."""
+    batch: dict[str, bytes] = {}
+    size = 0
+    for one in records:
+        more = len(one.key.encode()) + len(one.value)
+        if batch and (len(batch) == MOST_KEYS or size + more > MOST_BYTES):
+            yield batch
+            batch, size = {}, 0
+        batch[one.key] = one.value
+        size += more
+    if batch:
+        yield batch
 
 
 def _set_aside(state_dir: Path) -> None:

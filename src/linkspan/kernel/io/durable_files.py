@@ -31,13 +31,23 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.linkspan-new")
 
 
-def write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file in one step, for readers and for a power failure. Raises OSError, and then leaves nothing."""
+def write(path: Path, content: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    """Write a file in one step, for readers and for a power failure. Raises OSError, and then leaves nothing.
+
+    ``owner`` is the uid and gid that the file gets. The folder may then belong to that user, who may put any link into
+    it: the file that gets the owner is new, and nothing is followed.
+    """
     new = temporary(path)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    fresh = os.O_TRUNC
+    if owner is not None:
+        new.unlink(missing_ok=True)
+        fresh = os.O_EXCL
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | fresh | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, mode)  # whatever the umask is
+            if owner is not None:
+                os.fchown(fd, *owner)
             file.write(content)
             file.flush()
             os.fsync(fd)

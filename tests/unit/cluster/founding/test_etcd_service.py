@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from linkspan.cluster.founding.etcd_service import (
 )
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.errors import NotFound
+from linkspan.kernel.io.durable_files import temporary
 
 
 def test_a_packages_own_etcd_goes_before_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +73,24 @@ def test_systemd_accepts_the_unit_and_its_user(tmp_path: Path, monkeypatch: pyte
     path.write_text(text)
     checked = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
     assert (checked.returncode, [line for line in checked.stderr.splitlines() if UNIT_NAME in line]) == (0, [])
+
+
+def test_root_follows_nothing_that_etcds_user_puts_into_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that gets an owner is new: links in its place, and where it is written first, are replaced."""
+    others = tmp_path / "others"
+    others.write_text("theirs")
+    monkeypatch.setattr("linkspan.cluster.founding.etcd_service.UNIT_FOLDER", tmp_path / "etcd")
+    owners: list[object] = []
+    monkeypatch.setattr(EtcdService, "_owner", lambda _self: (os.geteuid(), os.getegid()))
+    monkeypatch.setattr(os, "chown", lambda path, *_, follow_symlinks=True: owners.append((path, follow_symlinks)))
+    service = EtcdService(tmp_path, "h1", Voter("192.0.2.1", systemd=True))
+    service.folder.mkdir()
+    (service.folder / "server.pem").symlink_to(others)
+    os.link(others, temporary(service.folder / "server.pem"))
+    service.put("server.pem", b"ours")
+    service.close()
+    assert (others.read_text(), (service.folder / "server.pem").read_text()) == ("theirs", "ours")
+    assert others.stat().st_mode & 0o777 != 0o600
+    assert owners == [(tmp_path / "etcd", False)]

@@ -1,0 +1,73 @@
+"""Founding: one init at a time, and a move that fails is waited for with the reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from linkspan.agent import founding
+from linkspan.agent.founding import Founding
+from linkspan.cluster.founding import foundation
+from linkspan.cluster.founding.join_token import JoinToken
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.core.config import Config
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Host
+
+VOTER = Voter("192.0.2.1")
+
+
+def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent goes on with an init whose command was ended; the second finds its work done, and asks no restart."""
+    running, most, restarts = 0, 0, list[Config]()
+    files = TrustFiles(tmp_path)
+    files.keep_voter(VOTER)
+
+    async def found(*_: object) -> tuple[str, JoinToken]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        running -= 1
+        return files.url([VOTER.clients], "h1"), JoinToken("i", "s", "a", (VOTER.signer,))
+
+    monkeypatch.setattr(foundation, "found", found)
+    part = Founding(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
+    host = Host(id="h1", name="h1", version="1")
+
+    async def both() -> list[bool]:
+        return [one for _, one in await asyncio.gather(part.init(host, ""), part.init(host, ""))]
+
+    assert asyncio.run(both()) == [True, False]
+    assert (most, len(restarts)) == (1, 1)
+
+
+def test_a_move_that_fails_is_waited_for_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error is: the agent does not end, and `status` is served meanwhile."""
+    files = TrustFiles(tmp_path)
+    files.keep_voter(VOTER)
+    part = Founding(Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1")), tmp_path, lambda _: None)
+    outcomes: list[Exception | None] = [Invalid("too large", "less"), Invalid("too large", "less"), None]
+    told: list[str] = []
+
+    async def move(*_: object) -> int:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+        return 0
+
+    @contextlib.asynccontextmanager
+    async def waiting() -> AsyncIterator[None]:
+        told.append(part.problem)
+        yield
+        told.append(part.problem)
+
+    monkeypatch.setattr(founding, "move", move)
+    monkeypatch.setattr(founding, "MOVE_AGAIN", 0)
+    asyncio.run(part.moved(waiting()))
+    assert told == ["too large; less", ""]
+    assert not outcomes

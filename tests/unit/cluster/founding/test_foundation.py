@@ -1,0 +1,78 @@
+"""What init makes: authorities that belong together, and a list of revoked certificates that is not emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+from cryptography import x509
+
+from linkspan.cluster.founding import certificates, foundation
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.foundation import found, renew_revoked
+from linkspan.cluster.founding.signer import REVOKED, Revoked
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.core.errors import Invalid, NotFound
+from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.vault import Vault
+
+VOTER = Voter("192.0.2.1")
+
+
+def service(state_dir: Path) -> EtcdService:
+    """Return the etcd of a voter without systemd."""
+    return EtcdService(state_dir, "h1", VOTER)
+
+
+def test_a_half_join_does_not_poison_an_init(tmp_path: Path) -> None:
+    """Another cluster's certificate is replaced; but not beside data of this cluster, whose hosts trust it."""
+    files, own = TrustFiles(tmp_path), service(tmp_path)
+    others = certificates.new_authority(certificates.new_key(), "others", foundation._now())
+    files.put(files.authority, others)
+    foundation._make_authorities(files, own)
+    made = files.authority.read_bytes()
+    assert certificates.belongs(made, files.authority_key.read_bytes())
+    foundation._make_authorities(files, own)
+    assert files.authority.read_bytes() == made
+    (own.folder / "data").mkdir(parents=True)
+    files.put(files.authority, others)
+    with pytest.raises(Invalid, match="do not belong to each other"):
+        foundation._make_authorities(files, own)
+    own.close()
+
+
+def test_a_host_without_etcd_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may still join."""
+    monkeypatch.setattr("linkspan.cluster.founding.etcd_service.shutil.which", lambda _: None)
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    files = TrustFiles(tmp_path)
+    with pytest.raises(NotFound, match="etcd is not installed"):
+        asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None))
+    assert files.voter() is None
+
+
+def test_a_repeated_init_keeps_the_list_of_revoked_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the voter was lost, and is made again; the list stays, and the vault's is written into it."""
+    monkeypatch.setattr("linkspan.store.vault.EtcdStore", lambda _url: MemoryStore(Memory()))
+    files, own = TrustFiles(tmp_path), service(tmp_path)
+    foundation._make_authorities(files, own)
+    foundation._make_server(files, own, VOTER)
+
+    async def revoke() -> None:
+        vault = Vault("", "/linkspan/")
+        await vault.put({REVOKED + "2a": (Revoked("h2", time.time()), 0)})
+        await renew_revoked(files, vault, own)
+        await vault.close()
+
+    asyncio.run(revoke())
+    (own.folder / "peer.pem").unlink()
+    foundation._make_server(files, own, VOTER)
+    assert (own.folder / "peer.pem").exists()
+    listed = x509.load_der_x509_crl((own.folder / "revoked.der").read_bytes())
+    assert [one.serial_number for one in cast("list[x509.RevokedCertificate]", [*listed])] == [0x2A]
+    own.close()
