@@ -29,7 +29,6 @@ from linkspan.runtimes import runtimes, systemd
 from linkspan.runtimes.base import Site
 
 PACKAGED = "/opt/linkspan/bin/linkspan"
-SYSTEMD = Path("/run/systemd/system")
 _PROBLEMS = ("drift", "unreachable", "disputes", "records", "orphans")
 _POLL = 0.2
 
@@ -61,7 +60,7 @@ def upgrade(
         )
     renewed = _renewed(Path(before["agent"]["state_dir"]), socket)
     done = [f"File {path}" for path in renewed]
-    if SYSTEMD.is_dir():
+    if systemd.runs():
         _run("systemctl", "daemon-reload")
         for unit in others(renewed):
             _run("systemctl", "try-restart", unit)
