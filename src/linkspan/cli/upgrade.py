@@ -141,14 +141,14 @@ def _status(client: Client) -> dict[str, Any] | None:
 
 def _renewed(state_dir: Path, socket: str) -> list[str]:
     """Write again those files that linkspan put here and that a version brings: units, and runtimes' plugins."""
-    there = {file.path for file in installation.installed(state_dir)}
+    there, etcd = {file.path for file in installation.installed(state_dir)}, of_etcd(state_dir)
     if not there:
         return []
     executable, python, told = file_ownership.program()
     if told:
         say(f"note: {told}", sys.stderr)
     root = Path("/")
-    wanted = [*installation.service(executable, root, group=installation.owns_group(state_dir)), *of_etcd(state_dir)]
+    wanted = [*installation.service(executable, root, group=installation.owns_group(state_dir)), *etcd]
     for runtime in runtimes().values():
         if runtime.path:
             wanted += [file for file in runtime.files(Site(root, socket, python)) if file.mode & 0o100]
