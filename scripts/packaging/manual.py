@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import typer
+from sources import Missing, run
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from linkspan.cli.main import app
@@ -61,9 +61,9 @@ def _escaped(text: str) -> str:
 
 
 def completion(shell: str) -> str:
-    """Return the script by which a shell completes commands."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name("linkspan")],
-        env=os.environ | {"_LINKSPAN_COMPLETE": f"source_{shell}"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.stdout
+    """Return the script by which a shell completes commands. Raises Missing if linkspan gives none."""
+    command = Path(sys.executable).with_name("linkspan")
+    script = run(command, env=os.environ | {"_LINKSPAN_COMPLETE": f"source_{shell}"})
+    if not script.strip():
+        raise Missing(f"{command} gives no completion for {shell}")
+    return script

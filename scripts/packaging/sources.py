@@ -46,25 +46,34 @@ def pip(*argv: str | Path) -> None:
 
 
 def debian(suite: str, names: Sequence[str], unpacked: Path) -> None:
-    """Unpack packages of a Debian release, which are downloaded once, and installed nowhere."""
+    """Unpack the newest packages of a Debian release, with its security updates; they are installed nowhere.
+
+    What earlier builds downloaded is kept. If the archive does not answer, its last known packages are the newest.
+    """
     place = CACHE / "debian" / suite
     kept = place / "kept"
-    if not all(any(kept.glob(f"{name}_*.deb")) for name in names):
-        kept.mkdir(parents=True, exist_ok=True)
-        config = _apt(suite, place)
-        env = {"APT_CONFIG": str(config), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
-        run("apt-get", "-q", "update", env=env)
+    kept.mkdir(parents=True, exist_ok=True)
+    env = {"APT_CONFIG": str(_apt(suite, place)), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    try:
+        run("apt-get", "-q", "update", "--error-on=any", env=env)
+    except Missing as error:
+        print(f"note: packages of Debian's {suite} may be old: {error}", file=sys.stderr)
+    answer = run("apt-get", "-qq", "download", "--print-uris", *names, env=env)
+    newest = [line.split()[1] for line in answer.splitlines()]  # 'address' file size hash
+    if any(not (kept / name).exists() for name in newest):
         run("apt-get", "-q", "download", *names, cwd=kept, env=env)
-    for name in names:
-        (file,) = kept.glob(f"{name}_*.deb")
-        run("dpkg-deb", "-x", file, unpacked)
+    for file in kept.glob("*.deb"):
+        if file.name in newest:
+            run("dpkg-deb", "-x", file, unpacked)
+        elif file.name.partition("_")[0] in names:
+            file.unlink()
 
 
-def mirror() -> str:
-    """Return the address of the Debian archive that this machine's apt uses."""
+def mirror(archive: str = "debian") -> str:
+    """Return the address of an archive of Debian that this machine's apt uses: ``debian`` or ``debian-security``."""
     found = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
-    if not (addresses := [one for one in found if one.rstrip("/").endswith("/debian")]):
-        raise Missing("apt knows no archive of Debian here")
+    if not (addresses := [one for one in found if one.rstrip("/").endswith(f"/{archive}")]):
+        raise Missing(f"apt knows no archive {archive} here")
     return addresses[0]
 
 
@@ -73,7 +82,9 @@ def _apt(suite: str, place: Path) -> Path:
     for folder in ("lists/partial", "archives/partial"):
         (place / folder).mkdir(parents=True, exist_ok=True)
     (place / "status").touch()
-    (place / "sources.list").write_text(f"deb [signed-by={KEYS}] {mirror()} {suite} main\n")
+    archives = ((mirror(), suite), (mirror("debian-security"), f"{suite}-security"))
+    lists = "".join(f"deb [signed-by={KEYS}] {address} {name} main\n" for address, name in archives)
+    (place / "sources.list").write_text(lists)
     lines = {
         "Dir::State": place,
         "Dir::State::status": place / "status",

@@ -323,7 +323,7 @@ def _install(state_dir: Path, service: EtcdService, voter: Voter) -> None:
     """Install etcd's unit and its user if systemd runs it. Raises LinkspanError."""
     if not voter.systemd:
         return
-    installation.put(state_dir, _files(service))
+    installation.put(state_dir, unit_files(service))
     for words in (
         ("systemd-sysusers", f"/{ETCD_USER}"),
         ("systemctl", "daemon-reload"),
@@ -334,6 +334,7 @@ def _install(state_dir: Path, service: EtcdService, voter: Voter) -> None:
             raise LinkspanError(f"{' '.join(words)}: {done.stderr.strip() or f'it ended with {done.returncode}'}")
 
 
-def _files(service: EtcdService) -> Iterator[File]:
+def unit_files(service: EtcdService) -> Iterator[File]:
+    """Return etcd's user and its unit, for systemd. Raises NotFound if there is no etcd."""
     yield File(f"/{ETCD_USER}", etcd_service.sysusers().encode())
     yield File(f"/{ETCD_UNIT}", etcd_service.unit(" ".join(map(systemd.quoted, service.argv()))).encode())

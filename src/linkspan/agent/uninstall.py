@@ -264,7 +264,7 @@ def _agent_stopped(state_dir: Path) -> Iterator[None]:
 def _stop_unit(state_dir: Path) -> None:
     """Disable the units that we installed, sockets first; otherwise systemd would start the agent again."""
     names = sorted(_units(state_dir), key=lambda name: (not name.endswith(".socket"), name))
-    if names and Path("/run/systemd/system").is_dir():
+    if names and systemd.runs():
         subprocess.run(["systemctl", "disable", "--now", *names], check=False, capture_output=True)
 
 

@@ -38,7 +38,7 @@ def systemd_(root: Root = Path("/"), output: Output = Format.TABLE) -> None:
         return
     group = installation.owns_group(state_dir := Path(config.load("", {}).state_dir))
     _say(_installed(executable, root, state_dir, group=group), output)
-    if not Path("/run/systemd/system").is_dir():
+    if not systemd.runs():
         why = "systemd does not run on this machine, so nothing was started"
         print(f"note: {why}; `linkspan agent` starts an agent in the foreground", file=sys.stderr)
         return
@@ -123,7 +123,7 @@ def _put(runtime: BaseRuntime, site: Site, state_dir: Path, output: Format) -> N
         print(f"note: {note}", file=sys.stderr)
     if (at := runtime.listens) is None or site.root != Path("/"):
         return
-    if not Path("/run/systemd/system").is_dir():
+    if not systemd.runs():
         setting = f'set {at.setting} = "{at.path}" in the config file of the agent'
         print(f"note: systemd does not run here; {setting}", file=sys.stderr)
         return

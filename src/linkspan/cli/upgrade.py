@@ -1,4 +1,4 @@
-"""`linkspan upgrade`: replaces the program, the unit and the plugins of this host, and restarts its agent.
+"""`linkspan upgrade`: replaces the program, the units and the plugins of this host, and restarts its agent.
 
 The data path is in the kernel, so containers do not notice. Each step may be repeated: after an upgrade that was
 interrupted, the same command does the rest.
@@ -6,6 +6,7 @@ interrupted, the same command does the rest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from linkspan import __version__
 from linkspan.agent import file_ownership, installation
 from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
+from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say
-from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.states.programs import File
 from linkspan.runtimes import runtimes, systemd
 from linkspan.runtimes.base import Site
 
 PACKAGED = "/opt/linkspan/bin/linkspan"
-SYSTEMD = Path("/run/systemd/system")
 _PROBLEMS = ("drift", "unreachable", "disputes", "records", "orphans")
 _POLL = 0.2
 
@@ -41,11 +43,10 @@ def upgrade(
 ) -> None:
     """Restart this host's agent with the version that is installed, and wait until it is healthy; exit 3 if it is not.
 
-    It also renews the service's unit and the runtimes' plugins. Containers keep their network. An older version is
-    installed in the same way.
+    It also renews the units of the agent and of linkspan's etcd, and the runtimes' plugins. Containers keep their
+    network. An older version is installed in the same way.
     """
-    if os.geteuid():
-        raise Denied("this command changes the machine, which needs root", "run the command with sudo")
+    require_root()
     if to is not None:
         install(to)
         words = ["upgrade", "--wait", str(wait), "--output", output.value, "--socket", socket]
@@ -57,9 +58,12 @@ def upgrade(
             f"no agent answers at {socket}, so there is none to restart",
             f"start one: `sudo systemctl start {systemd.UNIT_NAME}`, or `sudo linkspan agent`",
         )
-    done = [f"File {path}" for path in _renewed(Path(before["agent"]["state_dir"]), socket)]
-    if SYSTEMD.is_dir():
+    renewed = _renewed(Path(before["agent"]["state_dir"]), socket)
+    done = [f"File {path}" for path in renewed]
+    if systemd.runs():
         _run("systemctl", "daemon-reload")
+        for unit in others(renewed):
+            _run("systemctl", "try-restart", unit)
         _run("systemctl", "restart", systemd.UNIT_NAME)
     else:
         pid = before["agent"]["pid"]
@@ -136,19 +140,46 @@ def _status(client: Client) -> dict[str, Any] | None:
 
 
 def _renewed(state_dir: Path, socket: str) -> list[str]:
-    """Write again those files that `install` put here and that a version brings: the unit, and runtimes' plugins."""
-    there = {file.path for file in installation.installed(state_dir)}
+    """Write again those files that linkspan put here and that a version brings: units, and runtimes' plugins."""
+    there, etcd = {file.path for file in installation.installed(state_dir)}, of_etcd(state_dir)
     if not there:
         return []
     executable, python, told = file_ownership.program()
     if told:
         say(f"note: {told}", sys.stderr)
     root = Path("/")
-    wanted = list(installation.service(executable, root, group=installation.owns_group(state_dir)))
+    wanted = [*installation.service(executable, root, group=installation.owns_group(state_dir)), *etcd]
     for runtime in runtimes().values():
         if runtime.path:
             wanted += [file for file in runtime.files(Site(root, socket, python)) if file.mode & 0o100]
     return installation.put(state_dir, [file for file in wanted if file.path in there])
+
+
+def others(renewed: list[str]) -> list[str]:
+    """Return which services besides the agent have a unit among these files: they are restarted before it."""
+    units = (Path(path).name for path in renewed if path.endswith(".service"))
+    return [unit for unit in units if unit != systemd.UNIT_NAME]
+
+
+def of_etcd(state_dir: Path) -> list[File]:
+    """Return the files of systemd for a voter's etcd, as this version has them; say if it runs without systemd.
+
+    Raises LinkspanError.
+    """
+    from linkspan.agent import founding  # takes long to import
+    from linkspan.cluster.founding.etcd_service import EtcdService
+    from linkspan.cluster.founding.trust_files import TrustFiles
+    from linkspan.store.snapshot import SNAPSHOT, remembered
+
+    voter, host = TrustFiles(state_dir).voter(), remembered(state_dir / SNAPSHOT).host
+    if voter is None or not host:  # etcd's command line has the host's id
+        return []
+    with contextlib.closing(EtcdService(state_dir, host, voter)) as service:
+        if voter.systemd:
+            return [*founding.unit_files(service)]
+        what = f"linkspan's etcd goes on as it was started (its --data-dir is {service.folder / 'data'})"
+        say(f"note: {what}; end it, and the agent starts the one of this version", sys.stderr)
+        return []
 
 
 def _run(*words: str | Path, env: Mapping[str, str] | None = None) -> str:

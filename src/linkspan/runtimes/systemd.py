@@ -116,6 +116,11 @@ def notify(message: str) -> bool:
     return True
 
 
+def runs() -> bool:
+    """Return whether systemd manages this machine (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
 def restarts() -> bool:
     """Return whether systemd runs this process as a service, and so starts it again when it ends (Restart=always)."""
     return "NOTIFY_SOCKET" in os.environ and os.getppid() == 1

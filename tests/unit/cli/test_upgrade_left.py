@@ -1,15 +1,18 @@
-"""What `linkspan upgrade` says is left: only what the host did not have before."""
+"""What `linkspan upgrade` renews, and what it says is left: only what the host did not have before."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from linkspan import __version__
-from linkspan.cli.upgrade import install, left
+from linkspan.cli.upgrade import install, left, of_etcd, others
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.errors import Invalid
+from linkspan.store.snapshot import SNAPSHOT, Remembered
 
 
 def status(pid: int = 7, version: str = __version__, **more: Any) -> dict[str, Any]:
@@ -45,3 +48,23 @@ def test_another_file_is_refused(tmp_path: Path, name: str) -> None:
     file.write_bytes(b"no package")
     with pytest.raises(Invalid, match=name):
         install(file)
+
+
+@pytest.mark.parametrize("by_systemd", [True, False], ids=["systemd", "helper"])
+def test_a_voters_etcd_is_renewed_too(
+    tmp_path: Path, by_systemd: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its unit is written again and it is restarted; without systemd a note says what is left to do."""
+    monkeypatch.setattr("linkspan.cluster.founding.etcd_service.program", lambda: "/opt/linkspan/bin/etcd")
+    assert of_etcd(tmp_path) == []
+    TrustFiles(tmp_path).keep_voter(Voter("192.0.2.1", by_systemd))
+    (tmp_path / SNAPSHOT).write_bytes(msgspec.json.encode(Remembered(host="h1")))
+    files = of_etcd(tmp_path)
+    paths = [file.path for file in files]
+    if by_systemd:
+        assert b"ExecStart=/opt/linkspan/bin/etcd --name voter-h1 " in files[-1].content
+        assert others(["/etc/systemd/system/linkspan.service", *paths]) == ["linkspan-etcd.service"]
+        assert capsys.readouterr().err == ""
+    else:
+        assert paths == []
+        assert f"--data-dir is {tmp_path}/etcd/data" in capsys.readouterr().err

@@ -166,3 +166,22 @@ def test_what_is_different_afterwards_is_told() -> None:
     assert "80/tcp (now 32768)" in told[2]
     assert "02:42:0a:00:00:99" in told[3]
     assert plan.notes(_network(), [_container()]) == []
+
+
+def test_a_gateway_priority_may_be_lost() -> None:
+    """Only a container with several networks can have one, and the engine's API of 20.10 does not show it."""
+    web = _container()
+    networks = {"shop": web.network_settings.networks["shop"], "back": plan.Attachment()}  # type: ignore[index]
+    settings = msgspec.structs.replace(web.network_settings, networks=networks)
+    web = msgspec.structs.replace(web, network_settings=settings)
+    assert ["--gw-priority" in note.why for note in plan.notes(_network(), [web])] == [True]
+
+
+def test_a_network_of_linkspan_is_the_successor_by_its_name_and_pools() -> None:
+    """Nobody else's is taken or deleted because of its name alone."""
+    pools = ["fd00:31::/64", "172.31.0.0/16"]
+    shop = _network(IPAM={"Config": [{"Subnet": "172.31.0.0/16"}, {"Subnet": "fd00:31::/64"}]})
+    assert plan.is_successor(shop, {"name": "shop", "pools": pools})
+    assert not plan.is_successor(shop, {"name": "shop", "pools": ["10.9.0.0/16"]})
+    assert not plan.is_successor(shop, {"name": "shop2", "pools": pools})
+    assert not plan.is_successor(shop, None)

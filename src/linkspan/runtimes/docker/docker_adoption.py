@@ -21,9 +21,9 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -53,11 +53,13 @@ T = TypeVar("T")
 class Adopted(msgspec.Struct, frozen=True):
     """What is remembered of an adoption: the bridge network, and the containers that are to be on its successor.
 
-    ``moves`` are by container id. ``finished`` says that no step is left.
+    ``moves`` are by container id. ``made`` says that linkspan's network of this name is this adoption's, which may
+    delete it. ``finished`` says that no step is left.
     """
 
     origin: Described
     moves: dict[str, Move] = {}
+    made: bool = False
     finished: bool = False
 
 
@@ -112,27 +114,30 @@ class DockerAdopter:
 
     async def _is_ours(self, network: str) -> bool:
         """Return whether nobody has created a network of another driver under this name."""
-        found = await self._found(network)
+        found = await _described(self._engine, network)
         return found is None or found.driver == plan.OURS
 
     async def _judged(
         self, network: str, known: Adopted | None
     ) -> tuple[Described, list[Container], list[Left]]:
         """Return the bridge network, the containers on it, and what is in the way. Raises NotFound."""
-        found = await self._found(network)
-        containers = await self._containers(network)
+        found = await _described(self._engine, network)
+        containers = await _on(self._engine, network)
         if known is not None and (found is None or found.driver == plan.OURS):
-            return known.origin, containers, []
+            return known.origin, containers, [*self._occupied(known)]
         if found is None:
             raise NotFound(f"Docker has no network {network}", "`docker network ls` shows its networks")
         left = plan.refusals(found, containers)
-        if not left and known is None:
-            left = [*self._occupied(found), *self._not_set_up()]
+        if not left:
+            left = [*self._occupied(known or Adopted(found)), *([] if known else self._not_set_up())]
         return found, containers, left
 
-    def _occupied(self, origin: Described) -> Iterator[Left]:
-        """Yield which of linkspan's networks have the name or the addresses already."""
+    def _occupied(self, known: Adopted) -> Iterator[Left]:
+        """Yield which of linkspan's networks have the name or the addresses, except the one that the adoption made."""
+        origin = known.origin
         for other in self._ask("GET", "/v1/networks"):
+            if known.made and plan.is_successor(origin, other):
+                continue
             if other["name"] == origin.name:
                 yield Left(f"network {origin.name}", "linkspan has a network of this name", "delete that one first")
             elif any(one.overlaps(prefix(pool)) for one in plan.pools(origin) for pool in other["pools"]):
@@ -160,29 +165,31 @@ class DockerAdopter:
             move = _Move(self._engine, record, network)
             try:
                 await move.drain(plan.OURS)
-                await self._create(origin)
+                await self._create(move)
             except LinkspanError as error:
-                raise await self._returned(move, origin, error) from error
+                raise await self._returned(move, error) from error
             outcome = await move.fill()
-            _remember(record, network, msgspec.structs.replace(record.entries[network], finished=not outcome.left))
+            move.remember(finished=not outcome.left)
         return Outcome((_taken_over(origin), *outcome.done), outcome.left, notes)
 
     async def _undo(self, network: str) -> Outcome:
         with self._alone() as record:
             known = _known(record, network)
-            self._check_alone(network, await self._containers(network))
+            if known.made:
+                self._check_alone(network, await _on(self._engine, network))
             if known.finished:  # since then users may have taken containers off the network
-                _remember(record, network, Adopted(known.origin))
+                _remember(record, network, msgspec.structs.replace(known, moves={}, finished=False))
             move = _Move(self._engine, record, network)
             await move.drain(known.origin.driver)
-            outcome = await self._restore(move, known.origin)
+            outcome = await self._restore(move)
         return Outcome((Done(f"network {network}", "is Docker's bridge again"), *outcome.done), outcome.left)
 
-    async def _returned(self, move: _Move, origin: Described, error: LinkspanError) -> LinkspanError:
+    async def _returned(self, move: _Move, error: LinkspanError) -> LinkspanError:
         """Give the network back after an error, and return that error with what has become of the network."""
+        origin = move.known.origin
         again = f"linkspan adopt docker {origin.name} continues, with --undo backwards"
         try:
-            left = (await self._restore(move, origin)).left
+            left = (await self._restore(move)).left
         except LinkspanError:  # of an engine that has ended, for example: the record stays
             return Unavailable(f"adopt network {origin.name}: {error.message}", again)
         if left:
@@ -190,26 +197,44 @@ class DockerAdopter:
             return Unavailable(f"adopt network {origin.name}: {error.message}; without it now: {lost}", again)
         return error.within(f"adopt network {origin.name}, which stays Docker's bridge")
 
-    async def _restore(self, move: _Move, origin: Described) -> Outcome:
-        """Create the bridge network, and connect the containers; the record is deleted once all are on it."""
-        with contextlib.suppress(NotFound):
-            self._ask("DELETE", f"/v1/networks/{quote(origin.name)}")
-        if await self._found(origin.name) is None:
+    async def _restore(self, move: _Move) -> Outcome:
+        """Create the bridge network, and connect the containers; the record is deleted once all are on it.
+
+        The agent is asked only if there may be a network to delete: without one it may have ended.
+        """
+        origin = move.known.origin
+        if move.known.made and plan.is_successor(origin, self._of_name(origin.name)):
+            with contextlib.suppress(NotFound):
+                self._ask("DELETE", f"/v1/networks/{quote(origin.name)}")
+        move.remember(made=False)
+        if await _described(self._engine, origin.name) is None:
             await self._engine.create(plan.original(origin))
         outcome = await move.fill()
         if not outcome.left:
             move.forget()
         return outcome
 
-    async def _create(self, origin: Described) -> None:
-        """Create the linkspan network and Docker's of that driver, unless an earlier call has."""
-        if all(one["name"] != origin.name for one in self._ask("GET", "/v1/networks")):
+    async def _create(self, move: _Move) -> None:
+        """Create the linkspan network and Docker's of that driver, unless an earlier call has.
+
+        Raises Conflict if linkspan has a network of this name that is not the adoption's.
+        """
+        origin = move.known.origin
+        there = self._of_name(origin.name)
+        if there is None:
+            move.remember(made=True)
             self._ask("POST", "/v1/networks", plan.request(origin))
+        elif not (move.known.made and plan.is_successor(origin, there)):
+            raise Conflict(f"linkspan has a network {origin.name} of somebody else", "delete that one first")
         for address in plan.reserved(origin):
             with contextlib.suppress(Conflict):
                 self._ask("POST", "/v1/reservations", {"network": origin.name, "cidr": address})
-        if await self._found(origin.name) is None:
+        if await _described(self._engine, origin.name) is None:
             await self._engine.create(plan.ours(origin))
+
+    def _of_name(self, network: str) -> dict[str, Any] | None:
+        """Return linkspan's network of a name, as the agent describes it."""
+        return next((one for one in self._ask("GET", "/v1/networks") if one["name"] == network), None)
 
     def _check_alone(self, network: str, containers: list[Container]) -> None:
         """Raise Conflict if the linkspan network has other endpoints than Docker's: they would lose it."""
@@ -219,12 +244,6 @@ class DockerAdopter:
         if others:
             what = f"linkspan's network {network} has other endpoints than Docker's: {', '.join(sorted(others))}"
             raise Conflict(what, "detach them first: they would lose their network")
-
-    async def _found(self, network: str) -> Described | None:
-        return await _described(self._engine, network)
-
-    async def _containers(self, network: str) -> list[Container]:
-        return [one async for one in _on(self._engine, network)]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Memory[Adopted]]:
@@ -257,8 +276,9 @@ class _Move:
             found = await _described(self._engine, self._network)
             if found is None or found.driver == successor:
                 return
-            containers = [one async for one in _on(self._engine, self._network)]
-            self._remember({one.id: plan.move(one, at) for one in containers if (at := one.on(self._network))})
+            containers = await _on(self._engine, self._network)
+            moves = {one.id: plan.move(one, at) for one in containers if (at := one.on(self._network))}
+            self.remember(moves=self.known.moves | moves)
             await _all(self._part(found.id, one) for one in containers)
             try:
                 await self._engine.delete(found.id)
@@ -279,8 +299,7 @@ class _Move:
         found = await _described(self._engine, self._network)
         if found is None:
             raise NotFound(f"Docker's network {self._network} was removed meanwhile", "give the same command again")
-        moves = self._record.entries[self._network].moves
-        results = await _all(self._join(found.id, id_, move) for id_, move in moves.items())
+        results = await _all(self._join(found.id, id_, move) for id_, move in self.known.moves.items())
         done = tuple(one for one in results if isinstance(one, Done))
         return Outcome(done, tuple(one for one in results if isinstance(one, Left)))
 
@@ -289,9 +308,14 @@ class _Move:
         del self._record.entries[self._network]
         self._record.save()
 
-    def _remember(self, moves: dict[str, Move]) -> None:
-        known = self._record.entries[self._network]
-        _remember(self._record, self._network, msgspec.structs.replace(known, moves=known.moves | moves))
+    @property
+    def known(self) -> Adopted:
+        """Return what is remembered of this adoption."""
+        return self._record.entries[self._network]
+
+    def remember(self, **changed: Any) -> None:
+        """Change fields of what is remembered."""
+        _remember(self._record, self._network, msgspec.structs.replace(self.known, **changed))
 
     async def _part(self, network: str, container: Container) -> None:
         async with self._turns:
@@ -330,7 +354,6 @@ class _Move:
                 _announce(f"/proc/{now.state.pid}/ns/net", at)
 
 
-
 def _announce(path: str, at: Attachment) -> None:
     """Announce addresses on the interface that has their MAC, in the namespace at this path. Raises LinkspanError."""
     hardware = mac(at.mac_address)
@@ -363,11 +386,10 @@ async def _described(engine: Engine, network: str) -> Described | None:
     return next((one for one in await engine.described(Described) if one.name == network), None)
 
 
-async def _on(engine: Engine, network: str) -> AsyncIterator[Container]:
-    """Yield the containers that are on a network, also those that do not run."""
-    for listed in await engine.containers():
-        if network in listed.networks and (one := await engine.inspected(listed.id, Container)) is not None:
-            yield one
+async def _on(engine: Engine, network: str) -> list[Container]:
+    """Return the containers that are on a network, also those that do not run."""
+    ids = [listed.id for listed in await engine.containers() if network in listed.networks]
+    return [one for id_ in ids if (one := await engine.inspected(id_, Container)) is not None]
 
 
 def _already(network: str) -> Done:

@@ -5,7 +5,8 @@ Pure functions of what the engine says of the network and its containers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -199,6 +200,11 @@ def request(network: Described) -> dict[str, object]:
     }
 
 
+def is_successor(network: Described, other: Mapping[str, Any] | None) -> bool:
+    """Return whether a network, as the agent describes it, is what `request` asks for: by its name and pools."""
+    return other is not None and other["name"] == network.name and set(map(prefix, other["pools"])) == {*pools(network)}
+
+
 def reserved(network: Described) -> list[str]:
     """Return the addresses that no container of the network may get: they are other machines'."""
     return [address for subnet in network.subnets for address in (subnet.auxiliary or {}).values()]
@@ -336,6 +342,9 @@ def _different(container: Container) -> Iterator[tuple[str, str]]:
                 f"Docker chose the host port of {port} (now {before}), and linkspan may choose another one",
                 "`linkspan endpoint list` shows it",
             )
+    if len(container.network_settings.networks or {}) > 1:
+        why = "a `--gw-priority` of it for this network (Docker 28 and later) is not kept: linkspan does not see it"
+        yield why, "give it again: `docker network disconnect`, then `docker network connect --gw-priority`"
     if container.config.mac_address:
         yield f"its MAC {container.config.mac_address} is not kept: Docker's `network connect` takes none", ""
 

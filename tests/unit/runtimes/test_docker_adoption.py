@@ -1,0 +1,137 @@
+"""Adoptions that fail or are continued while linkspan has a network of the same name, with an engine in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.runtimes.docker.docker_adoption import DockerAdopter, adopted
+from linkspan.runtimes.docker.docker_engine import Engine, Listed
+
+T = TypeVar("T")
+POOL = "172.31.0.0/16"
+
+
+class MemoryEngine(Engine):
+    """An engine with one network and no container."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.told: list[dict[str, Any]] = [
+            {"Id": "1", "Name": "shop", "Driver": "bridge", "IPAM": {"Config": [{"Subnet": POOL}]}}
+        ]
+        self.fails = False
+
+    @property
+    def drivers(self) -> list[str]:
+        """Return the networks' drivers."""
+        return [one["Driver"] for one in self.told]
+
+    async def described(self, kind: type[T]) -> list[T]:
+        """Return the networks."""
+        return msgspec.convert(self.told, list[kind])  # type: ignore[valid-type]
+
+    async def containers(self) -> list[Listed]:
+        """Return no container."""
+        return []
+
+    async def delete(self, network: str) -> None:
+        """Delete a network."""
+        self.told = [one for one in self.told if one["Id"] != network]
+
+    async def create(self, wish: Mapping[str, object]) -> None:
+        """Create a network, unless ``fails``."""
+        if self.fails:
+            raise Unavailable("the engine ends")
+        self.told.append({"Id": "2", **wish})
+
+
+class MemoryAgent:
+    """An agent with networks, by name with their pools; ``lives`` is how many calls it still answers."""
+
+    def __init__(self, lives: int = 1000) -> None:
+        self.networks: dict[str, list[str]] = {}
+        self.lives = lives
+
+    def __call__(self, method: str, url: str, body: Any = None) -> Any:
+        """Answer what an adoption asks."""
+        self.lives -= 1
+        if self.lives < 0:
+            raise Unavailable("no agent answers")
+        name = url.rpartition("/")[2]
+        if (method, url) == ("GET", "/v1/networks"):
+            return [{"name": name, "pools": pools} for name, pools in self.networks.items()]
+        if (method, url) == ("GET", "/v1/endpoints"):
+            return []
+        if method == "POST":
+            self.networks[body["name"]] = body["pools"]
+            return None
+        if method == "DELETE" and name in self.networks:
+            del self.networks[name]
+            return None
+        raise NotFound(f"{method} {url}")
+
+
+@pytest.fixture
+def engine() -> MemoryEngine:
+    """Return an engine with the bridge network shop."""
+    return MemoryEngine()
+
+
+def _adopter(engine: Engine, agent: MemoryAgent, folder: Path) -> DockerAdopter:
+    (folder / "plugin").touch()
+    return DockerAdopter(engine, folder / "plugin", folder, agent)
+
+
+def _killed(engine: MemoryEngine, folder: Path) -> None:
+    """Leave an adoption that has removed Docker's network, and made none of linkspan's."""
+    engine.fails = True
+    with pytest.raises(LinkspanError):
+        _adopter(engine, MemoryAgent(lives=1), folder).adopt("shop", slow=False)
+    engine.fails = False
+    assert engine.drivers == []
+
+
+def test_the_network_is_given_back_without_the_agent(engine: MemoryEngine, tmp_path: Path) -> None:
+    """It has ended after the first look: no network of linkspan's was made, so there is none to delete."""
+    with pytest.raises(Unavailable, match="stays Docker's bridge"):
+        _adopter(engine, MemoryAgent(lives=1), tmp_path).adopt("shop", slow=False)
+    assert engine.drivers == ["bridge"]
+    assert adopted(tmp_path) == frozenset()
+
+
+@pytest.mark.parametrize("pool", ["10.9.0.0/16", POOL], ids=["other pool", "same pool"])
+def test_a_network_made_meanwhile_is_neither_taken_nor_deleted(
+    engine: MemoryEngine, tmp_path: Path, pool: str
+) -> None:
+    """Somebody made it while an adoption was interrupted: it stays, both onwards and backwards."""
+    _killed(engine, tmp_path)
+    agent = MemoryAgent()
+    agent.networks["shop"] = [pool]
+    adopter = _adopter(engine, agent, tmp_path)
+    with pytest.raises(Conflict, match="linkspan has a network of this name"):
+        adopter.adopt("shop", slow=False)
+    assert adopter.preview("shop").done == ()
+    adopter.undo("shop")
+    assert agent.networks == {"shop": [pool]}
+    assert engine.drivers == ["bridge"]
+
+
+def test_undo_deletes_the_network_that_the_adoption_made(engine: MemoryEngine, tmp_path: Path) -> None:
+    """It is known as such when an interrupted adoption is continued, too."""
+    agent = MemoryAgent()
+    adopter = _adopter(engine, agent, tmp_path)
+    engine.fails = True
+    with pytest.raises(Unavailable, match="the engine ends"):
+        adopter.adopt("shop", slow=False)
+    assert agent.networks == {}
+    engine.fails = False
+    assert adopter.adopt("shop", slow=False).left == ()
+    assert (engine.drivers, agent.networks) == (["linkspan"], {"shop": [POOL]})
+    adopter.undo("shop")
+    assert (engine.drivers, agent.networks) == (["bridge"], {})

@@ -1,0 +1,84 @@
+"""scripts/packaging: what a build takes from Debian, and what it does if linkspan itself is broken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[3] / "scripts" / "packaging"
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Give the module of downloads, with a cache of its own."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import sources as module
+
+    monkeypatch.setattr(module, "CACHE", tmp_path)
+    return module
+
+
+@pytest.fixture
+def unpacked(sources: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Give what is unpacked of one package, whose newest version the archive knows; "": it does not answer."""
+    known = ""
+
+    def run(*argv: str | Path, cwd: Path = Path(), env: dict[str, str] | None = None) -> str:
+        words = [str(word) for word in argv]
+        if "indextargets" in words:
+            return "http://mirror/debian/ http://mirror/debian-security/"
+        if "update" in words and not answers:
+            raise sources.Missing("no route to host")
+        if "--print-uris" in words:
+            return f"'http://mirror/x' libssl3_{known}_amd64.deb 7 SHA256:0\n"
+        if "download" in words:
+            (cwd / f"libssl3_{known}_amd64.deb").touch()
+        if "dpkg-deb" in words:
+            found.append(Path(words[2]).name.split("_")[1])
+        return ""
+
+    answers, found = True, list[str]()
+    monkeypatch.setattr(sources, "run", run)
+
+    def unpack(version: str) -> list[str]:
+        nonlocal answers, known
+        answers, known = bool(version), version or known
+        found.clear()
+        sources.debian("bookworm", ["libssl3"], Path("/nowhere"))
+        return list(found)
+
+    return unpack
+
+
+def test_a_build_takes_the_newest_packages(
+    unpacked: Callable[[str], list[str]], sources: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if an older one is kept, and with security updates; without the archive it says that they may be old."""
+    assert unpacked("3.0.20") == ["3.0.20"]
+    assert unpacked("3.0.22") == ["3.0.22"]
+    lists = (sources.CACHE / "debian/bookworm/sources.list").read_text()
+    assert "http://mirror/debian-security/ bookworm-security main" in lists
+    assert capsys.readouterr().err == ""
+    assert unpacked("") == ["3.0.22"]
+    assert "may be old: no route to host" in capsys.readouterr().err
+
+
+def test_a_broken_linkspan_gives_no_empty_completion(
+    sources: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build fails with the command's last words."""
+    import manual
+
+    command = tmp_path / "linkspan"
+    command.write_text("#!/bin/sh\necho 'ImportError: typer' >&2; exit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(sources.Missing, match="ImportError: typer"):
+        manual.completion("bash")
+    command.write_text("#!/bin/sh\n")
+    with pytest.raises(sources.Missing, match="no completion for bash"):
+        manual.completion("bash")
