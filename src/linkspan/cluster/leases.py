@@ -442,8 +442,10 @@ class Leases:
 
     async def leave(self, networks: Iterable[Network]) -> None:
         """Delete this host's claims in networks that somebody deleted while it claimed."""
-        graves = {key.rpartition("/")[2] for key in self._replica.under(f"{GONE}networks/")}
-        gone = graves - {network.name for network in networks}
+        start = f"{GONE}networks/"
+        graves = {key.removeprefix(start) for key in self._replica.under(start)}
+        # Without a name ``held`` means all networks, so no key may lead to that, whoever wrote it.
+        gone = {name for name in graves if name and "/" not in name} - {network.name for network in networks}
         await self.delete([key for name in gone for key in self.held(self._host.id, name)])
 
     @property
