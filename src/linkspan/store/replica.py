@@ -70,7 +70,9 @@ FIRST_ANSWER = 3.0
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds until the store is listed again that did not answer, or up to a half less."""
 LISTED = 9e-6
-"""Seconds of etcd's processor time for each record of a listing: 0.9 s for 100,000 (etcd 3.5.16, by pages of PAGE)."""
+"""Seconds of etcd's processor time for each record of a listing: 0.9 s for 100,000 (etcd 3.5.16, by pages of PAGE).
+
+Larger pages cost less, but an etcd that all hosts ask at once may be too slow for these."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
 T = TypeVar("T")
