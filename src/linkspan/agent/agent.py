@@ -164,13 +164,13 @@ class Agent:
 
         A host may join any cluster if it is new, or if it was alone, has no network, and now gets a store.
         The store of a host that is alone is a cluster of its own. A cluster without a network has nothing to
-        lose.
+        lose. If the snapshot's records are damaged, the cluster may have networks.
         """
         state_dir = Path(self.config.state_dir)
         snapshot = state_dir / SNAPSHOT
         known = remembered(snapshot)
         alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
-        if not self.config.store or not alone or any(key.startswith("networks/") for key in known.records):
+        if not self.config.store or not alone or known.networks:
             return known.cluster, ""
         return "", "this host was alone and had no network: it joins the cluster of its store"
 

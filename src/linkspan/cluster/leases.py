@@ -12,6 +12,7 @@ separate record.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -95,6 +96,22 @@ class Leases:
         for address, record in self.exact(network.name).items():
             if record.host in hosts and not self._baseless(network, address, record):
                 found.setdefault(record.host, []).append(address)
+        return found
+
+    def doubtful(self, network: Network) -> set[str]:
+        """Return the hosts with an exact address in a block that another host owns.
+
+        Whether such an address counts depends on that host's containers, too (``baseless``).
+        """
+        start = f"addresses/{network.name}/"
+        if not self._replica.under(start):
+            return set()
+        owners = {block: owner for block, owner in self.blocks(network.name).items() if owner not in (SHARED, "")}
+        found = set()
+        for address, record in self.exact(network.name).items() if owners else ():
+            with contextlib.suppress(NotFound):
+                if record.host and owners.get(block_of(network, address), record.host) != record.host:
+                    found.add(record.host)
         return found
 
     def _baseless(self, network: Network, address: Prefix, record: AddressRecord) -> str:
@@ -442,8 +459,10 @@ class Leases:
 
     async def leave(self, networks: Iterable[Network]) -> None:
         """Delete this host's claims in networks that somebody deleted while it claimed."""
-        graves = {key.rpartition("/")[2] for key in self._replica.under(f"{GONE}networks/")}
-        gone = graves - {network.name for network in networks}
+        start = f"{GONE}networks/"
+        graves = {key.removeprefix(start) for key in self._replica.under(start)}
+        # Without a name ``held`` means all networks, so no key may lead to that, whoever wrote it.
+        gone = {name for name in graves if name and "/" not in name} - {network.name for network in networks}
         await self.delete([key for name in gone for key in self.held(self._host.id, name)])
 
     @property

@@ -176,10 +176,12 @@ class Peers:
             followed()
 
     async def look(self) -> None:
-        """Follow the pairs whose states may differ now although no record changed.
+        """Follow the pairs whose states may differ now although no record that concerns them changed.
 
-        The kernel may have another path to the peer. All pairs are followed if this host's view is another one than at
-        the last look (its facts or settings changed), and while a network migrates to a backend that learns routes.
+        The kernel may have another path to the peer. Or what counts for the peer depends on the containers of a third
+        host, which owns the block: this host may have read these later, or not follow them. All pairs are followed if
+        this host's view is another one than at the last look (its facts or settings changed), and while a network
+        migrates to a backend that learns routes.
         """
         view = self._view()
         before, self._looked = self._looked, view
@@ -187,7 +189,16 @@ class Peers:
             await self.follow(self.known.keys())
             return
         moved = await self._worker.run(_moved, self._worker.machine, dict(self.known))
-        await self.follow(moved | self.unreachable.keys())
+        await self.follow(moved | self.unreachable.keys() | self._beside_owners())
+
+    def _beside_owners(self) -> set[Pair]:
+        """Return the pairs whose host has lost a block to another host, or has an exact address in another's block.
+
+        There are such ones only after a restore of the store.
+        """
+        names = {name for name, _ in self.known}
+        doubtful = {one.name: self._leases.doubtful(one) for one in self._networks.all() if one.name in names}
+        return {p for p in self.known if self._disputes.lost_by(*p) or p[1] in doubtful.get(p[0], ())}
 
     def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
         """Return the snapshot of all that the worker needs for these pairs."""

@@ -61,8 +61,9 @@ PEER_PORT = 2380
 """etcd's default for --listen-peer-urls."""
 
 LARGEST = 4 * PAGE
-"""Records of one answer, once etcd has answered within PROMPT seconds. With each answer etcd counts all records that
-are still to come: in pages of 4,000 a listing of 100,000 costs it half of the processor time as in pages of 1,000."""
+"""Records of one answer while each one before has come within PROMPT seconds. With each answer etcd counts all records
+that are still to come: in pages of 4,000 a listing of 100,000 costs it half of the processor time as in pages of 1,000.
+To decode such an answer blocks the event loop four times as long as one of PAGE."""
 PROMPT = 0.5
 """Seconds: over a slow link a large answer would not come within the gateway's time."""
 
@@ -80,6 +81,8 @@ connection from an address that the host has lost is silent, and never ends."""
 
 PACE = 10
 """Most times a second that a watch is read, while changes come without a pause: a change waits a tenth of a second."""
+PLENTY = 1 << 16
+"""Bytes of one reading that show that more is waiting: aiohttp holds 128 KiB (3.9) or 512 KiB before it stops etcd."""
 
 RETRY_SECONDS = (0.05, 2.0)
 """The first and the longest pause before a watch is opened again."""
@@ -151,20 +154,30 @@ class EtcdStore:
         answer, _ = await self._guarded([], [{"request_range": {**ranges[0], "limit": PAGE}}])
         page, revision, took = answer.range(0), answer.header.revision, time.monotonic() - begun
         while left := [after(ranges[0], page), *ranges[1:]] if page.more else ranges[1:]:
-            limit = LARGEST if took < PROMPT else PAGE
-            coming = asyncio.create_task(self._page({**left[0], "limit": limit, "revision": revision}))
+            coming = asyncio.create_task(
+                self._page({**left[0], "revision": revision}, LARGEST if took < PROMPT else PAGE)
+            )
             try:
                 yield page, revision
-                page, took = await coming
+                page, seconds = await coming
             finally:
                 await ended(coming)
-            ranges = left
+            ranges, took = left, max(took, seconds)
         yield page, revision
 
-    async def _page(self, keys: Json) -> tuple[Range, float]:
-        """Return the answer about a range of keys, and how many seconds it took."""
+    async def _page(self, keys: Json, most: int) -> tuple[Range, float]:
+        """Return the answer about the first records of a range of keys, and how many seconds it took.
+
+        These are ``most`` records, or PAGE if so many do not come in time: they may be larger than those before.
+        """
         begun = time.monotonic()
-        return await self._gateway.ask("/v3/kv/range", keys, Range), time.monotonic() - begun
+        try:
+            answer = await self._gateway.ask("/v3/kv/range", {**keys, "limit": most}, Range)
+        except Unavailable:
+            if most == PAGE:
+                raise
+            answer = await self._gateway.ask("/v3/kv/range", {**keys, "limit": PAGE}, Range)
+        return answer, time.monotonic() - begun
 
     def _records(self, page: Range) -> Records:
         cluster = self._cluster_key.encode()
@@ -279,7 +292,8 @@ class EtcdStore:
         ) as stream:
             pace = Pace()
             while (line := await self._first(stream)) is not None:
-                messages = [self._message(one, endpoint) for one in (line, *stream.waiting())]
+                lines = (line, *stream.waiting())
+                messages, wrong = self._messages(lines, endpoint)
                 if changed := [message for message in messages if message.events]:
                     events = (*rest, *(event for message in changed for event in message.events))
                     last = events[-1].kv.mod_revision if changed[-1].fragment else 0
@@ -300,7 +314,9 @@ class EtcdStore:
                     if message.watch_id != ASKED:
                         place.progress(message.header)
                     yield Batch(place.revision)
-                await asyncio.sleep(pace.rest(asyncio.get_running_loop().time()))
+                if wrong is not None:
+                    raise wrong
+                await asyncio.sleep(pace.rest(asyncio.get_running_loop().time(), sum(map(len, lines))))
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
@@ -337,6 +353,16 @@ class EtcdStore:
                 except TimeoutError:
                     if stream.received == received:  # else a long message is arriving, slowly
                         return None
+
+    def _messages(self, lines: Sequence[bytes], endpoint: str) -> tuple[list[Watch], Unavailable | None]:
+        """Return the messages up to the first line that is none, and why that is none: what came before it counts."""
+        found: list[Watch] = []
+        for line in lines:
+            try:
+                found.append(self._message(line, endpoint))
+            except Unavailable as error:
+                return found, error
+        return found, None
 
     def _message(self, line: bytes, endpoint: str) -> Watch:
         told = decode(line, WatchLine)
@@ -464,14 +490,20 @@ class Pace:
     """Lets a watch be read at most PACE times a second, of which up to PACE may come at once.
 
     So single changes pass at once, and what many hosts write without a pause is read together: each turn of the loop
-    and all that follows changes cost more than the changes.
+    and all that follows changes cost more than the changes. A reading of PLENTY or more does not wait: the rest of what
+    has come is not held back.
     """
 
     def __init__(self) -> None:
         self._due = float("-inf")
 
-    def rest(self, now: float) -> float:
-        """Return how many seconds the next reading must wait; one was done just ``now`` (the loop's time)."""
+    def rest(self, now: float, read: int) -> float:
+        """Return how many seconds the next reading must wait.
+
+        One of ``read`` bytes was done just ``now`` (the loop's time).
+        """
+        if read >= PLENTY:
+            return 0.0
         self._due = max(self._due + 1 / PACE, now - 1)
         return max(self._due - now, 0.0)
 

@@ -49,6 +49,7 @@ from linkspan.store.fence import fenced
 from linkspan.store.record_history import Versions
 from linkspan.store.record_index import RecordIndex
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
+from linkspan.store.request import MOST_BYTES
 from linkspan.store.snapshot import Content, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
@@ -69,7 +70,9 @@ FIRST_ANSWER = 3.0
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds until the store is listed again that did not answer, or up to a half less."""
 LISTED = 9e-6
-"""Seconds of etcd's processor time for each record of a listing: 0.9 s for 100,000 (etcd 3.5.16, by pages of PAGE)."""
+"""Seconds of etcd's processor time for each record of a listing: 0.9 s for 100,000 (etcd 3.5.16, by pages of PAGE).
+
+Larger pages cost less, but an etcd that all hosts ask at once may be too slow for these."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
 T = TypeVar("T")
@@ -589,8 +592,13 @@ class Replica:
         return None if self._counts_for_nothing(key) else self._sound(key)
 
     def _sound(self, key: str) -> Record | None:
-        """Return the last valid version of a record; None if no version was valid: such a record is not lost."""
+        """Return the last valid version of a record; None if no version was valid: such a record is not lost.
+
+        One that is too large for a request of an agent is none of an agent's, and nobody can put it back.
+        """
         record = self.records[key]
+        if len(key.encode()) + len(_anew(record)) > MOST_BYTES:
+            return None
         if key.startswith("claims/"):  # their values are names, not JSON
             return record
         if (type_ := OF_HOSTS.get(key.partition("/")[0])) is not None:
@@ -631,10 +639,7 @@ class Replica:
         for key in [k for k in self.lost if self._mine(k)]:
             if key not in self.lost:  # it came back or was removed while others were put back
                 continue
-            value = self.records[key].value
-            if key.startswith(CLAIMS):
-                value = records.put_back(value)
-            if await self.store.transaction({key: value}, absent=[key, GONE + key]):
+            if await self.store.transaction({key: _anew(self.records[key])}, absent=[key, GONE + key]):
                 self.lost.discard(key)
                 log.warning("record %s was lost by the store and is put back", key)
 
@@ -663,6 +668,11 @@ class Replica:
         if record.key not in self.reasons:
             return record
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)
+
+
+def _anew(record: Record) -> bytes:
+    """Return the value with which a lost record is put back."""
+    return records.put_back(record.value) if record.key.startswith(CLAIMS) else record.value
 
 
 def _clock() -> float:

@@ -37,16 +37,28 @@ class Remembered(msgspec.Struct, frozen=True):
 
     @property
     def records(self) -> dict[str, bytes]:
-        """Return the records by key: of a large cluster, they take a tenth of a second."""
+        """Return the records by key, none if they are damaged: of a large cluster, they take a tenth of a second."""
+        return self._read() or {}
+
+    @property
+    def networks(self) -> bool:
+        """Return whether there may be a network: if the records are damaged, there may."""
+        found = self._read()
+        return found is None or any(key.startswith("networks/") for key in found)
+
+    def _read(self) -> dict[str, bytes] | None:
         try:
             found = msgspec.json.decode(self.listed, type=list[Record])
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return {}
+            return None
         return {record.key: record.value for record in found}
 
 
 def remembered(snapshot: Path) -> Remembered:
-    """Return the content of a snapshot; a missing or damaged one has none."""
+    """Return the content of a snapshot; a missing one has none, and neither has one that is no JSON object.
+
+    One of which only the records are damaged has its ids: what they are is found when they are asked for.
+    """
     try:
         return msgspec.json.decode(snapshot.read_bytes(), type=Remembered)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):

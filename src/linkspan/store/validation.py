@@ -67,6 +67,9 @@ _WORDS = {
 def misplaced(key: str) -> str:
     """Return why no agent can have written a key, '' if one may have; a newer agent may write an unknown kind."""
     words = key.split("/")
+    if words[0] == "gone":
+        of = "/".join(words[1:])
+        return misplaced(of) if of and words[1] != "gone" else "a tombstone's key names a deleted record after gone/"
     wanted = _WORDS.get(words[0])
     if wanted is None or (len(words) == wanted and all(words[:2])):
         return ""

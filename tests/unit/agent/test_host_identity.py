@@ -1,4 +1,4 @@
-"""A host keeps its id, whatever becomes of the file that has it."""
+"""A host keeps its id, whatever becomes of the file that has it, and its cluster while it has something there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from linkspan.agent.agent import Agent
 from linkspan.agent.host_identity import host_id, keep
+from linkspan.core.config import Config
 from linkspan.core.errors import Unavailable
-from linkspan.store.factory import open_store
+from linkspan.store.factory import open_store, own_cluster
+from linkspan.store.snapshot import SNAPSHOT
 
 SPOILT = {"cut off": b"h", "empty": b"", "blank": b"\n", "damaged": b"\xff\x00", "no name": b"a/b\n"}
 
@@ -114,6 +117,28 @@ def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="host-id: is a directory") as refused:
         settled(tmp_path, "", shared=False)
     assert "move away what is in its place" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("records", "joins"),
+    [
+        ("[]", True),
+        ('[{"key":"hosts/h5","value":"e30=","revision":1}]', True),
+        ('[{"key":"networks/demo","value":"e30=","revision":1}]', False),
+        ('[{"key":"networks/demo","value":"e30=","revision":"x"}]', False),
+    ],
+    ids=["empty", "no network", "network", "damaged"],
+)
+def test_a_host_that_was_alone_joins_another_cluster_only_without_a_network(
+    tmp_path: Path, records: str, joins: bool
+) -> None:
+    """With damaged records it may have had one, whose containers the other cluster would not know."""
+    stored(tmp_path, "h5")
+    cluster = own_cluster(tmp_path)
+    (tmp_path / SNAPSHOT).write_text(f'{{"cluster":"{cluster}","host":"h5","records":{records}}}')
+    agent = Agent(Config(state_dir=str(tmp_path), store="etcd://192.0.2.1:2379/c"))
+    assert cluster
+    assert agent._known_cluster()[0] == ("" if joins else cluster)
 
 
 def test_an_id_is_not_written_down_before_the_agent_starts(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from linkspan.cluster.allocator import _cool
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import NotFound, Unavailable
+from linkspan.store import validation
 from linkspan.store.memory import Memory
 from linkspan.store.records import AddressRecord
 from support.polling import eventually
@@ -154,6 +155,30 @@ def test_what_was_claimed_while_a_network_was_deleted_is_given_up(tmp_path: Path
         live = {key for key, (value, _) in memory.entries.items() if value is not None}
         assert not {key for key in live if key.startswith(("leases/", "blocks/"))}
         await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+@pytest.mark.parametrize("words", ["", "x/", "x/demo", "/"])
+def test_a_tombstone_of_no_network_costs_no_claim(
+    tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the replica had it: no name means all networks elsewhere, and a part of the words is no name."""
+    monkeypatch.setattr(validation, "misplaced", lambda _key: "")
+
+    async def work() -> None:
+        memory, net, grave = Memory(), network(), f"gone/networks/{words}"
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        held = one.leases.held("h1")
+        assert held
+        await one.store.transaction({grave: b'{"by":"h1","at":1}'})
+        await eventually(lambda: grave in one.replica.records, "h1 knows the tombstone")
+        await one.leases.leave([])
+        assert one.leases.held("h1") == held
+        await one.stop()
 
     together(work)
 

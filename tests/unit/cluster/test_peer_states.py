@@ -192,6 +192,37 @@ def test_a_look_follows_only_the_peers_to_which_the_kernel_has_another_path(
     together(work)
 
 
+@pytest.mark.parametrize("case", ["exact", "lost"])
+def test_a_look_follows_peers_whose_addresses_another_host_s_containers_may_have(tmp_path: Path, case: str) -> None:
+    """What counts for h2 depends on h3's containers, and no record of h2 changes with these."""
+
+    async def work() -> None:
+        stage, there = PeerStage(tmp_path, others=3), prefix("10.244.3.9")
+        theirs = {there}
+        stage.leases._living = lambda _network, host: theirs if host == "h3" else ()
+        await stage.start()
+        if case == "exact":
+            record = AddressRecord("h2", "c1", "eth0", 0.0)
+            await stage.replica.write({"addresses/demo/10.244.3.9": record, "addresses/demo/10.244.4.9": _free(record)})
+        else:
+            await stage.replica.write({"blocks/demo/10.244.2.0/24": BlockRecord("h3", 0.0)})
+            stage.disputes.look(["demo"])
+        await stage.peers.follow(stage.pairs())
+        await stage.peers.look()
+        stage.kernel.batches.clear()
+        theirs.clear()
+        await stage.peers.look()
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *pair) for pair in stage.pairs(2)}]
+        assert stage.peers.known["demo", "h2"].exact == ((there,) if case == "exact" else ())
+        await stage.stop()
+
+    together(work)
+
+
+def _free(record: AddressRecord) -> AddressRecord:
+    return msgspec.structs.replace(record, host="")
+
+
 def test_a_look_tries_peers_again_that_could_not_be_reached(tmp_path: Path) -> None:
     """What was in the way may be gone, and no record says so."""
 

@@ -123,7 +123,11 @@ def test_what_cannot_be_is_refused_with_the_reason(key: str, record: msgspec.Str
 
 
 @pytest.mark.parametrize(
-    "key", ["hosts", "hosts/a/b", "leases/demo", "blocks/demo/x", "addresses", "endpoints/h1/x", "alive/"]
+    "key",
+    [
+        *("hosts", "hosts/a/b", "leases/demo", "blocks/demo/x", "addresses", "endpoints/h1/x", "alive/"),
+        *("gone/networks", "gone/networks/", "gone/networks/x/", "gone/networks/x/demo", "gone/leases/demo"),
+    ],
 )
 def test_a_key_that_no_agent_writes_is_named_and_not_followed(tmp_path: Path, key: str) -> None:
     """Whoever follows records sees only keys of the kinds' own shapes, until the store drops this one."""
@@ -142,6 +146,14 @@ def test_a_key_that_no_agent_writes_is_named_and_not_followed(tmp_path: Path, ke
         await one.stop()
 
     together(work)
+
+
+@pytest.mark.parametrize("key", ["gone", "gone/", "gone/gone/networks/demo"])
+def test_a_tombstone_is_of_a_record(key: str) -> None:
+    """A tombstone of nothing, or of another tombstone, is misplaced; one of a kind that a newer agent knows is not."""
+    assert "names a deleted record" in validation.misplaced(key)
+    assert not validation.misplaced("gone/networks/demo")
+    assert not validation.misplaced("gone/unknown/kind/of/record")
 
 
 def test_json_that_is_nested_too_deep_is_a_record_like_any_other_spoilt_one(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -620,79 +620,3 @@ def test_hosts_with_one_underlay_address_are_named_together() -> None:
 
     found = doubled([host("a", "192.0.2.1/24"), host("b", "192.0.2.2/24"), host("c", "192.0.2.1/24")])
     assert found == [("a, c", "hosts a and c have the same underlay address, 192.0.2.1")]
-
-
-class _Failing(MemoryStore):
-    """A connection on which nothing that was lost can be put back; ``before`` is called with each try."""
-
-    def __init__(self, memory: Memory) -> None:
-        super().__init__(memory)
-        self.before: Callable[[str], Awaitable[None]] | None = None
-
-    async def transaction(
-        self,
-        puts: Mapping[str, bytes],
-        deletes: Sequence[str] = (),
-        absent: Sequence[str] = (),
-        unchanged: Mapping[str, int] | None = None,
-        ttl: float = 0,
-        standing: bool = False,
-    ) -> int:
-        """Refuse what requires a record and its tombstone to be absent, as who puts back does."""
-        if self.before is not None and len(absent) == 2:
-            await self.before(absent[0])
-            raise Unavailable("store in memory: away", "mend it")
-        return await super().transaction(puts, deletes, absent, unchanged, ttl, standing)
-
-
-def test_a_write_is_taken_whatever_becomes_of_what_the_store_lost(tmp_path: Path) -> None:
-    """It was committed; that a lost record cannot be put back is not its failure."""
-
-    async def work() -> None:
-        memory = Memory()
-        store = _Failing(memory)
-        one = Member(memory, tmp_path, "h1", store)
-        await store.transaction({"settings/a": b"{}"})
-        await one.replica.start()
-        tries: list[str] = []
-
-        async def tried(key: str) -> None:
-            tries.append(key)
-
-        store.before = tried
-        one.replica.lost.add("settings/a")
-        assert await one.replica.write({"settings/b": b"{}"})
-        assert tries[0] == "settings/a"
-        assert one.replica.records["settings/b"].value == b"{}"
-        store.before = None
-        await one.replica.stop()
-
-    together(work)
-
-
-def test_a_record_that_is_removed_while_others_are_put_back_is_not_put_back(tmp_path: Path) -> None:
-    """Its tombstone comes while the store takes the first of what it lost."""
-
-    async def work() -> None:
-        memory = Memory()
-        store = _Failing(memory)
-        one = Member(memory, tmp_path, "h1", store)
-        await store.transaction({"settings/a": b"{}", "settings/b": b"{}"})
-        await one.replica.start()
-        tries: list[str] = []
-
-        async def removed(key: str) -> None:
-            tries.append(key)
-            for other in {"settings/a", "settings/b"} - {key}:
-                grave = Record(f"gone/{other}", b"{}", memory.revision + 1)
-                await one.replica._take(Batch(memory.revision + 1, (grave,), (other,)))
-
-        store.before = removed
-        one.replica.lost |= {"settings/a", "settings/b"}
-        with pytest.raises(Unavailable):
-            await one.replica._put_back()
-        assert one.replica.lost == set(tries)
-        store.before = None
-        await one.replica.stop()
-
-    together(work)

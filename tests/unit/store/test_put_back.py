@@ -1,0 +1,111 @@
+"""What the store lost is put back, and nothing else depends on whether that works."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from linkspan.core.contracts import Batch, Record
+from linkspan.core.errors import Unavailable
+from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.request import MOST_BYTES
+from support.polling import eventually
+from support.records.replicas import Member, together
+
+
+class _Failing(MemoryStore):
+    """A connection on which nothing that was lost can be put back; ``before`` is called with each try."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.before: Callable[[str], Awaitable[None]] | None = None
+
+    async def transaction(
+        self,
+        puts: Mapping[str, bytes],
+        deletes: Sequence[str] = (),
+        absent: Sequence[str] = (),
+        unchanged: Mapping[str, int] | None = None,
+        ttl: float = 0,
+        standing: bool = False,
+    ) -> int:
+        """Refuse what requires a record and its tombstone to be absent, as who puts back does."""
+        if self.before is not None and len(absent) == 2:
+            await self.before(absent[0])
+            raise Unavailable("store in memory: away", "mend it")
+        return await super().transaction(puts, deletes, absent, unchanged, ttl, standing)
+
+
+def test_a_record_that_no_agent_can_put_back_is_not_missed(tmp_path: Path) -> None:
+    """Somebody else wrote it, larger than an agent's request; what the store lost beside it is put back."""
+
+    async def work() -> None:
+        memory, large = Memory(), b'"' + b"x" * MOST_BYTES + b'"'
+        memory.entries |= {"settings/a": (large, 1), "settings/b": (b"{}", 1)}
+        memory.revision = 1
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        assert one.replica.records.keys() == {"settings/a", "settings/b"}
+        memory.restore(0, {})
+        await eventually(lambda: "settings/b" in memory.entries, "the other one is put back")
+        assert "settings/a" not in one.replica.records
+        assert not one.replica.problem
+        one.replica.require_settled("claim")
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_write_is_taken_whatever_becomes_of_what_the_store_lost(tmp_path: Path) -> None:
+    """It was committed; that a lost record cannot be put back is not its failure."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = _Failing(memory)
+        one = Member(memory, tmp_path, "h1", store)
+        await store.transaction({"settings/a": b"{}"})
+        await one.replica.start()
+        tries: list[str] = []
+
+        async def tried(key: str) -> None:
+            tries.append(key)
+
+        store.before = tried
+        one.replica.lost.add("settings/a")
+        assert await one.replica.write({"settings/b": b"{}"})
+        assert tries[0] == "settings/a"
+        assert one.replica.records["settings/b"].value == b"{}"
+        store.before = None
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_record_that_is_removed_while_others_are_put_back_is_not_put_back(tmp_path: Path) -> None:
+    """Its tombstone comes while the store takes the first of what it lost."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = _Failing(memory)
+        one = Member(memory, tmp_path, "h1", store)
+        await store.transaction({"settings/a": b"{}", "settings/b": b"{}"})
+        await one.replica.start()
+        tries: list[str] = []
+
+        async def removed(key: str) -> None:
+            tries.append(key)
+            for other in {"settings/a", "settings/b"} - {key}:
+                grave = Record(f"gone/{other}", b"{}", memory.revision + 1)
+                await one.replica._take(Batch(memory.revision + 1, (grave,), (other,)))
+
+        store.before = removed
+        one.replica.lost |= {"settings/a", "settings/b"}
+        with pytest.raises(Unavailable):
+            await one.replica._put_back()
+        assert one.replica.lost == set(tries)
+        store.before = None
+        await one.replica.stop()
+
+    together(work)
