@@ -227,6 +227,11 @@ def _gone(error: KernelError) -> bool:
     return re.search("No such file|does not exist", error.message) is not None
 
 
+def alone(state: State) -> bool:
+    """Return whether a state is an element that leads nowhere: of a set, not of a map, which may lead to new chains."""
+    return isinstance(state, NftElement) and not state.data
+
+
 def _table(state: State) -> tuple[str, str]:
     assert isinstance(state, NftSet | NftChain | NftElement)
     return state.family, state.table
