@@ -217,8 +217,10 @@ def _knows(nft: Nft, expression: str) -> bool:
     """Return whether this version of nft knows an expression."""
     try:
         nft.run(f"describe {expression}")
-    except KernelError:
-        return False
+    except KernelError as error:
+        if "syntax error" in error.message:
+            return False
+        raise  # a guard must not go because of another fault
     return True
 
 
