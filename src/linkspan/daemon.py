@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -44,7 +45,7 @@ async def _run(settings: Config, file: Path, following: list[Config]) -> None:
         following.append(changed)
         stop.set()
 
-    agent = Agent(settings, waiting, file, restart)
+    agent = Agent(settings, _waiting, file, restart)
     serve, stopping = asyncio.create_task(_serve(agent, stop, ready)), asyncio.create_task(stop.wait())
     await asyncio.wait({serve, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not ready.is_set():  # it waits for the store
@@ -52,6 +53,14 @@ async def _run(settings: Config, file: Path, following: list[Config]) -> None:
     stopping.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await serve
+
+
+@contextlib.asynccontextmanager
+async def _waiting(agent: Agent) -> AsyncIterator[None]:
+    """Serve while a new agent waits for its store, perhaps for days: garbage is collected as usual by then."""
+    garbage.collect_usually()
+    async with waiting(agent):
+        yield
 
 
 async def _serve(agent: Agent, stop: asyncio.Event, ready: asyncio.Event) -> None:

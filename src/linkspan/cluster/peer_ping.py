@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -29,12 +30,12 @@ EVERY = 2.0
 RATE = 50
 """Most pings a second: one costs 16 microseconds, and so does its answer."""
 SILENT = 5.0
-"""Seconds without an answer after which a peer counts as silent, if it was asked TWICE: with EVERY and RATE, `status`
-names it within 10 s if there are up to 150 addresses, and within 2 rounds if there are more."""
+"""Seconds without an answer after which a peer counts as silent, if it did not answer TWICE: with EVERY and RATE,
+`status` names it within 10 s if there are up to 150 addresses, and within 2 rounds if there are more."""
 TWICE = 2
 """One lost ping proves nothing, however long a round takes."""
 CONFIRMED = 0.3
-"""Seconds that silent peers get to answer one more ping before a trace names them."""
+"""Seconds that a peer gets to answer a ping before the ping counts as unanswered."""
 MOST = 200
 """Most peers that a trace has pinged once more."""
 
@@ -44,12 +45,17 @@ Pair = tuple[str, str]
 class _Awaited(msgspec.Struct):
     """Pings of an address since its last answer: the time of the first (monotonic clock), and how many.
 
-    ``failed`` says why the last one could not be sent, '' if it was.
+    ``last`` is the time of the last one, and ``failed`` says why the last one could not be sent, '' if it was.
     """
 
     since: float
     asked: int = 0
     failed: str = ""
+    last: float = -math.inf
+
+    def unanswered(self, now: float) -> int:
+        """Return how many pings have had time for an answer."""
+        return self.asked - (now - self.last < CONFIRMED)
 
 
 class Probes:
@@ -84,30 +90,34 @@ class Probes:
             echo.close()
         self._echoes.clear()
 
-    def _targets(self) -> list[tuple[Pair, int, str]]:
+    def _targets(self, but: Collection[Pair] = ()) -> list[tuple[Pair, int, str]]:
         return [
             (pair, family, address.address)
             for pair, peer in self._peers.items()
+            if pair not in but
             for family in self._echoes
             if (address := peer.lease.address(family)) is not None
         ]
 
     async def _ask(self) -> None:
         while True:
-            begun, targets = asyncio.get_running_loop().time(), self._targets()
+            begun, targets, met = asyncio.get_running_loop().time(), self._targets(), set(self._peers)
             known = {address for _, _, address in targets}
             for gone in self._awaited.keys() - known:
                 del self._awaited[gone]
-            for start in range(0, len(targets), RATE):
-                if start:
-                    await pause(1)
-                for _, family, address in targets[start : start + RATE]:
+            while targets:
+                for _, family, address in targets[:RATE]:
                     self._ping(family, address)
+                if targets := targets[RATE:]:
+                    await pause(1)
+                    # A round may take minutes: new peers come next, and those that are gone do not come any more.
+                    targets = self._targets(but=met) + [one for one in targets if one[0] in self._peers]
+                    met = set(self._peers)
             await pause(max(begun + EVERY - asyncio.get_running_loop().time(), 1.0))
 
     def _ping(self, family: int, address: str) -> None:
         awaited = self._awaited.setdefault(address, _Awaited(time.monotonic()))
-        awaited.asked, awaited.failed = awaited.asked + 1, ""
+        awaited.asked, awaited.failed, awaited.last = awaited.asked + 1, "", time.monotonic()
         try:
             self._echoes[family].ask(address)
         except KernelError as error:
@@ -124,7 +134,8 @@ class Probes:
 
     def _silent(self) -> dict[tuple[Pair, str], str]:
         now, found = time.monotonic(), {}
-        silent = {a: one for a, one in self._awaited.items() if one.asked >= TWICE and now - one.since >= SILENT}
+        long = ((address, one) for address, one in self._awaited.items() if now - one.since >= SILENT)
+        silent = {address: one for address, one in long if one.unanswered(now) >= TWICE}
         for pair, _, address in self._targets() if silent else ():
             if (awaited := silent.get(address)) is not None:
                 why = awaited.failed or f"no answer to pings of {address}, its own address there"

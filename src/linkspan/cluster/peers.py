@@ -178,18 +178,20 @@ class Peers:
     async def look(self) -> None:
         """Follow the pairs whose states may differ now although no record that concerns them changed.
 
-        The kernel may have another path to the peer. Or what counts for the peer depends on the containers of a third
-        host, which owns the block: this host may have read these later, or not follow them. All pairs are followed if
-        this host's view is another one than at the last look (its facts or settings changed), and while a network
-        migrates to a backend that learns routes.
+        The kernel may have another path to the peer, or a state that was in the kernel went and could not be put again.
+        Or what counts for the peer depends on the containers of a third host, which owns the block: this host may have
+        read these later, or not follow them. All pairs are followed if this host's view is another one than at the last
+        look (its facts or settings changed), and while a network migrates to a backend that learns routes.
         """
         view = self._view()
         before, self._looked = self._looked, view
         if view != before or _awaits_routes(view):
             await self.follow(self.known.keys())
             return
-        moved = await self._worker.run(_moved, self._worker.machine, dict(self.known))
-        await self.follow(moved | self.unreachable.keys() | self._beside_owners())
+        machine = self._worker.machine
+        moved = await self._worker.run(_moved, machine, dict(self.known))
+        unwell = await self._worker.run(_unwell, machine)
+        await self.follow(moved | unwell | self.unreachable.keys() | self._beside_owners())
 
     def _beside_owners(self) -> set[Pair]:
         """Return the pairs whose host has lost a block to another host, or has an exact address in another's block.
@@ -318,8 +320,16 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
 def _moved(machine: Machine, peers: Mapping[Pair, Peer]) -> set[Pair]:
     """Return the pairs to whose host the kernel has another path now (worker thread)."""
     ways: Ways = {}
-    found = ((pair, peer, path(machine.sockets, peer, ways)) for pair, peer in peers.items())
+    with machine.sockets.one_look():
+        found = [(pair, peer, path(machine.sockets, peer, ways)) for pair, peer in peers.items()]
     return {pair for pair, peer, way in found if way is not None and way != (peer.device, peer.on_link)}
+
+
+def _unwell(machine: Machine) -> set[Pair]:
+    """Return the pairs with a state that is not in the kernel (worker thread)."""
+    reconciler = machine.reconciler
+    owners = {source for key in reconciler.failing for source in reconciler.desired.owners(key)}
+    return {(source[1], source[2]) for source in owners if source[0] == "peer"}
 
 
 def _awaits_routes(view: HostView) -> bool:

@@ -31,6 +31,8 @@ AT_ONCE = 4
 """Hosts whose endpoints are read at the same time."""
 SLICE = 200
 """Records that are read without a pause of the event loop: about 20 microseconds each."""
+FEW = 100
+"""Hosts that left a network and are remembered, however small the network is."""
 Networks = frozenset[str]
 
 
@@ -85,7 +87,10 @@ class RemoteEndpoints:
         self._whole: set[str] = set()
         """The networks of which all hosts' endpoints have been read."""
         self._known: dict[str, dict[str, _Held]] = {}
-        """By network and host, in the order of the last changes; a host that has lost its last one is still there."""
+        """By network and host, in the order of the last changes; a host that has lost its last one is still there.
+
+        Those that left the network are there until they are too many.
+        """
         self.number = 0
         """The number of the last change of the known endpoints."""
         self._matters: dict[str, int] = {}
@@ -131,9 +136,22 @@ class RemoteEndpoints:
         for network in self._wanted.keys() - before.keys():
             self.number += 1
             self._matters[network] = self.number
+        self._forget_left()
         new = {host for name, hosts in self._wanted.items() for host in hosts - before.get(name, set())}
         self._whole &= wanted.keys()
         self._due((self._unread | new) & self.wanted)
+
+    def _forget_left(self) -> None:
+        """Forget the hosts that left a network when they are more than those in it; its readers begin anew then."""
+        for network, hosts in self._wanted.items():
+            known = self._known.get(network, {})
+            left = known.keys() - hosts
+            if len(left) > max(len(hosts), FEW):
+                self._matters[network] = self.number
+                self.number += 1
+                self._known[network] = {host: held for host, held in known.items() if host in hosts}
+                for held in self._known[network].values():
+                    held.number = self.number
 
     def _wanted_of(self, host: str) -> Networks:
         """Return the networks in which a host's endpoints matter."""
@@ -310,7 +328,10 @@ class RemoteEndpoints:
         return [host for host, held in self._known.get(network, {}).items() if held.endpoints]
 
     def matters(self, network: str) -> int:
-        """Return the number of the change since which a network matters, 0 if it does not."""
+        """Return the number of the change since which a network matters, 0 if it does not.
+
+        It becomes another one if hosts that left are forgotten: what was made from earlier answers is invalid then.
+        """
         return self._matters.get(network, 0)
 
     def changed(self, network: str, since: int) -> dict[str, Mapping[str, Packed]]:

@@ -35,6 +35,7 @@ from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.judging import Judge, Ports
 from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
+from linkspan.core.left import Left
 from linkspan.core.states.host import HOST, Key, State
 
 PASSES = 3
@@ -92,14 +93,17 @@ class Reconciler:
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
         self.fights = Fights(self.kinds)
         self._ports = Ports(self.kinds, self.fights, self.desired)
-        self._left: frozenset[type[State]] = frozenset()
+        self._left = Left(self.kinds, self.desired)
 
-    def leave(self, kinds: Iterable[type[State]]) -> None:
+    def leave(self, kinds: Iterable[type[State]], at_once: Callable[[State], bool]) -> None:
         """Leave objects of these kinds as they are until the next resync of all kinds.
 
-        That resync puts all of them in one batch for their driver. The kinds must have one driver.
+        That resync puts all of them in one batch for their driver. The kinds must have one driver. Objects which
+        are ``at_once`` do not wait for it if all that they are in is there as wanted.
         """
-        self._left = frozenset(kinds)
+        left = tuple(kinds)
+        there = (state for driver in self._drivers(left) for state in driver.observe(HOST))
+        self._left.begin(left, there, at_once)
 
     def change(
         self, source: Source, states: Iterable[State], there: tuple[type[State], ...] = ()
@@ -196,9 +200,7 @@ class Reconciler:
 
     def apply(self, change: Change) -> dict[Key, LinkspanError]:
         """Put in the order given, then delete in the order given; continue past errors and return them."""
-        if self._left:
-            put, delete = ([s for s in states if type(s) not in self._left] for states in (change.put, change.delete))
-            change = Change(tuple(put), tuple(delete))
+        change = self._left.without(change)
         put, failed = self._ports.shut(change.put)
         self._before(put)
         for driver, states in self._grouped(put):
@@ -261,7 +263,7 @@ class Reconciler:
     ) -> Report:
         """Make observed equal desired for the kinds (None: all of them), on the host and in ``namespaces``."""
         if kinds is None:
-            self._left = frozenset()
+            self._left.end()
         report = Report()
         refused: dict[Key, LinkspanError] = {}
         touched = list(self._by_kind) if kinds is None else list(kinds)
@@ -352,6 +354,7 @@ class Reconciler:
             except NotFound:  # the container is gone, with everything in it
                 desired = {key: state for key, state in desired.items() if netns_of(state) != netns}
         put = [state for key, state in desired.items() if observed.get(key) != state]
+        put, extra = self._left.lacking(put), self._left.superfluous(extra)
         words = {state.key: "changed" if state.key in observed else "added" for state in put}
         words.update((state.key, "removed") for state in extra)
         put.sort(key=self.kinds.in_order(put))

@@ -23,6 +23,12 @@ class LocalHost:
         self.sockets = sockets
         self._drivers: dict[Callable[[LocalHost], Any], Any] = {}
 
+    def close(self) -> None:
+        """Close the drivers that have something to close."""
+        for driver in self._drivers.values():
+            if (close := getattr(driver, "close", None)) is not None:
+                close()
+
     def driver(self, make: Callable[[LocalHost], D]) -> D:
         """Return the driver that a function makes; it is made once for all callers."""
         if make not in self._drivers:

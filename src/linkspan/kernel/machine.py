@@ -76,10 +76,13 @@ class Machine:
     def keep_rules(self) -> None:
         """Keep the last agent's firewall rules, if it left any, until a resync replaces them in one transaction.
 
-        A new version's chains would otherwise be in force before their sets are filled, and drop packets.
+        A new version's chains would otherwise be in force before their sets are filled, and drop packets. New
+        elements of sets that the last agent had are put at once, before the devices and routes that need them: a
+        network that became encrypted meanwhile has no route without its guard. Only a guard that the last
+        version did not have at all is in force no sooner than that resync.
         """
         if self.firewall.has_tables:
-            self.reconciler.leave(kind.state for kind in nftables_objects.KINDS)
+            self.reconciler.leave((kind.state for kind in nftables_objects.KINDS), nftables_objects.alone)
 
     def release(self) -> None:
         """Close the sockets that were opened in containers."""

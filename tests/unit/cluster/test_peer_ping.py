@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from linkspan.cluster.peer_ping import RATE, SILENT, Probes, _Awaited
+from linkspan.cluster.peer_ping import CONFIRMED, RATE, SILENT, Probes, _Awaited
 from linkspan.core.supervise import ended
 from support.records.peers import network, peer
 from support.virtual_time import in_virtual_time
@@ -77,6 +77,18 @@ def test_a_peer_that_was_asked_once_is_not_silent_however_long_a_round_takes() -
     assert confirmed(set(), 60, asked=1) == ({}, [])
 
 
+def test_a_ping_counts_when_it_had_time_for_an_answer() -> None:
+    """Between the second ping and its answer nothing is known of a peer, however late the ping was."""
+    demo = network("vxlan", (4,))
+    probes = Probes({("demo", "id2"): peer(demo, {})})
+    probes._echoes = {4: cast("Any", Quiet())}
+    now = time.monotonic()
+    probes._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now)}
+    assert probes.silent() == {}
+    probes._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now - CONFIRMED)}
+    assert probes.silent().keys() == {("demo", "id2")}
+
+
 class Quiet:
     """An echo socket to which nobody answers; it knows when each address was asked."""
 
@@ -88,8 +100,11 @@ class Quiet:
         self.asked.setdefault(address, []).append(asyncio.get_running_loop().time())
 
 
-def rounds(count: int, seconds: float) -> dict[str, list[float]]:
-    """Return when each of so many peers is asked within so many seconds, and let the time be virtual."""
+def rounds(count: int, seconds: float, came: int = 0) -> dict[str, list[float]]:
+    """Return when each of so many peers is asked within so many seconds, and let the time be virtual.
+
+    In the first second the last ``came`` of them come, and as many before these go.
+    """
     wire = Quiet()
 
     async def run() -> None:
@@ -99,10 +114,15 @@ def rounds(count: int, seconds: float) -> dict[str, list[float]]:
         for number in range(count):
             lease = msgspec.structs.replace(one.lease, addresses=(f"10.77.{number // 256}.{number % 256}/32",))
             known["demo", f"id{number}"] = msgspec.structs.replace(one, lease=lease)
+        later = {pair: known.pop(pair) for pair in [*known][count - came :]}
         probes = Probes(known)
         probes._echoes = {4: cast("Any", wire)}
         task = asyncio.create_task(probes._ask())
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(0.5)
+        for pair in [*known][count - 2 * came : count - came] if came else ():
+            del known[pair]
+        known.update(later)
+        await asyncio.sleep(seconds - 0.5)
         await ended(task)
 
     in_virtual_time(run)
@@ -122,3 +142,13 @@ def test_many_peers_are_asked_in_turn_and_cost_no_more() -> None:
     assert len(asked) == 10 * RATE
     assert max(seconds.values()) <= RATE
     assert all(2 <= len(times) <= 3 for times in asked.values())
+
+
+def test_a_new_peer_does_not_wait_for_a_long_round_and_a_gone_one_is_not_asked() -> None:
+    """A round of 6,000 addresses takes two minutes."""
+    asked = rounds(10 * RATE, 25, came=3)
+    numbers = [10 * RATE - 1 - back for back in range(6)]
+    new, gone = numbers[:3], numbers[3:]
+    begun = min(times[0] for times in asked.values())
+    assert all(asked[f"10.77.{number // 256}.{number % 256}"][0] < begun + 2 for number in new)
+    assert not any(f"10.77.{number // 256}.{number % 256}" in asked for number in gone)

@@ -10,7 +10,9 @@ import pytest
 
 from linkspan.cluster.peers import Pair
 from linkspan.core.addresses import prefix
+from linkspan.core.errors import KernelError
 from linkspan.core.states.host import Route
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import underlay
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord
 from support.records.peer_stage import PeerStage, one_link
@@ -237,6 +239,51 @@ def test_a_look_tries_peers_again_that_could_not_be_reached(tmp_path: Path) -> N
         await stage.peers.look()
         assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *one)}]
         assert not stage.peers.unreachable
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_look_finds_a_peer_whose_route_was_lost_and_refused_since(tmp_path: Path) -> None:
+    """A resync finds it, and `status` and the metrics name peers from what was followed."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=3)
+        await stage.start()
+        (one,) = stage.pairs(2)
+        await stage.peers.follow(stage.pairs())
+        await stage.peers.look()
+        (key, *_) = stage.kernel.desired.sources()["peer", *one]
+        stage.kernel.failing = {key: KernelError("it is refused")}
+        stage.kernel.batches.clear()
+        await stage.peers.look()
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *one)}]
+        assert stage.peers.unreachable == {one: "it is refused"}
+        stage.kernel.failing = {}
+        await stage.peers.look()
+        assert not stage.peers.unreachable
+        await stage.stop()
+
+    together(work)
+
+
+def test_a_look_lists_the_links_of_the_host_at_most_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many peers it asks the kernel for."""
+
+    async def work() -> None:
+        stage = PeerStage(tmp_path, others=3)
+        await stage.start()
+        await stage.peers.follow(stage.pairs())
+        await stage.peers.look()
+        looking = []
+
+        def way(sockets: Sockets, _to: bytes) -> tuple[str, bool]:
+            looking.append(sockets._looking)
+            return "eth0", True
+
+        monkeypatch.setattr(underlay, "way", way)
+        await stage.peers.look()
+        assert looking == [True] * 3
         await stage.stop()
 
     together(work)

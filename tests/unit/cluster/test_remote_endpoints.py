@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from linkspan.cluster import interest
-from linkspan.cluster.remote_endpoints import RemoteEndpoints, packed
+from linkspan.cluster.remote_endpoints import FEW, RemoteEndpoints, packed
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Page
+from linkspan.core.contracts import Batch, Page, Record
 from linkspan.core.model import Endpoint, Lease
 from linkspan.store.memory import Memory, MemoryStore
 from support.polling import eventually
@@ -319,3 +319,28 @@ def test_a_packed_endpoint_has_names_addresses_and_what_people_call_it(
     assert tuple(one.names.split()) == names
     assert one.container == container
     assert [found.address for found in one.prefixes] == ["10.244.1.2", "fd00::2"]
+
+
+def test_hosts_that_left_a_network_are_forgotten_when_they_are_many() -> None:
+    """Hosts come and go for years: whoever made a file of their names makes it anew then."""
+
+    async def ignored(_keys: frozenset[str]) -> None:
+        pass
+
+    async def work() -> None:
+        remote = RemoteEndpoints(MemoryStore(Memory()), "h1", ignored)
+        hosts = [f"h{number}" for number in range(2, FEW + 10)]
+        remote.want({"demo": hosts})
+        records = [(key, msgspec.json.encode(one)) for host in hosts for key, one in made(host, "a").items()]
+        remote.take(Batch(1, tuple(Record(key, value, 1) for key, value in records)))
+        matters, seen = remote.matters("demo"), remote.number
+        remote.want({"demo": hosts[-2:]})
+        assert remote.matters("demo") > matters
+        assert seen < remote.matters("demo")
+        assert remote.changed("demo", remote.matters("demo")).keys() == {*hosts[-2:]}
+        assert remote._known["demo"].keys() == {*hosts[-2:]}
+        seen = remote.number
+        remote.want({"demo": hosts[-1:]})
+        assert remote.changed("demo", seen) == {hosts[-2]: {}}
+
+    asyncio.run(work())

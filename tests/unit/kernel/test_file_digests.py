@@ -81,3 +81,14 @@ def test_a_folder_changes_with_its_files_and_their_names(tmp_path: Path) -> None
         (folder / name).write_bytes(content)
         found.append(digests.of([str(folder)])[str(folder)])
     assert len(set(found)) == len(found)
+
+
+def test_files_that_are_gone_from_a_folder_are_forgotten(tmp_path: Path) -> None:
+    """A folder with a file for each network that ever was would be kept for good."""
+    digests, file = Digests(), tmp_path / "names" / "hosts"
+    file.parent.mkdir()
+    file.write_bytes(b"one")
+    digests.of([str(file.parent)])
+    file.unlink()
+    digests.of([str(file.parent)])
+    assert digests._known == {}

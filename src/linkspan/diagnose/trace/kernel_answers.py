@@ -82,7 +82,8 @@ class KernelAnswers(FirewallAnswers):
         self._rules: dict[tuple[int, int], tuple[Rule, ...]] = {}
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets, and the drivers that this trace made."""
+        self._host.close()
         self._sockets.close()
         super().close()
 

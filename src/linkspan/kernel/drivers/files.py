@@ -15,7 +15,7 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,11 +79,18 @@ class Digests:
             found = path.stat()
             if not stat.S_ISDIR(found.st_mode):
                 return self._of_file(path, found)
-            files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+            files = dict.fromkeys(sorted(one for one in path.iterdir() if not one.name.startswith(".")))
         except OSError:
             self._known.pop(path, None)
+            self._forget(path, ())
             return ""
+        self._forget(path, files)
         return digest("\n".join(f"{one.name} {self._of(one)}" for one in files).encode())
+
+    def _forget(self, folder: Path, there: Collection[Path]) -> None:
+        """Forget the files of a folder that are not there any more."""
+        for gone in [one for one in self._known if one.parent == folder and one not in there]:
+            del self._known[gone]
 
     def _of_file(self, path: Path, found: os.stat_result) -> str:
         now = time.time_ns()

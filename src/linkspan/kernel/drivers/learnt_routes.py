@@ -32,6 +32,8 @@ FOLDER = "bgp"
 
 SELDOM = 30.0
 """Seconds until a host without a speaker looks again whether there are such routes: who should add one?"""
+ENDING = 10.0
+"""Seconds after a sweep in which a speaker that is ending may still add a route."""
 
 
 class LearntDriver:
@@ -43,6 +45,8 @@ class LearntDriver:
         self._wanted: LearntRoutes | None = None
         self._absent = float("-inf")
         """When there were none although no speaker is wanted (monotonic clock)."""
+        self._dropped = float("-inf")
+        """When the speaker was wanted no more (monotonic clock)."""
 
     def probe(self) -> Support:
         """Return support: every kernel has routes."""
@@ -58,7 +62,7 @@ class LearntDriver:
                 return
             if learnt_routes(self._sockets, LEARNT_METRIC):
                 yield LearntRoutes(LEARNT_METRIC, "", 0)
-            else:
+            elif time.monotonic() - self._dropped > ENDING:
                 self._absent = time.monotonic()
         else:
             yield msgspec.structs.replace(
@@ -74,7 +78,7 @@ class LearntDriver:
             if self._due(state):
                 self._sweep(state, errors)
         for state in delete:
-            self._wanted, self._absent = None, float("-inf")
+            self._wanted, self._absent, self._dropped = None, float("-inf"), time.monotonic()
             self._sweep(state, errors)
         return errors
 

@@ -217,14 +217,21 @@ def _knows(nft: Nft, expression: str) -> bool:
     """Return whether this version of nft knows an expression."""
     try:
         nft.run(f"describe {expression}")
-    except KernelError:
-        return False
+    except KernelError as error:
+        if "syntax error" in error.message:
+            return False
+        raise  # a guard must not go because of another fault
     return True
 
 
 def _gone(error: KernelError) -> bool:
     """Return whether nft says that the object does not exist: somebody may delete it between two calls."""
     return re.search("No such file|does not exist", error.message) is not None
+
+
+def alone(state: State) -> bool:
+    """Return whether a state is an element that leads nowhere: of a set, not of a map, which may lead to new chains."""
+    return isinstance(state, NftElement) and not state.data
 
 
 def _table(state: State) -> tuple[str, str]:
