@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from support.agent.agent_host import Host, World, run
 from support.polling import until
 
 MAC = "02:00:00:00:00:01"
+NETFILTER = "12"
+"""NETLINK_NETFILTER, as /proc/net/netlink shows it."""
 
 
 @contextlib.contextmanager
@@ -94,3 +97,32 @@ def test_new_rules_are_filled_before_they_are_in_force(host: Host, world: World)
         host.start()
         until(lambda: host.differences() == [], "the next agent has put everything")
     assert "macs" in run("nft", "list chain bridge linkspan port", netns=host.netns)
+
+
+def test_an_entry_of_a_rule_that_was_there_does_not_wait_for_the_others(host: Host, world: World) -> None:
+    """What must be guarded now, and was not when the last agent ran, is guarded before its devices and routes."""
+    host.network("demo")
+    host.attach(world.namespace())
+    until(lambda: host.differences() == [], "everything is put")
+    host.stop()
+    run("nft", "flush chain bridge linkspan port", netns=host.netns)  # is put again with the rest
+    run("nft", "flush set inet linkspan pools4", netns=host.netns)
+    argv = ["ip", "netns", "exec", host.netns, "stdbuf", "-oL", "nft", "monitor"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stdout is not None
+        try:
+            until(lambda: _netfilter_listener(monitor.pid), "the monitor listens")
+            host.start()
+            until(lambda: host.differences() == [], "the next agent has put everything")
+        finally:
+            monitor.terminate()
+        seen = [line for line in monitor.stdout if " linkspan " in line]
+    entry = next(at for at, line in enumerate(seen) if "add element inet linkspan pools4" in line)
+    rule = next(at for at, line in enumerate(seen) if "add rule bridge linkspan port" in line)
+    assert entry < rule, seen
+
+
+def _netfilter_listener(pid: int) -> bool:
+    """Return whether a process has joined the multicast groups of nf_tables."""
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/netlink").read_text().splitlines()[1:]]
+    return any(row[1] == NETFILTER and int(row[3], 16) for row in rows)

@@ -77,9 +77,10 @@ class Machine:
         """Keep the last agent's firewall rules, if it left any, until a resync replaces them in one transaction.
 
         A new version's chains would otherwise be in force before their sets are filled, and drop packets. New
-        elements of sets that the last agent had are put at once, before the devices and routes that need them: a
-        network that became encrypted meanwhile has no route without its guard. Only a guard that the last
-        version did not have at all is in force no sooner than that resync.
+        elements of sets that the last agent had are put at once, before the devices and routes that need them: an
+        address to close, or one more encrypted network, is not without its guard. Only chains that the last
+        agent did not have (of a newer version, or the first encrypted network) are in force no sooner than that
+        resync. An unreachable route keeps that network's packets off the default route meanwhile.
         """
         if self.firewall.has_tables:
             self.reconciler.leave((kind.state for kind in nftables_objects.KINDS), nftables_objects.alone)
