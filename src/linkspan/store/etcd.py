@@ -354,9 +354,9 @@ class EtcdStore:
                     if stream.received == received:  # else a long message is arriving, slowly
                         return None
 
-    def _messages(self, lines: Sequence[bytes], endpoint: str) -> tuple[list[Watch], Unavailable | None]:
+    def _messages(self, lines: Sequence[bytes], endpoint: str) -> tuple[Sequence[Watch], Unavailable | None]:
         """Return the messages up to the first line that is none, and why that is none: what came before it counts."""
-        found: list[Watch] = []
+        found = []
         for line in lines:
             try:
                 found.append(self._message(line, endpoint))
