@@ -293,7 +293,7 @@ class EtcdStore:
             pace = Pace()
             while (line := await self._first(stream)) is not None:
                 lines = (line, *stream.waiting())
-                messages = [self._message(one, endpoint) for one in lines]
+                messages, wrong = self._messages(lines, endpoint)
                 if changed := [message for message in messages if message.events]:
                     events = (*rest, *(event for message in changed for event in message.events))
                     last = events[-1].kv.mod_revision if changed[-1].fragment else 0
@@ -314,6 +314,8 @@ class EtcdStore:
                     if message.watch_id != ASKED:
                         place.progress(message.header)
                     yield Batch(place.revision)
+                if wrong is not None:
+                    raise wrong
                 await asyncio.sleep(pace.rest(asyncio.get_running_loop().time(), sum(map(len, lines))))
 
     async def _require_seen(self, place: Place) -> None:
@@ -351,6 +353,16 @@ class EtcdStore:
                 except TimeoutError:
                     if stream.received == received:  # else a long message is arriving, slowly
                         return None
+
+    def _messages(self, lines: Sequence[bytes], endpoint: str) -> tuple[Sequence[Watch], Unavailable | None]:
+        """Return the messages up to the first line that is none, and why that is none: what came before it counts."""
+        found = []
+        for line in lines:
+            try:
+                found.append(self._message(line, endpoint))
+            except Unavailable as error:
+                return found, error
+        return found, None
 
     def _message(self, line: bytes, endpoint: str) -> Watch:
         told = decode(line, WatchLine)
