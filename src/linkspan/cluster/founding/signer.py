@@ -137,7 +137,16 @@ class Signer:
             requested, certificate, serial = await asyncio.to_thread(self._signed, wish)
             await self._note(wish, host, requested.key_hash, serial)
             await self._vault.admit(host, wish.password)
+            await self._tidy()
         return Welcome(certificate.decode(), self._endpoints, self._cluster)
+
+    async def _tidy(self) -> None:
+        """Delete tokens that expired long ago."""
+        ended = time.time() - join_token.KEPT_SECONDS
+        for id_, token in (await self._vault.all(TOKENS, TokenRecord)).items():
+            if token.expires < ended:
+                _, revision = await self._vault.get(TOKENS + id_, TokenRecord)
+                await self._vault.put({TOKENS + id_: (None, revision)})
 
     def _signed(self, wish: JoinWish) -> tuple[Requested, bytes, int]:
         """Return the request as understood, the certificate, and its serial number."""

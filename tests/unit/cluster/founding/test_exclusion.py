@@ -13,7 +13,7 @@ import pytest
 
 from linkspan.cluster.founding import certificates, exclusion
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.join_token import TokenRecord, hashed
+from linkspan.cluster.founding.join_token import KEPT_SECONDS, TokenRecord, hashed
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, JoinWish, Revoked, Signer
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Denied
@@ -152,6 +152,20 @@ def test_hosts_that_join_at_once_take_turns(etcd: Etcd) -> None:
         await asyncio.gather(*(etcd.join(f"h{number}", "a1", certificates.new_key()) for number in range(8)))
         assert len(etcd.passwords) == 8
         assert etcd.most_changing == 1
+
+    asyncio.run(run())
+
+
+def test_a_token_that_expired_long_ago_is_deleted_with_the_next_join(etcd: Etcd) -> None:
+    """One that expired lately is still listed."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        for id_, ago in (("b2", 60.0), ("c3", KEPT_SECONDS + 60)):
+            then = time.time() - ago
+            await etcd.vault.put({TOKENS + id_: (TokenRecord(hash="", created=then, expires=then), 0)})
+        await etcd.join("h2", "a1", certificates.new_key())
+        assert await etcd.states() == {"a1": "valid", "b2": "expired"}
 
     asyncio.run(run())
 
