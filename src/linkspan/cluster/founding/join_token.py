@@ -21,6 +21,8 @@ _ID, _SECRET, _HASH, _SUM = 5, 16, 32, 4
 MOST_VOTERS = 16
 NEW_SECONDS = 24 * 3600.0
 """Seconds for which a token is good if nothing else is said."""
+KEPT_SECONDS = 30 * 24 * 3600.0
+"""Seconds for which an expired token is still listed."""
 LONGEST_SECONDS = 366 * 24 * 3600.0
 
 

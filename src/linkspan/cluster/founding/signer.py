@@ -117,6 +117,8 @@ class Signer:
         self._vault = vault
         self._endpoints = endpoints
         self._cluster = cluster
+        self._turns = asyncio.Lock()
+        """One host joins after the other: each change of users makes etcd refuse what is asked with older logins."""
 
     def introduction(self) -> Introduction:
         """Return what anybody may know."""
@@ -129,12 +131,22 @@ class Signer:
             raise Invalid("the host's name is too long, or has characters that cannot be printed")
         if not PASSWORD.fullmatch(wish.password):
             raise Invalid("the host's password is no random word of 32 to 128 letters")
-        record, _ = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
-        join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())  # before anything that costs
-        requested, certificate, serial = await asyncio.to_thread(self._signed, wish)
-        await self._note(wish, host, requested.key_hash, serial)
-        await self._vault.admit(host, wish.password)
+        async with self._turns:
+            record, _ = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
+            join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())  # before what costs much
+            requested, certificate, serial = await asyncio.to_thread(self._signed, wish)
+            await self._note(wish, host, requested.key_hash, serial)
+            await self._vault.admit(host, wish.password)
+            await self._tidy()
         return Welcome(certificate.decode(), self._endpoints, self._cluster)
+
+    async def _tidy(self) -> None:
+        """Delete tokens that expired long ago."""
+        ended = time.time() - join_token.KEPT_SECONDS
+        for id_, token in (await self._vault.all(TOKENS, TokenRecord)).items():
+            if token.expires < ended:
+                _, revision = await self._vault.get(TOKENS + id_, TokenRecord)
+                await self._vault.put({TOKENS + id_: (None, revision)})
 
     def _signed(self, wish: JoinWish) -> tuple[Requested, bytes, int]:
         """Return the request as understood, the certificate, and its serial number."""

@@ -1,4 +1,4 @@
-"""Exclusion: what a host that is forgotten can still do with what it knows, its key and its tokens."""
+"""Joins and exclusion: hosts that join at once, and what a forgotten host can still do with its key and its tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from linkspan.cluster.founding import certificates, exclusion
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.join_token import TokenRecord, hashed
+from linkspan.cluster.founding.join_token import KEPT_SECONDS, TokenRecord, hashed
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, JoinWish, Revoked, Signer
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Denied
@@ -31,6 +31,8 @@ class Etcd:
         memory = Memory()
         monkeypatch.setattr(vaults, "EtcdStore", lambda _url: MemoryStore(memory))
         self.passwords: dict[str, str] = {}
+        self.changing = self.most_changing = 0
+        """How many joins change users at the moment, and at most."""
         monkeypatch.setattr(Vault, "admit", self._admit)
         monkeypatch.setattr(Vault, "dismiss", self._dismiss)
         monkeypatch.setattr(Vault, "returned", self._returned)
@@ -42,7 +44,11 @@ class Etcd:
         self.signer = Signer(self.files, self.vault, ("192.0.2.1:5379",), "c1")
 
     async def _admit(self, host: str, password: str) -> None:
+        self.changing += 1
+        self.most_changing = max(self.changing, self.most_changing)
+        await asyncio.sleep(0.05)
         self.passwords[host] = password
+        self.changing -= 1
 
     async def _dismiss(self, host: str) -> None:
         self.passwords.pop(host, None)
@@ -134,6 +140,32 @@ def test_a_host_whose_join_broke_off_may_come_back_with_its_key(etcd: Etcd) -> N
         assert await etcd.vault.all(HOSTS, JoinedHost) == {}
         await etcd.token("b2")
         await etcd.join("h2", "b2", key)
+
+    asyncio.run(run())
+
+
+def test_hosts_that_join_at_once_take_turns(etcd: Etcd) -> None:
+    """Otherwise each of them makes the login of the other ones old, and some are refused."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await asyncio.gather(*(etcd.join(f"h{number}", "a1", certificates.new_key()) for number in range(8)))
+        assert len(etcd.passwords) == 8
+        assert etcd.most_changing == 1
+
+    asyncio.run(run())
+
+
+def test_a_token_that_expired_long_ago_is_deleted_with_the_next_join(etcd: Etcd) -> None:
+    """One that expired lately is still listed."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        for id_, ago in (("b2", 60.0), ("c3", KEPT_SECONDS + 60)):
+            then = time.time() - ago
+            await etcd.vault.put({TOKENS + id_: (TokenRecord(hash="", created=then, expires=then), 0)})
+        await etcd.join("h2", "a1", certificates.new_key())
+        assert await etcd.states() == {"a1": "valid", "b2": "expired"}
 
     asyncio.run(run())
 
