@@ -27,6 +27,8 @@ COUNT = 5
 HOSTS = tuple(f"h{number}" for number in range(1, COUNT + 1))
 CONTAINERS = tuple(f"c{number}" for number in range(1, COUNT + 1))
 RELEASE_BEFORE = "0.1.0"
+STARTS = 3
+"""Starts of 0.1.0 that may each cost a ping, with those that end because the host's record is still there."""
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 
 
@@ -126,20 +128,20 @@ def drill(tmp_path: Path) -> Iterator[Drill]:
 
 @pytest.mark.timeout(600)
 def test_five_hosts_are_upgraded_and_go_back(drill: Drill) -> None:
-    """No ping between containers is lost on the way here. A start of 0.1.0 may cost one: it sets MACs."""
+    """No ping between containers is lost on the way here. A start of 0.1.0 may cost one at each end: it sets MACs."""
     addresses = {name: drill.address(name) for name in CONTAINERS}
     pairs = list(permutations(CONTAINERS, 2))
     for source, target in pairs:
         until(partial(drill.pings, source, addresses[target]), f"{source} reaches {target}")
     with contextlib.ExitStack() as pings:
         for source, target in pairs:
-            pings.enter_context(drill.no_loss(source, addresses[target], none=True))
+            pings.enter_context(drill.no_loss(source, addresses[target], most=0))
         for host in HOSTS:
             drill.upgrade(host)
     assert {drill.status(host)["agent"]["version"] for host in HOSTS} == {__version__}
     with contextlib.ExitStack() as pings:
         for source, target in pairs:
-            pings.enter_context(drill.no_loss(source, addresses[target]))
+            pings.enter_context(drill.no_loss(source, addresses[target], most=2 * STARTS))
         for host in HOSTS:
             drill.go_back(host)
     assert {drill.status(host)["agent"]["version"] for host in HOSTS} == {RELEASE_BEFORE}
