@@ -35,15 +35,9 @@ class Left:
         """Return what of a change does not wait."""
         if not self._kinds:
             return change
-        return Change(tuple(self.lacking(change.put)), tuple(self.superfluous(change.delete)))
-
-    def lacking(self, put: Iterable[State]) -> list[State]:
-        """Return those of the states to put that do not wait."""
-        return [state for state in put if type(state) not in self._kinds or self._hurries(state)]
-
-    def superfluous(self, delete: Iterable[State]) -> list[State]:
-        """Return those of the states to delete that do not wait."""
-        return [state for state in delete if type(state) not in self._kinds]
+        put = (state for state in change.put if type(state) not in self._kinds or self._hurries(state))
+        delete = (state for state in change.delete if type(state) not in self._kinds)
+        return Change(tuple(put), tuple(delete))
 
     def _hurries(self, state: State) -> bool:
         """Return whether a state of a kind that is left is put all the same."""

@@ -273,6 +273,7 @@ class Reconciler:
         try:
             for _ in range(PASSES):
                 change, words, seen = self._compared(touched, inside, guarded=True)
+                change = self._left.without(change)
                 self._forgive(change, touched, inside)
                 shut = self.fights.closed()
                 held, left = judge.held(change, seen, touched) if log else ({}, set())
@@ -354,7 +355,6 @@ class Reconciler:
             except NotFound:  # the container is gone, with everything in it
                 desired = {key: state for key, state in desired.items() if netns_of(state) != netns}
         put = [state for key, state in desired.items() if observed.get(key) != state]
-        put, extra = self._left.lacking(put), self._left.superfluous(extra)
         words = {state.key: "changed" if state.key in observed else "added" for state in put}
         words.update((state.key, "removed") for state in extra)
         put.sort(key=self.kinds.in_order(put))
