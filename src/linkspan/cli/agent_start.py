@@ -27,7 +27,7 @@ def ensure_agent(client: Client, config_file: str) -> None:
         return
     if waits:
         log = "linkspan status"
-    elif client.path == config.SOCKET and Path("/run/systemd/system").is_dir():
+    elif client.path == config.SOCKET and systemd.runs():
         from linkspan.cli import install
 
         install.service()
