@@ -28,12 +28,11 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.model import Endpoint, Host, Lease, Offer, Underlay, host_ifname
 from linkspan.lab import sockets
 from linkspan.store import records
-from linkspan.store.contact import ALIVE
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_gateway import Stream
 from linkspan.store.etcd_lease import StandingLease
+from linkspan.store.etcd_stream import Stream
 from linkspan.store.etcd_wire import prefix_range, puts_and_deletes
-from linkspan.store.records import BlockRecord, block_key, lease_key
+from linkspan.store.records import ALIVE, BlockRecord, block_key, lease_key
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from linkspan.store import etcd, etcd_lease, memory, sqlite
+from linkspan.store import etcd_gateway, etcd_lease, etcd_watch, memory, sqlite
 from support.store.engines import Engine, EtcdEngine, MemoryEngine, SqliteEngine
 from support.store.etcd_members import Members
 
@@ -42,9 +42,31 @@ def members() -> Iterator[Members]:
 
 
 @pytest.fixture
+def one() -> Iterator[Members]:
+    """Start a member of the test's own, and be in its namespace."""
+    with Members.started(1) as members, members.inside():
+        yield members
+
+
+@pytest.fixture
+def three() -> Iterator[Members]:
+    """Start three members, and be in their namespace."""
+    with Members.started(3) as members, members.inside():
+        yield members
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less for what hangs, so that the tests do."""
+    monkeypatch.setattr(etcd_gateway, "SECONDS", 1.0)
+    monkeypatch.setattr(etcd_watch, "PROOF_SECONDS", 0.2)
+    monkeypatch.setattr(etcd_watch, "QUIET_SECONDS", 0.3)
+
+
+@pytest.fixture
 def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let watches prove more often that they live, and standing records end sooner: so the test takes less time."""
-    for module in (etcd, memory, sqlite):
+    for module in (etcd_watch, memory, sqlite):
         monkeypatch.setattr(module, "PROOF_SECONDS", 0.1)
     for module in (etcd_lease, memory, sqlite):
         monkeypatch.setattr(module, "LIFE", 2.0)

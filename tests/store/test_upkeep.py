@@ -14,7 +14,7 @@ import pytest
 from linkspan.core.errors import Full
 from linkspan.store import records
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_gateway import Refused
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_maintenance import Maintenance
 from linkspan.store.etcd_status import FILLING, NOSPACE, MemberStatus
 from linkspan.store.replica import Replica

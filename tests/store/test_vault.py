@@ -11,7 +11,7 @@ import pytest
 
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_gateway import Refused
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.vault import SHARED, TRUST, Vault
 from support.store.etcd_members import Members
 

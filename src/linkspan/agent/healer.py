@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from linkspan.agent.metrics import Metrics
+from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.kinds import Event, Kinds
@@ -117,7 +118,7 @@ class Healer:
         self._reading.append(loop.call_later(SETTLE, self._read, events))
 
     def _read(self, events: RouteEvents | NftEvents) -> None:
-        self._reading = [handle for handle in self._reading if handle.when() > asyncio.get_running_loop().time()]
+        self._reading = [handle for handle in self._reading if handle.when() > loop_time()]
         asyncio.get_running_loop().add_reader(events.socket.fileno(), self._come, events)
         kinds = events.dirty()
         self._fights.changed_by(kinds - self._kinds.after(Event.SETTING), events.actor)

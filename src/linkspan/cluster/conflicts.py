@@ -31,8 +31,8 @@ from linkspan.core.errors import Invalid
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import Network
 from linkspan.store import records
-from linkspan.store.records import SHARED, BlockRecord, block_key, lease_key
-from linkspan.store.replica import ENDPOINTS, Replica
+from linkspan.store.records import ENDPOINTS, SHARED, BlockRecord, block_key, lease_key
+from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_KEYS
 
 log = logging.getLogger("linkspan.cluster.conflicts")

@@ -10,10 +10,10 @@ from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.errors import Conflict
 from linkspan.core.model import Host
 from linkspan.store import records
-from linkspan.store.contact import ALIVE, STALE
+from linkspan.store.contact import STALE
 from linkspan.store.derived import Derived
-from linkspan.store.records import claimant
-from linkspan.store.replica import GONE, Replica
+from linkspan.store.records import ALIVE, GONE, claimant
+from linkspan.store.replica import Replica
 
 COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, then start its agent again"
 """The fix for a host that was removed."""

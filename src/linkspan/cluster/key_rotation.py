@@ -17,7 +17,6 @@ that ends in between starts with the key of the record.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -26,6 +25,7 @@ import msgspec
 from linkspan.backends.wireguard.backend import WireguardBackend, serves
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.own_record import OwnRecord
+from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import Happenings
 from linkspan.core.model import HostView
@@ -157,7 +157,7 @@ class Rotating:
         unwell = self._worker.machine.reconciler.unwell(("host", NAME))
         if unwell is None:
             coming = {o.host.id: o.host.next_keys[NAME] for o in self._view().others if NAME in o.host.next_keys}
-            now = asyncio.get_running_loop().time()
+            now = loop_time()
             differs = coming != self._own.host.takes
             self.gathering = differs and now < self._said + GATHER
             if differs and not self.gathering:

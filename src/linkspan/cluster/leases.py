@@ -28,6 +28,8 @@ from linkspan.core.ipam import usable
 from linkspan.core.model import Host, Lease, Network, Offer
 from linkspan.store import records
 from linkspan.store.records import (
+    ENDPOINTS,
+    GONE,
     SHARED,
     AddressRecord,
     BlockRecord,
@@ -35,7 +37,7 @@ from linkspan.store.records import (
     block_key,
     lease_key,
 )
-from linkspan.store.replica import ENDPOINTS, GONE, Replica
+from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_KEYS
 from linkspan.store.validation import MOST_BLOCKS
 

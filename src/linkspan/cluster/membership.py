@@ -34,7 +34,8 @@ from linkspan.core.states.host import Key
 from linkspan.core.supervise import lasting, pause, woken
 from linkspan.kernel.worker import Worker
 from linkspan.store.compare_and_swap import revised
-from linkspan.store.replica import EPHEMERAL, Replica
+from linkspan.store.records import EPHEMERAL
+from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.membership")
 

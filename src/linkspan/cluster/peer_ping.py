@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from linkspan.core.clock import loop_time
 from linkspan.core.errors import KernelError
 from linkspan.core.model import Peer
 from linkspan.core.supervise import ended, lasting, pause
@@ -101,7 +102,7 @@ class Probes:
 
     async def _ask(self) -> None:
         while True:
-            begun, targets, met = asyncio.get_running_loop().time(), self._targets(), set(self._peers)
+            begun, targets, met = loop_time(), self._targets(), set(self._peers)
             known = {address for _, _, address in targets}
             for gone in self._awaited.keys() - known:
                 del self._awaited[gone]
@@ -113,7 +114,7 @@ class Probes:
                     # A round may take minutes: new peers come next, and those that are gone do not come any more.
                     targets = self._targets(but=met) + [one for one in targets if one[0] in self._peers]
                     met = set(self._peers)
-            await pause(max(begun + EVERY - asyncio.get_running_loop().time(), 1.0))
+            await pause(max(begun + EVERY - loop_time(), 1.0))
 
     def _ping(self, family: int, address: str) -> None:
         awaited = self._awaited.setdefault(address, _Awaited(time.monotonic()))

@@ -60,11 +60,11 @@ from collections.abc import Awaitable, Callable
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Silence
-from linkspan.core.clock import now
+from linkspan.core.clock import loop_time, now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
 from linkspan.core.supervise import LATE, ended, lasting, until_whole, woken
-from linkspan.store.contact import ALIVE
+from linkspan.store.records import ALIVE
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.presence")
@@ -139,12 +139,12 @@ class Presence:
         The record of an agent that has ended expires, so this waits for that. A live agent of the previous release puts
         its record again.
         """
-        begun, said = _clock(), self._replica.known_revision(self._key)
+        begun, said = loop_time(), self._replica.known_revision(self._key)
         refused = "give each host an id of its own (--host-id), or stop the other one"
         while other := self._other_agent():
             if self._replica.known_revision(self._key) != said:
                 raise Conflict(other, refused)
-            waited, stands = _clock() - begun, self._stands()
+            waited, stands = loop_time() - begun, self._stands()
             if waited >= (ENDED if stands else BEAT_LIFE + BEAT):
                 if stands and await self._is_answered():
                     raise Conflict(other, refused)
@@ -156,9 +156,9 @@ class Presence:
         """Delete the other agent's record, and return whether it puts it again, as an agent that lives does at once."""
         said = self._replica.known_revision(self._key)
         await self._replica.write({}, deletes=[self._key], unchanged={self._key: said})
-        end = _clock() + ANSWERED
+        end = loop_time() + ANSWERED
         while self._is_lost() or self._replica.known_revision(self._key) == said:
-            if _clock() >= end:
+            if loop_time() >= end:
                 return False
             await asyncio.sleep(LOOK_EVERY)
         return True
@@ -181,7 +181,7 @@ class Presence:
         self._beating = self._has_beating()
         if self._key in keys:
             if other := self._other_agent():
-                self.second, self._other_at = other, _clock()
+                self.second, self._other_at = other, loop_time()
             self._wake.set()
 
     def _has_beating(self) -> bool:
@@ -205,7 +205,7 @@ class Presence:
         while True:
             await woken(self._wake, until_whole(KEEP if self._shared else BEAT))
             self._wake.clear()
-            await asyncio.sleep(max(self._put_at + GAP - _clock(), 0.0))
+            await asyncio.sleep(max(self._put_at + GAP - loop_time(), 0.0))
             await self._say()
 
     async def _say(self) -> None:
@@ -226,7 +226,7 @@ class Presence:
             elif self._is_due(BEAT):
                 await self._end_second()
                 if self.second and not await self._put(sent, unchanged=True):
-                    self._other_at = _clock()
+                    self._other_at = loop_time()
                     await self._put(sent)
                 elif not self.second and (self._beating or self._replica.problem or self._is_copied()):
                     await self._put(sent)
@@ -250,12 +250,12 @@ class Presence:
 
     def _is_due(self, seconds: float) -> bool:
         """Return whether the last put was at least ``seconds`` ago, and no pause because of a full store goes on."""
-        at = _clock() + LATE
+        at = loop_time() + LATE
         return at >= self._put_at + seconds and at >= self._not_before
 
     async def _end_second(self) -> None:
         """Clear ``second`` once the other agent with this id has ended."""
-        if self.second and _clock() - self._other_at >= ALONE:
+        if self.second and loop_time() - self._other_at >= ALONE:
             self.second = ""
             await self._alone_again()  # the other agent may have been the last to write this host's leases
 
@@ -265,20 +265,15 @@ class Presence:
         ``sent`` is the time (``core.clock.now``) from which this host's silence counts. If two agents put at one
         moment, a watch may report only the last put: ``unchanged`` detects the other one.
         """
-        self._put_at = _clock()
+        self._put_at = loop_time()
         same = {self._key: self._replica.known_revision(self._key)} if unchanged else None
         try:
             put = await self._replica.write({self._key: self._value}, unchanged=same, standing=True)
         except Unavailable:
             if await self._replica.absences.look():
-                self._not_before = _clock() + REFUSED
+                self._not_before = loop_time() + REFUSED
                 self._silence.hindered(self._hosts.here.id, sent)
             raise
         if put:
             self._own = self._replica.known_revision(self._key)
         return put
-
-
-def _clock() -> float:
-    """Return the time for pauses, in seconds."""
-    return asyncio.get_running_loop().time()

@@ -21,7 +21,7 @@ from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import ALIASES, Endpoint
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store import records, validation
-from linkspan.store.replica import ENDPOINTS
+from linkspan.store.records import ENDPOINTS
 
 log = logging.getLogger("linkspan.cluster.remote_endpoints")
 

@@ -18,6 +18,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from linkspan.core.clock import loop_time
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import CONTROLLER
@@ -49,7 +50,7 @@ class Election:
     @property
     def active(self) -> bool:
         """Return whether this one is active now."""
-        return _clock() < self._until
+        return loop_time() < self._until
 
     @property
     def leader(self) -> str:
@@ -90,7 +91,7 @@ class Election:
             self._turned()
 
     async def _try(self) -> None:
-        begun = _clock()
+        begun = loop_time()
         record = self._replica.records.get(KEY)
         if record is not None and record.value != self._name:
             self._until = 0.0
@@ -112,8 +113,3 @@ class Election:
             return True
         found = await self._replica.store.get(KEY)
         return found is not None and found.revision == self._replica.known_revision(KEY)
-
-
-def _clock() -> float:
-    """Return the time of the event loop in seconds."""
-    return asyncio.get_running_loop().time()

@@ -167,8 +167,9 @@ JOIN = "to join another cluster: `linkspan uninstall` here, then start its agent
 class Store(Protocol):
     """The records that all hosts share. Every call raises Unavailable, with store and reason, if it does not answer."""
 
-    cluster: str
-    """The cluster's id, made with its first record; a store with another id is another cluster."""
+    @property
+    def cluster(self) -> str:
+        """The cluster's id, made with its first record; a store with another id is another cluster."""
 
     async def get(self, key: str) -> Record | None:
         """Return a record, None if there is none."""

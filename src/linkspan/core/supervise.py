@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 
+from linkspan.core.clock import loop_time
+
 log = logging.getLogger("linkspan.core.supervise")
 
 FIRST, LONGEST = 1.0, 60.0
@@ -49,7 +51,7 @@ def until_whole(seconds: float) -> float:
 
     So all periodic tasks run in one turn of the loop, and the process wakes up once.
     """
-    now = asyncio.get_running_loop().time()
+    now = loop_time()
     whole = math.floor(now + seconds) - now
     return whole if whole > LATE else seconds
 

@@ -6,9 +6,9 @@ from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.model import Network
 from linkspan.dns import zone
 from linkspan.dns.zone import Named
-from linkspan.store.contact import ALIVE
 from linkspan.store.derived import Derived
-from linkspan.store.replica import ENDPOINTS, Replica
+from linkspan.store.records import ALIVE, ENDPOINTS
+from linkspan.store.replica import Replica
 
 
 class _File:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from linkspan.core.clock import loop_time
 from linkspan.core.contracts import Store
 from linkspan.core.errors import Unavailable
 from linkspan.core.supervise import woken
@@ -51,7 +52,7 @@ class Absences:
 
     def note(self, key: str) -> None:
         """Record that a record is gone."""
-        self._until.setdefault(key, _now() + ABSENCE)
+        self._until.setdefault(key, loop_time() + ABSENCE)
         self._some.set()
 
     def back(self, key: str) -> None:
@@ -71,7 +72,7 @@ class Absences:
         if self.full:
             self._some.set()
         elif not with_room:
-            self._grace = _now() + GRACE
+            self._grace = loop_time() + GRACE
             self._until = dict.fromkeys(self._until, self._grace)
         return self.full
 
@@ -83,7 +84,7 @@ class Absences:
                 await self.look()
                 continue
             # An absence that is noted meanwhile may end before those that wait for GRACE.
-            await woken(self._some, max(min(self._until.values()) - _now(), 0.0) if self._until else None)
+            await woken(self._some, max(min(self._until.values()) - loop_time(), 0.0) if self._until else None)
             self._some.clear()
             await self._end()
 
@@ -102,9 +103,5 @@ class Absences:
             await self._ended(due)
 
     def _due(self) -> frozenset[str]:
-        now = _now()
+        now = loop_time()
         return frozenset(key for key, until in self._until.items() if until <= now)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -14,9 +14,8 @@ from typing import Literal
 
 from linkspan.core.clock import now
 from linkspan.core.contracts import Batch
+from linkspan.store.records import ALIVE
 
-ALIVE = "alive/"
-"""Prefix of the liveness records (`cluster/presence.py`)."""
 STALE = 7.0
 """Seconds without a proof that the watch lives. A watch leaves a member that hangs within 4 s, and an election takes 1
 to 2 s."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 
 from linkspan.core.contracts import LIFE
-from linkspan.store.etcd_gateway import Failed, Gateway, Stream
+from linkspan.store.etcd_errors import Failed
+from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.etcd_stream import Stream
 from linkspan.store.etcd_wire import Grant, Kept, decode, lease_of
 
 TRY = 1.0

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 import msgspec
 
 from linkspan.core.errors import Denied, Unavailable
-from linkspan.store.etcd_gateway import SECONDS, Gateway, Refused
+from linkspan.store.etcd_errors import Refused
+from linkspan.store.etcd_gateway import SECONDS, Gateway
 from linkspan.store.etcd_status import NOSPACE, UNSEEN, EtcdStatus, MemberStatus
 from linkspan.store.etcd_wire import MEMBERS_OWN, Header, Range, decode
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
 
 T = TypeVar("T")
@@ -212,3 +213,8 @@ def puts_and_deletes(puts: Mapping[str, bytes], deletes: Sequence[str], lease: s
     tied = {"lease": lease} if lease else {}
     operations = [{"request_put": {"key": key.encode(), "value": value, **tied}} for key, value in puts.items()]
     return operations + [{"request_delete_range": {"key": key.encode()}} for key in deletes]
+
+
+def record_of(found: KeyValue, prefix: str) -> Record:
+    """Return a record of the store under ``prefix``. The replica skips a key that is not UTF-8, and names it."""
+    return Record(found.key.decode(errors="replace").removeprefix(prefix), found.value, found.mod_revision)

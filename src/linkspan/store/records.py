@@ -20,6 +20,15 @@ from linkspan.core.errors import Invalid
 
 T = TypeVar("T")
 
+ALIVE = "alive/"
+"""Prefix of the liveness records (`cluster/presence.py`)."""
+GONE = "gone/"
+"""Prefix of the tombstones: the key of the removed record follows."""
+ENDPOINTS = "endpoints/"
+EPHEMERAL = (ALIVE, "ask/", "answer/", "upkeep/", ENDPOINTS)
+"""Records that are never lost: they end by themselves, or their host writes them again anyway."""
+CLAIMS = ("blocks/", "addresses/")
+"""Records that only one host may own. After a loss the owner puts its claim back with the mark ``back``."""
 SETTINGS = "settings/cluster"
 COMMON = "settings/hosts"
 """The key of the settings that all hosts share."""
@@ -38,6 +47,13 @@ class Common(msgspec.Struct, frozen=True):
     """The settings that all hosts share, by name."""
 
     settings: dict[str, str] = {}
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """The host that removed a record, and the time (seconds since the epoch)."""
+
+    by: str
+    at: float
 
 
 class BlockRecord(msgspec.Struct, frozen=True):

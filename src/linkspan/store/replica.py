@@ -5,12 +5,8 @@ too. So an agent that starts while the store is away serves what it knows. Of en
 own: those of the other hosts are most of a store's records, and a host needs few of them. Another part follows their
 changes (``Aside``).
 
-**Removal is a written fact.** A host that deletes a record leaves a tombstone, ``gone/KEY``, in the same
-transaction. A record that is missing without a tombstone was lost: the store was emptied, restored from a backup, or
-is another one. The record then stays in memory (and so the kernel's state stays), ``lost`` contains its key, and its
-owner puts it back. Until then nothing new may be claimed. Two sorts of records are never lost: those that expire by
-themselves (EPHEMERAL), and those that nobody would put back, which are the records of a host without a record, and a
-block that no lease lists.
+**A lost record stays in force.** If a record is missing without a tombstone, its key is in ``lost`` until its owner
+puts it back (`store/lost_records.py`). Until then nothing new may be claimed.
 
 **A write is seen at once**, with its revision, and the watch may report older changes after that. So the replica skips
 a change that is older than the known revision of its record (or of the record's tombstone). It compares revisions only
@@ -19,10 +15,6 @@ within one listing and the watch that follows, because a restored store counts f
 **Hosts list one after the other.** If a store is restored, or its history is compacted beyond the watches' revisions,
 the watches of all hosts end at one moment. A listing costs etcd LISTED for each record. So each host waits for a random
 part of what all of them cost together: nothing in a small cluster, up to SPREAD in a large one.
-
-**A damaged record changes nothing.** If a record cannot be read, its last readable version stays in force, also
-after restarts, and ``reasons`` names the record. Otherwise one wrong byte in the store could take a network from its
-containers.
 """
 
 from __future__ import annotations
@@ -32,36 +24,27 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
+from linkspan.core.clock import loop_time
 from linkspan.core.contracts import JOIN, Batch, Record, Store
-from linkspan.core.errors import Conflict, Full, Invalid, LinkspanError, NotFound, Unavailable, counted
-from linkspan.core.model import Host, Lease
+from linkspan.core.errors import Conflict, Full, LinkspanError, NotFound, Unavailable, counted
 from linkspan.core.supervise import lasting, woken
 from linkspan.store import records, validation
 from linkspan.store.absence import Absences
-from linkspan.store.contact import ALIVE, Contact
+from linkspan.store.contact import Contact
 from linkspan.store.fence import fenced
-from linkspan.store.record_history import Versions
-from linkspan.store.record_index import RecordIndex
-from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
-from linkspan.store.request import MOST_BYTES
+from linkspan.store.lost_records import LostRecords, anew
+from linkspan.store.record_cache import RecordCache
+from linkspan.store.records import ALIVE, CLAIMS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
 from linkspan.store.snapshot import Content, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
 
-GONE = "gone/"
-ENDPOINTS = "endpoints/"
-EPHEMERAL = (ALIVE, "ask/", "answer/", "upkeep/", ENDPOINTS)
-"""Records that are never lost: they end by themselves, or their host writes them again anyway."""
-CLAIMS = ("blocks/", "addresses/")
-"""Records that only one host may own. After a loss the owner puts its claim back with the mark ``back``."""
-OF_HOSTS: Mapping[str, type] = {"hosts": Host, "leases": Lease, "blocks": BlockRecord, "addresses": AddressRecord}
-"""Records that belong to one host, which alone puts them back; by the first word of the key."""
 AWAY = 3.0
 """Seconds without an answered keepalive, after which that is a problem: an election takes 1 to 2 s, and stops claims
 for that time."""
@@ -75,22 +58,6 @@ LISTED = 9e-6
 Larger pages cost less, but an etcd that all hosts ask at once may be too slow for these."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
-T = TypeVar("T")
-
-
-class Tombstone(msgspec.Struct, frozen=True):
-    """The host that removed a record, and the time (seconds since the epoch)."""
-
-    by: str
-    at: float
-
-
-class _Refused(msgspec.Struct, frozen=True):
-    """A record that could not be read: its bytes, the type, and the last valid value (None: there was none)."""
-
-    value: bytes
-    type: type
-    instead: object
 
 
 class Aside(Protocol):
@@ -106,7 +73,7 @@ class Aside(Protocol):
         """Return how many endpoints this host has, and reads again after a listing."""
 
 
-class Replica:
+class Replica(RecordCache):
     """The store's records, for the host with the id ``host``; it calls ``changed`` with the keys that changed."""
 
     def __init__(
@@ -123,11 +90,11 @@ class Replica:
 
         ``provisional``: no snapshot is written until ``accepted``: the cluster may still refuse this host.
         """
+        super().__init__()
         self.store = store
-        self._index = RecordIndex()
-        self.records: Mapping[str, Record] = self._index.records
-        self.displaced: dict[str, bytes] = {}
-        """This host's claims, by key, that another host's claim has replaced in the store."""
+        self._losses = LostRecords(self, host)
+        self.lost = self._losses.keys
+        self.displaced = self._losses.displaced
         self._provisional = provisional
         self.contact = Contact()
         self.absences = Absences(store, self._forget)
@@ -136,21 +103,10 @@ class Replica:
         """True if the store's records were listed since the start."""
         self.fix = ""
         """What to do about the last ``problem``."""
-        self.lost: set[str] = set()
         self._ended: dict[str, int] = {}
         """The revisions at which this host's standing records ended: the answer to an earlier put may come later."""
-        self.reasons: dict[str, str] = {}
-        """Why records are skipped, by key."""
-        self._refused: dict[str, _Refused] = {}
-        """The skipped records that could not be read, by key."""
         self.remembered: dict[str, bytes] = {}
         """The networks' records of the snapshot at the start: those in force when this host's last agent ended."""
-        self._recalled: frozenset[str] = frozenset()
-        """Keys of the blocks that the snapshot had at the start."""
-        self.withheld: frozenset[str] = frozenset()
-        """Keys of records that are not in force because they contradict others; the snapshot omits them."""
-        self._decoded: dict[str, tuple[bytes, object]] = {}
-        self._before = Versions()
         self._reading = ""
         self._writing = ""
         self._keeping = ""
@@ -171,11 +127,6 @@ class Replica:
         return self._reading or self._writing or self._keeping
 
     @property
-    def unreadable(self) -> set[str]:
-        """The keys of records that are skipped."""
-        return set(self.reasons)
-
-    @property
     def settled(self) -> bool:
         """Return whether new claims may be made: the store answers, and no record is lost."""
         return not self.problem and not self.lost
@@ -188,7 +139,7 @@ class Replica:
         known = Content("", []) if new else self._snapshot.read()
         for record in known.records:
             self._index.keep(record)
-        self._recalled = frozenset(self.under("blocks/"))
+        self._losses.recall()
         self.remembered = {key: record.value for key, record in self.under("networks/").items()}
         self._cluster = known.cluster
         work = {
@@ -206,85 +157,6 @@ class Replica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._snapshot.write()
         await self.store.close()
-
-    def under(self, prefix: str) -> dict[str, Record]:
-        """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
-        return self._index.under(prefix)
-
-    def groups(self, kind: str) -> Collection[str]:
-        """Return the second words of the keys of a kind of which more words follow: the networks of ``leases``."""
-        return self._index.groups(kind)
-
-    def changes(self, *kinds: str) -> tuple[int, ...]:
-        """Return how often records of these kinds changed, for ``Derived``."""
-        return self._index.changes(*kinds)
-
-    def _drop(self, key: str) -> None:
-        self._index.drop(key)
-        self._decoded.pop(key, None)
-        self._before.forget(key)
-
-    def known_revision(self, key: str) -> int:
-        """Return the known revision of a record, 0 if there is none."""
-        record = self.records.get(key)
-        return record.revision if record is not None else 0
-
-    def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
-        """Return the records under ``prefix`` as values by key, each as ``value`` returns it; without those of None."""
-        values = {key: self.value(key, type_) for key in self.under(prefix)}
-        return {key: value for key, value in values.items() if value is not None}
-
-    def value(self, key: str, type_: type[T]) -> T | None:
-        """Return one record as a value; it is decoded once for each change.
-
-        If it cannot be read, record the reason and return its last valid value. Return None if there is neither.
-        """
-        record = self.records.get(key)
-        if record is None:
-            return None
-        known, found = self._decoded.get(key, (b"", None))
-        if known != record.value or not isinstance(found, type_):
-            refused = self._refused.get(key)
-            if refused is not None and refused.value == record.value and refused.type is type_:
-                return refused.instead if isinstance(refused.instead, type_) else None
-            try:
-                found = validation.decode(key, record.value, type_)
-            except Invalid as error:
-                self.skip(key, error.message)
-                instead = self._before.readable(key, lambda raw: validation.decode(key, raw, type_))
-                self._refused[key] = _Refused(record.value, type_, instead)
-                return instead
-            self._decoded[key] = record.value, found
-        self._unskip(key)
-        self._before.forget(key)
-        return found
-
-    @property
-    def settings(self) -> records.ClusterSettings:
-        """Return the settings of the whole cluster."""
-        return self.value(records.SETTINGS, records.ClusterSettings) or records.ClusterSettings()
-
-    def encoded(self, key: str, value: msgspec.Struct) -> bytes:
-        """Return a value as a record in the cluster's schema, with the stored fields that only newer agents know."""
-        old = self.records.get(key)
-        return records.encode(value, old.value if old else b"", self.settings.writes)
-
-    def skip(self, key: str, why: str) -> None:
-        """Record why a record is skipped."""
-        if self.reasons.get(key) != why:
-            log.warning("record %s is skipped: %s", key, why)
-        self.reasons[key] = why
-
-    def _unskip(self, key: str) -> None:
-        """Record that a record is valid or gone."""
-        if key in self.reasons:
-            del self.reasons[key]
-            self._refused.pop(key, None)
-
-    def _judge(self, key: str) -> None:
-        """Read a changed record that was skipped: it may be valid now, even if nobody asks for it soon."""
-        if (refused := self._refused.get(key)) is not None:
-            self.value(key, refused.type)
 
     def require_settled(self, what: str) -> None:
         """Raise Unavailable, with the reason, if nothing new may be claimed now; ``what`` failed because of it."""
@@ -318,7 +190,7 @@ class Replica:
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
         as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
-        begun = _clock()
+        begun = loop_time()
         try:
             if standing:  # it expires by itself, so a late arrival does no harm
                 self._ended = dict.fromkeys(puts, 0) | self._ended
@@ -340,7 +212,7 @@ class Replica:
             self.note_room(full=False)
         if standing:
             self._keeping, self._unkept = "", None
-        self.contact.wrote(_clock() - begun)
+        self.contact.wrote(loop_time() - begun)
         if revision:
             seen = (Record(key, value, revision) for key, value in written.items())
             await self._take(Batch(revision, tuple(seen), tuple(deletes)))
@@ -362,7 +234,7 @@ class Replica:
 
         Raises Unavailable; once no keepalive was answered for AWAY seconds, ``problem`` names it too.
         """
-        begun = _clock()
+        begun = loop_time()
         try:
             kept = await self.store.keep()
         except Unavailable as error:
@@ -376,7 +248,7 @@ class Replica:
     def _falls(self, error: Unavailable, begun: float) -> None:
         """Record that the store took no keepalive, or no standing record, in a call that began at ``begun``."""
         self._unkept = begun if self._unkept is None else self._unkept
-        if _clock() - self._unkept >= AWAY:
+        if loop_time() - self._unkept >= AWAY:
             if self._keeping != error.message:
                 log.warning("%s", error.told)
             self._keeping, self.fix = error.message, error.hint
@@ -451,7 +323,7 @@ class Replica:
         """Adopt changes, and report the keys whose records changed."""
         batch, beside = self._parted(batch)
         touched = self._aside.take(beside) if beside is not None and self._aside is not None else set()
-        listed = self._listed({key.split("/", 2)[1] for key in batch.deletes if key.startswith("blocks/")})
+        listers = self._losses.listers({key.split("/", 2)[1] for key in batch.deletes if key.startswith("blocks/")})
         for record in batch.puts:
             if why := validation.misplaced(record.key):
                 self.skip(record.key, why)
@@ -459,12 +331,10 @@ class Replica:
             old = self.records.get(record.key)
             if self._known(record.key) > record.revision:
                 continue
-            if old is not None and old.value != record.value and not self._passing(old.key):
-                self._before.add(record.key, old.value)
-            self._index.keep(record)
+            self._replace(record)
             self.absences.back(record.key)
             if old is not None and record.key.startswith(CLAIMS):
-                self._compare(old, record)
+                self._losses.compare(old, record)
             self.lost.discard(record.key)
             if old is None or old.value != record.value:
                 self._judge(record.key)
@@ -482,7 +352,7 @@ class Replica:
                 touched.add(key)
                 continue
             removed = key.startswith((GONE, *EPHEMERAL)) or GONE + key in self.records
-            missed = None if removed else self._missed(key, listed.get(key, ()))
+            missed = None if removed else self._losses.missed(key, listers.get(key, ()))
             self._unskip(key)
             if missed is None:
                 self._drop(key)
@@ -525,9 +395,8 @@ class Replica:
         if not self.lost or not any(one.key.startswith(GONE) for one in batch.puts):
             return set()
         found: set[str] = set()
-        removed = {key for key in self.lost if GONE + key in self.records}
         # First the records with a tombstone, hosts among them: the second test asks for the hosts' records.
-        for over in (removed.__contains__, self._counts_for_nothing):
+        for over in (self._losses.is_removed, self._losses.counts_for_nothing):
             for key in [key for key in self.lost if over(key)]:
                 self._unskip(key)
                 self._drop(key)
@@ -535,98 +404,11 @@ class Replica:
                 found.add(key)
         return found
 
-    def _compare(self, old: Record, new: Record) -> None:
-        """Keep a claim of this host, or of all hosts, that another host's claim has replaced."""
-        before, after = claimant(old.value), claimant(new.value)
-        if before in (self._host, SHARED) and after not in ("", before):
-            self.displaced[new.key] = old.value
-        elif after == self._host:
-            self.displaced.pop(new.key, None)
-
-    def _passing(self, key: str) -> bool:
-        """Return whether the earlier version of a record need not be kept: tombstones, expiring and invalid records."""
-        return key.startswith((GONE, *EPHEMERAL)) or key in self.reasons
-
-    def _counts_for_nothing(self, key: str) -> bool:
-        """Return whether a missing record does not count as lost.
-
-        That is so if its host has no record, if it was withheld, and for a lease of which no block has a record and
-        whose host owns no exact address. A lease counts as lost also if another host owns its block now: before a
-        restore the block may have been the lease's.
-        """
-        if (owner := self._owner(key)) not in ("", self._host) and f"hosts/{owner}" not in self.records:
-            return True
-        if not key.startswith("leases/") or (lease := self.value(key, Lease)) is None:
-            return key in self.withheld
-        if any(block_key(lease.network, text) in self.records for text in lease.prefixes):
-            return False
-        exact = self.under(f"addresses/{lease.network}/").values()
-        return not any(claimant(one.value) == lease.host for one in exact)
-
-    def _listed(self, networks: Iterable[str]) -> dict[str, set[str]]:
-        """Return the ids of the hosts whose leases in these networks list a block, by the block's key."""
-        found: dict[str, set[str]] = {}
-        for lease in (one for name in networks for one in self.read(f"leases/{name}/", Lease).values()):
-            for text in lease.prefixes:
-                found.setdefault(block_key(lease.network, text), set()).add(lease.host)
-        return found
-
-    def _missed(self, key: str, listing: Collection[str]) -> Record | None:
-        """Return the record that the store should have in place of a missing one, None if it does not count as lost.
-
-        ``listing`` has the hosts whose leases listed the block (if it is one) before the store's last change.
-
-        - If another claim had replaced this host's own, that own claim is returned.
-        - A block that no lease lists was never in force, and perhaps its owner does not know of it: nobody would put
-          it back. If others wrote a block in this host's name, and this host's lease does not list it, it is not lost
-          either.
-        - That does not hold for a block that is lost already, and for one from the snapshot: a restored store has old
-          leases, which do not list the blocks that it lost.
-        """
-        if self._host in listing and key in self.displaced:
-            return Record(key, self.displaced.pop(key), self.records[key].revision)
-        owner = self._owner(key) if key.startswith("blocks/") else ""
-        seen = bool(owner) and key not in self.lost and key not in self._recalled
-        if seen and (not listing or (owner == self._host and owner not in listing)):
-            return None
-        return None if self._counts_for_nothing(key) else self._sound(key)
-
-    def _sound(self, key: str) -> Record | None:
-        """Return the last valid version of a record; None if no version was valid: such a record is not lost.
-
-        One that is too large for a request of an agent is none of an agent's, and nobody can put it back.
-        """
-        record = self.records[key]
-        if len(key.encode()) + len(_anew(record)) > MOST_BYTES:
-            return None
-        if key.startswith("claims/"):  # their values are names, not JSON
-            return record
-        if (type_ := OF_HOSTS.get(key.partition("/")[0])) is not None:
-            self.value(key, type_)  # perhaps nobody has read it yet
-        before = self._before.last(key)
-        if key not in self.reasons and records.well_formed(record.value):
-            return record
-        return Record(key, before, record.revision) if before and records.well_formed(before) else None
-
     def _known(self, key: str) -> int:
         """Return the latest known revision of a record, of its tombstone or of its end, 0 if none is known."""
         beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
         known = (self.records[k].revision for k in (key, beside) if k in self.records)
         return max((*known, self._ended.get(key, 0)))
-
-    def _owner(self, key: str) -> str:
-        """Return the id of the host that owns a record, '' if none does, as for an address that was released."""
-        kind, _, rest = key.partition("/")
-        if kind == "hosts":
-            return rest
-        if kind == "leases":
-            return rest.rpartition("/")[2]
-        owner = claimant(self.records[key].value) if key.startswith(CLAIMS) else ""
-        return "" if owner == SHARED else owner
-
-    def _mine(self, key: str) -> bool:
-        """Return whether this host puts back a lost record: it does so for its own, and for those without an owner."""
-        return self._owner(key) in (self._host, "")
 
     async def put_back(self) -> None:
         """Put back this host's lost records, as far as the store takes them now. Raises nothing."""
@@ -636,10 +418,10 @@ class Replica:
     async def _put_back(self) -> None:
         if self.problem:
             return
-        for key in [k for k in self.lost if self._mine(k)]:
+        for key in [k for k in self.lost if self._losses.is_mine(k)]:
             if key not in self.lost:  # it came back or was removed while others were put back
                 continue
-            if await self.store.transaction({key: _anew(self.records[key])}, absent=[key, GONE + key]):
+            if await self.store.transaction({key: anew(self.records[key])}, absent=[key, GONE + key]):
                 self.lost.discard(key)
                 log.warning("record %s was lost by the store and is put back", key)
 
@@ -653,13 +435,14 @@ class Replica:
 
         The caller has used ``remembered`` by then, so it is dropped.
         """
-        self.withheld, self.remembered = frozenset(keys), {}
+        self._losses.withhold(keys)
+        self.remembered = {}
 
     def _content(self) -> Content | None:
         """Return the content of the snapshot, None while it must stay as it is."""
         if self._provisional:
             return None
-        left_out = self.withheld
+        left_out = self._losses.withheld
         known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
         return Content(self._cluster, [self._lasting(record) for record in known], self._host)
 
@@ -667,13 +450,4 @@ class Replica:
         """Return the version of a record that belongs into the snapshot: the last valid one."""
         if record.key not in self.reasons:
             return record
-        return Record(record.key, self._before.last(record.key) or record.value, record.revision)
-
-
-def _anew(record: Record) -> bytes:
-    """Return the value with which a lost record is put back."""
-    return records.put_back(record.value) if record.key.startswith(CLAIMS) else record.value
-
-
-def _clock() -> float:
-    return asyncio.get_running_loop().time()
+        return Record(record.key, self.earlier(record.key) or record.value, record.revision)

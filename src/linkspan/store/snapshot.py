@@ -21,7 +21,7 @@ SNAPSHOT_AFTER = 1.0
 
 
 class Content(msgspec.Struct):
-    """What the file has: the ids of the cluster and of the host ('' in those of old agents), and the records."""
+    """Content of the file: the ids of the cluster and of the host ('' in those of old agents), and the records."""
 
     cluster: str
     records: list[Record]

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from linkspan.core.clock import loop_time
 from linkspan.core.contracts import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.remedies import reason, remedy
@@ -157,7 +158,7 @@ class SqliteStore:
                 yield Batch(revision)
 
     def _was_looked_at(self) -> bool:
-        return asyncio.get_running_loop().time() - self._looked <= PROOF_SECONDS + POLL_SECONDS
+        return loop_time() - self._looked <= PROOF_SECONDS + POLL_SECONDS
 
     async def prune(self, upto: int) -> None:
         """Forget the deletes up to a revision; a watch from before it must list again."""

@@ -17,7 +17,7 @@ import msgspec
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.store_url import HOST_USER
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_gateway import Refused
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_wire import Json
 
 ROOT = "root"

@@ -43,7 +43,7 @@ def _store(link: SlowLink, monkeypatch: pytest.MonkeyPatch) -> EtcdStore:
     monkeypatch.setattr(etcd, "LARGEST", 16)
     monkeypatch.setattr(etcd, "PROMPT", 0.05)
     store = EtcdStore("etcd://192.0.2.1:2379/c")
-    monkeypatch.setattr(store, "_guarded", link.first)
+    monkeypatch.setattr(store._guard, "carry_out", link.first)
     monkeypatch.setattr(store.gateway, "ask", link.ask)
     return store
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from linkspan.core.errors import Unavailable
-from linkspan.store.etcd import EtcdStore, Place
+from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd_watch import Place
 from linkspan.store.etcd_wire import Txn
 from support.records.replicas import together
 
@@ -48,9 +49,9 @@ def test_changes_before_an_error_of_the_same_reading_count(monkeypatch: pytest.M
         async def guarded(*_request: Any) -> tuple[Txn, bool]:
             return Txn(), False
 
-        monkeypatch.setattr(store, "_guarded", guarded)
+        monkeypatch.setattr(store._guard, "carry_out", guarded)
         monkeypatch.setattr(store.gateway, "stream", stream)
-        changes = store._follow(place)
+        changes = store._watch.follow(place)
         batch = await anext(changes)
         assert [(record.value, record.revision) for record in batch.puts] == [(b"{}", 7)]
         with pytest.raises(Unavailable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from linkspan.store.etcd import PACE, PLENTY, Pace
+from linkspan.store.etcd_watch import PACE, PLENTY, Pace
 
 
 def read(every: float, seconds: float) -> list[float]:

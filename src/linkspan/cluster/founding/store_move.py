@@ -19,7 +19,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.remedies import reason, remedy
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN, own_cluster
-from linkspan.store.replica import EPHEMERAL
+from linkspan.store.records import EPHEMERAL
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
 from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.sqlite import FILE, SqliteStore

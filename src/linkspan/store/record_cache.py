@@ -1,0 +1,143 @@
+"""Record cache: records in memory, as values. Each is decoded once for each change.
+
+**A damaged record changes nothing.** If a record cannot be read, its last readable version stays in force, also
+after restarts, and ``reasons`` names the record. Otherwise one wrong byte in the store could take a network from its
+containers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from linkspan.core.contracts import Record
+from linkspan.core.errors import Invalid
+from linkspan.store import records, validation
+from linkspan.store.record_history import Versions
+from linkspan.store.record_index import RecordIndex
+from linkspan.store.records import EPHEMERAL, GONE
+
+log = logging.getLogger("linkspan.store.record_cache")
+
+T = TypeVar("T")
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    """A record that could not be read: its bytes, the type, and the last valid value (None: there was none)."""
+
+    value: bytes
+    type: type
+    instead: object
+
+
+class RecordCache:
+    """Records by key, and what they say. The replica puts them in, everybody else reads."""
+
+    def __init__(self) -> None:
+        self._index = RecordIndex()
+        self.records: Mapping[str, Record] = self._index.records
+        self.reasons: dict[str, str] = {}
+        """Why records are skipped, by key."""
+        self._refused: dict[str, _Refused] = {}
+        """The skipped records that could not be read, by key."""
+        self._decoded: dict[str, tuple[bytes, object]] = {}
+        self._before = Versions()
+
+    @property
+    def unreadable(self) -> set[str]:
+        """The keys of records that are skipped."""
+        return set(self.reasons)
+
+    def under(self, prefix: str) -> dict[str, Record]:
+        """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
+        return self._index.under(prefix)
+
+    def groups(self, kind: str) -> Collection[str]:
+        """Return the second words of the keys of a kind of which more words follow: the networks of ``leases``."""
+        return self._index.groups(kind)
+
+    def changes(self, *kinds: str) -> tuple[int, ...]:
+        """Return how often records of these kinds changed, for ``Derived``."""
+        return self._index.changes(*kinds)
+
+    def known_revision(self, key: str) -> int:
+        """Return the known revision of a record, 0 if there is none."""
+        record = self.records.get(key)
+        return record.revision if record is not None else 0
+
+    def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
+        """Return the records under ``prefix`` as values by key, each as ``value`` returns it; without those of None."""
+        values = {key: self.value(key, type_) for key in self.under(prefix)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def value(self, key: str, type_: type[T]) -> T | None:
+        """Return one record as a value; it is decoded once for each change.
+
+        If it cannot be read, record the reason and return its last valid value. Return None if there is neither.
+        """
+        record = self.records.get(key)
+        if record is None:
+            return None
+        known, found = self._decoded.get(key, (b"", None))
+        if known != record.value or not isinstance(found, type_):
+            refused = self._refused.get(key)
+            if refused is not None and refused.value == record.value and refused.type is type_:
+                return refused.instead if isinstance(refused.instead, type_) else None
+            try:
+                found = validation.decode(key, record.value, type_)
+            except Invalid as error:
+                self.skip(key, error.message)
+                instead = self._before.readable(key, lambda raw: validation.decode(key, raw, type_))
+                self._refused[key] = _Refused(record.value, type_, instead)
+                return instead
+            self._decoded[key] = record.value, found
+        self._unskip(key)
+        self._before.forget(key)
+        return found
+
+    @property
+    def settings(self) -> records.ClusterSettings:
+        """Return the settings of the whole cluster."""
+        return self.value(records.SETTINGS, records.ClusterSettings) or records.ClusterSettings()
+
+    def encoded(self, key: str, value: msgspec.Struct) -> bytes:
+        """Return a value as a record in the cluster's schema, with the stored fields that only newer agents know."""
+        old = self.records.get(key)
+        return records.encode(value, old.value if old else b"", self.settings.writes)
+
+    def skip(self, key: str, why: str) -> None:
+        """Record why a record is skipped."""
+        if self.reasons.get(key) != why:
+            log.warning("record %s is skipped: %s", key, why)
+        self.reasons[key] = why
+
+    def earlier(self, key: str) -> bytes | None:
+        """Return the latest version before the one that nobody has read yet, or could not; None if there is none."""
+        return self._before.last(key)
+
+    def _unskip(self, key: str) -> None:
+        """Record that a record is valid or gone."""
+        if key in self.reasons:
+            del self.reasons[key]
+            self._refused.pop(key, None)
+
+    def _judge(self, key: str) -> None:
+        """Read a changed record that was skipped: it may be valid now, even if nobody asks for it soon."""
+        if (refused := self._refused.get(key)) is not None:
+            self.value(key, refused.type)
+
+    def _replace(self, record: Record) -> None:
+        """Adopt a record. The version before is kept until somebody has read the new one."""
+        old = self.records.get(record.key)
+        passing = record.key.startswith((GONE, *EPHEMERAL)) or record.key in self.reasons
+        if old is not None and old.value != record.value and not passing:
+            self._before.add(record.key, old.value)
+        self._index.keep(record)
+
+    def _drop(self, key: str) -> None:
+        self._index.drop(key)
+        self._decoded.pop(key, None)
+        self._before.forget(key)
