@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,12 +181,29 @@ def _upward(parts: tuple[str, ...], folder: str, module: str) -> Iterator[str]:
         yield f"a backend is a pure function, and this imports {module}"
 
 
-def circles(known: dict[str, Path]) -> Iterator[str]:
-    """Yield the circles of files that import each other, one for each file in which one is closed."""
-    below = {
+def imported(known: dict[str, Path]) -> dict[str, list[str]]:
+    """Return the modules of linkspan that each one imports."""
+    return {
         name: sorted({module for _, module in imports(ast.parse(path.read_text()), known)} & known.keys() - {name})
         for name, path in known.items()
     }
+
+
+def longest_chain(below: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """Return the longest chain of modules that each import the next one; there is no circle."""
+    found: dict[str, tuple[str, ...]] = {}
+
+    def chain(name: str) -> tuple[str, ...]:
+        if name not in found:
+            found[name] = (name, *max(map(chain, below[name]), key=len, default=()))
+        return found[name]
+
+    return max(map(chain, below), key=len, default=())
+
+
+def circles(known: dict[str, Path]) -> Iterator[str]:
+    """Yield the circles of files that import each other, one for each file in which one is closed."""
+    below = imported(known)
     done: set[str] = set()
 
     def follow(name: str, way: tuple[str, ...]) -> Iterator[str]:
@@ -416,12 +433,16 @@ def complaints() -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the longest files and the complaints; return 1 if there are complaints."""
+    """Print the longest files, the complaints, and the longest chain of imports; return 1 if there are complaints."""
     page = (ROOT / "ARCHITECTURE.md").read_text()
     found = [*complaints(), *unnamed(page, SOURCE), *unlike_the_picture(page)]
     print("longest:", ", ".join(f"{path.relative_to(ROOT)} {lines}" for lines, path in lengths()[:LONGEST]))
     for complaint in found:
         print(complaint)
+    if not found:  # a circle is a complaint, and has no longest chain
+        chain = longest_chain(imported(modules()))
+        names = " > ".join(one.removeprefix("linkspan.") for one in chain)
+        print(f"longest chain of imports: {len(chain)} files, {names}")
     return 1 if found else 0
 
 

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from linkspan import __version__
-from linkspan.agent import locks
+from linkspan.agent import condition, health, locks
 from linkspan.agent.bgp_sessions import Peerings
 from linkspan.agent.cluster_trace import Tracer
+from linkspan.agent.condition import Condition
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding, Restart
 from linkspan.agent.healer import Healer
@@ -28,7 +29,8 @@ from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.peer_survey import Survey
 from linkspan.agent.plans import Plans
-from linkspan.backends import backend
+from linkspan.agent.store_health import StoreHealth
+from linkspan.backends import BACKENDS, PROBLEMS, backend
 from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
@@ -76,6 +78,7 @@ from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Identity, Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
+from linkspan.kernel import kinds
 from linkspan.kernel.probe import underlay
 from linkspan.kernel.worker import Worker
 from linkspan.runtimes import runtimes
@@ -214,7 +217,7 @@ class Agent:
             self.hosts,
             self.leases,
             self.disputes,
-            self.published,
+            self.published.holder,
             self.config.cooldown,
             partial(silence.stalled, id_),
             self.holdings.note,
@@ -302,6 +305,8 @@ class Agent:
             self._tell_of_store,
             self.metrics.upkeep.count,
         )
+        url = self.config.store or f"sqlite://{self.config.state_dir}/store"
+        self.store_health = StoreHealth(self.replica, self.remote, self.hosts, self.upkeep, url, self.started)
         self.control = ControlPlane(
             Path(self.config.state_dir),
             self.replica,
@@ -354,11 +359,6 @@ class Agent:
 
     async def _addresses(self) -> frozenset[str]:
         return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
-
-    @property
-    def unreadable(self) -> set[str]:
-        """Return the keys of records that are skipped."""
-        return self.replica.unreadable | self.remote.reasons.keys()
 
     def _busy(self, identity: tuple[str, str]) -> bool:
         """Return whether an attach or a detach is under way."""
@@ -440,6 +440,37 @@ class Agent:
         """Return the id of this agent's installation; it differs from that of another agent with the same host id."""
         folder = Path(self.config.state_dir).stat()
         return f"{self.host_name}:{folder.st_dev}:{folder.st_ino}"
+
+    def condition(self) -> Condition:
+        """Return the problems of this host that are known now."""
+        concerned = condition.concerned(self.networks, self.participation)
+        condition.read_all(self.hosts, self.allowances, self.reservations, self.leases, concerned)
+        skipped = {**self.remote.reasons, **self.replica.reasons}
+        refused = self.leases.refused(concerned)
+        unmet = [told for service in self.services.values() for told in service.problems]
+        return Condition(
+            here=self.hosts.here.name,
+            store=self.store_health.told(),
+            records=condition.unused_records(self.networks, self.hosts, skipped, refused),
+            disputes=self.claimed_twice(),
+            drift=condition.drift(self.worker.machine.reconciler, self.reaper.orphaned),
+            unmet=[*unmet, *self.naming.problems.values()],
+            orphans=self.orphans.told(),
+            unreachable=self._unreachable(),
+            bgp=self.peerings.problems(),
+        )
+
+    def claimed_twice(self) -> list[dict[str, object]]:
+        """Return the blocks and addresses that two hosts claim."""
+        return [self.disputes.told(one) for one in (*self.disputes.open(), *self.holdings.open())]
+
+    def _unreachable(self) -> list[dict[str, str]]:
+        """Return the unreachable peers, and the other problems between hosts."""
+        view = self.view()
+        troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
+        lacks = [*self.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
+        found = health.unreachable(self.cluster, self.hosts, self.probes.silent(), lacks)
+        return [*found, *health.overlaps(self.networks, self.hosts.here.name), *self.associating.told()]
 
     def view(self) -> HostView:
         """Return the view for the backends."""

@@ -1,14 +1,9 @@
-"""Checks of the doctor while an agent runs: those of the machine, and those of the agent and the cluster."""
+"""Checks of the doctor that only an agent can make, each a function of what the agent knows."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from linkspan.agent import store_health
-from linkspan.agent.condition import observed
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
@@ -18,46 +13,15 @@ from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Unavailable, counted
 from linkspan.core.model import CONTROLLER, Facts, Network, Peer
-from linkspan.diagnose.doctor import doctor, host_checks
-from linkspan.diagnose.doctor.checks import Check, Status, Surroundings
-from linkspan.runtimes import checks as checks_of_runtimes
+from linkspan.diagnose.doctor import host_checks
+from linkspan.diagnose.doctor.checks import Check, Status
 from linkspan.store.replica import Replica
-
-if TYPE_CHECKING:
-    from linkspan.agent.agent import Agent
 
 _RECORDS = "docs/clusters.md (Checks of records) explains each, with the fix"
 _HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --peers` what the underlay lets through"
 _LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
 _SHOWN = 6
 """Places named in one line."""
-
-
-async def checks(agent: Agent) -> list[Check]:
-    """Return the checks of this host. A thread of its own checks the machine, so that it delays no attach."""
-    machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
-    around = Surroundings(
-        agent.networks.all(), state_dir, underlay=agent.hosts.here.underlay, backends=BACKENDS
-    )
-    found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
-    await agent.cluster.observe_routes()
-    networks = agent.networks.all()
-    unknown = await agent.worker.run(machine.sysctls.unknown)
-    if networks:
-        found += forwarding(agent.facts, machine.sysctls.watch.problem)
-    found += settings(unknown)
-    found += control(agent.control.closed().places, agent.config.store)
-    found += await store_health.checks(agent)
-    found += stations(networks, agent.cluster.peers.known)
-    condition = observed(agent)
-    found += owners(condition.disputes)
-    found += records(condition.records)
-    found += hosts(condition.unreachable, agent.hosts.names())
-    found += views(agent.naming.problems)
-    found += await agent.peerings.checks()
-    found += associations(**agent.associating.counts())
-    found += await controller(agent.replica, networks, agent.ask)
-    return found
 
 
 def views(problems: Mapping[tuple[str, ...], str]) -> list[Check]:

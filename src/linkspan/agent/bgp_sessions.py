@@ -122,6 +122,22 @@ class Peerings:
         why = crowded(1 + sum(peering.session.mesh for peering in self._known.values()))
         return Why(why, REFLECTORS) if why else None
 
+    def problems(self) -> dict[str, object]:
+        """Return the number of sessions, those that are down or limited, and warnings about all of them together."""
+        known, crowded = self.all(), self.crowded
+        down = [
+            {"peer": p.session.name, "state": p.state, "why": p.why.reason, "fix": p.why.fix}
+            for p in known
+            if p.why is not None
+        ]
+        limited = [
+            {"peer": p.session.name, "why": p.limited.reason, "fix": p.limited.fix}
+            for p in known
+            if p.limited is not None
+        ]
+        warnings = [{"why": crowded.reason, "fix": crowded.fix}] if crowded is not None else []
+        return {"sessions": len(known), "down": down, "limited": limited, "warnings": warnings}
+
     def find(self, name: str) -> Peering:
         """Return the session with a peer. Raises NotFound with the known names."""
         found = [p for p in self.all() if name in (p.session.name, p.session.address, p.session.protocol)]

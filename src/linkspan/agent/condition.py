@@ -5,20 +5,23 @@ The agent looks for them once. `status`, the gauges of /metrics and the checks o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from linkspan.agent import health, store_health
-from linkspan.backends import BACKENDS, PROBLEMS, backend
+from linkspan.backends import backend
+from linkspan.cluster.allowances import Allowances
+from linkspan.cluster.hosts import Hosts
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.participation import Participation
+from linkspan.cluster.reservations import Reservations
 from linkspan.core.fights import Contested
 from linkspan.core.model import Network
-from linkspan.kernel import kinds
-from linkspan.runtimes import expose
-
-if TYPE_CHECKING:
-    from linkspan.agent.agent import Agent
+from linkspan.core.reconcile import Reconciler
+from linkspan.core.states.host import Key
+from linkspan.runtimes import exposure_problem
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,96 +53,48 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.store["ok"]) and not wrong
 
 
-def observed(agent: Agent) -> Condition:
-    """Return the condition of an agent's host now."""
-    _read_all(agent)
-    return Condition(
-        here=agent.hosts.here.name,
-        store=store_health.told(agent),
-        records=_not_used(agent),
-        disputes=disputes(agent),
-        drift=_drift(agent),
-        unmet=[
-            *(told for service in agent.services.values() for told in service.problems),
-            *agent.naming.problems.values(),
-        ],
-        orphans=agent.orphans.told(),
-        unreachable=_unreachable(agent),
-        bgp=_sessions(agent),
-    )
+def read_all(
+    hosts: Hosts, allowances: Allowances, reservations: Reservations, leases: Leases, concerned: Iterable[Network]
+) -> None:
+    """Read every record about all hosts and the ``concerned`` networks once: then unreadable ones are known."""
+    hosts.all()
+    hosts.common()
+    allowances.all()
+    reservations.all()
+    for network in concerned:
+        leases.all(network.name)
+        leases.blocks(network.name)
+        leases.exact(network.name)
 
 
-def _read_all(agent: Agent) -> None:
-    """Read every record about all hosts and this host's networks once, so that unreadable records are known."""
-    agent.hosts.all()
-    agent.hosts.common()
-    agent.allowances.all()
-    agent.reservations.all()
-    for network in _concerned(agent):
-        agent.leases.all(network.name)
-        agent.leases.blocks(network.name)
-        agent.leases.exact(network.name)
-
-
-def _concerned(agent: Agent) -> list[Network]:
+def concerned(networks: Networks, participation: Participation) -> list[Network]:
     """Return the networks whose leases and blocks this host uses, or that nobody should have any in."""
-    taking = agent.participation.all()
-    return [one for one in agent.networks.all() if one.name in taking or not backend(one.backend).crosses_hosts]
+    taking = participation.all()
+    return [one for one in networks.all() if one.name in taking or not backend(one.backend).crosses_hosts]
 
 
-def _unreachable(agent: Agent) -> list[dict[str, str]]:
-    """Return the unreachable peers, and the other problems between hosts."""
-    view = agent.view()
-    troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
-    lacks = [*agent.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
-    found = health.unreachable(agent.cluster, agent.hosts, agent.probes.silent(), lacks)
-    here = agent.hosts.here.name
-    overlaps = agent.networks.overlaps().items()
-    found += [{"network": name, "host": here, "why": why} for name, why in sorted(overlaps)]
-    return [*found, *agent.associating.told()]
+def unused_records(
+    networks: Networks, hosts: Hosts, skipped: Mapping[str, str], refused: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Return the records that are not used completely: each with its key, its host, and the reason.
 
-
-def _not_used(agent: Agent) -> list[dict[str, str]]:
-    """Return the records that are not used completely: each with its key, its host, and the reason."""
-    networks = agent.networks
-    why = agent.leases.refused(_concerned(agent))
+    ``refused`` has the reasons of claims by key, and ``skipped`` those of records that cannot be read.
+    """
+    why = dict(refused)
     why |= {f"networks/{name}": f"not in force on this host: {told}" for name, told in networks.withheld.items()}
-    for id_, host in agent.hosts.all().items():
-        if id_ != agent.hosts.here.id and (told := networks.covering(host)):
+    for id_, host in hosts.all().items():
+        if id_ != hosts.here.id and (told := networks.covering(host)):
             why[f"hosts/{id_}"] = told
     for network in networks.all():
-        if told := expose.problem(network):
+        if told := exposure_problem(network):
             why[f"networks/{network.name}"] = told
     # Last: an earlier version of such a record is in force, which may fail as well.
-    why |= agent.remote.reasons | agent.replica.reasons
-    return [{"key": key, "host": agent.hosts.of_record(key), "why": why[key]} for key in sorted(why)]
+    why |= skipped
+    return [{"key": key, "host": hosts.of_record(key), "why": why[key]} for key in sorted(why)]
 
 
-def disputes(agent: Agent) -> list[dict[str, object]]:
-    """Return the blocks and addresses that two hosts claim."""
-    return [agent.disputes.told(one) for one in (*agent.disputes.open(), *agent.holdings.open())]
-
-
-def _sessions(agent: Agent) -> dict[str, object]:
-    """Return the number of BGP sessions, those that are down or limited, and warnings about all of them together."""
-    down = [
-        {"peer": p.session.name, "state": p.state, "why": p.why.reason, "fix": p.why.fix}
-        for p in agent.peerings.all()
-        if p.why is not None
-    ]
-    limited = [
-        {"peer": p.session.name, "why": p.limited.reason, "fix": p.limited.fix}
-        for p in agent.peerings.all()
-        if p.limited is not None
-    ]
-    crowded = agent.peerings.crowded
-    warnings = [{"why": crowded.reason, "fix": crowded.fix}] if crowded is not None else []
-    return {"sessions": len(agent.peerings.all()), "down": down, "limited": limited, "warnings": warnings}
-
-
-def _drift(agent: Agent) -> list[str]:
+def drift(reconciler: Reconciler, orphaned: Callable[[Key], bool]) -> list[str]:
     """Return why objects differ from their desired state; ignore those of a container that is gone."""
-    reconciler = agent.worker.machine.reconciler
-    failing = [error.told for key, error in reconciler.failing.items() if not agent.reaper.orphaned(key)]
+    failing = [error.told for key, error in reconciler.failing.items() if not orphaned(key)]
     fights = [fight for fight in reconciler.fights.open() if fight.closed]
     return failing + [Contested(fight.message, there=True).told for fight in fights]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.cluster.hosts import COME_BACK, Hosts
 from linkspan.cluster.membership import Cluster
+from linkspan.cluster.networks import Networks
 from linkspan.core.model import Host
 from linkspan.core.states.wireguard import key_id
 
@@ -37,6 +38,11 @@ def unreachable(
         found.append(_told("", hosts.here.name, cluster.presence.second))
     found += [_told("", hosts.here.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
     return found + [_told(name, hosts.here.name, why) for name, why in cluster.unclaimed.items()]
+
+
+def overlaps(networks: Networks, here: str) -> list[Told]:
+    """Return the networks whose pools overlap with routes of this host, which has the name ``here``."""
+    return [_told(name, here, why) for name, why in sorted(networks.overlaps().items())]
 
 
 def doubled(hosts: Iterable[Host]) -> list[tuple[str, str]]:

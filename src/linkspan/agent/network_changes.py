@@ -19,7 +19,7 @@ from linkspan.core.model import Allowance, Endpoint, HostView, Network, Reservat
 from linkspan.core.states.host import Key
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
-from linkspan.runtimes import expose
+from linkspan.runtimes import check_exposure
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.replica import Replica
 
@@ -65,7 +65,7 @@ class NetworkChanges:
             await self._look()  # another program may have taken a port
             routes, mtu = await self._worker.run(machine.routes), await self._worker.run(machine.mtu)
             network = network_plans.planned(request, self._in_use(routes), self._hosts.here.underlay, mtu)
-            expose.check(network)
+            check_exposure(network)
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
             with self._cluster.watched() as refused:

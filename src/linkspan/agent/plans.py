@@ -19,7 +19,7 @@ from linkspan.core.model import HostView, Network
 from linkspan.core.states.host import Key, State
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Worker
-from linkspan.runtimes import expose
+from linkspan.runtimes import exposure_files
 
 log = logging.getLogger("linkspan.agent.plans")
 
@@ -56,7 +56,7 @@ class Plans:
             wanted = migration.network_states(view, network)
             yield source, self._possible(source, itertools.chain(_admission(network), wanted))
             if network.expose:
-                yield ("expose", network.name), list(expose.files(network, self._config))
+                yield ("expose", network.name), list(exposure_files(network, self._config))
 
     def _possible(self, source: Source, wanted: Iterable[State]) -> list[State]:
         """Return the states of a source; if they are impossible (now), the old ones and those that come before them.

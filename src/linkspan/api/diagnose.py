@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.backends import BACKENDS
+from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.runtimes import checks as checks_of_runtimes
 
 
 class Tracing:
@@ -29,11 +35,36 @@ class Tracing:
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _doctor(self, request: web.Request) -> web.Response:
-        from linkspan.agent import agent_checks  # 0.3 MB with the checks, and few agents are asked
-
-        found = await agent_checks.checks(self._agent)
-        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+        return web.Response(body=msgspec.json.encode(await _checks(self._agent)), content_type="application/json")
 
     async def _peers(self, request: web.Request) -> web.Response:
         found = await self._agent.survey.checks()
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+
+async def _checks(agent: Agent) -> list[Check]:
+    """Return the checks of a host. A thread of its own checks the machine, so that it delays no attach."""
+    from linkspan.agent import agent_checks  # 0.3 MB with the doctor, and few agents are asked
+    from linkspan.diagnose.doctor import doctor
+
+    machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
+    around = Surroundings(agent.networks.all(), state_dir, underlay=agent.hosts.here.underlay, backends=BACKENDS)
+    found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
+    await agent.cluster.observe_routes()
+    networks = agent.networks.all()
+    unknown = await agent.worker.run(machine.sysctls.unknown)
+    if networks:
+        found += agent_checks.forwarding(agent.facts, machine.sysctls.watch.problem)
+    found += agent_checks.settings(unknown)
+    found += agent_checks.control(agent.control.closed().places, agent.config.store)
+    found += await agent.store_health.checks()
+    found += agent_checks.stations(networks, agent.cluster.peers.known)
+    condition = agent.condition()
+    found += agent_checks.owners(condition.disputes)
+    found += agent_checks.records(condition.records)
+    found += agent_checks.hosts(condition.unreachable, agent.hosts.names())
+    found += agent_checks.views(agent.naming.problems)
+    found += await agent.peerings.checks()
+    found += agent_checks.associations(**agent.associating.counts())
+    found += await agent_checks.controller(agent.replica, networks, agent.ask)
+    return found

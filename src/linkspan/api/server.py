@@ -1,29 +1,20 @@
-"""Sockets on which the agent listens: its own, those of engines, and the address for metrics."""
+"""Server of the agent: its own socket, those of engines, and the address for metrics."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import grp
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from linkspan.agent import locks
 from linkspan.agent.agent import Agent
 from linkspan.api.app import Api
 from linkspan.api.runtimes import engine
+from linkspan.api.sockets import BACKLOG, listening, metrics_at, on_socket
 from linkspan.api.status import Telling
-from linkspan.core.config import GROUP, listening_at
-from linkspan.core.errors import Conflict, Invalid
-from linkspan.core.remedies import reason, remedy
 from linkspan.runtimes import runtimes, systemd
 
-BACKLOG = 1024
-"""Length of the backlog: all containers of a host may start at once, and 128 is too few."""
 
 @contextlib.asynccontextmanager
 async def serving(agent: Agent) -> AsyncIterator[None]:
@@ -37,47 +28,6 @@ async def serving(agent: Agent) -> AsyncIterator[None]:
         async with metrics_at(agent.config.metrics, Telling(agent).metrics), _engines(agent):
             yield
     path.unlink(missing_ok=True)  # a DEL then finds no socket at once
-
-
-@contextlib.asynccontextmanager
-async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
-    """Yield a runner of an application, which ends with the block."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
-    await runner.setup()
-    try:
-        yield runner
-    finally:
-        await runner.cleanup()
-
-
-async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117) -> None:
-    """Listen on a unix socket that the group may use, unless the umask forbids it.
-
-    Raises Invalid if it cannot be made, and Conflict if another process serves it.
-    """
-    another = f"give --{setting} another path" if setting == "socket" else f"give {setting} another path"
-    if (pid := locks.listener(str(path))) is not None:
-        who = f"another process{f', with pid {pid}' if pid else ''}"
-        raise Conflict(f"{setting} {path} is served by {who}", f"stop that one first, or {another}")
-    try:
-        await _listen_at(runner, path, umask)
-    except OSError as error:
-        raise Invalid(f"{setting} {path}: {reason(error)}", remedy(error, path, another)) from error
-
-
-async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if path.is_socket():
-        path.unlink()  # left by an agent that died
-    elif os.path.lexists(path):  # another program's file or folder
-        raise FileExistsError(errno.EEXIST, "something else than a socket is there")
-    old = os.umask(umask)
-    try:
-        await web.UnixSite(runner, str(path), backlog=BACKLOG).start()
-    finally:
-        os.umask(old)
-    with contextlib.suppress(KeyError):  # without the group only root may use the socket
-        os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
 
 
 @contextlib.asynccontextmanager
@@ -95,25 +45,4 @@ async def _engines(agent: Agent) -> AsyncIterator[None]:
                 await web.SockSite(runner, one, backlog=BACKLOG).start()
             if path:
                 await on_socket(runner, Path(path), at.setting, umask=0o177)
-        yield
-
-
-@contextlib.asynccontextmanager
-async def metrics_at(where: str, handler: Handler) -> AsyncIterator[None]:
-    """Serve /metrics, and nothing else, at ADDRESS:PORT; serve nothing if it is empty. Raises Invalid."""
-    address, port = listening_at(where)
-    if not port:
-        yield
-        return
-    app = web.Application()
-    app.add_routes([web.get("/metrics", handler)])
-    async with listening(app) as runner:
-        try:
-            await web.TCPSite(runner, address or None, port).start()
-        except OSError as error:
-            why, hint = reason(error), "give metrics an address of this host (`ip addr`)"
-            if error.errno == errno.EADDRINUSE:
-                why = "another program listens there"
-                hint = "`ss -ltnp` shows it: stop it, or give metrics another port"
-            raise Invalid(f"metrics {where}: {why}", hint) from error
         yield

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from linkspan.agent import status
 from linkspan.agent.agent import Agent
-from linkspan.agent.condition import observed
+from linkspan.api import status_report
 from linkspan.api.responses import answer, error_body
-from linkspan.api.server import listening, on_socket
+from linkspan.api.sockets import listening, on_socket
 from linkspan.core.errors import Unavailable
 from linkspan.runtimes import paths
 
@@ -31,7 +30,7 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":
             why = f"{WAITING}: {moving}" if (moving := agent.founding.problem) else WAITING
-            return answer(status.as_status(agent, observed(agent)) | {"ok": False, "waiting": why})
+            return answer(status_report.as_status(agent) | {"ok": False, "waiting": why})
         if request.path in paths():
             return web.Response(status=503)
         why = f"the agent waits for the store: {agent.founding.problem or agent.replica.problem}"

@@ -8,9 +8,8 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
-from linkspan.agent import status
 from linkspan.agent.agent import Agent
-from linkspan.agent.condition import observed
+from linkspan.api import gauges, status_report
 from linkspan.api.responses import answer
 from linkspan.core.addresses import prefix
 from linkspan.core.desired import Change, Source
@@ -46,13 +45,12 @@ class Telling:
 
     async def _status(self, request: web.Request) -> web.Response:
         await self._agent.cluster.observe_routes()
-        return answer(status.as_status(self._agent, observed(self._agent)))
+        return answer(status_report.as_status(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
-        handshakes = await status.look(self._agent)
-        gauges = status.gauges(self._agent, observed(self._agent), handshakes)
-        return web.Response(body=self._agent.metrics.text(gauges), content_type="text/plain")
+        found = gauges.gauges(self._agent, await gauges.look(self._agent))
+        return web.Response(body=self._agent.metrics.text(found), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Answer with a line of JSON for each of the ``last`` events ``since`` a time; with ?follow, go on."""

@@ -29,20 +29,18 @@ from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted_neighbour,
     facing,
-    network_states,
     offered,
-    own_addresses,
     plain_needs,
     plain_route,
+    plain_states,
     reached,
-    underlay,
 )
 from linkspan.backends.routed import RoutedBackend
-from linkspan.core.addresses import Prefix, derived_mac
+from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Unavailable
 from linkspan.core.model import HostView, Network, Peer
 from linkspan.core.needs import Need
-from linkspan.core.states.host import Bridge, State
+from linkspan.core.states.host import State
 
 
 class HostGwBackend(RoutedBackend):
@@ -91,14 +89,6 @@ def _refused(network: Network, peer: Peer, why: str) -> Unavailable:
         f"host {peer.host.name} cannot be reached by host-gw in network {network.name}: {why}",
         "use backend vxlan or ipip, with direct=true for the hosts that are on one segment",
     )
-
-
-def plain_states(view: HostView, network: Network) -> Iterable[State]:
-    """Return the states of a network without a tunnel: guards, and the link with the host's own addresses."""
-    yield from network_states(view, network)
-    mtu = min(network.mtu, underlay(view, network).mtu)
-    yield Bridge(network.bridge, derived_mac("bridge", network.name), mtu)
-    yield from own_addresses(view, network, network.bridge)
 
 
 BACKEND = HostGwBackend()

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.backends.bridge import forwards, pool_states
-from linkspan.core.addresses import BITS, FAMILIES, Prefix, host_address, prefix
+from linkspan.core.addresses import BITS, FAMILIES, Prefix, derived_mac, host_address, prefix
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import HostView, Network, Peer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import crossing, element
-from linkspan.core.states.host import Address, LinkSysctl, Route, State, Sysctl
+from linkspan.core.states.host import Address, Bridge, LinkSysctl, Route, State, Sysctl
 
 SWITCH = ("true", "false")
 CHECK_MAC = "check-mac"
@@ -241,3 +241,11 @@ def plain_needs(view: HostView, network: Network, peer: Peer, *, spare: bool = F
                 what, "udp", source, target.packed, network.mtu, fix, DISCARD,
                 neighbour=found[family], spare=spare,
             )  # fmt: skip
+
+
+def plain_states(view: HostView, network: Network) -> Iterable[State]:
+    """Return the states of a network without a tunnel: guards, and the link with the host's own addresses."""
+    yield from network_states(view, network)
+    mtu = min(network.mtu, underlay(view, network).mtu)
+    yield Bridge(network.bridge, derived_mac("bridge", network.name), mtu)
+    yield from own_addresses(view, network, network.bridge)

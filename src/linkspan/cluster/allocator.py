@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from typing import Protocol
 
 from linkspan.backends import backend
 from linkspan.cluster.blocks import block_of, candidates, is_block, is_strange, own_address
-from linkspan.cluster.conflicts import Disputes
-from linkspan.cluster.endpoint_records import Published
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
@@ -33,6 +32,16 @@ def crosses(network: Network) -> bool:
     return backend(network.backend).crosses_hosts
 
 
+class Doubled(Protocol):
+    """Addresses of this host's own blocks that containers of other hosts have, after a block changed its owner."""
+
+    def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
+        """Return these addresses of a block, with a text for each."""
+
+    async def know(self, network: str) -> bool:
+        """Wait until ``elsewhere`` is complete for a network; return whether it is."""
+
+
 class Allocator:
     """Gives out addresses: from the blocks of all networks on this host, and exact ones."""
 
@@ -42,8 +51,8 @@ class Allocator:
         reservations: Reservations,
         hosts: Hosts,
         leases: Leases,
-        disputes: Disputes,
-        published: Published,
+        doubled: Doubled,
+        holder: Callable[[str, Prefix], str],
         cooldown: float,
         stalled: Callable[[], str],
         owed: Callable[[set[str]], None],
@@ -51,6 +60,7 @@ class Allocator:
     ) -> None:
         """``stalled`` returns why no address may be given out now, '' if one may; ``cooldown`` is in seconds.
 
+        ``holder`` names the endpoint that has an address of a network ('': none is known).
         ``owed`` is called with the keys of exact addresses whose release the store refused. ``take_part`` claims a
         lease for this host in a network, and applies what follows from it.
         """
@@ -58,8 +68,8 @@ class Allocator:
         self._reservations = reservations
         self._hosts = hosts
         self._leases = leases
-        self._disputes = disputes
-        self._published = published
+        self._doubled = doubled
+        self._holder = holder
         self._cooldown = cooldown
         self._stalled = stalled
         self._owed = owed
@@ -95,7 +105,7 @@ class Allocator:
         }
         reservations = self._reservations.all()
         for (name, block), network in wanted.items():
-            others = self._elsewhere[name, block] = self._disputes.elsewhere(name, block)
+            others = self._elsewhere[name, block] = self._doubled.elsewhere(name, block)
             reserved = {prefix(r.cidr) for r in reservations if r.network == name}
             reserved |= self._own_addresses(network, block) | others.keys()
             found = self._blocks.get((name, block))
@@ -189,14 +199,14 @@ class Allocator:
 
     async def _know_doubled(self, name: str) -> None:
         """Learn which addresses of this host's blocks other hosts' containers have. Raises Unavailable."""
-        if not await self._disputes.know(name):
+        if not await self._doubled.know(name):
             raise Unavailable(
                 f"network {name}: a block of this host was another host's, and which of its addresses containers there "
                 "have is not known yet",
                 "`linkspan status` shows the store; try again",
             )
         for (network, block), others in self._elsewhere.items():
-            if network == name and others.keys() != self._disputes.elsewhere(name, block).keys():
+            if network == name and others.keys() != self._doubled.elsewhere(name, block).keys():
                 self.refresh()
                 return
 
@@ -209,7 +219,7 @@ class Allocator:
         try:
             return await self._claimed(network, address, request)
         except Conflict as error:  # a claim has the runtime's first id of the container, which may be no name
-            if whose := self._published.holder(network.name, address):
+            if whose := self._holder(network.name, address):
                 raise Conflict(
                     f"address {address.address} is in use by {whose}",
                     "choose another, or detach that one first",
@@ -228,7 +238,7 @@ class Allocator:
             self._refuse_disputed(network.name, block, address)
             return block.take(address, holder)
         self._refuse_unusable(network, address)
-        if whose := self._disputes.elsewhere(network.name, block_of(network, address)).get(address.single()):
+        if whose := self._doubled.elsewhere(network.name, block_of(network, address)).get(address.single()):
             raise Conflict(
                 f"address {address.address} is in use by {whose}", "choose another, or detach that one first"
             )
@@ -323,7 +333,7 @@ class Allocator:
                     continue
                 number += 1
                 if block not in elsewhere:
-                    elsewhere[block] = self._disputes.elsewhere(network.name, block)
+                    elsewhere[block] = self._doubled.elsewhere(network.name, block)
                 if address in elsewhere[block]:
                     continue
                 if address not in records and not any(r.holds(address) for r in reserved):

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from linkspan.cluster.leases import leased
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.model import Endpoint
 from linkspan.core.supervise import ended, lasting, woken
@@ -77,4 +76,4 @@ class Interest:
         here = {endpoint.network for endpoint in self._endpoints.values()}
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}
         self._until = dict.fromkeys(here, FOR_EVER) | {name: until for name, until in past.items() if until > now}
-        self._remote.want({name: leased(self._replica, name) for name in self._until})
+        self._remote.want({name: self._replica.suffixes(f"leases/{name}/") for name in self._until})

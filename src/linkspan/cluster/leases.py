@@ -157,7 +157,7 @@ class Leases:
 
     def hosts_in(self, network: str) -> set[str]:
         """Return the ids of the hosts that have a lease in a network, readable or not."""
-        return leased(self._replica, network)
+        return self._replica.suffixes(f"leases/{network}/")
 
     def of_host(self, host: str) -> tuple[Lease, ...]:
         """Return a host's leases as they are in the store, without ``grant``."""
@@ -490,9 +490,3 @@ def _address(key: str, value: bytes) -> AddressRecord:
         raise Conflict(
             f"record {key} cannot be read: {error.message}", "correct it, or delete it from the store"
         ) from error
-
-
-def leased(replica: Replica, network: str) -> set[str]:
-    """Return the ids of the hosts that have a lease in a network, readable or not."""
-    start = f"leases/{network}/"
-    return {key.removeprefix(start) for key in replica.under(start)}

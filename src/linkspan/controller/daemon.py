@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from linkspan.agent.locks import state_folder
-from linkspan.api.server import listening, metrics_at, on_socket
+from linkspan.api.sockets import listening, metrics_at, on_socket
 from linkspan.controller.api import Telling
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import ENVIRONMENT, Settings

@@ -151,6 +151,10 @@ class Registry:
         """Return what the container in a namespace (its inode) is called, "" for the host's own or an unknown one."""
         return next((e.called for e in self.endpoints.values() if e.netns == netns != HOST), "")
 
+    def count(self, network: str) -> int:
+        """Return how many endpoints of a network this host has."""
+        return sum(endpoint.network == network for endpoint in self.endpoints.values())
+
     def busy(self, identity: Identity) -> bool:
         """Return whether an attach or detach of an identity is under way."""
         return identity in self._locks

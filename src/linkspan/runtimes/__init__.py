@@ -22,7 +22,7 @@ How they call
     pool gets a gateway of its own. The engine names this gateway again together with the network
     (``docker/docker_pools``).
 
-    Exposed networks are files for CNI and Podman (``expose``). For Docker a task creates them through the engine's
+    Exposed networks are files for CNI and Podman. For Docker a task creates them through the engine's
     API and compares them again and again (``docker/docker_networks``).
 
 JSON from Go
@@ -53,8 +53,12 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from linkspan.core.config import Config
+from linkspan.core.errors import Invalid
+from linkspan.core.model import Network
+from linkspan.core.states.programs import File
 from linkspan.diagnose.doctor.checks import Checks
 from linkspan.runtimes.base import BaseRuntime
 
@@ -78,3 +82,25 @@ def paths() -> frozenset[str]:
 def checks() -> Checks:
     """Return the checks of `doctor` for all runtimes."""
     return tuple(check for runtime in runtimes().values() for check in runtime.checks)
+
+
+def check_exposure(network: Network) -> None:
+    """Raise Invalid if the network cannot be exposed to the runtimes that it names."""
+    known = runtimes()
+    for name in network.expose:
+        if name not in known:
+            raise Invalid(f"network {network.name}: runtime {name!r} is unknown", f"give one of {', '.join(known)}")
+        known[name].check(network)
+
+
+def exposure_problem(network: Network) -> str:
+    """Return why a runtime of this host does not have a network that is exposed to it, "" if each has it."""
+    unknown = [name for name in network.expose if name not in runtimes()]
+    return f"not exposed on this host, whose linkspan knows no runtime {', '.join(unknown)}" if unknown else ""
+
+
+def exposure_files(network: Network, config: Config) -> Iterable[File]:
+    """Return the files that expose a network on this host."""
+    for name, runtime in runtimes().items():
+        if name in network.expose:
+            yield from runtime.exposing(network, config)

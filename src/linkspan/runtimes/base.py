@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 BINARIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin")
 
 
+def readable_json(value: object) -> bytes:
+    """Return JSON as people write it, for a file that a runtime reads."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
 class HostAgent(Protocol):
     """The agent as plugins' calls need it. Every method may raise LinkspanError."""
 

@@ -32,8 +32,8 @@ from linkspan.core.states.programs import File
 from linkspan.diagnose.doctor.checks import Check, Surroundings
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.kernel.io.process_stat import parent
-from linkspan.runtimes import expose, go_json, wishes
-from linkspan.runtimes.base import BaseRuntime, HostAgent, Service, Site, is_installed
+from linkspan.runtimes import go_json, wishes
+from linkspan.runtimes.base import BaseRuntime, HostAgent, Service, Site, is_installed, readable_json
 from linkspan.shim import build
 
 if TYPE_CHECKING:
@@ -394,7 +394,7 @@ class PodmanRuntime(BaseRuntime):
             "options": {"network": network.name},
             "ipam_options": {"driver": "none"},
         }
-        yield File(str(Path(config.podman_networks, f"{network.name}.json")), expose.written(content))
+        yield File(str(Path(config.podman_networks, f"{network.name}.json")), readable_json(content))
 
     def users(self, config: Config) -> list[tuple[str, str]]:
         """Return users' own networks of driver linkspan; linkspan removes those that it exposed itself."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
-from linkspan.store import records, validation
+from linkspan.store import records
 from linkspan.store.record_history import Versions
 from linkspan.store.record_index import RecordIndex
 from linkspan.store.records import EPHEMERAL, GONE
@@ -33,10 +33,18 @@ class _Refused(msgspec.Struct, frozen=True):
     instead: object
 
 
+class Decode(Protocol):
+    """Decoding of a record, with its checks (`store/validation.py`)."""
+
+    def __call__(self, key: str, raw: bytes, type_: type[T], /) -> T:
+        """Return a record as a value. Raises Invalid, with the reason."""
+
+
 class RecordCache:
     """Records by key, and what they say. The replica puts them in, everybody else reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
         self._index = RecordIndex()
         self.records: Mapping[str, Record] = self._index.records
         self.reasons: dict[str, str] = {}
@@ -54,6 +62,10 @@ class RecordCache:
     def under(self, prefix: str) -> dict[str, Record]:
         """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
         return self._index.under(prefix)
+
+    def suffixes(self, prefix: str) -> set[str]:
+        """Return what follows ``prefix`` in the keys that begin with it, of readable records and of others."""
+        return {key.removeprefix(prefix) for key in self.under(prefix)}
 
     def groups(self, kind: str) -> Collection[str]:
         """Return the second words of the keys of a kind of which more words follow: the networks of ``leases``."""
@@ -87,10 +99,10 @@ class RecordCache:
             if refused is not None and refused.value == record.value and refused.type is type_:
                 return refused.instead if isinstance(refused.instead, type_) else None
             try:
-                found = validation.decode(key, record.value, type_)
+                found = self._decode(key, record.value, type_)
             except Invalid as error:
                 self.skip(key, error.message)
-                instead = self._before.readable(key, lambda raw: validation.decode(key, raw, type_))
+                instead = self._before.readable(key, lambda raw: self._decode(key, raw, type_))
                 self._refused[key] = _Refused(record.value, type_, instead)
                 return instead
             self._decoded[key] = record.value, found

@@ -90,7 +90,7 @@ class Replica(RecordCache):
 
         ``provisional``: no snapshot is written until ``accepted``: the cluster may still refuse this host.
         """
-        super().__init__()
+        super().__init__(validation.decode)
         self.store = store
         self._losses = LostRecords(self, host)
         self.lost = self._losses.keys

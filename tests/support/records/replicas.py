@@ -87,7 +87,7 @@ class Member:
             self.hosts,
             self.leases,
             self.disputes,
-            self.published,
+            self.published.holder,
             cooldown=0,
             stalled=lambda: "",
             owed=self.holdings.note,

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.agent import store_health
-from linkspan.agent.agent import Agent
-from linkspan.core.config import Config
+from linkspan.agent.store_health import StoreHealth
 from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import Full, Unavailable
 from linkspan.store import contact
@@ -35,13 +34,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def _agent(one: Member, *, shared: bool = True) -> Agent:
-    """Return an agent that has not started, with a host's replica and its view of hosts."""
+def _health(one: Member, *, shared: bool = True) -> StoreHealth:
+    """Return the store's health as a host sees it that has just started."""
     one.hosts.shared = shared
-    agent = Agent(Config(store="etcd://203.0.113.1" if shared else ""))
-    agent.replica, agent.hosts, agent.remote = one.replica, one.hosts, one.remote
-    agent.upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
-    return agent
+    upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
+    return StoreHealth(one.replica, one.remote, one.hosts, upkeep, "etcd://203.0.113.1", time.time())
 
 
 async def _two_hosts(folder: Path) -> Member:
@@ -63,7 +60,7 @@ def test_hosts_are_unknown_once_the_store_has_told_nothing_for_a_while(tmp_path:
         assert one.hosts.lives("h2") is True
         clock.now += 0.1
         assert (one.hosts.lives("h2"), one.hosts.lives("h1")) == (None, True)
-        assert store_health.unknown(_agent(one)) == ["h2"]
+        assert _health(one).unknown() == ["h2"]
         await one.replica.stop()
 
     together(work)
@@ -117,25 +114,25 @@ def test_a_store_that_is_away_slow_or_stuck_is_told_apart(tmp_path: Path, clock:
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
-        agent = _agent(one)
-        assert store_health.state(agent) == ("ok", "", "")
+        health = _health(one)
+        assert health.state() == ("ok", "", "")
         one.replica.contact.wrote(contact.SLOW + 1)
-        assert store_health.state(agent)[:2] == ("slow", "it is slow: its last answer took 2.0 s")
-        assert store_health.told(agent)["ok"] is True
-        (check,) = await store_health.checks(agent)
+        assert health.state()[:2] == ("slow", "it is slow: its last answer took 2.0 s")
+        assert health.told()["ok"] is True
+        (check,) = await health.checks()
         assert (check.check, check.status) == ("store", "warn")
         clock.now += contact.RECENT
         one.replica.contact.told(Batch(1))
-        assert store_health.state(agent)[0] == "ok", "nobody has written since, and a keepalive is no write"
+        assert health.state()[0] == "ok", "nobody has written since, and a keepalive is no write"
         clock.now += STALE + 1
-        assert store_health.state(agent)[0] == "stale"
-        checks = {c.check: c.status for c in await store_health.checks(agent)}
+        assert health.state()[0] == "stale"
+        checks = {c.check: c.status for c in await health.checks()}
         assert checks == {"store": "fail", "hosts": "warn"}
         one.store.cut()
         with pytest.raises(Unavailable):
             await one.replica.write({"hosts/h1": b"x"})
-        assert store_health.state(agent)[0] == "away"
-        assert store_health.told(agent)["ok"] is False
+        assert health.state()[0] == "away"
+        assert health.told()["ok"] is False
         await one.replica.stop()
 
     together(work)
@@ -151,7 +148,7 @@ def test_doctor_says_that_a_full_store_lets_nobody_say_that_it_lives(tmp_path: P
         one.memory.full = True
         await one.replica.absences.look()
         assert (one.hosts.lives("h2"), one.hosts.lives("h3")) == (True, None)
-        found = await store_health.checks(_agent(one))
+        found = await _health(one).checks()
         assert [c.detail for c in found if c.check == "hosts"] == [
             "liveness of h3 is unknown: the store is full, so hosts cannot renew their liveness"
         ]
@@ -202,12 +199,12 @@ def test_doctor_asks_the_store_and_does_not_wait_for_the_next_write(tmp_path: Pa
 
     async def work() -> None:
         one = await _two_hosts(tmp_path)
-        agent = _agent(one)
-        (check,) = await store_health.checks(agent)
+        health = _health(one)
+        (check,) = await health.checks()
         assert (check.check, check.status) == ("store", "ok")
         one.store.cut()
-        assert store_health.state(agent)[0] == "ok"
-        (check,) = await store_health.checks(agent)
+        assert health.state()[0] == "ok"
+        (check,) = await health.checks()
         assert (check.status, "the connection is cut" in check.detail, bool(check.fix)) == ("fail", True, True)
         await one.replica.stop()
 
@@ -223,7 +220,7 @@ def test_a_store_that_hangs_keeps_doctor_for_its_patience_only(
         one = await _two_hosts(tmp_path)
         monkeypatch.setattr(store_health, "PATIENCE", 0.05)
         monkeypatch.setattr(one.store, "get", lambda _key: asyncio.Event().wait())
-        (check,) = await store_health.checks(_agent(one))
+        (check,) = await _health(one).checks()
         assert (check.status, "no answer within" in check.detail) == ("fail", True)
         await one.replica.stop()
 
@@ -245,10 +242,10 @@ def test_an_agent_whose_store_has_not_answered_since_its_start_says_so(
         again = Member(memory, tmp_path, "h1")
         monkeypatch.setattr(again.store, "list", lambda _prefix: asyncio.Event().wait())
         await again.replica.start()
-        agent = _agent(again)
-        now, why, _ = store_health.state(agent)
+        health = _health(again)
+        now, why, _ = health.state()
         assert (now, "has not answered since the agent started" in why) == ("away", True)
-        assert store_health.told(agent)["answered"] is None
+        assert health.told()["answered"] is None
         assert again.hosts.lives("h2") is None
         await again.replica.stop()
 
@@ -262,8 +259,8 @@ def test_a_host_that_is_alone_needs_to_hear_nothing(tmp_path: Path, clock: Clock
         one = Member(Memory(), tmp_path, "h1")
         await one.replica.start()
         clock.now += 86400
-        assert store_health.state(_agent(one, shared=False)) == ("ok", "", "")
-        assert [c.status for c in await store_health.checks(_agent(one, shared=False))] == ["ok"]
+        assert _health(one, shared=False).state() == ("ok", "", "")
+        assert [c.status for c in await _health(one, shared=False).checks()] == ["ok"]
         await one.replica.stop()
 
     together(work)

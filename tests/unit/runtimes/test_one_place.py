@@ -18,7 +18,7 @@ from linkspan.api import runtimes as api
 from linkspan.core.config import Config
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Endpoint, Network
-from linkspan.runtimes import checks, expose, paths, runtimes
+from linkspan.runtimes import check_exposure, checks, exposure_files, exposure_problem, paths, runtimes
 from linkspan.runtimes.base import Service
 from support.records.replicas import network
 
@@ -91,8 +91,8 @@ def test_a_runtime_in_one_file_is_answered_exposed_and_checked(kiosk: Path) -> N
     assert "/kiosk" in paths()
     assert [route.path for route in api.routes({"kiosk": Service()})] == ["/kiosk"]
     shown = network(expose=("kiosk",))
-    expose.check(shown)
-    assert [file.path for file in expose.files(shown, Config())] == ["/etc/kiosk/demo"]
+    check_exposure(shown)
+    assert [file.path for file in exposure_files(shown, Config())] == ["/etc/kiosk/demo"]
     assert "Kiosk" in dict(checks())
 
 
@@ -150,18 +150,18 @@ def test_nothing_else_names_a_runtime() -> None:
 def test_a_network_is_exposed_to_runtimes_that_can_have_it_only() -> None:
     """A runtime may refuse a network, and an unknown name is refused with the known ones."""
     with pytest.raises(Invalid, match="runtime 'lxc' is unknown") as refused:
-        expose.check(network(expose=("docker", "lxc")))
+        check_exposure(network(expose=("docker", "lxc")))
     assert refused.value.hint == "give one of cni, docker, podman"
     with pytest.raises(Invalid, match="cannot be exposed to Docker without an IPv4 pool"):
-        expose.check(network(pool="fd00:1::/56", gateways=("fd00:1::1",), expose=("docker",)))
+        check_exposure(network(pool="fd00:1::/56", gateways=("fd00:1::1",), expose=("docker",)))
 
 
 def test_a_runtime_of_a_newer_version_keeps_no_network_away() -> None:
     """Its network works on this host, which says that it is not exposed there."""
     newer = network(expose=("docker", "kiosk-2"))
-    assert expose.problem(newer) == "not exposed on this host, whose linkspan knows no runtime kiosk-2"
-    assert expose.problem(network(expose=("docker",))) == ""
-    assert list(expose.files(newer, Config())) == []
+    assert exposure_problem(newer) == "not exposed on this host, whose linkspan knows no runtime kiosk-2"
+    assert exposure_problem(network(expose=("docker",))) == ""
+    assert list(exposure_files(newer, Config())) == []
 
 
 @pytest.mark.parametrize("name", ["../x", "Docker", "a\n", "x" * 33, "", "x y"])

@@ -249,3 +249,10 @@ def test_finds_a_module_that_the_page_does_not_name_and_one_that_is_gone(shape: 
     assert [line.split()[1:3] for line in shape.unnamed(page, tmp_path)] == [
         ["fresh", "is"], ["old", "is"], ["kernel/late", "is"], ["kernel/io/gone", "is"],
     ]  # fmt: skip
+
+
+def test_names_the_longest_chain_of_imports(shape: ModuleType) -> None:
+    """A newcomer who follows the imports reads so many files at most."""
+    below = {"a": ["b", "c"], "b": ["c"], "c": [], "d": ["c"]}
+    assert shape.longest_chain(below) == ("a", "b", "c")
+    assert shape.longest_chain({}) == ()

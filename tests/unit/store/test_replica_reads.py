@@ -17,10 +17,6 @@ def test_each_record_is_decoded_once_for_each_change(tmp_path: Path, monkeypatch
     """A spoilt one too, and what it was before it was spoilt: every listing reads all."""
 
     async def work() -> None:
-        one = Member(Memory(), tmp_path, "h1")
-        await one.replica.start()
-        await one.replica.write({"networks/demo": network(), "hosts/h1": Host(id="h1", name="h1")})
-        await one.replica.write({"networks/demo": b"{"})
         decoded: list[str] = []
         decode = validation.decode
 
@@ -29,6 +25,11 @@ def test_each_record_is_decoded_once_for_each_change(tmp_path: Path, monkeypatch
             return decode(key, *words)
 
         monkeypatch.setattr(validation, "decode", noted)
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({"networks/demo": network(), "hosts/h1": Host(id="h1", name="h1")})
+        await one.replica.write({"networks/demo": b"{"})
+        decoded.clear()
         for _ in range(3):
             assert one.replica.read("networks/", Network) == {"networks/demo": network()}
             assert len(one.replica.read("hosts/", Host)) == 1

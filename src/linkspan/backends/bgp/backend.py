@@ -46,12 +46,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.backends.bgp import bird_config
 from linkspan.backends.bgp.settings import Speaker, in_mesh, mesh_session, speaker
-from linkspan.backends.host_gw import plain_states
 from linkspan.backends.multi_host import (
     admitted,
     admitted_plainly,
     offered,
     plain_needs,
+    plain_states,
     reached,
     underlay,
 )

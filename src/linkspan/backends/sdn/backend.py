@@ -33,8 +33,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from linkspan.backends.host_gw import plain_states
-from linkspan.backends.multi_host import offered, own, underlay
+from linkspan.backends.multi_host import offered, own, plain_states, underlay
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import GATEWAY_MAC, Prefix, link_local, mac, prefix
 from linkspan.core.errors import Conflict, Invalid

@@ -15,8 +15,7 @@ from linkspan.core.config import SOCKET, Config
 from linkspan.core.model import Network
 from linkspan.core.states.programs import File
 from linkspan.diagnose.doctor.checks import Check, Surroundings
-from linkspan.runtimes import expose
-from linkspan.runtimes.base import BaseRuntime, HostAgent, Service, Site, is_installed
+from linkspan.runtimes.base import BaseRuntime, HostAgent, Service, Site, is_installed, readable_json
 from linkspan.shim import build
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def conflist(network: str, socket: str) -> bytes:
     conf: dict[str, object] = {"type": "linkspan", "capabilities": dict.fromkeys(CAPABILITIES, True)}
     if socket != SOCKET:
         conf["socket"] = socket
-    return expose.written({"cniVersion": VERSION, "name": network, "plugins": [conf]})
+    return readable_json({"cniVersion": VERSION, "name": network, "plugins": [conf]})
 
 
 class CniRuntime(BaseRuntime):

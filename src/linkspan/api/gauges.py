@@ -1,99 +1,18 @@
-"""Status of an agent: what `status` and /metrics show of its condition, and of what it serves."""
+"""Gauges of /metrics: an agent's condition, and what it serves, as numbers."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from linkspan import __version__
+from linkspan.agent.agent import Agent
 from linkspan.agent.condition import Condition
 from linkspan.agent.metrics import Gauge
 from linkspan.backends.wireguard import backend as wireguard
-from linkspan.cluster import controller_status
-from linkspan.core import namesakes
 from linkspan.core.states.wireguard import key_id
-from linkspan.endpoints.reconstruction import is_unnamed
 from linkspan.store.etcd_status import UNSEEN
-
-if TYPE_CHECKING:
-    from linkspan.agent.agent import Agent
-
-
-def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
-    """Return the agent's status as documented for `status -o json`."""
-    heals = [
-        {
-            "at": h.at,
-            "kind": h.about["kind"],
-            "key": h.about["key"],
-            "what": h.about["change"],
-            "inside": h.about.get("inside", ""),  # the events may be those of an older release
-        }
-        for h in agent.happenings.kept("heal", 20)
-    ]
-    networks = [
-        {
-            "name": n.name,
-            "backend": n.backend,
-            "endpoints": _count(agent, n.name),
-            "free": agent.free(n.name),
-            "names": agent.naming.standing(n.name),
-            "not_switched": agent.cluster.migrating.not_switched(n),
-        }
-        for n in agent.networks.all()
-    ]
-    process = {
-        "version": __version__,
-        "pid": os.getpid(),
-        "started": agent.started,
-        "socket": agent.config.socket,
-    }
-    return {
-        "ok": condition.ok,
-        "agent": process | {"state_dir": agent.config.state_dir},
-        "store": condition.store,
-        "records": condition.records,
-        "networks": networks,
-        "disputes": condition.disputes,
-        "drift": [*dict.fromkeys(condition.drift), *condition.unmet],
-        "gone": [
-            {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}
-            for identity, seconds in agent.reaper.dead().items()
-            if (e := agent.registry.endpoints.get(identity)) is not None
-        ],
-        "fights": [
-            {
-                "what": f.what,
-                "by": f.by,
-                "since": time.time() - (time.monotonic() - f.since),
-                "repairs": f.repairs,
-                "ports_down": f.closed,
-            }
-            for f in agent.worker.machine.reconciler.fights.open()
-        ],
-        "rebuilt": {
-            "endpoints": agent.recovery.rebuilt,
-            "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
-            "unnamed": [e.id for e in agent.registry.endpoints.values() if is_unnamed(e)],
-        },
-        "orphans": condition.orphans,
-        "heals": heals,
-        "unreachable": condition.unreachable,
-        "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
-        "waiting": "",
-        "bgp": condition.bgp,
-        "ipsec": agent.associating.counts(),
-        "controller": controller_status.active(agent.replica)
-        if controller_status.needed(agent.networks.all())
-        else None,
-    }
-
-
-def _count(agent: Agent, network: str) -> int:
-    return sum(e.network == network for e in agent.registry.endpoints.values())
 
 
 async def look(agent: Agent) -> dict[str, float]:
@@ -112,8 +31,9 @@ async def look(agent: Agent) -> dict[str, float]:
     return ages
 
 
-def gauges(agent: Agent, condition: Condition, handshakes: dict[str, float]) -> Iterator[Gauge]:
+def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[Gauge]:
     """Yield the gauges: agent, store, hosts, networks, failed repairs, and sessions (with those that ``look`` read)."""
+    condition = agent.condition()
     yield "linkspan_info", "The running version", "version", {__version__: 1.0}
     ok = float(condition.ok)
     yield "linkspan_ok", "Whether `linkspan status` shows no problem on this host", "", {"": ok}
@@ -122,7 +42,7 @@ def gauges(agent: Agent, condition: Condition, handshakes: dict[str, float]) -> 
     age = "Seconds since WireGuard's last handshake with a peer, +Inf where there was none"
     yield "linkspan_wireguard_handshake_age_seconds", age, "peer", handshakes
     names = [network.name for network in agent.networks.all()]
-    counts = {n: float(_count(agent, n)) for n in names}
+    counts = {n: float(agent.registry.count(n)) for n in names}
     yield "linkspan_endpoints", "Endpoints attached", "network", counts
     free = {n: float(agent.free(n)) for n in names}
     yield "linkspan_addresses_free", "Addresses left", "network", free

@@ -1,0 +1,84 @@
+"""Status report: the JSON of `status`, from an agent's condition and from what it serves."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from linkspan import __version__
+from linkspan.agent.agent import Agent
+from linkspan.cluster import controller_status
+from linkspan.core import namesakes
+from linkspan.endpoints.reconstruction import is_unnamed
+
+
+def as_status(agent: Agent) -> dict[str, Any]:
+    """Return the agent's status as documented for `status -o json`."""
+    condition = agent.condition()
+    heals = [
+        {
+            "at": h.at,
+            "kind": h.about["kind"],
+            "key": h.about["key"],
+            "what": h.about["change"],
+            "inside": h.about.get("inside", ""),  # the events may be those of an older release
+        }
+        for h in agent.happenings.kept("heal", 20)
+    ]
+    networks = [
+        {
+            "name": n.name,
+            "backend": n.backend,
+            "endpoints": agent.registry.count(n.name),
+            "free": agent.free(n.name),
+            "names": agent.naming.standing(n.name),
+            "not_switched": agent.cluster.migrating.not_switched(n),
+        }
+        for n in agent.networks.all()
+    ]
+    process = {
+        "version": __version__,
+        "pid": os.getpid(),
+        "started": agent.started,
+        "socket": agent.config.socket,
+    }
+    return {
+        "ok": condition.ok,
+        "agent": process | {"state_dir": agent.config.state_dir},
+        "store": condition.store,
+        "records": condition.records,
+        "networks": networks,
+        "disputes": condition.disputes,
+        "drift": [*dict.fromkeys(condition.drift), *condition.unmet],
+        "gone": [
+            {"endpoint": e.name or e.id, "ifname": e.ifname, "network": e.network, "detached_in": seconds}
+            for identity, seconds in agent.reaper.dead().items()
+            if (e := agent.registry.endpoints.get(identity)) is not None
+        ],
+        "fights": [
+            {
+                "what": f.what,
+                "by": f.by,
+                "since": time.time() - (time.monotonic() - f.since),
+                "repairs": f.repairs,
+                "ports_down": f.closed,
+            }
+            for f in agent.worker.machine.reconciler.fights.open()
+        ],
+        "rebuilt": {
+            "endpoints": agent.recovery.rebuilt,
+            "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
+            "unnamed": [e.id for e in agent.registry.endpoints.values() if is_unnamed(e)],
+        },
+        "orphans": condition.orphans,
+        "heals": heals,
+        "unreachable": condition.unreachable,
+        "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
+        "waiting": "",
+        "bgp": condition.bgp,
+        "ipsec": agent.associating.counts(),
+        "controller": controller_status.active(agent.replica)
+        if controller_status.needed(agent.networks.all())
+        else None,
+    }
