@@ -87,7 +87,7 @@ def registry_of(member: Member, folder: Path, machine: Machine | None = None) ->
         member.networks,
         member.allocator,
         PortTable(NoListener()),
-        member.happenings,
+        member.event_log,
         member.name,
         member.endpoints,
     )

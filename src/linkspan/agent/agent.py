@@ -17,17 +17,17 @@ from pathlib import Path
 
 from linkspan import __version__
 from linkspan.agent import condition, health, locks
-from linkspan.agent.bgp_sessions import Peerings
-from linkspan.agent.cluster_trace import Tracer
+from linkspan.agent.bgp_sessions import BgpSessions
+from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.condition import Condition
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding, Restart
 from linkspan.agent.healer import Healer
 from linkspan.agent.host_identity import host_id, keep
-from linkspan.agent.ipsec_sessions import Associating
+from linkspan.agent.ipsec_sessions import IpsecSessions
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
-from linkspan.agent.peer_survey import Survey
+from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.store_health import StoreHealth
 from linkspan.backends import BACKENDS, PROBLEMS, backend
@@ -35,20 +35,20 @@ from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
-from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
-from linkspan.cluster.endpoint_records import Published
-from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
-from linkspan.cluster.liveness import Silence
-from linkspan.cluster.membership import Cluster
+from linkspan.cluster.liveness import Liveness
+from linkspan.cluster.membership import Membership
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
-from linkspan.cluster.peer_ping import Probes
-from linkspan.cluster.questions import Ask, Question, Told, Well
+from linkspan.cluster.peer_ping import PeerPings
+from linkspan.cluster.questions import Ask, HealthQuestion, Question, Reply
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
 from linkspan.cluster.shared_states import learning
@@ -56,7 +56,7 @@ from linkspan.core import namesakes
 from linkspan.core.config import CONFIG_FILE, Config
 from linkspan.core.contracts import Store
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import (
     AttachRequest,
     Endpoint,
@@ -69,7 +69,7 @@ from linkspan.core.ports import PortTable
 from linkspan.core.states.host import Key
 from linkspan.core.store_url import told
 from linkspan.diagnose.doctor.peer_probe import Probe
-from linkspan.dns.service import Naming
+from linkspan.dns.service import NameService
 from linkspan.endpoints import attach, check, detach, rename
 from linkspan.endpoints.host_listeners import HostListeners
 from linkspan.endpoints.journal import Journal
@@ -112,7 +112,7 @@ class Agent:
         self.config = config
         self._waiting = waiting
         self.started = time.time()
-        self.happenings = Happenings(Path(config.state_dir) / EVENTS)
+        self.event_log = EventLog(Path(config.state_dir) / EVENTS)
         self.metrics = Metrics()
         self.worker = Worker()
         self.host_name = config.host_id or socket.gethostname()
@@ -132,9 +132,9 @@ class Agent:
             ) as self.journal:
                 try:
                     async with contextlib.AsyncExitStack() as parts:
-                        self.happenings.read()
-                        parts.callback(self.happenings.close)
-                        self.happenings.add("agent", f"the agent started, version {__version__}")
+                        self.event_log.read()
+                        parts.callback(self.event_log.close)
+                        self.event_log.add("agent", f"the agent started, version {__version__}")
                         parts.push_async_callback(self.worker.stop)
                         await self.worker.start(state_dir)
                         await parts.enter_async_context(self.founding.running(identity))
@@ -143,7 +143,7 @@ class Agent:
                         new = moves or bool(joins) or not (state_dir / SNAPSHOT).exists()
                         store = open_store(self.config.store, state_dir, cluster)
                         await self._join(host, store, new, parts)
-                        await self.cluster.presence.refuse_second()  # before anything is written
+                        await self.membership.presence.refuse_second()  # before anything is written
                         for words in filter(None, (news, joins)):
                             self._tell(words)
                         if not self.config.host_id:
@@ -151,10 +151,10 @@ class Agent:
                         await self.replica.accepted()
                         if new:
                             self._tell_first()
-                            await self.cluster.come_back()
+                            await self.membership.come_back()
                         # The last agent's lease ends within seconds, and to take over may take longer.
-                        parts.push_async_callback(self.cluster.presence.stop)
-                        await self.cluster.presence.start()
+                        parts.push_async_callback(self.membership.presence.stop)
+                        await self.membership.presence.start()
                         await self._take_over(parts)
                         await parts.enter_async_context(self.founding.signing(store.cluster))
                         yield
@@ -180,57 +180,57 @@ class Agent:
     def _tell(self, what: str) -> None:
         """Write a message about this agent's start to the log and to the events."""
         log.warning("%s", what)
-        self.happenings.add("agent", what)
+        self.event_log.add("agent", what)
 
     async def _join(self, host: Host, store: Store, new: bool, parts: contextlib.AsyncExitStack) -> None:
         """Make the parts around a replica of the store. Without a snapshot, wait for the store."""
         own_record, endpoints = OwnRecord(host), dict[Identity, Endpoint]()
-        silence = self._make_records(own_record, store, endpoints)
+        liveness = self._make_records(own_record, store, endpoints)
         self._make_endpoints(host, endpoints, parts)
-        self._make_cluster(own_record, store, silence)
+        self._make_cluster(own_record, store, liveness)
         self._make_watchers(host, endpoints)
         parts.push_async_callback(self.replica.stop)
         await self.founding.moved(self._waiting(self))
         await self.replica.start(new=new)
         await bootstrap.known(self.replica, self._waiting(self))
 
-    def _make_records(self, own_record: OwnRecord, store: Store, endpoints: dict[Identity, Endpoint]) -> Silence:
+    def _make_records(self, own_record: OwnRecord, store: Store, endpoints: dict[Identity, Endpoint]) -> Liveness:
         """Make the replica and what reads and writes its records; return what knows who is silent."""
         state_dir, id_, shared = Path(self.config.state_dir), own_record.host.id, bool(self.config.store)
         self.remote = RemoteEndpoints(store, id_, self._changed)
         self.replica = Replica(store, state_dir / SNAPSHOT, id_, self._changed, self.remote, provisional=True)
         self.interest = Interest(self.replica, self.remote, endpoints)
-        self.published = Published(self.replica, id_, endpoints, self.remote, self.interest, shared=shared)
+        self.endpoint_records = EndpointRecords(self.replica, id_, endpoints, self.remote, self.interest, shared=shared)
         self.hosts = Hosts(self.replica, own_record, shared=shared)
-        silence = Silence(state_dir, STALE, self.hosts.promised)
-        self.leases = Leases(self.replica, self.hosts, self.published.living, silence.overdue)
+        liveness = Liveness(state_dir, STALE, self.hosts.promised)
+        self.leases = Leases(self.replica, self.hosts, self.endpoint_records.living, liveness.overdue)
         self.networks = Networks(self.replica)
         self.allowances = Allowances(self.replica, self.networks)
         self.reservations = Reservations(self.replica, self.networks)
-        self.disputes = Disputes(self.replica, self.hosts, self.leases, self.published, self.happenings)
-        self.holdings = Holdings(
-            self.replica, self.hosts, self.leases, self.networks, endpoints, self._busy, self.published.held
+        self.conflicts = Conflicts(self.replica, self.hosts, self.leases, self.endpoint_records, self.event_log)
+        self.exact_addresses = ExactAddresses(
+            self.replica, self.hosts, self.leases, self.networks, endpoints, self._busy, self.endpoint_records.held
         )
         self.allocator = Allocator(
             self.networks,
             self.reservations,
             self.hosts,
             self.leases,
-            self.disputes,
-            self.published.holder,
+            self.conflicts,
+            self.endpoint_records.holder,
             self.config.cooldown,
-            partial(silence.stalled, id_),
-            self.holdings.note,
+            partial(liveness.stalled, id_),
+            self.exact_addresses.note,
             self._take_part,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, endpoints)
-        return silence
+        return liveness
 
     def _make_endpoints(
         self, host: Host, endpoints: dict[Identity, Endpoint], parts: contextlib.AsyncExitStack
     ) -> None:
         """Make what attaches, detaches and names this host's endpoints, and the runtimes' services."""
-        self.naming = Naming(
+        self.name_service = NameService(
             self.worker,
             self.networks,
             self.replica,
@@ -238,9 +238,9 @@ class Agent:
             host.id,
             endpoints,
             self.config,
-            self.happenings,
+            self.event_log,
         )
-        listeners = HostListeners(self.naming.listening)
+        listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
         self.ports = PortTable(listeners)
         self.registry = Registry(
@@ -249,25 +249,25 @@ class Agent:
             self.networks,
             self.allocator,
             self.ports,
-            self.happenings,
+            self.event_log,
             host.name,
             endpoints,
             self.metrics.operation,
         )
-        for follower in (self.published, self.naming, self.interest):
+        for follower in (self.endpoint_records, self.name_service, self.interest):
             self.registry.subscribe(follower.note)
         self.orphans = Orphans(
-            self.worker, self.journal, self.networks, self.allocator, self.happenings, self.config.orphans_after
+            self.worker, self.journal, self.networks, self.allocator, self.event_log, self.config.orphans_after
         )
-        self.recovery = Recovery(self.registry, self.published, self.orphans)
+        self.recovery = Recovery(self.registry, self.endpoint_records, self.orphans)
         self.reaper = Reaper(self.registry, self.config.reap_after)
         self.services = {
             name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
         }
 
-    def _make_cluster(self, own_record: OwnRecord, store: Store, silence: Silence) -> None:
+    def _make_cluster(self, own_record: OwnRecord, store: Store, liveness: Liveness) -> None:
         """Make what follows the other hosts, and what changes the records of all."""
-        self.cluster = Cluster(
+        self.membership = Membership(
             self.worker,
             self.replica,
             own_record,
@@ -275,10 +275,10 @@ class Agent:
             self.leases,
             self.networks,
             self.allocator,
-            self.disputes,
+            self.conflicts,
             self.participation,
-            silence,
-            self.happenings,
+            liveness,
+            self.event_log,
             self.view,
             self._follow_networks,
             self.plans.drop,
@@ -292,8 +292,8 @@ class Agent:
             self.hosts,
             self.allowances,
             self.reservations,
-            self.published,
-            self.cluster,
+            self.endpoint_records,
+            self.membership,
             self.view,
             self._look,
         )
@@ -314,39 +314,39 @@ class Agent:
             self.hosts,
             self.networks,
             self._addresses,
-            self.cluster.reregister,
+            self.membership.reregister,
         )
 
     def _make_watchers(self, host: Host, endpoints: dict[Identity, Endpoint]) -> None:
         """Make what watches the machine, the peers and the sessions with them, and what asks other agents."""
         machine = self.worker.machine
-        self.probes = Probes(self.cluster.peers.known)
-        self.peerings = Peerings(self.networks, self.view, machine.namespaces, self.happenings, self.metrics)
-        self.associating = Associating(self.worker, self.happenings)
-        self.cluster.peers.subscribe(self.associating.soon)
+        self.peer_pings = PeerPings(self.membership.peers.known)
+        self.bgp_sessions = BgpSessions(self.networks, self.view, machine.namespaces, self.event_log, self.metrics)
+        self.ipsec_sessions = IpsecSessions(self.worker, self.event_log)
+        self.membership.peers.subscribe(self.ipsec_sessions.soon)
         self.ask = Ask(self.replica, host.id, self._answer)
-        self.tracer = Tracer(
+        self.cluster_trace = ClusterTrace(
             machine.namespaces,
             Path(self.config.state_dir),
             self.hosts,
             self.leases,
             self.networks,
             endpoints,
-            self.published,
-            self.peerings.learning,
-            self.probes.confirmed,
+            self.endpoint_records,
+            self.bgp_sessions.learning,
+            self.peer_pings.confirmed,
             self.ask,
         )
-        self.survey = Survey(machine.namespaces, self.hosts, self.view, self.cluster.peers.known, self.ask)
+        self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.membership.peers.known, self.ask)
         self.healer = Healer(
             self.registry,
             self.metrics,
             self.replan,
-            self.cluster.look_around,
+            self.membership.look_around,
             self._look_at_programs,
             self.reaper.look,
         )
-        self.forwarding = Forwarding(self.worker, self.happenings, self.replan)
+        self.forwarding = Forwarding(self.worker, self.event_log, self.replan)
 
     @property
     def facts(self) -> Facts:
@@ -355,7 +355,7 @@ class Agent:
 
     def _tell_of_store(self, what: str) -> None:
         log.warning("%s", what)
-        self.happenings.add("store", what)
+        self.event_log.add("store", what)
 
     async def _addresses(self) -> frozenset[str]:
         return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
@@ -365,24 +365,24 @@ class Agent:
         return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
 
     async def _take_part(self, network: Network) -> None:
-        await self.cluster.take_part(network)
+        await self.membership.take_part(network)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
-        if self.published.has_own(keys):
+        if self.endpoint_records.has_own(keys):
             await self.recovery.learn()  # before records with no known owner are removed
         self.interest.changed(keys)
-        self.naming.changed(keys)
-        self.published.changed(keys)
-        self.holdings.changed(keys)
-        await self.cluster.changed(keys)
+        self.name_service.changed(keys)
+        self.endpoint_records.changed(keys)
+        self.exact_addresses.changed(keys)
+        await self.membership.changed(keys)
 
-    async def _answer(self, question: Question) -> Told:
+    async def _answer(self, question: Question) -> Reply:
         if isinstance(question, Probe):
-            return await self.survey.answer(question)
-        if isinstance(question, Well):
+            return await self.peer_survey.answer(question)
+        if isinstance(question, HealthQuestion):
             raise Invalid("an agent has no switches: only the controller has")
-        return await self.tracer.answer(question)
+        return await self.cluster_trace.answer(question)
 
     async def _take_over(self, parts: contextlib.AsyncExitStack) -> None:
         """Desire what the records and the journal want, apply it, and begin to watch."""
@@ -397,22 +397,23 @@ class Agent:
         parts.callback(self.registry.retry_forgetting)
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container gets an interface
-        parts.push_async_callback(self.cluster.stop)
-        await self.cluster.start()
+        parts.push_async_callback(self.membership.stop)
+        await self.membership.start()
         self._warn_of_namesakes()
-        await self.naming.take_over()
+        await self.name_service.take_over()
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (
-            self.healer, self.forwarding, self.probes, self.peerings, self.associating,
+            self.healer, self.forwarding, self.peer_pings, self.bgp_sessions, self.ipsec_sessions,
         ):  # fmt: skip
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
         # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
-            self.orphans, self.published, self.holdings, self.naming, self.control, self.upkeep, self.interest,
+            self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
+            self.interest,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -454,27 +455,27 @@ class Agent:
             records=condition.unused_records(self.networks, self.hosts, skipped, refused),
             disputes=self.claimed_twice(),
             drift=condition.drift(self.worker.machine.reconciler, self.reaper.orphaned),
-            unmet=[*unmet, *self.naming.problems.values()],
+            unmet=[*unmet, *self.name_service.problems.values()],
             orphans=self.orphans.told(),
             unreachable=self._unreachable(),
-            bgp=self.peerings.problems(),
+            bgp=self.bgp_sessions.problems(),
         )
 
     def claimed_twice(self) -> list[dict[str, object]]:
         """Return the blocks and addresses that two hosts claim."""
-        return [self.disputes.told(one) for one in (*self.disputes.open(), *self.holdings.open())]
+        return [self.conflicts.told(one) for one in (*self.conflicts.open(), *self.exact_addresses.open())]
 
     def _unreachable(self) -> list[dict[str, str]]:
         """Return the unreachable peers, and the other problems between hosts."""
         view = self.view()
         troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
         lacks = [*self.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
-        found = health.unreachable(self.cluster, self.hosts, self.probes.silent(), lacks)
-        return [*found, *health.overlaps(self.networks, self.hosts.here.name), *self.associating.told()]
+        found = health.unreachable(self.membership, self.hosts, self.peer_pings.silent(), lacks)
+        return [*found, *health.overlaps(self.networks, self.hosts.here.name), *self.ipsec_sessions.told()]
 
     def view(self) -> HostView:
         """Return the view for the backends."""
-        held = () if self.cluster.peers.withdrawn else self.leases.serving(self.networks.all())
+        held = () if self.membership.peers.withdrawn else self.leases.serving(self.networks.all())
         here = self.hosts.whole(self.hosts.here)
         closed = self.control.closed()
         seen = HostView(
@@ -484,7 +485,7 @@ class Agent:
         if any(map(serves, seen.networks)):
             hosts = map(self.hosts.whole, self.hosts.all().values())
             seen = asked(seen, hosts, self.leases.networks(self.participation.all()))
-        return learning(seen, self.leases, self.cluster.peers, self.registry.endpoints.values())
+        return learning(seen, self.leases, self.membership.peers, self.registry.endpoints.values())
 
     async def _look(self) -> None:
         """Read facts of the machine from which no new state follows."""
@@ -507,7 +508,7 @@ class Agent:
             self._facts = facts
             await self.plans.put()
             await self.plans.drop()
-        await self.cluster.look_around()
+        await self.membership.look_around()
 
     async def _follow_networks(self) -> dict[Key, LinkspanError]:
         """Follow the networks of the store, whichever host changed them."""
@@ -545,7 +546,7 @@ class Agent:
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return the addresses of the DNS server of the container's network."""
-        return self.naming.nameservers(endpoint)
+        return self.name_service.nameservers(endpoint)
 
     def free(self, network: str) -> int:
         """Return how many addresses a network has left."""

@@ -8,7 +8,7 @@ from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
-from linkspan.cluster.questions import Ask, Standing, Well
+from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Unavailable, counted
@@ -142,7 +142,7 @@ async def controller(replica: Replica, networks: Iterable[Network], ask: Ask) ->
         why = "no controller is active: the switches learn of nothing new"
         return [Check("controller", "fail", why, controller_status.START)]
     try:
-        found = await ask.ask(CONTROLLER, Well(), Standing)
+        found = await ask.ask(CONTROLLER, HealthQuestion(), HealthReply)
     except Unavailable as error:
         return [Check("controller", "warn", f"{name} is active, and does not report its state: {error.message}", _LOOK)]
     bad = [Check("controller", "fail", problem, _LOOK) for problem in found.problems]

@@ -22,7 +22,7 @@ from linkspan.backends.bgp import backend as bgp
 from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import HostView
 from linkspan.core.states.bgp import REFLECTORS, Session, crowded
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED, Bird
@@ -50,7 +50,7 @@ CLOSELY = 8
 """Sessions that `doctor` looks at closely, all at once."""
 
 
-class Peering(msgspec.Struct, frozen=True):
+class BgpSession(msgspec.Struct, frozen=True):
     """A desired session, and its last observed state; ``why`` is the cheap reason if it is down."""
 
     session: Session
@@ -75,7 +75,7 @@ class Peering(msgspec.Struct, frozen=True):
         return (self.seen.bgp_state.lower() if self.seen else "") or "down"
 
 
-class Peerings:
+class BgpSessions:
     """Watches the sessions that follow from ``view``."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Peerings:
         networks: Networks,
         view: Callable[[], HostView],
         namespaces: Namespaces,
-        happenings: Happenings,
+        event_log: EventLog,
         metrics: Metrics,
     ) -> None:
         self.silent: Why | None = None
@@ -91,9 +91,9 @@ class Peerings:
         self._networks = networks
         self._view = view
         self._namespaces = namespaces
-        self._happenings = happenings
+        self._event_log = event_log
         self._metrics = metrics
-        self._known: dict[str, Peering] = {}
+        self._known: dict[str, BgpSession] = {}
         self._booted = ""
         self._looking = asyncio.Lock()
         self._refused: collections.deque[Mapping[str, int]] = collections.deque(maxlen=KEPT)
@@ -112,7 +112,7 @@ class Peerings:
             await self.look(counts=number % SELDOM == 0)
             await pause(EVERY)
 
-    def all(self) -> list[Peering]:
+    def all(self) -> list[BgpSession]:
         """Return all sessions by name, as last observed."""
         return sorted(self._known.values(), key=lambda peering: peering.session.name)
 
@@ -138,7 +138,7 @@ class Peerings:
         warnings = [{"why": crowded.reason, "fix": crowded.fix}] if crowded is not None else []
         return {"sessions": len(known), "down": down, "limited": limited, "warnings": warnings}
 
-    def find(self, name: str) -> Peering:
+    def find(self, name: str) -> BgpSession:
         """Return the session with a peer. Raises NotFound with the known names."""
         found = [p for p in self.all() if name in (p.session.name, p.session.address, p.session.protocol)]
         if not found:
@@ -157,7 +157,7 @@ class Peerings:
                 self._tell(self._known.get(peering.session.protocol), peering)
             self._known = {peering.session.protocol: peering for peering in found}
 
-    def _observed(self, view: HostView, counts: bool) -> list[Peering]:
+    def _observed(self, view: HostView, counts: bool) -> list[BgpSession]:
         """Ask BIRD (in a thread)."""
         wanted: list[Session] = []
         with contextlib.suppress(LinkspanError):  # the problem is in `silent`
@@ -175,7 +175,7 @@ class Peerings:
         well = all(s.protocol in seen and seen[s.protocol].established for s in wanted)
         said = bgp_evidence.recent(folder / LOG) if folder and not well else ()
         around = Evidence(silent=self.silent, said=said, refusals=self.refusals())
-        return [Peering(s, seen.get(s.protocol), explain(s, seen.get(s.protocol), around)) for s in wanted]
+        return [BgpSession(s, seen.get(s.protocol), explain(s, seen.get(s.protocol), around)) for s in wanted]
 
     def _seen(self, control: Path, counts: bool) -> dict[str, Protocol]:
         status, told = bird_control.ask(control, "show status", f"show protocols{' all' if counts else ''}")
@@ -203,29 +203,29 @@ class Peerings:
         first, last = self._refused[0], self._refused[-1]
         return {why: last[why] - first[why] for why in last}
 
-    def _tell(self, before: Peering | None, now: Peering) -> None:
+    def _tell(self, before: BgpSession | None, now: BgpSession) -> None:
         name = now.session.name
         if now.limited is not None and (before is None or before.limited is None):
             what = f"BGP peer {name}: {now.limited.reason}"
             log.warning("%s", what)
-            self._happenings.add("bgp", what, peer=name, state=now.state)
+            self._event_log.add("bgp", what, peer=name, state=now.state)
         was, is_ = before is not None and before.why is None, now.why is None
         if was == is_:
             return
         if now.why is None:
-            self._happenings.add("bgp", f"BGP session with {name} is up", peer=name, state="up")
+            self._event_log.add("bgp", f"BGP session with {name} is up", peer=name, state="up")
             return
         self._metrics.session_drops.count(name)
         what = f"BGP session with {name} is down: {now.why.reason}"
         log.warning("%s", what)
-        self._happenings.add("bgp", what, peer=name, state="down")
+        self._event_log.add("bgp", what, peer=name, state="down")
 
-    async def explain(self, name: str) -> tuple[Peering, Evidence]:
+    async def explain(self, name: str) -> tuple[BgpSession, Evidence]:
         """Examine the session with a peer, including the path to it. Raises NotFound."""
         await self.look()
         return await asyncio.to_thread(self._closely, self.find(name), _folder(self._view()))
 
-    def _closely(self, peering: Peering, folder: Path | None) -> tuple[Peering, Evidence]:
+    def _closely(self, peering: BgpSession, folder: Path | None) -> tuple[BgpSession, Evidence]:
         """Examine one session (in a thread); takes up to 5 s."""
         session, seen = peering.session, peering.seen
         alone = sum(other.why is not None for other in self._known.values()) < 2
@@ -233,7 +233,7 @@ class Peerings:
         with contextlib.closing(KernelAnswers(self._namespaces)) as asked:
             found = bgp_evidence.gather(session, seen, asked, said, self.refusals())
         found = msgspec.structs.replace(found, alone=alone, silent=self.silent)
-        return Peering(session, seen, explain(session, seen, found)), found
+        return BgpSession(session, seen, explain(session, seen, found)), found
 
     async def routes(self, peer: str = "", *, filtered: bool = False, sent: bool = False) -> list[Route]:
         """Return the accepted (or ``filtered``) prefixes from peers, or those that are ``sent`` to one.

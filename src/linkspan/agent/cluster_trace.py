@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 from linkspan.backends.sdn import backend as sdn
-from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
@@ -62,7 +62,7 @@ def _underlay(host: Host) -> tuple[bytes, ...]:
     return tuple(prefix(text).packed for text in (*host.underlay.advertise, *host.underlay.addresses))
 
 
-class Tracer:
+class ClusterTrace:
     """Makes traces for this host's users, and parts of traces for other hosts."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Tracer:
         leases: Leases,
         networks: Networks,
         endpoints: Mapping[tuple[str, str], Endpoint],
-        published: Published,
+        endpoint_records: EndpointRecords,
         learning: Callable[[], Learning | None],
         silent: Callable[[], Awaitable[Mapping[tuple[str, str, int], str]]],
         ask: Ask,
@@ -84,7 +84,7 @@ class Tracer:
         self._leases = leases
         self._networks = networks
         self._endpoints = endpoints
-        self._published = published
+        self._endpoint_records = endpoint_records
         self._learning = learning
         self._silent = silent
         self._ask = ask
@@ -100,7 +100,7 @@ class Tracer:
         networks = {network.name: network for network in self._networks.all()}
         leases = [lease for lease in self._leases.all() if lease.network in networks]
         counting = [self._leases.grant(networks[lease.network], lease).lease for lease in leases]
-        found = others(hosts, counting, await self._published.met(*words))
+        found = others(hosts, counting, await self._endpoint_records.met(*words))
         peers = {address: id_ for id_, other in found.items() for address in other.addresses[""]}
         keys = {
             public: host.id for host in hosts for public in (*host.keys.values(), *host.next_keys.values())
@@ -127,7 +127,7 @@ class Tracer:
         for address in (packet.source, packet.target):
             single = Prefix(address, len(address) * 8)
             if address and address not in own and any(pool.holds(single) for pool in pools):
-                found += [] if self._published.keeps(single) else [single.address]
+                found += [] if self._endpoint_records.keeps(single) else [single.address]
         return found
 
     async def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from linkspan.core.errors import LinkspanError
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.worker import Worker
 
@@ -23,10 +23,10 @@ class Forwarding:
     """Watches the settings, and makes the rules follow."""
 
     def __init__(
-        self, worker: Worker, happenings: Happenings, replan: Callable[[], Awaitable[None]]
+        self, worker: Worker, event_log: EventLog, replan: Callable[[], Awaitable[None]]
     ) -> None:
         self._worker = worker
-        self._happenings = happenings
+        self._event_log = event_log
         self._replan = replan
         self._written = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -53,7 +53,7 @@ class Forwarding:
         if await self._worker.run(self._worker.machine.sysctls.noticed):
             what = "another program enabled forwarding: linkspan no longer restricts what the host forwards"
             log.info("%s", what)
-            self._happenings.add("network", what)
+            self._event_log.add("network", what)
             await self._replan()
 
     async def stop(self) -> None:

@@ -65,7 +65,7 @@ class Healer:
     ) -> None:
         self._registry = registry
         self._worker = registry.worker
-        self._happenings = registry.happenings
+        self._event_log = registry.event_log
         self._metrics = metrics
         self._replan = replan
         self._look_around = look_around
@@ -163,9 +163,9 @@ class Healer:
         ended, opened = await self._worker.run(self._fights.settle)
         for fight in ended:
             self._fighting.discard(fight.key)
-            self._happenings.add("fight", f"the fight is over: nobody changes {fight.what} any more", key=fight.what)
+            self._event_log.add("fight", f"the fight is over: nobody changes {fight.what} any more", key=fight.what)
         if opened:
-            self._happenings.add("fight", "the rules that guard containers are in force again: their ports come up")
+            self._event_log.add("fight", "the rules that guard containers are in force again: their ports come up")
             self._dirty |= self._kinds.after(Event.LINK, Event.ADDRESS_GONE)
 
     def _again(self, kinds: set[type[State]]) -> None:
@@ -191,14 +191,14 @@ class Healer:
             log.info("healed %s: %s", where, heal.what)
             self._metrics.heals.count(heal.kind)
             what = f"{where}: {_undone(heal.what)} by another program, repaired"
-            self._happenings.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what, inside=inside)
+            self._event_log.add("heal", what, kind=heal.kind, key=heal.key, change=heal.what, inside=inside)
         for kind in report.fought:
             self._metrics.heals.count(kind)
         for fight in self._fights.open():
             if fight.key not in self._fighting:
                 self._fighting.add(fight.key)
                 log.warning("%s", fight.message)
-                self._happenings.add("fight", fight.message, key=fight.what, by=fight.by)
+                self._event_log.add("fight", fight.message, key=fight.what, by=fight.by)
         why = {error.message for error in report.failed.values() if not isinstance(error, Contested)}
         for message in sorted(why - self._told):
             log.warning("cannot heal: %s", message)

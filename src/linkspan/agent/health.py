@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.cluster.hosts import COME_BACK, Hosts
-from linkspan.cluster.membership import Cluster
+from linkspan.cluster.membership import Membership
 from linkspan.cluster.networks import Networks
 from linkspan.core.model import Host
 from linkspan.core.states.wireguard import key_id
@@ -15,12 +15,12 @@ Told = dict[str, str]
 
 
 def unreachable(
-    cluster: Cluster, hosts: Hosts, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
+    membership: Membership, hosts: Hosts, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
 ) -> list[Told]:
     """Return the peers that are unreachable or silent, and what this host itself ``lacks`` for a network."""
     known = hosts.all()
     found: list[Told] = []
-    for (network, peer), why in sorted({**silent, **cluster.peers.unreachable}.items()):
+    for (network, peer), why in sorted({**silent, **membership.peers.unreachable}.items()):
         found.append(_told(network, hosts.name(peer), why))
     for id_, host in sorted(known.items()):
         if hosts.lives(id_) is False:
@@ -29,15 +29,15 @@ def unreachable(
     if hosts.removed():
         why = f"this host was removed from the cluster; {COME_BACK}"
         found.append(_told("", hosts.here.name, why))
-    if cluster.stalled:
-        what = "it has withdrawn from its networks" if cluster.peers.withdrawn else "it gives no address"
-        found.append(_told("", hosts.here.name, f"{what}: {cluster.stalled}"))
-    if cluster.astray:
-        found.append(_told("", hosts.here.name, cluster.astray))
-    if cluster.presence.second:
-        found.append(_told("", hosts.here.name, cluster.presence.second))
-    found += [_told("", hosts.here.name, why) for why in (*cluster.after_peers.problems.values(), *lacks)]
-    return found + [_told(name, hosts.here.name, why) for name, why in cluster.unclaimed.items()]
+    if membership.stalled:
+        what = "it has withdrawn from its networks" if membership.peers.withdrawn else "it gives no address"
+        found.append(_told("", hosts.here.name, f"{what}: {membership.stalled}"))
+    if membership.astray:
+        found.append(_told("", hosts.here.name, membership.astray))
+    if membership.presence.second:
+        found.append(_told("", hosts.here.name, membership.presence.second))
+    found += [_told("", hosts.here.name, why) for why in (*membership.shared_states.problems.values(), *lacks)]
+    return found + [_told(name, hosts.here.name, why) for name, why in membership.unclaimed.items()]
 
 
 def overlaps(networks: Networks, here: str) -> list[Told]:

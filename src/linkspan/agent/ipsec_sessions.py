@@ -30,7 +30,7 @@ import msgspec
 from linkspan.backends.ipsec.strongswan_config import LOG
 from linkspan.core.desired import Desired
 from linkspan.core.errors import LinkspanError
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.states.ipsec import ANYWHERE, IpsecChild, IpsecConnection
 from linkspan.core.supervise import ended, lasting, until_whole, woken
 from linkspan.diagnose.doctor.ipsec_reasons import Reason, reasons, said
@@ -68,7 +68,7 @@ class Wanted(msgspec.Struct, frozen=True):
     children: tuple[IpsecChild, ...]
 
 
-class Peering(msgspec.Struct, frozen=True):
+class IpsecPeer(msgspec.Struct, frozen=True):
     """A peer: its missing children, since when (monotonic), and the reason, as far as known.
 
     ``waits``: this host has not tried to start it yet, because its turn has not come. ``since`` counts from its turn.
@@ -113,15 +113,15 @@ class Memory(msgspec.Struct):
     took: float = 0.0
 
 
-class Associating:
+class IpsecSessions:
     """Watches the connections that this host wants."""
 
-    def __init__(self, worker: Worker, happenings: Happenings) -> None:
+    def __init__(self, worker: Worker, event_log: EventLog) -> None:
         self._worker = worker
-        self._happenings = happenings
+        self._event_log = event_log
         self._memory = Memory()
         self._reasons: dict[str, Reason] = {}
-        self._known: dict[str, Peering] = {}
+        self._known: dict[str, IpsecPeer] = {}
         self._read = -1
         self._asked: list[Wanted] = []
         """What was wanted at the last query."""
@@ -185,12 +185,12 @@ class Associating:
             again = before is not None and before.missing and not before.waits
             since = before.since if before is not None and again else time.monotonic()
             waits = connection.name in self._memory.waiting
-            now = Peering(connection, absent, since, self._reasons.get(connection.name), waits)
+            now = IpsecPeer(connection, absent, since, self._reasons.get(connection.name), waits)
             self._known[connection.name] = now
             if bool(absent) != bool(before.missing if before is not None else True):
                 what = f"IPsec with host {connection.peer} "
                 what += "is up" if not absent else f"is down{_because(now)}"
-                self._happenings.add("ipsec", what, peer=connection.peer)
+                self._event_log.add("ipsec", what, peer=connection.peer)
 
     def _news(self) -> str:
         """Return the daemon's new log text since the last query; the first query skips old text."""
@@ -209,7 +209,7 @@ class Associating:
             return ""
         return text.decode(errors="replace")
 
-    def all(self) -> list[Peering]:
+    def all(self) -> list[IpsecPeer]:
         """Return the peers as last observed."""
         return sorted(self._known.values(), key=lambda one: one.connection.peer)
 
@@ -309,7 +309,7 @@ def _by_connection(found: Iterable[Association]) -> dict[str, list[Association]]
     return there
 
 
-def _because(one: Peering) -> str:
+def _because(one: IpsecPeer) -> str:
     if one.reason is None:
         return f" (missing associations: {len(one.missing)})" if one.missing else ""
     peer = one.connection.peer

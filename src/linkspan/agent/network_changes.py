@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from linkspan.backends import migration
 from linkspan.cluster import controller_status, network_plans
 from linkspan.cluster.allowances import Allowances
-from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
-from linkspan.cluster.membership import Cluster
+from linkspan.cluster.membership import Membership
 from linkspan.cluster.network_plans import InUse, NetworkRequest
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix
@@ -37,8 +37,8 @@ class NetworkChanges:
         hosts: Hosts,
         allowances: Allowances,
         reservations: Reservations,
-        published: Published,
-        cluster: Cluster,
+        endpoint_records: EndpointRecords,
+        membership: Membership,
         view: Callable[[], HostView],
         look: Callable[[], Awaitable[None]],
     ) -> None:
@@ -47,13 +47,13 @@ class NetworkChanges:
         self._worker = registry.worker
         self._networks = registry.networks
         self._allocator = registry.allocator
-        self._happenings = registry.happenings
+        self._event_log = registry.event_log
         self._replica = replica
         self._hosts = hosts
         self._allowances = allowances
         self._reservations = reservations
-        self._published = published
-        self._cluster = cluster
+        self._endpoint_records = endpoint_records
+        self._membership = membership
         self._view = view
         self._look = look
         self._changing = asyncio.Lock()
@@ -68,18 +68,18 @@ class NetworkChanges:
             check_exposure(network)
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
-            with self._cluster.watched() as refused:
+            with self._membership.watched() as refused:
                 try:
                     await self._networks.create(network)
                 except Unavailable as error:
                     raise error.within(f"create network {network.name}") from error
                 try:
-                    await self._cluster.converge({"networks/"})
+                    await self._membership.converge({"networks/"})
                     _raise_first(refused)
                 except LinkspanError as error:
                     await self._delete(network.name)
                     raise error.within(f"create network {network.name}") from error
-        self._happenings.add("network", f"network {network.name} was created", network=network.name)
+        self._event_log.add("network", f"network {network.name} was created", network=network.name)
         return network
 
     def _in_use(self, routes: Mapping[Prefix, str]) -> InUse:
@@ -97,10 +97,10 @@ class NetworkChanges:
                 network, in_use = self._networks.get(name), self._in_use(routes)
                 return network_plans.enlarged(network, add_pools, mtu, options or {}, in_use)
 
-            with self._cluster.watched() as refused:
+            with self._membership.watched() as refused:
                 network = await revised(self._replica, f"networks/{name}", enlarged)
-                await self._cluster.converge({"networks/"})
-        self._happenings.add("network", f"network {name} was changed", network=name)
+                await self._membership.converge({"networks/"})
+        self._event_log.add("network", f"network {name} was changed", network=name)
         _raise_first(refused)
         return network
 
@@ -113,7 +113,7 @@ class NetworkChanges:
             if all(network.name != name for network in self._networks.every()):
                 self._networks.get(name)  # raises
             users = [e for e in self._registry.endpoints.values() if e.network == name]
-            users += [e async for some in self._published.elsewhere(name) for e in some]
+            users += [e async for some in self._endpoint_records.elsewhere(name) for e in some]
             if users and not force:
                 names = ", ".join(sorted(e.called for e in users)[:5])
                 raise Conflict(
@@ -124,23 +124,23 @@ class NetworkChanges:
             await self._delete(name)
         who = ", ".join(f"{e.called} on host {e.host}" for e in users)
         cut = f", which cut off {who}" if users else ""
-        self._happenings.add("network", f"network {name} was deleted{cut}", network=name)
+        self._event_log.add("network", f"network {name} was deleted{cut}", network=name)
         return users
 
     async def _delete(self, name: str) -> None:
         await self._networks.delete(name)  # first: an attach that is under way then fails
         for endpoint in [e for e in self._registry.endpoints.values() if e.network == name]:
             await detach.detach(self._registry, *endpoint.identity)
-        await self._cluster.converge({"networks/"})
+        await self._membership.converge({"networks/"})
 
     async def allow(self, allowance: Allowance, allowed: bool) -> None:
         """Allow one network's endpoints to open connections to another network's, or withdraw that."""
         async with self._changing:
             self._networks.get(allowance.source)
             self._networks.get(allowance.target)
-            with self._cluster.watched() as refused:
+            with self._membership.watched() as refused:
                 await (self._allowances.allow if allowed else self._allowances.disallow)(allowance)
-                await self._cluster.converge({"allowances/"})
+                await self._membership.converge({"allowances/"})
             _raise_first(refused)
 
     async def reserve(self, network: str, cidr: str) -> Reservation:

@@ -24,7 +24,7 @@ PATIENCE = 4.0
 SESSION = 16
 
 
-class Survey:
+class PeerSurvey:
     """Asks all hosts for a user of this host, and takes part when another host asks."""
 
     def __init__(

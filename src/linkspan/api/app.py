@@ -14,13 +14,13 @@ from linkspan.agent.agent import Agent
 from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
 from linkspan.api.bgp import Bgp
 from linkspan.api.cluster import ClusterRoutes
-from linkspan.api.diagnose import Tracing
+from linkspan.api.diagnose import DiagnoseRoutes
 from linkspan.api.founding import FoundingRoutes
 from linkspan.api.hosts import Hosts
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, body, doing, error_body, streamed
 from linkspan.api.runtimes import routes
-from linkspan.api.status import Telling
+from linkspan.api.status import StatusRoutes
 from linkspan.cluster.endpoint_records import by_container
 from linkspan.cluster.network_plans import NetworkRequest
 from linkspan.core.addresses import prefix
@@ -179,8 +179,8 @@ class Api:
                 web.get("/v1/endpoints/{word}", self._show_endpoint),
                 web.post("/v1/reservations", self._reserve),
                 web.delete("/v1/reservations", self._unreserve),
-                *Telling(self._agent).routes(),
-                *Tracing(self._agent).routes(),
+                *StatusRoutes(self._agent).routes(),
+                *DiagnoseRoutes(self._agent).routes(),
                 *Hosts(self._agent).routes(),
                 *ClusterRoutes(self._agent).routes(),
                 *FoundingRoutes(self._agent).routes(),
@@ -197,8 +197,8 @@ class Api:
         allowed = [a for a in self._agent.allowances.all() if network.name in (a.source, a.target)]
         more = {
             "allowances": msgspec.to_builtins(allowed),
-            "not_switched": self._agent.cluster.migrating.not_switched(network),
-            "progress": msgspec.to_builtins(self._agent.cluster.migrating.progress(network)),
+            "not_switched": self._agent.membership.migration_runner.not_switched(network),
+            "progress": msgspec.to_builtins(self._agent.membership.migration_runner.progress(network)),
             "data_path": data_path(network, self._agent.facts),
         }
         return answer(msgspec.to_builtins(network) | more)
@@ -229,7 +229,7 @@ class Api:
         name = request.match_info["name"]
         old = self._agent.network(name)
         with doing(f"migrate network {name}"):
-            after = await self._agent.cluster.migrate(name, wanted.backend, wanted.options)
+            after = await self._agent.membership.migrate(name, wanted.backend, wanted.options)
         new = after.target or after
         return answer({**msgspec.to_builtins(after), "warnings": [*dropped(old, new), *self._slow(new)]})
 
@@ -261,7 +261,7 @@ class Api:
     async def _detach(self, request: web.Request) -> web.Response:
         wanted = await body(request, DetachBody)
         network = wanted.network or (wanted.id.partition("@")[2] if wanted.named else "")
-        going = self._agent.published.here(wanted.id, named=wanted.named, ifname=wanted.ifname, network=network)
+        going = self._agent.endpoint_records.here(wanted.id, named=wanted.named, ifname=wanted.ifname, network=network)
         if not wanted.force:
             _refuse_managed(going)
         each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)
@@ -273,7 +273,7 @@ class Api:
         return answer({"detached": count, "id": id_, "why": why})
 
     async def _missing(self, wanted: DetachBody) -> str:
-        return await self._agent.published.missing(wanted.id, self._agent.happenings, named=wanted.named)
+        return await self._agent.endpoint_records.missing(wanted.id, self._agent.event_log, named=wanted.named)
 
     async def _list_endpoints(self, request: web.Request) -> web.StreamResponse:
         network = request.query.get("network", "")
@@ -282,17 +282,17 @@ class Api:
         if "local" in request.query:
             here = self._agent.endpoints().values()
             return answer([public(e) for e in by_container(e for e in here if network in ("", e.network))])
-        return await streamed(request, _told(self._agent.published.everywhere(network)))
+        return await streamed(request, _told(self._agent.endpoint_records.everywhere(network)))
 
     async def _show_endpoint(self, request: web.Request) -> web.Response:
-        found = await self._agent.published.find(request.match_info["word"])
+        found = await self._agent.endpoint_records.find(request.match_info["word"])
         return answer([public(e) for e in by_container(found)])
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
         with doing(f"reserve {wanted.cidr} of network {wanted.network}"):
             made = await self._agent.network_changes.reserve(wanted.network, wanted.cidr)
-        held = await self._agent.published.holders(made.network, prefix(made.cidr))
+        held = await self._agent.endpoint_records.holders(made.network, prefix(made.cidr))
         return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
 
     async def _unreserve(self, request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
-from linkspan.agent.bgp_sessions import Peering
+from linkspan.agent.bgp_sessions import BgpSession
 from linkspan.api.responses import answer
 from linkspan.core.errors import Invalid
 from linkspan.kernel.probe.bird_control import Route
@@ -63,10 +63,10 @@ class Bgp:
         ]
 
     async def _peers(self, request: web.Request) -> web.Response:
-        peerings = self._agent.peerings
-        await peerings.look()
-        refused = {} if peerings.silent else await peerings.refused_by()
-        return answer([_told(peering, refused.get(peering.session.name, {})) for peering in peerings.all()])
+        bgp_sessions = self._agent.bgp_sessions
+        await bgp_sessions.look()
+        refused = {} if bgp_sessions.silent else await bgp_sessions.refused_by()
+        return answer([_told(peering, refused.get(peering.session.name, {})) for peering in bgp_sessions.all()])
 
     async def _routes(self, request: web.Request) -> web.Response:
         peer = request.query.get("peer", "")
@@ -74,14 +74,14 @@ class Bgp:
         if sent and (filtered or not peer):
             why = "--sent shows the prefixes sent to one peer, and cannot be filtered"
             raise Invalid(why, "give --peer NAME --sent")
-        found = await self._agent.peerings.routes(peer, filtered=filtered, sent=sent)
+        found = await self._agent.bgp_sessions.routes(peer, filtered=filtered, sent=sent)
         return answer([self._route(route) for route in found])
 
     def _route(self, route: Route) -> RouteTold:
         bare = not route.next_hops and bool(route.next_hop)
         return RouteTold(
             route.prefix,
-            self._agent.peerings.name(route.protocol),
+            self._agent.bgp_sessions.name(route.protocol),
             route.best,
             [{"address": address, "device": device} for address, device in route.next_hops],
             route.as_path.split(),
@@ -94,14 +94,14 @@ class Bgp:
         )
 
     async def _explain(self, request: web.Request) -> web.Response:
-        peering, evidence = await self._agent.peerings.explain(request.match_info["peer"])
+        peering, evidence = await self._agent.bgp_sessions.explain(request.match_info["peer"])
         seen = msgspec.to_builtins(evidence)
         seen.pop("silent")  # this message is the reason
         seen["said"] = [line["text"] for line in seen["said"][-5:]]
         return answer(msgspec.to_builtins(_told(peering, {})) | {"seen": seen})
 
 
-def _told(peering: Peering, refused: dict[str, int]) -> PeerTold:
+def _told(peering: BgpSession, refused: dict[str, int]) -> PeerTold:
     session, seen, why = peering.session, peering.seen, peering.why
     return PeerTold(
         peer=session.name,

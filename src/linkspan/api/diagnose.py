@@ -14,7 +14,7 @@ from linkspan.diagnose.doctor.checks import Check, Surroundings
 from linkspan.runtimes import checks as checks_of_runtimes
 
 
-class Tracing:
+class DiagnoseRoutes:
     """GET reads; POST sends packets (a live trace, probes between hosts), and only root may use it."""
 
     def __init__(self, agent: Agent) -> None:
@@ -31,14 +31,14 @@ class Tracing:
 
     async def _trace(self, request: web.Request) -> web.Response:
         words = (request.query.get(name, "") for name in ("source", "target", "port"))
-        found = await self._agent.tracer.trace(*words, alive=request.method == "POST")
+        found = await self._agent.cluster_trace.trace(*words, alive=request.method == "POST")
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _doctor(self, request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(await _checks(self._agent)), content_type="application/json")
 
     async def _peers(self, request: web.Request) -> web.Response:
-        found = await self._agent.survey.checks()
+        found = await self._agent.peer_survey.checks()
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
 
@@ -50,7 +50,7 @@ async def _checks(agent: Agent) -> list[Check]:
     machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
     around = Surroundings(agent.networks.all(), state_dir, underlay=agent.hosts.here.underlay, backends=BACKENDS)
     found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
-    await agent.cluster.observe_routes()
+    await agent.membership.observe_routes()
     networks = agent.networks.all()
     unknown = await agent.worker.run(machine.sysctls.unknown)
     if networks:
@@ -58,13 +58,13 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.settings(unknown)
     found += agent_checks.control(agent.control.closed().places, agent.config.store)
     found += await agent.store_health.checks()
-    found += agent_checks.stations(networks, agent.cluster.peers.known)
+    found += agent_checks.stations(networks, agent.membership.peers.known)
     condition = agent.condition()
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)
     found += agent_checks.hosts(condition.unreachable, agent.hosts.names())
-    found += agent_checks.views(agent.naming.problems)
-    found += await agent.peerings.checks()
-    found += agent_checks.associations(**agent.associating.counts())
+    found += agent_checks.views(agent.name_service.problems)
+    found += await agent.bgp_sessions.checks()
+    found += agent_checks.associations(**agent.ipsec_sessions.counts())
     found += await agent_checks.controller(agent.replica, networks, agent.ask)
     return found

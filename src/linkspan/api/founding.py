@@ -52,19 +52,19 @@ class FoundingRoutes:
 
     async def _init(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, InitBody), self._agent
-        token, restarts = await agent.founding.init(agent.cluster.host, wanted.advertise)
+        token, restarts = await agent.founding.init(agent.membership.host, wanted.advertise)
         return answer(self._told(agent.replica.store.cluster, restarts=restarts) | {"token": token.text})
 
     def _told(self, cluster: str, *, restarts: bool) -> dict[str, object]:
         """Return what init and join answer: with the time of this agent's start the caller knows the next one."""
         agent = self._agent
         after = agent.started if restarts else 0
-        return {"cluster": cluster, "host": agent.cluster.host.name, "started_after": after}
+        return {"cluster": cluster, "host": agent.membership.host.name, "started_after": after}
 
     async def _join(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, JoinBody), self._agent
         known = agent.replica.store.cluster if agent.networks.every() else ""
-        cluster = await agent.founding.join(agent.cluster.host, wanted.token, known)
+        cluster = await agent.founding.join(agent.membership.host, wanted.token, known)
         return answer(self._told(cluster, restarts=True))
 
     async def _members(self, request: web.Request) -> web.Response:
@@ -91,7 +91,7 @@ class FoundingRoutes:
         def known(host: str) -> bool:
             return host in agent.hosts.all() or bool(agent.leases.held(host))
 
-        id_, name = await agent.founding.forget(request.match_info["name"], agent.cluster.host.id, known)
+        id_, name = await agent.founding.forget(request.match_info["name"], agent.membership.host.id, known)
         if removed := known(id_):
             await agent.leases.remove_host(id_)
         return answer({"forgotten": name, "id": id_, "removed": removed})

@@ -20,7 +20,7 @@ async def look(agent: Agent) -> dict[str, float]:
 
     The agent keeps BGP's counters.
     """
-    await agent.peerings.look()
+    await agent.bgp_sessions.look()
     ages: dict[str, float] = {}
     if any(map(wireguard.serves, agent.networks.all())):
         table = await asyncio.to_thread(agent.worker.machine.wireguard.device.table)
@@ -54,11 +54,11 @@ def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[Gauge]:
     yield "linkspan_disputes", "Blocks and addresses that two hosts claim", "", {"": claimed}
     failing = float(len(condition.drift))
     yield "linkspan_drift", "Objects that cannot be brought to their desired state", "", {"": failing}
-    peerings = agent.peerings.all()
-    up = {p.session.name: float(p.why is None) for p in peerings}
+    bgp_sessions = agent.bgp_sessions.all()
+    up = {p.session.name: float(p.why is None) for p in bgp_sessions}
     yield "linkspan_bgp_session_up", "Whether a BGP session is established", "peer", up
     for what in ("sent", "received", "accepted", "filtered"):
-        numbers = {p.session.name: float(p.seen.count(what)) for p in peerings if p.seen is not None}
+        numbers = {p.session.name: float(p.seen.count(what)) for p in bgp_sessions if p.seen is not None}
         yield f"linkspan_bgp_prefixes_{what}", f"Prefixes {what} in a BGP session", "peer", numbers
 
 

@@ -125,13 +125,13 @@ class Hosts:
 
     async def _keys(self, request: web.Request) -> web.Response:
         """Return the state of this host's own keys."""
-        return answer(self._agent.cluster.rotating.stand())
+        return answer(self._agent.membership.key_rotation.stand())
 
     async def _rotate(self, request: web.Request) -> web.Response:
         """Start to change this host's own key; the new key comes into force once all others accept it."""
         with doing("rotate the key of this host"):
-            await self._agent.cluster.rotate()
-        return answer(self._agent.cluster.rotating.stand())
+            await self._agent.membership.rotate()
+        return answer(self._agent.membership.key_rotation.stand())
 
     def _removable(self, name: str) -> Host:
         """Return a host that is known or, by its id, one that has records but no host record."""
@@ -158,7 +158,8 @@ class Hosts:
 
     async def _risk(self, host: Host) -> str:
         """Return the risk of a removal: nobody can distinguish a host that is off from one that is cut off."""
-        names = sorted([e.name or e.id async for some in self._agent.published.elsewhere(host=host.id) for e in some])
+        found = self._agent.endpoint_records.elsewhere(host=host.id)
+        names = sorted([e.name or e.id async for some in found for e in some])
         if not names:
             return ""
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -12,7 +12,7 @@ from linkspan.agent.agent import Agent
 from linkspan.api.app import Api
 from linkspan.api.runtimes import engine
 from linkspan.api.sockets import BACKLOG, listening, metrics_at, on_socket
-from linkspan.api.status import Telling
+from linkspan.api.status import StatusRoutes
 from linkspan.runtimes import runtimes, systemd
 
 
@@ -25,7 +25,7 @@ async def serving(agent: Agent) -> AsyncIterator[None]:
     path = Path(agent.config.socket)
     async with listening(Api(agent).application()) as runner:
         await on_socket(runner, path)
-        async with metrics_at(agent.config.metrics, Telling(agent).metrics), _engines(agent):
+        async with metrics_at(agent.config.metrics, StatusRoutes(agent).metrics), _engines(agent):
             yield
     path.unlink(missing_ok=True)  # a DEL then finds no socket at once
 

@@ -22,7 +22,7 @@ from linkspan.dns import zone
 from linkspan.endpoints import address_audit, address_repair, multihoming, registry
 
 
-class Telling:
+class StatusRoutes:
     """Read-only routes, and `address check --fix`."""
 
     def __init__(self, agent: Agent) -> None:
@@ -44,7 +44,7 @@ class Telling:
         ]
 
     async def _status(self, request: web.Request) -> web.Response:
-        await self._agent.cluster.observe_routes()
+        await self._agent.membership.observe_routes()
         return answer(status_report.as_status(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -61,13 +61,13 @@ class Telling:
         if last < 0:
             raise Invalid(f"events: last is {last}", "give 0 or more")
         if "follow" not in request.query:
-            lines = [msgspec.json.encode(h) + b"\n" for h in self._agent.happenings.kept(last=last, since=since)]
+            lines = [msgspec.json.encode(h) + b"\n" for h in self._agent.event_log.kept(last=last, since=since)]
             return web.Response(body=b"".join(lines), content_type="application/x-ndjson")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for happening in self._agent.happenings.follow(last, since):
+        async for event in self._agent.event_log.follow(last, since):
             try:
-                await response.write(msgspec.json.encode(happening) + b"\n")
+                await response.write(msgspec.json.encode(event) + b"\n")
             except ConnectionError:
                 break
         return response
@@ -81,7 +81,7 @@ class Telling:
         return self._worker.machine.reconciler.difference(None, inside)
 
     async def _diff(self, request: web.Request) -> web.Response:
-        await self._agent.cluster.caught_up()  # what the agent is applying at this moment is no drift
+        await self._agent.membership.caught_up()  # what the agent is applying at this moment is no drift
         change, words = await self._worker.run(self._difference, self._inside())
         wanted = [state for state in change.put if not self._agent.reaper.orphaned(state.key)]
         put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
@@ -102,7 +102,7 @@ class Telling:
             states,
             owners,
             absent,
-            self._agent.cluster.migrating.reasons(),
+            self._agent.membership.migration_runner.reasons(),
             self._worker.machine.namespaces.path,
             shlex.quote(self._agent.config.state_dir),
         )
@@ -136,7 +136,7 @@ class Telling:
         hosts = [(self._agent.hosts.name(lease.host), lease) for lease in self._agent.leases.all(network)]
         of = [one for one in self._agent.networks.all() if network in ("", one.name)]
         reservations = [one for one in self._agent.reservations.all() if network in ("", one.network)]
-        endpoints = [e async for some in self._agent.published.everywhere(network) for e in some]
+        endpoints = [e async for some in self._agent.endpoint_records.everywhere(network) for e in some]
         return address_audit.holdings(of, endpoints, reservations, hosts)
 
     async def _address(self, request: web.Request) -> web.Response:

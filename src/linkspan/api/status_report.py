@@ -24,7 +24,7 @@ def as_status(agent: Agent) -> dict[str, Any]:
             "what": h.about["change"],
             "inside": h.about.get("inside", ""),  # the events may be those of an older release
         }
-        for h in agent.happenings.kept("heal", 20)
+        for h in agent.event_log.kept("heal", 20)
     ]
     networks = [
         {
@@ -32,8 +32,8 @@ def as_status(agent: Agent) -> dict[str, Any]:
             "backend": n.backend,
             "endpoints": agent.registry.count(n.name),
             "free": agent.free(n.name),
-            "names": agent.naming.standing(n.name),
-            "not_switched": agent.cluster.migrating.not_switched(n),
+            "names": agent.name_service.standing(n.name),
+            "not_switched": agent.membership.migration_runner.not_switched(n),
         }
         for n in agent.networks.all()
     ]
@@ -77,7 +77,7 @@ def as_status(agent: Agent) -> dict[str, Any]:
         "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
         "waiting": "",
         "bgp": condition.bgp,
-        "ipsec": agent.associating.counts(),
+        "ipsec": agent.ipsec_sessions.counts(),
         "controller": controller_status.active(agent.replica)
         if controller_status.needed(agent.networks.all())
         else None,

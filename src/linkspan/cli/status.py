@@ -194,9 +194,9 @@ def events(
         if output is Format.JSON:
             print(escaped(line.decode().rstrip()), flush=True)
         else:
-            happening = Client.shown(msgspec.json.decode(line))
-            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(happening["at"]))
-            say(f"{at}  {happening['type']:<8}  {happening['what']}")
+            event = Client.shown(msgspec.json.decode(line))
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
+            say(f"{at}  {event['type']:<8}  {event['what']}")
             sys.stdout.flush()
 
 

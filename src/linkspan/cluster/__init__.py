@@ -79,7 +79,7 @@ What a record counts for
       lease as it is written.
     - A host's own lease may list a block without an owner, because the host claims it again. In another host's
       lease such a block does not count. A prefix that overlaps a pool and is no block of it cannot have been
-      claimed, so its host takes it out (``Disputes.settle``). A block outside all pools stays, and is not claimed:
+      claimed, so its host takes it out (``Conflicts.settle``). A block outside all pools stays, and is not claimed:
       after a restore the store may not know the pool, and containers have addresses of it. A host releases an
       unused block that its lease does not list.
     - Networks exclude each other by pool, bridge name and ``claims`` (a VNI). ``Networks`` keeps the networks in

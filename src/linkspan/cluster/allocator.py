@@ -384,7 +384,7 @@ class Allocator:
             block.restore(address.single(), holder)
 
     def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
-        """Undo ``hold``; ``Holdings`` corrects the store's records of exact addresses."""
+        """Undo ``hold``; ``ExactAddresses`` corrects the store's records of exact addresses."""
         for address in addresses:
             if (block := self._block_holding(name, address)) is not None:
                 block.release(address.single(), now())

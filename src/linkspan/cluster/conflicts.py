@@ -21,14 +21,14 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from linkspan.cluster.blocks import earlier, is_block, is_strange
-from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.grants import gateways
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
 from linkspan.core.errors import Invalid
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
 from linkspan.store import records
 from linkspan.store.records import ENDPOINTS, SHARED, BlockRecord, block_key, lease_key
@@ -41,7 +41,7 @@ UNLISTED = 60.0
 """Seconds until an own block that the lease does not list is released: an attach that uses it ends before."""
 
 
-class Dispute(msgspec.Struct, frozen=True):
+class ClaimConflict(msgspec.Struct, frozen=True):
     """A conflict about a block or exact address (``what``, as text), which ``winner`` owns and ``loser`` claims too.
 
     Hosts are ids. ``containers`` has the names of the loser's containers in it, ``doubled`` the addresses that a
@@ -56,7 +56,7 @@ class Dispute(msgspec.Struct, frozen=True):
     doubled: tuple[str, ...] = ()
 
 
-class Disputes:
+class Conflicts:
     """All open conflicts, as this host sees them."""
 
     def __init__(
@@ -64,14 +64,14 @@ class Disputes:
         replica: Replica,
         hosts: Hosts,
         leases: Leases,
-        published: Published,
-        happenings: Happenings,
+        endpoint_records: EndpointRecords,
+        event_log: EventLog,
     ) -> None:
         self._replica = replica
         self._hosts = hosts
         self._leases = leases
-        self._published = published
-        self._happenings = happenings
+        self._endpoint_records = endpoint_records
+        self._event_log = event_log
         self._lost: dict[tuple[str, str], dict[str, str]] = {}
         """By (network, host): the blocks that the host has lost, with their owners' ids."""
         self.fresh: set[tuple[str, str]] = set()
@@ -107,7 +107,7 @@ class Disputes:
                 self._tell(name, f"block {block} of network {name} is claimed by one host only again")
 
     def _tell(self, network: str, text: str) -> None:
-        self._happenings.add("lease", text, network=network)
+        self._event_log.add("lease", text, network=network)
 
     def _why(self, network: str, what: str, winner: str, loser: str) -> str:
         first = "shared" if winner == SHARED else f"host {self._hosts.name(winner)}'s"
@@ -134,10 +134,10 @@ class Disputes:
         blocks = [block for block in map(prefix, lost) if any(pool.holds(block) for pool in pools)]
         if not blocks:
             return set()
-        mine = {a for a in self._published.living(name, loser) if any(block.holds(a) for block in blocks)}
+        mine = {a for a in self._endpoint_records.living(name, loser) if any(block.holds(a) for block in blocks)}
         for owner in set(lost.values()):
             lease = self._leases.of(name, owner)
-            mine -= self._published.living(name, owner)
+            mine -= self._endpoint_records.living(name, owner)
             mine -= {prefix(text).single() for text in (lease.addresses if lease else ())}
         return mine - gateways(network)
 
@@ -150,7 +150,7 @@ class Disputes:
         for address, held in self._leases.exact(network).items():
             if held.host not in ("", here) and block.holds(address):
                 found[address] = f"{held.called} on host {self._hosts.name(held.host)}"
-        for host, address, called in self._published.remote(network):
+        for host, address, called in self._endpoint_records.remote(network):
             if block.holds(address):
                 found[address] = f"{called} on host {self._hosts.name(host)}"
         return found
@@ -160,7 +160,8 @@ class Disputes:
         lease = self._leases.mine(network)
         keys = [block_key(network, text) for text in lease.prefixes] if lease is not None else []
         owned = (self._replica.value(key, BlockRecord) for key in keys)
-        return not any(record is not None and record.over for record in owned) or await self._published.known(network)
+        none_replaced = not any(record is not None and record.over for record in owned)
+        return none_replaced or await self._endpoint_records.known(network)
 
     async def settle(self, network: Network) -> None:
         """Correct this host's claims: write earlier ones over later ones, and drop lost blocks that are unused.
@@ -185,7 +186,7 @@ class Disputes:
                         "block %s of network %s was this host's before host %s claimed it", block, name, owner
                     )
             else:
-                held = any(block.holds(address) for address, _ in self._published.held(name, here))
+                held = any(block.holds(address) for address, _ in self._endpoint_records.held(name, here))
                 await self._let_go(name, block, keep=held)
 
     def _displaced(self, key: str) -> BlockRecord | None:
@@ -218,8 +219,8 @@ class Disputes:
             lease = self._leases.mine(name)
             if lease is None or not self._replica.settled:
                 return
-            used = {address for address, _ in self._published.held(name, here)}
-            used |= {one.single() for e in self._published.own() if e.network == name for one in e.prefixes}
+            used = {address for address, _ in self._endpoint_records.held(name, here)}
+            used |= {one.single() for e in self._endpoint_records.own() if e.network == name for one in e.prefixes}
             unlisted = {block for block, owner in self._leases.blocks(name).items() if owner == here}
             unlisted = {b for b in unlisted - set(lease.blocks) if not any(b.holds(address) for address in used)}
             since = {(name, block): self._unlisted.get((name, block), now()) for block in unlisted}
@@ -261,20 +262,20 @@ class Disputes:
             if left != lease:
                 await self._replica.write({key: left}, unchanged={key: await self._replica.revision(key)})
 
-    def open(self) -> list[Dispute]:
+    def open(self) -> list[ClaimConflict]:
         """Return every open conflict about a block, with the loser's containers in it."""
         found = []
         for (name, loser), blocks in sorted(self._lost.items()):
             for text, owner in sorted(blocks.items()):
                 block = prefix(text)
-                held = {a: called for a, called in self._published.held(name, loser) if block.holds(a)}
-                theirs = self._published.living(name, owner)
+                held = {a: called for a, called in self._endpoint_records.held(name, loser) if block.holds(a)}
+                theirs = self._endpoint_records.living(name, owner)
                 names = tuple(sorted(set(held.values())))
                 doubled = tuple(a.address for a in sorted(held.keys() & theirs))
-                found.append(Dispute(name, f"block {text}", owner, loser, names, doubled))
+                found.append(ClaimConflict(name, f"block {text}", owner, loser, names, doubled))
         return found
 
-    def told(self, dispute: Dispute) -> dict[str, object]:
+    def told(self, dispute: ClaimConflict) -> dict[str, object]:
         """Return a conflict for `status`, with the hosts' names, the reason and the fix."""
         winner = "" if dispute.winner == SHARED else self._hosts.name(dispute.winner)
         loser = self._hosts.name(dispute.loser)

@@ -26,7 +26,7 @@ from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, closest
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Host
 from linkspan.core.supervise import ended, lasting
 from linkspan.store import validation
@@ -59,7 +59,7 @@ def record_of(endpoint: Endpoint) -> Endpoint:
     return msgspec.structs.replace(endpoint, netns_path="")
 
 
-class Published:
+class EndpointRecords:
     """Keeps the records equal to this host's endpoints, and finds those of the other hosts."""
 
     def __init__(
@@ -297,7 +297,7 @@ class Published:
         there = {(host, endpoint.identity) for host, endpoint in whole}
         return [*whole, *(one for one in self._remote.sketches() if (one[0], one[1].identity) not in there)]
 
-    async def missing(self, word: str, happenings: Happenings, *, named: bool = True) -> str:
+    async def missing(self, word: str, event_log: EventLog, *, named: bool = True) -> str:
         """Return why a word (an id or, if ``named``, a name) means no endpoint on this host that can be detached."""
         name = word.partition("@")[0]
         if mine := meant(name, self._endpoints.values()):
@@ -310,7 +310,7 @@ class Published:
             there = [endpoint for _, endpoint in await self.named(name)]
         if hosts := sorted({e.host for e in meant(name, there)}):
             return f"it is on host {' and '.join(hosts)}, where the command can detach it"
-        gone = [h for h in happenings.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
+        gone = [h for h in event_log.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
         if gone:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone[-1].at))
             return f"it was detached already, at {at}"

@@ -18,7 +18,7 @@ import msgspec
 
 from linkspan.cluster.allocator import IDENTITY
 from linkspan.cluster.blocks import block_of, earlier
-from linkspan.cluster.conflicts import Dispute
+from linkspan.cluster.conflicts import ClaimConflict
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import ITSELF, Leases
 from linkspan.cluster.networks import Networks
@@ -41,7 +41,7 @@ Holder = tuple[str, str, str]
 Identity = tuple[str, str]
 
 
-class Holdings:
+class ExactAddresses:
     """Compares the records of exact addresses with this host's containers, and corrects the records.
 
     ``due`` has the keys that must be compared.
@@ -69,7 +69,7 @@ class Holdings:
         self._busy = busy
         self._held_by = held
         self.due: set[str] = set()
-        self.lost: dict[str, Dispute] = {}
+        self.lost: dict[str, ClaimConflict] = {}
         """By key: the addresses of this host's containers that another host owns by the earlier claim."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -178,7 +178,7 @@ class Holdings:
             await self._put(key, held, record)
             log.warning("address %s was this host's before host %s took it", text, record.host)
         else:
-            self.lost[key] = Dispute(name, f"address {text}", record.host, here, (held[0],), (text,))
+            self.lost[key] = ClaimConflict(name, f"address {text}", record.host, here, (held[0],), (text,))
 
     def _displaced(self, key: str) -> AddressRecord | None:
         try:
@@ -210,7 +210,7 @@ class Holdings:
             ours = msgspec.structs.replace(mine, back=True, over=found.owner)
             await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)})
 
-    def open(self) -> list[Dispute]:
+    def open(self) -> list[ClaimConflict]:
         """Return the open conflicts about exact addresses: those that this host lost, and those that it won."""
         found = list(self.lost.values())
         for key, record in self._replica.read("addresses/", AddressRecord).items():
@@ -219,10 +219,10 @@ class Holdings:
                 found += self._loser(name, text, record)
         return found
 
-    def _loser(self, name: str, text: str, record: AddressRecord) -> list[Dispute]:
+    def _loser(self, name: str, text: str, record: AddressRecord) -> list[ClaimConflict]:
         """Return the conflict about an address that this host won, as long as the loser's container still has it."""
         return [
-            Dispute(name, f"address {text}", record.host, record.over, (called,), (text,))
+            ClaimConflict(name, f"address {text}", record.host, record.over, (called,), (text,))
             for address, called in self._held_by(name, record.over)
             if address.address == text
         ]

@@ -27,7 +27,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError, Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import HostView
 from linkspan.core.states.host import Key
 from linkspan.core.states.wireguard import WireguardKey, key_id
@@ -55,7 +55,7 @@ class Rotation(msgspec.Struct, frozen=True):
     used: bool = True
 
 
-class Rotating:
+class KeyRotation:
     """The keys of this host, and the next keys of others that it accepts."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Rotating:
         worker: Worker,
         own_record: OwnRecord,
         hosts: Hosts,
-        happenings: Happenings,
+        event_log: EventLog,
         view: Callable[[], HostView],
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         register: Callable[[], Awaitable[None]],
@@ -73,7 +73,7 @@ class Rotating:
         self._worker = worker
         self._own = own_record
         self._hosts = hosts
-        self._happenings = happenings
+        self._event_log = event_log
         self._view = view
         self._put_plans = put_plans
         self._register = register
@@ -185,4 +185,4 @@ class Rotating:
         self._tell(public)
 
     def _tell(self, public: str) -> None:
-        self._happenings.add("key", f"WireGuard key {key_id(public)} is in force", key=key_id(public))
+        self._event_log.add("key", f"WireGuard key {key_id(public)} is in force", key=key_id(public))

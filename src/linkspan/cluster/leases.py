@@ -410,7 +410,7 @@ class Leases:
     async def give_back(self, network: str, address: Prefix) -> None:
         """Release an exact address of this host: no host gives it out during cool-down, except to its identity.
 
-        If the store refuses that (Unavailable), ``Holdings`` releases the address later.
+        If the store refuses that (Unavailable), ``ExactAddresses`` releases the address later.
         """
         key = address_key(network, address)
         record = self._replica.records.get(key)

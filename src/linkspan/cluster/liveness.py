@@ -28,7 +28,7 @@ class _Spoke(msgspec.Struct):
     at: float
 
 
-class Silence:
+class Liveness:
     """The clock of this host's own silence, and of each other host's."""
 
     def __init__(self, state_dir: Path, gap: float, promise: Callable[[str], float]) -> None:

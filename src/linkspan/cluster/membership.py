@@ -14,21 +14,21 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from linkspan import SCHEMA, __version__
 from linkspan.backends import backend, migration
 from linkspan.cluster.allocator import Allocator
-from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.hosts import Hosts
-from linkspan.cluster.key_rotation import Rotating
+from linkspan.cluster.key_rotation import KeyRotation
 from linkspan.cluster.leases import Leases
-from linkspan.cluster.liveness import Silence
-from linkspan.cluster.migration_runner import Migrating
+from linkspan.cluster.liveness import Liveness
+from linkspan.cluster.migration_runner import MigrationRunner
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
 from linkspan.cluster.peers import Peers
 from linkspan.cluster.presence import Presence
-from linkspan.cluster.shared_states import AfterPeers
+from linkspan.cluster.shared_states import SharedStates
 from linkspan.core.config import Config
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Host, HostView, Network
 from linkspan.core.states.host import Key
 from linkspan.core.supervise import lasting, pause, woken
@@ -55,7 +55,7 @@ OF_NETWORKS = ("leases/", "blocks/", "addresses/")
 View = Callable[[], HostView]
 
 
-class Cluster:
+class Membership:
     """Follows the store, and keeps the peers' states reconciled."""
 
     def __init__(
@@ -67,10 +67,10 @@ class Cluster:
         leases: Leases,
         networks: Networks,
         allocator: Allocator,
-        disputes: Disputes,
+        conflicts: Conflicts,
         participation: Participation,
-        silence: Silence,
-        happenings: Happenings,
+        liveness: Liveness,
+        event_log: EventLog,
         view: View,
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         drop_plans: Callable[[], Awaitable[None]],
@@ -86,16 +86,16 @@ class Cluster:
         self._leases = leases
         self._networks = networks
         self._allocator = allocator
-        self._disputes = disputes
+        self._conflicts = conflicts
         self._participation = participation
-        self._silence = silence
-        self._happenings = happenings
+        self._liveness = liveness
+        self._event_log = event_log
         self._view = view
         self._put_plans = put_plans
         self._drop_plans = drop_plans
         self._config = config
         self._shared = bool(config.store)
-        self.presence = Presence(replica, hosts, silence, self._alone_again, instance, shared=self._shared)
+        self.presence = Presence(replica, hosts, liveness, self._alone_again, instance, shared=self._shared)
         self._keys: set[str] = set()
         self._watching: dict[int, dict[Key, LinkspanError]] = {}
         self._wake = asyncio.Event()
@@ -103,13 +103,15 @@ class Cluster:
         self._followed = asyncio.Event()
         """Set while this host has followed all records that it knows."""
         self._tasks: list[asyncio.Task[None]] = []
-        self.peers = Peers(worker, hosts, leases, networks, disputes, participation, happenings, view)
+        self.peers = Peers(worker, hosts, leases, networks, conflicts, participation, event_log, view)
         self.astray = ""
         """Why the chosen underlay interface cannot be read, '' if it can."""
-        self.migrating = Migrating(replica, hosts, leases, networks, happenings, view, self.peers)
+        self.migration_runner = MigrationRunner(replica, hosts, leases, networks, event_log, view, self.peers)
         self.unclaimed: dict[str, str] = {}
-        self.after_peers = AfterPeers(worker, view)
-        self.rotating = Rotating(worker, own_record, hosts, happenings, view, put_plans, self._register, keys_changed)
+        self.shared_states = SharedStates(worker, view)
+        self.key_rotation = KeyRotation(
+            worker, own_record, hosts, event_log, view, put_plans, self._register, keys_changed
+        )
 
     @property
     def host(self) -> Host:
@@ -119,15 +121,15 @@ class Cluster:
     @property
     def stalled(self) -> str:
         """Why this host may give out no address now, '' if it may."""
-        return self._silence.stalled(self.host.id)
+        return self._liveness.stalled(self.host.id)
 
     async def start(self) -> None:
         """Put this host's record, and follow all records of the store."""
         await self._observe_underlay()
-        await self.rotating.settle()
+        await self.key_rotation.settle()
         if not self._replica.problem:
             await self._try_to_register()
-        self.peers.withdraw(self._silence.withdrawn(self.host.id))
+        self.peers.withdraw(self._liveness.withdrawn(self.host.id))
         self._tasks = [
             lasting("putting this host's records", self._put_records),
             lasting("following the store's records", self._follow),
@@ -151,7 +153,7 @@ class Cluster:
             return
         text = f"host {self.host.name} had been removed from the cluster, and joins it as a new one"
         log.info("%s", text)
-        self._happenings.add("agent", text)
+        self._event_log.add("agent", text)
 
     async def stop(self) -> None:
         """End all tasks; the records stay, and the liveness record expires."""
@@ -163,7 +165,7 @@ class Cluster:
     async def changed(self, keys: frozenset[str]) -> None:
         """Wake ``converge`` for these changed keys; the replica calls this."""
         self.presence.changed(keys)
-        told = {key for key in keys if not key.startswith(EPHEMERAL) or self._disputes.concern(key)}
+        told = {key for key in keys if not key.startswith(EPHEMERAL) or self._conflicts.concern(key)}
         if any(key.startswith(OF_NETWORKS) for key in told):
             told -= self._beside(told)
         if told:
@@ -209,14 +211,14 @@ class Cluster:
         """Withdraw when this host has been silent for as long as it promised, and come back after contact."""
         while True:
             await pause(LOOK_EVERY)
-            if (withdrawn := self._silence.withdrawn(self.host.id)) != self.peers.withdrawn:
+            if (withdrawn := self._liveness.withdrawn(self.host.id)) != self.peers.withdrawn:
                 self.peers.withdraw(withdrawn)
                 what = (
                     "withdraws from all networks that cross hosts" if withdrawn else "is back in its networks"
                 )
                 text = f"host {self.host.name} {what}"
                 log.warning("%s", text)
-                self._happenings.add("lease", text)
+                self._event_log.add("lease", text)
                 await self.converge({""})
 
     async def _try_to_register(self) -> None:
@@ -273,7 +275,7 @@ class Cluster:
         if moved or excluded:
             await self.converge({"networks/"})
         await self.peers.look()
-        await self.after_peers.put()
+        await self.shared_states.put()
 
     async def reregister(self) -> None:
         """Write this host's changed record, and apply the states that depend on it."""
@@ -323,15 +325,15 @@ class Cluster:
             self._networks.refresh()
         self._adopt_settings()
         if everything or any(k.startswith(OWN) for k in changed):
-            self._disputes.look(self._participation.all())
+            self._conflicts.look(self._participation.all())
         elif about := {k.split("/", 2)[1] for k in changed if k.startswith(("leases/", "blocks/"))}:
-            self._disputes.look(self._participation.all(), about)
+            self._conflicts.look(self._participation.all(), about)
         # A late write of this host, or somebody else's, may have changed its own lease and blocks. But if a second
         # agent uses this id, both would correct them forever.
         mine = not self.presence.second and any(self._is_own(k) for k in changed)
-        if everything or self._disputes.fresh or mine or any(k.startswith(OWN) for k in changed):
+        if everything or self._conflicts.fresh or mine or any(k.startswith(OWN) for k in changed):
             await self._claim()
-            self._disputes.look(self._participation.all())
+            self._conflicts.look(self._participation.all())
         self._allocator.refresh()
         if changed:
             concerned = set(self.peers.concerned(changed, everything))
@@ -339,7 +341,7 @@ class Cluster:
             await self.peers.follow(pair for pair in concerned if pair[0] not in networks)
             failed = dict(await self._put_plans())
             await self.peers.follow(concerned)
-            failed |= await self.after_peers.put()
+            failed |= await self.shared_states.put()
             await self._drop_plans()  # last, because peers' states may be on a device that is removed
             unwell = self._worker.machine.reconciler.unwell
             await self._rotate()
@@ -350,19 +352,19 @@ class Cluster:
                 and not unwell(("network", name))
                 and not any(unwell(("host", way.backend)) for way in one.ways)
             }
-            await self.migrating.advance(stand)
-        self._disputes.fresh.clear()
+            await self.migration_runner.advance(stand)
+        self._conflicts.fresh.clear()
         return failed
 
     async def rotate(self) -> None:
         """Begin to change this host's key."""
         async with self._converging:
-            await self.rotating.begin()
+            await self.key_rotation.begin()
         await self.converge({f"hosts/{self.host.id}"})
 
     async def _rotate(self) -> None:
         try:
-            await self.rotating.advance()
+            await self.key_rotation.advance()
         except LinkspanError as error:
             log.warning("%s", error.message)
 
@@ -385,14 +387,14 @@ class Cluster:
             return True
         drained = self.host.settings.get("drained")  # its announcements depend on the containers that are left
         changing = self.host.next_keys
-        if drained or changing or self.rotating.gathering or self.unclaimed or self._keys:
+        if drained or changing or self.key_rotation.gathering or self.unclaimed or self._keys:
             return True
         if any(network.migration for network in networks):
             return True
         wanted = () if self._hosts.removed() else self._participation.wanted()
         if any(self._leases.mine(name) is None for name in wanted):  # of a container that was found again
             return True
-        return self._disputes.pending or any(self._disputes.lost_by(one.name, self.host.id) for one in networks)
+        return self._conflicts.pending or any(self._conflicts.lost_by(one.name, self.host.id) for one in networks)
 
     async def _claim(self) -> None:
         """Make sure that this host has a lease in every network across hosts in which it takes part."""
@@ -414,7 +416,7 @@ class Cluster:
             del self.unclaimed[name]
 
     async def _claim_in(self, network: Network) -> None:
-        await self._disputes.settle(network)
+        await self._conflicts.settle(network)
         mine = self._leases.mine(network.name)
         await self._leases.claim(network, migration.offers(self._view(), network, mine))
 
@@ -448,6 +450,6 @@ class Cluster:
 
         Raises LinkspanError if this host sees that the migration would fail.
         """
-        await self.migrating.begin(name, way, options)
+        await self.migration_runner.begin(name, way, options)
         await self.converge({"networks/"})
         return self._networks.get(name)

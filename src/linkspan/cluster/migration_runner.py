@@ -15,7 +15,7 @@ from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.peers import Pair, Peers
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import HostView, Network
 from linkspan.core.states.host import Key
 from linkspan.store.replica import Replica
@@ -35,7 +35,7 @@ class Progress(msgspec.Struct, frozen=True):
     switched: bool
 
 
-class Migrating:
+class MigrationRunner:
     """This host's part in all migrations."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Migrating:
         hosts: Hosts,
         leases: Leases,
         networks: Networks,
-        happenings: Happenings,
+        event_log: EventLog,
         view: Callable[[], HostView],
         peers: Peers,
     ) -> None:
@@ -52,7 +52,7 @@ class Migrating:
         self._hosts = hosts
         self._leases = leases
         self._networks = networks
-        self._happenings = happenings
+        self._event_log = event_log
         self._view = view
         self._peers = peers
 
@@ -84,7 +84,7 @@ class Migrating:
                 f"look at `linkspan network show {name}`, and try again",
             )
         text = f"network {name} migrates from {changed.backend} to {way}"
-        self._happenings.add("network", text, network=name)
+        self._event_log.add("network", text, network=name)
 
     async def advance(self, stand: Collection[str]) -> None:
         """Take the next step of every migration whose network is in ``stand``: all of its states are in the kernel."""
@@ -118,7 +118,7 @@ class Migrating:
         new = network.target
         if new is not None and await self._networks.turn(network, new):
             text = f"network {network.name} has migrated from {network.backend} to {new.backend}"
-            self._happenings.add("network", text, network=network.name)
+            self._event_log.add("network", text, network=network.name)
 
     def _others(self, name: str) -> set[Pair]:
         """Return the pairs of the other hosts in a network."""

@@ -59,7 +59,7 @@ class _Awaited(msgspec.Struct):
         return self.asked - (now - self.last < CONFIRMED)
 
 
-class Probes:
+class PeerPings:
     """Pings the peers of all networks; ``silent`` has those that do not answer."""
 
     def __init__(self, peers: Mapping[Pair, Peer]) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from linkspan.backends import backend, migration
 from linkspan.backends.migration import Meeting
 from linkspan.backends.multi_host import reached
-from linkspan.cluster.conflicts import Disputes
+from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
@@ -26,7 +26,7 @@ from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.desired import Source
 from linkspan.core.errors import Invalid, LinkspanError
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import HostView, Lease, Peer, Standing
 from linkspan.core.states.host import LEARNT_METRIC, State
 from linkspan.kernel.drivers.routes import learnt_routes
@@ -48,18 +48,18 @@ class Peers:
         hosts: Hosts,
         leases: Leases,
         networks: Networks,
-        disputes: Disputes,
+        conflicts: Conflicts,
         participation: Participation,
-        happenings: Happenings,
+        event_log: EventLog,
         view: Callable[[], HostView],
     ) -> None:
         self._worker = worker
         self._hosts = hosts
         self._leases = leases
         self._networks = networks
-        self._disputes = disputes
+        self._conflicts = conflicts
         self._participation = participation
-        self._happenings = happenings
+        self._event_log = event_log
         self._view = view
         self.known: dict[Pair, Peer] = {}
         """The peers whose states were applied."""
@@ -128,7 +128,7 @@ class Peers:
                 with contextlib.suppress(Invalid):  # of any key: somebody may have made one
                     exact.setdefault(w[1], set()).add(prefix(w[2]).single())
         hidden = self._hidden() if named or hosts else set()  # another host may relay to them now
-        named |= self._disputes.fresh | hidden
+        named |= self._conflicts.fresh | hidden
         for name, addresses in exact.items():
             named |= self._by_exact(name, addresses, {pair for pair in others if pair[0] == name})
         return {p for p in others if p in named or p[1] in hosts or p[0] in own}
@@ -200,11 +200,11 @@ class Peers:
         """
         names = {name for name, _ in self.known}
         doubtful = {one.name: self._leases.doubtful(one) for one in self._networks.all() if one.name in names}
-        return {p for p in self.known if self._disputes.lost_by(*p) or p[1] in doubtful.get(p[0], ())}
+        return {p for p in self.known if self._conflicts.lost_by(*p) or p[1] in doubtful.get(p[0], ())}
 
     def _snapshot(self, pairs: Sequence[Pair]) -> _Snapshot:
         """Return the snapshot of all that the worker needs for these pairs."""
-        peers = {} if self.withdrawn else seen(self._hosts, self._leases, self._networks, self._disputes, pairs)
+        peers = {} if self.withdrawn else seen(self._hosts, self._leases, self._networks, self._conflicts, pairs)
         for pair, peer in peers.items():
             if isinstance(peer, Peer):
                 peers[pair] = msgspec.structs.replace(peer, macs=self._stations.of(peer.host))
@@ -216,7 +216,7 @@ class Peers:
             if isinstance(there := peers.get(pair), Peer) and (there.exact or own[pair[0]]):
                 self._crossed[pair] = _Crossed(there.exact, own[pair[0]])
         # First the hosts that have lost a block: the owner's states need the same prefix and the same own address.
-        ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._disputes.lost_by(*pair), pair))
+        ordered = sorted(dict.fromkeys(pairs), key=lambda pair: (not self._conflicts.lost_by(*pair), pair))
         return _Snapshot(view, {pair: peers.get(pair) for pair in ordered}, self._segment.standings())
 
     def _take(self, pair: Pair, outcome: _Outcome) -> bool:
@@ -233,7 +233,7 @@ class Peers:
             self.met[pair] = outcome.met
         if outcome.error and self.unreachable.get(pair) != outcome.error:
             log.warning("%s", outcome.error)
-            self._happenings.add("peer", outcome.error, network=pair[0], host=self._hosts.name(pair[1]))
+            self._event_log.add("peer", outcome.error, network=pair[0], host=self._hosts.name(pair[1]))
         self.unreachable.pop(pair, None)
         if outcome.error:
             self.unreachable[pair] = outcome.error
@@ -343,7 +343,7 @@ def _failed(pair: Pair, there: Located | None, error: LinkspanError) -> _Outcome
 
 
 def seen(
-    hosts: Hosts, leases: Leases, networks: Networks, disputes: Disputes, pairs: Collection[Pair]
+    hosts: Hosts, leases: Leases, networks: Networks, conflicts: Conflicts, pairs: Collection[Pair]
 ) -> dict[Pair, Peer | LinkspanError]:
     """Return the peer of each pair, from the records as far as they count; pairs that are gone are left out.
 
@@ -362,7 +362,7 @@ def seen(
         if covered := networks.covering(host):
             found[name, other] = Invalid(f"host {host.name} cannot be reached: {covered}")
             continue
-        astray = disputes.astray(there[name], other)
+        astray = conflicts.astray(there[name], other)
         counted = exact[name].get(other, ())
         grant = leases.grant(there[name], lease)
         addresses = tuple(sorted({*counted, *astray}))

@@ -59,7 +59,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from linkspan.cluster.hosts import Hosts
-from linkspan.cluster.liveness import Silence
+from linkspan.cluster.liveness import Liveness
 from linkspan.core.clock import loop_time, now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
@@ -99,7 +99,7 @@ class Presence:
         self,
         replica: Replica,
         hosts: Hosts,
-        silence: Silence,
+        liveness: Liveness,
         alone_again: Callable[[], Awaitable[None]],
         instance: str,
         *,
@@ -113,7 +113,7 @@ class Presence:
         """Error text if another live agent uses this host id, else empty."""
         self._replica = replica
         self._hosts = hosts
-        self._silence = silence
+        self._liveness = liveness
         self._alone_again = alone_again
         self._key = ALIVE + hosts.here.id
         self._instance = instance.encode()
@@ -234,10 +234,10 @@ class Presence:
             log.debug("alive: %s", error.message)
             return
         if self._replica.absences.full:
-            self._silence.hindered(self._hosts.here.id, sent)
+            self._liveness.hindered(self._hosts.here.id, sent)
             return
-        self._silence.spoke(self._hosts.here.id, sent)
-        self._silence.heard(self._hosts.ids(), self._hosts.alive(), self._replica.contact.heard)
+        self._liveness.spoke(self._hosts.here.id, sent)
+        self._liveness.heard(self._hosts.ids(), self._hosts.alive(), self._replica.contact.heard)
 
     def _is_lost(self) -> bool:
         """Return whether the store has no record of this host."""
@@ -272,7 +272,7 @@ class Presence:
         except Unavailable:
             if await self._replica.absences.look():
                 self._not_before = loop_time() + REFUSED
-                self._silence.hindered(self._hosts.here.id, sent)
+                self._liveness.hindered(self._hosts.here.id, sent)
             raise
         if put:
             self._own = self._replica.known_revision(self._key)

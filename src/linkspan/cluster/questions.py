@@ -39,32 +39,32 @@ class Walked(msgspec.Struct, frozen=True, tag="walk"):
     entry: Entry
 
 
-class Well(msgspec.Struct, frozen=True, tag="well"):
+class HealthQuestion(msgspec.Struct, frozen=True, tag="well"):
     """Question to the controller: the problems of the underlay's switches and routers."""
 
 
-class Standing(msgspec.Struct, frozen=True, tag="standing"):
-    """Answer to ``Well``: the problems, a sentence each."""
+class HealthReply(msgspec.Struct, frozen=True, tag="standing"):
+    """Answer to ``HealthQuestion``: the problems, a sentence each."""
 
     problems: tuple[str, ...] = ()
 
 
-Question = Walked | Listen | Probe | Well
-Told = Part | Heard | Probed | Standing
-T = TypeVar("T", Part, Heard, Probed, Standing)
+Question = Walked | Listen | Probe | HealthQuestion
+Reply = Part | Heard | Probed | HealthReply
+T = TypeVar("T", Part, Heard, Probed, HealthReply)
 
 
 class Answer(msgspec.Struct, frozen=True):
     """An answer; if it is None, ``error`` says why."""
 
-    told: Told | None = None
+    told: Reply | None = None
     error: str = ""
 
 
 class Ask:
     """Asks other hosts, and answers their questions by ``answer``."""
 
-    def __init__(self, replica: Replica, host: str, answer: Callable[[Question], Awaitable[Told]]) -> None:
+    def __init__(self, replica: Replica, host: str, answer: Callable[[Question], Awaitable[Reply]]) -> None:
         self._replica = replica
         self._host = host
         self._answer = answer

@@ -43,7 +43,7 @@ def _sees_more(name: str) -> bool:
     return way.encrypts or way.host_phase == "after peers"
 
 
-class AfterPeers:
+class SharedStates:
     """Re-applies the host-wide states of ``after peers`` when their inputs change; unchanged ones cost nothing."""
 
     def __init__(self, worker: Worker, view: Callable[[], HostView]) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 DROPS = ("forged", "past", "unknown", "foreign", "isolated", "lost", "other")
 
 
-class Telling:
+class StatusRoutes:
     """Read-only routes over a controller."""
 
     def __init__(self, controller: Controller) -> None:

@@ -29,7 +29,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
-from linkspan.cluster.questions import Ask, Question, Standing, Told, Walked, Well
+from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply, Question, Reply, Walked
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
 from linkspan.controller.holding import RECORDS, Holding, holding
@@ -266,9 +266,9 @@ class Controller:
 
     # Queries of others.
 
-    async def _answer(self, asked: Question) -> Told:
-        if isinstance(asked, Well):
-            return Standing(tuple(self.problems()))
+    async def _answer(self, asked: Question) -> Reply:
+        if isinstance(asked, HealthQuestion):
+            return HealthReply(tuple(self.problems()))
         if not isinstance(asked, Walked):
             raise Invalid("a controller answers only about switches and paths through them")
         entry = asked.entry

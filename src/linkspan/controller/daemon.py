@@ -12,7 +12,7 @@ import msgspec
 
 from linkspan.agent.locks import state_folder
 from linkspan.api.sockets import listening, metrics_at, on_socket
-from linkspan.controller.api import Telling
+from linkspan.controller.api import StatusRoutes
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import ENVIRONMENT, Settings
 from linkspan.core.process import served
@@ -38,7 +38,7 @@ async def _serve(controller: Controller, settings: Settings, stop: asyncio.Event
     await controller.start()
     path = Path(settings.socket)
     try:
-        telling = Telling(controller)
+        telling = StatusRoutes(controller)
         async with listening(telling.application()) as runner, metrics_at(settings.metrics, telling.metrics):
             await on_socket(runner, path)
             print("ready", flush=True)

@@ -19,7 +19,7 @@ import msgspec
 KEPT = 1000
 
 
-class Happening(msgspec.Struct, frozen=True):
+class LoggedEvent(msgspec.Struct, frozen=True):
     """One event: ``at`` in seconds since the epoch, ``type`` one word, ``what`` a sentence, ``about`` its object."""
 
     at: float
@@ -44,22 +44,22 @@ class Once:
         return True
 
 
-class Happenings:
+class EventLog:
     """The log: the last KEPT events, in memory and (between KEPT and twice as many) in a file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._lines = 0
         self._out: FileIO | None = None
-        self._kept: collections.deque[Happening] = collections.deque(maxlen=KEPT)
-        self._followers: set[asyncio.Queue[Happening]] = set()
+        self._kept: collections.deque[LoggedEvent] = collections.deque(maxlen=KEPT)
+        self._followers: set[asyncio.Queue[LoggedEvent]] = set()
 
     def read(self) -> None:
         """Read the last agent's events; leave out a line that was cut off when it ended."""
         with contextlib.suppress(OSError):
             for line in self._file.read_bytes().splitlines():
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-                    self._kept.append(msgspec.json.decode(line, type=Happening))
+                    self._kept.append(msgspec.json.decode(line, type=LoggedEvent))
         self._rewrite()
 
     def close(self) -> None:
@@ -70,22 +70,22 @@ class Happenings:
 
     def add(self, type_: str, what: str, **about: str) -> None:
         """Record an event and give it to all followers."""
-        happening = Happening(time.time(), type_, what, about)
-        self._kept.append(happening)
-        self._write(happening)
+        event = LoggedEvent(time.time(), type_, what, about)
+        self._kept.append(event)
+        self._write(event)
         for follower in self._followers:
             # a follower that reads too slowly loses events, so that the agent's memory stays bounded
             if not follower.full():
-                follower.put_nowait(happening)
+                follower.put_nowait(event)
 
-    def _write(self, happening: Happening) -> None:
+    def _write(self, event: LoggedEvent) -> None:
         if self._out is None:
             return
         if self._lines >= 2 * KEPT:
             self._rewrite()
             return
         with contextlib.suppress(OSError):
-            self._out.write(msgspec.json.encode(happening) + b"\n")
+            self._out.write(msgspec.json.encode(event) + b"\n")
             self._lines += 1
 
     def _rewrite(self) -> None:
@@ -93,23 +93,23 @@ class Happenings:
         self.close()
         new = self._file.with_name(f"{self._file.name}.new")
         with contextlib.suppress(OSError):
-            new.write_bytes(b"".join(msgspec.json.encode(happening) + b"\n" for happening in self._kept))
+            new.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in self._kept))
             new.replace(self._file)
             self._lines = len(self._kept)
             self._out = self._file.open("ab", buffering=0)
 
-    def kept(self, type_: str = "", last: int = KEPT, since: float = 0) -> list[Happening]:
+    def kept(self, type_: str = "", last: int = KEPT, since: float = 0) -> list[LoggedEvent]:
         """Return the last events since a time (seconds since the epoch), oldest first, of all types or of one."""
         found = [h for h in self._kept if type_ in ("", h.type) and h.at >= since]
         return found[len(found) - min(last, len(found)) :]
 
-    async def follow(self, last: int = KEPT, since: float = 0) -> AsyncIterator[Happening]:
+    async def follow(self, last: int = KEPT, since: float = 0) -> AsyncIterator[LoggedEvent]:
         """Yield the kept events (the last ones, since a time), then new ones, for as long as it is iterated."""
-        queue: asyncio.Queue[Happening] = asyncio.Queue(KEPT)
+        queue: asyncio.Queue[LoggedEvent] = asyncio.Queue(KEPT)
         self._followers.add(queue)
         try:
-            for happening in self.kept(last=last, since=since):
-                yield happening
+            for event in self.kept(last=last, since=since):
+                yield event
             while True:
                 yield await queue.get()
         finally:

@@ -45,7 +45,7 @@ Possible faults, and the answer to each
     - *A container asks that server for names of a network that it is not in.* The chain ``input`` accepts by
       (source, gateway, port), with one element for each address of the containers in that combination. The element
       is removed with the endpoint, and the entries of connection tracking with the element
-      (``Naming._forget_questions``).
+      (``NameService._forget_questions``).
     - *Servers of two combinations want one port.* The port follows from the networks' names. In the rare case of a
       collision the combination that comes later in the alphabet takes the next port (``zone.ports``).
 

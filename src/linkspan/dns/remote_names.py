@@ -25,7 +25,7 @@ class _File:
         self.text = b""
 
 
-class Elsewhere:
+class RemoteNames:
     """Makes the files of the other hosts' names. After a change only the lines of its host are made again."""
 
     def __init__(self, replica: Replica, remote: RemoteEndpoints, host: str) -> None:

@@ -28,13 +28,13 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.config import Config
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.event_log import Happenings, Once
+from linkspan.core.event_log import EventLog, Once
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import NftElement, State
 from linkspan.core.states.programs import Dnsmasq, Zones
 from linkspan.core.supervise import LATE, ended, lasting, until_whole, woken
 from linkspan.dns import zone
-from linkspan.dns.remote_names import Elsewhere
+from linkspan.dns.remote_names import RemoteNames
 from linkspan.dns.zone import PORT, Named, Server
 from linkspan.kernel.probe import conntrack, dnsmasq, port_owners
 from linkspan.kernel.worker import Worker
@@ -83,10 +83,10 @@ class _Seen(NamedTuple):
     listed: bool
     """True if the store's records were listed since the start."""
     others: int
-    """The number of the other hosts' names (``Elsewhere.look``)."""
+    """The number of the other hosts' names (``RemoteNames.look``)."""
 
 
-class Naming:
+class NameService:
     """Follows endpoints, hosts and resolvers, and applies the servers' states when they change."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Naming:
         host: str,
         endpoints: Mapping[tuple[str, str], Endpoint],
         config: Config,
-        happenings: Happenings,
+        event_log: EventLog,
     ) -> None:
         self._worker = worker
         self._networks = networks
@@ -107,14 +107,14 @@ class Naming:
         self._resolv_conf = Path(config.resolv_conf)
         self._folder = Path(config.socket).parent / "names"
         self._wanted = config.names
-        self._happenings = happenings
+        self._event_log = event_log
         self.problems: dict[Zones, str] = {}
         """By server: why it does not run on this host."""
         self._served: dict[Zones, list[State]] = {}
         self._places: Places = {}
         self._views: dict[Zones, float] = {}
         """By view: its end (monotonic clock), FOR_EVER while a container is in all of its networks."""
-        self._others = Elsewhere(replica, remote, host)
+        self._others = RemoteNames(replica, remote, host)
         self._used: dict[str, tuple[float, frozenset[Prefix]]] = {}
         """By network: the end of its server (FOR_EVER while it has a container here), and the pools in use here."""
         self._remembered: dict[str, bytes] = {}
@@ -383,7 +383,7 @@ class Naming:
                 self._forget(zones)
             elif missed[zones] >= HUNG and self._spent[zones] == (pid, dnsmasq.spent(pid)):
                 what = f"the names' server of {_of(zones)} hung, and is replaced"
-                self._happenings.add("names", what, network=", ".join(zones))
+                self._event_log.add("names", what, network=", ".join(zones))
                 os.kill(pid, signal.SIGKILL)
                 self._forget(zones)
 
@@ -404,7 +404,7 @@ class Naming:
         """Log a text and add it to the events, once."""
         if self._told.first(what):
             log.warning("%s", what)
-            self._happenings.add("names", what, **about)
+            self._event_log.add("names", what, **about)
 
 
 def _text(path: Path) -> str:

@@ -192,7 +192,7 @@ async def _attach_alone(
     where = ", ".join(endpoint.addresses) or "the host's address"
     what = f"{endpoint.called} has {where} on network {network.name}"
     about = {"endpoint": endpoint.id, "ifname": endpoint.ifname, "network": network.name}
-    registry.happenings.add("attach", what, **about)
+    registry.event_log.add("attach", what, **about)
     return endpoint
 
 

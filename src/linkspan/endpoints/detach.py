@@ -62,7 +62,7 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
     registry.changed(endpoint.identity)
     what = f"{endpoint.called} left network {endpoint.network}"
     about = {"endpoint": endpoint.id, "ifname": endpoint.ifname, "network": endpoint.network}
-    registry.happenings.add("detach", what, **about)
+    registry.event_log.add("detach", what, **about)
 
 
 async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]:

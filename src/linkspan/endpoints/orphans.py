@@ -22,7 +22,7 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.clock import now
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.states.host import State
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints import reconstruction
@@ -44,14 +44,14 @@ class Orphans:
         journal: Journal,
         networks: Networks,
         allocator: Allocator,
-        happenings: Happenings,
+        event_log: EventLog,
         grace: float,
     ) -> None:
         self._worker = worker
         self._journal = journal
         self._networks = networks
         self._allocator = allocator
-        self._happenings = happenings
+        self._event_log = event_log
         self._grace = grace
         self._until: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -87,7 +87,7 @@ class Orphans:
         self.links[name], self._until[name] = link, now() + self._grace
         what = f"{reconstruction.text_of(link)} is an orphan, and is removed in {self._grace:.0f} s"
         log.warning("%s", what)
-        self._happenings.add("recover", what, link=name)
+        self._event_log.add("recover", what, link=name)
         self._wake.set()
 
     async def spare(self) -> None:
@@ -179,7 +179,7 @@ class Orphans:
             except LinkspanError as error:
                 log.warning("orphan %s: %s", name, error.message)
         what = f"{reconstruction.text_of(link)} was an orphan, and is removed"
-        self._happenings.add("recover", what, link=name)
+        self._event_log.add("recover", what, link=name)
 
     async def _remove_in_time(self) -> None:
         while True:

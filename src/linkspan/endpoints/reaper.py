@@ -62,7 +62,7 @@ class Reaper:
             if endpoints.get(one.identity) is not one:  # it was changed meanwhile, or attached again
                 continue
             if await detach(self._registry, *one.identity):
-                self._registry.happenings.add(
+                self._registry.event_log.add(
                     "reap", f"{one.id} is gone, its address is free again", endpoint=one.id
                 )
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from linkspan.backends import backend
-from linkspan.cluster.endpoint_records import Published
+from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.model import Endpoint
@@ -40,15 +40,15 @@ _ON_PAIRS = (Address, Route, NftElement, TokenBucket)
 class Recovery:
     """Goes through the journal once, and through what the kernel and the store know besides."""
 
-    def __init__(self, registry: Registry, published: Published, orphans: Orphans) -> None:
+    def __init__(self, registry: Registry, endpoint_records: EndpointRecords, orphans: Orphans) -> None:
         self._registry = registry
         self._worker = registry.worker
         self._journal = registry.journal
         self._networks = registry.networks
         self._allocator = registry.allocator
         self._ports = registry.ports
-        self._happenings = registry.happenings
-        self._published = published
+        self._event_log = registry.event_log
+        self._endpoint_records = endpoint_records
         self._orphans = orphans
         self._done = False
         self._learning = asyncio.Lock()
@@ -125,7 +125,7 @@ class Recovery:
             with contextlib.suppress(LinkspanError):
                 self._allocator.cool(endpoint.network, address, now())
         what = f"{endpoint.name or endpoint.id} of network {endpoint.network}: {why}"
-        self._happenings.add("recover", what, endpoint=endpoint.id)
+        self._event_log.add("recover", what, endpoint=endpoint.id)
 
     async def _inhabited(self, gone: Iterable[Row]) -> set[int]:
         """Return the namespaces of endpoints, and those in which an attach or a detach was under way."""
@@ -174,7 +174,7 @@ class Recovery:
 
     def _own(self) -> Iterator[Endpoint]:
         """Yield the store's records of this host's endpoints whose networks exist."""
-        for record in self._published.own():
+        for record in self._endpoint_records.own():
             if self._networks.has(record):
                 yield reconstruction.believed(record, self._networks.get(record.network))
 
@@ -256,7 +256,7 @@ class Recovery:
             what = f"the journal {self.doubt}: {_count(by_store + by_kernel)} on this host recovered, "
             what += f"{by_store} from the store's records and {by_kernel} from the kernel alone"
             log.warning("%s", what)
-            self._happenings.add("recover", what)
+            self._event_log.add("recover", what)
 
     async def _adopt(self, endpoint: Endpoint, by: str) -> bool:
         """Add a lost endpoint that exists to the known ones; return whether that succeeded."""
@@ -273,7 +273,7 @@ class Recovery:
         await self._desire([endpoint])
         why = "was in an unknown network" if row else "was not in the journal"
         what = f"{endpoint.called} of network {endpoint.network} {why}: recovered from {by}"
-        self._happenings.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
+        self._event_log.add("recover", what, endpoint=endpoint.id, network=endpoint.network)
         return True
 
     async def _make_way(self, endpoint: Endpoint) -> None:

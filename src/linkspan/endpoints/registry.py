@@ -18,7 +18,7 @@ from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.networks import Networks
 from linkspan.core.clock import now
 from linkspan.core.errors import Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ports import PortTable
 from linkspan.core.states.host import HOST, State
@@ -88,7 +88,7 @@ class Registry:
         networks: Networks,
         allocator: Allocator,
         ports: PortTable,
-        happenings: Happenings,
+        event_log: EventLog,
         host: str,
         endpoints: dict[Identity, Endpoint],
         count: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None,
@@ -99,7 +99,7 @@ class Registry:
         self.networks = networks
         self.allocator = allocator
         self.ports = ports
-        self.happenings = happenings
+        self.event_log = event_log
         self.host = host
         self._count = count
         self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}

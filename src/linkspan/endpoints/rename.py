@@ -39,7 +39,7 @@ async def rename(registry: Registry, identity: Identity, named: Endpoint) -> Non
         await registry.worker.run(_desire, registry.worker.machine, before | after)
         registry.changed(identity)
     who = f"{named.called} of network {named.network}"
-    registry.happenings.add("recover", f"{who} is the endpoint that was known as {old.id}", endpoint=named.id)
+    registry.event_log.add("recover", f"{who} is the endpoint that was known as {old.id}", endpoint=named.id)
 
 
 def _desire(machine: Machine, sources: Mapping[tuple[str, ...], list[State]]) -> None:

@@ -65,7 +65,7 @@ class Tuning:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._worker = registry.worker
-        self._happenings = registry.happenings
+        self._event_log = registry.event_log
         self._watches: dict[Identity, _Watch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -185,11 +185,11 @@ class Tuning:
             except NotFound:  # it ended meanwhile
                 return
             except Conflict as error:
-                self._happenings.add("attach", error.told, endpoint=identity[0], ifname=identity[1])
+                self._event_log.add("attach", error.told, endpoint=identity[0], ifname=identity[1])
                 raise
         if before is not None and before.mac != after.mac:
             what = f"{after.called}: another plugin of its chain changed the MAC from {before.mac} to {after.mac}"
-            self._happenings.add("attach", what, endpoint=after.id, ifname=after.ifname, network=after.network)
+            self._event_log.add("attach", what, endpoint=after.id, ifname=after.ifname, network=after.network)
 
     def _refuse_others(self, network: Network, endpoint: Endpoint, hardware: str) -> None:
         """Raise Conflict for a MAC of another endpoint of the network, of its host, or of no interface."""

@@ -44,7 +44,7 @@ What engines do and no specification says
       there.
     - Kubernetes has no field for a pod's address, so annotations ask for one.
     - A claim for an exact address carries the name that the runtime used first; for Docker this is an endpoint's
-      id. So the agent looks up the holder among the endpoints of all hosts (``Published.holder``) to name the
+      id. So the agent looks up the holder among the endpoints of all hosts (``EndpointRecords.holder``) to name the
       container.
 """
 

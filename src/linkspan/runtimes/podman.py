@@ -39,7 +39,7 @@ from linkspan.shim import build
 if TYPE_CHECKING:
     import asyncio
 
-    from linkspan.core.event_log import Happenings
+    from linkspan.core.event_log import EventLog
     from linkspan.diagnose.trace.kernel_view import KernelView
     from linkspan.endpoints.registry import Registry
 
@@ -116,9 +116,9 @@ class Call(msgspec.Struct, frozen=True):
 class Podman(Service):
     """Answers calls of the plugin."""
 
-    def __init__(self, agent: HostAgent, happenings: Happenings) -> None:
+    def __init__(self, agent: HostAgent, event_log: EventLog) -> None:
         self._agent = agent
-        self._happenings = happenings
+        self._event_log = event_log
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, path: str, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:  # noqa: ARG002 - only one
@@ -225,7 +225,7 @@ class Podman(Service):
         why = ", ".join(f"network {name} is internal" for name in sorted(e.network for e in mine))
         what = f"port {ports} of {mine[0].called} is not published by linkspan: {why}"
         log.warning("%s", what)
-        self._happenings.add("network", what, endpoint=container, network=mine[0].network)
+        self._event_log.add("network", what, endpoint=container, network=mine[0].network)
 
 
 def _open_parent(pid: int) -> int:
@@ -373,7 +373,7 @@ class PodmanRuntime(BaseRuntime):
 
     def serve(self, agent: HostAgent, registry: Registry, config: Config) -> Service:  # noqa: ARG002 - a runtime's
         """Return the service."""
-        return Podman(agent, registry.happenings)
+        return Podman(agent, registry.event_log)
 
     def files(self, site: Site) -> Iterable[File]:
         """Return the plugin for this interpreter, in the first of netavark's plugin folders."""

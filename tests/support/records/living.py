@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from linkspan.cluster.hosts import Hosts
-from linkspan.cluster.liveness import Silence
+from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.presence import Presence
 from linkspan.core.contracts import Store
@@ -33,9 +33,9 @@ class Living(Generic[S]):
         """The keys of records that changed."""
         self.replica = Replica(store, folder / f"{name}.json", name, self._changed)
         self.hosts = Hosts(self.replica, OwnRecord(Host(id=name, name=name)))
-        self.silence = Silence(folder, STALE, lambda _host: promise)
+        self.liveness = Liveness(folder, STALE, lambda _host: promise)
         self.presence = Presence(
-            self.replica, self.hosts, self.silence, self._alone_again, self.instance, shared=shared
+            self.replica, self.hosts, self.liveness, self._alone_again, self.instance, shared=shared
         )
 
     async def _alone_again(self) -> None:

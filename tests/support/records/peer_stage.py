@@ -75,9 +75,9 @@ class PeerStage(Member):
             self.hosts,
             self.leases,
             self.networks,
-            self.disputes,
+            self.conflicts,
             self.participation,
-            self.happenings,
+            self.event_log,
             self._view,
         )
 

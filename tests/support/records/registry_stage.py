@@ -91,7 +91,7 @@ class RegistryStage:
             member.networks,
             member.allocator,
             ports,
-            member.happenings,
+            member.event_log,
             "h1",
             self.endpoints,
             lambda *counted: self.counted.append(counted),

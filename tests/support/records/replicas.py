@@ -12,9 +12,9 @@ import msgspec
 
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
-from linkspan.cluster.conflicts import Disputes
-from linkspan.cluster.endpoint_records import Published
-from linkspan.cluster.exact_addresses import Holdings
+from linkspan.cluster.conflicts import Conflicts
+from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
@@ -24,7 +24,7 @@ from linkspan.cluster.participation import Participation
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.errors import Exhausted
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import AttachRequest, Endpoint, Host, Network
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.replica import Replica
@@ -63,34 +63,34 @@ class Member:
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed, self.remote)
         self.endpoints: dict[tuple[str, str], Endpoint] = {}
         self.interest = Interest(self.replica, self.remote, self.endpoints)
-        self.published = Published(self.replica, name, self.endpoints, self.remote, self.interest)
+        self.endpoint_records = EndpointRecords(self.replica, name, self.endpoints, self.remote, self.interest)
         self.own_record = OwnRecord(Host(id=name, name=name))
         self.hosts = Hosts(self.replica, self.own_record)
-        self.leases = Leases(self.replica, self.hosts, self.published.living, overdue)
+        self.leases = Leases(self.replica, self.hosts, self.endpoint_records.living, overdue)
         self.networks = Networks(self.replica)
         self.allowances = Allowances(self.replica, self.networks)
         self.reservations = Reservations(self.replica, self.networks)
-        self.happenings = Happenings(folder / f"{name}.events")
-        self.disputes = Disputes(self.replica, self.hosts, self.leases, self.published, self.happenings)
-        self.holdings = Holdings(
+        self.event_log = EventLog(folder / f"{name}.events")
+        self.conflicts = Conflicts(self.replica, self.hosts, self.leases, self.endpoint_records, self.event_log)
+        self.exact_addresses = ExactAddresses(
             self.replica,
             self.hosts,
             self.leases,
             self.networks,
             self.endpoints,
             lambda _identity: False,
-            self.published.held,
+            self.endpoint_records.held,
         )
         self.allocator = Allocator(
             self.networks,
             self.reservations,
             self.hosts,
             self.leases,
-            self.disputes,
-            self.published.holder,
+            self.conflicts,
+            self.endpoint_records.holder,
             cooldown=0,
             stalled=lambda: "",
-            owed=self.holdings.note,
+            owed=self.exact_addresses.note,
             take_part=self._take_part,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, self.endpoints)
@@ -98,8 +98,8 @@ class Member:
     async def _changed(self, keys: frozenset[str]) -> None:
         self.seen.append(keys)
         self.interest.changed(keys)
-        self.published.changed(keys)
-        self.holdings.changed(keys)
+        self.endpoint_records.changed(keys)
+        self.exact_addresses.changed(keys)
         self.told(keys)
 
     async def _take_part(self, net: Network) -> None:
@@ -116,24 +116,24 @@ class Member:
         await self.replica.start()
         self.networks.refresh()
         self.interest.start()
-        self.published.start()
-        self.holdings.start()
+        self.endpoint_records.start()
+        self.exact_addresses.start()
 
     async def stop(self) -> None:
         """End as an agent does."""
-        await self.holdings.stop()
-        await self.published.stop()
+        await self.exact_addresses.stop()
+        await self.endpoint_records.stop()
         await self.interest.stop()
         await self.replica.stop()
 
     async def converge(self, net: Network) -> None:
         """Do what an agent's cluster does after a change."""
         self.networks.refresh()
-        self.disputes.look([net.name])
-        await self.disputes.settle(net)
+        self.conflicts.look([net.name])
+        await self.conflicts.settle(net)
         with contextlib.suppress(Exhausted):
             await self.leases.claim(net, {})
-        self.disputes.look([net.name])
+        self.conflicts.look([net.name])
         self.allocator.refresh()
 
     async def attach(self, net: Network, id_: str, ip: str = "") -> str:
@@ -148,13 +148,13 @@ class Member:
         made = (address,)
         endpoint = Endpoint(id=id_, ifname="eth0", name=id_, network=net.name, host=self.name, addresses=made)
         self.endpoints[endpoint.identity] = endpoint
-        self.published.note(endpoint.identity)
+        self.endpoint_records.note(endpoint.identity)
         self.interest.note(endpoint.identity)
 
     async def detach(self, net: Network, id_: str) -> None:
         """Take a container away."""
         endpoint = self.endpoints.pop((id_, "eth0"))
-        self.published.note(endpoint.identity)
+        self.endpoint_records.note(endpoint.identity)
         self.interest.note(endpoint.identity)
         await self.allocator.release(net.name, endpoint.prefixes)
 

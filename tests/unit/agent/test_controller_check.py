@@ -6,7 +6,7 @@ from pathlib import Path
 
 from linkspan.agent import agent_checks
 from linkspan.backends.sdn.backend import BACKEND
-from linkspan.cluster.questions import Ask, Question, Standing, Well
+from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply, Question
 from linkspan.controller.election import KEY
 from linkspan.core.model import CONTROLLER
 from linkspan.store.memory import Memory
@@ -19,7 +19,7 @@ AWAY = "switch sw3 at tcp:192.0.2.250:6653: it does not answer in time"
 async def _agent(memory: Memory, folder: Path) -> tuple[Member, Ask]:
     member = Member(memory, folder, "h1")
 
-    async def answer(question: Question) -> Standing:
+    async def answer(question: Question) -> HealthReply:
         raise AssertionError(question)
 
     ask = Ask(member.replica, "h1", answer)
@@ -36,9 +36,9 @@ def test_doctor_says_what_the_controller_says(tmp_path: Path) -> None:
         agent, ask = await _agent(memory, tmp_path)
         problems: list[str] = []
 
-        async def answer(question: Question) -> Standing:
-            assert question == Well()
-            return Standing(tuple(problems))
+        async def answer(question: Question) -> HealthReply:
+            assert question == HealthQuestion()
+            return HealthReply(tuple(problems))
 
         controller = Member(memory, tmp_path, "ctl1")
         answering = Ask(controller.replica, CONTROLLER, answer)

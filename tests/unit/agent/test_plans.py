@@ -11,7 +11,7 @@ import pytest
 from linkspan.agent.plans import Plans
 from linkspan.backends import BACKENDS
 from linkspan.backends.base import BaseBackend
-from linkspan.cluster.shared_states import AfterPeers
+from linkspan.cluster.shared_states import SharedStates
 from linkspan.core.config import Config
 from linkspan.core.contracts import HostPhase
 from linkspan.core.desired import Source
@@ -96,11 +96,11 @@ def test_what_serves_all_networks_of_a_backend_is_put_in_its_phase_alone(
     """Whatever the backend is, and by one of the two that could put it: they would replace each other's states."""
     monkeypatch.setitem(BACKENDS, "shared", _Shared(phase))
     stage = _Stage("shared")
-    after_peers = AfterPeers(worker_of(stage.machine), stage._view)
+    shared_states = SharedStates(worker_of(stage.machine), stage._view)
     stage.put()
     assert bool(stage.wanted(Wireguard)) == (phase == "before networks")
     before = _copy(stage)
-    assert asyncio.run(after_peers.put()) == {}
+    assert asyncio.run(shared_states.put()) == {}
     assert stage.wanted(Wireguard) == [Wireguard("lsshared", 1400, tun=False)]
     changed = [source for source, states in _copy(stage).items() if states != before.get(source)]
     assert changed == ([("host", "shared")] if phase == "after peers" else [])

@@ -19,7 +19,7 @@ from linkspan.agent.ipsec_sessions import (
     BURST,
     GRACE,
     RATE,
-    Associating,
+    IpsecSessions,
     Memory,
     Try,
     Wanted,
@@ -32,7 +32,7 @@ from linkspan.backends.ipsec.backend import BACKEND
 from linkspan.backends.ipsec.settings import identity, settings
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import HOST, NftElement, Route
@@ -413,18 +413,18 @@ def test_a_peer_is_named_once_it_was_tried_in_vain(tmp_path: Path, monkeypatch: 
     """Before its turn it is only counted, however long it waits; and then it has the time that any peer has."""
     now = time.monotonic()
     monkeypatch.setattr("linkspan.agent.ipsec_sessions.time.monotonic", lambda: now)
-    log = Happenings(tmp_path / "events")
-    associating = Associating(worker_of(MemoryMachine()), log)
-    monkeypatch.setattr(associating, "_news", lambda: "")
+    log = EventLog(tmp_path / "events")
+    ipsec_sessions = IpsecSessions(worker_of(MemoryMachine()), log)
+    monkeypatch.setattr(ipsec_sessions, "_news", lambda: "")
     seen = []
     for pause, waiting in ((0, {"ls-h2"}), (60, {"ls-h2"}), (1, set()), (GRACE, set()), (1, set())):
         now += pause
-        associating._memory.waiting = waiting
-        associating._note([WANTED], [])
-        seen.append((associating.counts()["waiting"], [one["host"] for one in associating.told()]))
+        ipsec_sessions._memory.waiting = waiting
+        ipsec_sessions._note([WANTED], [])
+        seen.append((ipsec_sessions.counts()["waiting"], [one["host"] for one in ipsec_sessions.told()]))
     assert seen == [(1, []), (1, []), (0, []), (0, []), (0, ["h2"])]
-    associating._note([WANTED], [association(1)])
-    assert (associating.told(), associating.counts()) == ([], {"peers": 1, "up": 1, "waiting": 0})
+    ipsec_sessions._note([WANTED], [association(1)])
+    assert (ipsec_sessions.told(), ipsec_sessions.counts()) == ([], {"peers": 1, "up": 1, "waiting": 0})
     log.close()
 
 
@@ -475,22 +475,22 @@ def test_a_peer_that_comes_is_started_at_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("linkspan.agent.ipsec_sessions.EVERY", 1000.0)
     machine = MemoryMachine()
     machine.ike = tmp_path / "vici"
-    log = Happenings(tmp_path / "events")
+    log = EventLog(tmp_path / "events")
     other = msgspec.structs.replace(CONNECTION, name="ls-h3", peer="h3")
 
     async def run() -> None:
-        associating = Associating(worker_of(machine), log)
-        monkeypatch.setattr(associating, "_news", lambda: "")
+        ipsec_sessions = IpsecSessions(worker_of(machine), log)
+        monkeypatch.setattr(ipsec_sessions, "_news", lambda: "")
         machine.reconciler.desired.replace(("peer",), [CONNECTION, CHILD])
-        await associating.start()
+        await ipsec_sessions.start()
         await eventually(lambda: looks == [["ls-h2"]], "the first query")
         for _ in range(3):
-            associating.soon()
+            ipsec_sessions.soon()
             await asyncio.sleep(0)
         machine.reconciler.desired.replace(("other",), [other])
-        associating.soon()
+        ipsec_sessions.soon()
         await eventually(lambda: looks == [["ls-h2"], ["ls-h2", "ls-h3"]], "the query for the peer that came")
-        await associating.stop()
+        await ipsec_sessions.stop()
 
     asyncio.run(run())
     log.close()

@@ -39,17 +39,17 @@ async def _two_owners(memory: Memory, folder: Path, net: Network) -> tuple[Membe
     backup = _backup(memory)
     await one.converge(net)
     await one.attach(net, "c1")
-    await eventually(lambda: not one.published.due, "c1 is told to all")
+    await eventually(lambda: not one.endpoint_records.due, "c1 is told to all")
     await one.stop()
     memory.restore(*backup)
     await two.start()
     await two.converge(net)
     await two.attach(net, "c2", "10.244.0.77")
-    await eventually(lambda: not two.published.due, "c2 is told to all")
+    await eventually(lambda: not two.endpoint_records.due, "c2 is told to all")
     again = Member(memory, folder, "h1")
     await again.start()
     again.endpoints.update(one.endpoints)
-    again.published.start()
+    again.endpoint_records.start()
     await eventually(lambda: again.replica.settled, "h1 has put back what was lost")
     return again, two
 
@@ -67,7 +67,7 @@ async def _both(one: Member, two: Member, net: Network, owner: str) -> None:
     else:
         pytest.fail(f"not all see that {owner} has the block")
     for member in (one, two):
-        assert await member.published.known(net.name), f"{member.name} knows whose containers are where"
+        assert await member.endpoint_records.known(net.name), f"{member.name} knows whose containers are where"
     await two.converge(net)
     await one.converge(net)
 
@@ -86,11 +86,11 @@ def test_the_earlier_claim_wins_and_the_loser_is_named_and_frozen(tmp_path: Path
             await two.attach(net, "c3", "10.244.0.80")
         assert two.endpoints["c2", "eth0"].addresses == ("10.244.0.77/32",)
         for member in (one, two):
-            (told,) = [member.disputes.told(dispute) for dispute in member.disputes.open()]
+            (told,) = [member.conflicts.told(dispute) for dispute in member.conflicts.open()]
             assert (told["winner"], told["loser"], told["containers"]) == ("h1", "h2", ["c2"])
             assert "host h1" in str(told["why"])
             assert "detach c2 on host h2" in str(told["fix"])
-            assert any("host h2 claims it too" in h.what for h in member.happenings.kept("lease"))
+            assert any("host h2 claims it too" in h.what for h in member.event_log.kept("lease"))
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
@@ -103,7 +103,7 @@ def test_the_winner_gives_no_address_that_the_loser_s_containers_have(tmp_path: 
         memory, net = Memory(), network(pool="10.244.0.0/24")
         one, two = await _two_owners(memory, tmp_path, net)
         await _both(one, two, net, "h1")
-        assert one.disputes.astray(net, "h2") == {prefix("10.244.0.77")}
+        assert one.conflicts.astray(net, "h2") == {prefix("10.244.0.77")}
         with pytest.raises(Conflict, match=r"10\.244\.0\.77 is in use by c2 on host h2"):
             await one.attach(net, "x", "10.244.0.77")
         given = {await one.attach(net, f"x{number}") for number in range(one.allocator.free("demo"))}
@@ -133,7 +133,7 @@ def test_a_dispute_ends_with_the_loser_s_last_container(tmp_path: Path) -> None:
         await two.converge(net)
         await eventually(lambda: len(one.leases.lost("demo")) == 0, "nothing is in dispute")
         await one.converge(net)
-        assert one.disputes.open() == two.disputes.open() == []
+        assert one.conflicts.open() == two.conflicts.open() == []
         assert await one.attach(net, "x", "10.244.0.77") == "10.244.0.77"
         await asyncio.gather(one.stop(), two.stop())
 
@@ -174,7 +174,7 @@ def test_a_removal_is_no_dispute(tmp_path: Path) -> None:
         again = Member(memory, tmp_path, "h1")
         await again.start()
         assert again.leases.mine("demo") is None
-        await again.disputes.settle(net)
+        await again.conflicts.settle(net)
         assert again.leases.blocks("demo") == {BLOCK: "h2"}
         await asyncio.gather(again.stop(), two.stop())
 
@@ -197,18 +197,18 @@ def test_an_exact_address_that_two_hosts_hold_is_the_earlier_one_s(tmp_path: Pat
         await two.start()
         await two.converge(net)
         await two.attach(net, "c2", wanted)
-        await eventually(lambda: not two.published.due, "c2 is told to all")
+        await eventually(lambda: not two.endpoint_records.due, "c2 is told to all")
         again = Member(memory, tmp_path, "h1")
         again.holds(net, "c1", f"{wanted}/32")
         await again.start()
         key = prefix(wanted)
         await eventually(lambda: two.leases.exact("demo")[key].host == "h1", "h1 has it again")
-        await eventually(two.holdings.open, "h2 knows that it lost")
-        (lost,), (won,) = two.holdings.open(), again.holdings.open()
+        await eventually(two.exact_addresses.open, "h2 knows that it lost")
+        (lost,), (won,) = two.exact_addresses.open(), again.exact_addresses.open()
         assert (lost.winner, lost.loser) == (won.winner, won.loser) == ("h1", "h2")
         assert won.containers == ("c2",)
         await two.detach(net, "c2")
-        await eventually(lambda: not again.holdings.open(), "it is settled when c2 is gone")
+        await eventually(lambda: not again.exact_addresses.open(), "it is settled when c2 is gone")
         assert two.leases.exact("demo")[key].host == "h1", "h2's release does not free h1's address"
         await asyncio.gather(again.stop(), two.stop())
 
@@ -338,7 +338,7 @@ def test_a_block_that_the_lease_no_longer_lists_is_released(
         await eventually(lambda: len(one.leases.blocks("demo")) == 5, "h1 reads its new blocks")
         await one.converge(net)
         assert len(one.leases.blocks("demo")) == 5, "an attach may be about to use one of them"
-        assert one.disputes.pending
+        assert one.conflicts.pending
         listed = _hostile(one.leases.mine("demo"), str(mine), three[0])
         await other.replica.write({"leases/demo/h1": listed})
         await eventually(lambda: one.leases.mine("demo") == listed, "h1 reads its lease")
@@ -346,7 +346,7 @@ def test_a_block_that_the_lease_no_longer_lists_is_released(
         await one.converge(net)
         left = {mine: "h1", prefix(three[0]): "h1", prefix(three[1]): "h1"}
         assert one.leases.blocks("demo") == left
-        assert not one.disputes.pending
+        assert not one.conflicts.pending
         await eventually(lambda: other.leases.blocks("demo") == left, "the other host sees that they are free")
         assert other.replica.settled, "they were released, not lost"
         await asyncio.gather(one.stop(), other.stop())

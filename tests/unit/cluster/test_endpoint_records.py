@@ -11,7 +11,7 @@ import pytest
 from linkspan.cluster.endpoint_records import by_container
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Unavailable
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Lease
 from linkspan.store.memory import Memory
 from linkspan.store.request import MOST_BYTES, Request
@@ -27,7 +27,7 @@ class Teller:
         self.member = Member(memory, folder, name)
         self.replica = self.member.replica
         self.endpoints = self.member.endpoints
-        self.published = self.member.published
+        self.endpoint_records = self.member.endpoint_records
         self.name = name
         self._memory = memory
 
@@ -37,13 +37,13 @@ class Teller:
             id=id_, ifname="eth0", network="demo", host=self.name, netns=7, netns_path="/proc/1/ns/net", labels=labels
         )
         self.endpoints[made.identity] = made
-        self.published.note(made.identity)
+        self.endpoint_records.note(made.identity)
         return made
 
     def detach(self, id_: str) -> None:
         """Have one less."""
         del self.endpoints[id_, "eth0"]
-        self.published.note((id_, "eth0"))
+        self.endpoint_records.note((id_, "eth0"))
 
     def seen(self) -> list[tuple[str, str]]:
         """Return what the store has of others: host and id."""
@@ -54,18 +54,18 @@ class Teller:
         """Begin."""
         await self.replica.start()
         self.member.interest.start()
-        self.published.start()
+        self.endpoint_records.start()
 
     async def stop(self) -> None:
         """End."""
-        await self.published.stop()
+        await self.endpoint_records.stop()
         await self.member.interest.stop()
         await self.replica.stop()
 
 
 async def everywhere(teller: Teller, network: str = "") -> list[Endpoint]:
     """Return a host's list of the cluster's endpoints."""
-    return [endpoint async for some in teller.published.everywhere(network) for endpoint in some]
+    return [endpoint async for some in teller.endpoint_records.everywhere(network) for endpoint in some]
 
 
 def test_endpoints_are_seen_on_other_hosts_until_they_go(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_large_records_are_written_in_as_many_transactions_as_it_takes(tmp_path:
         wanted = [("h1", f"c{number}") for number in range(8)] + [("h1", "small")]
         await eventually(lambda: two.seen() == wanted, "h2 sees all others")
         assert one.replica.problem == ""
-        await eventually(lambda: not one.published.due, "nothing is left to write")
+        await eventually(lambda: not one.endpoint_records.due, "nothing is left to write")
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
@@ -160,13 +160,13 @@ def test_a_list_is_of_one_network_or_of_one_host(tmp_path: Path) -> None:
         _named(two, "c", "cache")
         await asyncio.gather(one.start(), two.start())
         await eventually(lambda: len(two.seen()) == 2, "the store has both")
-        groups = [[e.id for e in some] async for some in two.published.everywhere()]
+        groups = [[e.id for e in some] async for some in two.endpoint_records.everywhere()]
         assert groups == [["c"], ["a", "b"]]
         assert [e.id for e in await everywhere(two, "other")] == ["b"]
-        assert [e.id for e in await two.published.find("web@demo")] == ["a"]
+        assert [e.id for e in await two.endpoint_records.find("web@demo")] == ["a"]
         assert await everywhere(two, "third") == []
-        assert [e.id async for some in two.published.elsewhere(host="h1") for e in some] == ["a", "b"]
-        assert [e async for some in two.published.elsewhere(host="h3") for e in some] == []
+        assert [e.id async for some in two.endpoint_records.elsewhere(host="h1") for e in some] == ["a", "b"]
+        assert [e async for some in two.endpoint_records.elsewhere(host="h3") for e in some] == []
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
@@ -206,11 +206,11 @@ def test_a_list_without_the_store_is_refused_and_says_what_goes(tmp_path: Path) 
         with pytest.raises(Unavailable) as refused:
             await everywhere(two)
         assert "--local" in refused.value.hint
-        assert [e.id for e in await two.published.find("cache")] == ["c"]
+        assert [e.id for e in await two.endpoint_records.find("cache")] == ["c"]
         with pytest.raises(Unavailable):
-            await two.published.find("web")
+            await two.endpoint_records.find("web")
         two.member.store.mend()
-        assert [e.id for e in await two.published.find("web")] == ["a"]
+        assert [e.id for e in await two.endpoint_records.find("web")] == ["a"]
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)
@@ -233,15 +233,15 @@ def test_an_end_of_a_trace_is_found_in_the_store(tmp_path: Path, word: str) -> N
         await asyncio.gather(one.start(), two.start())
         await one.member.replica.write({"leases/demo/h1": Lease(network="demo", host="h1")})
         await eventually(lambda: two.member.remote.count() == 2, "h2 keeps both")
-        assert two.published.keeps(prefix("10.244.0.9"))
-        assert not two.published.keeps(prefix("10.244.0.90"))
-        found = {endpoint.id: (host, endpoint) for host, endpoint in await two.published.met(word)}
+        assert two.endpoint_records.keeps(prefix("10.244.0.9"))
+        assert not two.endpoint_records.keeps(prefix("10.244.0.90"))
+        found = {endpoint.id: (host, endpoint) for host, endpoint in await two.endpoint_records.met(word)}
         assert found.keys() == {"a" * 64, "b"}
         assert found["a" * 64] == ("h1", made)
         host, sketch = found["b"]
         assert (host, sketch.name, sketch.netns, sketch.prefixes) == ("h1", "db", 0, other.prefixes)
         two.member.store.cut()
-        assert {(host, endpoint.name, endpoint.netns) for host, endpoint in await two.published.met(word)} == {
+        assert {(host, endpoint.name, endpoint.netns) for host, endpoint in await two.endpoint_records.met(word)} == {
             ("h1", "web", 0),
             ("h1", "db", 0),
         }
@@ -281,7 +281,7 @@ def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
         assert two.seen() == []
         await eventually(lambda: "gone/hosts/h1" in one.replica.records, "h1 hears of it")
         one.attach("b")
-        await eventually(lambda: not one.published.due, "h1 has looked at it")
+        await eventually(lambda: not one.endpoint_records.due, "h1 has looked at it")
         assert two.seen() == []
         await asyncio.gather(one.stop(), two.stop())
 
@@ -296,18 +296,18 @@ def test_whose_an_address_is_says_what_is_known(tmp_path: Path) -> None:
         made = Endpoint(id="5fa4" * 16, ifname="eth0", network="demo", host="h1", name=name, delivered=delivered)
         one.endpoints.clear()
         one.endpoints[made.identity] = msgspec.structs.replace(made, addresses=("10.244.0.9/16",))
-        return one.published.holder("demo", prefix("10.244.0.9"))
+        return one.endpoint_records.holder("demo", prefix("10.244.0.9"))
 
     assert whose("web", "lsd1") == "web"
     assert whose("", "lsd1") == "Docker's endpoint 5fa45fa45fa4 on host h1"
     assert whose("") == f"{'5fa4' * 16} on host h1"
-    assert one.published.holder("demo", prefix("10.244.0.8")) == ""
+    assert one.endpoint_records.holder("demo", prefix("10.244.0.8")) == ""
 
 
 def _named(teller: Teller, id_: str, name: str, network: str = "demo") -> None:
     made = Endpoint(id=id_, ifname="eth0", name=name, network=network, host=teller.name)
     teller.endpoints[made.identity] = made
-    teller.published.note(made.identity)
+    teller.endpoint_records.note(made.identity)
 
 
 def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
     _named(one, "99cc", "db1")
 
     def ids(word: str, *, named: bool = True) -> list[str]:
-        return [e.id for e in one.published.here(word, named=named)]
+        return [e.id for e in one.endpoint_records.here(word, named=named)]
 
     assert ids("4f1c") == ["4f1c"]
     assert ids("web") == ["4f1c"]
@@ -329,7 +329,7 @@ def test_a_container_is_named_by_what_a_list_shows(tmp_path: Path) -> None:
     assert ids("nobody") == []
     assert ids("web", named=False) == []
     with pytest.raises(Conflict) as refused:
-        one.published.here("db")
+        one.endpoint_records.here("db")
     assert refused.value.message == (
         "2 containers on this host are called db: db@front (77aa eth0), db@back (88bb eth0)"
     )
@@ -353,7 +353,7 @@ def test_an_id_means_its_endpoints_in_two_namespaces(
     for number in range(2):
         made = Endpoint(id="d1", ifname=f"eth{number}", name="d1", network="demo", host="h1", netns=7 + number)
         one.endpoints[made.identity] = made
-    assert [e.ifname for e in one.published.here(word, named=named, ifname=ifname)] == found
+    assert [e.ifname for e in one.endpoint_records.here(word, named=named, ifname=ifname)] == found
 
 
 def test_a_name_of_several_containers_is_told_apart_by_interface_or_network(tmp_path: Path) -> None:
@@ -364,10 +364,10 @@ def test_a_name_of_several_containers_is_told_apart_by_interface_or_network(tmp_
             id=f"c{number}", ifname=f"eth{number}", name="web", network=network, host="h1", netns=7 + number
         )
         one.endpoints[made.identity] = made
-    assert [e.id for e in one.published.here("web", ifname="eth1")] == ["c1"]
-    assert [e.id for e in one.published.here("web", network="front")] == ["c0"]
+    assert [e.id for e in one.endpoint_records.here("web", ifname="eth1")] == ["c1"]
+    assert [e.id for e in one.endpoint_records.here("web", network="front")] == ["c0"]
     with pytest.raises(Conflict, match="2 containers on this host are called web"):
-        one.published.here("web", network="back")
+        one.endpoint_records.here("web", network="back")
 
 
 def test_one_container_in_two_networks_of_docker_s_is_one(tmp_path: Path) -> None:
@@ -379,8 +379,8 @@ def test_one_container_in_two_networks_of_docker_s_is_one(tmp_path: Path) -> Non
             delivered=f"lsd{number}",
         )  # fmt: skip
         one.endpoints[made.identity] = made
-    assert [e.network for e in one.published.here("web")] == ["front", "back"]
-    assert [e.network for e in one.published.here("web@back")] == ["back"]
+    assert [e.network for e in one.endpoint_records.here("web")] == ["front", "back"]
+    assert [e.network for e in one.endpoint_records.here("web@back")] == ["back"]
 
 
 @pytest.mark.parametrize(
@@ -399,9 +399,9 @@ def test_an_inode_that_the_kernel_gave_again_is_another_container_s(
     one.endpoints |= {made.identity: made for made in every}
     if containers > 1:
         with pytest.raises(Conflict, match=f"{containers} containers on this host are called web"):
-            one.published.here("web")
+            one.endpoint_records.here("web")
     else:
-        assert one.published.here("web") == every
+        assert one.endpoint_records.here("web") == every
     other = Endpoint(id="x", ifname="eth0", network="demo", host="h2", netns=7, netns_cookie=cookies[0])
     mixed = [every[0], other, *every[1:]]
     assert by_container(mixed) == ([*every, other] if containers == 1 else mixed)
@@ -430,7 +430,7 @@ def test_what_dns_answers_and_the_start_of_an_id_mean_a_container(
     for id_, name, labels in (("a" * 64, "shop-db-1", {"aliases": "db"}), ("b" * 30, "shop-web-1", {})):
         made = Endpoint(id=id_, ifname="eth0", name=name, network="demo", host="h1", labels=labels)
         one.endpoints[made.identity] = made
-    assert [e.id for e in one.published.here(word)] == found
+    assert [e.id for e in one.endpoint_records.here(word)] == found
 
 
 def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
@@ -439,19 +439,19 @@ def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
     async def work() -> None:
         memory = Memory()
         one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
-        log = Happenings(tmp_path / "events")
+        log = EventLog(tmp_path / "events")
         log.add("detach", "web left network demo", endpoint="4f1c", ifname="eth0", network="demo")
         await one.start()
         await two.start()
         _named(one, "77aa", "db", "front")
         _named(two, "88bb", "k1")
         await eventually(lambda: one.seen() == [("h2", "88bb")], "the store has what h2 has")
-        assert "eth0 of network front" in await one.published.missing("db", log)
-        assert "`linkspan detach db` detaches eth0" in await one.published.missing("db", log, named=False)
-        assert "on host h2" in await one.published.missing("k1", log)
+        assert "eth0 of network front" in await one.endpoint_records.missing("db", log)
+        assert "`linkspan detach db` detaches eth0" in await one.endpoint_records.missing("db", log, named=False)
+        assert "on host h2" in await one.endpoint_records.missing("k1", log)
         for word in ("web", "4f1c"):
-            assert "was detached already, at 20" in await one.published.missing(word, log)
-        assert "no container on this host" in await one.published.missing("nobody", log)
+            assert "was detached already, at 20" in await one.endpoint_records.missing(word, log)
+        assert "no container on this host" in await one.endpoint_records.missing("nobody", log)
         await one.stop()
         await two.stop()
 

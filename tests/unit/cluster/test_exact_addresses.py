@@ -77,11 +77,11 @@ def test_an_attach_that_is_under_way_keeps_its_address(tmp_path: Path) -> None:
     async def work() -> None:
         memory, net = Memory(), network(ipam="exact")
         one = Member(memory, tmp_path, "h1")
-        one.holdings._busy = lambda identity: identity == ("c1", "eth0")
+        one.exact_addresses._busy = lambda identity: identity == ("c1", "eth0")
         await one.start()
         await one.networks.create(net)
         await one.leases.take(net, prefix(WANTED), "c1", "eth0")
-        await eventually(lambda: one.holdings.due == {f"addresses/demo/{WANTED}"}, "it was looked at")
+        await eventually(lambda: one.exact_addresses.due == {f"addresses/demo/{WANTED}"}, "it was looked at")
         assert one.leases.exact("demo")[prefix(WANTED)].host == "h1"
         await one.stop()
 
@@ -97,7 +97,7 @@ def test_a_host_s_own_address_is_not_released(tmp_path: Path) -> None:
         await one.start()
         await one.networks.create(net)
         await one.converge(net)
-        await eventually(lambda: not one.holdings.due, "all was looked at")
+        await eventually(lambda: not one.exact_addresses.due, "all was looked at")
         (own,) = one.leases.exact("demo").values()
         assert own.host == "h1"
         await one.stop()

@@ -160,7 +160,7 @@ def _wanted(member: Member, here: Host) -> Iterator[tuple[Network, State]]:
     networks = member.networks.all()
     hosts, leases = member.hosts, member.leases
     pairs = [(lease.network, lease.host) for lease in leases.all() if lease.host != here.id]
-    met = seen(hosts, leases, member.networks, member.disputes, pairs)
+    met = seen(hosts, leases, member.networks, member.conflicts, pairs)
     peers = tuple(
         msgspec.structs.replace(one, device="eth0", on_link=True) for one in met.values() if isinstance(one, Peer)
     )
@@ -239,8 +239,8 @@ def test_nothing_in_the_store_fails_an_agent_or_leads_outside_the_pools(
         if way not in ("bgp", "sdn"):  # whose routes to peers are the speaker's, or the switches'
             assert any(isinstance(state, Route) and state.destination == prefix(TWO) for _, state in told)
         assert await member.attach(demo, "c1")
-        assert await member.published.known("demo")
-        assert [one async for some in member.published.everywhere() for one in some]
+        assert await member.endpoint_records.known("demo")
+        assert [one async for some in member.endpoint_records.everywhere() for one in some]
         await member.stop()
 
     with tempfile.TemporaryDirectory() as folder:

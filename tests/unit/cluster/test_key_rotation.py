@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster.key_rotation import GATHER, Rotating
+from linkspan.cluster.key_rotation import GATHER, KeyRotation
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Host, HostView, Other, Underlay
@@ -106,11 +106,11 @@ class _Stage:
         self.member = Member(Memory(), folder.folder, "id1")
         self.hosts = self.member.hosts
         worker = worker_of(Keeper(folder))
-        self.rotating = Rotating(
+        self.key_rotation = KeyRotation(
             worker,
             self.member.own_record,
             self.hosts,
-            self.member.happenings,
+            self.member.event_log,
             self._view,
             self._put,
             self._register,
@@ -144,16 +144,16 @@ def test_a_change_waits_for_the_others_and_then_takes_place(folder: KeyFolder) -
 
     async def change() -> None:
         stage = _Stage(folder)
-        await stage.rotating.settle()
+        await stage.key_rotation.settle()
         before = folder.public(PRIVATE)
         assert stage.hosts.here.keys == {"wireguard": before}
-        told = await stage.rotating.begin()
+        told = await stage.key_rotation.begin()
         coming = folder.public(NEXT)
         assert (told.key, told.next, told.waiting) == (before[:10], coming[:10], ["h2"])
-        await stage.rotating.advance()
+        await stage.key_rotation.advance()
         assert stage.puts == []
         stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
-        await stage.rotating.advance()
+        await stage.key_rotation.advance()
         assert stage.puts == [coming]
         assert (stage.hosts.here.keys, stage.hosts.here.next_keys) == ({"wireguard": coming}, {})
         assert (folder.public(PRIVATE), folder.public(NEXT)) == (coming, "")
@@ -166,19 +166,19 @@ def test_where_the_store_is_away_the_device_gets_its_old_key_back(folder: KeyFol
 
     async def change() -> None:
         stage = _Stage(folder)
-        await stage.rotating.settle()
+        await stage.key_rotation.settle()
         before = folder.public(PRIVATE)
-        await stage.rotating.begin()
+        await stage.key_rotation.begin()
         coming = folder.public(NEXT)
         stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
         stage.away = True
         with pytest.raises(Unavailable, match="not in force yet: the store does not answer"):
-            await stage.rotating.advance()
+            await stage.key_rotation.advance()
         assert stage.puts == [coming, before]
         assert stage.hosts.here.keys == {"wireguard": before}
         assert folder.public(PRIVATE) == before
         stage.away = False
-        await stage.rotating.advance()
+        await stage.key_rotation.advance()
         assert folder.public(PRIVATE) == coming
 
     asyncio.run(change())
@@ -195,16 +195,16 @@ def test_a_change_of_the_key_keeps_what_other_tasks_write_into_the_record(folder
             own.change(control=("192.0.2.9:2379",))
             stage.meanwhile = lambda: None
 
-        await stage.rotating.settle()
+        await stage.key_rotation.settle()
         stage.meanwhile = lambda: own.change(underlay=Underlay("eth1", ("192.0.2.1/24",)))
-        await stage.rotating.begin()
+        await stage.key_rotation.begin()
         coming = folder.public(NEXT)
         assert (own.host.underlay, own.host.next_keys) == (Underlay("eth1", ("192.0.2.1/24",)), {"wireguard": coming})
         stage.other = msgspec.structs.replace(stage.other, takes={"id1": coming})
         stage.away = True
         stage.meanwhile = once
         with pytest.raises(Unavailable, match="not in force yet"):
-            await stage.rotating.advance()
+            await stage.key_rotation.advance()
         assert (own.host.control, own.host.next_keys) == (("192.0.2.9:2379",), {"wireguard": coming})
 
     asyncio.run(change())
@@ -215,26 +215,26 @@ def test_the_keys_that_many_announce_are_taken_by_few_writes(folder: KeyFolder) 
 
     async def change() -> None:
         stage = _Stage(folder)
-        rotating, said = stage.rotating, list[float]()
-        await rotating.settle()
+        key_rotation, said = stage.key_rotation, list[float]()
+        await key_rotation.settle()
         others: list[Other] = []
 
         async def register() -> None:
             said.append(clock())
 
-        rotating._register = register
-        rotating._view = lambda: HostView((), others=tuple(others))
+        key_rotation._register = register
+        key_rotation._view = lambda: HostView((), others=tuple(others))
         begun = clock()
         for number in range(100):
             host = Host(id=f"o{number}", name=f"o{number}", next_keys={"wireguard": f"key{number}"})
             others.append(Other(host, ("demo",)))
-            await rotating.advance()
+            await key_rotation.advance()
             await asyncio.sleep(0.1)
         assert said[0] == begun
-        assert rotating.gathering
+        assert key_rotation.gathering
         await asyncio.sleep(GATHER)
-        await rotating.advance()
-        assert not rotating.gathering
+        await key_rotation.advance()
+        assert not key_rotation.gathering
         assert stage.hosts.here.takes == {f"o{number}": f"key{number}" for number in range(100)}
         assert len(said) <= 4, said
 
@@ -247,7 +247,7 @@ def test_an_agent_that_ended_in_the_middle_goes_by_the_record(folder: KeyFolder)
     async def settle(recorded: str) -> Host:
         stage = _Stage(folder)
         await stage.recorded(recorded)
-        await stage.rotating.settle()
+        await stage.key_rotation.settle()
         await stage.member.replica.stop()
         return stage.hosts.here
 
@@ -266,7 +266,7 @@ def test_a_key_that_was_lost_is_not_made_anew_in_silence(folder: KeyFolder) -> N
 
     async def settle() -> None:
         await stage.recorded(public)
-        await stage.rotating.settle()
+        await stage.key_rotation.settle()
         await stage.member.replica.stop()
 
     asyncio.run(settle())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.cluster import liveness
-from linkspan.cluster.liveness import Silence
+from linkspan.cluster.liveness import Liveness
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Exhausted
 from linkspan.core.model import Host
@@ -36,13 +36,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def _silence(folder: Path, promise: Callable[[str], float] = lambda _host: PROMISE) -> Silence:
-    return Silence(folder, GAP, promise)
+def _liveness(folder: Path, promise: Callable[[str], float] = lambda _host: PROMISE) -> Liveness:
+    return Liveness(folder, GAP, promise)
 
 
 def test_a_silent_host_stops_at_half_and_withdraws_at_the_end(tmp_path: Path, clock: Clock) -> None:
     """Counted from its last heartbeat; the next heartbeat makes it alive again."""
-    one = _silence(tmp_path)
+    one = _liveness(tmp_path)
     one.spoke("h1", clock.now)
     clock.now += PROMISE / 2 - 1
     assert (one.stalled("h1"), one.withdrawn("h1")) == ("", False)
@@ -57,7 +57,7 @@ def test_a_silent_host_stops_at_half_and_withdraws_at_the_end(tmp_path: Path, cl
 
 def test_without_a_promise_nothing_is_ever_given_up(tmp_path: Path, clock: Clock) -> None:
     """Off by default: a host that is silent for a year holds what it has, for itself and for the others."""
-    one = _silence(tmp_path, lambda _host: 0.0)
+    one = _liveness(tmp_path, lambda _host: 0.0)
     one.heard({"h1", "h2"}, set(), clock.now)
     clock.now += 3e7
     assert (one.stalled("h1"), one.withdrawn("h1"), one.overdue("h2")) == ("", False, False)
@@ -65,7 +65,7 @@ def test_without_a_promise_nothing_is_ever_given_up(tmp_path: Path, clock: Clock
 
 def test_the_others_never_count_to_the_end_before_the_silent_host(tmp_path: Path, clock: Clock) -> None:
     """They count from when its record had expired, and again after a time in which they could not look themselves."""
-    theirs = _silence(tmp_path)
+    theirs = _liveness(tmp_path)
     theirs.spoke("h2", clock.now)
     theirs.heard({"h1", "h2"}, {"h2"}, clock.now)
     clock.now += PROMISE - 1
@@ -89,13 +89,13 @@ def test_an_agent_s_restart_does_not_make_its_silence_shorter(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next agent counts on from the last one's word; after a reboot nobody has spoken yet."""
-    _silence(tmp_path).spoke("h1", clock.now)
+    _liveness(tmp_path).spoke("h1", clock.now)
     clock.now += PROMISE
-    assert _silence(tmp_path).withdrawn("h1")
+    assert _liveness(tmp_path).withdrawn("h1")
     clock.now -= PROMISE - 1
-    assert not _silence(tmp_path).withdrawn("h1")
+    assert not _liveness(tmp_path).withdrawn("h1")
     monkeypatch.setattr(liveness, "boot_id", lambda: "another boot")
-    assert _silence(tmp_path).withdrawn("h1")
+    assert _liveness(tmp_path).withdrawn("h1")
     assert durable_files.boot_id() != "another boot"
 
 
@@ -145,14 +145,14 @@ def test_an_exact_address_of_an_overdue_host_may_be_taken(tmp_path: Path) -> Non
         await one.networks.create(net)
         await one.converge(net)
         await one.attach(net, "c1", wanted)
-        await eventually(lambda: not one.published.due, "c1 is told to all")
+        await eventually(lambda: not one.endpoint_records.due, "c1 is told to all")
         await eventually(lambda: prefix(wanted) in two.leases.exact("demo"), "h2 knows the address")
         two.networks.refresh()
         with pytest.raises(Conflict):
             await two.attach(net, "c2", wanted)
         overdue.add("h1")
         assert await two.attach(net, "c2", wanted) == wanted
-        await eventually(one.holdings.open, "h1 knows that it lost it")
+        await eventually(one.exact_addresses.open, "h1 knows that it lost it")
         assert two.leases.exact("demo")[prefix(wanted)].host == "h2"
         await asyncio.gather(one.stop(), two.stop())
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.cluster.liveness import Silence
-from linkspan.cluster.membership import Cluster
+from linkspan.cluster.liveness import Liveness
+from linkspan.cluster.membership import Membership
 from linkspan.cluster.participation import chosen
 from linkspan.core.config import Config
 from linkspan.core.errors import Exhausted, LinkspanError, Unavailable
@@ -81,7 +81,7 @@ class Stage(Member):
         machine = Machine()
         machine.reconciler = self.kernel = Kernel()
         machine.sockets = Sockets(Namespaces())
-        self.cluster = Cluster(
+        self.membership = Membership(
             worker_of(machine),
             self.replica,
             self.own_record,
@@ -89,10 +89,10 @@ class Stage(Member):
             self.leases,
             self.networks,
             self.allocator,
-            self.disputes,
+            self.conflicts,
             self.participation,
-            Silence(folder, STALE, lambda _host: 0.0),
-            self.happenings,
+            Liveness(folder, STALE, lambda _host: 0.0),
+            self.event_log,
             self._view,
             self._put_plans,
             self._nothing,
@@ -100,7 +100,7 @@ class Stage(Member):
             Config(store="etcd://203.0.113.1"),
             "h1:1:1",
         )
-        self.kernel.peers = self.cluster.peers
+        self.kernel.peers = self.membership.peers
 
     def _view(self) -> HostView:
         networks = self.networks.all()
@@ -115,10 +115,10 @@ class Stage(Member):
 
     async def _changed(self, keys: frozenset[str]) -> None:
         await super()._changed(keys)
-        await self.cluster.changed(keys)
+        await self.membership.changed(keys)
 
     async def _take_part(self, net: Network) -> None:
-        await self.cluster.take_part(net)
+        await self.membership.take_part(net)
 
     async def start(self) -> None:
         """Have the networks, and h2 in them."""
@@ -136,7 +136,7 @@ class Stage(Member):
                 endpoints={"host-gw": Offer()},
             )
         await self.replica.write(written)
-        await self.cluster.converge({""})
+        await self.membership.converge({""})
 
     async def come(self, number: int) -> str:
         """Attach a container, but for the kernel; returns its address."""
@@ -154,7 +154,7 @@ class Stage(Member):
     @property
     def met(self) -> set[str]:
         """The networks in which it has its peer."""
-        return {name for name, _ in self.cluster.peers.known}
+        return {name for name, _ in self.membership.peers.known}
 
 
 def _underlay(number: int) -> Underlay:
@@ -178,7 +178,7 @@ def test_a_block_is_claimed_and_peers_are_met_with_the_first_container(tmp_path:
         assert (stage.leased, stage.met) == ({"two"}, {"two"})
         assert address.startswith("10.2.")
         await stage.detach(_network(2), "c2")
-        await stage.cluster.converge({"networks/"})
+        await stage.membership.converge({"networks/"})
         assert (stage.leased, stage.met) == ({"two"}, {"two"})
         await stage.replica.stop()
 
@@ -213,8 +213,8 @@ def test_a_setting_makes_a_host_take_part_without_a_container(tmp_path: Path, wh
         wish = {"networks": "one,three"}
         record = msgspec.structs.replace(stage.hosts.here, settings=wish) if where == "hosts/h1" else Common(wish)
         await stage.replica.write({where: record})
-        await stage.cluster.converge()
-        await stage.cluster.converge()
+        await stage.membership.converge()
+        await stage.membership.converge()
         assert (stage.leased, stage.met) == ({"one", "three"}, {"one", "three"})
         await stage.replica.stop()
 
@@ -229,8 +229,8 @@ def test_an_allowance_makes_a_host_take_part_in_the_other_network(tmp_path: Path
         await stage.start()
         await stage.come(1)
         await stage.allowances.allow(Allowance("one", "two"))
-        await stage.cluster.converge()
-        await stage.cluster.converge()
+        await stage.membership.converge()
+        await stage.membership.converge()
         assert (stage.leased, stage.met) == ({"one", "two"}, {"one", "two"})
         await stage.replica.stop()
 
@@ -244,17 +244,17 @@ def test_a_change_in_a_network_without_a_part_here_concerns_no_peer(tmp_path: Pa
         stage = Stage(tmp_path)
         await stage.start()
         await stage.come(1)
-        concerned = stage.cluster.peers.concerned
+        concerned = stage.membership.peers.concerned
         assert set(concerned({"leases/two/h2", "blocks/two/10.2.7.0/24"}, everything=False)) == set()
         for key in ("leases/one/h2", "blocks/one/10.1.7.0/24", "hosts/h2"):
             assert set(concerned({key}, everything=False)) == {("one", "h2")}
-        await stage.cluster.converge()
+        await stage.membership.converge()
         before = stage.planned
         await stage.replica.write({"blocks/two/10.2.8.0/24": BlockRecord("h2", 0.0), "addresses/two/10.2.9.9": b"{}"})
-        await stage.cluster.converge()
+        await stage.membership.converge()
         assert stage.planned == before
         await stage.replica.write({}, deletes=["leases/one/h2", "blocks/one/10.1.7.0/24"])
-        await stage.cluster.converge()
+        await stage.membership.converge()
         assert stage.planned == before + 1
         assert stage.met == set()
         await stage.replica.stop()
@@ -280,7 +280,7 @@ def test_a_host_tells_how_many_addresses_it_could_give_before_it_claims(tmp_path
         assert stage.allocator.free("two") == 0
         with pytest.raises(Exhausted):
             await stage.come(2)
-        assert "two" not in stage.cluster.unclaimed
+        assert "two" not in stage.membership.unclaimed
         await eventually(lambda: "two" not in stage.leased, "nothing is claimed")
         await stage.replica.stop()
 

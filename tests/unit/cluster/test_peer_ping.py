@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from linkspan.cluster.peer_ping import CONFIRMED, RATE, SILENT, Probes, _Awaited
+from linkspan.cluster.peer_ping import CONFIRMED, RATE, SILENT, PeerPings, _Awaited
 from linkspan.core.supervise import ended
 from support.records.peers import network, peer
 from support.virtual_time import in_virtual_time
@@ -20,9 +20,9 @@ from support.virtual_time import in_virtual_time
 class Wire:
     """An echo socket whose peers answer, or not, as soon as they are asked."""
 
-    def __init__(self, probes: Probes, answering: set[str]) -> None:
+    def __init__(self, peer_pings: PeerPings, answering: set[str]) -> None:
         self.asked: list[str] = []
-        self._probes = probes
+        self._peer_pings = peer_pings
         self._answering = answering
         self._answers: set[str] = set()
 
@@ -31,7 +31,7 @@ class Wire:
         self.asked.append(address)
         if address in self._answering:
             self._answers.add(address)
-            asyncio.get_running_loop().call_soon(self._probes._heard, cast("Any", self))
+            asyncio.get_running_loop().call_soon(self._peer_pings._heard, cast("Any", self))
 
     def answers(self) -> set[str]:
         """Return who answered since the last look."""
@@ -43,11 +43,11 @@ def confirmed(answering: set[str], since: float, asked: int = 3) -> tuple[dict[t
     """Return what a trace gets, and who was asked for it, where a peer has not answered for so long."""
     demo = network("vxlan", (4, 6))
     known = {("demo", "id2"): peer(demo, {})}
-    probes = Probes(known)
-    wire = Wire(probes, answering)
-    probes._echoes = dict.fromkeys((4, 6), cast("Any", wire))
-    probes._awaited = {"10.77.2.0": _Awaited(time.monotonic() - since, asked)}
-    return asyncio.run(probes.confirmed()), wire.asked
+    peer_pings = PeerPings(known)
+    wire = Wire(peer_pings, answering)
+    peer_pings._echoes = dict.fromkeys((4, 6), cast("Any", wire))
+    peer_pings._awaited = {"10.77.2.0": _Awaited(time.monotonic() - since, asked)}
+    return asyncio.run(peer_pings.confirmed()), wire.asked
 
 
 def test_a_silent_peer_is_asked_once_more_before_it_is_called_so() -> None:
@@ -80,13 +80,13 @@ def test_a_peer_that_was_asked_once_is_not_silent_however_long_a_round_takes() -
 def test_a_ping_counts_when_it_had_time_for_an_answer() -> None:
     """Between the second ping and its answer nothing is known of a peer, however late the ping was."""
     demo = network("vxlan", (4,))
-    probes = Probes({("demo", "id2"): peer(demo, {})})
-    probes._echoes = {4: cast("Any", Quiet())}
+    peer_pings = PeerPings({("demo", "id2"): peer(demo, {})})
+    peer_pings._echoes = {4: cast("Any", Quiet())}
     now = time.monotonic()
-    probes._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now)}
-    assert probes.silent() == {}
-    probes._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now - CONFIRMED)}
-    assert probes.silent().keys() == {("demo", "id2")}
+    peer_pings._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now)}
+    assert peer_pings.silent() == {}
+    peer_pings._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now - CONFIRMED)}
+    assert peer_pings.silent().keys() == {("demo", "id2")}
 
 
 class Quiet:
@@ -115,9 +115,9 @@ def rounds(count: int, seconds: float, came: int = 0) -> dict[str, list[float]]:
             lease = msgspec.structs.replace(one.lease, addresses=(f"10.77.{number // 256}.{number % 256}/32",))
             known["demo", f"id{number}"] = msgspec.structs.replace(one, lease=lease)
         later = {pair: known.pop(pair) for pair in [*known][count - came :]}
-        probes = Probes(known)
-        probes._echoes = {4: cast("Any", wire)}
-        task = asyncio.create_task(probes._ask())
+        peer_pings = PeerPings(known)
+        peer_pings._echoes = {4: cast("Any", wire)}
+        task = asyncio.create_task(peer_pings._ask())
         await asyncio.sleep(0.5)
         for pair in [*known][count - 2 * came : count - came] if came else ():
             del known[pair]

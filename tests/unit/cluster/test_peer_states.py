@@ -208,7 +208,7 @@ def test_a_look_follows_peers_whose_addresses_another_host_s_containers_may_have
             await stage.replica.write({"addresses/demo/10.244.3.9": record, "addresses/demo/10.244.4.9": _free(record)})
         else:
             await stage.replica.write({"blocks/demo/10.244.2.0/24": BlockRecord("h3", 0.0)})
-            stage.disputes.look(["demo"])
+            stage.conflicts.look(["demo"])
         await stage.peers.follow(stage.pairs())
         await stage.peers.look()
         stage.kernel.batches.clear()

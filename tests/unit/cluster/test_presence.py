@@ -460,16 +460,16 @@ def test_a_silent_host_withdraws_before_others_may_have_what_it_held(tmp_path: P
         one, two = [await world.agent(name, promise=60) for name in ("h1", "h2")]
         await two.replica.write({f"hosts/{name}": Host(id=name, name=name) for name in ("h1", "h2")})
         await asyncio.sleep(120)
-        assert not one.silence.withdrawn("h1")
-        assert not two.silence.overdue("h1")
+        assert not one.liveness.withdrawn("h1")
+        assert not two.liveness.overdue("h1")
         one.store.cut()
         begun = clock()
-        withdrew = await soon(lambda: one.silence.withdrawn("h1"), "it withdraws", 60.1)
-        assert not two.silence.overdue("h1")
-        await soon(lambda: two.silence.overdue("h1"), "others may have it", 60 + KNOWN + 2 * KEEP)
+        withdrew = await soon(lambda: one.liveness.withdrawn("h1"), "it withdraws", 60.1)
+        assert not two.liveness.overdue("h1")
+        await soon(lambda: two.liveness.overdue("h1"), "others may have it", 60 + KNOWN + 2 * KEEP)
         assert clock() - begun > withdrew + LIFE - KEEP
         one.store.mend()
-        await soon(lambda: not one.silence.withdrawn("h1") and not two.silence.overdue("h1"), "it is back", 3)
+        await soon(lambda: not one.liveness.withdrawn("h1") and not two.liveness.overdue("h1"), "it is back", 3)
 
     played(tmp_path, work)
 
@@ -486,14 +486,14 @@ def test_nobody_withdraws_from_a_full_store_and_nobody_s_silence_counts_there(tm
         late = await world.agent("h3", promise=60)
         for _ in range(200):
             await asyncio.sleep(1)
-            assert not one.silence.withdrawn("h1")
-            assert not two.silence.overdue("h1")
-            assert not late.silence.overdue("h1")
+            assert not one.liveness.withdrawn("h1")
+            assert not two.liveness.overdue("h1")
+            assert not late.liveness.overdue("h1")
         one.store.cut()  # it does not know that there is room, and may not claim that there is none
         world.memory.full = False
-        await soon(lambda: one.silence.withdrawn("h1"), "it withdraws", 61 + REFUSED)
-        assert not two.silence.overdue("h1")
-        await soon(lambda: two.silence.overdue("h1"), "others may have it", 60)
+        await soon(lambda: one.liveness.withdrawn("h1"), "it withdraws", 61 + REFUSED)
+        assert not two.liveness.overdue("h1")
+        await soon(lambda: two.liveness.overdue("h1"), "others may have it", 60)
 
     played(tmp_path, work)
 

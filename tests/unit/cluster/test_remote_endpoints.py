@@ -176,7 +176,7 @@ def test_what_changes_while_a_host_is_read_is_not_lost(tmp_path: Path) -> None:
         store.handed.set()
         await eventually(lambda: one.remote.whole("demo"), "h1 has read h2's")
         assert known(one) == ["again", "changes", "comes", "stays"]
-        assert one.published.living("demo", "h2") == {prefix("10.244.1.2"), prefix("10.244.1.9")}
+        assert one.endpoint_records.living("demo", "h2") == {prefix("10.244.1.2"), prefix("10.244.1.9")}
         for member in (one, other):
             await member.interest.stop()
             await member.replica.stop()

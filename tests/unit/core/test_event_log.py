@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.core.event_log import KEPT, Happenings, Once
+from linkspan.core.event_log import KEPT, EventLog, Once
 
 
-def opened(path: Path) -> Happenings:
+def opened(path: Path) -> EventLog:
     """Return a log that has read its file."""
-    log = Happenings(path)
+    log = EventLog(path)
     log.read()
     return log
 
@@ -46,8 +46,8 @@ def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch
     assert told(last=0) == []
 
     async def followed() -> str:
-        async for happening in log.follow(last=1):
-            return happening.what
+        async for event in log.follow(last=1):
+            return event.what
         return ""
 
     assert asyncio.run(followed()) == "4"

@@ -11,7 +11,7 @@ import pytest
 
 from linkspan.core.model import Endpoint, Lease, Network
 from linkspan.dns import zone
-from linkspan.dns.remote_names import Elsewhere
+from linkspan.dns.remote_names import RemoteNames
 from linkspan.store.memory import Memory
 from support.polling import eventually
 from support.records.replicas import Member, network
@@ -27,7 +27,7 @@ class Hearer:
     def __init__(self, folder: Path) -> None:
         self.memory = Memory()
         self.member = Member(self.memory, folder, "h1")
-        self.others = Elsewhere(self.member.replica, self.member.remote, "h1")
+        self.others = RemoteNames(self.member.replica, self.member.remote, "h1")
 
     async def start(self) -> None:
         """Begin."""

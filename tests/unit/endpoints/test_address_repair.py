@@ -79,7 +79,7 @@ def test_what_is_wrong_is_named_and_put_right(tmp_path: Path) -> None:
         assert _found(await check(stage.registry)) == (["10.1.0.7"], ["10.1.0.5"], ["lsrnobody"])
         member, registry = stage.member, stage.registry
         orphans = Orphans(
-            registry.worker, registry.journal, member.networks, member.allocator, member.happenings, grace=60
+            registry.worker, registry.journal, member.networks, member.allocator, member.event_log, grace=60
         )
         assert (await repair(registry, orphans)).ok
         assert {id_ for id_, _ in registry.endpoints} == {"c5", "c6"}

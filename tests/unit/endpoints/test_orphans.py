@@ -14,7 +14,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
 from linkspan.core.states.host import Bridge, Key, State, TokenBucket, Veth
 from linkspan.endpoints.journal import Journal
@@ -78,8 +78,8 @@ class _Stage:
         self.kernel: list[State] = [BRIDGE, veth("lsp1"), TokenBucket("lsp1", 1000, 1000), veth("lsp2")]
         machine = MemoryMachine(self.kernel)
         self.desired = machine.reconciler.desired
-        journal, happenings = Journal(folder / "journal.db", boot_id="b1"), Happenings(folder / "events")
-        self.orphans = Orphans(worker_of(machine), journal, _One(), self.allocator, happenings, 9)
+        journal, event_log = Journal(folder / "journal.db", boot_id="b1"), EventLog(folder / "events")
+        self.orphans = Orphans(worker_of(machine), journal, _One(), self.allocator, event_log, 9)
         for number, name in enumerate(("lsp1", "lsp2"), 1):
             self.orphans.add(self.link(name, f"10.77.0.{number + 1}"))
         asyncio.run(self.orphans.spare())

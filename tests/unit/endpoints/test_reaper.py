@@ -69,7 +69,7 @@ class Stage(RegistryStage):
 
     def told(self) -> list[str]:
         """Return what was told of reaping."""
-        return [one.what for one in self.member.happenings.kept("reap")]
+        return [one.what for one in self.member.event_log.kept("reap")]
 
 
 def _ids(endpoints: Iterable[tuple[str, str]]) -> set[str]:

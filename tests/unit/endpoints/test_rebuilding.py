@@ -108,9 +108,9 @@ class Start:
         member.allocator.refresh()
         worker, ports = worker_of(self.kernel), PortTable(NoListener())
         here = (worker, self.journal, member.networks, member.allocator)
-        self.registry = Registry(*here, ports, member.happenings, "h1", {})
-        self.orphans = Orphans(*here, member.happenings, grace=600)
-        self.recovery = Recovery(self.registry, member.published, self.orphans)
+        self.registry = Registry(*here, ports, member.event_log, "h1", {})
+        self.orphans = Orphans(*here, member.event_log, grace=600)
+        self.recovery = Recovery(self.registry, member.endpoint_records, self.orphans)
         self.inside = await self.recovery.run(listed)
         await self.orphans.spare()
 
@@ -199,7 +199,7 @@ def test_an_id_that_comes_with_the_store_is_taken_over(tmp_path: Path) -> None:
         assert start.endpoints.keys() == {(made.host_ifname, "eth0")}
         await start.put_records()
         await asyncio.sleep(0)
-        await eventually(start.member.published.own, "the host's own records are read", 5)
+        await eventually(start.member.endpoint_records.own, "the host's own records are read", 5)
         await start.recovery.learn()
         assert start.endpoints == {made.identity: made}
         assert [row.endpoint.id for row in start.journal.rows()] == ["c0ffee"]
@@ -396,7 +396,7 @@ def test_a_container_that_ends_says_what_became_of_its_network(
 
     def check() -> None:
         assert start.journal.rows() == []
-        (told,) = start.member.happenings.kept("recover")
+        (told,) = start.member.event_log.kept("recover")
         assert why in told.what
 
     started(start, check)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from linkspan.core.event_log import Happenings
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Port
 from linkspan.runtimes import podman
 from linkspan.runtimes.podman import Podman
@@ -38,14 +38,14 @@ def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
     """Nothing is reported before, because the container's next network may publish them."""
     agent = FakeAgent(replace(DEMO, name="inside", internal=True), DEMO)
     agent.attached["c1", "eth0"] = endpoint("eth0", "inside")
-    happenings = Happenings(tmp_path / "events")
+    event_log = EventLog(tmp_path / "events")
 
     async def work(netavark: subprocess.Popen[bytes]) -> None:
         assert netavark.stdin is not None
         pidfd = os.pidfd_open(netavark.pid)
-        waiting = asyncio.create_task(Podman(agent, happenings)._tell_unpublished(pidfd, "c1", WANTED))
+        waiting = asyncio.create_task(Podman(agent, event_log)._tell_unpublished(pidfd, "c1", WANTED))
         await asyncio.sleep(0)
-        assert not happenings.kept("network")
+        assert not event_log.kept("network")
         for number, name in enumerate(later, 1):
             agent.attached["c1", f"eth{number}"] = endpoint(f"eth{number}", name)
         netavark.stdin.close()
@@ -53,7 +53,7 @@ def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
 
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as netavark:
         asyncio.run(work(netavark))
-    assert [one.what for one in happenings.kept("network")] == told
+    assert [one.what for one in event_log.kept("network")] == told
 
 
 def test_the_parent_of_a_plugin_is_netavark() -> None:

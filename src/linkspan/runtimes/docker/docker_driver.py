@@ -76,7 +76,7 @@ class Docker(Service):
         self._allocator = registry.allocator
         self._ours = registry.networks
         self._ports = registry.ports
-        self._happenings = registry.happenings
+        self._event_log = registry.event_log
         self._engine = Engine(api)
         self.exposed = DockerNetworks(self._ours, self._engine, self._lives)
         self._networks: Memory[DockerNetwork] = Memory(record, DockerNetwork)
@@ -398,7 +398,7 @@ class Docker(Service):
         if all(one is not None and self._ours.get(one.network).internal for one in all_ours):
             what = f"port {wanted} of {endpoint.called} is not published: network {endpoint.network} is internal"
             log.warning("%s", what)
-            self._happenings.add("network", what, endpoint=endpoint.id, network=endpoint.network)
+            self._event_log.add("network", what, endpoint=endpoint.id, network=endpoint.network)
 
     async def _follow_names(self) -> None:
         """Follow `docker rename`, and read all names whenever the engine is connected again."""
