@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from linkspan.agent import healer as healer_module
 from linkspan.agent.healer import Healer, Look
 from linkspan.agent.metrics import Metrics
+from linkspan.core import supervise
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler, Report
 from linkspan.core.states.host import Key, NftTable, State
+from linkspan.kernel.drivers.neighbours import NeighbourDriver
+from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.machine import Machine
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryDriver, MemoryMachine, registry_of
@@ -92,5 +97,77 @@ def test_what_fails_before_a_look_at_the_kernel_does_not_skip_it(tmp_path: Path,
         await eventually(lambda: len(reconciler.seen) >= 2, "the second look", 10)
         task.cancel()
         assert reconciler.seen[0] == wanted == reconciler.seen[1]
+
+    asyncio.run(mended())
+
+
+class Silent:
+    """Events of a kernel in which nothing happens."""
+
+    actor = ""
+
+    def __init__(self, *_arguments: object) -> None:
+        self.socket, self._other = socket.socketpair()
+
+    def dirty(self) -> set[type[State]]:
+        """Return no kinds."""
+        return set()
+
+
+class Unasked(NeighbourDriver):
+    """Neighbour entries that nobody looks at."""
+
+    def __init__(self) -> None:
+        self.own = {}
+
+
+class Helpers(ProcessDriver):
+    """Helpers of which none dies."""
+
+    def __init__(self) -> None:
+        self._end, self._other = socket.socketpair()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is never readable."""
+        return self._end.fileno()
+
+
+class Watched(MemoryMachine):
+    """A machine with what the healer watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neighbours, self.processes = Unasked(), Helpers()
+
+    def ports(self) -> frozenset[int]:
+        """Return no netlink sockets."""
+        return frozenset()
+
+
+def test_healing_goes_on_after_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task is supervised: it begins again, and repairs what was noticed before the defect."""
+    monkeypatch.setattr(supervise, "FIRST", 0.01)
+    monkeypatch.setattr(healer_module, "RouteEvents", Silent)
+    monkeypatch.setattr(healer_module, "NftEvents", Silent)
+    defects = [RuntimeError("a defect")]
+
+    async def mended() -> None:
+        machine = Watched()
+        machine.reconciler = reconciler = Observed()
+        healer = healer_of(machine, tmp_path, nothing)
+        settle = healer._settle
+
+        async def once() -> None:
+            if defects:
+                raise defects.pop()
+            await settle()
+
+        monkeypatch.setattr(healer, "_settle", once)
+        await healer.start()
+        healer._dirty = {NftTable}
+        healer._wake.set()
+        await eventually(lambda: {NftTable} in reconciler.seen, "the look after the defect", 10)
+        await healer.stop()
+        assert not defects
 
     asyncio.run(mended())

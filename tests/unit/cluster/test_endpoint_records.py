@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Lease
+from linkspan.store import validation
 from linkspan.store.memory import Memory
 from linkspan.store.request import MOST_BYTES, Request
 from support.polling import eventually
@@ -144,6 +146,36 @@ def test_a_store_that_lost_them_gets_them_again(tmp_path: Path) -> None:
         memory.restore(0, {})
         await eventually(lambda: "endpoints/h1/a/eth0" in memory.entries, "h1 puts it again")
         assert one.replica.settled
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_list_of_one_network_decodes_no_endpoint_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large cluster that would be most of the store, and the loop would be busy for seconds."""
+    decoded: list[str] = []
+    decode = validation.decode
+
+    def noted(key: str, *words: Any) -> Any:
+        decoded.append(key)
+        return decode(key, *words)
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        for number in range(20):
+            _named(one, f"a{number}", "web")
+        _named(one, "b", "db", network="other")
+        await asyncio.gather(one.start(), two.start())
+        await eventually(lambda: len(two.seen()) == 21, "the store has all")
+        monkeypatch.setattr(validation, "decode", noted)
+        assert [e.id for e in await everywhere(two, "other")] == ["b"]
+        assert decoded == ["endpoints/h1/b/eth0"]
+        decoded.clear()
+        assert [e async for some in two.endpoint_records.elsewhere(host="h3") for e in some] == []
+        assert decoded == []
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,33 @@ def test_one_mac_in_two_spellings_is_one_mac(tmp_path: Path) -> None:
         other = replace(REQUEST, id="c2", mac="02:00:00:00:00:AB")
         with pytest.raises(Conflict, match="MAC 02:00:00:00:00:ab is used by c1"):
             await attach(stage.registry, other, -1, "", delivered=True)
+        await stage.stop()
+
+    asyncio.run(run())
+
+
+def test_of_two_attaches_with_one_mac_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
+    """The second one waits for the first, and sees its MAC; in another network it may have it."""
+
+    async def run() -> None:
+        stage, side, free = RegistryStage(tmp_path), network("side", "10.2.0.0/24", routed=True), threading.Event()
+        await stage.start(DEMO, side)
+        wanted = [
+            replace(REQUEST, id=id_, network=where, mac="02:00:00:00:00:ab")
+            for id_, where in (("c1", "demo"), ("c2", "demo"), ("c3", "side"))
+        ]
+        busy = asyncio.create_task(stage.worker.run(free.wait, 10))
+        await asyncio.sleep(0)
+        coming = [asyncio.create_task(attach(stage.registry, one, -1, "", delivered=True)) for one in wanted]
+        for _ in range(20):  # each comes as far as it can before the kernel has done anything
+            await asyncio.sleep(0)
+        free.set()
+        assert await busy
+        made = await asyncio.gather(*coming, return_exceptions=True)
+        refused = [one for one in made if isinstance(one, BaseException)]
+        assert [type(one) for one in refused] == [Conflict]
+        assert {endpoint.network for endpoint in dict.values(stage.endpoints)} == {"demo", "side"}
+        assert len(stage.endpoints) == 2
         await stage.stop()
 
     asyncio.run(run())

@@ -1,0 +1,72 @@
+"""The service of names: it works when something changes, and else only reads what has no events."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkspan.core.config import Config
+from linkspan.dns.service import TICK, NameService
+from linkspan.kernel.probe import dnsmasq
+from linkspan.store.memory import Memory
+from support.memory_machine import MemoryMachine, worker_of
+from support.records.replicas import Member, network
+from support.virtual_time import in_virtual_time, soon
+
+DEMO = network()
+
+
+def test_names_are_not_computed_again_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts that say again that they live change nothing; other resolvers, or an endpoint, do."""
+    monkeypatch.setattr(dnsmasq, "found", lambda _folder: None)
+    resolvers = tmp_path / "resolv.conf"
+    resolvers.write_text("nameserver 192.0.2.53\n")
+    plans: list[object] = []
+
+    async def work() -> None:
+        member = Member(Memory(), tmp_path, "h1")
+        await member.replica.start()
+        await member.replica.write({"networks/demo": DEMO})
+        member.networks.refresh()
+        config = Config(socket=str(tmp_path / "agent.sock"), resolv_conf=str(resolvers))
+        service = NameService(
+            worker_of(MemoryMachine()),
+            member.networks,
+            member.replica,
+            member.remote,
+            "h1",
+            member.endpoints,
+            config,
+            member.event_log,
+        )
+        plan = service._plan
+
+        async def noted(seen: Any) -> Any:
+            plans.append(seen)
+            return await plan(seen)
+
+        monkeypatch.setattr(service, "_plan", noted)
+        member.told = service.changed
+        await member.replica.write({"alive/h2": b"h2"})
+        service.start()
+        member.holds(DEMO, "c1", "10.244.0.2/32")
+        service.note(("c1", "eth0"))
+        await soon(lambda: service._used, "the container is known", 2)
+        await asyncio.sleep(2 * TICK)
+        plans.clear()
+        for _ in range(30):
+            await member.replica.write({"alive/h2": b"h2"})  # as agents of an older version do
+            await asyncio.sleep(TICK)
+        assert plans == []
+        resolvers.write_text("nameserver 192.0.2.54\n")
+        await soon(lambda: plans, "the other resolver is read", 2 * TICK)
+        plans.clear()
+        service.note(("c1", "eth0"))
+        await soon(lambda: plans, "the endpoint is looked at", TICK)
+        await service.stop()
+        await member.replica.stop()
+
+    in_virtual_time(work)
