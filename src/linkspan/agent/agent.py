@@ -30,6 +30,7 @@ from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.store_health import StoreHealth
+from linkspan.agent.trace_map import TraceMap
 from linkspan.backends import BACKENDS, PROBLEMS, backend
 from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
@@ -49,6 +50,7 @@ from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
 from linkspan.cluster.peer_ping import PeerPings
 from linkspan.cluster.questions import Ask, HealthQuestion, Question, Reply
+from linkspan.cluster.registration import Registration
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
 from linkspan.cluster.shared_states import learning
@@ -151,7 +153,7 @@ class Agent:
                         await self.replica.accepted()
                         if new:
                             self._tell_first()
-                            await self.membership.come_back()
+                            await self.membership.registration.come_back()
                         # The last agent's lease ends within seconds, and to take over may take longer.
                         parts.push_async_callback(self.membership.presence.stop)
                         await self.membership.presence.start()
@@ -270,7 +272,7 @@ class Agent:
         self.membership = Membership(
             self.worker,
             self.replica,
-            own_record,
+            Registration(self.worker, self.replica, own_record, self.hosts, self.event_log, self.config),
             self.hosts,
             self.leases,
             self.networks,
@@ -283,7 +285,6 @@ class Agent:
             self._follow_networks,
             self.plans.drop,
             self._look,
-            self.config,
             self._instance(),
         )
         self.network_changes = NetworkChanges(
@@ -325,16 +326,15 @@ class Agent:
         self.ipsec_sessions = IpsecSessions(self.worker, self.event_log)
         self.membership.peers.subscribe(self.ipsec_sessions.soon)
         self.ask = Ask(self.replica, host.id, self._answer)
+        trace_map = TraceMap(
+            self.hosts, self.leases, self.networks, endpoints, self.endpoint_records, self.peer_pings.confirmed
+        )
         self.cluster_trace = ClusterTrace(
             machine.namespaces,
             Path(self.config.state_dir),
-            self.hosts,
-            self.leases,
-            self.networks,
-            endpoints,
-            self.endpoint_records,
+            trace_map,
             self.bgp_sessions.learning,
-            self.peer_pings.confirmed,
+            self.hosts.alive,
             self.ask,
         )
         self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.membership.peers.known, self.ask)

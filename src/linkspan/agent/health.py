@@ -32,8 +32,8 @@ def unreachable(
     if membership.stalled:
         what = "it has withdrawn from its networks" if membership.peers.withdrawn else "it gives no address"
         found.append(_told("", hosts.here.name, f"{what}: {membership.stalled}"))
-    if membership.astray:
-        found.append(_told("", hosts.here.name, membership.astray))
+    if membership.registration.astray:
+        found.append(_told("", hosts.here.name, membership.registration.astray))
     if membership.presence.second:
         found.append(_told("", hosts.here.name, membership.presence.second))
     found += [_told("", hosts.here.name, why) for why in (*membership.shared_states.problems.values(), *lacks)]

@@ -1,4 +1,4 @@
-"""Membership of this host in the cluster: its record and liveness, its leases, and its states for each peer.
+"""Membership of this host in the cluster: its liveness, its leases, and its states for each peer.
 
 A change of the store's records wakes ``converge``, which updates only what depends on them: networks, this host's
 claims, and the states for the peers concerned.
@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from linkspan import SCHEMA, __version__
 from linkspan.backends import backend, migration
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.conflicts import Conflicts
@@ -21,19 +20,17 @@ from linkspan.cluster.leases import Leases
 from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.migration_runner import MigrationRunner
 from linkspan.cluster.networks import Networks
-from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
 from linkspan.cluster.peers import Peers
 from linkspan.cluster.presence import Presence
+from linkspan.cluster.registration import Registration
 from linkspan.cluster.shared_states import SharedStates
-from linkspan.core.config import Config
-from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Host, HostView, Network
 from linkspan.core.states.host import Key
 from linkspan.core.supervise import lasting, pause, woken
 from linkspan.kernel.worker import Worker
-from linkspan.store.compare_and_swap import revised
 from linkspan.store.records import EPHEMERAL
 from linkspan.store.replica import Replica
 
@@ -62,7 +59,7 @@ class Membership:
         self,
         worker: Worker,
         replica: Replica,
-        own_record: OwnRecord,
+        registration: Registration,
         hosts: Hosts,
         leases: Leases,
         networks: Networks,
@@ -75,13 +72,12 @@ class Membership:
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         drop_plans: Callable[[], Awaitable[None]],
         keys_changed: Callable[[], Awaitable[None]],
-        config: Config,
         instance: str,
     ) -> None:
         """``instance`` distinguishes this agent, over restarts, from another one with the same host id."""
         self._worker = worker
         self._replica = replica
-        self._own = own_record
+        self.registration = registration
         self._hosts = hosts
         self._leases = leases
         self._networks = networks
@@ -93,9 +89,7 @@ class Membership:
         self._view = view
         self._put_plans = put_plans
         self._drop_plans = drop_plans
-        self._config = config
-        self._shared = bool(config.store)
-        self.presence = Presence(replica, hosts, liveness, self._alone_again, instance, shared=self._shared)
+        self.presence = Presence(replica, hosts, liveness, self._alone_again, instance, shared=hosts.shared)
         self._keys: set[str] = set()
         self._watching: dict[int, dict[Key, LinkspanError]] = {}
         self._wake = asyncio.Event()
@@ -104,19 +98,17 @@ class Membership:
         """Set while this host has followed all records that it knows."""
         self._tasks: list[asyncio.Task[None]] = []
         self.peers = Peers(worker, hosts, leases, networks, conflicts, participation, event_log, view)
-        self.astray = ""
-        """Why the chosen underlay interface cannot be read, '' if it can."""
         self.migration_runner = MigrationRunner(replica, hosts, leases, networks, event_log, view, self.peers)
         self.unclaimed: dict[str, str] = {}
         self.shared_states = SharedStates(worker, view)
         self.key_rotation = KeyRotation(
-            worker, own_record, hosts, event_log, view, put_plans, self._register, keys_changed
+            worker, registration.own_record, hosts, event_log, view, put_plans, registration.put, keys_changed
         )
 
     @property
     def host(self) -> Host:
         """This host's record."""
-        return self._own.host
+        return self.registration.host
 
     @property
     def stalled(self) -> str:
@@ -125,10 +117,10 @@ class Membership:
 
     async def start(self) -> None:
         """Put this host's record, and follow all records of the store."""
-        await self._observe_underlay()
+        await self.registration.observe_underlay()
         await self.key_rotation.settle()
         if not self._replica.problem:
-            await self._try_to_register()
+            await self.registration.try_to_put()
         self.peers.withdraw(self._liveness.withdrawn(self.host.id))
         self._tasks = [
             lasting("putting this host's records", self._put_records),
@@ -137,23 +129,6 @@ class Membership:
         ]
         await self.converge({""})
         self.peers.start()
-
-    async def come_back(self) -> None:
-        """Join as a new host, if a host with this id was removed. Only a host without a snapshot may call this.
-
-        Its state folder is new, so an operator has uninstalled it or set it up again. A host that was removed
-        while it ran has its snapshot, and stays away.
-        """
-        if not self._hosts.removed():
-            return
-        try:
-            await self._replica.write({f"hosts/{self.host.id}": self.host})
-        except LinkspanError as error:
-            log.warning("join as a new host: %s", error.message)
-            return
-        text = f"host {self.host.name} had been removed from the cluster, and joins it as a new one"
-        log.info("%s", text)
-        self._event_log.add("agent", text)
 
     async def stop(self) -> None:
         """End all tasks; the records stay, and the liveness record expires."""
@@ -203,7 +178,7 @@ class Membership:
         """Put this host's own record if it differs, and put back records that the store lost."""
         while True:
             await pause(RECORDS_EVERY)
-            await self._try_to_register()
+            await self.registration.try_to_put()
             if self._replica.lost:
                 await self._replica.put_back()
 
@@ -221,42 +196,6 @@ class Membership:
                 self._event_log.add("lease", text)
                 await self.converge({""})
 
-    async def _try_to_register(self) -> None:
-        try:
-            await self._register()
-        except LinkspanError as error:
-            log.debug("host record: %s", error.message)
-
-    async def _register(self) -> None:
-        """Put this host's record if the store's differs; after a removal of the host it stays away."""
-        self._adopt_settings()
-        if not self._hosts.removed() and self._hosts.record(self.host.id) != self.host:
-            await revised(self._replica, f"hosts/{self.host.id}", self._adopt_settings)
-
-    def _adopt_settings(self) -> Host:
-        """Adopt settings that were set from another host, and the cluster's; return this host's record."""
-        known = self._hosts.record(self.host.id)
-        return self._own.change(
-            settings=known.settings if known is not None else self.host.settings,
-            reads=SCHEMA,
-            withdraws=self._replica.settings.reclaim_after if self._shared else 0,
-        )
-
-    async def _observe_underlay(self) -> bool:
-        """Read the underlay interface, and return whether it changed; a missing interface may still appear."""
-        before, self.astray = self.astray, ""
-        try:
-            look, config = self._worker.machine.underlay, self._config
-            found = await self._worker.run(look, config.underlay, config.advertise)
-        except NotFound as error:
-            found, self.astray = None, error.told
-            if self.astray != before:
-                log.warning("%s", self.astray)
-        if found == self.host.underlay:
-            return False
-        self._own.change(underlay=found, version=__version__)
-        return True
-
     async def observe_routes(self) -> bool:
         """Read this host's own routes, and return whether a withheld network may be in force now."""
         machine = self._worker.machine
@@ -264,12 +203,12 @@ class Membership:
 
     async def look_around(self) -> None:
         """Follow a change of this host's own addresses or routes: its record, its leases, its states for each peer."""
-        moved = await self._observe_underlay()
+        moved = await self.registration.observe_underlay()
         excluded = await self.observe_routes()
         if moved:
             self._replica.store.renew()
             try:
-                await self._register()
+                await self.registration.put()
             except LinkspanError as error:
                 log.warning("host record: %s", error.message)
         if moved or excluded:
@@ -280,7 +219,7 @@ class Membership:
     async def reregister(self) -> None:
         """Write this host's changed record, and apply the states that depend on it."""
         try:
-            await self._register()
+            await self.registration.put()
         except LinkspanError as error:
             log.warning("host record: %s", error.message)
         await self.converge({"hosts/"})
@@ -323,7 +262,7 @@ class Membership:
             await self.observe_routes()
         if everything or any(k.startswith(("networks/", "hosts/", "allowances/", "reservations/")) for k in changed):
             self._networks.refresh()
-        self._adopt_settings()
+        self.registration.adopt_settings()
         if everything or any(k.startswith(OWN) for k in changed):
             self._conflicts.look(self._participation.all())
         elif about := {k.split("/", 2)[1] for k in changed if k.startswith(("leases/", "blocks/"))}:

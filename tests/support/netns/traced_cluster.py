@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from linkspan.agent.cluster_trace import gateways, others
+from linkspan.agent.trace_map import gateways, others
 from linkspan.core.model import Network
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.parts import Entry, Part

@@ -12,6 +12,7 @@ import pytest
 from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.membership import Membership
 from linkspan.cluster.participation import chosen
+from linkspan.cluster.registration import Registration
 from linkspan.core.config import Config
 from linkspan.core.errors import Exhausted, LinkspanError, Unavailable
 from linkspan.core.model import Allowance, AttachRequest, Host, HostView, Lease, Network, Offer, Underlay
@@ -81,10 +82,11 @@ class Stage(Member):
         machine = Machine()
         machine.reconciler = self.kernel = Kernel()
         machine.sockets = Sockets(Namespaces())
+        worker, config = worker_of(machine), Config(store="etcd://203.0.113.1")
         self.membership = Membership(
-            worker_of(machine),
+            worker,
             self.replica,
-            self.own_record,
+            Registration(worker, self.replica, self.own_record, self.hosts, self.event_log, config),
             self.hosts,
             self.leases,
             self.networks,
@@ -97,7 +99,6 @@ class Stage(Member):
             self._put_plans,
             self._nothing,
             self._nothing,
-            Config(store="etcd://203.0.113.1"),
             "h1:1:1",
         )
         self.kernel.peers = self.membership.peers
