@@ -11,6 +11,10 @@ The contract (``contracts.Backend``)
     after the peers (a BGP speaker). The head of each backend describes a packet's walk, what a peer costs, and
     what was rejected.
 
+    A backend says what is different from ``base`` (for routed containers and for tunnels from ``routed``). One in a
+    package of its own has an entry point ``linkspan.backends``. A host without that package does not use the
+    network's record, and `status` says why.
+
 Facts
     Some states depend on the machine: does Docker drop FORWARD, does firewalld run, did the host forward before.
     Probes observe this into ``model.Facts``, so backends stay pure, and a change of facts is a new plan. Facts

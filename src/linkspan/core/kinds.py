@@ -3,7 +3,21 @@
 A kind of kernel object has two files: its state (``core/states``, or another package) and its driver with the
 declaration (``kernel/drivers``). Reconciler, healer, events and plan name no class of state. They ask the
 declarations: which link an object is on, what to observe after an event, what a person would type. So a new
-kind changes none of them.
+kind changes none of them (`tests/unit/core/test_kinds.py` checks that). A declaration has the kind's rank, the links
+that it is on and is lost with, the links that it makes, the events after which it is observed again, and the commands
+that a person would type.
+
+Links
+    linkspan looks at a link, and at an address on it, only if a kind has reserved the link's name (``names``). The
+    alternative name says that the link is ours. The rules take the names of our links from the kinds, too: all but
+    ``ipsec0`` of strongSwan begin with ``ls``, and packets that come out of a tunnel device go to the chain for
+    tunnels. A kind also says how these packets are admitted (``admits``): by the MAC of the peer's VTEP, by their
+    mark, or as from any other link.
+
+Marks
+    Policy rules, and routes of tables from 76000 on, are in containers only; at its start the agent removes those
+    that no endpoint wants. The record of a volatile file says only that it is ours. The group ``linkspan`` is no
+    state: a record in the state folder says that linkspan made it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
 """Kinds known on this host: those declared in ``kernel/drivers``, and those of installed packages.
 
 A package adds kinds by the entry point ``linkspan.kinds``, which leads to its tuple of ``Kind``. A package
-whose kinds clash with known ones is left out.
+whose declarations are invalid or contradict others is left out, and `status` names it. The agent writes down which
+kinds of packages it has applied (``used_kinds``), and `uninstall` names those that it no longer finds.
+
+A machine's drivers are made from a ``LocalHost``. A driver that needs another one asks for it there. The controller
+makes one driver for each device of its own (a switch, a router), and takes the kinds from that driver's file.
 """
 
 from __future__ import annotations
