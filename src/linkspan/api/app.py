@@ -12,11 +12,11 @@ from aiohttp import web
 
 from linkspan.agent.agent import Agent
 from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
-from linkspan.api.bgp import Bgp
+from linkspan.api.bgp import BgpRoutes
 from linkspan.api.cluster import ClusterRoutes
 from linkspan.api.diagnose import DiagnoseRoutes
 from linkspan.api.founding import FoundingRoutes
-from linkspan.api.hosts import Hosts
+from linkspan.api.hosts import HostRoutes
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, body, doing, error_body, streamed
 from linkspan.api.runtimes import routes
@@ -181,10 +181,10 @@ class Api:
                 web.delete("/v1/reservations", self._unreserve),
                 *StatusRoutes(self._agent).routes(),
                 *DiagnoseRoutes(self._agent).routes(),
-                *Hosts(self._agent).routes(),
+                *HostRoutes(self._agent).routes(),
                 *ClusterRoutes(self._agent).routes(),
                 *FoundingRoutes(self._agent).routes(),
-                *Bgp(self._agent).routes(),
+                *BgpRoutes(self._agent).routes(),
             ]
         )
         return app

@@ -48,7 +48,7 @@ class RouteTold(msgspec.Struct, frozen=True):
     unusable: str
 
 
-class Bgp:
+class BgpRoutes:
     """Read-only routes over the agent's BGP sessions."""
 
     def __init__(self, agent: Agent) -> None:

@@ -37,7 +37,7 @@ class HostTold(msgspec.Struct):
     removed_at: float | None = None
 
 
-class Hosts:
+class HostRoutes:
     """Routes over the agent's hosts and leases."""
 
     def __init__(self, agent: Agent) -> None:
