@@ -24,7 +24,7 @@ def page(version: str) -> str:
         ".B linkspan",
         "COMMAND [OPTIONS]",
     ]
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(app())
     assert isinstance(command, TyperGroup)
     lines += [".SH DESCRIPTION", *_text(command.help or ""), ".SH COMMANDS"]
     _commands(command, "linkspan", lines)

@@ -1,15 +1,18 @@
-"""`linkspan cluster`: show, set, finalize."""
+"""`linkspan cluster`: show, set, finalize; and the commands of `founding`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from linkspan.api.client import Client
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, say, table
+from linkspan.cli import founding, usage
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, table
+from linkspan.cli.status import disputes
 
 app = typer.Typer(no_args_is_help=True, help="Settings of the whole cluster: schema, reclaiming, conflicts.")
+app.add_typer(founding.tokens, name="token", cls=usage.Commands)
 
 
 @app.command()
@@ -34,12 +37,6 @@ def show(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
         print()
         table(("setting of all hosts", "value"), sorted(found["settings"].items()), "")
     disputes(found["disputes"])
-
-
-def disputes(found: list[dict[str, Any]]) -> None:
-    """Print what two hosts claim, with the fix."""
-    for dispute in found:
-        say(f"conflict: {dispute['why']}; {dispute['fix']}")
 
 
 @app.command("set")
@@ -72,3 +69,7 @@ def finalize(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> 
     as_json(found) if output is Format.JSON else print(
         f"schema {found['schema']['writes']} is written from now on"
     )
+
+
+for _command in (founding.init, founding.join, founding.members, founding.forget):
+    app.command()(_command)

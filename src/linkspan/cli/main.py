@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -12,82 +14,40 @@ import typer.main
 from typer.core import TyperOption
 
 from linkspan.api.client import Client
-from linkspan.cli import (
-    address,
-    adopt,
-    agent,
-    bgp,
-    cluster,
-    controller,
-    demo,
-    doctor,
-    endpoint,
-    founding,
-    host,
-    install,
-    lab,
-    network,
-    plan,
-    status,
-    trace,
-    upgrade,
-    usage,
-)
+from linkspan.cli import usage
 from linkspan.cli.output import as_json, say
 from linkspan.core.errors import LinkspanError
 from linkspan.core.escapes import escaped, shown
 
-app = typer.Typer(
-    cls=usage.Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="One network for containers on Linux. It can always show why a packet goes where it goes.",
-)
-for name, group in (
-    ("network", network.app),
-    ("endpoint", endpoint.app),
-    ("address", address.app),
-    ("ip", address.app),
-    ("host", host.app),
-    ("cluster", cluster.app),
-    ("bgp", bgp.app),
-    ("controller", controller.app),
-    ("install", install.app),
-    ("adopt", adopt.app),
-    ("lab", lab.app),
-):
-    app.add_typer(group, name=name, cls=usage.Commands, hidden=name == "ip")  # ip: the other name of address
-cluster.app.command()(founding.init)
-cluster.app.command()(founding.join)
-cluster.app.command()(founding.members)
-cluster.app.command()(founding.forget)
-cluster.app.add_typer(founding.tokens, name="token", cls=usage.Commands)
-for command in (
-    agent.agent,
-    endpoint.attach,
-    endpoint.detach,
-    status.status,
-    status.events,
-    plan.plan,
-    plan.diff,
-    status.version,
-    trace.trace,
-    doctor.doctor,
-    upgrade.upgrade,
-    install.uninstall,
-    demo.demo,
-):
-    app.command()(command)
+GROUPS = {
+    **dict.fromkeys(("network", "endpoint", "address"), ""),
+    "ip": "address",  # its other name
+    **dict.fromkeys(("host", "cluster", "bgp", "controller", "install", "adopt", "lab"), ""),
+}
+"""Groups of commands, in the order of the help, each with its module if that has another name."""
+COMMANDS = {
+    "agent": "",
+    **dict.fromkeys(("attach", "detach"), "endpoint"),
+    **dict.fromkeys(("status", "events"), "status"),
+    **dict.fromkeys(("plan", "diff"), "plan"),
+    "version": "status",
+    **dict.fromkeys(("trace", "doctor", "upgrade"), ""),
+    "uninstall": "install",
+    "demo": "",
+}
+"""Commands without a group, as above: each is a function with this name."""
+
+
+def _module(name: str, module: str) -> Any:
+    return importlib.import_module(f"linkspan.cli.{module or name}")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        status.version()
+        _module("version", COMMANDS["version"]).version()
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and exit.")
@@ -96,10 +56,32 @@ def _options(
     pass
 
 
+def app(names: Iterable[str] = (*GROUPS, *COMMANDS)) -> typer.Typer:
+    """Return the command line with these groups and commands, all by default.
+
+    Only their modules are imported: whoever types one command does not wait for the others.
+    """
+    made = typer.Typer(
+        cls=usage.Commands,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="One network for containers on Linux. It can always show why a packet goes where it goes.",
+    )
+    made.callback()(_options)
+    for name in names:
+        if name in GROUPS:
+            group = _module(name, GROUPS[name]).app
+            made.add_typer(group, name=name, cls=usage.Commands, hidden=name == "ip")
+        else:
+            made.command()(getattr(_module(name, COMMANDS[name]), name))
+    return made
+
+
 @functools.cache
-def commands() -> Any:
-    """Return all commands as the library runs them: an object of a class that it does not export."""
-    made = typer.main.get_command(app)
+def commands(*names: str) -> Any:
+    """Return these commands, or all, as the library runs them: an object of a class that it does not export."""
+    made = typer.main.get_command(app(names) if names else app())
     for option in made.params:
         if isinstance(option, TyperOption) and option.name in ("install_completion", "show_completion"):
             option.hidden = True  # completion is used once, and would be two fifths of the help
@@ -113,7 +95,8 @@ def main() -> None:
     if not _wants_json(words):  # their own formatting escapes them
         Client.show_by(shown)
     try:
-        sys.exit(commands()(prog_name="linkspan", standalone_mode=False))
+        typed = [word for word in words[:1] if word in GROUPS or word in COMMANDS]
+        sys.exit(commands(*typed)(prog_name="linkspan", standalone_mode=False))
     except LinkspanError as error:
         sys.exit(_failed(error, words))
     except usage.SHOWN_ERROR as error:

@@ -14,7 +14,6 @@ import typer
 from linkspan import SCHEMA, __version__
 from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.cluster import disputes
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
     Format,
@@ -44,6 +43,12 @@ def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
     as_json(found) if output is Format.JSON else _show_status(found)
     if not found.get("ok", True):  # a running agent may be older
         raise typer.Exit(NOT_WELL)
+
+
+def disputes(found: list[dict[str, Any]]) -> None:
+    """Print what two hosts claim, with the fix."""
+    for dispute in found:
+        say(f"conflict: {dispute['why']}; {dispute['fix']}")
 
 
 def _show_status(found: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ translated here, so that usage errors look like every other error: one line, exi
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -174,24 +175,16 @@ def _value(option: str, words: Sequence[str]) -> str:
     return ""
 
 
-_NUMBERS = {"is not a valid integer": "is not a whole number", "is not a valid float": "is not a number"}
-"""The library's own messages, in versions without a validator, and ours."""
+_WORDS = {"is not a valid int": "is not a whole number", "is not a valid float": "is not a number"}
+"""The library's own messages, and ours."""
 
 
 def _wrong(error: Any) -> str:
-    """Return why a value is refused; replace a validator's words by the given and the allowed values."""
-    details = getattr(error.__cause__, "errors", None)
+    """Return why a value is refused."""
+    text = str(error.message).rstrip(".")
     unit = "; give seconds" if getattr(getattr(error, "param", None), "metavar", "") == "SECONDS" else ""
-    if not callable(details):
-        text = str(error.message).rstrip(".")
-        replaced = (text.replace(theirs, ours) for theirs, ours in _NUMBERS.items() if theirs in text)
-        return next((f"{one}{unit}" for one in replaced), text)
-    first = details()[0]
-    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    kind = str(first["type"]).partition("_")[0]
-    if kind in wanted:
-        return f"{first['input']!r} is not {wanted[kind]}{unit}"
-    return str(error.message).removeprefix("Value error, ").rstrip(".")
+    replaced = (text.replace(theirs, ours) for theirs, ours in _WORDS.items() if text.endswith(theirs))
+    return next((f"{one}{unit}" for one in replaced), text)
 
 
 def _metavar(param: Any) -> str:
@@ -237,4 +230,5 @@ def tidy(command: Any) -> None:
 
 def _untyped(argument: Any) -> None:
     argument.get_usage_pieces = lambda _context: [_shown(argument)]
-    argument.display_type_rich = lambda ctx: ""  # noqa: ARG005 - the library gives it by this name
+    argument.type = copy.copy(argument.type)  # several arguments share it
+    argument.type.get_metavar = lambda param, ctx: ""  # noqa: ARG005 - the library gives them by these names

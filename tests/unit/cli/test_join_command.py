@@ -34,6 +34,6 @@ def test_a_token_is_an_argument_or_a_line_of_input(
     monkeypatch.setattr(founding, "ensure_agent", lambda *_: None)
     monkeypatch.setattr(founding, "_await_member", lambda *_: None)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    done = CliRunner().invoke(main.app, ["cluster", "join", *words], input=typed)
+    done = CliRunner().invoke(main.app(), ["cluster", "join", *words], input=typed)
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "host h2 has joined cluster c1")
     assert Agent.bodies == ({"token": "LSPAN1-a"},)

@@ -55,7 +55,7 @@ def test_a_wrong_setting_is_printed_and_then_named(tmp_path: Path, command: str,
     """With its file. The user sees what was read; all other keys are printed, too."""
     file = tmp_path / "settings.toml"
     file.write_text(line)
-    done = CliRunner().invoke(app, [command, "--config", str(file), "--print-config"])
+    done = CliRunner().invoke(app(), [command, "--config", str(file), "--print-config"])
     assert line in done.stdout
     assert 'log_level = "info"' in done.stdout
     assert isinstance(done.exception, Invalid)
@@ -68,7 +68,7 @@ def test_a_mistake_on_the_command_line_is_not_looked_for_in_the_file(tmp_path: P
     file = tmp_path / "settings.toml"
     file.write_text('log_level = "debug"\n')
     word = {"agent": "--underlay=can-reach=gate", "controller": "--metrics=gate"}[command]
-    done = CliRunner().invoke(app, [command, "--config", str(file), word])
+    done = CliRunner().invoke(app(), [command, "--config", str(file), word])
     assert isinstance(done.exception, Invalid)
     assert done.exception.message.startswith(said)
 
@@ -92,7 +92,7 @@ def test_a_controllers_keys_are_printed_without_a_store(tmp_path: Path) -> None:
     """A missing setting is not wrong yet, so the command succeeds."""
     file = tmp_path / "empty.toml"
     file.write_text("")
-    done = CliRunner().invoke(app, ["controller", "--config", str(file), "--print-config"])
+    done = CliRunner().invoke(app(), ["controller", "--config", str(file), "--print-config"])
     assert done.exit_code == 0
     assert "[tls]" in done.stdout
 
