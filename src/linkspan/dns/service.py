@@ -293,8 +293,15 @@ class NameService:
         usable = {network for network in self._used if (network,) not in self.problems}
         past = {zones: min(until, now + LINGER) for zones, until in self._views.items() if zones not in askers}
         self._views = dict.fromkeys(askers, FOR_EVER)
-        self._views |= {zones: until for zones, until in past.items() if now < until and usable.issuperset(zones)}
+        self._views |= {z: until for z, until in past.items() if usable.issuperset(z) and self._lingers(z, until, now)}
         return askers
+
+    def _lingers(self, zones: Zones, until: float, now: float) -> bool:
+        """Return whether a server that no container needs stays until ``until``: only if it runs.
+
+        One that came too late, or died, cannot start: the gateway's address may have gone with the last container.
+        """
+        return now < until and self._worker.machine.reconciler.unwell(("names", *zones)) is None
 
     def _listening(self, there: Mapping[str, Network]) -> Places:
         """Return where servers must listen: first the networks' own, because views read the files of those."""
@@ -314,7 +321,7 @@ class NameService:
                 used.setdefault(endpoint.network, set()).update(pool for pool, _ in pools)
         past = {n: (min(until, now + LINGER), pools) for n, (until, pools) in self._used.items() if n not in used}
         self._used = {name: (FOR_EVER, frozenset(pools)) for name, pools in used.items()}
-        self._used |= {n: (until, pools) for n, (until, pools) in past.items() if n in there and now < until}
+        self._used |= {n: (end, pools) for n, (end, pools) in past.items() if n in there and self._lingers((n,), end, now)}
 
     def _here(self) -> dict[str, list[Named]]:
         """Return the named endpoints of this host by network; each endpoint is converted once."""
