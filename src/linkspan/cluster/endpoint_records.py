@@ -29,7 +29,7 @@ from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Una
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Host
 from linkspan.core.supervise import ended, lasting
-from linkspan.store import validation
+from linkspan.store import record_form, validation
 from linkspan.store.records import ENDPOINTS, GONE
 from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
@@ -143,7 +143,7 @@ class EndpointRecords:
     def _read(self, record: Record, network: str) -> Endpoint | None:
         """Return the endpoint in a record; None if it is in another network, or cannot be read (which is noted)."""
         try:
-            if why := validation.misplaced(record.key):
+            if why := record_form.misfit(record):
                 raise Invalid(why)
             if network and network_of(record) != network:
                 return None

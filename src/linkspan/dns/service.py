@@ -321,7 +321,8 @@ class NameService:
                 used.setdefault(endpoint.network, set()).update(pool for pool, _ in pools)
         past = {n: (min(until, now + LINGER), pools) for n, (until, pools) in self._used.items() if n not in used}
         self._used = {name: (FOR_EVER, frozenset(pools)) for name, pools in used.items()}
-        self._used |= {n: (end, pools) for n, (end, pools) in past.items() if n in there and self._lingers((n,), end, now)}
+        past = {n: one for n, one in past.items() if n in there and self._lingers((n,), one[0], now)}
+        self._used |= past
 
     def _here(self) -> dict[str, list[Named]]:
         """Return the named endpoints of this host by network; each endpoint is converted once."""

@@ -15,7 +15,7 @@ import msgspec
 
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
-from linkspan.store import records
+from linkspan.store import record_form, records
 from linkspan.store.record_history import Versions
 from linkspan.store.record_index import RecordIndex
 from linkspan.store.records import EPHEMERAL, GONE
@@ -49,6 +49,8 @@ class RecordCache:
         self.records: Mapping[str, Record] = self._index.records
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
+        self._misfits: set[str] = set()
+        """The keys among them of records that no agent can have written: NAMED at most, and the others have no name."""
         self._refused: dict[str, _Refused] = {}
         """The skipped records that could not be read, by key."""
         self._decoded: dict[str, tuple[bytes, object]] = {}
@@ -130,8 +132,20 @@ class RecordCache:
         """Return the latest version before the one that nobody has read yet, or could not; None if there is none."""
         return self._before.last(key)
 
+    def _is_misfit(self, record: Record) -> bool:
+        """Return whether no agent can have written a record. It is skipped, and nothing of it is kept."""
+        if not (why := record_form.misfit(record)):
+            if record.key in self._misfits:
+                self._unskip(record.key)
+            return False
+        if record.key in self._misfits or len(self._misfits) < record_form.NAMED:
+            self._misfits.add(record.key)
+            self.skip(record.key, why)
+        return True
+
     def _unskip(self, key: str) -> None:
         """Record that a record is valid or gone."""
+        self._misfits.discard(key)
         if key in self.reasons:
             del self.reasons[key]
             self._refused.pop(key, None)

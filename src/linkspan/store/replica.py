@@ -325,8 +325,7 @@ class Replica(RecordCache):
         touched = self._aside.take(beside) if beside is not None and self._aside is not None else set()
         listers = self._losses.listers({key.split("/", 2)[1] for key in batch.deletes if key.startswith("blocks/")})
         for record in batch.puts:
-            if why := validation.misplaced(record.key):
-                self.skip(record.key, why)
+            if self._is_misfit(record):
                 continue
             old = self.records.get(record.key)
             if self._known(record.key) > record.revision:

@@ -243,7 +243,7 @@ class SysctlDriver:
         return values
 
     def _all(self, mine: dict[str, list[str]]) -> dict[str, str | None]:
-        """Return the values by path, from a list of all links; the paths are by link. Those of links that are gone lack.
+        """Return the values of these paths, which are by link, from a list of all links; those of no link are left out.
 
         This is asked each second, so a message that the last list had too is not parsed again.
         """
