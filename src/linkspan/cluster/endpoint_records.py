@@ -86,7 +86,7 @@ class EndpointRecords:
 
     def start(self) -> None:
         """Correct all records of this host, and then those that change."""
-        there = self._replica.under(f"{ENDPOINTS}{self._host}/").keys()
+        there = {*self._replica.keys_under(f"{ENDPOINTS}{self._host}/")}
         self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
         self._wake.set()
         self._task = lasting("publishing endpoints", self._follow)
@@ -115,7 +115,7 @@ class EndpointRecords:
 
         They have no paths of namespaces, because somebody else may have written a path there.
         """
-        own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
+        own = (self._replica.value(key, Endpoint) for key in self._replica.keys_under(f"{ENDPOINTS}{self._host}/"))
         return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
     async def elsewhere(self, network: str = "", host: str = "") -> AsyncIterator[list[Endpoint]]:

@@ -1,4 +1,4 @@
-"""Checks of one record by itself: its key, the shape of its values, and the bounds of its numbers.
+"""Checks of what one record says: the shape of its values, and the bounds of its numbers.
 
 A record that fails is named with the reason and stops no other. Its last valid version stays in force (``replica``).
 Other modules compare a record with other hosts' records (``grants``, ``networks``): that result may change later.

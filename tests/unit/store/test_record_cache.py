@@ -180,7 +180,7 @@ def test_a_record_that_is_larger_than_any_agent_s_is_not_kept(tmp_path: Path) ->
         await one.store.transaction({"networks/demo": b"{}", "junk/a": b"{}"})
         await eventually(lambda: "junk/a" in one.replica.records, "it is known")
         for key in ("networks/demo", "junk/a", "junk/b"):
-            memory.commit(Request({key: b" " * MOST_BYTES}))
+            memory.commit(Request({key: b" " * (MOST_BYTES + 1)}))
             memory.ring()
         await eventually(lambda: one.replica.unreadable == {"networks/demo", "junk/a", "junk/b"}, "all are named")
         assert "the largest request of an agent has" in one.replica.reasons["junk/b"]
