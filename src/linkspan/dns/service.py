@@ -44,10 +44,10 @@ log = logging.getLogger("linkspan.dns.service")
 
 SETTLE = 0.05
 """Seconds from the first change to the update: a burst of containers causes one reload."""
-REST, LONGEST_REST = 0.15, 0.25
+REST, LONGEST_REST = 0.15, 0.4
 """Shortest and longest seconds between two updates: names must exist within a second, and must not slow attaches
 down."""
-SHARE = 20
+SHARE = 40
 """The pause after an update, as a multiple of its duration: with a thousand hosts an update takes longer."""
 TICK = 1.0
 """Seconds between two checks of inputs without events, while there are servers: resolv.conf, a port that is in use."""

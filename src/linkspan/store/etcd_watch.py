@@ -128,7 +128,7 @@ class EtcdWatch:
                     yield Batch(place.revision)
                 if wrong is not None:
                     raise wrong
-                await asyncio.sleep(pace.rest(loop_time(), sum(map(len, lines))))
+                await stream.pause(pace.rest(loop_time(), sum(map(len, lines))))
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
