@@ -152,6 +152,10 @@ def test_a_password_is_the_sessions_and_nowhere_else(mesh: BgpRun, router: Speak
     records = [(mesh.state("h1") / name).read_text() for name in ("replica.json", "secrets.json", "files.json")]
     assert value not in "".join([*told, *logs, *records])
     assert mesh.clean("h1")
+    other = "battery-nail"
+    file.write_text(other)
+    router.start(65001, [FREE], session=f'authentication md5; password "{other}";')
+    until(router.established, "the session is up with another password, which the agent finds within a minute", 90.0)
     mesh.set("h1", bgp__peer__r1__password_file="")
     mesh.in_use("h1", "peer_r1", "direct;")
     router.start(65001, [FREE])

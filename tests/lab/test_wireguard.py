@@ -266,6 +266,14 @@ def test_a_key_that_all_share_besides(cluster: SecretRun, tmp_path: Path) -> Non
     store = b"".join(path.read_bytes() for path in (cluster.folder / "store").glob("*"))
     public += [*arguments, store.decode(errors="replace")]
     assert not any(secret in text for secret in secrets for text in public)
+    another = subprocess.run(["wg", "genpsk"], capture_output=True, text=True, check=True).stdout
+    file.write_text(another)  # of the same length, at the same path: only a look at it shows that
+    for host in HOSTS:
+        until(
+            lambda host=host: another.strip() in cluster.wg(host, "show", "lswg", "preshared-keys"),
+            f"{host} has the other shared key",
+            60.0,
+        )
     for mode, owner in ((0o640, 0), (0o600, 65534)):  # while the agent runs, as with a host's own key
         file.chmod(mode)
         os.chown(file, owner, -1)

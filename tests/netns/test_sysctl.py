@@ -151,6 +151,27 @@ def test_a_link_s_setting_goes_with_its_link(spaces: Namespaces, tmp_path: Path)
     assert not (tmp_path / "m").exists()
 
 
+def test_many_links_settings_are_observed_as_they_are_now(spaces: Namespaces, tmp_path: Path) -> None:
+    """Each observation has what changed since the last one: values, wanted settings, and links that came again."""
+    driver = SysctlDriver(spaces, tmp_path / "m")
+    names = [f"lsp{number}" for number in range(sysctl.FEW + 1)]
+    for name in names:
+        run("ip", "link", "add", name, "type", "bridge")
+    wanted = [LinkSysctl(f"net/ipv4/conf/{name}/rp_filter", "1") for name in names]
+    assert driver.apply(wanted, []) == {}
+    assert list(driver.observe(HOST)) == list(driver.observe(HOST)) == wanted
+    sysctl.write(wanted[0].path, "2")
+    assert next(iter(driver.observe(HOST))) == LinkSysctl(wanted[0].path, "2")
+    more = LinkSysctl(f"net/ipv4/conf/{names[1]}/arp_ignore", "1")
+    assert driver.apply([wanted[0], more], []) == {}
+    assert set(driver.observe(HOST)) == {*wanted, more}
+    run("ip", "link", "del", names[0])
+    assert set(driver.observe(HOST)) == {*wanted[1:], more}
+    run("ip", "link", "add", names[0], "type", "bridge")
+    assert driver.apply([wanted[0]], []) == {}
+    assert set(driver.observe(HOST)) == {*wanted, more}
+
+
 def test_a_refused_value_is_an_error_that_says_what_was_set(spaces: Namespaces, tmp_path: Path) -> None:
     """The other states of the batch are still put."""
     driver = SysctlDriver(spaces, tmp_path / "m")

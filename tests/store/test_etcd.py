@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.errors import NotFound, Unavailable
-from linkspan.store import etcd, etcd_lease
+from linkspan.store import etcd_lease, etcd_page_size
 from linkspan.store.etcd import EtcdStore
 from support.certificates import Authority
 from support.polling import eventually
@@ -202,12 +202,12 @@ async def test_a_long_listing_comes_in_pages_of_one_revision(
     one: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is missing or twice in it if the records do not fit one answer."""
-    monkeypatch.setattr(etcd, "PAGE", 7)
+    monkeypatch.setattr(etcd_page_size, "PAGE", 7)
     store, keys = EtcdStore(one.url()), [f"k{number:03}" for number in range(100)]
     await store.transaction(dict.fromkeys(keys, b""))
-    for largest, prompt, sizes in ((40, 60.0, [7, 40, 40, 13]), (40, 0.0, [7] * 14 + [2])):
-        monkeypatch.setattr(etcd, "LARGEST", largest)
-        monkeypatch.setattr(etcd, "PROMPT", prompt)  # the pages of an etcd that answers late stay small
+    for largest, prompt, sizes in ((40, 60.0, [7, 28, 40, 25]), (40, 0.0, [7] * 14 + [2])):
+        monkeypatch.setattr(etcd_page_size, "LARGEST", largest)
+        monkeypatch.setattr(etcd_page_size, "PROMPT", prompt)  # the pages of an etcd that answers late stay small
         assert [record.key for record in (await store.list(""))[0]] == keys
         pages = [[record.key for record in page] async for page, _ in store.pages("k")]
         assert [key for page in pages for key in page] == keys
@@ -217,7 +217,7 @@ async def test_a_long_listing_comes_in_pages_of_one_revision(
 
 async def test_the_next_page_comes_while_one_is_used(one: Members, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked for at once, and dropped if nobody wants it."""
-    monkeypatch.setattr(etcd, "PAGE", 1)
+    monkeypatch.setattr(etcd_page_size, "PAGE", 1)
     store, running = EtcdStore(one.url()), asyncio.all_tasks()
     await store.transaction({"x/a": b"", "x/b": b""})
     pages = store.pages("x/")

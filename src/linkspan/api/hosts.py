@@ -97,7 +97,7 @@ class HostRoutes:
         for lease in self._agent.leases.all():
             held.setdefault(lease.host, []).append(lease)
         hosts = [self._told(host, held.get(host.id, ())) for host in known.values()]
-        removed = {key.removeprefix(f"{GONE}hosts/"): key for key in self._agent.replica.under(f"{GONE}hosts/")}
+        removed = {key.removeprefix(f"{GONE}hosts/"): key for key in self._agent.replica.keys_under(f"{GONE}hosts/")}
         hosts += [
             self._told_removed(id_, tombstone.at)
             for id_, key in removed.items()

@@ -29,7 +29,7 @@ from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Una
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Host
 from linkspan.core.supervise import ended, lasting
-from linkspan.store import validation
+from linkspan.store import record_form, validation
 from linkspan.store.records import ENDPOINTS, GONE
 from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
@@ -86,7 +86,7 @@ class EndpointRecords:
 
     def start(self) -> None:
         """Correct all records of this host, and then those that change."""
-        there = self._replica.under(f"{ENDPOINTS}{self._host}/").keys()
+        there = {*self._replica.keys_under(f"{ENDPOINTS}{self._host}/")}
         self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
         self._wake.set()
         self._task = lasting("publishing endpoints", self._follow)
@@ -115,7 +115,7 @@ class EndpointRecords:
 
         They have no paths of namespaces, because somebody else may have written a path there.
         """
-        own = (self._replica.value(key, Endpoint) for key in self._replica.under(f"{ENDPOINTS}{self._host}/"))
+        own = (self._replica.value(key, Endpoint) for key in self._replica.keys_under(f"{ENDPOINTS}{self._host}/"))
         return [record_of(endpoint) for endpoint in own if endpoint is not None]
 
     async def elsewhere(self, network: str = "", host: str = "") -> AsyncIterator[list[Endpoint]]:
@@ -143,7 +143,7 @@ class EndpointRecords:
     def _read(self, record: Record, network: str) -> Endpoint | None:
         """Return the endpoint in a record; None if it is in another network, or cannot be read (which is noted)."""
         try:
-            if why := validation.misplaced(record.key):
+            if why := record_form.misfit(record):
                 raise Invalid(why)
             if network and network_of(record) != network:
                 return None

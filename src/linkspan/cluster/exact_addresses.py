@@ -76,7 +76,7 @@ class ExactAddresses:
 
     def start(self) -> None:
         """Check all records, and then those that change."""
-        self.due |= self._replica.under("addresses/").keys() | self._held().keys()
+        self.due |= {*self._replica.keys_under("addresses/"), *self._held()}
         self._wake.set()
         self._task = lasting("looking after exact addresses", self._follow)
 
@@ -88,7 +88,7 @@ class ExactAddresses:
         """Check changed records that are or were this host's, and those of a block whose claim was replaced."""
         due = {key for key in keys if key.startswith("addresses/") and self._ours(key)}
         for key in [key for key in keys if key.startswith("blocks/") and key in self._replica.displaced]:
-            due |= self._replica.under(f"addresses/{key.split('/')[1]}/").keys()
+            due |= {*self._replica.keys_under(f"addresses/{key.split('/')[1]}/")}
         self.note(due)
 
     def _ours(self, key: str) -> bool:

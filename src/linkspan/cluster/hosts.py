@@ -113,4 +113,4 @@ class Hosts:
 
 
 def _words(replica: Replica, prefix: str) -> Set[str]:
-    return frozenset(key.removeprefix(prefix) for key in replica.under(prefix))
+    return frozenset(key.removeprefix(prefix) for key in replica.keys_under(prefix))

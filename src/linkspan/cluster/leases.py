@@ -106,7 +106,7 @@ class Leases:
         Whether such an address counts depends on that host's containers, too (``baseless``).
         """
         start = f"addresses/{network.name}/"
-        if not self._replica.under(start):
+        if not self._replica.keys_under(start):
             return set()
         owners = {block: owner for block, owner in self.blocks(network.name).items() if owner not in (SHARED, "")}
         found = set()
@@ -182,7 +182,7 @@ class Leases:
         start = f"blocks/{network}/"
         read = self._replica.read(start, BlockRecord)
         found = {}
-        for key in self._replica.under(start):
+        for key in self._replica.keys_under(start):
             try:
                 found[prefix(key.removeprefix(start))] = read[key].owner if key in read else ""
             except Invalid as error:
@@ -191,7 +191,7 @@ class Leases:
 
     def claimed(self, network: str) -> int:
         """Return how many records of blocks a network has."""
-        return len(self._replica.under(f"blocks/{network}/"))
+        return len(self._replica.keys_under(f"blocks/{network}/"))
 
     def lost(self, network: str) -> dict[tuple[str, str], str]:
         """Return the blocks that a lease lists and another host owns, by (host of the lease, block), with the owner.
@@ -440,7 +440,7 @@ class Leases:
     def held(self, host: str, network: str = "") -> list[str]:
         """Return the keys of a host's leases, blocks and exact addresses, in one network or in all."""
         of = f"{network}/" if network else ""
-        keys = [key for key in self._replica.under(f"leases/{of}") if key.endswith(f"/{host}")]
+        keys = [key for key in self._replica.keys_under(f"leases/{of}") if key.endswith(f"/{host}")]
         keys += [k for k, r in self._replica.read(f"blocks/{of}", BlockRecord).items() if r.owner == host]
         keys += [k for k, r in self._replica.read(f"addresses/{of}", AddressRecord).items() if r.host == host]
         return keys
@@ -462,7 +462,7 @@ class Leases:
     async def leave(self, networks: Iterable[Network]) -> None:
         """Delete this host's claims in networks that somebody deleted while it claimed."""
         start = f"{GONE}networks/"
-        graves = {key.removeprefix(start) for key in self._replica.under(start)}
+        graves = {key.removeprefix(start) for key in self._replica.keys_under(start)}
         # Without a name ``held`` means all networks, so no key may lead to that, whoever wrote it.
         gone = {name for name in graves if name and "/" not in name} - {network.name for network in networks}
         await self.delete([key for name in gone for key in self.held(self._host.id, name)])

@@ -218,8 +218,8 @@ class Networks:
 
     async def delete(self, name: str) -> None:
         """Delete a network, its allowances and reservations, and all claims in it. Raises NotFound or Unavailable."""
-        allowed = [key for key in self._replica.under("allowances/") if name in key.split("/")[1:3]]
-        reserved = self._replica.under(f"reservations/{name}/")
+        allowed = [key for key in self._replica.keys_under("allowances/") if name in key.split("/")[1:3]]
+        reserved = self._replica.keys_under(f"reservations/{name}/")
         known = next((network for network in self.every() if network.name == name), None) or self.get(name)
         keys = [f"networks/{name}", *(key for key in _claims(known) if key in self._replica.records)]
         await self._replica.write({}, deletes=keys)  # from here on nobody claims anything in it
@@ -229,7 +229,7 @@ class Networks:
     async def _clear(self, name: str, more: Iterable[str] = ()) -> None:
         """Delete the claims in a deleted network, and the keys of ``more``, in as many transactions as they need."""
         kinds = ("leases", "blocks", "addresses")
-        keys = [*more, *(key for kind in kinds for key in self._replica.under(f"{kind}/{name}/"))]
+        keys = [*more, *(key for kind in kinds for key in self._replica.keys_under(f"{kind}/{name}/"))]
         for start in range(0, len(keys), MOST_KEYS // 2):
             await self._replica.write({}, deletes=keys[start : start + MOST_KEYS // 2])
 

@@ -112,8 +112,9 @@ class PeerPings:
                 if targets := targets[RATE:]:
                     await pause(1)
                     # A round may take minutes: new peers come next, and those that are gone do not come any more.
-                    targets = self._targets(but=met) + [one for one in targets if one[0] in self._peers]
-                    met = set(self._peers)
+                    if met != self._peers.keys():
+                        targets = self._targets(but=met) + [one for one in targets if one[0] in self._peers]
+                        met = set(self._peers)
             await pause(max(begun + EVERY - loop_time(), 1.0))
 
     def _ping(self, family: int, address: str) -> None:

@@ -20,7 +20,7 @@ from linkspan.core.dns_names import speakable
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import ALIASES, Endpoint
 from linkspan.core.supervise import ended, lasting, woken
-from linkspan.store import records, validation
+from linkspan.store import record_form, records, validation
 from linkspan.store.records import ENDPOINTS
 
 log = logging.getLogger("linkspan.cluster.remote_endpoints")
@@ -204,7 +204,9 @@ class RemoteEndpoints:
         return touched
 
     def skip(self, key: str, why: str) -> None:
-        """Record why a record is skipped."""
+        """Record why a record is skipped; of very many only some have a name."""
+        if key not in self.reasons and len(self.reasons) >= record_form.NAMED:
+            return
         if self.reasons.get(key) != why:
             log.warning("record %s is skipped: %s", key, why)
         self.reasons[key] = why
@@ -246,7 +248,7 @@ class RemoteEndpoints:
         None if the record cannot be read.
         """
         try:
-            if why := validation.misplaced(record.key):
+            if why := record_form.misfit(record):
                 raise Invalid(why)
             network = network_of(record)
             return network, packed(validation.decode(record.key, record.value, Endpoint)) if network in wanted else None

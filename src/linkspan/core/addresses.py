@@ -160,10 +160,10 @@ _OF_NO_HOST = {
 """By family: first and last address of the ranges in which no other host can be reached. Those are the ranges above,
 except IPv4's link-local one, which some underlays use. Bytes, because each record of an endpoint is checked by them."""
 _SUSPECTS = {
-    family: frozenset(number for first, last, _ in ranges for number in range(first[0], last[0] + 1))
+    BITS[family] // 8: frozenset(number for first, last, _ in ranges for number in range(first[0], last[0] + 1))
     for family, ranges in _OF_NO_HOST.items()
 }
-"""By family: the first bytes of addresses in these ranges."""
+"""By the length of addresses, in bytes: the first bytes of those in these ranges."""
 
 
 def host_address(text: str) -> Prefix:
@@ -172,9 +172,9 @@ def host_address(text: str) -> Prefix:
     It is not cached: a list of 100,000 endpoints would leave none of the others.
     """
     found = _parsed(text)
-    packed, family = found.packed, found.family
-    if packed[0] in _SUSPECTS[family]:
-        for first, last, special in _OF_NO_HOST[family]:
+    packed = found.packed
+    if packed[0] in _SUSPECTS[len(packed)]:
+        for first, last, special in _OF_NO_HOST[found.family]:
             if first <= packed <= last:
                 raise Invalid(f"{text} is in {special}, which is {_SPECIAL[special]}: other hosts cannot reach it")
     return found

@@ -44,10 +44,10 @@ log = logging.getLogger("linkspan.dns.service")
 
 SETTLE = 0.05
 """Seconds from the first change to the update: a burst of containers causes one reload."""
-REST, LONGEST_REST = 0.15, 0.25
+REST, LONGEST_REST = 0.15, 0.4
 """Shortest and longest seconds between two updates: names must exist within a second, and must not slow attaches
 down."""
-SHARE = 20
+SHARE = 40
 """The pause after an update, as a multiple of its duration: with a thousand hosts an update takes longer."""
 TICK = 1.0
 """Seconds between two checks of inputs without events, while there are servers: resolv.conf, a port that is in use."""
@@ -293,8 +293,15 @@ class NameService:
         usable = {network for network in self._used if (network,) not in self.problems}
         past = {zones: min(until, now + LINGER) for zones, until in self._views.items() if zones not in askers}
         self._views = dict.fromkeys(askers, FOR_EVER)
-        self._views |= {zones: until for zones, until in past.items() if now < until and usable.issuperset(zones)}
+        self._views |= {z: until for z, until in past.items() if usable.issuperset(z) and self._lingers(z, until, now)}
         return askers
+
+    def _lingers(self, zones: Zones, until: float, now: float) -> bool:
+        """Return whether a server that no container needs stays until ``until``: only if it runs.
+
+        One that came too late, or died, cannot start: the gateway's address may have gone with the last container.
+        """
+        return now < until and self._worker.machine.reconciler.unwell(("names", *zones)) is None
 
     def _listening(self, there: Mapping[str, Network]) -> Places:
         """Return where servers must listen: first the networks' own, because views read the files of those."""
@@ -314,7 +321,8 @@ class NameService:
                 used.setdefault(endpoint.network, set()).update(pool for pool, _ in pools)
         past = {n: (min(until, now + LINGER), pools) for n, (until, pools) in self._used.items() if n not in used}
         self._used = {name: (FOR_EVER, frozenset(pools)) for name, pools in used.items()}
-        self._used |= {n: (until, pools) for n, (until, pools) in past.items() if n in there and now < until}
+        past = {n: one for n, one in past.items() if n in there and self._lingers((n,), one[0], now)}
+        self._used |= past
 
     def _here(self) -> dict[str, list[Named]]:
         """Return the named endpoints of this host by network; each endpoint is converted once."""

@@ -27,6 +27,7 @@ at addresses of their own (the host must then not choose these as source address
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -124,6 +125,7 @@ def own(pools: Iterable[tuple[Prefix, Prefix]], endpoint: Endpoint) -> list[tupl
     return [(pool, gateway) for pool, gateway in pools if any(pool.holds(one) for one in addresses)]
 
 
+@functools.lru_cache(maxsize=4096)  # of each network's gateway, with each update of names
 def _shared(gateway: Prefix) -> bool:
     return any(prefix(text).holds(gateway.single()) for text in ("169.254.0.0/16", "fe80::/10"))
 

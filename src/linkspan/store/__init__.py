@@ -15,10 +15,10 @@ Rules
       ``cluster`` says who keeps which others, and reads the rest in the store.
     - **Removal is a written fact.** A record that is missing without a tombstone was lost. It stays in force, its
       owner puts it back, and nothing new is claimed until then. If a host has no record, nothing of it counts as lost.
-    - ``validation`` checks a record by itself: its key, the bounds of its numbers, the shape of each backend's
-      offer (``check_offer``). A record that fails is named and stops no other. Its last valid version stays in
-      force, in the snapshot too (``record_history``). If somebody deletes the spoilt key by hand, that version is
-      written back.
+    - ``record_form`` and ``validation`` check a record by itself: its key, its size, the bounds of its numbers, the
+      shape of each backend's offer (``check_offer``). A record that fails is named and stops no other. Its last
+      valid version stays in force, in the snapshot too (``record_history``). If somebody deletes the spoilt key by
+      hand, that version is written back.
     - ``compare_and_swap`` serves records of which several hosts change a part each (settings, pools). It writes
       only over what was read, so no host undoes what another host did, or brings back what another host removed.
     - ``fence`` makes late writes harmless. A host lost its underlay address and gave up on a write. The kernel

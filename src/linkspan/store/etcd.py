@@ -7,10 +7,9 @@ twice. If a condition then fails, the records show whether this call wrote them:
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from linkspan.core.contracts import PAGE, Batch, Page, Record
+from linkspan.core.contracts import Batch, Page, Record
 from linkspan.core.errors import Unavailable
 from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, etcd_parts
 from linkspan.core.supervise import ended
@@ -18,6 +17,7 @@ from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_guard import ClusterGuard
 from linkspan.store.etcd_lease import TRY, StandingLease
+from linkspan.store.etcd_page_size import PageSize
 from linkspan.store.etcd_watch import EtcdWatch
 from linkspan.store.etcd_wire import (
     MEMBERS_OWN,
@@ -45,12 +45,6 @@ MEMBERS_SECONDS = 1.0
 PEER_PORT = 2380
 """etcd's default for --listen-peer-urls."""
 
-LARGEST = 4 * PAGE
-"""Records of one answer while each one before has come within PROMPT seconds. With each answer etcd counts all records
-that are still to come: in pages of 4,000 a listing of 100,000 costs it half of the processor time as in pages of 1,000.
-To decode such an answer blocks the event loop four times as long as one of PAGE."""
-PROMPT = 0.5
-"""Seconds: over a slow link a large answer would not come within the gateway's time."""
 
 class EtcdStore:
     """Records by key, such as ``networks/demo``, under a prefix of an etcd cluster."""
@@ -116,34 +110,26 @@ class EtcdStore:
 
     async def _pages(self, ranges: Sequence[Json]) -> AsyncIterator[tuple[Range, int]]:
         """Yield the answers about ranges of keys, all of one revision; while one is used, the next is on its way."""
-        begun = time.monotonic()
-        answer, _ = await self._guard.carry_out([], [{"request_range": {**ranges[0], "limit": PAGE}}])
-        page, revision, took = answer.range(0), answer.header.revision, time.monotonic() - begun
+        size = PageSize()
+
+        async def first(most: int) -> tuple[Range, int]:
+            answer, _ = await self._guard.carry_out([], [{"request_range": {**ranges[0], "limit": most}}])
+            return answer.range(0), answer.header.revision
+
+        page, revision = await size.fitting(first)
         while left := [after(ranges[0], page), *ranges[1:]] if page.more else ranges[1:]:
-            coming = asyncio.create_task(
-                self._page({**left[0], "revision": revision}, LARGEST if took < PROMPT else PAGE)
-            )
+            coming = asyncio.create_task(self._page({**left[0], "revision": revision}, size))
             try:
                 yield page, revision
-                page, seconds = await coming
+                page = await coming
             finally:
                 await ended(coming)
-            ranges, took = left, max(took, seconds)
+            ranges = left
         yield page, revision
 
-    async def _page(self, keys: Json, most: int) -> tuple[Range, float]:
-        """Return the answer about the first records of a range of keys, and how many seconds it took.
-
-        These are ``most`` records, or PAGE if so many do not come in time: they may be larger than those before.
-        """
-        begun = time.monotonic()
-        try:
-            answer = await self._gateway.ask("/v3/kv/range", {**keys, "limit": most}, Range)
-        except Unavailable:
-            if most == PAGE:
-                raise
-            answer = await self._gateway.ask("/v3/kv/range", {**keys, "limit": PAGE}, Range)
-        return answer, time.monotonic() - begun
+    async def _page(self, keys: Json, size: PageSize) -> Range:
+        """Return the answer about the first records of a range of keys."""
+        return await size.fitting(lambda most: self._gateway.ask("/v3/kv/range", {**keys, "limit": most}, Range))
 
     def _records(self, page: Range) -> Records:
         cluster = self._guard.key.encode()

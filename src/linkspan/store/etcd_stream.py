@@ -83,6 +83,17 @@ class Stream:
         *lines, self._buffer = self._buffer.split(b"\n")
         return lines
 
+    async def pause(self, seconds: float) -> None:
+        """Leave unread for so long what comes: a turn of the loop for each message costs more than the messages."""
+        protocol = self._response.connection.protocol if self._response.connection is not None else None
+        if protocol is not None and seconds:
+            protocol.pause_reading()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            if protocol is not None and seconds:
+                protocol.resume_reading()
+
     async def rest(self) -> bytes:
         """Return the rest of the answer, up to its end. Raises Unavailable."""
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import NoReturn
 
 from linkspan.core.clock import loop_time
@@ -110,8 +111,9 @@ class EtcdWatch:
                     # A revision counts once it is complete: a watch that is opened again begins after it.
                     events, rest = _parted(events, last)
                     if events:
-                        batch = self._batch(events)
                         place.saw(events)
+                    for step in _steps(events):
+                        batch = self._batch(step)
                         if batch.puts or batch.deletes:
                             yield batch
                 for message in messages:
@@ -126,7 +128,7 @@ class EtcdWatch:
                     yield Batch(place.revision)
                 if wrong is not None:
                     raise wrong
-                await asyncio.sleep(pace.rest(loop_time(), sum(map(len, lines))))
+                await stream.pause(pace.rest(loop_time(), sum(map(len, lines))))
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
@@ -197,6 +199,24 @@ def _parted(events: tuple[Event, ...], revision: int) -> tuple[tuple[Event, ...]
     """Return the events of all other revisions, and those of this one."""
     others = tuple(event for event in events if event.kv.mod_revision != revision)
     return others, events[len(others) :]
+
+
+def _steps(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """Yield the events in parts of whole revisions, such that no part puts a key again that it deletes.
+
+    A batch has the last change of each key only. If it left out a deletion, another host's claim of a block that was
+    free would look like one against its former owner.
+    """
+    step, gone = list[Event](), set[bytes]()
+    for _, revision in itertools.groupby(events, lambda event: event.kv.mod_revision):
+        changes = list(revision)
+        if any(event.type == "PUT" and event.kv.key in gone for event in changes):
+            yield step
+            step, gone = [], set()
+        step += changes
+        gone.update(event.kv.key for event in changes if event.type == "DELETE")
+    if step:
+        yield step
 
 
 async def _line(stream: Stream, seconds: float) -> bytes:

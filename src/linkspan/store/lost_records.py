@@ -39,7 +39,7 @@ class LostRecords:
 
     def recall(self) -> None:
         """Note which blocks the snapshot had: these are all that is known now."""
-        self._recalled = frozenset(self._known.under("blocks/"))
+        self._recalled = frozenset(self._known.keys_under("blocks/"))
 
     def withhold(self, keys: Iterable[str]) -> None:
         """Note the records that are not in force because they contradict others."""

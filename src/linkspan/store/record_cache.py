@@ -15,9 +15,9 @@ import msgspec
 
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
-from linkspan.store import records
+from linkspan.store import record_form, records
 from linkspan.store.record_history import Versions
-from linkspan.store.record_index import RecordIndex
+from linkspan.store.record_index import Packed, RecordIndex, same
 from linkspan.store.records import EPHEMERAL, GONE
 
 log = logging.getLogger("linkspan.store.record_cache")
@@ -46,12 +46,14 @@ class RecordCache:
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._index = RecordIndex()
-        self.records: Mapping[str, Record] = self._index.records
+        self.records: Mapping[str, Record] = self._index
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
+        self._misfits: set[str] = set()
+        """The keys among them of records that no agent can have written: NAMED at most, and the others have no name."""
         self._refused: dict[str, _Refused] = {}
         """The skipped records that could not be read, by key."""
-        self._decoded: dict[str, tuple[bytes, object]] = {}
+        self._decoded: dict[str, tuple[Packed, object]] = {}
         self._before = Versions()
 
     @property
@@ -63,9 +65,13 @@ class RecordCache:
         """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
         return self._index.under(prefix)
 
+    def keys_under(self, prefix: str) -> list[str]:
+        """Return the keys that ``under`` has: much less work."""
+        return self._index.keys_under(prefix)
+
     def suffixes(self, prefix: str) -> set[str]:
         """Return what follows ``prefix`` in the keys that begin with it, of readable records and of others."""
-        return {key.removeprefix(prefix) for key in self.under(prefix)}
+        return {key.removeprefix(prefix) for key in self.keys_under(prefix)}
 
     def groups(self, kind: str) -> Collection[str]:
         """Return the second words of the keys of a kind of which more words follow: the networks of ``leases``."""
@@ -77,12 +83,11 @@ class RecordCache:
 
     def known_revision(self, key: str) -> int:
         """Return the known revision of a record, 0 if there is none."""
-        record = self.records.get(key)
-        return record.revision if record is not None else 0
+        return self._index.revision(key)
 
     def read(self, prefix: str, type_: type[T]) -> dict[str, T]:
         """Return the records under ``prefix`` as values by key, each as ``value`` returns it; without those of None."""
-        values = {key: self.value(key, type_) for key in self.under(prefix)}
+        values = {key: self.value(key, type_) for key in self.keys_under(prefix)}
         return {key: value for key, value in values.items() if value is not None}
 
     def value(self, key: str, type_: type[T]) -> T | None:
@@ -90,11 +95,12 @@ class RecordCache:
 
         If it cannot be read, record the reason and return its last valid value. Return None if there is neither.
         """
-        record = self.records.get(key)
-        if record is None:
+        packed = self._index.packed(key)
+        if packed is None:
             return None
         known, found = self._decoded.get(key, (b"", None))
-        if known != record.value or not isinstance(found, type_):
+        if not same(known, packed) or not isinstance(found, type_):
+            record = self.records[key]
             refused = self._refused.get(key)
             if refused is not None and refused.value == record.value and refused.type is type_:
                 return refused.instead if isinstance(refused.instead, type_) else None
@@ -105,7 +111,7 @@ class RecordCache:
                 instead = self._before.readable(key, lambda raw: self._decode(key, raw, type_))
                 self._refused[key] = _Refused(record.value, type_, instead)
                 return instead
-            self._decoded[key] = record.value, found
+            self._decoded[key] = packed, found
         self._unskip(key)
         self._before.forget(key)
         return found
@@ -130,8 +136,20 @@ class RecordCache:
         """Return the latest version before the one that nobody has read yet, or could not; None if there is none."""
         return self._before.last(key)
 
+    def _is_misfit(self, record: Record) -> bool:
+        """Return whether no agent can have written a record. It is skipped, and nothing of it is kept."""
+        if not (why := record_form.misfit(record)):
+            if record.key in self._misfits:
+                self._unskip(record.key)
+            return False
+        if record.key in self._misfits or len(self._misfits) < record_form.NAMED:
+            self._misfits.add(record.key)
+            self.skip(record.key, why)
+        return True
+
     def _unskip(self, key: str) -> None:
         """Record that a record is valid or gone."""
+        self._misfits.discard(key)
         if key in self.reasons:
             del self.reasons[key]
             self._refused.pop(key, None)
@@ -141,11 +159,13 @@ class RecordCache:
         if (refused := self._refused.get(key)) is not None:
             self.value(key, refused.type)
 
-    def _replace(self, record: Record) -> None:
-        """Adopt a record. The version before is kept until somebody has read the new one."""
-        old = self.records.get(record.key)
+    def _replace(self, old: Record | None, record: Record) -> None:
+        """Adopt a record in place of the ``old`` one, which is kept until somebody has read the new one."""
+        if old is not None and old.value == record.value:
+            self._index.touch(record.key, record.revision)
+            return
         passing = record.key.startswith((GONE, *EPHEMERAL)) or record.key in self.reasons
-        if old is not None and old.value != record.value and not passing:
+        if old is not None and not passing:
             self._before.add(record.key, old.value)
         self._index.keep(record)
 

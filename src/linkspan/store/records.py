@@ -94,9 +94,13 @@ class _Header(msgspec.Struct):
     schema: int = 1
 
 
+_READ = tuple(b'{"schema":%d,' % schema for schema in range(1, SCHEMA + 2))
+"""The first bytes of a record that ``encode`` wrote in a schema that is read. There may be 100,000 such records."""
+
+
 def decode(value: bytes, type_: type[T]) -> T:
     """Return a record as a value. Raises Invalid, with the reason, if it cannot be read or its schema is too new."""
-    schema = parse(value, _Header).schema
+    schema = 1 if value.startswith(_READ) else parse(value, _Header).schema
     if schema > SCHEMA + 1:
         raise Invalid(
             f"it has schema {schema}, and this linkspan reads up to {SCHEMA + 1}",

@@ -189,7 +189,7 @@ class Replica(RecordCache):
         deletes = [*deletes, *raised]
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
-        as_was = {key: self.records[key].revision if key in self.records else 0 for key in keys}
+        as_was = {key: self.known_revision(key) for key in keys}
         begun = loop_time()
         try:
             if standing:  # it expires by itself, so a late arrival does no harm
@@ -274,7 +274,7 @@ class Replica(RecordCache):
             except NotFound as error:  # compacted, or restored from a backup
                 log.info("%s", error.message)
                 each = len(self.records) + (self._aside.count() if self._aside is not None else 0)
-                together = len(self.under("hosts/")) * each * LISTED
+                together = len(self.keys_under("hosts/")) * each * LISTED
                 await asyncio.sleep(random.uniform(0, min(together, SPREAD)))  # noqa: S311 - it spreads
             except LinkspanError as error:
                 if self._reading != error.message:
@@ -287,8 +287,7 @@ class Replica(RecordCache):
 
     async def _list(self) -> int:
         self._ended = dict.fromkeys(self._ended, 0)
-        for key, old in list(self.records.items()):
-            self._index.keep(Record(key, old.value, 0))
+        self._index.forget_revisions()
         found, revision = await self.store.list("", beside=ENDPOINTS)
         # Only this host writes these, so a later snapshot does no harm.
         found += (await self.store.list(self._own_endpoints))[0]
@@ -302,7 +301,7 @@ class Replica(RecordCache):
         there = {record.key for record in found}
         self._ended.update((key, revision) for key in self._ended if key not in there)
         # A skipped record may be in `reasons` alone.
-        missing = tuple(key for key in {**self.records, **self.reasons} if key not in there)
+        missing = tuple(key for key in dict.fromkeys((*self.records, *self.reasons)) if key not in there)
         batch = Batch(revision, tuple(found), missing)
         self.contact.told(batch)
         if any(ALIVE + key.removeprefix("hosts/") not in there for key in there if key.startswith("hosts/")):
@@ -325,13 +324,12 @@ class Replica(RecordCache):
         touched = self._aside.take(beside) if beside is not None and self._aside is not None else set()
         listers = self._losses.listers({key.split("/", 2)[1] for key in batch.deletes if key.startswith("blocks/")})
         for record in batch.puts:
-            if why := validation.misplaced(record.key):
-                self.skip(record.key, why)
+            if self._is_misfit(record):
                 continue
-            old = self.records.get(record.key)
             if self._known(record.key) > record.revision:
                 continue
-            self._replace(record)
+            old = self.records.get(record.key)
+            self._replace(old, record)
             self.absences.back(record.key)
             if old is not None and record.key.startswith(CLAIMS):
                 self._losses.compare(old, record)
@@ -345,7 +343,7 @@ class Replica(RecordCache):
             if key not in self.records:
                 self._unskip(key)
                 continue
-            if self.records[key].revision > batch.revision:
+            if self.known_revision(key) > batch.revision:
                 continue
             if key.startswith(ALIVE):  # its own host must react now, all others only after the absence has lasted
                 self.absences.note(key)
@@ -407,8 +405,7 @@ class Replica(RecordCache):
     def _known(self, key: str) -> int:
         """Return the latest known revision of a record, of its tombstone or of its end, 0 if none is known."""
         beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
-        known = (self.records[k].revision for k in (key, beside) if k in self.records)
-        return max((*known, self._ended.get(key, 0)))
+        return max(self.known_revision(key), self.known_revision(beside), self._ended.get(key, 0))
 
     async def put_back(self) -> None:
         """Put back this host's lost records, as far as the store takes them now. Raises nothing."""
@@ -443,7 +440,7 @@ class Replica(RecordCache):
         if self._provisional:
             return None
         left_out = self._losses.withheld
-        known = [r for r in list(self.records.values()) if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
+        known = [r for r in self._index.all() if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
         return Content(self._cluster, [self._lasting(record) for record in known], self._host)
 
     def _lasting(self, record: Record) -> Record:

@@ -1,4 +1,4 @@
-"""Checks of one record by itself: its key, the shape of its values, and the bounds of its numbers.
+"""Checks of what one record says: the shape of its values, and the bounds of its numbers.
 
 A record that fails is named with the reason and stops no other. Its last valid version stays in force (``replica``).
 Other modules compare a record with other hosts' records (``grants``, ``networks``): that result may change later.
@@ -6,6 +6,7 @@ Other modules compare a record with other hosts' records (``grants``, ``networks
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sized
 from typing import TypeVar
 
@@ -46,35 +47,6 @@ TIMES = (0.0, 1e11)
 """Seconds since the epoch: up to the year 5138. A claim from a far future would lose against every other claim."""
 GENERATIONS = range(1 << 53)
 """Integers that every JSON implementation carries exactly (RFC 8259 section 6)."""
-
-_WORDS = {
-    "hosts": 2,
-    "alive": 2,
-    "networks": 2,
-    "leases": 3,
-    "blocks": 4,
-    "addresses": 3,
-    "settings": 2,
-    "endpoints": 4,
-    "ask": 3,
-    "answer": 3,
-    "allowances": 5,
-    "reservations": 4,
-}
-"""Number of words, separated by slashes, in the keys of each kind of record."""
-
-
-def misplaced(key: str) -> str:
-    """Return why no agent can have written a key, '' if one may have; a newer agent may write an unknown kind."""
-    words = key.split("/")
-    if words[0] == "gone":
-        of = "/".join(words[1:])
-        return misplaced(of) if of and words[1] != "gone" else "a tombstone's key names a deleted record after gone/"
-    wanted = _WORDS.get(words[0])
-    if wanted is None or (len(words) == wanted and all(words[:2])):
-        return ""
-    return f"a key of kind {words[0]} has {wanted} words that are divided by slashes"
-
 
 def decode(key: str, raw: bytes, type_: type[T]) -> T:
     """Return a record as a value. Raises Invalid, with the reason, if it cannot be read or has an impossible value."""
@@ -161,13 +133,20 @@ def _underlay(underlay: Underlay) -> None:
 
 
 def _endpoint(endpoint: Endpoint, _host: str, id_: str, ifname: str) -> None:
-    _same("id and interface", "/".join(endpoint.identity), f"{id_}/{ifname}")
+    if endpoint.identity != (id_, ifname):
+        _same("id and interface", "/".join(endpoint.identity), f"{id_}/{ifname}")
     _bounded("addresses", endpoint.addresses)
-    for text in (*endpoint.addresses, *endpoint.gateways):
+    for text in endpoint.addresses:
         host_address(text)
+    for text in endpoint.gateways:
+        _gateway(text)
     for port in endpoint.ports:
         for number in (port.host_port, port.port):
             _within("a published port", number, range(1, 65536))
+
+
+_gateway = functools.lru_cache(maxsize=1024)(host_address)
+"""The containers of a network have the same ones."""
 
 
 def _block(block: BlockRecord, _network: str, *words: str) -> None:

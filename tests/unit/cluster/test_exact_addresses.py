@@ -12,7 +12,7 @@ import pytest
 from linkspan.cluster.allocator import _cool
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import NotFound, Unavailable
-from linkspan.store import validation
+from linkspan.store import record_form
 from linkspan.store.memory import Memory
 from linkspan.store.records import AddressRecord
 from support.polling import eventually
@@ -164,7 +164,7 @@ def test_a_tombstone_of_no_network_costs_no_claim(
     tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the replica had it: no name means all networks elsewhere, and a part of the words is no name."""
-    monkeypatch.setattr(validation, "misplaced", lambda _key: "")
+    monkeypatch.setattr(record_form, "misplaced", lambda _key: "")
 
     async def work() -> None:
         memory, net, grave = Memory(), network(), f"gone/networks/{words}"

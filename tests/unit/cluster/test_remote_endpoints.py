@@ -15,6 +15,7 @@ from linkspan.cluster.remote_endpoints import FEW, RemoteEndpoints, packed
 from linkspan.core.addresses import prefix
 from linkspan.core.contracts import Batch, Page, Record
 from linkspan.core.model import Endpoint, Lease
+from linkspan.store import record_form
 from linkspan.store.memory import Memory, MemoryStore
 from support.polling import eventually
 from support.records.replicas import Member, network, together
@@ -296,6 +297,26 @@ def test_a_record_that_cannot_be_read_is_named_and_stays_what_it_was(tmp_path: P
         await other.transaction({}, deletes=[key, "endpoints/h2/new/eth0"])
         await eventually(lambda: not one.remote.reasons, "nobody names it any more")
         assert known(one) == []
+        await one.stop()
+
+    together(work)
+
+
+def test_of_very_many_unreadable_records_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be a line in the log of each host, and in its status."""
+    monkeypatch.setattr(record_form, "NAMED", 5)
+
+    async def work() -> None:
+        memory = Memory()
+        one, other = Member(memory, tmp_path, "h1"), MemoryStore(memory)
+        await one.start()
+        await one.replica.write(leased("h2"))
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        assert await one.remote.caught_up(5)
+        await other.transaction({f"endpoints/h2/z{number}": b"{}" for number in range(50)} | {"endpoints/h2/b/e": b"["})
+        await other.transaction({key: one.replica.encoded(key, made_) for key, made_ in made("h2", "a").items()})
+        await eventually(lambda: known(one) == ["a"], "what is right counts")
+        assert len(one.remote.reasons) == 5
         await one.stop()
 
     together(work)

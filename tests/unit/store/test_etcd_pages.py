@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from linkspan.core.errors import Unavailable
-from linkspan.store import etcd
+from linkspan.store import etcd_page_size
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_wire import Done, KeyValue, Range, Txn
 from support.records.replicas import together
@@ -39,9 +39,8 @@ class SlowLink:
 
 
 def _store(link: SlowLink, monkeypatch: pytest.MonkeyPatch) -> EtcdStore:
-    monkeypatch.setattr(etcd, "PAGE", 4)
-    monkeypatch.setattr(etcd, "LARGEST", 16)
-    monkeypatch.setattr(etcd, "PROMPT", 0.05)
+    for name, value in {"SMALLEST": 1, "PAGE": 4, "LARGEST": 16, "PROMPT": 0.05}.items():
+        monkeypatch.setattr(etcd_page_size, name, value)
     store = EtcdStore("etcd://192.0.2.1:2379/c")
     monkeypatch.setattr(store._guard, "carry_out", link.first)
     monkeypatch.setattr(store.gateway, "ask", link.ask)
@@ -62,6 +61,20 @@ def test_a_large_page_that_does_not_come_is_asked_for_again_as_a_small_one(monke
     together(work)
 
 
+def test_very_large_records_are_asked_for_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the first page. As many as came in time are asked for from then on, and not those that did not."""
+
+    async def work() -> None:
+        link = SlowLink(most=2)
+        store = _store(link, monkeypatch)
+        pages = [page async for page, _ in store._pages([{"key": b"k", "range_end": b"l"}])]
+        assert [each.key for page in pages for each in page.kvs] == KEYS
+        assert link.asked == [4, *[1] * 30]
+        await store.close()
+
+    together(work)
+
+
 def test_a_listing_ends_if_small_pages_do_not_come_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each size is tried once."""
 
@@ -73,7 +86,7 @@ def test_a_listing_ends_if_small_pages_do_not_come_either(monkeypatch: pytest.Mo
         link.most = 0
         with pytest.raises(Unavailable):
             await anext(pages)
-        assert link.asked == [4, 16, 4]
+        assert link.asked == [4, 16, 4, 1]
         await store.close()
 
     together(work)

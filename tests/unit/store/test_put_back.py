@@ -39,18 +39,19 @@ class _Failing(MemoryStore):
 
 
 def test_a_record_that_no_agent_can_put_back_is_not_missed(tmp_path: Path) -> None:
-    """Somebody else wrote it, larger than an agent's request; what the store lost beside it is put back."""
+    """With its key it is larger than an agent's request; what the store lost beside it is put back."""
 
     async def work() -> None:
-        memory, large = Memory(), b'"' + b"x" * MOST_BYTES + b'"'
-        memory.entries |= {"settings/a": (large, 1), "settings/b": (b"{}", 1)}
+        memory, key = Memory(), f"addresses/{'n' * 63}/10.244.0.9"
+        large = b'{"host":"","container":"","ifname":"","at":1,"identity":"%s"}' % (b"x" * (MOST_BYTES - 100))
+        memory.entries |= {key: (large, 1), "settings/b": (b"{}", 1)}
         memory.revision = 1
         one = Member(memory, tmp_path, "h1")
         await one.replica.start()
-        assert one.replica.records.keys() == {"settings/a", "settings/b"}
+        assert one.replica.records.keys() == {key, "settings/b"}
         memory.restore(0, {})
         await eventually(lambda: "settings/b" in memory.entries, "the other one is put back")
-        assert "settings/a" not in one.replica.records
+        assert key not in one.replica.records
         assert not one.replica.problem
         one.replica.require_settled("claim")
         await one.replica.stop()

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from linkspan.core.model import Host, Lease, Network, Reservation, Underlay
+from linkspan.store import record_form
 from linkspan.store.memory import Memory
 from linkspan.store.records import Tombstone
+from linkspan.store.request import MOST_BYTES, Request
 from support.polling import eventually
 from support.records.replicas import Member, network, together
 
@@ -141,6 +143,53 @@ def test_a_misplaced_record_that_a_restored_store_lacks_is_not_named_any_more(tm
         assert one.replica.unreadable == {"blocks/demo"}
         memory.restore(0, {})
         await eventually(lambda: not one.replica.unreadable, "it is not named any more")
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_of_very_many_misplaced_records_some_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may write to the store fills neither the log nor the status; those that come later have their turn."""
+    monkeypatch.setattr(record_form, "NAMED", 5)
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        keys = [f"blocks/demo{number}" for number in range(50)]
+        await one.store.transaction(dict.fromkeys(keys, b"{}"))
+        await eventually(lambda: one.replica.unreadable == set(keys[:5]), "some are named")
+        await one.store.transaction({}, deletes=keys)
+        await eventually(lambda: not one.replica.unreadable, "they are gone")
+        await one.store.transaction({"leases/x": b"{}"})
+        await eventually(lambda: one.replica.unreadable == {"leases/x"}, "another one is named")
+        await one.replica.stop()
+
+    together(work)
+    assert sum("is skipped" in line for line in caplog.messages) == 6
+
+
+def test_a_record_that_is_larger_than_any_agent_s_is_not_kept(tmp_path: Path) -> None:
+    """Nor under a kind that nobody reads; the version before it stays in force."""
+
+    async def work() -> None:
+        memory = Memory()
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        await one.store.transaction({"networks/demo": b"{}", "junk/a": b"{}"})
+        await eventually(lambda: "junk/a" in one.replica.records, "it is known")
+        for key in ("networks/demo", "junk/a", "junk/b"):
+            memory.commit(Request({key: b" " * (MOST_BYTES + 1)}))
+            memory.ring()
+        await eventually(lambda: one.replica.unreadable == {"networks/demo", "junk/a", "junk/b"}, "all are named")
+        assert "the largest request of an agent has" in one.replica.reasons["junk/b"]
+        assert {key: record.value for key, record in one.replica.records.items()} == {
+            "networks/demo": b"{}", "junk/a": b"{}",
+        }  # fmt: skip
+        await one.store.transaction({"junk/a": b"[]"}, deletes=["junk/b", "networks/demo"])
+        await eventually(lambda: one.replica.unreadable == set(), "nothing is wrong any more")
+        assert one.replica.records["junk/a"].value == b"[]"
         await one.replica.stop()
 
     together(work)

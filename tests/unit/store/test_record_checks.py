@@ -13,7 +13,7 @@ from linkspan.cluster.grants import granted
 from linkspan.core.addresses import derived_mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Offer, Reservation, Underlay
-from linkspan.store import validation
+from linkspan.store import record_form, validation
 from linkspan.store.memory import Memory
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, ClusterSettings, Common
 from support.polling import eventually
@@ -58,7 +58,7 @@ SOUND: dict[str, msgspec.Struct] = {
 @pytest.mark.parametrize("key", sorted(SOUND))
 def test_what_agents_write_is_taken(key: str) -> None:
     """A record as an agent has it is read, of every kind."""
-    assert not validation.misplaced(key)
+    assert not record_form.misplaced(key)
     assert validation.decode(key, msgspec.json.encode(SOUND[key]), type(SOUND[key])) == SOUND[key]
 
 
@@ -151,9 +151,9 @@ def test_a_key_that_no_agent_writes_is_named_and_not_followed(tmp_path: Path, ke
 @pytest.mark.parametrize("key", ["gone", "gone/", "gone/gone/networks/demo"])
 def test_a_tombstone_is_of_a_record(key: str) -> None:
     """A tombstone of nothing, or of another tombstone, is misplaced; one of a kind that a newer agent knows is not."""
-    assert "names a deleted record" in validation.misplaced(key)
-    assert not validation.misplaced("gone/networks/demo")
-    assert not validation.misplaced("gone/unknown/kind/of/record")
+    assert "names a deleted record" in record_form.misplaced(key)
+    assert not record_form.misplaced("gone/networks/demo")
+    assert not record_form.misplaced("gone/unknown/kind/of/record")
 
 
 def test_json_that_is_nested_too_deep_is_a_record_like_any_other_spoilt_one(tmp_path: Path) -> None:

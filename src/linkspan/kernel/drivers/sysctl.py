@@ -23,7 +23,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -103,6 +103,12 @@ def write(path: str, value: str) -> bool:
     return True
 
 
+def _values(link: link_messages.Link, paths: Iterable[str]) -> dict[str, str | None]:
+    """Return the values of a link's settings by path."""
+    arrays = devconf.arrays(link.found)
+    return {path: devconf.value(path, arrays) for path in paths}
+
+
 def _error(error: OSError, what: str) -> LinkspanError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         hint = "is the link gone, or the kernel without this protocol?"
@@ -122,6 +128,10 @@ class SysctlDriver:
         self._passing: dict[int, dict[str, _Entry]] = {}
         self._links: dict[int, set[str]] = {}
         self._sockets = Sockets(namespaces)
+        self._asked: dict[str, list[str]] = {}
+        """The paths that the last observation of the host's links looked for, by link."""
+        self._answers: dict[int, dict[str, str | None]] = {}
+        """Its values by path, by the hash of the link's message: most messages are the same each second."""
         self.watch = WriteWatch(ROOT / path for path in (*_FORWARDING, *_ALSO))
         """Readable after somebody has written to a forwarding setting, even the value that it has."""
         self._mended: dict[str, float] = {}
@@ -225,19 +235,28 @@ class SysctlDriver:
         for path in paths:
             if name := devconf.link_of(path):
                 mine.setdefault(name, []).append(path)
-        for link in self._reported(mine):
-            arrays = devconf.arrays(link.found)
-            values.update((path, devconf.value(path, arrays)) for path in mine[link.name])
+        if len(mine) >= FEW:
+            return self._all(mine)
+        for name, wanted in mine.items():
+            with contextlib.suppress(LinkspanError):  # a link that is gone is left out, and the write reports it
+                values |= _values(self._sockets.link(HOST, name), wanted)
         return values
 
-    def _reported(self, names: Collection[str]) -> Iterator[link_messages.Link]:
-        """Yield links on the host; those that are gone are left out, and the write reports it."""
-        if len(names) >= FEW:
-            yield from (link for link in self._sockets.links(HOST) if link.name in names)
-            return
-        for name in names:
-            with contextlib.suppress(LinkspanError):
-                yield self._sockets.link(HOST, name)
+    def _all(self, mine: dict[str, list[str]]) -> dict[str, str | None]:
+        """Return the values of these paths, which are by link, from a list of all links; those of no link are left out.
+
+        This is asked each second, so a message that the last list had too is not parsed again.
+        """
+        before = self._answers if mine == self._asked else {}
+        self._asked, self._answers = mine, {}
+        values: dict[str, str | None] = {}
+        for body in self._sockets.link_messages():
+            if (found := before.get(hash(body))) is None:
+                link = link_messages.link(body)
+                found = _values(link, mine.get(link.name, ()))
+            self._answers[hash(body)] = found
+            values |= found
+        return values
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Set and restore, in order; deletes of one namespace in the reverse order of their puts."""

@@ -141,8 +141,15 @@ def link(payload: bytes) -> Link:
 def links(socket: Socket, kind: str = "") -> list[Link]:
     """Return the links of the socket's namespace, all or those of one type."""
     only = attr(LINKINFO, text(INFO_KIND, kind)) if kind else b""
-    found = socket.dump(GETLINK, ifinfo() + only + _WITHOUT_STATISTICS, "list links")
-    return [one for one in map(link, found) if kind in ("", one.kind)]
+    return [one for one in map(link, bodies(socket, only)) if kind in ("", one.kind)]
+
+
+def bodies(socket: Socket, only: bytes = b"") -> list[bytes]:
+    """Return the body of each message about a link of the socket's namespace; ``only`` has attributes that filter.
+
+    Two messages about a link that has not changed are mostly equal: they have no statistics. A bridge's have timers.
+    """
+    return socket.dump(GETLINK, ifinfo() + only + _WITHOUT_STATISTICS, "list links")
 
 
 def by_name(socket: Socket, name: str) -> Link:

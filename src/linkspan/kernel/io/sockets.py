@@ -65,6 +65,10 @@ class Sockets:
             self._seen = link_messages.links(self.at(netns))
         return self._seen
 
+    def link_messages(self) -> list[bytes]:
+        """Return the body of each message about a link of the host, unparsed."""
+        return link_messages.bodies(self.at(HOST))
+
     def names(self, netns: int) -> dict[int, str]:
         """Return every link's name by its index."""
         return names_of(self.links(netns))

@@ -31,9 +31,12 @@ class Echo:
         """Open the socket in the network namespace of the calling thread. Raises KernelError if it may not."""
         self._family = family
         self._id = int.from_bytes(os.urandom(2), "big")
-        self._number = 0
         request, reply = _ECHO[family]
-        self._request = request
+        head = _HEADER.pack(request, 0, 0, self._id, 0)
+        if family == 4:  # the kernel fills in IPv6's checksum
+            head = _HEADER.pack(request, 0, checksum(head + _MARK), self._id, 0)
+        self._packet = head + _MARK
+        """The same for all: the answer's address says who has answered."""
         kind, protocol = (
             (socket.AF_INET, socket.IPPROTO_ICMP) if family == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
         )
@@ -55,13 +58,8 @@ class Echo:
 
     def ask(self, address: str) -> None:
         """Ask one address. Raises KernelError if the kernel has no route to it."""
-        self._number = (self._number + 1) & 0xFFFF
-        total = 0
-        if self._family == 4:  # the kernel fills in IPv6's
-            total = checksum(_HEADER.pack(self._request, 0, 0, self._id, self._number) + _MARK)
-        packet = _HEADER.pack(self._request, 0, total, self._id, self._number) + _MARK
         try:
-            self._socket.sendto(packet, (address, 0))
+            self._socket.sendto(self._packet, (address, 0))
         except BlockingIOError:
             return  # its buffer is full: the next round asks again
         except OSError as error:
