@@ -62,6 +62,9 @@ cluster.app.command()(founding.init)
 cluster.app.command()(founding.join)
 cluster.app.command()(founding.members)
 cluster.app.command()(founding.forget)
+cluster.app.command()(founding.promote)
+cluster.app.command()(founding.demote)
+cluster.app.command()(founding.leave)
 cluster.app.add_typer(founding.tokens, name="token", cls=usage.Commands)
 for command in (
     agent.agent,
