@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -35,6 +36,7 @@ from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Una
 from linkspan.core.model import Host
 from linkspan.core.store_url import etcd_parts, told
 from linkspan.runtimes import systemd
+from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.vault import TRIES, Vault, contended
 
@@ -106,14 +108,19 @@ class Founding:
 
     def moves(self) -> bool:
         """Return whether this host is a voter whose own store must be moved into etcd before the agent reads it."""
-        return self.voter() is not None and pending(self.files.state_dir)
+        return self._founder() is not None and pending(self.files.state_dir)
+
+    def _founder(self) -> Voter | None:
+        """Return this host's part as the voter that began its cluster: the own store of any other one is not moved."""
+        voter = self.voter()
+        return voter if voter is not None and not voter.joins else None
 
     async def moved(self, waiting: contextlib.AbstractAsyncContextManager[None]) -> None:
         """Move the own store into etcd if it ``moves``; ``waiting`` is entered while that fails.
 
         Without its records the host would start as a new one.
         """
-        voter = self.voter()
+        voter = self._founder()
         if voter is None or await self._has_moved(voter):
             return
         async with waiting:
@@ -385,6 +392,7 @@ class Founding:
             await asyncio.to_thread(etcd_unit.uninstall, self.files.state_dir)
         for name in (SNAPSHOT, host_identity.FILE):
             (self.files.state_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(self.files.state_dir / OWN, ignore_errors=True)  # it had no network when it joined, only its id
         self.files.forget_cluster()
         self.files.left.unlink()
 

@@ -247,7 +247,7 @@ class EtcdService:
             try:
                 await self.start()
             except LinkspanError as error:  # a failure of etcd itself is in its log, and the store's in `status`
-                if error.told != self.problem:
+                if not self.problem:
                     log.warning("etcd is not started: %s", error.told)
                 self.problem = error.told
             else:

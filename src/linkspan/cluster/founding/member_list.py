@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable
 
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import VOTER
 from linkspan.core.addresses import place
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.store_url import OWN_SIGNER
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Json, Member, Members, decode
 
 ADD_SECONDS = 10.0
 """Seconds for a change of the members: etcd agrees on it with all of them first."""
+SETTLE_SECONDS = 15.0
+"""Seconds for connections between voters to count as healthy."""
+AGAIN = 0.5
 
 
 class _Added(msgspec.Struct, frozen=True):
@@ -73,8 +78,20 @@ async def promote(gateway: Gateway, id_: str) -> None:
 
 
 async def remove(gateway: Gateway, id_: str) -> None:
-    """Take a member out. Raises Unavailable: etcd refuses it if its quorum would be lost."""
-    await gateway.at(gateway.endpoint, "/v3/cluster/member/remove", {"ID": id_}, ADD_SECONDS)
+    """Take a member out. Raises Unavailable: etcd refuses it if its quorum would be lost.
+
+    etcd also refuses it while the others are connected for less than five seconds (its HealthInterval): this waits.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        try:
+            await gateway.at(gateway.endpoint, "/v3/cluster/member/remove", {"ID": id_}, ADD_SECONDS)
+        except Unavailable as error:
+            if "unhealthy cluster" not in error.message or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(AGAIN)
+        else:
+            return
 
 
 async def move(gateway: Gateway, id_: str, peers: str) -> None:

@@ -8,6 +8,7 @@ that was off meanwhile, and writes down what its etcd knows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Set
@@ -52,17 +53,21 @@ class Restarts(Protocol):
 
 
 async def restart_in_turn(vault: Vault, service: Restarts, host: str) -> None:
-    """Restart this voter's etcd while no other voter's restarts, and wait until it answers. Raises Unavailable."""
+    """Restart this voter's etcd while no other voter's restarts, and wait until it answers.
+
+    Raises LinkspanError if it was not restarted.
+    """
     deadline = time.monotonic() + RESTART_SECONDS
     while not await vault.hold(RESTART, Restarting(host), RESTART_SECONDS):
         if time.monotonic() > deadline:
             break  # whoever has it is dead, or slow: a forgotten host must not wait for that
         await asyncio.sleep(AGAIN)
     await service.restart()
-    await vault.returned()
-    held, revision = await vault.get(RESTART, Restarting)
-    if held is not None and held.host == host:
-        await vault.put({RESTART: (None, revision)})
+    with contextlib.suppress(Unavailable):  # it is restarted, and the turn ends by itself
+        await vault.returned()
+        held, revision = await vault.get(RESTART, Restarting)
+        if held is not None and held.host == host:
+            await vault.put({RESTART: (None, revision)})
 
 
 def digest(serials: Iterable[str]) -> str:
@@ -111,12 +116,14 @@ class Revocation:
 
         One that does not answer does so as soon as it is back. Raises Unavailable.
         """
-        await self.look()
-        wanted = digest(await self._vault.all(REVOKED, Revoked))
         deadline = time.monotonic() + PATIENCE
         while True:
-            told = await self._vault.all(PUBLISHED, Published)
-            late = {host for host in await voters() if host not in told or told[host].digest != wanted}
+            late: Set[str] = {"this host"}
+            with contextlib.suppress(Unavailable):  # others' restarts, and elections after them
+                await self.look()
+                wanted = digest(await self._vault.all(REVOKED, Revoked))
+                told = await self._vault.all(PUBLISHED, Published)
+                late = {host for host in await voters() if host not in told or told[host].digest != wanted}
             if not late:
                 return
             if time.monotonic() > deadline:

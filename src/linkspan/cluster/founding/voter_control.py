@@ -64,7 +64,7 @@ class VoterControl:
     """Observes the voters, and changes them if it is this host's part to decide."""
 
     def __init__(self, vault: Vault, here: str, living: Living, tell: Callable[[str], None]) -> None:
-        """Control the members of the vault's etcd. ``here`` is this host's id; ``tell`` takes what an operator reads."""
+        """Control the members of a vault's etcd; ``here`` is this host's id, ``tell`` takes a sentence for people."""
         self._vault = vault
         self._here = here
         self._living = living
