@@ -310,7 +310,7 @@ class Gateway:
 
     def _hint(self, why: str, code: int) -> str:
         if code == _DENIED and self.url.user.startswith(HOST_USER):
-            return "run the command on the host that it is about, or on the voter (`linkspan cluster members`)"
+            return "run the command on the host that it is about, or on a voter (`linkspan cluster members`)"
         if code == _DENIED:
             return f"etcdctl role grant-permission ROLE readwrite {self.url.prefix} --prefix"
         if not self.url.user and ("user name is empty" in why or code == _UNAUTHENTICATED):
