@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from linkspan.cluster.founding import join_token
 from linkspan.core.store_url import OWN_CLIENTS
 from support.lab.bare_runs import BareRun
 from support.polling import SHARED, until
@@ -128,3 +131,75 @@ def test_a_voter_that_nobody_trusts_any_more_is_forgotten(bare: BareRun) -> None
         assert done.returncode != 0
         assert not done.stdout
     until(lambda: not bare.own_etcd("h3"), "the etcd of h3 has ended")
+
+
+def killed_at(bare: BareRun, host: str, there: Callable[[], bool], what: str) -> None:
+    """Kill a host's agent as soon as something is there; its etcd goes on."""
+    until(there, what)
+    for pid in bare.agents(host):
+        os.kill(pid, signal.SIGKILL)
+    bare.run("mend", host)
+
+
+def test_a_promotion_that_was_killed_at_any_step_is_taken_up_again(bare: BareRun) -> None:
+    """On the host that becomes a voter, and on the one that decides."""
+    bare.up()
+    token = bare.init()
+    bare.hurry(evict_after=20.0)
+    bare.join("h2", token)
+    bare.join("h3", token)
+    state = bare.folder / "h2" / "state"
+    for name in ("cluster/client-ca.key", "etcd/server.pem", "etcd/data/linkspan.json", "cluster/voter.json"):
+        killed_at(bare, "h2", (state / name).exists, f"h2 has {name}")
+    killed_at(bare, "h1", lambda: bare.roles("h2").get("h2") in ("learner", "voter"), "h2 is in etcd")
+    bare.voters("h1", "h2", "h3")
+
+
+def test_a_copied_or_lost_data_folder_is_not_used(bare: BareRun) -> None:
+    """The voter says so and waits; demoted and promoted it gets the records again."""
+    three(bare)
+    own, others = (bare.folder / host / "state" / "etcd" / "data" for host in ("h3", "h2"))
+    for pid in (*bare.agents("h3"), *bare.own_etcd("h3")):
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(own)
+    shutil.copytree(others, own)
+    bare.run("mend", "h3")
+    log = bare.folder / "h3" / "agent.log"
+    until(lambda: "is a copy of the data of host" in log.read_text(), "h3 says whose data it has")
+    shutil.rmtree(own)
+    assert not bare.own_etcd("h3")
+    bare.run("break", "h3", "agent-kill")
+    bare.run("mend", "h3")
+    until(lambda: "the data of this voter is gone" in log.read_text(), "h3 says that it has no data")
+    assert not bare.own_etcd("h3")
+    bare.exec("h1", "linkspan cluster demote h3")
+    bare.exec("h2", "linkspan cluster promote h3")
+    bare.voters("h1", "h2", "h3")
+
+
+def test_hosts_join_while_the_first_one_is_away(bare: BareRun) -> None:
+    """By a token that names all voters, two at once; the first one's own token names only itself."""
+    bare.up(5)
+    first = bare.init()
+    bare.hurry()
+    for host in ("h2", "h3"):
+        bare.join(host, first)
+    bare.voters("h1", "h2", "h3")
+    until(lambda: len(join_token.parsed(bare.token(host="h2")["token"]).signers) == 3, "a token names all voters")
+    token = bare.token(host="h2")["token"]
+    bare.run("break", "h1", "link-down")
+    assert "192.0.2.1:5381 cannot be reached" in bare.refused("h4", f"cluster join {first}")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert [*pool.map(lambda host: bare.join(host, token)["host"], ("h4", "h5"))] == ["h4", "h5"]
+
+
+def test_a_voter_whose_address_changed_goes_on(bare: BareRun) -> None:
+    """Its etcd listens at the new one, with certificates for it, and all others learn of that."""
+    three(bare)
+    bare.ip("h3", "addr add 192.0.2.33/24 dev eth0")
+    bare.ip("h3", "addr del 192.0.2.3/24 dev eth0")
+    for host in ("h1", "h2", "h3"):
+        settings = bare.folder / host / "agent.toml"
+        until(lambda file=settings: "192.0.2.33" in file.read_text(), f"{host} knows the new address")
+    bare.voters("h1", "h2", "h3")
+    assert "192.0.2.3:5379" not in (bare.folder / "h1" / "agent.toml").read_text()

@@ -34,6 +34,7 @@ class VoterServer:
         """As etcd's root, at this host's own etcd first."""
         self._keeping = lasting("keeping etcd alive", self.service.keep)
         self._signing: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def _order(self) -> tuple[str, ...]:
         places = self._places()
@@ -64,7 +65,10 @@ class VoterServer:
             await asyncio.sleep(AGAIN)
 
     async def stop(self) -> None:
-        """End the signer, and let etcd go on by itself."""
+        """End the signer, and let etcd go on by itself; a second time does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
         await ended(self._signing)
         await ended(self._keeping)
         await self.vault.close()

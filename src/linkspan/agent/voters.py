@@ -12,6 +12,8 @@ import logging
 import random
 from collections.abc import Callable
 
+import msgspec
+
 from linkspan.agent.voter_server import VoterServer
 from linkspan.cluster.founding import member_list, promotion
 from linkspan.cluster.founding.etcd_service import VOTER, EtcdService
@@ -135,6 +137,8 @@ class Voters:
 
     async def look(self) -> None:
         """Follow the members once. Raises LinkspanError."""
+        if self.server is not None and (address := self._moved(self.server.voter)):
+            await self._move(self.server, address)
         members = await member_list.listed(self._gateway)
         self._use(member_list.endpoints(members))
         own = chosen(members, addresses(self._hosts.here), f"{VOTER}{self._hosts.here.id}")
@@ -144,7 +148,7 @@ class Voters:
             if await self._is_out():
                 await self._retire(self.server)
             else:
-                await self._look_after(self.server)
+                await self._look_after(self.server, members)
 
     def _use(self, places: tuple[str, ...]) -> None:
         """Use the voters as the store's endpoints."""
@@ -177,6 +181,26 @@ class Voters:
         self.server = VoterServer(self._files, here, voter, lambda: self._gateway.url.endpoints)
         self._serve(self.server)
 
+    def _moved(self, voter: Voter) -> str:
+        """Return the address that this host has instead of that of its etcd, '' if it still has that one, or none."""
+        own = addresses(self._hosts.here)
+        return min(own, key=preferred) if own and voter.address not in own else ""
+
+    async def _move(self, server: VoterServer, address: str) -> None:
+        """Let this host's etcd listen at another address; the other voters are told once it answers."""
+        voter, here = msgspec.structs.replace(server.voter, address=address), self._hosts.here.id
+        await server.stop()
+        service = EtcdService(self._files.state_dir, here, voter)
+        try:
+            await promotion.move(self._files, service, voter, self._install(voter))
+        finally:
+            service.close()
+        self._tell(f"this host's address has changed: its etcd is at {address} now")
+        others = (one for one in self._gateway.url.endpoints if one != server.voter.clients)
+        self._use((*others, voter.clients))
+        self.server = VoterServer(self._files, here, voter, lambda: self._gateway.url.endpoints)
+        self._serve(self.server)
+
     async def _is_out(self) -> bool:
         """Return whether a quorum of the voters knows this host as no member any more."""
         members = await member_list.listed(self._gateway, agreed=True)
@@ -195,9 +219,12 @@ class Voters:
         await asyncio.to_thread(self._uninstall)
         self._tell("this host is no voter of the cluster any more")
 
-    async def _look_after(self, server: VoterServer) -> None:
+    async def _look_after(self, server: VoterServer, members: tuple[Member, ...]) -> None:
         """Do a voter's part: its user may write every record, the other voters are observed, the revoked refused."""
         server.follow()
+        own = next((one for one in members if one.name == server.service.name), None)
+        if own is not None and member_list.address(own) != server.voter.address:
+            await member_list.move(server.vault.gateway, own.id, server.voter.peers)
         if not self._enrolled:
             await server.vault.enrol(self._hosts.here.id)
             self._enrolled = True

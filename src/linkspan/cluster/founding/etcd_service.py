@@ -14,6 +14,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from linkspan.cluster.founding import data_folder
@@ -228,9 +229,9 @@ class EtcdService:
                 await asyncio.to_thread(_systemctl, "disable", "--now", UNIT_NAME)
             await asyncio.to_thread(self.stop)
 
-    def clear(self) -> None:
-        """Remove what etcd reads besides its data, such as its keys. Raises Unavailable with its name."""
-        for name in FILES:
+    def clear(self, names: Iterable[str] = FILES) -> None:
+        """Remove what etcd reads besides its data, such as its keys. Raises Unavailable with a name."""
+        for name in names:
             try:
                 (self.folder / name).unlink(missing_ok=True)
             except OSError as error:

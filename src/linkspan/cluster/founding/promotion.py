@@ -77,6 +77,20 @@ def _keep(files: TrustFiles, secrets: Secrets) -> None:
     files.put(files.root_password, secrets.root_password.encode() + b"\n")
 
 
+async def move(files: TrustFiles, service: EtcdService, voter: Voter, install: Install) -> None:
+    """Let a voter's etcd listen at another address, with certificates for it; whoever keeps it starts it then.
+
+    Raises LinkspanError.
+    """
+    from linkspan.cluster.founding import foundation  # as above
+
+    await service.end()
+    await asyncio.to_thread(service.clear, ("server.pem", "peer.pem"))
+    await asyncio.to_thread(foundation.make_server, files, service, voter)
+    await asyncio.to_thread(install, service)
+    files.keep_voter(voter)
+
+
 async def retire(files: TrustFiles, service: EtcdService) -> None:
     """Become a client: end etcd, put its data aside, and drop what only a voter has. Raises LinkspanError."""
     await service.end()
