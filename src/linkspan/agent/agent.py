@@ -127,6 +127,7 @@ class Agent:
         """Start, and stop in order at the end. Raises Conflict if another agent uses the state folder."""
         state_dir = Path(self.config.state_dir)
         with locks.state_folder(state_dir), locks.network_namespace():
+            await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(id=identity, name=self.host_name, version=__version__)
             with contextlib.closing(
@@ -158,7 +159,7 @@ class Agent:
                         parts.push_async_callback(self.membership.presence.stop)
                         await self.membership.presence.start()
                         await self._take_over(parts)
-                        await parts.enter_async_context(self.founding.signing(store.cluster))
+                        await parts.enter_async_context(self.founding.following(self.hosts, store, self._tell))
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events

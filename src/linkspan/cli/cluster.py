@@ -71,5 +71,13 @@ def finalize(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> 
     )
 
 
-for _command in (founding.init, founding.join, founding.members, founding.forget):
+for _command in (
+    founding.init,
+    founding.join,
+    founding.members,
+    founding.forget,
+    founding.promote,
+    founding.demote,
+    founding.leave,
+):
     app.command()(_command)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from linkspan.core.contracts import Batch, Page, Record
 from linkspan.core.errors import Unavailable
-from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, etcd_parts
+from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, EtcdUrl, etcd_parts
 from linkspan.core.supervise import ended
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
@@ -54,8 +54,7 @@ class EtcdStore:
 
         ``cluster`` is the id that a new store gets and an existing one must have ('': any).
         """
-        self.url = etcd_parts(url)
-        self._gateway = Gateway(self.url)
+        self._gateway = Gateway(etcd_parts(url))
         self._standing = StandingLease(self._gateway)
         self._guard = ClusterGuard(self._gateway, cluster)
         self._closing = asyncio.Event()
@@ -65,6 +64,11 @@ class EtcdStore:
     def cluster(self) -> str:
         """Return the cluster's id; if it was not given, '' until etcd has answered once."""
         return self._guard.cluster
+
+    @property
+    def url(self) -> EtcdUrl:
+        """The parts of the URL, with the present endpoints."""
+        return self._gateway.url
 
     @property
     def gateway(self) -> Gateway:

@@ -113,7 +113,7 @@ def _words(url: EtcdUrl, why: str, code: int) -> str:
 
 def _hint(url: EtcdUrl, why: str, code: int) -> str:
     if code == _DENIED and url.user.startswith(HOST_USER):
-        return "run the command on the host that it is about, or on the voter (`linkspan cluster members`)"
+        return "run the command on the host that it is about, or on a voter (`linkspan cluster members`)"
     if code == _DENIED:
         return f"etcdctl role grant-permission ROLE readwrite {url.prefix} --prefix"
     if not url.user and ("user name is empty" in why or code == UNAUTHENTICATED):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 from collections.abc import Mapping
 from functools import partial
@@ -80,9 +81,20 @@ class Gateway:
                     if not error.dropped:
                         break  # only a closed connection deserves another try: it may have been idle for long
                 else:
-                    self.endpoint = endpoint
+                    self.prefer(endpoint)
                     return answer, sent
         raise await self.unavailable(failures)
+
+    def prefer(self, endpoint: str) -> None:
+        """Ask this endpoint first from now on, unless it was taken out meanwhile."""
+        if endpoint in self.url.endpoints:
+            self.endpoint = endpoint
+
+    def follow(self, endpoints: tuple[str, ...]) -> None:
+        """Use these endpoints (HOST:PORT, at least one) from now on; running calls and streams go on."""
+        self.url = msgspec.structs.replace(self.url, endpoints=endpoints)
+        if self.endpoint not in endpoints:
+            self.endpoint = random.choice(endpoints)  # noqa: S311 - it spreads, and hides nothing
 
     def order(self) -> tuple[str, ...]:
         """Return the endpoints in the order in which they are asked: the one that answered last is the first."""
