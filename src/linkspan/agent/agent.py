@@ -370,6 +370,7 @@ class Agent:
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
+        self.founding.changed(keys)
         if self.published.has_own(keys):
             await self.recovery.learn()  # before records with no known owner are removed
         self.interest.changed(keys)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from linkspan.agent import store_health
 from linkspan.agent.condition import observed
@@ -53,10 +55,21 @@ async def checks(agent: Agent) -> list[Check]:
     found += owners(condition.disputes)
     found += records(condition.records)
     found += hosts(condition.unreachable, agent.hosts.names())
+    found += certificates(condition.certificates)
     found += views(agent.naming.problems)
     found += await agent.peerings.checks()
     found += associations(**agent.associating.counts())
     found += await controller(agent.replica, networks, agent.ask)
+    return found
+
+
+def certificates(held: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Return whether this host's certificates for linkspan's own etcd are good; they renew themselves."""
+    found: list[Check] = []
+    for one in held:
+        state: Status = "ok" if not one["problem"] else "fail" if one["expires"] <= time.time() else "warn"
+        day = datetime.datetime.fromtimestamp(one["expires"], datetime.UTC).strftime("%Y-%m-%d")
+        found.append(Check(f"certificate {one['name']}", state, one["problem"] or f"expires on {day}", one["fix"]))
     return found
 
 

@@ -84,6 +84,7 @@ def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
         "unreachable": condition.unreachable,
         "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
         "waiting": "",
+        "certificates": condition.certificates,
         "bgp": condition.bgp,
         "ipsec": agent.associating.counts(),
         "controller": controller_status.active(agent.replica)
@@ -134,6 +135,9 @@ def gauges(agent: Agent, condition: Condition, handshakes: dict[str, float]) -> 
     yield "linkspan_disputes", "Blocks and addresses that two hosts claim", "", {"": claimed}
     failing = float(len(condition.drift))
     yield "linkspan_drift", "Objects that cannot be brought to their desired state", "", {"": failing}
+    ends = {one["name"]: float(one["expires"]) for one in condition.certificates}
+    what = "When a certificate of this host for linkspan's own etcd, or its authority, expires"
+    yield "linkspan_certificate_expires_timestamp_seconds", what, "certificate", ends
     peerings = agent.peerings.all()
     up = {p.session.name: float(p.why is None) for p in peerings}
     yield "linkspan_bgp_session_up", "Whether a BGP session is established", "peer", up

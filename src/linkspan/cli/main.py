@@ -16,6 +16,7 @@ from linkspan.cli import (
     address,
     adopt,
     agent,
+    authorities,
     bgp,
     cluster,
     controller,
@@ -65,6 +66,7 @@ cluster.app.command()(founding.forget)
 cluster.app.command()(founding.promote)
 cluster.app.command()(founding.demote)
 cluster.app.command()(founding.leave)
+cluster.app.command("rotate-ca")(authorities.rotate_ca)
 cluster.app.add_typer(founding.tokens, name="token", cls=usage.Commands)
 for command in (
     agent.agent,
