@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from linkspan import __version__
 from linkspan.agent import condition, health, locks
 from linkspan.agent.bgp_sessions import BgpSessions
@@ -370,6 +372,7 @@ class Agent:
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
+        self.founding.changed(keys)
         if self.endpoint_records.has_own(keys):
             await self.recovery.learn()  # before records with no known owner are removed
         self.interest.changed(keys)
@@ -460,6 +463,7 @@ class Agent:
             orphans=self.orphans.told(),
             unreachable=self._unreachable(),
             bgp=self.bgp_sessions.problems(),
+            certificates=[msgspec.to_builtins(one) for one in self.founding.certificates()],
         )
 
     def claimed_twice(self) -> list[dict[str, object]]:

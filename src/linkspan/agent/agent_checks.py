@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
@@ -22,6 +25,16 @@ _HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --pee
 _LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
 _SHOWN = 6
 """Places named in one line."""
+
+
+def certificates(held: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Return whether this host's certificates for linkspan's own etcd are good; they renew themselves."""
+    found: list[Check] = []
+    for one in held:
+        state: Status = "ok" if not one["problem"] else "fail" if one["expires"] <= time.time() else "warn"
+        day = datetime.datetime.fromtimestamp(one["expires"], datetime.UTC).strftime("%Y-%m-%d")
+        found.append(Check(f"certificate {one['name']}", state, one["problem"] or f"expires on {day}", one["fix"]))
+    return found
 
 
 def views(problems: Mapping[tuple[str, ...], str]) -> list[Check]:

@@ -40,6 +40,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     orphans: Sequence[Mapping[str, object]] = ()
     unreachable: Sequence[Mapping[str, str]] = ()
     bgp: Mapping[str, Any]
+    certificates: Sequence[Mapping[str, Any]] = ()
 
     @property
     def ok(self) -> bool:
@@ -49,7 +50,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
         """
         cut = [one for one in self.unreachable if one["network"] or self.here in one["host"].split(", ")]
         bgp = self.bgp["down"] or self.bgp["limited"]
-        wrong = self.disputes or self.drift or self.unmet or self.orphans or self.records or cut or bgp
+        spoilt = any(one["problem"] for one in self.certificates)
+        wrong = self.disputes or self.drift or self.unmet or self.orphans or self.records or cut or bgp or spoilt
         return bool(self.store["ok"]) and not wrong
 
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from linkspan.agent import etcd_unit, host_identity
 from linkspan.agent.settings_file import drop_store, keep_store
 from linkspan.agent.voter_server import VoterServer
 from linkspan.agent.voters import Voters, addresses, preferred
-from linkspan.cluster.founding import handover, join_token, member_list
+from linkspan.cluster.founding import authority_rotation, handover, join_token, member_list
+from linkspan.cluster.founding.authority_rotation import RotationProgress
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import NEW_SECONDS, JoinToken, TokenRecord
+from linkspan.cluster.founding.renewal import HeldCertificate, Renewal
 from linkspan.cluster.founding.revocation import Revocation
 from linkspan.cluster.founding.signer import TOKENS
 from linkspan.cluster.founding.store_move import move, pending
@@ -75,6 +77,7 @@ class Founding:
         """Follows etcd's members, once the agent has its records."""
         self._turn = asyncio.Lock()
         """One init, join or forget at a time: each goes on if its command ends, and a repeated one comes beside it."""
+        self._renewal: Renewal | None = None
         self.problem = ""
         """Why the own store is not moved into etcd yet."""
 
@@ -94,14 +97,38 @@ class Founding:
 
     @contextlib.asynccontextmanager
     async def running(self, host: str) -> AsyncIterator[None]:
-        """Run etcd on a voter, before the agent opens its store."""
+        """Run etcd on a voter, before the agent opens its store, and renew this host's certificates."""
+        if not self.own:
+            yield
+            return
+        life = self._config.certificate_life
+        self._renewal = renewal = Renewal(self.files, host, lambda: self.places, self._serving, life)
         if (voter := self.voter()) is not None:
-            self._server = VoterServer(self.files, host, voter, lambda: self.places)
+            await self._sign_due(host, voter)
+            self._server = VoterServer(self.files, host, voter, lambda: self.places, life, renewal.soon)
+        renewal.start()
         try:
             yield
         finally:
+            await renewal.stop()
             if (server := self._serving()) is not None:
                 await server.stop()
+
+    async def _sign_due(self, host: str, voter: Voter) -> None:
+        """Sign a voter's certificates whose time has come, before etcd starts: they may have expired."""
+        assert self._renewal is not None
+        service = EtcdService(self.files.state_dir, host, voter)
+        with contextlib.closing(service), contextlib.suppress(LinkspanError):  # the next try, soon, tells the reason
+            await asyncio.to_thread(self._renewal.sign_due, voter, service)
+
+    def certificates(self) -> list[HeldCertificate]:
+        """Return this host's certificates for linkspan's own etcd, with what is wrong with them."""
+        return [] if self._renewal is None else self._renewal.held()
+
+    def changed(self, keys: frozenset[str]) -> None:
+        """Follow changed records: other authorities may be there."""
+        if authority_rotation.HINT in keys and self._renewal is not None:
+            self._renewal.soon()
 
     def _serving(self) -> VoterServer | None:
         return self.voters.server if self.voters is not None else self._server
@@ -149,6 +176,7 @@ class Founding:
         from linkspan.store.etcd import EtcdStore  # aiohttp's client costs 10 ms that SQLite does not need
 
         assert isinstance(store, EtcdStore)
+        assert self._renewal is not None
 
         def keep(places: tuple[str, ...]) -> None:
             url = self.files.url(places, hosts.here.id)
@@ -168,6 +196,8 @@ class Founding:
             partial(etcd_unit.uninstall, self.files.state_dir),
             keep,
             tell,
+            self._config.certificate_life,
+            self._renewal.soon,
             systemd=systemd.restarts(),
         )
         self.voters.start()
@@ -206,7 +236,10 @@ class Founding:
             with contextlib.closing(EtcdService(self.files.state_dir, host.id, voter)) as service:
                 install = partial(etcd_unit.install, self.files.state_dir, service, voter=voter)
                 wish = partial(change_settings, voters=voters, replace_after=replace_after)
-                url, token = await foundation.found(self.files, service, voter, host.id, host.name, install, wish)
+                life = self._config.certificate_life
+                url, token = await foundation.found(
+                    self.files, service, voter, host.id, host.name, install, wish, life
+                )
             return token, self._use(url)
 
     def _chosen(self, host: Host, advertise: str) -> Voter:
@@ -312,6 +345,18 @@ class Founding:
                 if await vault.put({TOKENS + id_: (msgspec.structs.replace(record, revoked=True), revision)}):
                     return await self.token(id_)
         raise contended(f"token {id_}")
+
+    async def rotate(self, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:
+        """Begin to replace authorities, or go on; leave hosts out, by names or ids. Raises LinkspanError."""
+        self._required("rotate authorities")
+        async with self._vault() as vault:
+            return await authority_rotation.begin(self.files, vault, kinds, without)
+
+    async def rotation(self) -> RotationProgress:
+        """Return how far the rotation of authorities is. Raises Conflict if this host is no voter, or Unavailable."""
+        self._required("show the rotation of authorities")
+        async with self._vault() as vault:
+            return await authority_rotation.progress(vault)
 
     async def forget(self, word: str, here: str, known: Callable[[str], bool]) -> tuple[str, str]:
         """Shut a host out, by its name or id; return its id and its name. ``here`` is this host's id.

@@ -7,11 +7,14 @@ import logging
 from collections.abc import Callable
 
 from linkspan.cluster.founding import etcd_service
+from linkspan.cluster.founding.authority_rotation import AuthorityRotation
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.handover import Handover
+from linkspan.cluster.founding.reissue import Reissue
 from linkspan.cluster.founding.signer import Signer, serving
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.supervise import ended, lasting
+from linkspan.kernel.io.durable_files import stamps
 from linkspan.store.vault import Vault
 
 log = logging.getLogger("linkspan.agent.voter_server")
@@ -19,14 +22,24 @@ log = logging.getLogger("linkspan.agent.voter_server")
 Places = Callable[[], tuple[str, ...]]
 AGAIN = 5.0
 """Seconds until the signer's port is tried again."""
+LOOK = 1.0
+"""Seconds until the signer uses certificates that were changed."""
 
 
 class VoterServer:
     """What runs on a voter while its agent does; etcd goes on without the agent."""
 
-    def __init__(self, files: TrustFiles, host: str, voter: Voter, places: Places) -> None:
-        """``places`` returns HOST:PORT of etcd on all voters, as this host knows them now."""
+    def __init__(
+        self, files: TrustFiles, host: str, voter: Voter, places: Places, life: float, renewed: Callable[[], None]
+    ) -> None:
+        """``places`` returns HOST:PORT of etcd on all voters, as this host knows them now.
+
+        Certificates that it signs are valid for ``life`` seconds; ``renewed`` is called when it has other ones.
+        """
         self._files = files
+        self._host = host
+        self._life = life
+        self._renewed = renewed
         self.voter = voter
         self._places = places
         self.service = EtcdService(files.state_dir, host, voter)
@@ -34,6 +47,7 @@ class VoterServer:
         """As etcd's root, at this host's own etcd first."""
         self._keeping = lasting("keeping etcd alive", self.service.keep)
         self._signing: asyncio.Task[None] | None = None
+        self._rotating: asyncio.Task[None] | None = None
         self._stopped = False
 
     def _order(self) -> tuple[str, ...]:
@@ -50,19 +64,27 @@ class VoterServer:
         """Let hosts join the cluster with this id, from now on."""
         if self._signing is None:
             self._signing = lasting("letting hosts join", lambda: self._sign(cluster))
+            rotation = AuthorityRotation(
+                self._files, self.vault, self.service, self.voter, self._host, self._life, self._renewed
+            )
+            self._rotating = lasting("rotating authorities", rotation.run)
+            self._renewed()
 
     async def _sign(self, cluster: str) -> None:
         folder = etcd_service.folder(self._files.state_dir, self.voter)
-        signer = Signer(self._files, self.vault, self._places, cluster)
-        more = Handover(self._files, self.vault).handlers()
-        own = (folder / "server.pem", folder / "server.key")
+        signer = Signer(self._files, self.vault, self._places, cluster, self._life)
+        reissue = Reissue(self._files, self.vault, self._life)
+        more = {**Handover(self._files, self.vault).handlers(), **reissue.handlers()}
+        own = (self._files.authority, folder / "server.pem", folder / "server.key")
         while True:
+            seen = stamps(own)
             try:
-                async with serving(signer, self.voter.signer, self._files.authority, *own, more):
-                    await asyncio.Event().wait()
+                async with serving(signer, self.voter.signer, *own, more):
+                    while stamps(own) == seen:  # noqa: ASYNC110 - files have no event
+                        await asyncio.sleep(LOOK)
             except OSError as error:
                 log.warning("no host can join now: port %s: %s", self.voter.signer, error.strerror)
-            await asyncio.sleep(AGAIN)
+                await asyncio.sleep(AGAIN)
 
     async def stop(self) -> None:
         """End the signer, and let etcd go on by itself; a second time does nothing."""
@@ -70,6 +92,7 @@ class VoterServer:
             return
         self._stopped = True
         await ended(self._signing)
+        await ended(self._rotating)
         await ended(self._keeping)
         await self.vault.close()
         self.service.close()

@@ -83,12 +83,15 @@ class Voters:
         uninstall: Callable[[], None],
         keep: Callable[[tuple[str, ...]], None],
         tell: Callable[[str], None],
+        life: float,
+        renewed: Callable[[], None],
         *,
         systemd: bool,
     ) -> None:
         """``gateway`` is the store's; ``server`` runs on a voter; ``keep`` writes other endpoints into the settings.
 
-        ``install`` and ``uninstall`` are for etcd's unit if ``systemd`` runs this host's services.
+        ``install`` and ``uninstall`` are for etcd's unit if ``systemd`` runs this host's services. ``life`` and
+        ``renewed`` are as ``VoterServer`` has them.
         """
         self._files = files
         self._gateway = gateway
@@ -99,6 +102,8 @@ class Voters:
         self._uninstall = uninstall
         self._keep = keep
         self._tell = tell
+        self._life = life
+        self._renewed = renewed
         self._systemd = systemd
         self.control: VoterControl | None = None
         self.revocation: Revocation | None = None
@@ -115,6 +120,12 @@ class Voters:
     async def stop(self) -> None:
         """End; etcd goes on by itself."""
         await ended(self._task)
+
+    def _start(self, voter: Voter) -> None:
+        """Run what a voter runs."""
+        here, places = self._hosts.here.id, lambda: self._gateway.url.endpoints
+        self.server = VoterServer(self._files, here, voter, places, self._life, self._renewed)
+        self._serve(self.server)
 
     def _serve(self, server: VoterServer) -> None:
         server.sign(self._cluster)
@@ -174,12 +185,11 @@ class Voters:
         service = EtcdService(self._files.state_dir, here, voter)
         try:
             places = self._gateway.url.endpoints
-            await promotion.become(self._files, service, voter, own, places, self._install(voter))
+            await promotion.become(self._files, service, voter, own, places, self._install(voter), self._life)
         finally:
             service.close()
         self._tell("this host becomes a voter of the cluster")
-        self.server = VoterServer(self._files, here, voter, lambda: self._gateway.url.endpoints)
-        self._serve(self.server)
+        self._start(voter)
 
     def _moved(self, voter: Voter) -> str:
         """Return the address that this host has instead of that of its etcd, '' if it still has that one, or none."""
@@ -192,14 +202,13 @@ class Voters:
         await server.stop()
         service = EtcdService(self._files.state_dir, here, voter)
         try:
-            await promotion.move(self._files, service, voter, self._install(voter))
+            await promotion.move(self._files, service, voter, self._install(voter), self._life)
         finally:
             service.close()
         self._tell(f"this host's address has changed: its etcd is at {address} now")
         others = (one for one in self._gateway.url.endpoints if one != server.voter.clients)
         self._use((*others, voter.clients))
-        self.server = VoterServer(self._files, here, voter, lambda: self._gateway.url.endpoints)
-        self._serve(self.server)
+        self._start(voter)
 
     async def _is_out(self) -> bool:
         """Return whether a quorum of the voters knows this host as no member any more."""

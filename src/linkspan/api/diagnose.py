@@ -63,6 +63,7 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)
     found += agent_checks.hosts(condition.unreachable, agent.hosts.names())
+    found += agent_checks.certificates(condition.certificates)
     found += agent_checks.views(agent.name_service.problems)
     found += await agent.bgp_sessions.checks()
     found += agent_checks.associations(**agent.ipsec_sessions.counts())

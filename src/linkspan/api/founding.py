@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
@@ -47,6 +47,13 @@ class TokenBody(msgspec.Struct, frozen=True):
     member: bool = False
 
 
+class RotationBody(msgspec.Struct, frozen=True):
+    """Which authorities to replace, and hosts that are not waited for, by name or id."""
+
+    kinds: tuple[Literal["clients", "peers"], ...] = ()
+    without: tuple[str, ...] = ()
+
+
 class FoundingRoutes:
     """Routes over the agent's part in founding."""
 
@@ -67,6 +74,8 @@ class FoundingRoutes:
             web.post("/v1/cluster/voters/{name}", self._promote),
             web.delete("/v1/cluster/voters/{name}", self._demote),
             web.post("/v1/cluster/leave", self._leave),
+            web.get("/v1/cluster/rotation", self._rotation),
+            web.post("/v1/cluster/rotation", self._rotate),
         ]
 
     async def _init(self, request: web.Request) -> web.Response:
@@ -104,6 +113,13 @@ class FoundingRoutes:
 
     async def _revoke_token(self, request: web.Request) -> web.Response:
         return answer(await self._agent.founding.revoke_token(request.match_info["id"]))
+
+    async def _rotation(self, request: web.Request) -> web.Response:
+        return answer(await self._agent.founding.rotation())
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        wanted = await body(request, RotationBody)
+        return answer(await self._agent.founding.rotate(wanted.kinds, wanted.without), 202)
 
     async def _forget(self, request: web.Request) -> web.Response:
         """Shut a host out of etcd, then remove what it has in the cluster."""

@@ -54,6 +54,9 @@ def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[Gauge]:
     yield "linkspan_disputes", "Blocks and addresses that two hosts claim", "", {"": claimed}
     failing = float(len(condition.drift))
     yield "linkspan_drift", "Objects that cannot be brought to their desired state", "", {"": failing}
+    ends = {one["name"]: float(one["expires"]) for one in condition.certificates}
+    what = "When a certificate of this host for linkspan's own etcd, or its authority, expires"
+    yield "linkspan_certificate_expires_timestamp_seconds", what, "certificate", ends
     bgp_sessions = agent.bgp_sessions.all()
     up = {p.session.name: float(p.why is None) for p in bgp_sessions}
     yield "linkspan_bgp_session_up", "Whether a BGP session is established", "peer", up

@@ -76,6 +76,7 @@ def as_status(agent: Agent) -> dict[str, Any]:
         "unreachable": condition.unreachable,
         "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
         "waiting": "",
+        "certificates": condition.certificates,
         "bgp": condition.bgp,
         "ipsec": agent.ipsec_sessions.counts(),
         "controller": controller_status.active(agent.replica)

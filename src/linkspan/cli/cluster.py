@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from linkspan.api.client import Client
-from linkspan.cli import founding, usage
+from linkspan.cli import authorities, founding, usage
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, table
 from linkspan.cli.status import disputes
 
@@ -81,3 +81,4 @@ for _command in (
     founding.leave,
 ):
     app.command()(_command)
+app.command("rotate-ca")(authorities.rotate_ca)

@@ -69,6 +69,9 @@ def _show_status(found: dict[str, Any]) -> None:
         say(f"  cannot repair: {words}")
     for words in _of_store(store):
         say(f"  store: {words}")
+    for one in found.get("certificates", ()):  # a running agent may be older
+        if one["problem"]:
+            say(f"  certificate {one['name']}: {one['problem']}; {one['fix']}")
     for one in found.get("gone", ()):  # a running agent may be older
         say(
             f"  {one['endpoint']} of network {one['network']}: its namespace is gone; "

@@ -21,6 +21,7 @@ from linkspan.core.store_url import check_url
 
 T = TypeVar("T", bound=msgspec.Struct)
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Life = Annotated[float, msgspec.Meta(ge=60, le=3650 * 86400)]
 
 SOCKET = "/run/linkspan/agent.sock"
 LABS = Path("/run/linkspan-lab")
@@ -72,6 +73,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Seconds that a runtime has to detach a container whose namespace is gone, before the agent does it."""
     orphans_after: Seconds = 600.0
     """Seconds for which orphaned links stay: neither journal, store nor kernel says whose they are."""
+    certificate_life: Life = 365 * 86400.0
+    """Seconds for which certificates are valid that this host signs as a voter of linkspan's own etcd."""
     metrics: str = ""
     """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -19,6 +19,7 @@ import msgspec
 
 from linkspan.core.errors import Denied, LinkspanError, Unavailable
 from linkspan.core.store_url import EtcdUrl
+from linkspan.kernel.io.durable_files import stamps
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.etcd_errors import (
     NOT_ENABLED,
@@ -56,6 +57,8 @@ class Gateway:
         self._lasting: aiohttp.ClientSession | None = None
         """The session for streams."""
         self._context: ssl.SSLContext | None = None
+        self._files: tuple[object, ...] = ()
+        """How the files looked from which the TLS settings are."""
         self._token = ""
         self._logging_in = asyncio.Lock()
         self.streams: set[Stream] = set()
@@ -202,11 +205,21 @@ class Gateway:
             raise Unavailable(f"store etcd {self.endpoint} is closed", "the agent is stopping")
 
     async def _tls(self) -> ssl.SSLContext | bool:
-        """Return the TLS settings of a call; the files are read again after each failure."""
+        """Return the TLS settings of a call; the files are read again after each failure, and when they change.
+
+        Open connections and streams stay: a certificate that is renewed ends no watch. An operator changes one file
+        after the other, so files that do not fit together yet change nothing.
+        """
         if not self.url.tls:
             return True
-        if self._context is None:
-            self._context = await asyncio.to_thread(_context, self.url)
+        seen = stamps(filter(None, (self.url.ca, self.url.cert, self.url.key)))
+        if self._context is None or seen != self._files:
+            try:
+                self._context = await asyncio.to_thread(_context, self.url)
+            except Unavailable:
+                if self._context is None:
+                    raise
+            self._files = seen
         return self._context
 
     def failure(self, endpoint: str, error: Exception, seconds: float = 0) -> Failed:

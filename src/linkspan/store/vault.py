@@ -146,6 +146,11 @@ class Vault:
         """Put a value for so many seconds if there is none; return whether there was none."""
         return bool(await self._store.transaction({key: msgspec.json.encode(value)}, absent=[key], ttl=seconds))
 
+    async def tell(self, key: str, value: msgspec.Struct) -> None:
+        """Put a record of the hosts, which they all see. Raises Unavailable."""
+        put: Json = {"key": f"{self._records}{key}".encode(), "value": msgspec.json.encode(value)}
+        await self.gateway.call("/v3/kv/put", put)
+
     async def _grant(self, role: str, kind: str, keys: str) -> None:
         permission: Json = {"permType": kind, "key": keys.encode()}
         if keys.endswith("/"):  # the range of a prefix ends before the next string of its length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
@@ -88,3 +90,18 @@ def test_only_names_of_several_networks_are_told_here() -> None:
     """The machine's own checks tell of one network's names."""
     (check,) = agent_checks.views({("demo",): "no server", ("demo", "other"): "no server"})
     assert check.check == "names of demo and other"
+
+
+def test_a_certificate_that_expires_soon_is_a_warning_and_an_expired_one_a_failure() -> None:
+    """With the reason and the fix; a sound one shows until when it is good."""
+    now = time.time()
+    held = [
+        {"name": "host", "expires": now + 99, "problem": "", "fix": ""},
+        {"name": "server", "expires": now + 99, "problem": "it expires on", "fix": "look"},
+        {"name": "peer", "expires": now - 99, "problem": "it expired on", "fix": "restart"},
+    ]
+    sound, soon, late = agent_checks.certificates(held)
+    assert (sound.check, sound.status, sound.fix) == ("certificate host", "ok", "")
+    assert sound.detail.startswith("expires on 20")
+    assert (soon.status, soon.detail, soon.fix) == ("warn", "it expires on", "look")
+    assert (late.status, late.detail, late.fix) == ("fail", "it expired on", "restart")

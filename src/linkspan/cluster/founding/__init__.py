@@ -21,6 +21,9 @@ the signer without trust, compares its hash, and then sends the token's secret, 
 authority's certificate secures. So a machine in the middle learns no secret. The signer takes nothing but the key and
 the host's id from the request: it sets names, usages and times itself.
 
+**Certificates end.** They are renewed before that, for the same key (``renewal``, ``reissue``). The authorities that
+sign them are replaced in steps (``authority_plan``).
+
 **Everything can be repeated.** Each step of init and join leaves a file or a record that the next try finds. The last
 step is the setting ``store`` and a restart of the agent. Until then the host's own store stays in force.
 """

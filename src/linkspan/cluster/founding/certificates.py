@@ -16,12 +16,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from linkspan.core.errors import Invalid
+from linkspan.cluster.founding.validity import SKEW_SECONDS, certificates_of, parsed
+from linkspan.core.errors import Denied, Invalid
 
-SKEW = datetime.timedelta(hours=1)
-"""How long before its making a certificate is valid: the clocks of hosts differ."""
+SKEW = datetime.timedelta(seconds=SKEW_SECONDS)
 YEARS = datetime.timedelta(days=3650)
-"""How long certificates are valid. Nothing renews them yet."""
+"""How long an authority is valid, and its list of revoked certificates."""
+LIFE_SECONDS = 365 * 86400.0
+"""For how long an authority signs. Certificates renew themselves long before (``validity``), so a host may be off for
+ten weeks at least before it must join again."""
 URI = "linkspan://host/"
 """How the URI name of a host's certificate begins; the host's id follows."""
 
@@ -79,6 +82,31 @@ class Requested:
         return _hash(self.key)
 
 
+class Shown:
+    """A host's certificate that somebody showed in a TLS handshake, which has proved that the key is theirs."""
+
+    def __init__(self, der: bytes) -> None:
+        """Read it (DER). Raises Denied if it is no host's."""
+        try:
+            found = x509.load_der_x509_certificate(der)
+            names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+            key = found.public_key()
+        except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+            raise Denied("the certificate cannot be read") from error
+        if len(uris) != 1 or not uris[0].startswith(URI) or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise Denied("the certificate is no host's")
+        self.host = uris[0].removeprefix(URI)
+        self.key = key
+        self.pem = _pem(found).decode("ascii")
+        self.serial = f"{found.serial_number:x}"
+
+    @property
+    def key_hash(self) -> str:
+        """Return the SHA-256 of the public key, in hex."""
+        return _hash(self.key)
+
+
 def key_hash(key: bytes) -> str:
     """Return the SHA-256 of a private key's public key, in hex."""
     return _hash(_private(key).public_key())
@@ -98,7 +126,7 @@ def new_authority(key: bytes, name: str, now: datetime.datetime) -> bytes:
     private = _private(key)
     called = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "linkspan"),
                         x509.NameAttribute(NameOID.COMMON_NAME, name)])  # fmt: skip
-    builder = _builder(called, private.public_key(), now).issuer_name(called)
+    builder = _builder(called, private.public_key(), now, now - SKEW + YEARS).issuer_name(called)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(authority=True), critical=True)
     identifier = x509.SubjectKeyIdentifier.from_public_key(private.public_key())
@@ -108,10 +136,18 @@ def new_authority(key: bytes, name: str, now: datetime.datetime) -> bytes:
 class Authority:
     """An authority that signs."""
 
-    def __init__(self, certificate: bytes, key: bytes) -> None:
-        """Take its certificate and its private key, as PEM."""
-        self._certificate = x509.load_pem_x509_certificate(certificate)
+    def __init__(self, certificate: bytes, key: bytes, life: float = LIFE_SECONDS) -> None:
+        """Take its certificate and its private key, as PEM; what it signs is valid for ``life`` seconds.
+
+        Beside its certificate there may be others, while authorities change. Raises Invalid if none is the key's.
+        """
+        own = next((one for one in certificates_of(certificate) if belongs(one, key)), None)
+        if own is None:
+            raise Invalid("an authority's certificate and its key do not belong to each other")
+        self._certificate = x509.load_pem_x509_certificate(own)
         self._key = _private(key)
+        self._life = datetime.timedelta(seconds=life)
+        self._end = datetime.datetime.fromtimestamp(parsed(own).end, datetime.UTC)
 
     def server(self, key: bytes, addresses: Iterable[str], now: datetime.datetime) -> bytes:
         """Return a certificate for a server, which is also a client: etcd's gateway uses it for both."""
@@ -121,8 +157,19 @@ class Authority:
 
     def host(self, wanted: Requested, host: str, now: datetime.datetime) -> tuple[bytes, int]:
         """Return a certificate for a host, and its serial number."""
+        return self._host(wanted.key, host, now)
+
+    def again(self, shown: Shown, now: datetime.datetime) -> tuple[bytes, int]:
+        """Return another certificate for the host and the key of one that it has, and its serial number."""
+        return self._host(shown.key, shown.host, now)
+
+    def signed(self, certificate: bytes) -> bool:
+        """Return whether this authority signed a certificate (PEM). Raises Invalid if it is none."""
+        return _issued(_pem(self._certificate), certificate)
+
+    def _host(self, key: ec.EllipticCurvePublicKey, host: str, now: datetime.datetime) -> tuple[bytes, int]:
         names = [x509.UniformResourceIdentifier(f"{URI}{host}")]
-        return self._signed(wanted.key, names, [ExtendedKeyUsageOID.CLIENT_AUTH], now)
+        return self._signed(key, names, [ExtendedKeyUsageOID.CLIENT_AUTH], now)
 
     def revoked(self, serials: Iterable[int], now: datetime.datetime) -> bytes:
         """Return the list of revoked certificates, as DER."""
@@ -142,7 +189,8 @@ class Authority:
         now: datetime.datetime,
     ) -> tuple[bytes, int]:
         subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "linkspan")])
-        builder = _builder(subject, key, now).issuer_name(self._certificate.subject)
+        end = min(now + self._life, self._end)
+        builder = _builder(subject, key, now, end).issuer_name(self._certificate.subject)
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         for extension, critical in (
             (x509.BasicConstraints(ca=False, path_length=None), True),
@@ -156,10 +204,31 @@ class Authority:
         return _pem(made), made.serial_number
 
 
-def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime) -> x509.CertificateBuilder:
-    begin = now - SKEW
+def signed_by(authorities: bytes, certificate: bytes) -> str:
+    """Return the SHA-256 of the authority that signed a certificate (both PEM), '' if none of these did.
+
+    Raises Invalid if one is no certificate.
+    """
+    return next((fingerprint(one) for one in certificates_of(authorities) if _issued(one, certificate)), "")
+
+
+def _issued(authority: bytes, certificate: bytes) -> bool:
+    try:
+        signer, found = (x509.load_pem_x509_certificate(one) for one in (authority, certificate))
+    except ValueError as error:
+        raise Invalid("this is no certificate") from error
+    try:
+        found.verify_directly_issued_by(signer)
+    except (InvalidSignature, ValueError, TypeError):  # the last two: its issuer has another name, or kind of key
+        return False
+    return True
+
+
+def _builder(
+    subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime, end: datetime.datetime
+) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).public_key(key)
-    return builder.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(begin + YEARS)
+    return builder.serial_number(x509.random_serial_number()).not_valid_before(now - SKEW).not_valid_after(end)
 
 
 def _usage(*, authority: bool) -> x509.KeyUsage:

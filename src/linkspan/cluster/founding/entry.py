@@ -66,5 +66,6 @@ async def _authority(signer: str, token: JoinToken) -> str:
     raise Denied(
         f"the server at {signer} is not of the token's cluster: its authority has another hash; "
         "the token's secret was not sent",
-        "is the token of another cluster, or was the cluster made again? If neither, somebody answers in its place",
+        "is the token older than the last `linkspan cluster rotate-ca`, or of another cluster? Then take a new one: "
+        "linkspan cluster token create. If neither, somebody answers in the signer's place",
     )

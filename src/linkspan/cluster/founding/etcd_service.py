@@ -43,6 +43,8 @@ LOOK_EVERY = 1.0
 """Seconds between two checks that the helper lives."""
 PLACES = ("libexec", "bin")
 """Folders below the installation's prefix in which a package puts its etcd."""
+LARGEST = 64 << 10
+"""Largest certificate or key that is read, in bytes."""
 FILES = ("server.pem", "server.key", "peer.pem", "peer.key", "client-ca.pem", "peer-ca.pem", "revoked.der")
 """What etcd reads, besides its data."""
 
@@ -180,6 +182,19 @@ class EtcdService:
             owner = self._owner()
             os.chown(self.folder, *owner, follow_symlinks=False)
             write(self.folder / name, content, 0o600, owner)
+        except OSError as error:
+            raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "etcd needs it") from error
+
+    def read(self, name: str) -> bytes:
+        """Return a file that etcd reads. Raises Unavailable with its name.
+
+        The folder may belong to etcd's user, who may put a link or a pipe there.
+        """
+        assert name in FILES
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with os.fdopen(os.open(self.folder / name, flags), "rb") as file:
+                return file.read(LARGEST)
         except OSError as error:
             raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "etcd needs it") from error
 

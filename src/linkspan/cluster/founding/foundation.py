@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from linkspan.cluster.founding import certificates, join_token
 from linkspan.cluster.founding.certificates import Authority, Requested
@@ -32,18 +32,19 @@ async def found(
     name: str,
     install: Callable[[], None],
     wish: Callable[[Vault], Awaitable[None]],
+    life: float,
 ) -> tuple[str, JoinToken]:
     """Make a cluster whose first voter is this host; return the store's URL and a token for the other hosts.
 
-    ``install`` makes the unit and its user if systemd runs etcd; ``wish`` writes down the operator's settings. Each
-    step is repeatable: what exists stays. Raises LinkspanError.
+    ``install`` makes the unit and its user if systemd runs etcd; ``wish`` writes down the operator's settings;
+    certificates are valid for ``life`` seconds. Each step is repeatable: what exists stays. Raises LinkspanError.
     """
     program()  # before anything is written: a host that cannot be a voter may still join another's cluster
     files.keep_voter(voter)
     await asyncio.to_thread(_make_authorities, files, service)
     await asyncio.to_thread(install)
-    await asyncio.to_thread(make_server, files, service, voter)
-    serial = await asyncio.to_thread(_make_own, files, host)
+    await asyncio.to_thread(make_server, files, service, voter, life)
+    serial = await asyncio.to_thread(_make_own, files, host, life)
     root, own = files.secret(files.root_password), files.secret(files.password)
     await asyncio.to_thread(service.prepare)
     await service.start()
@@ -103,9 +104,9 @@ def _make_authorities(files: TrustFiles, service: EtcdService) -> None:
         files.put(file, certificates.new_authority(private, name, _now()))
 
 
-def make_server(files: TrustFiles, service: EtcdService, voter: Voter) -> None:
+def make_server(files: TrustFiles, service: EtcdService, voter: Voter, life: float) -> None:
     """Write what etcd reads: its certificates for hosts and for other voters, the authorities, the revocation list."""
-    clients, peers = authority(files), Authority(alone(str(files.peer_authority)), alone(str(files.peer_authority_key)))
+    clients, peers = authority(files, life), peer_authority(files, life)
     if not (service.folder / "revoked.der").exists():  # `renew_revoked` fills it as soon as etcd answers
         service.put("revoked.der", clients.revoked([], _now()))
     if all((service.folder / name).exists() for name in FILES):
@@ -113,22 +114,39 @@ def make_server(files: TrustFiles, service: EtcdService, voter: Voter) -> None:
     for name, signer in (("server", clients), ("peer", peers)):
         key = certificates.new_key()
         service.put(f"{name}.key", key)
-        service.put(f"{name}.pem", signer.server(key, dict.fromkeys((voter.address, "127.0.0.1")), _now()))
+        service.put(f"{name}.pem", signer.server(key, voter.names, _now()))
     service.put("client-ca.pem", alone(str(files.authority)) + b"\n")
     service.put("peer-ca.pem", alone(str(files.peer_authority)) + b"\n")
 
 
-def authority(files: TrustFiles) -> Authority:
-    """Return the authority that signs hosts' certificates."""
-    return Authority(alone(str(files.authority)), alone(str(files.authority_key)))
+def authority(files: TrustFiles, life: float = certificates.LIFE_SECONDS) -> Authority:
+    """Return the authority that signs hosts' and servers' certificates, for ``life`` seconds."""
+    return Authority(alone(str(files.authority)), alone(str(files.authority_key)), life)
 
 
-def _make_own(files: TrustFiles, host: str) -> int:
+def peer_authority(files: TrustFiles, life: float) -> Authority:
+    """Return the authority that signs certificates of voters for each other, for ``life`` seconds."""
+    return Authority(alone(str(files.peer_authority)), alone(str(files.peer_authority_key)), life)
+
+
+def _make_own(files: TrustFiles, host: str, life: float) -> int:
     """Make this host's own certificate; return its serial number."""
     wanted = Requested(certificates.request(files.once(files.key, certificates.new_key)))
-    certificate, serial = sign(files, wanted, host)
+    certificate, serial = sign(files, wanted, host, life)
     files.put(files.certificate, certificate)
     return serial
+
+
+def sign_again(
+    files: TrustFiles, service: EtcdService, voter: Voter, host: str, names: Collection[str], life: float
+) -> None:
+    """Sign certificates of a voter again: ``host``, ``server`` or ``peer``. The keys stay. Raises LinkspanError."""
+    for name, signer in (("server", authority), ("peer", peer_authority)):
+        if name in names:
+            key = service.read(f"{name}.key")
+            service.put(f"{name}.pem", signer(files, life).server(key, voter.names, _now()))
+    if "host" in names:
+        _make_own(files, host, life)
 
 
 async def _answers(vault: Vault, service: EtcdService) -> None:

@@ -36,11 +36,18 @@ def has_joined(service: EtcdService, own: Member) -> bool:
 
 
 async def become(
-    files: TrustFiles, service: EtcdService, voter: Voter, own: Member, places: tuple[str, ...], install: Install
+    files: TrustFiles,
+    service: EtcdService,
+    voter: Voter,
+    own: Member,
+    places: tuple[str, ...],
+    install: Install,
+    life: float,
 ) -> None:
     """Make what a voter has, and write down that this host is one; whoever keeps its etcd starts it then.
 
-    ``own`` is this host's member, a learner; ``places`` are HOST:PORT of etcd on the voters. Raises LinkspanError.
+    ``own`` is this host's member, a learner; ``places`` are HOST:PORT of etcd on the voters. Its certificates are valid
+    for ``life`` seconds. Raises LinkspanError.
     """
     from linkspan.cluster.founding import (
         foundation,  # cryptography: 10 MB that only signing needs
@@ -52,7 +59,7 @@ async def become(
     await service.end()
     await asyncio.to_thread(install, service)
     await asyncio.to_thread(service.clear)
-    await asyncio.to_thread(foundation.make_server, files, service, voter)
+    await asyncio.to_thread(foundation.make_server, files, service, voter, life)
     vault = Vault(files.root_url(places), RECORDS_PREFIX)
     try:
         await foundation.renew_revoked(files, vault, service)
@@ -77,16 +84,16 @@ def _keep(files: TrustFiles, secrets: Secrets) -> None:
     files.put(files.root_password, secrets.root_password.encode() + b"\n")
 
 
-async def move(files: TrustFiles, service: EtcdService, voter: Voter, install: Install) -> None:
+async def move(files: TrustFiles, service: EtcdService, voter: Voter, install: Install, life: float) -> None:
     """Let a voter's etcd listen at another address, with certificates for it; whoever keeps it starts it then.
 
-    Raises LinkspanError.
+    The certificates are valid for ``life`` seconds. Raises LinkspanError.
     """
     from linkspan.cluster.founding import foundation  # as above
 
     await service.end()
     await asyncio.to_thread(service.clear, ("server.pem", "peer.pem"))
-    await asyncio.to_thread(foundation.make_server, files, service, voter)
+    await asyncio.to_thread(foundation.make_server, files, service, voter, life)
     await asyncio.to_thread(install, service)
     files.keep_voter(voter)
 

@@ -2,7 +2,7 @@
 
 It answers two requests of anybody. One returns the client authority: a joiner compares its hash with the token's. The
 other one is a join, with the token's secret. Whoever asks is known by nothing else, so each field is checked here.
-Requests of hosts, which show their certificates, are ``handover``'s.
+Requests of hosts, which show their certificates, are ``handover``'s and ``reissue``'s.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class JoinedHost(msgspec.Struct, frozen=True):
 
     ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
     join again only with another key, and ``recorded`` says that it had anything among the records then. A ``member``
-    may become a voter: its token or an operator said so.
+    may become a voter: its token or an operator said so. ``certificate`` (PEM) is the one that it got when it last
+    renewed its own, '' if it never did. ``trusts`` has the SHA-256 of the authorities that it trusts, and ``shows``
+    that of the authority of the certificate that it has, as it said last.
     """
 
     name: str
@@ -106,6 +108,9 @@ class JoinedHost(msgspec.Struct, frozen=True):
     forgotten: bool = False
     recorded: bool = False
     member: bool = False
+    certificate: str = ""
+    trusts: tuple[str, ...] = ()
+    shows: str = ""
 
 
 class Revoked(msgspec.Struct, frozen=True):
@@ -120,13 +125,19 @@ class Signer:
     """Lets hosts in: checks tokens, signs certificates, and makes users."""
 
     def __init__(
-        self, files: TrustFiles, vault: Vault, endpoints: Callable[[], tuple[str, ...]], cluster: str
+        self,
+        files: TrustFiles,
+        vault: Vault,
+        endpoints: Callable[[], tuple[str, ...]],
+        cluster: str,
+        life: float,
     ) -> None:
-        """``endpoints`` returns etcd's, for the hosts; ``cluster`` is the cluster's id."""
+        """``endpoints`` returns etcd's, for the hosts; ``cluster`` is its id; it signs for ``life`` seconds."""
         self._files = files
         self._vault = vault
         self._endpoints = endpoints
         self._cluster = cluster
+        self._life = life
         self._turns = asyncio.Lock()
         """One host joins after the other: each change of users makes etcd refuse what is asked with older logins."""
 
@@ -160,12 +171,10 @@ class Signer:
 
     def _signed(self, wish: JoinWish) -> tuple[Requested, bytes, int]:
         """Return the request as understood, the certificate, and its serial number."""
-        from linkspan.cluster.founding.certificates import (
-            Requested,  # cryptography: 10 MB that only signing needs
-        )
+        from linkspan.cluster.founding.certificates import Requested  # as above
 
         requested = Requested(wish.request.encode())
-        return requested, *sign(self._files, requested, wish.host)
+        return requested, *sign(self._files, requested, wish.host, self._life)
 
     async def _note(self, wish: JoinWish, host: str, key: str, serial: int) -> None:
         """Write down that a host joined with a token; refuse it if the token or the host's id may not be used."""
@@ -197,11 +206,11 @@ def refuse_other(known: JoinedHost, host: str, key: str) -> None:
         )
 
 
-def sign(files: TrustFiles, requested: Requested, host: str) -> tuple[bytes, int]:
+def sign(files: TrustFiles, requested: Requested, host: str, life: float) -> tuple[bytes, int]:
     """Return a certificate for a host, and its serial number; slow, so it belongs into a thread."""
     from linkspan.cluster.founding.certificates import Authority  # as above
 
-    authority = Authority(files.authority.read_bytes(), files.authority_key.read_bytes())
+    authority = Authority(files.authority.read_bytes(), files.authority_key.read_bytes(), life)
     return authority.host(requested, host, datetime.datetime.now(datetime.UTC))
 
 

@@ -51,7 +51,8 @@ async def asked(
         why = getattr(getattr(error, "certificate_error", error), "verify_message", "") or "it has another name"
         raise Denied(
             f"{where}: its certificate is not of this cluster ({why}): no secret was sent",
-            "somebody may answer in its place; compare the address with the voter's, and the clocks of both hosts",
+            "somebody may answer in its place: compare the address with the voter's, and the clocks of both hosts; if "
+            f"authorities were replaced while this host was away, {JOIN_AGAIN}",
         ) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         if (told := _refused(where, error)) is not None:

@@ -50,6 +50,11 @@ class Voter(msgspec.Struct, frozen=True):
         """Return ADDRESS:PORT of the signer."""
         return _at(self.address, OWN_SIGNER)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the addresses that its servers' certificates name."""
+        return tuple(dict.fromkeys((self.address, "127.0.0.1")))
+
 
 def _at(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -64,6 +69,8 @@ class TrustFiles:
         self.authority = self.folder / "client-ca.pem"
         """The client authority's certificate, which every host has."""
         self.certificate = self.folder / "host.pem"
+        self.coming = self.folder / "host-next.pem"
+        """A certificate from a signer, while it is checked."""
         self.key = self.folder / "host.key"
         self.password = self.folder / "password"
         """The password of this host's user in etcd."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -61,6 +62,19 @@ def write(path: Path, content: bytes, mode: int = 0o644, owner: tuple[int, int] 
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def stamps(paths: Iterable[str | Path]) -> tuple[tuple[int, int], ...]:
+    """Return what differs after one of the files was changed, in place or by another file; a missing one is (0, 0)."""
+    found = []
+    for path in paths:
+        try:
+            seen = Path(path).stat()
+        except OSError:
+            found.append((0, 0))
+        else:
+            found.append((seen.st_ino, seen.st_mtime_ns))
+    return tuple(found)
 
 
 def boot_id() -> str:

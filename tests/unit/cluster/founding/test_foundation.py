@@ -54,7 +54,7 @@ def test_a_host_without_etcd_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     files = TrustFiles(tmp_path)
     with pytest.raises(NotFound, match="etcd is not installed"):
-        asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None, _no_wish))
+        asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None, _no_wish, 3600))
     assert files.voter() is None
 
 
@@ -65,7 +65,7 @@ def test_a_repeated_init_keeps_the_list_of_revoked_certificates(
     monkeypatch.setattr("linkspan.store.vault.EtcdStore", lambda _url: MemoryStore(Memory()))
     files, own = TrustFiles(tmp_path), service(tmp_path)
     foundation._make_authorities(files, own)
-    foundation.make_server(files, own, VOTER)
+    foundation.make_server(files, own, VOTER, 3600)
 
     async def revoke() -> None:
         vault = Vault("", "/linkspan/")
@@ -75,7 +75,7 @@ def test_a_repeated_init_keeps_the_list_of_revoked_certificates(
 
     asyncio.run(revoke())
     (own.folder / "peer.pem").unlink()
-    foundation.make_server(files, own, VOTER)
+    foundation.make_server(files, own, VOTER, 3600)
     assert (own.folder / "peer.pem").exists()
     listed = x509.load_der_x509_crl((own.folder / "revoked.der").read_bytes())
     assert [one.serial_number for one in cast("list[x509.RevokedCertificate]", [*listed])] == [0x2A]

@@ -1,0 +1,247 @@
+"""Authority rotation: the authorities of linkspan's own etcd are replaced while everything goes on.
+
+A voter's part in it, and what an operator begins and sees. ``authority_plan`` has the steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+
+from linkspan.cluster.founding import member_list
+from linkspan.cluster.founding.authority_plan import (
+    CLIENTS,
+    DROP,
+    KINDS,
+    SIGN,
+    STEPS,
+    TRUST,
+    RotationRecord,
+    VotersSeen,
+    may_act,
+    waited_for,
+)
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.join_token import TokenRecord
+from linkspan.cluster.founding.revocation import restart_in_turn
+from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
+from linkspan.store.etcd_wire import decode
+from linkspan.store.vault import TRIES, Vault, contended
+
+log = logging.getLogger("linkspan.cluster.founding.authority_rotation")
+
+ROTATION = "rotation"
+"""The vault's key of the rotation that is under way."""
+HINT = "upkeep/authorities"
+"""The key of the record that makes hosts ask a signer. Any host may write it, and nothing else follows from it."""
+BUSY, IDLE = 1.0, 5.0
+"""Seconds between two looks while authorities change, and while they do not."""
+PATIENCE = 3.0
+"""Seconds for another voter's answer."""
+
+
+class RotationProgress(msgspec.Struct, frozen=True):
+    """What an operator sees of a rotation: hosts and voters by their names; ``step`` '': none is under way."""
+
+    id: str = ""
+    step: str = ""
+    kinds: tuple[str, ...] = ()
+    voters: tuple[str, ...] = ()
+    """Voters that have not carried out the step."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that are waited for."""
+    without: tuple[str, ...] = ()
+
+
+class AuthoritiesHint(msgspec.Struct, frozen=True):
+    """The record that tells hosts to ask: another one with each step."""
+
+    step: str
+
+
+class _Header(msgspec.Struct, frozen=True):
+    member_id: str = ""
+
+
+class _Standing(msgspec.Struct, frozen=True):
+    header: _Header = _Header()
+    leader: str = ""
+
+
+class AuthorityRotation:
+    """A voter's part in rotations."""
+
+    def __init__(
+        self,
+        files: TrustFiles,
+        vault: Vault,
+        service: EtcdService,
+        voter: Voter,
+        host: str,
+        life: float,
+        renewed: Callable[[], None],
+    ) -> None:
+        """``life`` is for how many seconds this voter signs; ``renewed`` is called when it has other certificates."""
+        self._files = files
+        self._vault = vault
+        self._service = service
+        self._voter = voter
+        self._host = host
+        self._life = life
+        self._renewed = renewed
+        self._said = ""
+
+    async def run(self) -> None:
+        """Do this voter's part, for as long as it is one."""
+        while True:
+            busy = False
+            try:
+                busy = await self.look()
+                self._said = ""
+            except LinkspanError as error:
+                if self._said != error.message:
+                    log.info("authorities: %s", error.told)
+                self._said = error.message
+            await asyncio.sleep(BUSY if busy else IDLE)
+
+    async def look(self) -> bool:
+        """Do what is this voter's part now; return whether a rotation is under way. Raises LinkspanError."""
+        rotation, revision = await self._vault.get(ROTATION, RotationRecord)
+        if rotation is None:
+            return False
+        seen = await self._seen()
+        if self._host not in rotation.done:
+            if may_act(rotation, self._host, seen, time.time()):
+                await self._act(rotation, revision)
+        elif seen.voters <= {*rotation.done}:
+            await self._go_on(rotation, revision, seen.voters)
+        return True
+
+    async def _seen(self) -> VotersSeen:
+        voters = await _voters(self._vault)
+        own, answer = _Standing(), True
+        for host, place in voters.items():
+            try:
+                status = await self._vault.gateway.at(place, "/v3/maintenance/status", {}, PATIENCE)
+            except Unavailable:
+                answer = False
+                continue
+            if host == self._host:
+                own = decode(status, _Standing)
+        return VotersSeen(frozenset(voters), own.leader == own.header.member_id, answer)
+
+    async def _act(self, rotation: RotationRecord, revision: int) -> None:
+        """Carry out the step on this voter."""
+        mine = msgspec.structs.replace(rotation, turn=(self._host, time.time()))
+        if not await self._vault.put({ROTATION: (mine, revision)}):
+            return
+        from linkspan.cluster.founding import authority_keys  # cryptography: 10 MB
+
+        args = (self._files, self._service, self._voter, self._host, mine, self._life)
+        if await asyncio.to_thread(authority_keys.carry_out, *args):
+            await restart_in_turn(self._vault, self._service, self._host)
+        self._renewed()
+        for _ in range(TRIES):
+            now, revision = await self._vault.get(ROTATION, RotationRecord)
+            if now is None or (now.id, now.step) != (mine.id, mine.step):
+                return
+            done = msgspec.structs.replace(now, done=(*{*now.done, self._host},), turn=("", 0.0))
+            if await self._vault.put({ROTATION: (done, revision)}):
+                log.info("this voter has carried out step %s of the authorities' rotation", mine.step)
+                return
+        raise contended("the authorities' rotation")
+
+    async def _go_on(self, rotation: RotationRecord, revision: int, voters: frozenset[str]) -> None:
+        """Tell the hosts once all voters have carried out the step, and begin the next one when they are ready."""
+        if not rotation.told:
+            await self._vault.tell(HINT, AuthoritiesHint(f"{rotation.id}/{rotation.step}"))
+            rotation = msgspec.structs.replace(rotation, told=True)
+            if rotation.step != DROP:
+                await self._vault.put({ROTATION: (rotation, revision)})
+                return
+        if rotation.step == DROP:
+            await self._vault.put({ROTATION: (None, revision)})
+            log.info("the authorities' rotation has ended")
+            return
+        if not waited_for(rotation, await self._vault.all(HOSTS, JoinedHost), voters):
+            following = STEPS[STEPS.index(rotation.step) + 1]
+            fresh = msgspec.structs.replace(rotation, step=following, done=(), turn=("", 0.0), told=False)
+            if following == SIGN and CLIENTS in rotation.authorities:
+                await _end_tokens(self._vault)
+            await self._vault.put({ROTATION: (fresh, revision)})
+
+
+async def _voters(vault: Vault) -> dict[str, str]:
+    """Return HOST:PORT of etcd on each voter, by its host's id; a learner is none yet. Raises Unavailable."""
+    found = await member_list.listed(vault.gateway)
+    return {member_list.host_of(one): member_list.endpoints([one])[0] for one in found if member_list.endpoints([one])}
+
+
+async def _end_tokens(vault: Vault) -> None:
+    """Revoke all tokens: they name the authority that ends."""
+    for id_ in await vault.all(TOKENS, TokenRecord):
+        token, revision = await vault.get(TOKENS + id_, TokenRecord)
+        if token is not None and not token.revoked:
+            await vault.put({TOKENS + id_: (msgspec.structs.replace(token, revoked=True), revision)})
+
+
+async def begin(files: TrustFiles, vault: Vault, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:
+    """Begin a rotation, or go on with the one that is under way; ``without``: names or ids of hosts to leave out.
+
+    Raises Conflict if one of other kinds is under way, NotFound if a host is not known, and Unavailable.
+    """
+    hosts = await vault.all(HOSTS, JoinedHost)
+    for _ in range(TRIES):
+        rotation, revision = await vault.get(ROTATION, RotationRecord)
+        if rotation is None:
+            from linkspan.cluster.founding import authority_keys  # cryptography: 10 MB
+
+            id_ = uuid.uuid4().hex
+            made, sealed = await asyncio.to_thread(authority_keys.make, files, id_, tuple(kinds) or KINDS)
+            rotation = RotationRecord(id=id_, step=TRUST, begun=time.time(), authorities=made, sealed=sealed)
+        elif kinds and {*kinds} != {*rotation.authorities}:
+            raise Conflict(
+                f"the authorities of {' and '.join(rotation.authorities)} are being rotated",
+                "wait until that has ended: linkspan cluster rotate-ca shows it",
+            )
+        left_out = {*rotation.without, *(_named(hosts, word) for word in without)}
+        fresh = msgspec.structs.replace(rotation, without=tuple(sorted(left_out)))
+        if await vault.put({ROTATION: (fresh, revision)}):
+            return await _progress(vault, fresh)
+    raise contended("the authorities' rotation")
+
+
+def _named(hosts: Mapping[str, JoinedHost], word: str) -> str:
+    """Return the id of the host that an operator named. Raises NotFound, and Conflict if several have the name."""
+    found = [word] if word in hosts else [id_ for id_, one in hosts.items() if one.name == word and not one.forgotten]
+    if not found:
+        raise NotFound(f"no host {word} has joined this cluster", "linkspan cluster members")
+    if len(found) > 1:
+        raise Conflict(f"{len(found)} hosts are called {word}", f"give an id: {', '.join(sorted(found))}")
+    return found[0]
+
+
+async def progress(vault: Vault) -> RotationProgress:
+    """Return how far the rotation is that is under way. Raises Unavailable."""
+    rotation, _ = await vault.get(ROTATION, RotationRecord)
+    return RotationProgress() if rotation is None else await _progress(vault, rotation)
+
+
+async def _progress(vault: Vault, rotation: RotationRecord) -> RotationProgress:
+    hosts = await vault.all(HOSTS, JoinedHost)
+    voters = await _voters(vault)
+
+    def names(ids: Collection[str]) -> tuple[str, ...]:
+        return tuple(sorted(hosts[id_].name if id_ in hosts else id_ for id_ in ids))
+
+    left = [one for one in voters if one not in rotation.done]
+    waiting = [] if left else waited_for(rotation, hosts, voters)
+    kinds = tuple(rotation.authorities)
+    return RotationProgress(rotation.id, rotation.step, kinds, names(left), names(waiting), names(rotation.without))

@@ -1,0 +1,112 @@
+"""Reissue: a host shows a signer its certificate, and gets the next one.
+
+The TLS handshake has proved that the host has the key, and the signer takes nothing from the request: the new
+certificate is for the same host and the same key. A host keeps its key for good. So to change a certificate is to
+change one file, in one step, and an id never belongs to two keys. A new key would help nobody: whoever has stolen a key
+may renew with it until the host is forgotten.
+
+An answer may be lost, and a host may ask as often as it likes. So the vault has the last certificate of each host: the
+host gets the same one again until half of its life is over, or until there is another authority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from aiohttp import web
+
+from linkspan.cluster.founding.signer import HOSTS, REVOKED, Handler, JoinedHost, Revoked, sent
+from linkspan.cluster.founding.signer_client import JOIN_AGAIN
+from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.cluster.founding.validity import FIRST, parsed
+from linkspan.core.errors import Denied
+from linkspan.kernel.io.private_files import alone
+from linkspan.store.vault import TRIES, Vault, contended
+
+if TYPE_CHECKING:
+    from linkspan.cluster.founding.certificates import Shown
+
+RENEW = "/v1/renew"
+"""The path of the request at the signer."""
+MOST_AUTHORITIES = 8
+"""More than a host ever trusts at once: two, while they change."""
+Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class RenewalWish(msgspec.Struct, frozen=True):
+    """What a host says of itself: the SHA-256 of the authorities that it trusts.
+
+    With this and the certificate that it shows a rotation knows when it need not wait for the host any longer. What it
+    gets does not depend on it.
+    """
+
+    trusts: Annotated[tuple[Fingerprint, ...], msgspec.Meta(max_length=MOST_AUTHORITIES)] = ()
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """The answer to a host that showed its certificate: the one to use, and the authorities to trust (both PEM)."""
+
+    certificate: str
+    authorities: str
+
+
+class Reissue:
+    """Gives hosts their next certificates."""
+
+    def __init__(self, files: TrustFiles, vault: Vault, life: float) -> None:
+        """Take for how many seconds new certificates are valid: ``life``."""
+        self._files = files
+        self._vault = vault
+        self._life = life
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return the requests by their paths."""
+        return {RENEW: self._asked}
+
+    async def _asked(self, request: web.Request) -> msgspec.Struct:
+        tls = request.get_extra_info("ssl_object")
+        shown = None if tls is None else tls.getpeercert(binary_form=True)
+        if shown is None:
+            raise Denied("whoever renews a certificate must show it")
+        return await self.renew(shown, await sent(request, RenewalWish))
+
+    async def renew(self, shown: bytes, wish: RenewalWish) -> Renewed:
+        """Return what a host shall use that showed its certificate (DER).
+
+        Raises Denied if the host was forgotten or its certificate is not in force, Conflict, and Unavailable.
+        """
+        from linkspan.cluster.founding.certificates import (
+            Shown,  # cryptography: 10 MB that only signing needs
+            signed_by,
+        )
+
+        one = Shown(shown)
+        authorities = alone(str(self._files.authority))
+        for _ in range(TRIES):
+            known, revision = await self._vault.get(HOSTS + one.host, JoinedHost)
+            revoked, _ = await self._vault.get(REVOKED + one.serial, Revoked)
+            if known is None or known.forgotten:
+                raise Denied(f"host {one.host} is not in the cluster any more", "linkspan uninstall, then join again")
+            if revoked is not None or one.serial not in known.serials or one.key_hash != known.key:
+                raise Denied(f"the certificate of host {known.name} is not in force any more", JOIN_AGAIN)
+            fresh = await asyncio.to_thread(self._next, one, known, authorities)
+            fresh = msgspec.structs.replace(fresh, trusts=wish.trusts, shows=signed_by(authorities, one.pem.encode()))
+            if fresh == known or await self._vault.put({HOSTS + one.host: (fresh, revision)}):
+                return Renewed(fresh.certificate or one.pem, authorities.decode())
+        raise contended(f"host {one.host} renews its certificate")
+
+    def _next(self, one: Shown, known: JoinedHost, authorities: bytes) -> JoinedHost:
+        """Return what is kept of a host after it has shown a certificate: with another one if it needs one."""
+        from linkspan.cluster.founding.certificates import Authority  # as above
+
+        authority = Authority(authorities, alone(str(self._files.authority_key)), self._life)
+        last, now = (known.certificate or one.pem).encode(), datetime.datetime.now(datetime.UTC)
+        if authority.signed(last) and now.timestamp() < parsed(last).at(FIRST):
+            return known
+        certificate, serial = authority.again(one, now)
+        serials = (*known.serials, f"{serial:x}")
+        return msgspec.structs.replace(known, certificate=certificate.decode(), serials=serials)
