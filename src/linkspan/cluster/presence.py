@@ -56,7 +56,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Liveness
@@ -120,6 +120,8 @@ class Presence:
         self._own = 0
         """The revision of this agent's last put."""
         self._shared = shared
+        self._beats: set[str] = set()
+        """The keys of the liveness records that beat."""
         self._beating = False
         """True while an agent of the previous release lives."""
         self._put_at = float("-inf")
@@ -165,7 +167,7 @@ class Presence:
 
     async def start(self) -> None:
         """Put this host's liveness record, and keep it from now on."""
-        self._beating = self._has_beating()
+        self._note(self._replica.keys_under(ALIVE))
         if not self._replica.problem:
             await self._say()
         self._task = lasting("saying that this host lives", self._live)
@@ -176,17 +178,24 @@ class Presence:
 
     def changed(self, keys: frozenset[str]) -> None:
         """React to changed keys: to the loss of this host's record, and to another agent with its id."""
-        if not any(key.startswith(ALIVE) for key in keys):
+        if not (alive := [key for key in keys if key.startswith(ALIVE)]):
             return
-        self._beating = self._has_beating()
+        self._note(alive)
         if self._key in keys:
             if other := self._other_agent():
                 self.second, self._other_at = other, loop_time()
             self._wake.set()
 
-    def _has_beating(self) -> bool:
-        old = [key for key, record in self._replica.under(ALIVE).items() if not record.value.endswith(STANDS)]
-        return any(key != self._key and f"hosts/{key.removeprefix(ALIVE)}" in self._replica.records for key in old)
+    def _note(self, alive: Iterable[str]) -> None:
+        """Note which of these liveness records, by their keys, beat as the release before does."""
+        for key in alive:
+            record = self._replica.records.get(key)
+            if record is None or record.value.endswith(STANDS):
+                self._beats.discard(key)
+            else:
+                self._beats.add(key)
+        others = self._beats - {self._key}
+        self._beating = any(f"hosts/{key.removeprefix(ALIVE)}" in self._replica.records for key in others)
 
     def _stands(self) -> bool:
         return self._replica.records[self._key].value.endswith(STANDS)
