@@ -333,6 +333,7 @@ def _adopter(podman: Podman, before: Callable[[str], None]) -> Adopter:
     return BridgeAdopter(PodmanBridges(_Mortal(podman, before)), podman.host.folder / "state", ask)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("backwards", [False, True], ids=["adopt", "undo"])
 def test_an_adoption_killed_at_any_step_is_continued(podman: Podman, backwards: bool) -> None:
     """The same command finishes it, and every container has its address, wherever the process ended."""
