@@ -149,6 +149,10 @@ _LINKS = {
 }
 
 
+_FOLDERS = {"/usr/share/doc/linkspan", "/usr/share/fish/vendor_completions.d", "/usr/share/zsh/vendor-completions"}
+"""Folders that the package owns besides its own: rpm leaves others behind, if no other package has them."""
+
+
 def _links(root: Path) -> None:
     """Put links where a shell and ``man`` look."""
     for path, to in _LINKS.items():
@@ -163,7 +167,7 @@ def _contents(root: Path) -> Iterable[dict[str, object]]:
         if path.is_symlink():
             yield {"src": str(path.readlink()), "dst": where, "type": "symlink"}
         elif path.is_dir():
-            if where.startswith(f"/{PREFIX}"):
+            if where.startswith(f"/{PREFIX}") or where in _FOLDERS:
                 yield {"dst": where, "type": "dir", "file_info": {"mode": 0o755, "owner": "root", "group": "root"}}
         else:
             mode = 0o755 if os.access(path, os.X_OK) else 0o644
@@ -172,7 +176,7 @@ def _contents(root: Path) -> Iterable[dict[str, object]]:
 
 
 def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
-    """Make the .deb and the .rpm of a tree; ``quick``: only the .deb, and a larger one."""
+    """Make the .deb and the .rpm of a tree; ``quick``: larger ones."""
     date = run("git", "show", "-s", "--format=%cI", "HEAD").strip()
     scripts = {word: str(ROOT / "scripts/packaging" / word) for word in ("preinstall", "postinstall", "preremove")}
     settings = {
@@ -183,7 +187,7 @@ def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
         "always show why a packet goes where it goes.",
         "scripts": scripts | {"postremove": str(ROOT / "scripts/packaging/postremove")},
         "contents": list(_contents(root)),
-        "deb": {"compression": "zstd" if quick else "xz"}, "rpm": {"compression": "xz"},
+        "deb": {"compression": "zstd" if quick else "xz"}, "rpm": {"compression": "zstd" if quick else "xz"},
         "overrides": {
             "deb": {"depends": [f"libc6 (>= {GLIBC})"], "recommends": list(RECOMMENDS)},
             "rpm": {"depends": [f"glibc >= {GLIBC}"], "recommends": list(RPM_RECOMMENDS)},
@@ -191,9 +195,7 @@ def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
     }  # fmt: skip
     file = scratch / "nfpm.json"  # YAML, too
     file.write_text(json.dumps(settings, indent=1))
-    kinds = {"deb": f"linkspan_{version()}_amd64.deb"}
-    if not quick:
-        kinds["rpm"] = f"linkspan-{version()}-1.x86_64.rpm"
+    kinds = {"deb": f"linkspan_{version()}_amd64.deb", "rpm": f"linkspan-{version()}-1.x86_64.rpm"}
     made = []
     for kind, name in kinds.items():
         run(tool("nfpm"), "package", "--config", file, "--packager", kind, "--target", output / name)
@@ -223,7 +225,7 @@ def main() -> int:
     """Build, and name the files with their sizes."""
     parser = argparse.ArgumentParser(description="Build a wheel, an sdist, a .deb and an .rpm of this checkout.")
     parser.add_argument("--output", type=Path, default=ROOT / "build", help="the folder, which is emptied (build/)")
-    parser.add_argument("--quick", action="store_true", help="no .rpm, and a larger .deb: for tests")
+    parser.add_argument("--quick", action="store_true", help="larger packages, for tests")
     given = parser.parse_args()
     try:
         for path in build(given.output.resolve(), quick=given.quick):

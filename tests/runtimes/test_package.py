@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.runtimes.debian_root import DebianRoot
+from linkspan import __version__
+from support.runtimes.debian_root import BootedRoot, DebianRoot
 
 ROOT = Path(__file__).parents[2]
 LIST = "find / -xdev \\( -path /proc -o -path /tmp -o -path /run -o -path /var/log \\) -prune -o -print | sort"
@@ -23,6 +24,14 @@ ip netns add blue; ip netns add green
 linkspan attach blue --network demo
 linkspan attach green --network demo
 """
+
+
+NEWER = "0.99.0"
+PINGS = """
+ip netns exec blue ping -D -i 0.01 10.244.0.3 >/tmp/pings 2>&1 &
+ping=$!
+"""
+COUNT = "kill -INT $ping; wait $ping || true; tail -3 /tmp/pings"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +95,44 @@ CHECK
 
 
 @pytest.mark.timeout(600)
+def test_the_rpm(built: Path, tmp_path: Path) -> None:
+    """It is installed on an empty database and upgraded in place; its removal is refused, or leaves nothing.
+
+    --nodeps: Debian's rpm knows no package of Debian.
+    """
+    root = DebianRoot("trixie", tmp_path / "root")
+    (file,) = built.glob("*.rpm")
+    root.put(file)
+    said = root.run(f"""
+        rpm --initdb
+        {LIST} >/tmp/before
+        rpm -qp --requires /tmp/{file.name}
+        rpm -i --nodeps /tmp/{file.name}
+        linkspan --version
+        {START}
+        {NETWORK}
+        {PINGS}
+        rpm -U --nodeps --replacepkgs /tmp/{file.name}
+        ip netns exec blue ping -c 3 -i 0.2 10.244.0.3
+        grep ExecStart /etc/systemd/system/linkspan.service
+        ! rpm -e linkspan
+        rpm -q linkspan
+        {COUNT}
+        linkspan detach blue; linkspan detach green
+        rpm -e linkspan
+        {LIST} >/tmp/after
+        diff /tmp/before /tmp/after && echo nothing left
+    """)
+    assert "glibc >= 2.36" in said
+    assert "3 packets transmitted, 3 received" in said
+    assert "ExecStart=/opt/linkspan/bin/linkspan agent" in said
+    assert "2 endpoints live on this host" in said
+    assert f"linkspan-{__version__}-1.x86_64" in said
+    assert " 0% packet loss" in said
+    assert said.rstrip().endswith("nothing left")
+
+
+@pytest.mark.timeout(600)
 def test_a_package_over_a_checkout(built: Path, tmp_path: Path) -> None:
     """The package takes the place of the copy that a checkout made, its unit too; the containers keep their network."""
     root = DebianRoot("trixie", tmp_path / "root")
@@ -112,6 +159,105 @@ def test_a_package_over_a_checkout(built: Path, tmp_path: Path) -> None:
     assert "of-the-checkout" not in said.splitlines()
     assert ".made-by-linkspan" not in said.splitlines()
     assert "ExecStart=/opt/linkspan/bin/linkspan agent" in said
+
+
+@pytest.fixture(scope="module")
+def newer(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a .deb with the same files and a later version."""
+    folder = tmp_path_factory.mktemp("newer")
+    subprocess.run(["dpkg-deb", "-R", deb(built), folder / "tree"], check=True)
+    for file in ("DEBIAN/control", "opt/linkspan/lib/python3.11/site-packages/linkspan/__init__.py"):
+        path = folder / "tree" / file
+        path.write_text(path.read_text().replace(__version__, NEWER))
+    made = folder / f"linkspan_{NEWER}_amd64.deb"
+    subprocess.run(["dpkg-deb", "-Zgzip", "-z1", "-b", folder / "tree", made], check=True, capture_output=True)
+    return made
+
+
+@pytest.mark.timeout(600)
+def test_an_upgrade_that_is_interrupted_between_program_and_agent(built: Path, newer: Path, tmp_path: Path) -> None:
+    """The old agent goes on beside the new program, status says so, and the same command does the rest."""
+    root = DebianRoot("trixie", tmp_path / "root")
+    root.put(deb(built))
+    root.put(newer)
+    said = root.run(f"""
+        dpkg -i /tmp/{deb(built).name} >/dev/null
+        {START}
+        agent=$!
+        {NETWORK}
+        {PINGS}
+        linkspan upgrade --to /tmp/{newer.name} >/tmp/upgrade 2>&1 &
+        upgrade=$!
+        for _ in $(seq 600); do grep -q 'waiting' /tmp/upgrade && break; sleep 0.2; done
+        kill -KILL $upgrade; wait $upgrade || true
+        linkspan --version
+        linkspan status >/tmp/status || true; grep -i version /tmp/status
+        linkspan network list
+        linkspan upgrade >/tmp/upgrade 2>&1 &
+        upgrade=$!
+        for _ in $(seq 600); do grep -q 'waiting' /tmp/upgrade && break; sleep 0.2; done
+        kill $agent; wait $agent || true
+        {START}
+        wait $upgrade; cat /tmp/upgrade
+        {COUNT}
+        linkspan diff
+    """)
+    assert f"linkspan {NEWER} (schema" in said
+    assert f"version {__version__}, pid" in said
+    assert f"this program is version {NEWER}" in said
+    assert f"agent {__version__} to {NEWER}" in said
+    assert " 0% packet loss" in said
+
+
+@pytest.mark.timeout(900)
+def test_a_debian_with_systemd(built: Path, newer: Path, tmp_path: Path) -> None:
+    """The services start, survive and are upgraded; a cluster's etcd is one of them; a removal leaves nothing."""
+    root = BootedRoot("trixie", tmp_path / "root")
+    root.put(deb(built))
+    root.put(newer)
+    with root.booted():
+        said = root.run(f"""
+            {LIST} >/tmp/before
+            ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up
+            ip address add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.254
+            dpkg -i /tmp/{deb(built).name} >/dev/null
+            echo agent: $(systemctl is-active linkspan) $(systemctl is-enabled linkspan)
+            {NETWORK}
+            {PINGS}
+            old=$(systemctl show -P MainPID linkspan)
+            kill -KILL $old
+            for _ in $(seq 300); do linkspan status 2>/dev/null | grep -q "pid $old" || linkspan network list && break
+            sleep 0.2; done
+            echo killed: $old $(systemctl show -P MainPID linkspan) $(systemctl is-active linkspan)
+            linkspan cluster init
+            echo etcd: $(systemctl is-active linkspan-etcd) $(systemctl is-enabled linkspan-etcd)
+            echo user: $(ps -o user:20= -p $(systemctl show -P MainPID linkspan-etcd))
+            linkspan cluster members
+            systemctl restart linkspan-etcd
+            for _ in $(seq 100); do linkspan network create two --pool 10.245.0.0/16 && break; sleep 0.2; done
+            systemctl restart linkspan
+            linkspan upgrade --to /tmp/{newer.name}
+            linkspan --version
+            echo upgraded: $(systemctl is-active linkspan linkspan-etcd)
+            linkspan diff
+            {COUNT}
+            linkspan detach blue; linkspan detach green
+            ip netns delete blue; ip netns delete green
+            dpkg -P linkspan
+            ! systemctl list-unit-files --no-legend | grep linkspan
+            {LIST} >/tmp/after
+            diff /tmp/before /tmp/after && echo nothing left
+        """)
+    assert "agent: active enabled" in said
+    assert "etcd: active enabled" in said
+    assert "user: linkspan-etcd" in said
+    killed = next(line.split() for line in said.splitlines() if line.startswith("killed: "))
+    assert killed[1] != killed[2]
+    assert killed[3] == "active"
+    assert f"agent {__version__} to {NEWER}" in said
+    assert "upgraded: active active" in said
+    assert " 0% packet loss" in said
+    assert said.rstrip().endswith("nothing left")
 
 
 @pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json,
 from linkspan.core import config
 from linkspan.core.errors import Invalid
 from linkspan.runtimes import runtimes
-from linkspan.runtimes.adoption import Left, Outcome
+from linkspan.runtimes.adoption.outcome import Left, Outcome
 from linkspan.runtimes.base import BaseRuntime
 
 app = typer.Typer(no_args_is_help=True, help="Take over an existing network of a runtime, with its containers.")

@@ -8,12 +8,12 @@ One place
 
 How they call
     CNI and Podman execute a plugin for each container (``shim/``). It carries the call to ``cni/cni_verbs`` and
-    ``podman``. The call is one HTTP/1.0 POST: a block of ``KEY=VALUE`` that ends with zero bytes, so nothing has
-    to be escaped, and then the plugin's stdin. The container's namespace is the number of a descriptor, which the
-    agent opens at /proc/PID/fd/N, because the runtime's path may lead nowhere in the agent's mount namespace. The
-    CNI plugin is a C program (its Python twin replaces it where there was no compiler). Podman's plugin exists in
-    Python only: the C program is as long as it may be, and Podman itself takes a hundred times as long as
-    Python's start.
+    ``podman/podman_service``. The call is one HTTP/1.0 POST: a block of ``KEY=VALUE`` that ends with zero bytes, so
+    nothing has to be escaped, and then the plugin's stdin. The container's namespace is the number of a descriptor,
+    which the agent opens at /proc/PID/fd/N, because the runtime's path may lead nowhere in the agent's mount
+    namespace. The CNI plugin is a C program (its Python twin replaces it where there was no compiler). Podman's
+    plugin exists in Python only: the C program is as long as it may be, and Podman itself takes a hundred times as
+    long as Python's start.
 
     Docker's engine calls the agent at a socket of its own (``docker/docker_driver``). It takes the container's
     end of the veth pair from the host's namespace (``Endpoint.delivered``) and configures it. It knows neither
@@ -51,7 +51,7 @@ What engines do and no specification says
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable, Mapping
 
@@ -69,6 +69,8 @@ def runtimes() -> Mapping[str, BaseRuntime]:
     found = {}
     for module in pkgutil.iter_modules(__path__):
         name = f"{__name__}.{module.name}" + (".runtime" if module.ispkg else "")
+        if module.ispkg and importlib.util.find_spec(name) is None:  # what several runtimes share
+            continue
         if (runtime := getattr(importlib.import_module(name), "RUNTIME", None)) is not None:
             found[runtime.name] = runtime
     return found

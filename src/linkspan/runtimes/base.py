@@ -19,7 +19,7 @@ from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 
 if TYPE_CHECKING:
     from linkspan.endpoints.registry import Identity, Registry
-    from linkspan.runtimes.adoption import Adopter, Ask
+    from linkspan.runtimes.adoption.outcome import Adopter, Ask
 
 BINARIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin")
 

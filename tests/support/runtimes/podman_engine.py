@@ -42,6 +42,11 @@ class Podman:
         self.host = host
         self.folder = host.folder / "podman"
         self.folder.mkdir()
+        self.environment = {
+            "CONTAINERS_CONF": str(self.folder / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self.folder / "storage.conf"),
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+        }
         host.settings["podman_networks"] = str(self.folder / "networks")
         (self.folder / "containers.conf").write_text(CONTAINERS.format(folder=self.folder))
         (self.folder / "storage.conf").write_text(STORAGE.format(folder=self.folder))
@@ -61,14 +66,7 @@ class Podman:
         return self._podman(command, check=True).stdout.strip()
 
     def _podman(self, command: str, *, check: bool) -> subprocess.CompletedProcess[str]:
-        return self.host.run(
-            "podman",
-            *shlex.split(command),
-            check=check,
-            CONTAINERS_CONF=str(self.folder / "containers.conf"),
-            CONTAINERS_STORAGE_CONF=str(self.folder / "storage.conf"),
-            PODMAN_IGNORE_CGROUPSV1_WARNING="1",
-        )
+        return self.host.run("podman", *shlex.split(command), check=check, **self.environment)
 
     def container(self, name: str, options: str = "--network demo") -> None:
         """Start a container that stays; it may ping."""

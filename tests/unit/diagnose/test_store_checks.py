@@ -89,18 +89,38 @@ def test_a_file_that_fills_has_a_cause_and_a_fix(in_use: int, allowed: Allowed, 
 )
 def test_a_full_store_says_what_is_left_to_do(allowed: Allowed, fix: str) -> None:
     """It depends on what the agents may do; the page has the steps."""
-    found = said(*WELL, alarms=(("id-m1", NOSPACE),), allowed=allowed)["alarms"]
+    found = said(*WELL[1:], member("m0", 100, 20), alarms=(("id-m1", NOSPACE),), allowed=allowed)["alarms"]
     assert (found.status, "raised by member m1" in found.detail) == ("fail", True)
     assert "containers continue" in found.detail
     assert fix in found.fix
     assert "docs/store.md" in found.fix
 
 
-def test_a_corrupt_member_is_named() -> None:
-    """No agent lifts this alarm: the member must be made anew."""
-    found = said(*WELL, alarms=(("id-m2", CORRUPT),), allowed="all")["alarms"]
-    assert (found.status, "member m2 has other data" in found.detail) == ("fail", True)
-    assert "member remove" in found.fix
+def test_an_alarm_that_outlived_the_full_quota_is_only_to_be_lifted() -> None:
+    """Room was made, so nothing else is left to do; a quota that is not known may still be full."""
+    raised = (("id-m1", NOSPACE),)
+    found = said(*WELL, alarms=raised)["alarms"]
+    assert (found.status, "There is room again (10% of it is used)" in found.detail) == ("fail", True)
+    assert found.fix == "etcdctl alarm disarm"
+    assert said(*WELL, alarms=raised, allowed="all")["alarms"].fix.startswith("nothing: an agent lifts it")
+    assert "defrag" in said(member("m1", quota=0), alarms=raised)["alarms"].fix
+
+
+@pytest.mark.parametrize(
+    ("members", "corrupt", "detail", "fix"),
+    [
+        (WELL, "id-m2", "member m2 has other data", "member remove it"),
+        (WELL, "0", "cannot say which of them is wrong", "endpoint hashkv --cluster"),
+        (WELL[:1], "id-m0", "the data of m0, the only member, are damaged", "snapshot restore"),
+    ],
+)
+def test_corrupt_data_are_somebody_s(
+    members: tuple[MemberStatus, ...], corrupt: str, detail: str, fix: str
+) -> None:
+    """No agent lifts this alarm: first the data of a member must be replaced."""
+    found = said(*members, alarms=((corrupt, CORRUPT),), allowed="all")["alarms"]
+    assert (found.status, detail in found.detail, fix in found.fix) == ("fail", True, True)
+    assert "containers continue" in found.detail
 
 
 def test_unused_space_is_the_agents_or_the_operator_s() -> None:

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
-from linkspan.runtimes.docker.docker_adoption import DockerAdopter, adopted
+from linkspan.runtimes.adoption.bridge_adopter import BridgeAdopter, adopted
+from linkspan.runtimes.docker.docker_adoption import DockerBridges
+from linkspan.runtimes.docker.docker_adoption_plan import Container, Described
 from linkspan.runtimes.docker.docker_engine import Engine, Listed
 
 T = TypeVar("T")
@@ -45,9 +47,11 @@ class MemoryEngine(Engine):
         self.told = [one for one in self.told if one["Id"] != network]
 
     async def create(self, wish: Mapping[str, object]) -> None:
-        """Create a network, unless ``fails``."""
+        """Create a network, unless ``fails``, or one of this name exists."""
         if self.fails:
             raise Unavailable("the engine ends")
+        if any(one["Name"] == wish["Name"] for one in self.told):
+            raise Unavailable("network with this name already exists")
         self.told.append({"Id": "2", **wish})
 
 
@@ -83,9 +87,9 @@ def engine() -> MemoryEngine:
     return MemoryEngine()
 
 
-def _adopter(engine: Engine, agent: MemoryAgent, folder: Path) -> DockerAdopter:
+def _adopter(engine: Engine, agent: MemoryAgent, folder: Path) -> BridgeAdopter[Described, Container]:
     (folder / "plugin").touch()
-    return DockerAdopter(engine, folder / "plugin", folder, agent)
+    return BridgeAdopter(DockerBridges(engine, folder / "plugin"), folder, agent)
 
 
 def _killed(engine: MemoryEngine, folder: Path) -> None:
@@ -102,7 +106,7 @@ def test_the_network_is_given_back_without_the_agent(engine: MemoryEngine, tmp_p
     with pytest.raises(Unavailable, match="stays Docker's bridge"):
         _adopter(engine, MemoryAgent(lives=1), tmp_path).adopt("shop", slow=False)
     assert engine.drivers == ["bridge"]
-    assert adopted(tmp_path) == frozenset()
+    assert adopted(DockerBridges.file, tmp_path) == frozenset()
 
 
 @pytest.mark.parametrize("pool", ["10.9.0.0/16", POOL], ids=["other pool", "same pool"])

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from linkspan.runtimes.adoption.bridge_engine import Move
 from linkspan.runtimes.docker import docker_adoption_plan as plan
-from linkspan.runtimes.docker.docker_adoption_plan import Container, Described, Move
+from linkspan.runtimes.docker.docker_adoption_plan import Container, Described
 
 
 def _network(*, subnet: dict[str, Any] | None = None, **fields: Any) -> Described:
@@ -43,7 +44,7 @@ def test_a_plain_network_is_asked_of_linkspan_with_its_properties() -> None:
     options = {plan.MTU: "1400", plan.MASQUERADE: "false", f"{plan._BRIDGE}enable_icc": "true"}
     network = _network(subnet={"AuxiliaryAddresses": {"printer": "172.31.0.9"}}, Options=options, Internal=True)
     assert _reasons(network, _container()) == ""
-    assert plan.request(network) == {
+    assert plan.successor(network).request == {
         "name": "shop",
         "pools": ["172.31.0.0/16"],
         "backend": "bridge",
@@ -51,7 +52,7 @@ def test_a_plain_network_is_asked_of_linkspan_with_its_properties() -> None:
         "masquerade": False,
         "internal": True,
     }
-    assert plan.reserved(network) == ["172.31.0.9"]
+    assert plan.successor(network).reserved == ("172.31.0.9",)
 
 
 def test_docker_s_new_network_has_the_labels_of_the_old_one() -> None:
@@ -140,18 +141,11 @@ def test_a_running_container_keeps_its_addresses_and_a_stopped_one_its_wishes() 
     running = _container({"GlobalIPv6Address": "fd00::2", "Aliases": ["www", "22a9c4ba2870"], "Links": ["db:db"]})
     moved = plan.move(running, running.on("shop") or plan.Attachment())
     assert moved == Move("web", True, ("172.31.0.2", "fd00::2"), ("db:db",), ("www",))
-    assert moved.endpoint["IPAMConfig"] == {"IPv4Address": "172.31.0.2", "IPv6Address": "fd00::2"}
+    assert plan.endpoint(moved)["IPAMConfig"] == {"IPv4Address": "172.31.0.2", "IPv6Address": "fd00::2"}
     stopped = _container({"IPAMConfig": {"IPv4Address": "172.31.7.7"}}, running=False)
     assert plan.move(stopped, stopped.on("shop") or plan.Attachment()) == Move("web", False, ("172.31.7.7",))
     free = _container(running=False)
-    assert plan.move(free, free.on("shop") or plan.Attachment()).endpoint["IPAMConfig"] == {}
-
-
-def test_more_containers_than_a_second_suffices_for_are_refused() -> None:
-    """Only those that run count, and only on this network."""
-    some = [_container()] * plan.AT_ONCE
-    assert plan.haste("shop", [*some, _container(running=False)]) == []
-    assert "containers run on it" in plan.haste("shop", [*some, _container()])[0].why
+    assert plan.endpoint(plan.move(free, free.on("shop") or plan.Attachment()))["IPAMConfig"] == {}
 
 
 def test_what_is_different_afterwards_is_told() -> None:
@@ -175,13 +169,3 @@ def test_a_gateway_priority_may_be_lost() -> None:
     settings = msgspec.structs.replace(web.network_settings, networks=networks)
     web = msgspec.structs.replace(web, network_settings=settings)
     assert ["--gw-priority" in note.why for note in plan.notes(_network(), [web])] == [True]
-
-
-def test_a_network_of_linkspan_is_the_successor_by_its_name_and_pools() -> None:
-    """Nobody else's is taken or deleted because of its name alone."""
-    pools = ["fd00:31::/64", "172.31.0.0/16"]
-    shop = _network(IPAM={"Config": [{"Subnet": "172.31.0.0/16"}, {"Subnet": "fd00:31::/64"}]})
-    assert plan.is_successor(shop, {"name": "shop", "pools": pools})
-    assert not plan.is_successor(shop, {"name": "shop", "pools": ["10.9.0.0/16"]})
-    assert not plan.is_successor(shop, {"name": "shop2", "pools": pools})
-    assert not plan.is_successor(shop, None)

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Port
-from linkspan.runtimes import podman
-from linkspan.runtimes.podman import Podman
+from linkspan.runtimes.podman import podman_service as podman
+from linkspan.runtimes.podman.podman_service import Podman
 from support.cni.cni_agent import DEMO, FakeAgent
 
 WANTED = (Port("", 8080, 80, "tcp"), Port("", 53, 53, "udp"))

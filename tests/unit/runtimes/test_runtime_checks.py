@@ -11,9 +11,10 @@ import pytest
 
 from linkspan.core.model import Network
 from linkspan.diagnose.doctor.checks import Check, Look, Surroundings
-from linkspan.runtimes import podman, runtimes
+from linkspan.runtimes import runtimes
 from linkspan.runtimes.cni import runtime as cni
 from linkspan.runtimes.docker import runtime as docker
+from linkspan.runtimes.podman import runtime as podman
 from support.diagnose.empty_host import EmptyHost
 
 EXPOSED = Network(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.errors import Invalid
-from linkspan.runtimes.systemd import UNIT_NAME, notify, sockets, unit, watchdog_interval
+from linkspan.runtimes.docker import runtime as docker
+from linkspan.runtimes.systemd import UNIT_NAME, controller_unit, notify, sockets, unit, watchdog_interval
 
 
 def _settings(text: str) -> dict[str, str]:
@@ -49,8 +50,8 @@ def test_unit_refuses_a_relative_path() -> None:
         unit("linkspan")
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    """systemd-analyze finds nothing wrong with the unit, its quoting included."""
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """systemd-analyze finds nothing wrong with agent, controller and Docker's socket, their quoting included."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
@@ -58,10 +59,16 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     executable.parent.mkdir()
     executable.write_text("#!/bin/sh\n")
     executable.chmod(0o755)
-    path = tmp_path / UNIT_NAME
-    path.write_text(unit(str(executable)))
-    checked = subprocess.run([analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
-    assert (checked.returncode, [line for line in checked.stderr.splitlines() if UNIT_NAME in line]) == (0, [])
+    units = {
+        UNIT_NAME: unit(str(executable)),
+        "linkspan-controller.service": controller_unit(str(executable)),
+        docker.LISTENING.unit: docker.UNIT,
+    }
+    for name, text in units.items():
+        (tmp_path / name).write_text(text)
+    argv = [analyze, "verify", "--man=no", *(str(tmp_path / name) for name in units)]
+    checked = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (checked.returncode, [line for line in checked.stderr.splitlines() if "linkspan" in line]) == (0, [])
 
 
 @pytest.fixture(params=["path", "abstract"])

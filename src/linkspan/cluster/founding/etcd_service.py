@@ -41,8 +41,6 @@ GRACE = 1.0
 """Seconds that etcd has to end: it would wait seven for open watches, and loses nothing when it is killed."""
 LOOK_EVERY = 1.0
 """Seconds between two checks that the helper lives."""
-PLACES = ("libexec", "bin")
-"""Folders below the installation's prefix in which a package puts its etcd."""
 LARGEST = 64 << 10
 """Largest certificate or key that is read, in bytes."""
 FILES = ("server.pem", "server.key", "peer.pem", "peer.key", "client-ca.pem", "peer-ca.pem", "revoked.der")
@@ -79,8 +77,8 @@ WantedBy=multi-user.target
 
 def program() -> str:
     """Return the path of etcd: the one that belongs to this installation, else the machine's. Raises NotFound."""
-    own = (Path(sys.prefix) / place / "etcd" for place in PLACES)
-    found = next((str(path) for path in own if os.access(path, os.X_OK)), "") or shutil.which("etcd")
+    own = Path(sys.prefix, "bin", "etcd")  # a package's, beside the Python that runs this
+    found = str(own) if os.access(own, os.X_OK) else shutil.which("etcd")
     if not found:
         what = "etcd is not installed, and linkspan's package has none"
         raise NotFound(what, "apt install etcd-server (its own service is not needed: systemctl disable --now etcd)")

@@ -197,7 +197,7 @@ def refuse_other(known: JoinedHost, host: str, key: str) -> None:
     if known.forgotten and known.key == key:
         raise Conflict(
             f"host {known.name} ({host}) was forgotten, so other hosts may have its addresses",
-            "let it begin anew: linkspan uninstall, then join again",
+            "remove linkspan's state on that host (linkspan uninstall), and then join again",
         )
     if not known.forgotten and known.key != key:
         raise Conflict(

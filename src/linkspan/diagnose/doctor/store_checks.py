@@ -19,6 +19,7 @@ from linkspan.store.etcd_status import (
     MemberStatus,
     bytes_told,
     fragmented,
+    has_room,
 )
 from linkspan.store.upkeep import OTHER, OURS, Allowed, Turn
 
@@ -102,15 +103,47 @@ def _fragmentation(etcd: EtcdStatus, allowed: Allowed) -> Check:
 def _alarms(etcd: EtcdStatus, allowed: Allowed) -> Iterator[Check]:
     if not etcd.alarms:
         yield Check("store alarms", "ok", "none")
-    full = ", ".join(etcd.called(id_) for id_, kind in etcd.alarms if kind == NOSPACE)
-    if full:
-        detail = f"NOSPACE, raised by member {full}: the quota is full, so etcd takes no writes; containers continue"
-        yield Check("store alarms", "fail", detail, _room(allowed))
+    if full := ", ".join(etcd.called(id_) for id_, kind in etcd.alarms if kind == NOSPACE):
+        yield _no_space(etcd, full, allowed)
     for id_, kind in etcd.alarms:
         if kind == CORRUPT:
-            detail = f"CORRUPT: member {etcd.called(id_)} has other data than the others"
-            fix = "stop this member, etcdctl member remove it, and add it again with an empty data folder"
-            yield Check("store alarms", "fail", detail, fix)
+            yield _corrupt(etcd, id_)
+
+
+def _no_space(etcd: EtcdStatus, full: str, allowed: Allowed) -> Check:
+    """Return the check of an alarm NOSPACE, which stays after somebody has made room.
+
+    There is room only where every member tells its quota: otherwise the quota may be smaller than etcd's default.
+    """
+    if has_room(etcd) and all(one.quota for one in etcd.answering):
+        detail = f"NOSPACE, raised by member {full}: the quota was full. There is room again ({etcd.fill:.0%} of it is "
+        detail += "used), and etcd takes no writes until the alarm is lifted; containers continue"
+        fix = "etcdctl alarm disarm"
+        if allowed == "all":
+            fix = f"nothing: an agent lifts it within two minutes; if it does not, {fix}"
+        return Check("store alarms", "fail", detail, fix)
+    detail = f"NOSPACE, raised by member {full}: the quota is full, so etcd takes no writes; containers continue"
+    return Check("store alarms", "fail", detail, _room(allowed))
+
+
+def _corrupt(etcd: EtcdStatus, member: str) -> Check:
+    """Return the check of an alarm CORRUPT, which nobody may lift before the wrong data are gone.
+
+    etcd writes member 0 if it cannot say which of the members is wrong (its server/etcdserver/corrupt.go).
+    """
+    refused = "a damaged disk, or a defect of etcd; etcd refuses all requests, and containers continue"
+    lift = "then etcdctl alarm disarm"
+    if len(etcd.members) == 1:
+        detail = f"CORRUPT: the data of {etcd.called(member)}, the only member, are damaged: {refused}"
+        return Check("store alarms", "fail", detail, "restore a snapshot: etcdutl snapshot restore")
+    if member == "0":
+        detail = f"CORRUPT: members have different data, and etcd cannot say which of them is wrong: {refused}"
+        fix = "etcdctl endpoint hashkv --cluster shows who differs; replace the members that differ from most others "
+        fix += f"(etcdctl member remove, and add again with an empty data folder), {lift}"
+        return Check("store alarms", "fail", detail, fix)
+    detail = f"CORRUPT: member {etcd.called(member)} has other data than the others: {refused}"
+    fix = f"stop this member, etcdctl member remove it, add it again with an empty data folder, {lift}"
+    return Check("store alarms", "fail", detail, fix)
 
 
 def _room(allowed: Allowed) -> str:

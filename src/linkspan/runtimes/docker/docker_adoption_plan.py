@@ -5,21 +5,13 @@ Pure functions of what the engine says of the network and its containers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.errors import LinkspanError
-from linkspan.core.ipam import gateway
-from linkspan.runtimes.adoption import Left
-
-AT_ONCE = 5
-"""Running containers that are moved without asking: all are without the network until the last one is connected.
-
-Measured on two cores with a load of 15 to 35: one took 0.5 to 0.7 s, five 0.9 to 1.2 s, ten 1.1 to 1.9 s.
-"""
+from linkspan.core.addresses import prefix
+from linkspan.runtimes.adoption.bridge_engine import OURS, Move, Successor, gateway_refusals
+from linkspan.runtimes.adoption.outcome import Left
 
 _BRIDGE = "com.docker.network.bridge."
 MTU = "com.docker.network.driver.mtu"
@@ -36,7 +28,6 @@ ALIKE = {
 """Options of Docker's bridge that a linkspan network has too, with the values that mean what linkspan does."""
 COMPOSE = "com.docker.compose.project"
 SWARM = "com.docker.swarm.task.id"
-OURS = "linkspan"
 
 
 class Subnet(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
@@ -150,22 +141,6 @@ class Container(msgspec.Struct, frozen=True, rename="pascal"):
         return (self.network_settings.networks or {}).get(network)
 
 
-class Move(msgspec.Struct, frozen=True):
-    """A container that is to be on the network: what the engine is told when it is connected."""
-
-    name: str
-    running: bool
-    ips: tuple[str, ...]
-    links: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def endpoint(self) -> dict[str, object]:
-        """Return the EndpointConfig of the request to connect it."""
-        config = {f"IPv{prefix(ip).family}Address": ip for ip in self.ips}
-        return {"IPAMConfig": config, "Links": list(self.links), "Aliases": list(self.aliases)}
-
-
 def move(container: Container, at: Attachment) -> Move:
     """Return how a container is connected again: a running one with the addresses that it has.
 
@@ -182,32 +157,23 @@ def move(container: Container, at: Attachment) -> Move:
     )
 
 
-def pools(network: Described) -> tuple[Prefix, ...]:
-    """Return the pools of the linkspan network. Raises Invalid if the engine's subnet is none."""
-    return tuple(prefix(subnet.subnet) for subnet in network.subnets)
+def endpoint(move: Move) -> dict[str, object]:
+    """Return the EndpointConfig of the request to connect a container."""
+    config = {f"IPv{prefix(ip).family}Address": ip for ip in move.ips}
+    return {"IPAMConfig": config, "Links": list(move.links), "Aliases": list(move.aliases)}
 
 
-def request(network: Described) -> dict[str, object]:
-    """Return the request for the linkspan network, which is called as Docker's."""
+def successor(network: Described) -> Successor:
+    """Return the linkspan network that is called as Docker's. Raises Invalid if a subnet of the engine's is none."""
     options = network.options or {}
-    return {
-        "name": network.name,
-        "pools": [str(pool) for pool in pools(network)],
-        "backend": "bridge",
-        "mtu": int(options.get(MTU) or 0),
-        "masquerade": options.get(MASQUERADE, "true") != "false",
-        "internal": network.internal,
-    }
-
-
-def is_successor(network: Described, other: Mapping[str, Any] | None) -> bool:
-    """Return whether a network, as the agent describes it, is what `request` asks for: by its name and pools."""
-    return other is not None and other["name"] == network.name and set(map(prefix, other["pools"])) == {*pools(network)}
-
-
-def reserved(network: Described) -> list[str]:
-    """Return the addresses that no container of the network may get: they are other machines'."""
-    return [address for subnet in network.subnets for address in (subnet.auxiliary or {}).values()]
+    return Successor(
+        network.name,
+        tuple(prefix(subnet.subnet) for subnet in network.subnets),
+        mtu=int(options.get(MTU) or 0),
+        masquerade=options.get(MASQUERADE, "true") != "false",
+        internal=network.internal,
+        reserved=tuple(address for subnet in network.subnets for address in (subnet.auxiliary or {}).values()),
+    )
 
 
 def ours(network: Described) -> dict[str, object]:
@@ -284,14 +250,7 @@ def _of_network(network: Described) -> Iterator[tuple[str, str]]:
 def _of_subnet(subnet: Subnet) -> Iterator[tuple[str, str]]:
     if subnet.ip_range:
         yield f"--ip-range {subnet.ip_range}: a linkspan network gives addresses of its whole pool", ""
-    try:
-        first = gateway(prefix(subnet.subnet), routed=False).address
-        other = subnet.gateway and prefix(subnet.gateway).address != first
-    except LinkspanError as error:
-        yield f"subnet {subnet.subnet}: {error.message}", error.hint
-        return
-    if other:
-        yield f"its gateway is {subnet.gateway}, and linkspan's is the first address, {first}", ""
+    yield from gateway_refusals(subnet.subnet, subnet.gateway)
 
 
 def _of_container(container: Container, at: Attachment) -> Iterator[tuple[str, str]]:
@@ -305,15 +264,6 @@ def _of_container(container: Container, at: Attachment) -> Iterator[tuple[str, s
     for port, bindings in (container.host_config.port_bindings or {}).items():
         if any(binding.host_ip.strip("[]") == "::1" for binding in bindings or ()):
             yield f"port {port} is published at ::1, where linkspan cannot publish", "publish it at 127.0.0.1"
-
-
-def haste(network: str, containers: Iterable[Container]) -> list[Left]:
-    """Return a refusal if more containers run on the network than can be moved within a second."""
-    many = sum(one.state.running for one in containers if one.on(network) is not None)
-    if many <= AT_ONCE:
-        return []
-    why = f"{many} containers run on it, and all would be without it for longer than a second"
-    return [Left(f"network {network}", why, "stop some of them first, or give --slow")]
 
 
 def notes(network: Described, containers: Iterable[Container]) -> list[Left]:

@@ -18,7 +18,7 @@ from linkspan.runtimes.base import BaseRuntime, HostAgent, Listening, Service, S
 if TYPE_CHECKING:
     from linkspan.diagnose.trace.kernel_view import KernelView
     from linkspan.endpoints.registry import Registry
-    from linkspan.runtimes.adoption import Adopter, Ask
+    from linkspan.runtimes.adoption.outcome import Adopter, Ask
 
 LISTENING = Listening(
     path="/run/docker/plugins/linkspan.sock",  # moby, pkg/plugins
@@ -102,7 +102,8 @@ class DockerRuntime(BaseRuntime):
         """Return users' own networks of driver linkspan, as the engine knows them; none if it is down."""
         import asyncio
 
-        from linkspan.runtimes.docker.docker_adoption import adopted
+        from linkspan.runtimes.adoption.bridge_adopter import adopted
+        from linkspan.runtimes.docker.docker_adoption import DockerBridges
         from linkspan.runtimes.docker.docker_engine import Engine
         from linkspan.runtimes.docker.docker_networks import users_own
 
@@ -112,7 +113,7 @@ class DockerRuntime(BaseRuntime):
             owned = asyncio.run(users_own(Engine(config.docker_api)))
         except LinkspanError:  # an engine that is down does not answer
             return []
-        back = adopted(Path(config.state_dir))
+        back = adopted(DockerBridges.file, Path(config.state_dir))
         removals = {name: f"docker rm -f {' '.join(members)}; " if members else "" for name, members in owned.items()}
         return [
             (
@@ -135,10 +136,12 @@ class DockerRuntime(BaseRuntime):
         """Return what takes over the engine's bridge networks. Raises Invalid without an engine's socket."""
         if not config.docker_api:
             raise Invalid("setting docker_api is empty, so linkspan cannot ask Docker's engine", "set it, or --config")
-        from linkspan.runtimes.docker.docker_adoption import DockerAdopter
+        from linkspan.runtimes.adoption.bridge_adopter import BridgeAdopter
+        from linkspan.runtimes.docker.docker_adoption import DockerBridges
         from linkspan.runtimes.docker.docker_engine import Engine
 
-        return DockerAdopter(Engine(config.docker_api), Path(LISTENING.path), Path(config.state_dir), ask)
+        engine = DockerBridges(Engine(config.docker_api), Path(LISTENING.path))
+        return BridgeAdopter(engine, Path(config.state_dir), ask)
 
 
 RUNTIME = DockerRuntime()

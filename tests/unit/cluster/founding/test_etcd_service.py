@@ -27,13 +27,13 @@ from linkspan.kernel.io.durable_files import temporary
 def test_a_packages_own_etcd_goes_before_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is beside the Python that runs linkspan; without any the error says what to install."""
     elsewhere = tmp_path / "path" / "etcd"
-    for file in (elsewhere, tmp_path / "prefix" / "libexec" / "etcd"):
+    for file in (elsewhere, tmp_path / "prefix" / "bin" / "etcd"):
         file.parent.mkdir(parents=True)
         file.write_text("#!/bin/sh\n")
         file.chmod(0o755)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
     monkeypatch.setenv("PATH", str(elsewhere.parent))
-    assert program() == str(tmp_path / "prefix" / "libexec" / "etcd")
+    assert program() == str(tmp_path / "prefix" / "bin" / "etcd")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert program() == str(elsewhere)
     elsewhere.unlink()

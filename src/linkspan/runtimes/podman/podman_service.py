@@ -1,4 +1,4 @@
-r"""Podman: its declaration, and the answers to calls of the netavark plugin (plugin API 1.0.0).
+r"""Answers to calls of the netavark plugin, by which Podman has linkspan networks (plugin API 1.0.0).
 
 The plugin sends ``KEY=VALUE\0...\0\0`` and then its stdin, as the CNI plugin does. The answer's status is 200
 or 400, and its body is what the plugin prints: for an error ``{"error": "..."}``, which Podman shows
@@ -12,36 +12,26 @@ at all. The agent reports those as an event.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import os
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from linkspan import __version__
 from linkspan.core.addresses import mac, mac_text, prefix
-from linkspan.core.config import Config
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
 from linkspan.core.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
-from linkspan.core.states.programs import File
-from linkspan.diagnose.doctor.checks import Check, Surroundings
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.kernel.io.process_stat import parent
 from linkspan.runtimes import go_json, wishes
-from linkspan.runtimes.base import BaseRuntime, HostAgent, Service, Site, is_installed, readable_json
-from linkspan.shim import build
+from linkspan.runtimes.base import HostAgent, Service
 
 if TYPE_CHECKING:
     import asyncio
 
     from linkspan.core.event_log import EventLog
-    from linkspan.diagnose.trace.kernel_view import KernelView
-    from linkspan.endpoints.registry import Registry
 
 log = logging.getLogger("linkspan.podman")
 
@@ -50,12 +40,6 @@ PATIENCE = 60.0
 """Seconds that netavark may take for all networks of a container."""
 T = TypeVar("T")
 PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
-CREATED = "2026-01-01T00:00:00Z"
-"""Podman wants a date; the same one on every host, so that the file does not change."""
-NETAVARK = ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
-"""Folders with /netavark in which Podman looks for plugins by default, in this order (containers.conf(5))."""
-PLUGIN = f"{NETAVARK[0]}/netavark/linkspan"
-CONFS = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 
 
 class PortMapping(msgspec.Struct, frozen=True):
@@ -311,100 +295,3 @@ def _result(endpoint: Endpoint, nameservers: tuple[str, ...]) -> dict[str, objec
     ]
     interface = {"mac_address": endpoint.mac, "subnets": subnets}
     return {"dns_search_domains": [], "dns_server_ips": nameservers, "interfaces": {endpoint.ifname: interface}}
-
-
-def network_id(network: str) -> str:
-    """Return the id of an exposed network, which distinguishes it from a user's own."""
-    return hashlib.sha256(f"linkspan {network}".encode()).hexdigest()
-
-
-def found(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
-    """Yield whether Podman finds the plugin; its configuration may name other folders."""
-    if not is_installed(around, "podman"):
-        return
-    files = [around.file(path) for path in CONFS]
-    files += sorted(around.file("/etc/containers/containers.conf.d").glob("*.conf"))
-    network: dict[str, object] = {}
-    for file in files:
-        network |= _network_table(file)
-    if network.get("network_backend") == "cni":
-        fix = 'set network_backend = "netavark" in /etc/containers/containers.conf; podman system reset'
-        yield Check("Podman", "fail", "its network backend is cni, which does not know driver linkspan", fix)
-        return
-    chosen = network.get("netavark_plugin_dirs")
-    folders = [str(f) for f in chosen] if isinstance(chosen, list) else [f"{base}/netavark" for base in NETAVARK]
-    plugins = [plugin for folder in folders if (plugin := around.file(f"{folder}/linkspan")).exists()]
-    if plugins and os.access(plugins[0], os.X_OK):
-        yield Check("Podman", "ok", f"{plugins[0]}")
-    elif plugins:
-        yield Check("Podman", "fail", f"{plugins[0]} is not executable", f"chmod 755 {plugins[0]}")
-    elif isinstance(chosen, list) and around.file(PLUGIN).exists():
-        fix = f'add "{NETAVARK[0]}/netavark" to netavark_plugin_dirs in containers.conf'
-        yield Check("Podman", "fail", f"it looks for plugins in {', '.join(folders)} only", fix)
-    else:
-        yield RUNTIME.not_set_up(around, f"no plugin in {folders[0] if folders else 'any folder'}")
-
-
-def _network_table(file: Path) -> Mapping[str, object]:
-    """Return the table ``network`` of a containers.conf, empty if it is missing or cannot be read."""
-    try:
-        table = tomllib.loads(file.read_text(errors="replace")).get("network")
-    except (OSError, tomllib.TOMLDecodeError):
-        return {}
-    return table if isinstance(table, Mapping) else {}
-
-
-class _Record(msgspec.Struct):
-    """Parts of Podman's file of a network."""
-
-    name: str = ""
-    id: str = ""
-    driver: str = ""
-
-
-class PodmanRuntime(BaseRuntime):
-    """Podman with netavark: it executes a plugin for each container, and has a file for each network."""
-
-    name = "podman"
-    path = "/podman"
-    installs = "Install the plugin by which Podman has networks of driver linkspan."
-    inspects = True
-    checks = (("Podman", found),)
-
-    def serve(self, agent: HostAgent, registry: Registry, config: Config) -> Service:  # noqa: ARG002 - a runtime's
-        """Return the service."""
-        return Podman(agent, registry.event_log)
-
-    def files(self, site: Site) -> Iterable[File]:
-        """Return the plugin for this interpreter, in the first of netavark's plugin folders."""
-        yield File(str(site.root / PLUGIN.lstrip("/")), build.plugin(self.name, site.python, site.socket), 0o755)
-
-    def exposing(self, network: Network, config: Config) -> Iterable[File]:
-        """Return Podman's record of a network; its id is 64 hex digits, as `podman network create` would give one."""
-        if not config.podman_networks:
-            return
-        content = {
-            "name": network.name,
-            "id": network_id(network.name),
-            "driver": "linkspan",
-            "created": CREATED,
-            "ipv6_enabled": any(pool.family == 6 for pool in network.prefixes),
-            "internal": network.internal,
-            "dns_enabled": False,
-            "options": {"network": network.name},
-            "ipam_options": {"driver": "none"},
-        }
-        yield File(str(Path(config.podman_networks, f"{network.name}.json")), readable_json(content))
-
-    def users(self, config: Config) -> list[tuple[str, str]]:
-        """Return users' own networks of driver linkspan; linkspan removes those that it exposed itself."""
-        owned = []
-        for path in sorted(Path(config.podman_networks).glob("*.json")) if config.podman_networks else ():
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                made = msgspec.json.decode(path.read_bytes(), type=_Record)
-                if made.driver == "linkspan" and made.id != network_id(made.name):
-                    owned.append((f"Podman network {made.name}", f"podman network rm {made.name}"))
-        return owned
-
-
-RUNTIME = PodmanRuntime()

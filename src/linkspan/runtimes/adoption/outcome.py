@@ -1,7 +1,4 @@
-"""Adoption: what a runtime does that takes over an existing network of its own as a linkspan network.
-
-The words here are those of `linkspan adopt`, for every runtime that can do it.
-"""
+"""Words of `linkspan adopt`, for every runtime that can do it: what was done, what was left, and the commands."""
 
 from __future__ import annotations
 

@@ -1,0 +1,427 @@
+"""Adoption of an engine's bridge networks: its network of one name is a bridge before, and linkspan's after.
+
+No engine can rename a network, and containers, restart policies and Compose know it by its name. So both networks
+have the same name, and never exist at once: all containers are disconnected, the one network is removed, the other
+one is created with the same labels, and all containers are connected with the addresses that they had. A
+container's gap is therefore as long as all containers together need; requests run side by side, and whoever is
+disconnected first is connected first. Bridges side by side were rejected: both would have the same subnet and
+gateway, so containers of one could not reach those of the other, nor the host both, for as long as the move lasts.
+
+The record in the state folder says before each step what the step takes away: the network as the engine described
+it, and each container's addresses and aliases. So it does not matter where an adoption was killed. Whether a step is
+still to do is asked of the engine and the agent, never of the record. The record stays until `--confirm`, and
+`--undo` creates the bridge network from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from linkspan.core.addresses import mac, prefix
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable, counted, of_errno
+from linkspan.kernel.io.durable_files import Memory
+from linkspan.kernel.io.namespaces import Namespaces, open_namespace
+from linkspan.kernel.probe import gratuitous_arp
+from linkspan.runtimes.adoption.bridge_engine import OURS, Attached, B, BridgeEngine, C, Move, haste
+from linkspan.runtimes.adoption.outcome import Ask, Done, Left, Outcome
+
+WITHOUT = "adopted networks can then not be given back"
+SIDE_BY_SIDE = 4
+"""Requests to the engine at one time. With more of them all containers would be without the network at once."""
+ROUNDS = 5
+"""How often containers are looked for that came to the network while others were disconnected."""
+
+AGAIN = "correct that, and give the same command again"
+T = TypeVar("T")
+
+
+class Adopted(msgspec.Struct, Generic[B], frozen=True):
+    """What is remembered of an adoption: the bridge network, and the containers that are to be on its successor.
+
+    ``moves`` are by container id. ``made`` says that linkspan's network of this name is this adoption's, which may
+    delete it. ``finished`` says that no step is left.
+    """
+
+    origin: B
+    moves: dict[str, Move] = {}
+    made: bool = False
+    finished: bool = False
+
+
+def adopted(file: str, state_dir: Path) -> frozenset[str]:
+    """Return the networks in an engine's record: they can be given back. Raises Unavailable if it cannot be read."""
+    return frozenset(Memory(state_dir / file, dict, without=WITHOUT).entries)
+
+
+class BridgeAdopter(Generic[B, C]):
+    """Adopts networks of one engine."""
+
+    def __init__(self, engine: BridgeEngine[B, C], state_dir: Path, ask: Ask) -> None:
+        """Take the record's folder and the agent's calls."""
+        self._engine = engine
+        self._state_dir = state_dir
+        self._ask = ask
+        self._command = f"linkspan adopt {engine.name}"
+
+    def preview(self, network: str) -> Outcome:
+        """Return what `adopt` would do, and what it would refuse. Change nothing."""
+        return asyncio.run(self._preview(network))
+
+    def adopt(self, network: str, *, slow: bool) -> Outcome:
+        """Take over the network, or continue where an earlier call ended."""
+        return asyncio.run(self._adopt(network, slow=slow))
+
+    def undo(self, network: str) -> Outcome:
+        """Create the bridge network again, with the containers that are on its successor now."""
+        return asyncio.run(self._undo(network))
+
+    def confirm(self, network: str) -> Outcome:
+        """Forget the bridge network."""
+        with self._alone() as record:
+            known = self._known(record, network)
+            if not known.finished:
+                what = f"the adoption of network {network} is not finished"
+                raise Conflict(what, f"{self._command} {network} continues it, with --undo backwards")
+            del record.entries[network]
+            record.save()
+        return Outcome((Done(f"network {network}", "confirmed; it cannot be given back any more"),))
+
+    async def _preview(self, network: str) -> Outcome:
+        known = _record(self._engine, self._state_dir).entries.get(network)
+        if known is not None and known.finished and await self._is_ours(network):
+            return Outcome((_already(network),))
+        origin, containers, left = await self._judged(network, known)
+        attached = self._attached(containers, network)
+        left += [] if known else haste(network, attached)
+        if left:
+            return Outcome((), tuple(left), tuple(self._engine.notes(origin, containers)))
+        moves = dict(known.moves) if known else {}
+        moves |= {one.id: one.move for one in attached}
+        done = (self._taken_over(origin), *(Done(f"container {one.name}", _moved(one)) for one in moves.values()))
+        return Outcome(done, (), tuple(self._engine.notes(origin, containers)))
+
+    def _attached(self, containers: Iterable[C], network: str) -> list[Attached]:
+        """Return the containers that are on the network."""
+        return [at for one in containers if (at := self._engine.attached(one, network)) is not None]
+
+    async def _is_ours(self, network: str) -> bool:
+        """Return whether nobody has created a network of another driver under this name."""
+        found = await self._engine.network(network)
+        return found is None or found.driver == OURS
+
+    async def _judged(
+        self, network: str, known: Adopted[B] | None
+    ) -> tuple[B, list[C], list[Left]]:
+        """Return the bridge network, the containers on it, and what is in the way. Raises NotFound."""
+        found = await self._engine.network(network)
+        containers = await self._engine.on(network)
+        if known is not None and (found is None or found.driver == OURS):
+            return known.origin, containers, [*self._occupied(known)]
+        if found is None:
+            what = f"{self._engine.called} has no network {network}"
+            raise NotFound(what, f"`{self._engine.name} network ls` shows its networks")
+        left = self._engine.refusals(found, containers)
+        if not left:
+            left = [*self._occupied(known or Adopted(found)), *([] if known else await self._engine.missing())]
+        return found, containers, left
+
+    def _occupied(self, known: Adopted[B]) -> Iterator[Left]:
+        """Yield which of linkspan's networks have the name or the addresses, except the one that the adoption made."""
+        wanted = self._engine.successor(known.origin)
+        for other in self._ask("GET", "/v1/networks"):
+            if known.made and wanted.is_made(other):
+                continue
+            if other["name"] == wanted.name:
+                yield Left(f"network {wanted.name}", "linkspan has a network of this name", "delete that one first")
+            elif any(one.overlaps(prefix(pool)) for one in wanted.pools for pool in other["pools"]):
+                yield Left(f"network {wanted.name}", f"its subnet overlaps with linkspan's network {other['name']}")
+
+    async def _adopt(self, network: str, *, slow: bool) -> Outcome:
+        with self._alone() as record:
+            known = record.entries.get(network)
+            if known is not None and known.finished:
+                if await self._is_ours(network):
+                    return Outcome((_already(network),))
+                known = None  # somebody removed linkspan's, and created a bridge network of this name
+            origin, containers, left = await self._judged(network, known)
+            left += [] if slow or known else haste(network, self._attached(containers, network))
+            if left:
+                raise _refused(network, left)
+            notes = tuple(self._engine.notes(origin, containers))
+            _remember(record, network, known or Adopted(origin))
+            move = _Move(self._engine, record, network)
+            try:
+                await move.drain(ours=True)
+                await self._create(move)
+            except LinkspanError as error:
+                raise await self._returned(move, error) from error
+            outcome = await move.fill()
+            move.remember(finished=not outcome.left)
+        return Outcome((self._taken_over(origin), *outcome.done), outcome.left, notes)
+
+    async def _undo(self, network: str) -> Outcome:
+        with self._alone() as record:
+            known = self._known(record, network)
+            if known.made:
+                self._check_alone(network, await self._engine.on(network))
+            if known.finished:  # since then users may have taken containers off the network
+                _remember(record, network, msgspec.structs.replace(known, moves={}, finished=False))
+            move = _Move(self._engine, record, network)
+            await move.drain(ours=False)
+            outcome = await self._restore(move)
+        what = f"is {self._engine.called}'s bridge again"
+        return Outcome((Done(f"network {network}", what), *outcome.done), outcome.left)
+
+    async def _returned(self, move: _Move[B, C], error: LinkspanError) -> LinkspanError:
+        """Give the network back after an error, and return that error with what has become of the network."""
+        origin = move.known.origin
+        again = f"{self._command} {origin.name} continues, with --undo backwards"
+        try:
+            left = (await self._restore(move)).left
+        except LinkspanError:  # of an engine that has ended, for example: the record stays
+            return Unavailable(f"adopt network {origin.name}: {error.message}", again)
+        if left:
+            lost = ", ".join(one.object for one in left)
+            return Unavailable(f"adopt network {origin.name}: {error.message}; without it now: {lost}", again)
+        return error.within(f"adopt network {origin.name}, which stays {self._engine.called}'s bridge")
+
+    async def _restore(self, move: _Move[B, C]) -> Outcome:
+        """Create the bridge network, and connect the containers; the record is deleted once all are on it.
+
+        The agent is asked only if there may be a network to delete: without one it may have ended.
+        """
+        origin = move.known.origin
+        if move.known.made and self._engine.successor(origin).is_made(self._of_name(origin.name)):
+            with contextlib.suppress(NotFound):
+                self._ask("DELETE", f"/v1/networks/{quote(origin.name)}")
+        move.remember(made=False)
+        await self._unless_there(origin, self._engine.create_bridge)
+        outcome = await move.fill()
+        if not outcome.left:
+            move.forget()
+        return outcome
+
+    async def _create(self, move: _Move[B, C]) -> None:
+        """Create the linkspan network and the engine's of that driver, unless an earlier call has.
+
+        Raises Conflict if linkspan has a network of this name that is not the adoption's.
+        """
+        origin = move.known.origin
+        wanted, there = self._engine.successor(origin), self._of_name(origin.name)
+        if there is None:
+            move.remember(made=True)
+            self._ask("POST", "/v1/networks", wanted.request)
+        elif not (move.known.made and wanted.is_made(there)):
+            raise Conflict(f"linkspan has a network {origin.name} of somebody else", "delete that one first")
+        for address in wanted.reserved:
+            with contextlib.suppress(Conflict):
+                self._ask("POST", "/v1/reservations", {"network": origin.name, "cidr": address})
+        await self._unless_there(origin, self._engine.create_ours)
+
+    async def _unless_there(self, origin: B, create: Callable[[B], Awaitable[None]]) -> None:
+        """Create the engine's network, unless an earlier call has: to ask before would prolong the outage."""
+        try:
+            await create(origin)
+        except Unavailable:
+            if await self._engine.network(origin.name) is None:
+                raise
+
+    def _of_name(self, network: str) -> dict[str, Any] | None:
+        """Return linkspan's network of a name, as the agent describes it."""
+        return next((one for one in self._ask("GET", "/v1/networks") if one["name"] == network), None)
+
+    def _check_alone(self, network: str, containers: list[C]) -> None:
+        """Raise Conflict if the linkspan network has other endpoints than the engine's: they would lose it."""
+        known = {one.endpoint for one in self._attached(containers, network)}
+        endpoints = self._ask("GET", "/v1/endpoints")
+        others = [one["name"] or one["id"] for one in endpoints if one["network"] == network and one["id"] not in known]
+        if others:
+            whose = f"other endpoints than {self._engine.called}'s"
+            what = f"linkspan's network {network} has {whose}: {', '.join(sorted(others))}"
+            raise Conflict(what, "detach them first: they would lose their network")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[Memory[Adopted[B]]]:
+        """Lend the record to one call at a time. Raises Conflict if another one runs."""
+        with (self._state_dir / "adopt.lock").open("a", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict("another adoption runs on this host", "wait until it has ended") from None
+            yield _record(self._engine, self._state_dir)
+
+    def _known(self, record: Memory[Adopted[B]], network: str) -> Adopted[B]:
+        known = record.entries.get(network)
+        if known is None:
+            what = f"network {network} was not adopted from {self._engine.called}, or is confirmed"
+            raise NotFound(what, f"adopted: {', '.join(sorted(record.entries)) or 'none'}")
+        return known
+
+    def _taken_over(self, origin: B) -> Done:
+        pools = ", ".join(map(str, self._engine.successor(origin).pools))
+        return Done(f"network {origin.name}", f"is linkspan's: backend bridge, pool {pools}")
+
+
+class _Move(Generic[B, C]):
+    """Moves the containers of one network: off it, and onto its successor of the same name."""
+
+    def __init__(self, engine: BridgeEngine[B, C], record: Memory[Adopted[B]], network: str) -> None:
+        self._engine = engine
+        self._record = record
+        self._network = network
+        self._turns = asyncio.Semaphore(SIDE_BY_SIDE)
+        self._since: dict[str, float] = {}
+        """When each running container's disconnection began (monotonic seconds)."""
+        self._before: dict[str, Attached] = {}
+        """The containers as they were then, by id."""
+
+    async def drain(self, *, ours: bool) -> None:
+        """Disconnect all containers and remove the network, unless it is linkspan's (``ours``) or a bridge already.
+
+        Containers that come meanwhile are taken, too.
+        """
+        for number in range(ROUNDS):
+            found = await self._engine.network(self._network)
+            if found is None or (found.driver == OURS) is ours:
+                return
+            containers = await self._engine.on(self._network)
+            attached = [at for one in containers if (at := self._engine.attached(one, self._network)) is not None]
+            self.remember(moves=self.known.moves | {one.id: one.move for one in attached})
+            await _all(self._part(found, one) for one in attached)
+            try:
+                await self._engine.remove(found)
+            except Unavailable:  # a container has come to it meanwhile
+                if number == ROUNDS - 1:
+                    raise
+                await self._engine.forget_removed(found)
+            else:
+                return
+
+    async def fill(self) -> Outcome:
+        """Connect the containers that are not on the network; return those that were, and those that cannot be."""
+        found = await self._engine.network(self._network)
+        if found is None:
+            what = f"{self._engine.called}'s network {self._network} was removed meanwhile"
+            raise NotFound(what, "give the same command again")
+        results = await _all(self._join(found, id_, move) for id_, move in self.known.moves.items())
+        done = tuple(one for one in results if isinstance(one, Done))
+        return Outcome(done, tuple(one for one in results if isinstance(one, Left)))
+
+    def forget(self) -> None:
+        """Delete the record of this adoption."""
+        del self._record.entries[self._network]
+        self._record.save()
+
+    @property
+    def known(self) -> Adopted[B]:
+        """Return what is remembered of this adoption."""
+        return self._record.entries[self._network]
+
+    def remember(self, **changed: Any) -> None:
+        """Change fields of what is remembered."""
+        _remember(self._record, self._network, msgspec.structs.replace(self.known, **changed))
+
+    async def _now(self, container: str) -> tuple[bool, Attached | None]:
+        """Return whether a container exists, and its part of the network."""
+        found = await self._engine.container(container)
+        return found is not None, None if found is None else self._engine.attached(found, self._network)
+
+    async def _part(self, network: B, container: Attached) -> None:
+        async with self._turns:
+            self._since[container.id] = time.monotonic()
+            self._before[container.id] = container
+            try:
+                await self._engine.disconnect(network, container.id)
+            except Unavailable:
+                if (await self._now(container.id))[1] is not None:
+                    raise
+
+    async def _join(self, network: B, container: str, move: Move) -> Done | Left | None:
+        """Connect one container; return None if it is gone, or is on the network already."""
+        async with self._turns:
+            try:
+                await self._engine.connect(network, container, move)
+            except Unavailable as error:
+                exists, attached = await self._now(container)
+                if not exists or attached is not None:
+                    return None
+                return Left(f"container {move.name}", f"it is without the network: {error.message}", AGAIN)
+            began = self._since.get(container) if move.running else None
+            if move.running:
+                await self._announce(container, move)
+            gap = 0.0 if began is None else round(time.monotonic() - began, 3)
+            return Done(f"container {move.name}", _moved(move), gap)
+
+    async def _announce(self, container: str, move: Move) -> None:
+        """Let a container announce its addresses: who asked for them meanwhile would ask again only after a second.
+
+        That second is the kernel's (net.ipv4.neigh.default.retrans_time_ms), and neither engine nor agent announces.
+        """
+        now = self._before.get(container)
+        if now is None or not move.mac:  # with its MAC it is as it was, and nobody need be asked
+            _, now = await self._now(container)
+        if now is not None and now.pid:
+            with contextlib.suppress(LinkspanError):  # the container has just ended, for example
+                _announce(f"/proc/{now.pid}/ns/net", now)
+
+
+def _announce(path: str, at: Attached) -> None:
+    """Announce addresses on the interface that has their MAC, in the namespace at this path. Raises LinkspanError."""
+    hardware = mac(at.mac)
+    namespaces, fd = Namespaces(), open_namespace(path)
+    try:
+        with namespaces.holding(fd) as number, namespaces.entered(number):
+            for _, name in socket.if_nameindex():
+                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as raw:
+                    raw.bind((name, 0))
+                    found = raw.getsockname()[4]
+                if found == hardware:
+                    gratuitous_arp.announce(name, hardware, [prefix(ip) for ip in at.move.ips])
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"announce addresses in {path}") from error
+    finally:
+        os.close(fd)
+        namespaces.close()
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all, and only then raise the first error: none goes on behind it."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for one in results:
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in results if not isinstance(one, BaseException)]
+
+
+def _already(network: str) -> Done:
+    return Done(f"network {network}", "is adopted already; --undo gives it back, --confirm keeps it")
+
+
+def _moved(move: Move) -> str:
+    return ", ".join(move.ips) if move.running else "not running"
+
+
+def _record(engine: BridgeEngine[B, C], state_dir: Path) -> Memory[Adopted[B]]:
+    return Memory(state_dir / engine.file, Adopted[engine.bridge], without=WITHOUT)  # type: ignore[name-defined]
+
+
+def _remember(record: Memory[Adopted[B]], network: str, known: Adopted[B]) -> None:
+    record.entries[network] = known
+    record.save()
+
+
+def _refused(network: str, left: list[Left]) -> Conflict:
+    first, *more = left
+    others = f" ({counted(len(more), 'more reason')}: --dry-run)" if more else ""
+    return Conflict(f"cannot adopt network {network}: {first.object}: {first.why}{others}", first.fix)
