@@ -154,6 +154,7 @@ class Agent:
                         await self.cluster.presence.start()
                         await self._take_over(parts)
                         await parts.enter_async_context(self.founding.signing(store.cluster))
+                        await parts.enter_async_context(self.founding.snapshots(identity))
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events

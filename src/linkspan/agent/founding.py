@@ -10,9 +10,10 @@ import contextlib
 import logging
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,6 +23,7 @@ from linkspan.cluster.founding import etcd_service, join_token
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
 from linkspan.cluster.founding.signer import TOKENS, Signer, serving
+from linkspan.cluster.founding.snapshots import Keeper, Taken, take
 from linkspan.cluster.founding.store_move import move, pending
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.addresses import prefix
@@ -32,7 +34,12 @@ from linkspan.core.states.programs import File
 from linkspan.core.store_url import etcd_parts, told
 from linkspan.core.supervise import ended, lasting
 from linkspan.runtimes import systemd
+from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd_wire import Members, Range
 from linkspan.store.vault import TRIES, Vault, contended
+
+if TYPE_CHECKING:
+    from linkspan.cluster.founding.restoration import Restored
 
 log = logging.getLogger("linkspan.agent.founding")
 
@@ -73,6 +80,8 @@ class Founding:
         """One init, join or forget at a time: each goes on if its command ends, and a repeated one comes beside it."""
         self.problem = ""
         """Why the own store is not moved into etcd yet."""
+        self.keeper: Keeper | None = None
+        """Who takes automatic snapshots, on a voter."""
 
     @property
     def own(self) -> bool:
@@ -86,6 +95,7 @@ class Founding:
     @contextlib.asynccontextmanager
     async def running(self, host: str) -> AsyncIterator[None]:
         """Run etcd on a voter, before the agent opens its store."""
+        await self._end_trials(host)
         voter = self.voter()
         if voter is None:
             yield
@@ -97,6 +107,21 @@ class Founding:
         finally:
             await ended(keeping)
             self._service.close()
+
+    async def _end_trials(self, host: str) -> None:
+        """Remove what a restore left that was killed: an etcd that nobody reaches, and its folder."""
+        state_dir, voter = self.files.state_dir, Voter("", systemd=systemd.restarts())
+        if not etcd_service.beside(etcd_service.folder(state_dir, voter)).exists():
+            return
+        from linkspan.cluster.founding.restored_data import RestoredData  # cryptography, as below
+
+        with contextlib.ExitStack() as open_:
+            service = open_.enter_context(contextlib.closing(EtcdService(state_dir, host, voter)))
+            data = open_.enter_context(contextlib.closing(RestoredData(service, host)))
+            try:
+                await data.discard()
+            except LinkspanError as error:
+                log.warning("what a restore left is not removed: %s", error.told)
 
     def moves(self) -> bool:
         """Return whether this host is a voter whose own store must be moved into etcd before the agent reads it."""
@@ -126,6 +151,20 @@ class Founding:
             return False
         self.problem = ""
         return True
+
+    @contextlib.asynccontextmanager
+    async def snapshots(self, host: str) -> AsyncIterator[None]:
+        """Take a snapshot every twelve hours, on a voter."""
+        voter = self.voter()
+        if voter is None:
+            yield
+            return
+        self.keeper = Keeper(self.files.state_dir, host, partial(_vault, self.files, voter))
+        task = lasting("taking snapshots", self.keeper.follow)
+        try:
+            yield
+        finally:
+            await ended(task)
 
     @contextlib.asynccontextmanager
     async def signing(self, cluster: str) -> AsyncIterator[None]:
@@ -177,6 +216,55 @@ class Founding:
                 install = partial(_install, self.files.state_dir, service, voter)
                 url, token = await foundation.found(self.files, service, voter, host.id, host.name, install)
             return token, self._use(url)
+
+    async def snapshot(self, file: Path) -> Taken:
+        """Write a snapshot of etcd to a file. Raises Conflict if this host is no voter, and Unavailable."""
+        async with _vault(self.files, self._required("take a snapshot")) as vault:
+            await vault.ready()  # without a quorum etcd would give what it had
+            return await take(vault.gateway, file)
+
+    async def restore(
+        self, host: Host, snapshot: Path | None, cluster: str, known: Mapping[str, str]
+    ) -> tuple[Restored, bool]:
+        """Make a cluster of one voter, this host: from a snapshot, or (None) from its own data.
+
+        Also return whether the agent restarts. ``cluster`` is the id of the cluster to which this host belongs ('':
+        any), and ``known`` has the names of the known hosts by their ids. What broke off can be repeated. Raises
+        LinkspanError.
+        """
+        async with self._turn:
+            if self._config.store and not self.own:
+                raise Conflict(
+                    f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
+                    "restore an etcd of your own with etcdutl",
+                )
+            await self._refuse_living(host.id, recovers=snapshot is None)
+            voter = self._required("recover") if snapshot is None else self._chosen(host, "")
+            from linkspan.cluster.founding import restoration  # cryptography, as above
+
+            with self._etcd(host.id, voter) as service:
+                install = partial(_install, self.files.state_dir, service, voter)
+                aim = restoration.Aim(
+                    self.files, service, voter, host.id, host.name, cluster, known, install, self._config.store
+                )
+                made = await (restoration.recover(aim) if snapshot is None else restoration.restore(aim, snapshot))
+            return made, self._use(made.url)
+
+    async def _refuse_living(self, host: str, *, recovers: bool) -> None:
+        """Raise Conflict if the cluster's etcd answers, and would go on beside the restored one."""
+        if not self.own:
+            return
+        names = await answering(self._config.store)
+        others = sorted(name.removeprefix(etcd_service.VOTER) for name in names)
+        if not names:
+            return
+        if recovers:
+            raise Conflict("the cluster's etcd answers, so its quorum is not lost", "linkspan cluster members")
+        if others != [host]:
+            raise Conflict(
+                f"the cluster's etcd answers, on {', '.join(others)}: it would go on beside the restored one",
+                "restore on its voter; if there are several, demote the others first (linkspan cluster members)",
+            )
 
     @contextlib.contextmanager
     def _etcd(self, host: str, voter: Voter) -> Iterator[EtcdService]:
@@ -312,6 +400,19 @@ async def _vault(files: TrustFiles, voter: Voter) -> AsyncIterator[Vault]:
         yield vault
     finally:
         await vault.close()
+
+
+async def answering(url: str) -> list[str]:
+    """Return the names of the members of an etcd that has a quorum, none if it does not answer."""
+    store = EtcdStore(url)
+    try:
+        await store.gateway.ask("/v3/kv/range", {"key": f"{store.url.prefix}.cluster".encode()}, Range)
+        found = await store.gateway.ask("/v3/cluster/member/list", {}, Members)
+    except LinkspanError:
+        return []
+    finally:
+        await store.close()
+    return [one.name for one in found.members]
 
 
 def _told(id_: str, record: TokenRecord) -> TokenTold:

@@ -11,6 +11,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+from linkspan.cluster.founding.snapshots import age, kept
 from linkspan.core.errors import LinkspanError, counted
 from linkspan.diagnose.doctor import store_checks
 from linkspan.diagnose.doctor.checks import Check
@@ -158,6 +159,10 @@ async def checks(agent: Agent) -> list[Check]:
     else:
         found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
     found += _of_etcd(agent)
+    if (keeper := agent.founding.keeper) is not None:
+        now_, folder = time.time(), keeper.folder
+        taken = age(folder, now_)
+        found.append(store_checks.snapshots(folder, len(kept(folder)), taken, keeper.problem, now_ - agent.started))
     if names := unknown(agent):
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         silent = f"the store has not answered for {_age(agent)}"

@@ -15,7 +15,8 @@ from linkspan.core import namesakes
 from linkspan.core.addresses import HIDDEN
 from linkspan.core.errors import Conflict, NotFound
 from linkspan.core.model import Host, Lease, Underlay
-from linkspan.store.replica import GONE, Tombstone
+from linkspan.store.overtaken import GONE
+from linkspan.store.replica import Tombstone
 
 
 class HostTold(msgspec.Struct):

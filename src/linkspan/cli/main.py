@@ -28,6 +28,7 @@ from linkspan.cli import (
     lab,
     network,
     plan,
+    recovery,
     status,
     trace,
     upgrade,
@@ -62,6 +63,9 @@ cluster.app.command()(founding.init)
 cluster.app.command()(founding.join)
 cluster.app.command()(founding.members)
 cluster.app.command()(founding.forget)
+cluster.app.command()(recovery.snapshot)
+cluster.app.command()(recovery.restore)
+cluster.app.command()(recovery.recover)
 cluster.app.add_typer(founding.tokens, name="token", cls=usage.Commands)
 for command in (
     agent.agent,

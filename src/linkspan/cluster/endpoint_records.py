@@ -30,7 +30,8 @@ from linkspan.core.event_log import Happenings
 from linkspan.core.model import Endpoint, Host
 from linkspan.core.supervise import ended, lasting
 from linkspan.store import validation
-from linkspan.store.replica import ENDPOINTS, GONE, Replica
+from linkspan.store.overtaken import GONE
+from linkspan.store.replica import ENDPOINTS, Replica
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
 
 log = logging.getLogger("linkspan.cluster.endpoint_records")

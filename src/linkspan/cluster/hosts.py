@@ -12,8 +12,9 @@ from linkspan.core.model import Host
 from linkspan.store import records
 from linkspan.store.contact import ALIVE, STALE
 from linkspan.store.derived import Derived
+from linkspan.store.overtaken import GONE
 from linkspan.store.records import claimant
-from linkspan.store.replica import GONE, Replica
+from linkspan.store.replica import Replica
 
 COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, then start its agent again"
 """The fix for a host that was removed."""

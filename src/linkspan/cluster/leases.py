@@ -27,6 +27,7 @@ from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound, Unavail
 from linkspan.core.ipam import usable
 from linkspan.core.model import Host, Lease, Network, Offer
 from linkspan.store import records
+from linkspan.store.overtaken import GONE
 from linkspan.store.records import (
     SHARED,
     AddressRecord,
@@ -35,7 +36,7 @@ from linkspan.store.records import (
     block_key,
     lease_key,
 )
-from linkspan.store.replica import ENDPOINTS, GONE, Replica
+from linkspan.store.replica import ENDPOINTS, Replica
 from linkspan.store.request import MOST_KEYS
 from linkspan.store.validation import MOST_BLOCKS
 

@@ -12,7 +12,8 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, Invalid, NotFound, closest
 from linkspan.core.model import Endpoint, Host, Network, Underlay
 from linkspan.store import records, validation
-from linkspan.store.replica import GONE, Replica
+from linkspan.store.overtaken import GONE
+from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_KEYS
 
 log = logging.getLogger("linkspan.cluster.networks")

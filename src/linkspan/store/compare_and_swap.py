@@ -9,7 +9,8 @@ import msgspec
 
 from linkspan.core.errors import Conflict, NotFound
 from linkspan.store import validation
-from linkspan.store.replica import GONE, Replica
+from linkspan.store.overtaken import GONE
+from linkspan.store.replica import Replica
 
 T = TypeVar("T", bound=msgspec.Struct)
 

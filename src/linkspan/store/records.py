@@ -23,6 +23,8 @@ T = TypeVar("T")
 SETTINGS = "settings/cluster"
 COMMON = "settings/hosts"
 """The key of the settings that all hosts share."""
+RESTORED = "settings/restored"
+"""The key of the record that says from which moment the store was restored."""
 SHARED = "shared"
 """The owner of a block that several hosts take single addresses from."""
 
@@ -38,6 +40,13 @@ class Common(msgspec.Struct, frozen=True):
     """The settings that all hosts share, by name."""
 
     settings: dict[str, str] = {}
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """The restore of the store: the last revision of its snapshot, and when it was done (seconds since the epoch)."""
+
+    revision: int
+    at: float
 
 
 class BlockRecord(msgspec.Struct, frozen=True):

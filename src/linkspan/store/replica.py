@@ -46,6 +46,7 @@ from linkspan.store import records, validation
 from linkspan.store.absence import Absences
 from linkspan.store.contact import ALIVE, Contact
 from linkspan.store.fence import fenced
+from linkspan.store.overtaken import GONE, Overtaken
 from linkspan.store.record_history import Versions
 from linkspan.store.record_index import RecordIndex
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, block_key, claimant
@@ -54,7 +55,6 @@ from linkspan.store.snapshot import Content, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
 
-GONE = "gone/"
 ENDPOINTS = "endpoints/"
 EPHEMERAL = (ALIVE, "ask/", "answer/", "upkeep/", ENDPOINTS)
 """Records that are never lost: they end by themselves, or their host writes them again anyway."""
@@ -137,6 +137,7 @@ class Replica:
         self.fix = ""
         """What to do about the last ``problem``."""
         self.lost: set[str] = set()
+        self._overtaken = Overtaken()
         self._ended: dict[str, int] = {}
         """The revisions at which this host's standing records ended: the answer to an earlier put may come later."""
         self.reasons: dict[str, str] = {}
@@ -313,7 +314,7 @@ class Replica:
         puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
         tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
         graves = {GONE + key: tombstone for key in deletes if not key.startswith((GONE, *EPHEMERAL))}
-        raised = [GONE + key for key in puts if GONE + key in self.records]
+        raised = [GONE + key for key in puts if GONE + key in self.records or GONE + key in self._overtaken.graves]
         deletes = [*deletes, *raised]
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
@@ -415,9 +416,11 @@ class Replica:
 
     async def _list(self) -> int:
         self._ended = dict.fromkeys(self._ended, 0)
+        self._overtaken.note(self.records.values())
         for key, old in list(self.records.items()):
             self._index.keep(Record(key, old.value, 0))
         found, revision = await self.store.list("", beside=ENDPOINTS)
+        found = self._overtaken.sifted(found)
         # Only this host writes these, so a later snapshot does no harm.
         found += (await self.store.list(self._own_endpoints))[0]
         if self._cluster and self.store.cluster != self._cluster:
@@ -435,7 +438,9 @@ class Replica:
         self.contact.told(batch)
         if any(ALIVE + key.removeprefix("hosts/") not in there for key in there if key.startswith("hosts/")):
             await self.absences.look()
-        await self._apply(batch)
+        await self._take(batch)
+        self._overtaken.listed(self.lost)
+        await self._put_back()
         if self._aside is not None:
             self._aside.listed()
         self.listed = True
@@ -639,8 +644,12 @@ class Replica:
         for key in [k for k in self.lost if self._mine(k)]:
             if key not in self.lost:  # it came back or was removed while others were put back
                 continue
-            if await self.store.transaction({key: _anew(self.records[key])}, absent=[key, GONE + key]):
+            grave = GONE + key
+            raised = {grave: at} if (at := self._overtaken.graves.get(grave)) else {}
+            absent, value = [one for one in (key, grave) if one not in raised], _anew(self.records[key])
+            if await self.store.transaction({key: value}, deletes=[*raised], absent=absent, unchanged=raised):
                 self.lost.discard(key)
+                self._overtaken.graves.pop(grave, None)
                 log.warning("record %s was lost by the store and is put back", key)
 
     async def accepted(self) -> None:
@@ -666,7 +675,8 @@ class Replica:
     def _lasting(self, record: Record) -> Record:
         """Return the version of a record that belongs into the snapshot: the last valid one."""
         if record.key not in self.reasons:
-            return record
+            known = self._overtaken.revision(record)  # of a lost one it tells which tombstones do not count
+            return record if known == record.revision else Record(record.key, record.value, known)
         return Record(record.key, self._before.last(record.key) or record.value, record.revision)
 
 

@@ -17,7 +17,7 @@ import msgspec
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.store_url import HOST_USER
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_gateway import Refused
+from linkspan.store.etcd_gateway import Gateway, Refused
 from linkspan.store.etcd_wire import Json
 
 ROOT = "root"
@@ -57,6 +57,11 @@ class Vault:
         """``url`` is root's, with the vault's prefix; ``records`` is the prefix of the hosts' records, /linkspan/."""
         self._store = EtcdStore(url)
         self._records = records
+
+    @property
+    def gateway(self) -> Gateway:
+        """The connections, for calls that are about neither."""
+        return self._store.gateway
 
     async def close(self) -> None:
         """Close the connections."""

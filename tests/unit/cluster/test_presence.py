@@ -15,7 +15,8 @@ from linkspan.core.model import Host
 from linkspan.store.absence import ABSENCE, GRACE, ROOM_EVERY
 from linkspan.store.contact import STALE
 from linkspan.store.memory import Memory, MemoryStore
-from linkspan.store.replica import AWAY, GONE
+from linkspan.store.overtaken import GONE
+from linkspan.store.replica import AWAY
 from support.records.living import Living
 from support.virtual_time import clock, in_virtual_time, soon
 

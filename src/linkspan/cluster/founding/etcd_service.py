@@ -14,6 +14,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from linkspan.cluster.founding.trust_files import Voter
@@ -93,6 +94,11 @@ def folder(state_dir: Path, voter: Voter) -> Path:
     return UNIT_FOLDER if voter.systemd else state_dir / HELPER_FOLDER
 
 
+def beside(etcds: Path) -> Path:
+    """Return the folder beside etcd's, on the same disk, in which a restore is prepared."""
+    return etcds.with_name(f"{etcds.name}.restoring")
+
+
 class EtcdService:
     """The etcd of one voter."""
 
@@ -144,13 +150,14 @@ class EtcdService:
         assert name in FILES
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self._owner()
+            owner = self.owner()
             os.chown(self.folder, *owner, follow_symlinks=False)
             write(self.folder / name, content, 0o600, owner)
         except OSError as error:
             raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "etcd needs it") from error
 
-    def _owner(self) -> tuple[int, int]:
+    def owner(self) -> tuple[int, int]:
+        """Return the uid and gid of etcd's files. Raises Unavailable if its user is missing."""
         if not self._voter.systemd:
             return os.geteuid(), os.getegid()
         try:
@@ -183,6 +190,16 @@ class EtcdService:
             else:
                 await asyncio.to_thread(self.stop)
                 await asyncio.to_thread(self._put)
+
+    @contextlib.asynccontextmanager
+    async def stopped(self) -> AsyncIterator[None]:
+        """Stop etcd, and let nobody start it in the block. The caller starts it. Raises LinkspanError."""
+        async with self._turn:
+            if self._voter.systemd:
+                await asyncio.to_thread(_systemctl, "stop", UNIT_NAME)
+            else:
+                await asyncio.to_thread(self.stop)
+            yield
 
     def stop(self) -> None:
         """End the helper; systemd's unit is not concerned. Raises LinkspanError."""

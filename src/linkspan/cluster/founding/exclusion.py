@@ -47,7 +47,7 @@ async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: s
     outlives its user. So etcd restarts, which takes about a second: nothing can be changed meanwhile, and all hosts
     connect again.
     """
-    await _revoke(vault, host, known=known)
+    await revoke(vault, host, known=known)
     await renew_revoked(files, vault, service)
     await vault.dismiss(host)
     await service.restart()
@@ -57,7 +57,7 @@ async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: s
         await vault.put({HOSTS + host: (None, revision)})
 
 
-async def _revoke(vault: Vault, host: str, *, known: bool) -> None:
+async def revoke(vault: Vault, host: str, *, known: bool) -> None:
     """Write down that the host is forgotten, and revoke its certificates and the tokens that it joined with."""
     for _ in range(TRIES):
         joined, revision = await vault.get(HOSTS + host, JoinedHost)

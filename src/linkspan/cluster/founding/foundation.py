@@ -34,15 +34,15 @@ async def found(
     """
     program()  # before anything is written: a host that cannot be a voter may still join another's cluster
     files.keep_voter(voter)
-    await asyncio.to_thread(_make_authorities, files, service)
+    await asyncio.to_thread(make_authorities, files, service)
     await asyncio.to_thread(install)
-    await asyncio.to_thread(_make_server, files, service, voter)
-    serial = await asyncio.to_thread(_make_own, files, host)
+    await asyncio.to_thread(make_server, files, service, voter)
+    serial = await asyncio.to_thread(make_own, files, host)
     root, own = files.secret(files.root_password), files.secret(files.password)
     await service.start()
     vault = Vault(files.root_url([voter.clients]), RECORDS_PREFIX)
     try:
-        await _answers(vault, service)
+        await answers(vault, service)
         await vault.enable(root)
         await renew_revoked(files, vault, service)
         await vault.admit(host, own, voter=True)
@@ -80,7 +80,7 @@ async def renew_revoked(files: TrustFiles, vault: Vault, service: EtcdService) -
     service.put("revoked.der", der)
 
 
-def _make_authorities(files: TrustFiles, service: EtcdService) -> None:
+def make_authorities(files: TrustFiles, service: EtcdService) -> None:
     """Make the two authorities. A join that broke off may have left another cluster's certificate without a key."""
     for key, file, name in (
         (files.authority_key, files.authority, "linkspan clients"),
@@ -95,7 +95,7 @@ def _make_authorities(files: TrustFiles, service: EtcdService) -> None:
         files.put(file, certificates.new_authority(private, name, _now()))
 
 
-def _make_server(files: TrustFiles, service: EtcdService, voter: Voter) -> None:
+def make_server(files: TrustFiles, service: EtcdService, voter: Voter) -> None:
     """Write what etcd reads: its certificates for hosts and for other voters, the authorities, the revocation list."""
     clients, peers = authority(files), Authority(alone(str(files.peer_authority)), alone(str(files.peer_authority_key)))
     if not (service.folder / "revoked.der").exists():  # `renew_revoked` fills it as soon as etcd answers
@@ -115,7 +115,7 @@ def authority(files: TrustFiles) -> Authority:
     return Authority(alone(str(files.authority)), alone(str(files.authority_key)))
 
 
-def _make_own(files: TrustFiles, host: str) -> int:
+def make_own(files: TrustFiles, host: str) -> int:
     """Make this host's own certificate; return its serial number."""
     wanted = Requested(certificates.request(files.once(files.key, certificates.new_key)))
     certificate, serial = sign(files, wanted, host)
@@ -123,7 +123,7 @@ def _make_own(files: TrustFiles, host: str) -> int:
     return serial
 
 
-async def _answers(vault: Vault, service: EtcdService) -> None:
+async def answers(vault: Vault, service: EtcdService) -> None:
     """Wait until etcd answers. Raises Unavailable with its log's place."""
     deadline = time.monotonic() + PATIENCE
     said = ""
