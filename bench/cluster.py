@@ -4,11 +4,16 @@ Each round makes a bare lab (`linkspan lab up --bare`, not counted) and then typ
 a user does: `cluster init` on h1, `cluster join` on h2 and then on h3, a network, and a container on each host. The
 clock stops when c1 has an answer from c2 and c3, which are on other hosts. The program's own start is counted.
 
+Then the loss of a voter: one lab, in which the three hosts have become voters by themselves (two minutes, not counted).
+In each round the host of etcd's leader loses its link, and another host changes a record until that is done. The clock
+runs from the loss to the end of that command.
+
     sudo .venv/bin/python bench/cluster.py [--quick]
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -23,6 +28,8 @@ from linkspan.lab import inside, record
 
 LAB = "cluster"
 ROUNDS, QUICK_ROUNDS = 10, 3
+VOTERS = 300.0
+"""Seconds for three hosts to become voters."""
 PATIENCE = 60.0
 """Seconds for the first answered ping."""
 
@@ -74,6 +81,62 @@ def once() -> dict[str, float]:
         typed("lab", "down", "--lab", LAB)
 
 
+def told() -> list[dict[str, object]]:
+    """Return the members as h2 or h3 knows them, none while both have no answer."""
+    for host in ("h2", "h3"):
+        with contextlib.suppress(Unavailable):
+            found: list[dict[str, object]] = json.loads(typed("cluster", "members", "-o", "json", host=host))
+            return found
+    return []
+
+
+def await_voters() -> None:
+    """Wait until all three hosts are healthy voters. Raises Unavailable."""
+    deadline = time.monotonic() + VOTERS
+    while sum(one["role"] == "voter" and bool(one["healthy"]) for one in told()) < 3:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the hosts are not three healthy voters after {VOTERS:.0f} s")
+        time.sleep(1)
+
+
+def leader() -> str:
+    """Return the host of etcd's leader."""
+    for host in ("h1", "h2", "h3"):
+        with contextlib.suppress(Unavailable):  # it asks etcd's members now, and fails if any check does
+            typed("doctor", "-o", "json", host=host)
+        found = json.loads(typed("status", "-o", "json", host=host))["store"]["etcd"]["members"]
+        for one in found:
+            if one["role"] == "leader":
+                return "h" + str(one["endpoint"]).rpartition(":")[0].rpartition(".")[2]
+    raise Unavailable("no member of etcd leads")
+
+
+def losses(rounds: int) -> list[float]:
+    """Return the seconds without a write after the loss of the leader's host, of each round."""
+    typed("lab", "up", "--bare", "--lab", LAB)
+    try:
+        token = json.loads(typed("cluster", "init", "-o", "json", host="h1"))["token"]
+        for host in ("h2", "h3"):
+            typed("cluster", "join", token, host=host)
+        found = []
+        for number in range(rounds):
+            progress(f"loss {number + 1} of {rounds}")
+            await_voters()
+            lost = leader()
+            other = next(host for host in ("h1", "h2", "h3") if host != lost)
+            typed("lab", "break", lost, "link-down", "--lab", LAB)
+            begun = time.monotonic()
+            while True:
+                with contextlib.suppress(Unavailable):
+                    typed("host", "set", "--all", f"networks={'all' if number % 2 else ''}", host=other)
+                    break
+            found.append(time.monotonic() - begun)
+            typed("lab", "mend", lost, "--lab", LAB)
+        return found
+    finally:
+        typed("lab", "down", "--lab", LAB)
+
+
 def measure(_folder: Path, quick: bool) -> dict[str, Metric]:
     """Run all rounds, and return the metrics."""
     rounds = []
@@ -84,7 +147,10 @@ def measure(_folder: Path, quick: bool) -> dict[str, Metric]:
     whole = [one["whole"] for one in rounds]
     found["whole, median"] = result(statistics.median(whole), "s", "<= 10")
     found["whole, p90"] = result(p(whole, 90), "s")
-    table("three bare hosts to the first ping", found)
+    lost = losses(count)
+    found["a voter is lost: to the next write, median"] = result(statistics.median(lost), "s")
+    found["a voter is lost: to the next write, worst"] = result(max(lost), "s", "<= 5")
+    table("three bare hosts to the first ping, and the loss of a voter", found)
     return found
 
 

@@ -26,7 +26,7 @@ def bare() -> Iterator[BareRun]:
     found = BareRun()
     try:
         found.up(3)
-        found.join("h2", found.init())
+        found.join("h2", found.init(options="--voters 1"))
         found.exec("h1", "linkspan network create demo --pool 10.244.0.0/16 --backend vxlan")
         found.run("attach", "h1", "c1")
         found.run("attach", "h2", "c2")
@@ -149,14 +149,7 @@ def test_a_restore_that_was_killed_can_be_repeated(bare: BareRun, tmp_path: Path
         "+before": lambda: any(state.glob("etcd/data.before-*")),
         "+gone": lambda: any(state.glob("etcd/data.before-*")) and not (state / "etcd.restoring").exists(),
     }
-    seen: list[bool] = []
-
-    def there() -> bool:
-        seen.append(reached.get(step, (state / step).exists)())
-        return seen[-1]
-
-    bare.killed("h1", f"cluster restore {file}", there)
-    assert seen[-1]
+    bare.killed("h1", f"cluster restore {file}", reached.get(step, (state / step).exists))
     until(lambda: not (state / "etcd.restoring").exists(), "the next agent removes what was left")
     settled(bare, "h1", "h2")
     told = restore(bare, file)
@@ -279,7 +272,7 @@ def test_a_tool_that_cannot_raise_revisions_is_enough(tmp_path: Path, monkeypatc
     found = BareRun()
     try:
         found.up(2)
-        found.join("h2", found.init())
+        found.join("h2", found.init(options="--voters 1"))
         found.exec("h1", "linkspan network create again --pool 10.8.0.0/16 --backend vxlan")
         found.exec("h1", "linkspan network delete again")
         file = snapshot(found, tmp_path)
@@ -295,3 +288,45 @@ def test_a_tool_that_cannot_raise_revisions_is_enough(tmp_path: Path, monkeypatc
         assert sorted(endpoints(found, "h2")) == ["c1", "c2"]
     finally:
         found.run("down")
+
+
+@pytest.fixture
+def three() -> Iterator[BareRun]:
+    """Give a cluster of three voters, with a network and a container on each."""
+    found = BareRun()
+    try:
+        found.up(3)
+        token = found.init()
+        found.hurry()
+        for host in ("h2", "h3"):
+            found.join(host, token)
+        found.voters("h1", "h2", "h3")
+        found.exec("h1", "linkspan network create demo --pool 10.244.0.0/16 --backend vxlan")
+        for number in (1, 2, 3):
+            found.run("attach", f"h{number}", f"c{number}")
+        yield found
+    finally:
+        found.run("down")
+
+
+def test_one_of_three_voters_goes_on_alone_and_the_others_begin_again(three: BareRun, tmp_path: Path) -> None:
+    """It has its own records; those that return with their data find that the cluster goes on without these."""
+    file = snapshot(three, tmp_path)
+    said = three.refused("h1", f"cluster restore {file}")
+    assert "it would go on beside the restored one" in said
+    assert "demote the others first" in said
+    for host in ("h2", "h3"):
+        three.run("break", host, "link-down")
+    until(lambda: not three.status("h1")["store"]["ok"], "the quorum is lost", BACK_WITHIN)
+    told = json.loads(three.exec("h1", "linkspan cluster recover -o json"))
+    assert told["join_again"] == []
+    settled(three, "h1")
+    three.run("attach", "h1", "c4")
+    for host in ("h2", "h3"):
+        three.run("break", host, "agent-kill")
+        three.run("mend", host)
+    settled(three, "h1", "h2", "h3")
+    three.voters("h1", "h2", "h3")  # chosen again, with new data
+    assert all((three.folder / host / "state/etcd/data.before").is_dir() for host in ("h2", "h3"))
+    until(lambda: sorted(endpoints(three, "h2")) == ["c1", "c2", "c3", "c4"], "all containers are known", BACK_WITHIN)
+    until(lambda: three.pings("c2", three.address("c4")), "c2 reaches c4", BACK_WITHIN)

@@ -122,6 +122,7 @@ class Agent:
         """Start, and stop in order at the end. Raises Conflict if another agent uses the state folder."""
         state_dir = Path(self.config.state_dir)
         with locks.state_folder(state_dir), locks.network_namespace():
+            await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(id=identity, name=self.host_name, version=__version__)
             with contextlib.closing(
@@ -153,7 +154,7 @@ class Agent:
                         parts.push_async_callback(self.cluster.presence.stop)
                         await self.cluster.presence.start()
                         await self._take_over(parts)
-                        await parts.enter_async_context(self.founding.signing(store.cluster))
+                        await parts.enter_async_context(self.founding.following(self.hosts, store, self._tell))
                         await parts.enter_async_context(self.founding.snapshots(identity))
                         yield
                 finally:

@@ -8,34 +8,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import subprocess
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from linkspan.agent import installation
-from linkspan.agent.settings_file import keep_store
-from linkspan.cluster.founding import etcd_service, join_token
+from linkspan.agent import etcd_unit, host_identity
+from linkspan.agent.settings_file import drop_store, keep_store
+from linkspan.agent.voter_server import VoterServer
+from linkspan.agent.voters import Voters, addresses, preferred
+from linkspan.cluster.founding import etcd_service, handover, join_token, member_list
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
-from linkspan.cluster.founding.signer import TOKENS, Signer, serving
+from linkspan.cluster.founding.join_token import NEW_SECONDS, JoinToken, TokenRecord
+from linkspan.cluster.founding.revocation import Revocation
+from linkspan.cluster.founding.signer import TOKENS
 from linkspan.cluster.founding.snapshots import Keeper, Taken, take
 from linkspan.cluster.founding.store_move import move, pending
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
+from linkspan.cluster.founding.voter_control import VoterControl, change_settings
+from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix
 from linkspan.core.config import Config
-from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
+from linkspan.core.contracts import Store
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Host
-from linkspan.core.states.programs import File
 from linkspan.core.store_url import etcd_parts, told
 from linkspan.core.supervise import ended, lasting
 from linkspan.runtimes import systemd
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_wire import Members, Range
+from linkspan.store.etcd_wire import Member
+from linkspan.store.factory import OWN
+from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.vault import TRIES, Vault, contended
 
 if TYPE_CHECKING:
@@ -44,13 +51,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("linkspan.agent.founding")
 
 Restart = Callable[[Config], None]
-AGAIN = 5.0
-"""Seconds until the signer's port is tried again."""
 MOVE_AGAIN = 1.0
 """Seconds until a move of the own store that failed is tried again."""
-ETCD_UNIT = f"{systemd.UNITS}/{etcd_service.UNIT_NAME}"
-ETCD_USER = "etc/sysusers.d/linkspan-etcd.conf"
 MOST_USES = 1_000_000
+LOOK, PATIENCE = 2.0, 20.0
+"""Seconds for other voters' etcd to answer: at the start of a voter, and before a cluster is restored."""
 
 
 class TokenTold(msgspec.Struct, frozen=True):
@@ -74,14 +79,16 @@ class Founding:
         self._file = file
         self._restart = restart
         self.files = TrustFiles(Path(config.state_dir))
-        self._service: EtcdService | None = None
-        """This host's etcd, on a voter while the agent runs."""
+        self._server: VoterServer | None = None
+        """What a voter runs, before ``voters`` follows the members."""
+        self.voters: Voters | None = None
+        """Follows etcd's members, once the agent has its records."""
         self._turn = asyncio.Lock()
         """One init, join or forget at a time: each goes on if its command ends, and a repeated one comes beside it."""
         self.problem = ""
         """Why the own store is not moved into etcd yet."""
         self.keeper: Keeper | None = None
-        """Who takes automatic snapshots, on a voter."""
+        """Who takes automatic snapshots while this host is a voter."""
 
     @property
     def own(self) -> bool:
@@ -92,21 +99,48 @@ class Founding:
         """Return this host's part as a voter of its cluster, None if it is a client, or has no such cluster."""
         return self.files.voter() if self.own else None
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Return HOST:PORT of etcd on all voters, as this host knows them now."""
+        return etcd_parts(self._config.store).endpoints if self.own else ()
+
     @contextlib.asynccontextmanager
     async def running(self, host: str) -> AsyncIterator[None]:
         """Run etcd on a voter, before the agent opens its store."""
         await self._end_trials(host)
-        voter = self.voter()
-        if voter is None:
-            yield
-            return
-        self._service = EtcdService(self.files.state_dir, host, voter)
-        keeping = lasting("keeping etcd alive", self._service.keep)
+        if (voter := self.voter()) is not None and not await self._is_replaced(host, voter):
+            self._server = VoterServer(self.files, host, voter, lambda: self.places)
         try:
             yield
         finally:
-            await ended(keeping)
-            self._service.close()
+            if (server := self._serving()) is not None:
+                await server.stop()
+
+    def _serving(self) -> VoterServer | None:
+        return self.voters.server if self.voters is not None else self._server
+
+    async def _is_replaced(self, host: str, voter: Voter) -> bool:
+        """Return whether the other voters go on without this one; then it is a client from now on.
+
+        It is asked before etcd is started: after `cluster recover` or `restore` on another host, the data here are of a
+        cluster that must not begin again.
+        """
+        others = [one for one in self.places if one != voter.clients]
+        found = await asyncio.gather(*(_answering(self.files.url([one], host), LOOK) for one in others))
+        name = f"{etcd_service.VOTER}{host}"
+        if all(
+            any(one.name == name or member_list.address(one) == voter.address for one in members)
+            for members in found
+            if members
+        ):
+            return False
+        from linkspan.cluster.founding import promotion
+
+        log.warning("the cluster goes on without this voter's etcd: this host is a client from now on")
+        with contextlib.closing(EtcdService(self.files.state_dir, host, voter)) as service:
+            await promotion.retire(self.files, service)
+        await asyncio.to_thread(etcd_unit.uninstall, self.files.state_dir)
+        return True
 
     async def _end_trials(self, host: str) -> None:
         """Remove what a restore left that was killed: an etcd that nobody reaches, and its folder."""
@@ -125,14 +159,19 @@ class Founding:
 
     def moves(self) -> bool:
         """Return whether this host is a voter whose own store must be moved into etcd before the agent reads it."""
-        return self.voter() is not None and pending(self.files.state_dir)
+        return self._founder() is not None and pending(self.files.state_dir)
+
+    def _founder(self) -> Voter | None:
+        """Return this host's part as the voter that began its cluster: the own store of any other one is not moved."""
+        voter = self.voter()
+        return voter if voter is not None and not voter.joins else None
 
     async def moved(self, waiting: contextlib.AbstractAsyncContextManager[None]) -> None:
         """Move the own store into etcd if it ``moves``; ``waiting`` is entered while that fails.
 
         Without its records the host would start as a new one.
         """
-        voter = self.voter()
+        voter = self._founder()
         if voter is None or await self._has_moved(voter):
             return
         async with waiting:
@@ -153,75 +192,68 @@ class Founding:
         return True
 
     @contextlib.asynccontextmanager
-    async def snapshots(self, host: str) -> AsyncIterator[None]:
-        """Take a snapshot every twelve hours, on a voter."""
-        voter = self.voter()
-        if voter is None:
+    async def following(self, hosts: Hosts, store: Store, tell: Callable[[str], None]) -> AsyncIterator[None]:
+        """Follow etcd's members, and let hosts join on a voter; ``tell`` takes a sentence for the operator."""
+        if not self.own:
             yield
             return
-        self.keeper = Keeper(self.files.state_dir, host, partial(_vault, self.files, voter))
+        from linkspan.store.etcd import EtcdStore  # aiohttp's client costs 10 ms that SQLite does not need
+
+        assert isinstance(store, EtcdStore)
+
+        def keep(places: tuple[str, ...]) -> None:
+            url = self.files.url(places, hosts.here.id)
+            self._config = msgspec.structs.replace(self._config, store=url)
+            try:
+                keep_store(self._file, url)
+            except LinkspanError as error:
+                tell(f"this host's next start may not find etcd: {error.told}")
+
+        self.voters = Voters(
+            self.files,
+            store.gateway,
+            hosts,
+            store.cluster,
+            self._server,
+            lambda voter: partial(etcd_unit.install, self.files.state_dir, voter=voter),
+            partial(etcd_unit.uninstall, self.files.state_dir),
+            keep,
+            tell,
+            systemd=systemd.restarts(),
+        )
+        self.voters.start()
+        try:
+            yield
+        finally:
+            await self.voters.stop()
+
+    @contextlib.asynccontextmanager
+    async def snapshots(self, host: str) -> AsyncIterator[None]:
+        """Take a snapshot every twelve hours while this host is a voter."""
+        if not self.own:
+            yield
+            return
+        self.keeper = Keeper(self.files.state_dir, host, self.voter, self._own_vault)
         task = lasting("taking snapshots", self.keeper.follow)
         try:
             yield
         finally:
             await ended(task)
 
-    @contextlib.asynccontextmanager
-    async def signing(self, cluster: str) -> AsyncIterator[None]:
-        """Let hosts join, on a voter."""
-        voter = self.voter()
-        if voter is None:
-            yield
-            return
-        endpoints = etcd_parts(self._config.store).endpoints
-
-        async def sign() -> None:
-            folder = etcd_service.folder(self.files.state_dir, voter)
-            async with _vault(self.files, voter) as vault:
-                signer = Signer(self.files, vault, endpoints, cluster)
-                while True:
-                    try:
-                        async with serving(signer, voter.signer, folder / "server.pem", folder / "server.key"):
-                            await asyncio.Event().wait()
-                    except OSError as error:
-                        log.warning("no host can join now: port %s: %s", voter.signer, error.strerror)
-                    await asyncio.sleep(AGAIN)
-
-        task = lasting("letting hosts join", sign)
-        try:
-            yield
-        finally:
-            await ended(task)
-
-    async def init(self, host: Host, advertise: str) -> tuple[JoinToken, bool]:
-        """Make a cluster with this host as its voter; return a token for the others, and whether the agent restarts.
-
-        A repeated init takes up what the last one made, and makes one more token. Raises LinkspanError.
-        """
-        async with self._turn:
-            if self.own and self.files.voter() is None:
-                raise Conflict("this host has joined a cluster already", "linkspan cluster members shows its voter")
-            if self._config.store and not self.own:
-                raise Conflict(
-                    f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
-                    "hosts whose agents have the same etcd as `store` are a cluster already; for linkspan's own etcd, "
-                    "take `store` out of the agent's settings first",
-                )
-            voter = self._chosen(host, advertise)
-            from linkspan.cluster.founding import (
-                foundation,  # cryptography: 10 MB, and the agent starts again soon
-            )
-
-            with self._etcd(host.id, voter) as service:
-                install = partial(_install, self.files.state_dir, service, voter)
-                url, token = await foundation.found(self.files, service, voter, host.id, host.name, install)
-            return token, self._use(url)
-
     async def snapshot(self, file: Path) -> Taken:
         """Write a snapshot of etcd to a file. Raises Conflict if this host is no voter, and Unavailable."""
-        async with _vault(self.files, self._required("take a snapshot")) as vault:
+        async with self._own_vault(self._required("take a snapshot")) as vault:
             await vault.ready()  # without a quorum etcd would give what it had
             return await take(vault.gateway, file)
+
+    @contextlib.asynccontextmanager
+    async def _own_vault(self, voter: Voter) -> AsyncIterator[Vault]:
+        """Give the vault, as etcd's root, at this host's own etcd."""
+        vault = Vault(self.files.root_url([voter.clients]), RECORDS_PREFIX)
+        try:
+            yield vault
+        finally:
+            await vault.close()
 
     async def restore(
         self, host: Host, snapshot: Path | None, cluster: str, known: Mapping[str, str]
@@ -243,7 +275,7 @@ class Founding:
             from linkspan.cluster.founding import restoration  # cryptography, as above
 
             with self._etcd(host.id, voter) as service:
-                install = partial(_install, self.files.state_dir, service, voter)
+                install = partial(etcd_unit.install, self.files.state_dir, service, voter=voter)
                 aim = restoration.Aim(
                     self.files, service, voter, host.id, host.name, cluster, known, install, self._config.store
                 )
@@ -254,9 +286,8 @@ class Founding:
         """Raise Conflict if the cluster's etcd answers, and would go on beside the restored one."""
         if not self.own:
             return
-        names = await answering(self._config.store)
-        others = sorted(name.removeprefix(etcd_service.VOTER) for name in names)
-        if not names:
+        others = sorted(map(member_list.host_of, await _answering(self._config.store)))
+        if not others:
             return
         if recovers:
             raise Conflict("the cluster's etcd answers, so its quorum is not lost", "linkspan cluster members")
@@ -268,17 +299,50 @@ class Founding:
 
     @contextlib.contextmanager
     def _etcd(self, host: str, voter: Voter) -> Iterator[EtcdService]:
-        """Give this host's etcd: the one that runs, or one that the first init starts."""
-        if self._service is not None:
-            yield self._service
+        """Give this host's etcd: the one that runs, or one that is not kept alive yet."""
+        if (server := self._serving()) is not None:
+            yield server.service
             return
         with contextlib.closing(EtcdService(self.files.state_dir, host, voter)) as service:
             yield service
 
+    async def init(
+        self, host: Host, advertise: str, voters: int | None = None, replace_after: float | None = None
+    ) -> tuple[JoinToken, bool]:
+        """Make a cluster with this host as its voter; return a token for the others, and whether the agent restarts.
+
+        ``voters`` is how many voters the cluster should have (0: by its number of hosts), ``replace_after`` how many
+        seconds a dead one is waited for; None leaves it as it is. A repeated init takes up what the last one made, and
+        makes one more token. Raises LinkspanError.
+        """
+        async with self._turn:
+            if self.own and self.files.voter() is None:
+                raise Conflict("this host has joined a cluster already", "linkspan cluster members shows its voters")
+            if self._config.store and not self.own:
+                raise Conflict(
+                    f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
+                    "hosts whose agents have the same etcd as `store` are a cluster already; for linkspan's own etcd, "
+                    "take `store` out of the agent's settings first",
+                )
+            voter = self._chosen(host, advertise)
+            if self.own:
+                async with self._vault() as vault:
+                    await change_settings(vault, voters=voters, replace_after=replace_after)
+                return await self._new_token(uses=0, member=True), False
+            from linkspan.cluster.founding import (
+                foundation,  # cryptography: 10 MB, and the agent starts again soon
+            )
+
+            with contextlib.closing(EtcdService(self.files.state_dir, host.id, voter)) as service:
+                install = partial(etcd_unit.install, self.files.state_dir, service, voter=voter)
+                wish = partial(change_settings, voters=voters, replace_after=replace_after)
+                url, token = await foundation.found(self.files, service, voter, host.id, host.name, install, wish)
+            return token, self._use(url)
+
     def _chosen(self, host: Host, advertise: str) -> Voter:
         """Return this host's part as a voter: where its servers listen. Raises Invalid or Conflict."""
         known = self.files.voter()
-        found = {prefix(one).address for one in (host.underlay.addresses if host.underlay else ())}
+        found = addresses(host)
         address = prefix(advertise).address if advertise else ""
         if known is not None:
             if address not in ("", known.address):
@@ -292,7 +356,7 @@ class Founding:
             raise Invalid(
                 f"--advertise {address} is no address of this host's underlay", f"it has {', '.join(sorted(found))}"
             )
-        return Voter(address or min(found, key=lambda one: (":" in one, one)), systemd.restarts())
+        return Voter(address or min(found, key=preferred), systemd.restarts())
 
     async def join(self, host: Host, text: str, known: str) -> str:
         """Join the token's cluster, and return its id; then the agent restarts. What broke off can be repeated.
@@ -303,8 +367,8 @@ class Founding:
         async with self._turn:
             if self.files.voter() is not None:
                 raise Conflict(
-                    "this host began a cluster of its own (`linkspan cluster init`)",
-                    "join with the other hosts; to give this one up: linkspan uninstall",
+                    "this host began a cluster of its own (`linkspan cluster init`), or is a voter of one",
+                    "join with the other hosts; to give this one up: linkspan cluster leave, or uninstall",
                 )
             if self._config.store and not self.own:
                 raise Conflict(
@@ -335,27 +399,29 @@ class Founding:
         if not self.own:
             where = "an etcd of your own has its own users" if self._config.store else "linkspan cluster init makes one"
             raise Conflict(f"{what}: this host is in no cluster that linkspan founded", where)
-        hosts = ", ".join(one.rpartition(":")[0] for one in etcd_parts(self._config.store).endpoints)
-        raise Conflict(f"{what}: only a voter can do that", f"run the command on the voter, {hosts}")
+        hosts = ", ".join(one.rpartition(":")[0] for one in self.places)
+        raise Conflict(f"{what}: only a voter can do that", f"run the command on a voter: {hosts}")
 
     async def create_token(self, seconds: float, uses: int, *, member: bool) -> tuple[JoinToken, TokenTold]:
         """Make a token. Raises Conflict if this host is no voter, and Invalid."""
-        voter = self._required("create a token")
+        self._required("create a token")
         if not 0 < seconds <= join_token.LONGEST_SECONDS or not 0 <= uses <= MOST_USES:
             raise Invalid("a token is good for up to 366 days, and for up to a million hosts", "give less")
+        token = await self._new_token(seconds=seconds, uses=uses, member=member)
+        return token, await self.token(token.id)
+
+    async def _new_token(self, *, seconds: float = NEW_SECONDS, uses: int, member: bool) -> JoinToken:
+        """Make a token that names all voters."""
         from linkspan.cluster.founding.foundation import create_token
 
-        async with _vault(self.files, voter) as vault:
-            token = await create_token(
-                self.files, vault, [voter.signer], seconds=seconds, uses=uses, member=member
-            )
-            record, _ = await vault.get(TOKENS + token.id, TokenRecord)
-        assert record is not None
-        return token, _told(token.id, record)
+        signers = [*member_list.signers(self.places)]
+        async with self._vault() as vault:
+            return await create_token(self.files, vault, signers, seconds=seconds, uses=uses, member=member)
 
     async def tokens(self) -> list[TokenTold]:
         """Return all tokens, the newest first. Raises Conflict if this host is no voter."""
-        async with _vault(self.files, self._required("list tokens")) as vault:
+        self._required("list tokens")
+        async with self._vault() as vault:
             found = await vault.all(TOKENS, TokenRecord)
         return sorted((_told(id_, one) for id_, one in found.items()), key=lambda one: -one.created)
 
@@ -369,7 +435,7 @@ class Founding:
     async def revoke_token(self, id_: str) -> TokenTold:
         """Let nobody join with a token any more; hosts that did stay. Raises NotFound."""
         await self.token(id_)
-        async with _vault(self.files, self._required("revoke a token")) as vault:
+        async with self._vault() as vault:
             for _ in range(TRIES):
                 record, revision = await vault.get(TOKENS + id_, TokenRecord)
                 assert record is not None
@@ -380,62 +446,99 @@ class Founding:
     async def forget(self, word: str, here: str, known: Callable[[str], bool]) -> tuple[str, str]:
         """Shut a host out, by its name or id; return its id and its name. ``here`` is this host's id.
 
-        ``known`` says of a host's id whether it has anything among the records.
-        Raises NotFound, and Conflict if this host is no voter or the host is one.
+        ``known`` says of a host's id whether it has anything among the records. A voter is taken out of etcd first.
+        Raises NotFound, and Conflict if this host is no voter, or the others would have no quorum without that voter.
         """
-        voter = self._required(f"forget host {word}")
+        control, revocation = self._control(f"forget host {word}")
         from linkspan.cluster.founding import exclusion
 
-        async with self._turn, _vault(self.files, voter) as vault:
+        async with self._turn, self._vault() as vault:
             id_, host = await exclusion.meant(vault, word, here)
-            with self._etcd(here, voter) as service:
-                await exclusion.exclude(self.files, vault, service, id_, known=known(id_))
+            await control.take_out(id_, host.name)
+            publish = partial(revocation.everywhere, control.answering)
+            await exclusion.exclude(vault, id_, publish, known=known(id_))
         return id_, host.name
 
+    async def promote(self, word: str) -> str:
+        """Let a host become a voter next, by its name or id; return its id. Raises Conflict or NotFound."""
+        return await self._control(f"promote host {word}")[0].choose(word)
 
-@contextlib.asynccontextmanager
-async def _vault(files: TrustFiles, voter: Voter) -> AsyncIterator[Vault]:
-    vault = Vault(files.root_url([voter.clients]), RECORDS_PREFIX)
-    try:
-        yield vault
-    finally:
-        await vault.close()
+    async def demote(self, word: str) -> str:
+        """Let a voter be a client from now on, by its host's name or id; return its id. Raises Conflict or NotFound."""
+        return await self._control(f"demote host {word}")[0].demote(word)
+
+    def _control(self, what: str) -> tuple[VoterControl, Revocation]:
+        self._required(what)
+        part = self.voters
+        if part is None or part.control is None or part.revocation is None:
+            raise Unavailable(f"{what}: this voter has not begun yet", "try again in some seconds")
+        return part.control, part.revocation
+
+    async def leave(self, host: Host, vacate: Callable[[], Awaitable[None]], *, force: bool) -> None:
+        """Leave the cluster: this host is alone afterwards, as a new one; then the agent restarts.
+
+        ``vacate`` ends the host's containers and gives back its records. With ``force`` a cluster that does not answer
+        is left, too: then it must be told to forget the host. What broke off can be repeated. Raises Conflict if the
+        others could change nothing any more, or Unavailable.
+        """
+        if not self.own:
+            where = "take `store` out of the agent's settings" if self._config.store else "it is alone already"
+            raise Conflict("this host is in no cluster that linkspan founded", where)
+        async with self._turn:
+            try:
+                if self.voter() is not None:
+                    await self._control("leave the cluster")[0].take_out(host.id, host.name)
+                await vacate()
+                signers = member_list.signers(self.places)
+                await handover.ask(self.files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
+            except Unavailable as error:
+                if not force:
+                    hint = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
+                    raise Unavailable(f"the cluster does not answer: {error.message}", hint) from error
+            if self.voters is not None:
+                await self.voters.stop()
+            self.files.put(self.files.left, b"")
+            drop_store(self._file, self._config.store)
+            self._restart(msgspec.structs.replace(self._config, store=""))
+
+    @contextlib.asynccontextmanager
+    async def _vault(self) -> AsyncIterator[Vault]:
+        """Give the vault, as etcd's root."""
+        vault = Vault(self.files.root_url(self.places), RECORDS_PREFIX)
+        try:
+            yield vault
+        finally:
+            await vault.close()
+
+    async def cleared(self, host: str) -> None:
+        """Forget the cluster that this host left, before anything is read: it is a new host. Raises LinkspanError."""
+        if not self.files.left.exists():
+            return
+        if (voter := self.files.voter()) is not None:
+            with contextlib.closing(EtcdService(self.files.state_dir, host, voter)) as service:
+                from linkspan.cluster.founding import promotion
+
+                await promotion.retire(self.files, service)
+            await asyncio.to_thread(etcd_unit.uninstall, self.files.state_dir)
+        for name in (SNAPSHOT, host_identity.FILE):
+            (self.files.state_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(self.files.state_dir / OWN, ignore_errors=True)  # it had no network when it joined, only its id
+        self.files.forget_cluster()
+        self.files.left.unlink()
 
 
-async def answering(url: str) -> list[str]:
-    """Return the names of the members of an etcd that has a quorum, none if it does not answer."""
+async def _answering(url: str, seconds: float = PATIENCE) -> tuple[Member, ...]:
+    """Return the members of an etcd that has a quorum, none if it does not answer within ``seconds``."""
     store = EtcdStore(url)
     try:
-        await store.gateway.ask("/v3/kv/range", {"key": f"{store.url.prefix}.cluster".encode()}, Range)
-        found = await store.gateway.ask("/v3/cluster/member/list", {}, Members)
-    except LinkspanError:
-        return []
+        async with asyncio.timeout(seconds):
+            return await member_list.listed(store.gateway, agreed=True)
+    except (LinkspanError, TimeoutError):
+        return ()
     finally:
         await store.close()
-    return [one.name for one in found.members]
 
 
 def _told(id_: str, record: TokenRecord) -> TokenTold:
     now = time.time()
     return TokenTold(id_, record.state(now), record.created, record.expires, record.uses, record.used, record.member)
-
-
-def _install(state_dir: Path, service: EtcdService, voter: Voter) -> None:
-    """Install etcd's unit and its user if systemd runs it. Raises LinkspanError."""
-    if not voter.systemd:
-        return
-    installation.put(state_dir, unit_files(service))
-    for words in (
-        ("systemd-sysusers", f"/{ETCD_USER}"),
-        ("systemctl", "daemon-reload"),
-        ("systemctl", "enable", etcd_service.UNIT_NAME),
-    ):
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LinkspanError(f"{' '.join(words)}: {done.stderr.strip() or f'it ended with {done.returncode}'}")
-
-
-def unit_files(service: EtcdService) -> Iterator[File]:
-    """Return etcd's user and its unit, for systemd. Raises NotFound if there is no etcd."""
-    yield File(f"/{ETCD_USER}", etcd_service.sysusers().encode())
-    yield File(f"/{ETCD_UNIT}", etcd_service.unit(" ".join(map(systemd.quoted, service.argv()))).encode())

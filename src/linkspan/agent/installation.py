@@ -56,6 +56,13 @@ def put(state_dir: Path, files: Iterable[File]) -> list[str]:
     return [file.path for file in wanted]
 
 
+def take(state_dir: Path, files: Iterable[File]) -> None:
+    """Remove some of the files that are installed. Try all, then raise the first error."""
+    failed = FileDriver(state_dir / RECORD).apply((), list(files))
+    if failed:
+        raise next(iter(failed.values()))
+
+
 def installed(state_dir: Path) -> list[File]:
     """Return the files that are installed."""
     return [s for s in FileDriver(state_dir / RECORD).observe(0) if isinstance(s, File)]

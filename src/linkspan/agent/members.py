@@ -1,4 +1,4 @@
-"""Members of a cluster that linkspan founded: which hosts are voters, and which are clients."""
+"""Members of a cluster that linkspan founded: which hosts are voters, learners and clients."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from linkspan.cluster.founding.etcd_service import VOTER
+from linkspan.agent.voters import addresses
+from linkspan.cluster.founding import member_list
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_wire import Members
+from linkspan.store.etcd_wire import Member as Listed
+from linkspan.store.etcd_wire import decode
 
 if TYPE_CHECKING:
     from linkspan.agent.agent import Agent
 
 PATIENCE = 2.0
 """Seconds for one voter's answer."""
+
+
+ROLES = ("voter", "learner", "client")
+"""In the order in which they are shown."""
+
+
+class _Status(msgspec.Struct, frozen=True):
+    leader: str = ""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -37,33 +47,43 @@ async def members(agent: Agent) -> list[Member]:
     if not agent.founding.own or not isinstance(store, EtcdStore):
         why = "its etcd is maintained with etcdctl" if agent.config.store else "`linkspan cluster init` makes one"
         raise Conflict("this host is in no cluster that linkspan founded", why)
-    found = await store.gateway.ask("/v3/cluster/member/list", {}, Members)
-    voters = {
-        one.name.removeprefix(VOTER): one.clients[0].rpartition("://")[2] if one.clients else ""
-        for one in found.members
-        if one.name.startswith(VOTER)
-    }
-    answers = dict(zip(voters, await asyncio.gather(*(_healthy(store, at) for at in voters.values())), strict=True))
+    found = {_host(agent, one): one for one in await member_list.listed(store.gateway)}
+    answers = dict(zip(found, await asyncio.gather(*(_healthy(store, one) for one in found.values())), strict=True))
     hosts = {host.id: host for host in agent.hosts.all().values()}
     told = [
-        Member(host.name, "voter" if id_ in voters else "client", _address(host), host.version,
-               answers[id_] if id_ in voters else agent.hosts.lives(id_))
+        Member(host.name, _role(found.get(id_)), _address(host), host.version,
+               answers[id_] if id_ in found else agent.hosts.lives(id_))
         for id_, host in hosts.items()
     ]  # fmt: skip
     told += [
-        Member(id_, "voter", at.rpartition(":")[0].strip("[]"), "", answers[id_])
-        for id_, at in voters.items()
+        Member(id_, _role(one), member_list.address(one), "", answers[id_])
+        for id_, one in found.items()
         if id_ not in hosts
     ]
-    return sorted(told, key=lambda one: (one.role != "voter", one.host))
+    return sorted(told, key=lambda one: (ROLES.index(one.role), one.host))
 
 
-async def _healthy(store: EtcdStore, endpoint: str) -> bool:
+def _host(agent: Agent, member: Listed) -> str:
+    """Return the id of a member's host; before the member has started, by its address, which is the id if all fails."""
+    if known := member_list.host_of(member):
+        return known
+    at = member_list.address(member)
+    return next((host.id for host in agent.hosts.all().values() if at in addresses(host)), at)
+
+
+def _role(member: Listed | None) -> str:
+    return "client" if member is None else "learner" if member.learner else "voter"
+
+
+async def _healthy(store: EtcdStore, member: Listed) -> bool:
+    """Return whether a member answers, and knows a leader."""
+    if not (places := member_list.endpoints([msgspec.structs.replace(member, learner=False)])):
+        return False
     try:
-        await store.gateway.at(endpoint, "/v3/maintenance/status", {}, PATIENCE)
+        answer = await store.gateway.at(places[0], "/v3/maintenance/status", {}, PATIENCE)
     except Unavailable:
         return False
-    return True
+    return decode(answer, _Status).leader not in ("", "0")
 
 
 def _address(host: Host) -> str:

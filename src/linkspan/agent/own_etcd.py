@@ -7,13 +7,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
+
 from linkspan.agent import installation
 from linkspan.agent.settings_file import drop_store
 from linkspan.cluster.founding import etcd_service
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.config import Config
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import LinkspanError, counted
+from linkspan.core.store_url import etcd_parts
 from linkspan.store.snapshot import SNAPSHOT, remembered
 
 
@@ -27,15 +30,32 @@ def _voter(config: Config) -> Voter | None:
     return Voter("", systemd=unit) if unit or (state_dir / etcd_service.HELPER_FOLDER / "data").exists() else None
 
 
-def dependants(config: Config) -> int | None:
-    """Return how many other hosts have their records in this host's etcd, None if nobody knows."""
+class Needed(msgspec.Struct, frozen=True):
+    """Why others need this host's etcd, what to do first, and what the removal does to them otherwise."""
+
+    why: str
+    fix: str
+    forced: str
+
+
+def needed(config: Config) -> Needed | None:
+    """Return why others need this host's etcd, None if nobody does."""
     voter, state_dir = _voter(config), Path(config.state_dir)
     if voter is None or not (etcd_service.folder(state_dir, voter) / "data").exists():
-        return 0
-    known = remembered(state_dir / SNAPSHOT)
-    if not known.cluster:
         return None
-    return len({key for key in known.records if key.startswith("hosts/")} - {f"hosts/{known.host}"})
+    ends, known = "ends the cluster's etcd for good", remembered(state_dir / SNAPSHOT)
+    if not known.cluster:
+        why = "etcd runs here, and which other hosts have their records in it cannot be read"
+        return Needed(why, "uninstall them first", ends)
+    others = len({key for key in known.records if key.startswith("hosts/")} - {f"hosts/{known.host}"})
+    voters = len(etcd_parts(config.store).endpoints) if TrustFiles(state_dir).owns(config.store) else 1
+    if others and voters > 1:
+        why = f"this host is one of {voters} voters of its cluster"
+        return Needed(why, "let it leave first: linkspan cluster leave", "leaves the cluster with a dead voter")
+    if others:
+        why = f"{counted(others, 'other host')} of the cluster {'has' if others == 1 else 'have'} etcd here"
+        return Needed(why, "uninstall them first (or `linkspan cluster forget` each)", ends)
+    return None
 
 
 def preview(config: Config) -> list[str]:

@@ -159,7 +159,7 @@ async def checks(agent: Agent) -> list[Check]:
     else:
         found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
     found += _of_etcd(agent)
-    if (keeper := agent.founding.keeper) is not None:
+    if (keeper := agent.founding.keeper) is not None and agent.founding.voter() is not None:
         now_, folder = time.time(), keeper.folder
         taken = age(folder, now_)
         found.append(store_checks.snapshots(folder, len(kept(folder)), taken, keeper.problem, now_ - agent.started))

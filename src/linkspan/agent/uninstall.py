@@ -116,7 +116,7 @@ def preview(config: Config) -> Outcome:
     found += _installed(state_dir)
     found += [str(path) for path in (*_plugin_sockets(config), *file_ownership.copied())]
     found += _folders(config) + own_etcd.preview(config)
-    why = refusal(living(config), used(config), own_etcd.dependants(config))
+    why = refusal(living(config), used(config), own_etcd.needed(config))
     stays = [*_of_others(strays), *unknown, *_staying(config)]
     return Outcome(found, unseen, stays, [why.told] if why else [])
 
@@ -212,7 +212,7 @@ def _membership(config: Config) -> list[str]:
             names[key.removeprefix("hosts/")] = records.decode(found[key], Host).name
     who = namesakes.called(names, known.host)
     word = known.host if who != names[known.host] else who
-    fix = f"on the voter: linkspan cluster forget {word}" if forget else f"on another host: linkspan host remove {word}"
+    fix = f"on a voter: linkspan cluster forget {word}" if forget else f"on another host: linkspan host remove {word}"
     return [f"host {who} is still in the cluster, and the others keep its addresses; to remove it, {fix}"]
 
 
@@ -305,18 +305,18 @@ def _remove_folders(config: Config) -> list[str]:
     return left
 
 
-def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]], others: int | None = 0) -> LinkspanError | None:
+def refusal(
+    endpoints: list[Endpoint], users: list[tuple[str, str]], etcd: own_etcd.Needed | None = None
+) -> LinkspanError | None:
     """Return the one-line error that names the endpoints and the users' networks that exist (`used`).
 
-    ``others`` is how many hosts have their records in this host's etcd, None if nobody knows.
+    ``etcd`` is why other hosts need this host's etcd.
     """
-    why, fixes = [], []
-    if others is None:
-        why.append("etcd runs here, and which other hosts have their records in it cannot be read")
-        fixes.append("uninstall them first")
-    elif others:
-        why.append(f"{counted(others, 'other host')} of the cluster {'has' if others == 1 else 'have'} etcd here")
-        fixes.append("uninstall them first (or `linkspan cluster forget` each)")
+    why, fixes, forced = [], [], []
+    if etcd is not None:
+        why.append(etcd.why)
+        fixes.append(etcd.fix)
+        forced.append(etcd.forced)
     if endpoints:
         names = ", ".join(f"{e.called} on {e.network}" for e in endpoints[:5])
         more = ", ..." if len(endpoints) > 5 else ""
@@ -326,7 +326,6 @@ def refusal(endpoints: list[Endpoint], users: list[tuple[str, str]], others: int
     if users:
         why.append(f"{', '.join(name for name, _ in users)} still use{'s'[: len(users) == 1]} linkspan")
         fixes.append(f"remove by: {'; '.join(fix for _, fix in users)}")
-    forced = ["ends the cluster's etcd for good"] if others != 0 else []
     forced += ["cuts off the containers"] if endpoints else []
     forced += ["leaves these networks without a driver"] if users else []
     return Conflict("; ".join(why), f"{', and '.join(fixes)}; --force {' and '.join(forced)}") if why else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 from aiohttp import web
 
@@ -9,12 +11,26 @@ from linkspan.agent.agent import Agent
 from linkspan.agent.members import members
 from linkspan.api.responses import answer, body
 from linkspan.cluster.founding.join_token import NEW_SECONDS
+from linkspan.cluster.founding.voting import LEAST_REPLACE, MOST
+from linkspan.core.errors import Conflict, counted
 
 
 class InitBody(msgspec.Struct, frozen=True):
-    """``advertise`` is the address at which the other hosts reach this one, '' for the underlay's."""
+    """``advertise`` is the address at which the other hosts reach this one, '' for the underlay's.
+
+    ``voters``: how many the cluster should have (0: by its number of hosts); ``replace_after``: seconds that a dead one
+    is waited for. None leaves them as they are.
+    """
 
     advertise: str = ""
+    voters: Annotated[int, msgspec.Meta(ge=0, le=MOST)] | None = None
+    replace_after: Annotated[float, msgspec.Meta(ge=LEAST_REPLACE, le=1e9)] | None = None
+
+
+class LeaveBody(msgspec.Struct, frozen=True):
+    """``force``: detach the containers that are left, and leave a cluster that does not answer, too."""
+
+    force: bool = False
 
 
 class JoinBody(msgspec.Struct, frozen=True):
@@ -48,11 +64,16 @@ class FoundingRoutes:
             web.get("/v1/cluster/tokens/{id}", self._token),
             web.delete("/v1/cluster/tokens/{id}", self._revoke_token),
             web.post("/v1/cluster/forgotten/{name}", self._forget),
+            web.post("/v1/cluster/voters/{name}", self._promote),
+            web.delete("/v1/cluster/voters/{name}", self._demote),
+            web.post("/v1/cluster/leave", self._leave),
         ]
 
     async def _init(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, InitBody), self._agent
-        token, restarts = await agent.founding.init(agent.cluster.host, wanted.advertise)
+        token, restarts = await agent.founding.init(
+            agent.cluster.host, wanted.advertise, wanted.voters, wanted.replace_after
+        )
         return answer(self._told(agent.replica.store.cluster, restarts=restarts) | {"token": token.text})
 
     def _told(self, cluster: str, *, restarts: bool) -> dict[str, object]:
@@ -95,3 +116,31 @@ class FoundingRoutes:
         if removed := known(id_):
             await agent.leases.remove_host(id_)
         return answer({"forgotten": name, "id": id_, "removed": removed})
+
+    async def _promote(self, request: web.Request) -> web.Response:
+        id_ = await self._agent.founding.promote(request.match_info["name"])
+        return answer({"host": self._agent.hosts.name(id_), "id": id_})
+
+    async def _demote(self, request: web.Request) -> web.Response:
+        id_ = await self._agent.founding.demote(request.match_info["name"])
+        return answer({"host": self._agent.hosts.name(id_), "id": id_})
+
+    async def _leave(self, request: web.Request) -> web.Response:
+        """Leave the cluster, after this host's containers were detached."""
+        wanted, agent = await body(request, LeaveBody), self._agent
+        there = [*agent.endpoints().values()]
+        if there and not wanted.force:
+            names = ", ".join(sorted(one.called for one in there)[:5]) + (", ..." if len(there) > 5 else "")
+            raise Conflict(
+                f"{counted(len(there), 'endpoint')} of the cluster's networks live on this host ({names})",
+                "detach them (or remove their containers) first; --force detaches them",
+            )
+        host, cluster = agent.cluster.host, agent.replica.store.cluster
+
+        async def vacate() -> None:
+            for id_ in {id_ for id_, _ in agent.endpoints()}:
+                await agent.detach(id_)
+            await agent.leases.remove_host(host.id)
+
+        await agent.founding.leave(host, vacate, force=wanted.force)
+        return answer({"left": cluster, "host": host.name, "detached": len(there), "started_after": agent.started})

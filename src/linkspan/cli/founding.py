@@ -1,7 +1,8 @@
-"""`linkspan cluster init`, `join`, `token`, `members`, `forget`: a cluster on an etcd that linkspan runs itself."""
+"""`linkspan cluster init`, `join`, `leave`, `token`, `members`, `promote`...: a cluster on linkspan's own etcd."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -19,6 +20,8 @@ from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 
 PATIENCE = 90.0
 """Seconds for an agent's restart with its new store."""
+PROMOTION = 600.0
+"""Seconds for a promotion: a minute of health, and the time in which a slow host may get the records."""
 AGAIN = 0.1
 """Seconds between two looks."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -33,20 +36,29 @@ def init(
     advertise: Annotated[
         str, typer.Option(metavar="ADDR", help="Which of this host's addresses the other hosts reach.")
     ] = "",
+    voters: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="How many run etcd; 0: one, 3 from 3 hosts on, 5 from 7 on."),
+    ] = None,
+    replace_after: Annotated[
+        str, typer.Option(metavar="TIME", help="After how long another host replaces a dead voter: 10m by default.")
+    ] = "",
     config_file: ConfigFile = "",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Begin a cluster with this host: start etcd, move this host's records into it, and print the join command.
 
-    Containers keep running. It may be repeated after a failure.
+    Containers keep running. It may be repeated after a failure, and on a voter to change the two settings of voters.
     """
     require_root()
+    waited = _seconds(replace_after, "--replace-after") if replace_after else None
+    wish = {"advertise": advertise, "voters": voters, "replace_after": waited}
     client = Client(socket)
     with step("agent"):
         ensure_agent(client, config_file)
     with step("etcd, its certificates and users"):
-        made = client.call("POST", "/v1/cluster/init", {"advertise": advertise})
+        made = client.call("POST", "/v1/cluster/init", wish)
     with step("this host's records move into etcd"):
         _await_member(client, made, "voter")
     store = client.call("GET", "/v1/status")["store"]["url"]
@@ -102,7 +114,7 @@ def _await_member(client: Client, made: dict[str, Any], role: str) -> None:
 
 
 def members(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Show voters, which run etcd, and clients; and how many voters may be lost."""
+    """Show voters, which run etcd, learners, which become voters, and clients; and how many voters may be lost."""
     found = Client(socket).call("GET", "/v1/cluster/members")
     if output is Format.JSON:
         as_json(found)
@@ -125,7 +137,7 @@ def spare_voters(found: list[dict[str, Any]]) -> str:
         return f"{spare} of {len(voters)} voters may be lost"
     if not spare:
         what = f"{len(voters)} voter" + "s" * (len(voters) != 1)
-        return f"{what}, and none may be lost: then nothing could be changed any more, and what runs would continue"
+        return f"{what}, and no further loss is borne: then nothing could be changed, and what runs would continue"
     return "too many voters do not answer: nothing can be changed until they return, and what runs continues"
 
 
@@ -134,7 +146,7 @@ def forget(
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Shut a host out, on the voter: it reads and writes nothing any more, and its addresses are free."""
+    """Shut a host out, on a voter: it reads and writes nothing any more, and its addresses are free."""
     found = Client(socket).call("POST", f"/v1/cluster/forgotten/{quote(host, safe='')}")
     if output is Format.JSON:
         as_json(found)
@@ -143,18 +155,95 @@ def forget(
     print(f"host {found['forgotten']} is shut out of etcd{rest}; what runs there runs on: stop its agent, or uninstall")
 
 
-@tokens.command("create")
-def create_token(
-    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it is good for: 30m, 24h, 7d.")] = "24h",
-    uses: Annotated[int, typer.Option(metavar="N", min=0, help="How many hosts may join with it; 0: any number.")] = 0,
-    member: Annotated[
-        bool, typer.Option("--member", help="These hosts may become voters, in a later release.")
+def promote(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="A client, by its name or id.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Make a client a voter, on a voter; wait until it is one.
+
+    The cluster adds voters by itself. This names the next one, and lets a host be one whose token did not allow it.
+    """
+    client = Client(socket)
+    with step("the cluster chooses the host"):
+        found = client.call("POST", f"/v1/cluster/voters/{quote(host, safe='')}")
+    with step("all voters are healthy for a minute, then the host gets the records"):
+        _await_role(client, found["host"], "voter", PROMOTION)
+    as_json(found) if output is Format.JSON else print(f"host {found['host']} is a voter")
+
+
+def demote(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="A voter, by its host's name or id.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Make a voter a client, on a voter; the cluster does not choose it again until somebody promotes it.
+
+    Refused if the others could not change anything without it.
+    """
+    client = Client(socket)
+    found = client.call("DELETE", f"/v1/cluster/voters/{quote(host, safe='')}")
+    with step("the host ends its etcd"):
+        _await_role(client, found["host"], "client", PATIENCE)
+    as_json(found) if output is Format.JSON else print(f"host {found['host']} is a client")
+
+
+def _await_role(client: Client, host: str, role: str, seconds: float) -> None:
+    """Wait until a host has a role. Raises Unavailable."""
+    deadline, said = time.monotonic() + seconds, "it has another role"
+    while time.monotonic() < deadline:
+        try:
+            if any(one["host"] == host and one["role"] == role for one in client.call("GET", "/v1/cluster/members")):
+                return
+        except LinkspanError as error:  # etcd elects a leader
+            said = error.message
+        time.sleep(AGAIN)
+    hint = "linkspan cluster members; linkspan events shows what was tried"
+    raise Unavailable(f"host {host} is no {role} after {seconds:.0f} s: {said}", hint)
+
+
+def leave(
+    force: Annotated[
+        bool, typer.Option("--force", help="Detach what is left, and leave a cluster that does not answer, too.")
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Make a token, on the voter; its secret is shown only now."""
-    wish = {"seconds": _seconds(ttl), "uses": uses, "member": member}
+    """Leave the cluster with this host: it gives its addresses back, and is alone afterwards, as a new host.
+
+    Refused while containers are in the cluster's networks, and on a voter without which nothing could be changed.
+    It may be repeated after a failure.
+    """
+    client = Client(socket)
+    with step("this host gives its addresses back"):
+        made = client.call("POST", "/v1/cluster/leave", {"force": force})
+    with step("the agent starts as a new host"):
+        _await_alone(client, made)
+    found = {name: made[name] for name in ("left", "host", "detached")}
+    as_json(found) if output is Format.JSON else print(f"host {made['host']} has left cluster {made['left']}")
+
+
+def _await_alone(client: Client, made: dict[str, Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(LinkspanError):
+            told = client.call("GET", "/v1/status")
+            if told["agent"]["started"] > made["started_after"] and not told["store"]["url"].startswith("etcd://"):
+                return
+        time.sleep(AGAIN)
+    raise Unavailable(f"the agent does not come back after {PATIENCE:.0f} s", "linkspan status")
+
+
+@tokens.command("create")
+def create_token(
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it is good for: 30m, 24h, 7d.")] = "24h",
+    uses: Annotated[int, typer.Option(metavar="N", min=0, help="How many hosts may join with it; 0: any number.")] = 0,
+    member: Annotated[bool, typer.Option("--member", help="These hosts may become voters.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Make a token, on a voter; its secret is shown only now."""
+    wish = {"seconds": _seconds(ttl, "--ttl"), "uses": uses, "member": member}
     found = Client(socket).call("POST", "/v1/cluster/tokens", wish)
     if output is Format.JSON:
         as_json(found)
@@ -207,8 +296,8 @@ def _tell(found: list[dict[str, Any]], output: Format) -> None:
     table(("id", "state", "good until", "hosts", "made"), rows, "no token")
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str, option: str) -> float:
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if not match:
-        raise Invalid(f"--ttl {text!r} is no time", "write it like 30m, 24h or 7d")
+        raise Invalid(f"{option} {text!r} is no time", "write it like 30m, 24h or 7d")
     return int(match[1]) * _SECONDS[match[2]]

@@ -208,7 +208,7 @@ def uninstall(
         _tell(work.preview(settings), "would remove", output, verbose=True)
         return
     endpoints = work.living(settings)
-    if not force and (refused := work.refusal(endpoints, work.used(settings), own_etcd.dependants(settings))):
+    if not force and (refused := work.refusal(endpoints, work.used(settings), own_etcd.needed(settings))):
         if endpoints and output is Format.TABLE:
             rows = [(e.name or e.id, e.ifname, e.network, joined(e.addresses)) for e in endpoints]
             table(("container", "interface", "network", "addresses"), rows, "")

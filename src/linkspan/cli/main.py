@@ -66,6 +66,9 @@ cluster.app.command()(founding.forget)
 cluster.app.command()(recovery.snapshot)
 cluster.app.command()(recovery.restore)
 cluster.app.command()(recovery.recover)
+cluster.app.command()(founding.promote)
+cluster.app.command()(founding.demote)
+cluster.app.command()(founding.leave)
 cluster.app.add_typer(founding.tokens, name="token", cls=usage.Commands)
 for command in (
     agent.agent,

@@ -166,7 +166,7 @@ def of_etcd(state_dir: Path) -> list[File]:
 
     Raises LinkspanError.
     """
-    from linkspan.agent import founding  # takes long to import
+    from linkspan.agent import etcd_unit  # takes long to import
     from linkspan.cluster.founding.etcd_service import EtcdService
     from linkspan.cluster.founding.trust_files import TrustFiles
     from linkspan.store.snapshot import SNAPSHOT, remembered
@@ -176,7 +176,7 @@ def of_etcd(state_dir: Path) -> list[File]:
         return []
     with contextlib.closing(EtcdService(state_dir, host, voter)) as service:
         if voter.systemd:
-            return [*founding.unit_files(service)]
+            return [*etcd_unit.unit_files(service)]
         what = f"linkspan's etcd goes on as it was started (its --data-dir is {service.folder / 'data'})"
         say(f"note: {what}; end it, and the agent starts the one of this version", sys.stderr)
         return []

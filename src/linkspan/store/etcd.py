@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from linkspan.core.contracts import JOIN, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import NotFound, Unavailable
-from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, etcd_parts
+from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, EtcdUrl, etcd_parts
 from linkspan.core.supervise import ended, until_whole, woken
 from linkspan.store.etcd_gateway import Gateway, Refused, Stream
 from linkspan.store.etcd_lease import TRY, StandingLease
@@ -96,15 +96,19 @@ class EtcdStore:
 
         ``cluster`` is the id that a new store gets and an existing one must have ('': any).
         """
-        self.url = etcd_parts(url)
+        self._gateway = Gateway(etcd_parts(url))
         self.cluster = cluster
         """The cluster's id; if it was not given, '' until etcd has answered once."""
-        self._gateway = Gateway(self.url)
         self._standing = StandingLease(self._gateway)
         self._cluster_key = f"{self.url.prefix}.cluster"
         self._meeting = asyncio.Lock()
         self._met = False
         self._closing = asyncio.Event()
+
+    @property
+    def url(self) -> EtcdUrl:
+        """The parts of the URL, with the present endpoints."""
+        return self._gateway.url
 
     @property
     def gateway(self) -> Gateway:

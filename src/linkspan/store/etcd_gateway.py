@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import random
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from typing import TypeVar
@@ -119,9 +120,20 @@ class Gateway:
                     if not error.dropped:
                         break  # only a closed connection deserves another try: it may have been idle for long
                 else:
-                    self.endpoint = endpoint
+                    self.prefer(endpoint)
                     return answer, sent
         raise await self.unavailable(failures)
+
+    def prefer(self, endpoint: str) -> None:
+        """Ask this endpoint first from now on, unless it was taken out meanwhile."""
+        if endpoint in self.url.endpoints:
+            self.endpoint = endpoint
+
+    def follow(self, endpoints: tuple[str, ...]) -> None:
+        """Use these endpoints (HOST:PORT, at least one) from now on; running calls and streams go on."""
+        self.url = msgspec.structs.replace(self.url, endpoints=endpoints)
+        if self.endpoint not in endpoints:
+            self.endpoint = random.choice(endpoints)  # noqa: S311 - it spreads, and hides nothing
 
     def order(self) -> tuple[str, ...]:
         """Return the endpoints in the order in which they are asked: the one that answered last is the first."""
@@ -298,7 +310,7 @@ class Gateway:
 
     def _hint(self, why: str, code: int) -> str:
         if code == _DENIED and self.url.user.startswith(HOST_USER):
-            return "run the command on the host that it is about, or on the voter (`linkspan cluster members`)"
+            return "run the command on the host that it is about, or on a voter (`linkspan cluster members`)"
         if code == _DENIED:
             return f"etcdctl role grant-permission ROLE readwrite {self.url.prefix} --prefix"
         if not self.url.user and ("user name is empty" in why or code == _UNAUTHENTICATED):

@@ -49,6 +49,9 @@ class StandingLease:
         # That the stream broke says nothing about its member, which may have restarted: so it is tried once more.
         old = self._stream.endpoint if self._stream is not None else ""
         order = self._gateway.order()
+        if old not in order:  # its member was taken out
+            self.close()
+            old = ""
         first = order.index(old) + 1 if old else 0
         for endpoint in (*([old] if old else []), *order[first:], *order[:first]):
             answered = False
@@ -64,7 +67,7 @@ class StandingLease:
                 if not answered:  # a late answer must not count as the answer to the next keepalive
                     self.close()
             if answered:
-                self._gateway.endpoint = endpoint
+                self._gateway.prefer(endpoint)
                 if not seconds and self._id == lease:
                     self.forget()
                 return seconds

@@ -103,11 +103,13 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A member of an etcd cluster, with its name ('' before it has started) and the URLs that it advertises."""
+    """A member of an etcd cluster: its id, its name ('' before it has started), and the URLs that it advertises."""
 
+    id: str = msgspec.field(default="", name="ID")
     name: str = ""
     peers: tuple[str, ...] = msgspec.field(default=(), name="peerURLs")
     clients: tuple[str, ...] = msgspec.field(default=(), name="clientURLs")
+    learner: bool = msgspec.field(default=False, name="isLearner")
 
 
 class Members(msgspec.Struct, frozen=True):

@@ -60,7 +60,7 @@ class Vault:
 
     @property
     def gateway(self) -> Gateway:
-        """The connections, for calls that are about neither."""
+        """The connections, as etcd's root."""
         return self._store.gateway
 
     async def close(self) -> None:
@@ -111,6 +111,14 @@ class Vault:
         for role in (name, HOSTS, *([VOTERS] if voter else [])):
             await self._make("user/grant", {"user": name, "role": role})
 
+    async def enrol(self, host: str) -> None:
+        """Let a host's user write every record: it is a voter now. Raises Unavailable."""
+        await self._make("user/grant", {"user": user_of(host), "role": VOTERS})
+
+    async def retire(self, host: str) -> None:
+        """Let a host's user write its own records alone, as that of a client does. Raises Unavailable."""
+        await self._unmake("user/revoke", {"name": user_of(host), "role": VOTERS})
+
     async def dismiss(self, host: str) -> None:
         """Delete a host's user and role; missing ones are no error. Raises Unavailable."""
         await self._unmake("user/delete", {"name": user_of(host)})
@@ -133,6 +141,10 @@ class Vault:
         revisions = {key: revision for key, (_, revision) in values.items()}
         return bool(await self._store.transaction(puts, deletes, unchanged=revisions))
 
+    async def hold(self, key: str, value: msgspec.Struct, seconds: float) -> bool:
+        """Put a value for so many seconds if there is none; return whether there was none."""
+        return bool(await self._store.transaction({key: msgspec.json.encode(value)}, absent=[key], ttl=seconds))
+
     async def _grant(self, role: str, kind: str, keys: str) -> None:
         permission: Json = {"permType": kind, "key": keys.encode()}
         if keys.endswith("/"):  # the range of a prefix ends before the next string of its length
@@ -153,7 +165,7 @@ class Vault:
         try:
             await self._ask(path, body)
         except Refused as error:
-            if "not found" not in error.message:
+            if "not found" not in error.message and "not granted" not in error.message:
                 raise
 
     async def _ask(self, path: str, body: Json) -> None:

@@ -15,6 +15,7 @@ from linkspan.core.store_url import OWN_CLIENTS
 from linkspan.lab import inside, processes, record
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import COMMAND
+from support.polling import explained, until
 
 
 class BareRun(ClusterRun):
@@ -45,9 +46,9 @@ class BareRun(ClusterRun):
             process.kill()
         self.run("mend", host)
 
-    def init(self, host: str = "h1") -> str:
+    def init(self, host: str = "h1", options: str = "") -> str:
         """Begin a cluster, and return the token."""
-        return str(json.loads(self.exec(host, "linkspan cluster init -o json"))["token"])
+        return str(json.loads(self.exec(host, f"linkspan cluster init {options} -o json"))["token"])
 
     def join(self, host: str, token: str) -> dict[str, Any]:
         """Let a host join, and return what it prints."""
@@ -69,9 +70,40 @@ class BareRun(ClusterRun):
         found = json.loads(self.exec(host, "linkspan cluster members -o json"))
         return {one["host"]: one["role"] for one in found if one["healthy"]}
 
+    def hurry(self, host: str = "h1", **settings: float) -> None:
+        """Let voters change within seconds: the cluster's settings of voting, as they are in the vault."""
+        quick = {"steady": 1.0, "replace_after": 5.0, **settings}
+        words = ["put", "/linkspan-trust/voting/settings", json.dumps(quick)]
+        until(lambda: self.own_etcdctl(words, host).returncode == 0, "etcd takes the settings")
+
+    def roles(self, host: str = "h1") -> dict[str, str]:
+        """Return the role of each host, healthy or not; none if the agent does not answer."""
+        try:
+            found = json.loads(self.exec(host, "linkspan cluster members -o json"))
+        except AssertionError:
+            return {}
+        return {one["host"]: one["role"] for one in found}
+
+    def voters(self, *hosts: str, asked: str = "h1") -> None:
+        """Wait until these hosts are the voters, and healthy."""
+
+        def found() -> object:
+            roles = self.members(asked) if self.roles(asked) else {}
+            return {host for host, role in roles.items() if role == "voter"} == {*hosts} or roles
+
+        def are() -> bool:
+            return found() is True
+
+        with explained(lambda: f"{self.roles(asked)} {self.exec(asked, 'linkspan events', code=-1)[-1500:]}"):
+            until(are, f"{', '.join(hosts)} are the voters")
+
     def files(self, host: str) -> TrustFiles:
         """Return a host's files of trust."""
         return TrustFiles(self.folder / host / "state")
+
+    def host_id(self, host: str) -> str:
+        """Return a host's id."""
+        return (self.folder / host / "state" / "host-id").read_text().strip()
 
     def own_etcd(self, host: str = "h1") -> list[int]:
         """Return the pids of the etcd that a host runs."""
@@ -82,9 +114,12 @@ class BareRun(ClusterRun):
         """Return the pids of a host's agents."""
         return processes.agents(self.folder, host)
 
-    def own_etcdctl(self, words: str, host: str = "h1", user: str = "root") -> subprocess.CompletedProcess[str]:
+    def own_etcdctl(
+        self, words: str | list[str], host: str = "h1", user: str = "root"
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``etcdctl`` on a host, with its certificate, as root of etcd or with the host's own user."""
-        argv = [*self.etcdctl_words(host, user), "--command-timeout", "3s", *words.split()]
+        more = words.split() if isinstance(words, str) else words
+        argv = [*self.etcdctl_words(host, user), "--command-timeout", "3s", *more]
         return subprocess.run(argv, capture_output=True, text=True, check=False)
 
     def etcdctl_words(self, host: str, user: str) -> list[str]:
@@ -93,6 +128,7 @@ class BareRun(ClusterRun):
         name = "root" if user == "root" else f"host-{(files.state_dir / 'host-id').read_text().strip()}"
         password = (files.root_password if user == "root" else files.password).read_text().strip()
         argv = ["ip", "netns", "exec", f"{self.name}-{host}", "env", "ETCDCTL_API=3", "etcdctl"]
-        argv += ["--endpoints", f"https://192.0.2.1:{OWN_CLIENTS}"]
+        own = f"https://192.0.2.{host.removeprefix('h')}:{OWN_CLIENTS}"
+        argv += ["--endpoints", own if files.voter() is not None else f"https://192.0.2.1:{OWN_CLIENTS}"]
         argv += ["--cacert", str(files.authority), "--cert", str(files.certificate), "--key", str(files.key)]
         return [*argv, "--user", f"{name}:{password}"]

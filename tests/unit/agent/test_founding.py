@@ -36,7 +36,15 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
         running -= 1
         return files.url([VOTER.clients], "h1"), JoinToken("i", "s", "a", (VOTER.signer,))
 
+    async def changed(*_: object, **__: object) -> None:
+        pass
+
+    async def token(*_: object, **__: object) -> JoinToken:
+        return JoinToken("i", "s", "a", (VOTER.signer,))
+
     monkeypatch.setattr(foundation, "found", found)
+    monkeypatch.setattr(founding, "change_settings", changed)
+    monkeypatch.setattr(Founding, "_new_token", token)
     part = Founding(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
     host = Host(id="h1", name="h1", version="1")
 

@@ -38,13 +38,14 @@ def said(
 
 
 def test_a_sound_etcd_is_ok_in_every_respect() -> None:
-    """Five lines, of which each says what was found; nothing where nobody has looked yet."""
+    """Six lines, of which each says what was found; nothing where nobody has looked yet."""
     found = list(checks(EtcdStatus(1.0, WELL), "compact", Turn("h1", time.time(), OURS)))
     assert [(one.check, one.status) for one in found] == [
         ("store space", "ok"),
         ("store fragmentation", "ok"),
         ("store alarms", "ok"),
         ("store members", "ok"),
+        ("store upgrade", "ok"),
         ("store history", "ok"),
     ]
     assert found[0].detail == "10% of the quota: 10.0 MiB of 100.0 MiB on member m0"
@@ -131,6 +132,16 @@ def test_members_that_are_not_well_are_told(members: tuple[MemberStatus, ...], s
     if found:
         assert detail in found.detail
         assert found.fix
+
+
+@pytest.mark.parametrize(("version", "status"), [("3.5.15", "warn"), ("3.5.16", "ok"), ("3.5.19", "ok")])
+def test_an_etcd_that_forgets_promotions_is_named(version: str, status: str) -> None:
+    """Of several members only, and no more from 3.5.20 on."""
+    several = (member("m0", leader=True), member("m1", version=version), member("m2"))
+    found = [one for one in checks(EtcdStatus(1.0, several), "compact", Turn()) if one.check == "store upgrade"]
+    assert [one.status for one in found] == [status]
+    for members in ((member("m0", leader=True, version=version),), (member("m0", version="3.5.20"),) * 3):
+        assert "store upgrade" not in {one.check for one in checks(EtcdStatus(1.0, members), "compact", Turn())}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,15 @@
 """Founding: a cluster on an etcd that linkspan runs itself, and the way of hosts into it and out of it.
 
-**Who runs what.** The first host is the cluster's voter: it runs etcd, at ports of linkspan's own, and a signer. All
-other hosts are clients. Without the voter nothing can be changed, and what runs continues.
+**Who runs what.** The first host begins as the only voter: it runs etcd, at ports of linkspan's own, and a signer. The
+cluster makes further hosts voters (``voting``), up to three or five. All others are clients. Without a majority of the
+voters nothing can be changed, and what runs continues.
+
+**How a host becomes a voter.** One agent decides for the cluster (``voter_control``): it writes down whom it chose, and
+adds the host to etcd's members as a learner. The host, which like every other one follows the list of members, finds
+itself in it. It fetches the authorities' keys and root's password from a signer by mutual TLS (``handover``), makes its
+certificates, and starts etcd with an empty data folder (``promotion``, ``data_folder``). Once etcd says that the
+learner has caught up, the deciding agent makes it a voter. A host that no longer finds itself in the list puts its data
+aside and drops the keys. Nobody else ever removes anything from it.
 
 **Trust.** There are two authorities. One signs the certificates of voters for each other (``peer``), the other one
 those of hosts and servers (``client``). So a host's certificate is worth nothing at the port where voters replicate. A

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+from linkspan.cluster.founding import data_folder
+from linkspan.cluster.founding.data_folder import Note
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.states.host import HOST
@@ -24,7 +27,10 @@ from linkspan.core.states.programs import Process
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.io.durable_files import write
 
+log = logging.getLogger("linkspan.cluster.founding.etcd_service")
+
 UNIT_NAME = "linkspan-etcd.service"
+UNIT_FILE = Path("/etc/systemd/system", UNIT_NAME)
 USER = "linkspan-etcd"
 HELPER_FOLDER, UNIT_FOLDER = "etcd", Path("/var/lib/linkspan-etcd")
 """The folder of etcd's files: in the state folder, or with systemd that of the unit's user."""
@@ -51,6 +57,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 User={user}
+ExecCondition=+{condition}
 ExecStart={command}
 Restart=always
 RestartSec=1
@@ -79,9 +86,9 @@ def program() -> str:
     return found
 
 
-def unit(command: str) -> str:
-    """Return the text of the unit; ``command`` is etcd's whole command line."""
-    return _UNIT.format(user=USER, command=command, folder=UNIT_FOLDER.name)
+def unit(command: str, condition: str) -> str:
+    """Return the text of the unit; ``command`` is etcd's whole command line, ``condition`` what must succeed first."""
+    return _UNIT.format(user=USER, command=command, condition=condition, folder=UNIT_FOLDER.name)
 
 
 def sysusers() -> str:
@@ -102,10 +109,14 @@ def beside(etcds: Path) -> Path:
 class EtcdService:
     """The etcd of one voter."""
 
-    def __init__(self, state_dir: Path, host: str, voter: Voter) -> None:
+    def __init__(self, state_dir: Path, host: str, voter: Voter, advertised: str = "") -> None:
+        """``advertised`` is ADDRESS:PORT for clients as other members tell it; '': where it listens."""
         self._host = host
         self._voter = voter
+        self._advertised = advertised or voter.clients
         self.folder = folder(state_dir, voter)
+        self.problem = ""
+        """Why etcd could not be started."""
         self._turn = asyncio.Lock()
         """One start or stop at a time: between the two of a restart nobody else starts etcd."""
         self._helpers = ProcessDriver(state_dir / HELPER_FOLDER, GRACE)
@@ -124,15 +135,39 @@ class EtcdService:
         """Forget the helper; it keeps running."""
         self._helpers.close()
 
+    @property
+    def data(self) -> Path:
+        """Return the folder of etcd's data."""
+        return self.folder / "data"
+
+    def prepare(self, member: str = "") -> None:
+        """Make an empty data folder for the first start; ``member`` is etcd's id of one that joins a cluster.
+
+        Data of an earlier membership is renamed, never used. Raises LinkspanError.
+        """
+        if not member and (self.data / data_folder.MEMBER).is_dir():
+            return  # an init that broke off
+        data_folder.prepare(self.data, Note(self._host, data_folder.minor_of(program()), member), self.owner())
+
+    def check(self) -> None:
+        """Return if etcd may be started with the data that this host has. Raises LinkspanError with the reason."""
+        data_folder.check(self.data, self._host, program(), self.owner())
+
+    def condition(self) -> tuple[str, ...]:
+        """Return the command line by which systemd asks the same as ``check``. Raises NotFound if there is no etcd."""
+        return (sys.executable, "-m", data_folder.__name__, str(self.data), self._host, program())
+
     def argv(self) -> tuple[str, ...]:
         """Return etcd's command line. Raises NotFound if there is no etcd."""
         clients, peers = f"https://{self._voter.clients}", f"https://{self._voter.peers}"
+        joins = self._voter.joins
         return (
             program(),
             *("--name", self.name, "--data-dir", str(self.folder / "data")),
-            *("--listen-client-urls", clients, "--advertise-client-urls", clients),
+            *("--listen-client-urls", clients, "--advertise-client-urls", f"https://{self._advertised}"),
             *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
-            *("--initial-cluster", f"{self.name}={peers}", "--initial-cluster-token", self.name),
+            *("--initial-cluster", joins or f"{self.name}={peers}", "--initial-cluster-token", self.name),
+            *("--initial-cluster-state", "existing" if joins else "new"),
             *("--cert-file", self._file("server.pem"), "--key-file", self._file("server.key")),
             *("--trusted-ca-file", self._file("client-ca.pem"), "--client-cert-auth"),
             *("--client-crl-file", self._file("revoked.der")),
@@ -170,6 +205,7 @@ class EtcdService:
         """Start etcd unless it runs. Raises LinkspanError."""
         async with self._turn:
             if self._voter.systemd:
+                await asyncio.to_thread(self.check)
                 await asyncio.to_thread(_systemctl, "start", UNIT_NAME)
             else:
                 await asyncio.to_thread(self._put)
@@ -178,6 +214,7 @@ class EtcdService:
         """Start the helper unless it runs; one of another version of linkspan keeps running."""
         if any(True for _ in self._helpers.observe(HOST)):
             return
+        self.check()
         wanted = Process(NAME, self.argv())
         for error in self._helpers.apply([wanted], ()).values():
             raise error
@@ -201,6 +238,24 @@ class EtcdService:
                 await asyncio.to_thread(self.stop)
             yield
 
+    async def end(self) -> None:
+        """End etcd if it runs, and let nothing start it by itself: its data are not used any more.
+
+        Raises LinkspanError.
+        """
+        async with self._turn:
+            if self._voter.systemd and UNIT_FILE.exists():
+                await asyncio.to_thread(_systemctl, "disable", "--now", UNIT_NAME)
+            await asyncio.to_thread(self.stop)
+
+    def clear(self, names: Iterable[str] = FILES) -> None:
+        """Remove what etcd reads besides its data, such as its keys. Raises Unavailable with a name."""
+        for name in names:
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "remove it") from error
+
     def stop(self) -> None:
         """End the helper; systemd's unit is not concerned. Raises LinkspanError."""
         for error in self._helpers.apply((), [*self._helpers.observe(HOST)]).values():
@@ -209,10 +264,16 @@ class EtcdService:
     async def keep(self) -> None:
         """Start etcd, and a helper again whenever it ended; systemd does that for its unit."""
         while True:
-            with contextlib.suppress(LinkspanError):  # its log has the reason, and the store's problem is in `status`
+            try:
                 await self.start()
-            if self._voter.systemd:
-                return
+            except LinkspanError as error:  # a failure of etcd itself is in its log, and the store's in `status`
+                if not self.problem:
+                    log.warning("etcd is not started: %s", error.told)
+                self.problem = error.told
+            else:
+                self.problem = ""
+                if self._voter.systemd:
+                    return
             await asyncio.sleep(LOOK_EVERY)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.foundation import renew_revoked
 from linkspan.cluster.founding.join_token import TokenRecord
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked
-from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, NotFound
 from linkspan.store.request import MOST_KEYS
 from linkspan.store.vault import TRIES, Vault, contended
@@ -19,7 +17,7 @@ from linkspan.store.vault import TRIES, Vault, contended
 async def meant(vault: Vault, word: str, here: str) -> tuple[str, JoinedHost]:
     """Return the id of the host that an operator named by name or id, and what is kept of it.
 
-    Raises NotFound, and Conflict if several have the name or it is ``here``, the id of the voter itself.
+    Raises NotFound, and Conflict if several have the name or it is ``here``, the id of the voter that is asked.
     """
     hosts = await vault.all(HOSTS, JoinedHost)
     named = {id_: host for id_, host in hosts.items() if host.name == word}
@@ -31,30 +29,48 @@ async def meant(vault: Vault, word: str, here: str) -> tuple[str, JoinedHost]:
     if len(found) > 1:
         raise Conflict(f"{len(found)} hosts are called {word}", f"give an id: {', '.join(sorted(found))}")
     if found[0] == here:
-        raise Conflict(
-            f"host {word} is this cluster's voter, which has its records", "name another host: nothing replaces it"
-        )
+        hint = "linkspan cluster leave; or type it on another voter, if there is one"
+        raise Conflict(f"host {word} is the voter that you ask", hint)
     return found[0], hosts[found[0]]
 
 
-async def exclude(files: TrustFiles, vault: Vault, service: EtcdService, host: str, *, known: bool) -> None:
+async def exclude(vault: Vault, host: str, publish: Callable[[], Awaitable[None]], *, known: bool) -> None:
     """Shut a host out of etcd: after this it reads nothing. What broke off can be repeated. Raises LinkspanError.
 
     A host that was ``known`` to the others may come back only as a new one, and one whose join broke off as it is. It
-    knows the tokens that it joined with, so these let nobody in any more.
-
-    etcd checks the list of revoked certificates at each handshake. It has no call that ends a connection, and a watch
-    outlives its user. So etcd restarts, which takes about a second: nothing can be changed meanwhile, and all hosts
-    connect again.
+    knows the tokens that it joined with, so these let nobody in any more. ``publish`` makes all voters refuse what is
+    revoked, and end its connections (``revocation``): meanwhile etcd restarts, and for about a second nothing changes.
     """
     await revoke(vault, host, known=known)
-    await renew_revoked(files, vault, service)
     await vault.dismiss(host)
-    await service.restart()
-    await vault.returned()
+    await publish()
     kept, revision = await vault.get(HOSTS + host, JoinedHost)
     if kept is not None and not kept.recorded:  # what the first of several tries saw: it removed the records
         await vault.put({HOSTS + host: (None, revision)})
+
+
+async def release(vault: Vault, host: str) -> None:
+    """Let a host go that wants to leave: its user ends, and so do its certificates for new connections.
+
+    It has removed its records, so it may come back at once, with another key. Raises LinkspanError.
+    """
+    for _ in range(TRIES):
+        joined, revision = await vault.get(HOSTS + host, JoinedHost)
+        if joined is None:
+            break
+        done = await vault.all(REVOKED, Revoked)
+        left = [serial for serial in joined.serials if serial not in done]
+        batch = left[: MOST_KEYS - 1]
+        changes: dict[str, tuple[msgspec.Struct | None, int]] = {
+            REVOKED + serial: (Revoked(host, time.time(), cut=False), 0) for serial in batch
+        }
+        if len(batch) == len(left):
+            changes[HOSTS + host] = (None, revision)
+        if await vault.put(changes) and len(batch) == len(left):
+            break
+    else:
+        raise contended(f"host {host} leaves")
+    await vault.dismiss(host)
 
 
 async def revoke(vault: Vault, host: str, *, known: bool) -> None:

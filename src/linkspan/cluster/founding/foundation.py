@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from linkspan.cluster.founding import certificates, join_token
 from linkspan.cluster.founding.certificates import Authority, Requested
@@ -25,12 +25,18 @@ AGAIN = 0.05
 
 
 async def found(
-    files: TrustFiles, service: EtcdService, voter: Voter, host: str, name: str, install: Callable[[], None]
+    files: TrustFiles,
+    service: EtcdService,
+    voter: Voter,
+    host: str,
+    name: str,
+    install: Callable[[], None],
+    wish: Callable[[Vault], Awaitable[None]],
 ) -> tuple[str, JoinToken]:
     """Make a cluster whose first voter is this host; return the store's URL and a token for the other hosts.
 
-    ``install`` makes the unit and its user if systemd runs etcd. Each step is repeatable: what exists stays. Raises
-    LinkspanError.
+    ``install`` makes the unit and its user if systemd runs etcd; ``wish`` writes down the operator's settings. Each
+    step is repeatable: what exists stays. Raises LinkspanError.
     """
     program()  # before anything is written: a host that cannot be a voter may still join another's cluster
     files.keep_voter(voter)
@@ -39,6 +45,7 @@ async def found(
     await asyncio.to_thread(make_server, files, service, voter)
     serial = await asyncio.to_thread(make_own, files, host)
     root, own = files.secret(files.root_password), files.secret(files.password)
+    await asyncio.to_thread(service.prepare)
     await service.start()
     vault = Vault(files.root_url([voter.clients]), RECORDS_PREFIX)
     try:
@@ -46,6 +53,7 @@ async def found(
         await vault.enable(root)
         await renew_revoked(files, vault, service)
         await vault.admit(host, own, voter=True)
+        await wish(vault)
         await _note_own(files, vault, host, name, serial)
         token = await create_token(files, vault, [voter.signer], uses=0, member=True)
     finally:
@@ -146,7 +154,8 @@ async def _note_own(files: TrustFiles, vault: Vault, host: str, name: str, seria
     for _ in range(TRIES):
         known, revision = await vault.get(HOSTS + host, JoinedHost)
         serials = (*(known.serials if known else ()), f"{serial:x}")
-        if await vault.put({HOSTS + host: (JoinedHost(name, key, serials, "", time.time()), revision)}):
+        joined = JoinedHost(name, key, serials, "", time.time(), member=known is None or known.member)
+        if await vault.put({HOSTS + host: (joined, revision)}):
             return
     raise contended(f"host {host}")
 

@@ -86,7 +86,7 @@ async def restore(aim: Aim, snapshot: Path) -> Restored:
     """Make a cluster of one voter from a snapshot; meanwhile etcd goes on as it is. Raises LinkspanError."""
     restorer, trusted = Restorer(), _authority(aim)
     await asyncio.to_thread(snapshots.check, snapshot)
-    with contextlib.closing(RestoredData(aim.service, aim.host)) as data:
+    with contextlib.closing(RestoredData(aim.service, aim.host, aim.voter.clients)) as data:
         await data.make(restorer, snapshot, f"https://{aim.voter.peers}", checked=True)
         cluster, joined = await _corrected(aim, data, restorer.bump)
         await asyncio.to_thread(_prepare, aim)
@@ -102,7 +102,7 @@ async def recover(aim: Aim) -> Restored:
     if not own.is_file():
         what = f"this voter has no data of its own: {own} does not exist"
         raise Invalid(what, "restore a snapshot: linkspan cluster restore FILE")
-    with contextlib.closing(RestoredData(aim.service, aim.host)) as data:
+    with contextlib.closing(RestoredData(aim.service, aim.host, aim.voter.clients)) as data:
         async with _replacing(aim.service):
             await data.make(restorer, own, f"https://{aim.voter.peers}", checked=False)
             cluster, joined = await _corrected(aim, data, restorer.bump)
@@ -131,9 +131,13 @@ async def _replacing(service: EtcdService) -> AsyncIterator[None]:
 
 async def _completed(aim: Aim, data: RestoredData, restored: Restored) -> Restored:
     """Start etcd with the restored data, let this host in, and make a token."""
-    url, token = await found(aim.files, aim.service, aim.voter, aim.host, aim.name, aim.install)
+    url, token = await found(aim.files, aim.service, aim.voter, aim.host, aim.name, aim.install, _as_is)
     await data.discard()
     return msgspec.structs.replace(restored, url=url, token=token.text)
+
+
+async def _as_is(_vault: Vault) -> None:
+    """Leave the settings of voters as the snapshot has them."""
 
 
 async def _corrected(aim: Aim, data: RestoredData, bump: int) -> tuple[str, dict[str, JoinedHost]]:

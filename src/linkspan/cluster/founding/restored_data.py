@@ -38,12 +38,13 @@ HERE = Voter("127.0.0.1")
 class RestoredData:
     """The folder beside ``service``'s, with all that a trial needs: files of trust, an etcd, and its data."""
 
-    def __init__(self, service: EtcdService, host: str) -> None:
+    def __init__(self, service: EtcdService, host: str, clients: str = "") -> None:
+        """``clients`` is ADDRESS:PORT of the voter's etcd: the trial has its own, and no host may take it for that."""
         self.folder = beside(service.folder)
         self.files = TrustFiles(self.folder)
         self._service = service
         self._host = host
-        self._etcd = EtcdService(self.folder, host, HERE)
+        self._etcd = EtcdService(self.folder, host, HERE, clients)
         self._data = self._etcd.folder / "data"
         self._swapping = self.folder / _SWAPPING
 

@@ -1,7 +1,8 @@
 """Signer: a voter's TLS server that takes hosts into the cluster, and what it decides.
 
-It answers two requests. One returns the client authority, to anybody: a joiner compares its hash with the token's. The
+It answers two requests of anybody. One returns the client authority: a joiner compares its hash with the token's. The
 other one is a join, with the token's secret. Whoever asks is known by nothing else, so each field is checked here.
+Requests of hosts, which show their certificates, are ``handover``'s.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("linkspan.cluster.founding.signer")
 
+T = TypeVar("T", bound=msgspec.Struct)
+Handler = Callable[[web.Request], Awaitable[msgspec.Struct]]
+NOTHING_MORE: Mapping[str, Handler] = MappingProxyType({})
 LARGEST = 16 << 10
 """Largest request in bytes."""
 MOST_CONNECTIONS = 64
@@ -89,7 +94,8 @@ class JoinedHost(msgspec.Struct, frozen=True):
     """What the voters keep of a host: its name, its key's SHA-256, the serial numbers of its certificates.
 
     ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
-    join again only with another key, and ``recorded`` says that it had anything among the records then.
+    join again only with another key, and ``recorded`` says that it had anything among the records then. A ``member``
+    may become a voter: its token or an operator said so.
     """
 
     name: str
@@ -99,20 +105,24 @@ class JoinedHost(msgspec.Struct, frozen=True):
     at: float
     forgotten: bool = False
     recorded: bool = False
+    member: bool = False
 
 
 class Revoked(msgspec.Struct, frozen=True):
-    """A certificate that is revoked, by the id of its host and the time."""
+    """A certificate that is revoked, by the id of its host and the time; ``cut``: its open connections end, too."""
 
     host: str
     at: float
+    cut: bool = True
 
 
 class Signer:
     """Lets hosts in: checks tokens, signs certificates, and makes users."""
 
-    def __init__(self, files: TrustFiles, vault: Vault, endpoints: tuple[str, ...], cluster: str) -> None:
-        """``endpoints`` are etcd's, for the hosts; ``cluster`` is the cluster's id."""
+    def __init__(
+        self, files: TrustFiles, vault: Vault, endpoints: Callable[[], tuple[str, ...]], cluster: str
+    ) -> None:
+        """``endpoints`` returns etcd's, for the hosts; ``cluster`` is the cluster's id."""
         self._files = files
         self._vault = vault
         self._endpoints = endpoints
@@ -138,7 +148,7 @@ class Signer:
             await self._note(wish, host, requested.key_hash, serial)
             await self._vault.admit(host, wish.password)
             await self._tidy()
-        return Welcome(certificate.decode(), self._endpoints, self._cluster)
+        return Welcome(certificate.decode(), self._endpoints(), self._cluster)
 
     async def _tidy(self) -> None:
         """Delete tokens that expired long ago."""
@@ -166,7 +176,8 @@ class Signer:
             if known is not None:
                 refuse_other(known, host, key)
             serials = (*(known.serials if known else ()), f"{serial:x}")
-            joined = JoinedHost(wish.name, key, serials, _plain(wish.token), time.time())
+            member = used.member or (known is not None and known.member and not known.forgotten)
+            joined = JoinedHost(wish.name, key, serials, _plain(wish.token), time.time(), member=member)
             if await self._vault.put({TOKENS + _plain(wish.token): (used, at), HOSTS + host: (joined, known_at)}):
                 return
         raise contended(f"host {host} joins")
@@ -202,33 +213,48 @@ def _plain(token: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def serving(signer: Signer, at: str, certificate: Path, key: Path) -> AsyncIterator[None]:
-    """Serve a signer by TLS at ADDRESS:PORT. Raises OSError if the port is taken."""
+async def serving(
+    signer: Signer, at: str, authority: Path, certificate: Path, key: Path, more: Mapping[str, Handler] = NOTHING_MORE
+) -> AsyncIterator[None]:
+    """Serve a signer by TLS at ADDRESS:PORT. Raises OSError if the port is taken.
+
+    Whoever shows a certificate must have one of ``authority``; a joiner shows none. ``more`` are further requests by
+    their paths, whose answers are values.
+    """
     refusals = Refusals()
 
     async def introduce(_request: web.Request) -> web.Response:
         return _answer(signer.introduction())
 
-    async def join(request: web.Request) -> web.Response:
-        try:
-            async with asyncio.timeout(SECONDS):
-                sent = await request.read()
-            wish = msgspec.json.decode(sent, type=JoinWish)
-            welcome = await signer.admit(wish)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _answer(Problem("invalid", "the request cannot be read"), 400)
-        except TimeoutError:
-            return _answer(Problem("invalid", f"the request was not there after {SECONDS:.0f} s"), 408)
-        except LinkspanError as error:
-            refusals.log(f"join from {request.remote} refused: {error.message}", time.monotonic())
-            return _answer(Problem(error.code, error.message, error.hint), STATUS.get(error.code, 503))
+    async def join(request: web.Request) -> msgspec.Struct:
+        wish = await sent(request, JoinWish)
+        welcome = await signer.admit(wish)
         log.info("host %s (%s) joins from %s", wish.name, wish.host, request.remote)
-        return _answer(welcome)
+        return welcome
+
+    def guarded(handler: Handler, what: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return a handler that answers with the reason where it refuses."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                return _answer(await handler(request))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return _answer(Problem("invalid", "the request cannot be read"), 400)
+            except TimeoutError:
+                return _answer(Problem("invalid", f"the request was not there after {SECONDS:.0f} s"), 408)
+            except LinkspanError as error:
+                refusals.log(f"{what} from {request.remote} refused: {error.message}", time.monotonic())
+                return _answer(Problem(error.code, error.message, error.hint), STATUS.get(error.code, 503))
+
+        return handle
 
     app = web.Application(client_max_size=LARGEST)
-    app.add_routes([web.get("/v1/authority", introduce), web.post("/v1/join", join)])
+    app.add_routes([web.get("/v1/authority", introduce), web.post("/v1/join", guarded(join, "join"))])
+    app.add_routes([web.post(path, guarded(handler, path.rpartition("/")[2])) for path, handler in more.items()])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority)
+    context.verify_mode = ssl.CERT_OPTIONAL
     where, port = place(at)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, keepalive_timeout=SECONDS)
     await runner.setup()
@@ -249,6 +275,13 @@ async def serving(signer: Signer, at: str, certificate: Path, key: Path) -> Asyn
         if listening is not None:
             listening.close()
         await runner.cleanup()
+
+
+async def sent(request: web.Request, kind: type[T]) -> T:
+    """Return the body of a request. Raises TimeoutError if it does not come, and DecodeError."""
+    async with asyncio.timeout(SECONDS):
+        body = await request.read()
+    return msgspec.json.decode(body, type=kind)
 
 
 class _Closed(asyncio.Protocol):

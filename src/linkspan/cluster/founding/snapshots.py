@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.remedies import reason, remedy
 from linkspan.store.etcd_gateway import Gateway
@@ -169,13 +170,18 @@ class Keeper:
     """Takes a voter's automatic snapshots, one voter at a time."""
 
     def __init__(
-        self, state_dir: Path, host: str, vault: Callable[[], AbstractAsyncContextManager[Vault]]
+        self,
+        state_dir: Path,
+        host: str,
+        voter: Callable[[], Voter | None],
+        vault: Callable[[Voter], AbstractAsyncContextManager[Vault]],
     ) -> None:
-        """``vault`` opens the vault at this host's own etcd."""
+        """``voter`` returns this host's part as a voter now; ``vault`` opens the vault at its own etcd."""
         self.folder = state_dir / FOLDER
         self.problem = ""
         """Why the last one failed."""
         self._host = host
+        self._voter = voter
         self._vault = vault
 
     async def follow(self) -> None:
@@ -187,11 +193,11 @@ class Keeper:
 
     async def look(self) -> None:
         """Take a snapshot if one is due and no other voter takes one; remember the reason if it fails."""
-        old = age(self.folder, time.time())
-        if old is not None and old < EVERY:
+        old, voter = age(self.folder, time.time()), self._voter()
+        if voter is None or (old is not None and old < EVERY):
             return
         try:
-            async with self._vault() as vault:
+            async with self._vault(voter) as vault:
                 await self._in_turn(vault)
         except LinkspanError as error:
             if self.problem != error.told:

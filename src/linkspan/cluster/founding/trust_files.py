@@ -25,10 +25,15 @@ RECORDS_PREFIX = f"/{RECORDS}/"
 
 
 class Voter(msgspec.Struct, frozen=True):
-    """A voter's own part: the address of its servers, and whether systemd runs its etcd (else it is a helper)."""
+    """A voter's own part: the address of its servers, and whether systemd runs its etcd (else it is a helper).
+
+    ``joins`` are the members of the cluster that its etcd joins at its first start, itself among them, as etcd's
+    --initial-cluster has them; '' on the host that began the cluster.
+    """
 
     address: str
     systemd: bool = False
+    joins: str = ""
 
     @property
     def clients(self) -> str:
@@ -66,6 +71,10 @@ class TrustFiles:
         self.peer_authority = self.folder / "peer-ca.pem"
         self.peer_authority_key = self.folder / "peer-ca.key"
         self.root_password = self.folder / "root-password"
+        self.revoked = self.folder / "revoked.json"
+        """The serial numbers that this voter's etcd refuses."""
+        self.left = self.folder / "left"
+        """Exists once this host has left its cluster, until it has forgotten it."""
         self._voter = self.folder / "voter.json"
 
     def voter(self) -> Voter | None:
@@ -81,6 +90,23 @@ class TrustFiles:
     def keep_voter(self, voter: Voter) -> None:
         """Write down this host's part as a voter."""
         self.put(self._voter, msgspec.json.encode(voter))
+
+    def forget_voter(self) -> None:
+        """Remove what only a voter has: its secrets, then the file that says so. Raises Unavailable with a name."""
+        secret = (self.authority_key, self.peer_authority, self.peer_authority_key, self.root_password, self.revoked)
+        self._remove(*secret, self._voter)
+
+    def forget_cluster(self) -> None:
+        """Remove all of them: this host is in no cluster any more. Raises Unavailable with a name."""
+        self.forget_voter()
+        self._remove(self.authority, self.certificate, self.key, self.password)
+
+    def _remove(self, *paths: Path) -> None:
+        for file in paths:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise Unavailable(f"{file}: {reason(error)}", remedy(error, file, "it must go")) from error
 
     def put(self, file: Path, content: bytes) -> None:
         """Write a file for root alone. Raises Unavailable with its name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ BROKEN = ("3.5.0", "3.5.1", "3.5.2")
 """Releases of which etcd's maintainers warned that a crash may leave a member with other data than the others."""
 OLD_SNAPSHOT, FIRST_SNAPSHOT = 2 * 86400.0, 900.0
 """Seconds after which an automatic snapshot is too old, and after which an agent that runs should have taken one."""
+OLD, DURABLE = 16, 20
+"""Patches of etcd 3.5: older ones than the first have further defects of learners, and from the second on etcd writes a
+promotion to its disk, where 3.6 looks for it (etcd issue 19557)."""
+_PATCH = re.compile(r"3\.5\.\d{1,4}")
 RECENT = 2 * 86400.0
 """Seconds for which another host's turn says that somebody looks after the store, though this host may not."""
 
@@ -43,6 +48,7 @@ def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Iterator[Check]:
         yield _fragmentation(etcd, allowed)
         yield from _alarms(etcd, allowed)
         yield from _members(etcd)
+        yield from _upgrade(etcd)
         yield _history(allowed, last)
 
 
@@ -170,6 +176,15 @@ def _wrong_members(etcd: EtcdStatus) -> Iterator[Check]:
     if voters > 1 and voters % 2 == 0:
         detail = f"{voters} voting members survive the loss of {voters // 2 - 1}, as {voters - 1} do"
         yield Check("store members", "warn", detail, "add one more member, or remove one")
+
+
+def _upgrade(etcd: EtcdStatus) -> Iterator[Check]:
+    """Yield what must be known before an upgrade to etcd 3.6, if members may have been learners."""
+    patches = [int(one.version[4:]) for one in etcd.answering if _PATCH.fullmatch(one.version)]
+    if len(etcd.members) > 1 and patches and min(patches) < DURABLE:
+        detail = f"etcd 3.5 before 3.5.{DURABLE} does not write to its disk that a learner became a voter"
+        fix = "before you upgrade to 3.6: the newest 3.5 on all members, one after the other"
+        yield Check("store upgrade", "warn" if min(patches) < OLD else "ok", detail, fix)
 
 
 def _history(allowed: Allowed, last: Turn) -> Check:

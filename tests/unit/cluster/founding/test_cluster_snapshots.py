@@ -18,6 +18,7 @@ from aiohttp import web
 
 from linkspan.cluster.founding import snapshots
 from linkspan.cluster.founding.snapshots import EVERY, KEPT, TURN, Keeper, Taken, Turn, age, check, kept, take
+from linkspan.cluster.founding.trust_files import Voter as Part
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd_gateway import Gateway
@@ -145,7 +146,7 @@ class Voter:
         self.taking: Callable[[], None] = lambda: None
 
         @contextlib.asynccontextmanager
-        async def vault() -> AsyncIterator[Vault]:
+        async def vault(_voter: object) -> AsyncIterator[Vault]:
             yield Vault("", "/linkspan/")
 
         async def written(_gateway: object, file: Path) -> Taken:
@@ -155,7 +156,7 @@ class Voter:
 
         monkeypatch.setattr(snapshots, "take", written)
         folder.mkdir()
-        self.keeper = Keeper(folder, host, vault)
+        self.keeper = Keeper(folder, host, lambda: Part("192.0.2.1"), vault)
 
     def look(self) -> list[Path]:
         """Look once; return the snapshots."""

@@ -61,7 +61,7 @@ def test_systemd_accepts_the_unit_and_its_user(tmp_path: Path, monkeypatch: pyte
     """It runs as a user of its own, and starts again whenever it ends."""
     monkeypatch.setattr("linkspan.cluster.founding.etcd_service.program", lambda: "/bin/true")
     service = EtcdService(tmp_path, "h1", Voter("192.0.2.1", systemd=True))
-    text = unit(" ".join(service.argv()))
+    text = unit(" ".join(service.argv()), " ".join(service.condition()))
     service.close()
     assert service.folder == UNIT_FOLDER
     assert {"User=linkspan-etcd", "Restart=always", "After=network-online.target"} <= set(text.splitlines())

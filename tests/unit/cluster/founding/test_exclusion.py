@@ -6,13 +6,11 @@ import asyncio
 import datetime
 import time
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import pytest
 
 from linkspan.cluster.founding import certificates, exclusion
-from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import KEPT_SECONDS, TokenRecord, hashed
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, JoinWish, Revoked, Signer
 from linkspan.cluster.founding.trust_files import TrustFiles
@@ -31,17 +29,17 @@ class Etcd:
         memory = Memory()
         monkeypatch.setattr(vaults, "EtcdStore", lambda _url: MemoryStore(memory))
         self.passwords: dict[str, str] = {}
+        self.published: frozenset[str] = frozenset()
         self.changing = self.most_changing = 0
         """How many joins change users at the moment, and at most."""
         monkeypatch.setattr(Vault, "admit", self._admit)
         monkeypatch.setattr(Vault, "dismiss", self._dismiss)
-        monkeypatch.setattr(Vault, "returned", self._returned)
         self.files = TrustFiles(folder)
         key = self.files.once(self.files.authority_key, certificates.new_key)
         authority = certificates.new_authority(key, "clients", datetime.datetime.now(datetime.UTC))
         self.files.put(self.files.authority, authority)
         self.vault = Vault("", "/linkspan/")
-        self.signer = Signer(self.files, self.vault, ("192.0.2.1:5379",), "c1")
+        self.signer = Signer(self.files, self.vault, lambda: ("192.0.2.1:5379",), "c1")
 
     async def _admit(self, host: str, password: str) -> None:
         self.changing += 1
@@ -53,19 +51,13 @@ class Etcd:
     async def _dismiss(self, host: str) -> None:
         self.passwords.pop(host, None)
 
-    async def _returned(self) -> None:
-        pass
+    async def _publish(self) -> None:
+        self.published = frozenset(await self.vault.all(REVOKED, Revoked))
 
-    def put(self, _name: str, _content: bytes) -> None:
-        """Take a file of the service."""
-
-    async def restart(self) -> None:
-        """Start again, as the service does."""
-
-    async def token(self, id_: str, uses: int = 0) -> None:
+    async def token(self, id_: str, uses: int = 0, *, member: bool = False) -> None:
         """Make a token with SECRET."""
         now = time.time()
-        record = TokenRecord(hash=hashed(SECRET), created=now, expires=now + 99, uses=uses)
+        record = TokenRecord(hash=hashed(SECRET), created=now, expires=now + 99, uses=uses, member=member)
         await self.vault.put({TOKENS + id_: (record, 0)})
 
     async def join(self, host: str, token: str, key: bytes) -> None:
@@ -75,7 +67,7 @@ class Etcd:
 
     async def forget(self, host: str, *, known: bool) -> None:
         """Forget a host."""
-        await exclusion.exclude(self.files, self.vault, cast(EtcdService, self), host, known=known)
+        await exclusion.exclude(self.vault, host, self._publish, known=known)
 
     async def states(self) -> dict[str, str]:
         """Return the state of each token."""
@@ -181,6 +173,39 @@ def test_a_host_with_many_certificates_is_forgotten_whole(etcd: Etcd) -> None:
         many = msgspec.structs.replace(joined, serials=tuple(f"{number:x}" for number in range(1, 301)))
         await etcd.vault.put({HOSTS + "h2": (many, revision)})
         await etcd.forget("h2", known=True)
-        assert len(await etcd.vault.all(REVOKED, Revoked)) == 300
+        assert len(etcd.published) == 300
+
+    asyncio.run(run())
+
+
+def test_a_host_that_left_may_come_back_with_another_key(etcd: Etcd) -> None:
+    """Its user and its certificates have ended, and its token is still good: it left by its own wish."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await etcd.join("h2", "a1", certificates.new_key())
+        await exclusion.release(etcd.vault, "h2")
+        assert "h2" not in etcd.passwords
+        revoked = await etcd.vault.all(REVOKED, Revoked)
+        assert [one.cut for one in revoked.values()] == [False]
+        assert await etcd.vault.all(HOSTS, JoinedHost) == {}
+        await exclusion.release(etcd.vault, "h2")
+        await etcd.join("h2", "a1", certificates.new_key())
+
+    asyncio.run(run())
+
+
+def test_only_a_token_that_allows_it_lets_a_host_become_a_voter(etcd: Etcd) -> None:
+    """A later join by another token takes nothing away."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await etcd.token("b2", member=True)
+        key = certificates.new_key()
+        for token, member in (("a1", False), ("b2", True), ("a1", True)):
+            await etcd.join("h2", token, key)
+            joined, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+            assert joined is not None
+            assert joined.member is member
 
     asyncio.run(run())

@@ -27,6 +27,10 @@ def service(state_dir: Path) -> EtcdService:
     return EtcdService(state_dir, "h1", VOTER)
 
 
+async def _no_wish(_vault: Vault) -> None:
+    pass
+
+
 def test_a_half_join_does_not_poison_an_init(tmp_path: Path) -> None:
     """Another cluster's certificate is replaced; but not beside data of this cluster, whose hosts trust it."""
     files, own = TrustFiles(tmp_path), service(tmp_path)
@@ -50,7 +54,7 @@ def test_a_host_without_etcd_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     files = TrustFiles(tmp_path)
     with pytest.raises(NotFound, match="etcd is not installed"):
-        asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None))
+        asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None, _no_wish))
     assert files.voter() is None
 
 

@@ -41,13 +41,15 @@ class Closed(Signer):
 async def served(folder: Path) -> AsyncIterator[int]:
     """Serve at a free port, and give it."""
     now, key, own = datetime.datetime.now(datetime.UTC), new_key(), new_key()
-    certificate = Authority(new_authority(key, "clients", now), key).server(own, ["127.0.0.1"], now)
+    authority = new_authority(key, "clients", now)
+    certificate = Authority(authority, key).server(own, ["127.0.0.1"], now)
+    (folder / "ca").write_bytes(authority)
     (folder / "pem").write_bytes(certificate)
     (folder / "key").write_bytes(own)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-    signer = Closed(TrustFiles(folder), Vault.__new__(Vault), (), "c1")
-    async with serving(signer, f"127.0.0.1:{port}", folder / "pem", folder / "key"):
+    signer = Closed(TrustFiles(folder), Vault.__new__(Vault), tuple, "c1")
+    async with serving(signer, f"127.0.0.1:{port}", folder / "ca", folder / "pem", folder / "key"):
         yield port
 
 

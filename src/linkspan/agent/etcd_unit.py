@@ -1,0 +1,49 @@
+"""systemd's unit of a voter's etcd, and the user that it runs as."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from linkspan.agent import installation
+from linkspan.cluster.founding import etcd_service
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.trust_files import Voter
+from linkspan.core.errors import LinkspanError
+from linkspan.core.states.programs import File
+from linkspan.runtimes import systemd
+
+ETCD_UNIT = f"{systemd.UNITS}/{etcd_service.UNIT_NAME}"
+ETCD_USER = "etc/sysusers.d/linkspan-etcd.conf"
+
+
+def uninstall(state_dir: Path) -> None:
+    """Remove etcd's unit and its user's file; the user stays for the data that are kept. Raises LinkspanError."""
+    there = [one for one in installation.installed(state_dir) if one.path in (f"/{ETCD_UNIT}", f"/{ETCD_USER}")]
+    installation.take(state_dir, there)
+
+
+def install(state_dir: Path, service: EtcdService, *, voter: Voter) -> None:
+    """Install etcd's unit and its user if systemd runs it. Raises LinkspanError."""
+    if not voter.systemd:
+        return
+    installation.put(state_dir, unit_files(service))
+    for words in (
+        ("systemd-sysusers", f"/{ETCD_USER}"),
+        ("systemctl", "daemon-reload"),
+        ("systemctl", "enable", etcd_service.UNIT_NAME),
+    ):
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LinkspanError(f"{' '.join(words)}: {done.stderr.strip() or f'it ended with {done.returncode}'}")
+
+
+def unit_files(service: EtcdService) -> Iterator[File]:
+    """Return etcd's user and its unit, for systemd. Raises NotFound if there is no etcd."""
+    yield File(f"/{ETCD_USER}", etcd_service.sysusers().encode())
+    yield File(f"/{ETCD_UNIT}", etcd_service.unit(_line(service.argv()), _line(service.condition())).encode())
+
+
+def _line(argv: Iterable[str]) -> str:
+    return " ".join(map(systemd.quoted, argv))

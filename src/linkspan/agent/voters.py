@@ -1,0 +1,234 @@
+"""Voters, as a part of the agent: which endpoints etcd has, and whether this host becomes a voter or stops being one.
+
+Every host of a cluster that linkspan founded follows etcd's list of members: the store's endpoints are its voters. A
+host that finds itself in it as a learner was chosen, and makes itself ready. A voter also looks after the others
+(``voter_control``), and after what is revoked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from linkspan.agent.voter_server import VoterServer
+from linkspan.cluster.founding import member_list, promotion
+from linkspan.cluster.founding.etcd_service import VOTER, EtcdService
+from linkspan.cluster.founding.promotion import Install
+from linkspan.cluster.founding.revocation import Revocation
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.founding.voter_control import Living, VoterControl, chosen
+from linkspan.cluster.hosts import Hosts
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Host
+from linkspan.core.supervise import ended, lasting
+from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.etcd_wire import Member
+
+log = logging.getLogger("linkspan.agent.voters")
+
+CLIENT_LOOK, VOTER_LOOK = 5.0, 2.0
+"""Seconds between two looks at the members: etcd answers from its memory, in 0.2 ms."""
+SPREAD = 0.25
+"""Fraction by which a wait may be longer, so that not all hosts ask at once."""
+
+
+class LivingHosts(Living):
+    """What the records say of hosts."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+
+    def lives(self, host: str) -> bool | None:
+        """Return whether a host's agent lives, None if nobody knows."""
+        return self._hosts.lives(host)
+
+    def known(self, host: str) -> bool:
+        """Return whether a host has a record."""
+        return host in self._hosts.ids()
+
+    def address(self, host: str) -> str:
+        """Return a host's address to the others, '' if it has none, or takes nothing more (it is drained)."""
+        found = self._hosts.record(host)
+        if found is None or found.settings.get("drained"):
+            return ""
+        return min(addresses(found), key=preferred, default="")
+
+
+def addresses(host: Host) -> frozenset[str]:
+    """Return a host's own addresses on the underlay."""
+    return frozenset(prefix(one).address for one in (host.underlay.addresses if host.underlay else ()))
+
+
+def preferred(address: str) -> tuple[bool, str]:
+    """Return how good an address is for a voter's servers, the least first: IPv4 before IPv6."""
+    return ":" in address, address
+
+
+class Voters:
+    """Follows etcd's members on one host."""
+
+    def __init__(
+        self,
+        files: TrustFiles,
+        gateway: Gateway,
+        hosts: Hosts,
+        cluster: str,
+        server: VoterServer | None,
+        install: Callable[[Voter], Install],
+        uninstall: Callable[[], None],
+        keep: Callable[[tuple[str, ...]], None],
+        tell: Callable[[str], None],
+        *,
+        systemd: bool,
+    ) -> None:
+        """``gateway`` is the store's; ``server`` runs on a voter; ``keep`` writes other endpoints into the settings.
+
+        ``install`` and ``uninstall`` are for etcd's unit if ``systemd`` runs this host's services.
+        """
+        self._files = files
+        self._gateway = gateway
+        self._hosts = hosts
+        self._cluster = cluster
+        self.server = server
+        self._install = install
+        self._uninstall = uninstall
+        self._keep = keep
+        self._tell = tell
+        self._systemd = systemd
+        self.control: VoterControl | None = None
+        self.revocation: Revocation | None = None
+        self._said = ""
+        self._enrolled = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow; on a voter, let hosts join."""
+        if self.server is not None:
+            self._serve(self.server)
+        self._task = lasting("following the voters", self._follow)
+
+    async def stop(self) -> None:
+        """End; etcd goes on by itself."""
+        await ended(self._task)
+
+    def _serve(self, server: VoterServer) -> None:
+        server.sign(self._cluster)
+        here = self._hosts.here.id
+        self.control = VoterControl(server.vault, here, LivingHosts(self._hosts), self._tell)
+        self.revocation = Revocation(self._files, server.vault, server.service, here)
+        self._enrolled = False
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self.look()
+                self._said = ""
+            except LinkspanError as error:  # the store may be away, which `status` says
+                if error.message != self._said:
+                    log.info("voters: %s", error.told)
+                self._said = error.message
+            pause = VOTER_LOOK if self.server is not None else CLIENT_LOOK
+            await asyncio.sleep(pause * (1 + random.uniform(0, SPREAD)))  # noqa: S311 - it spreads, and hides nothing
+
+    async def look(self) -> None:
+        """Follow the members once. Raises LinkspanError."""
+        if self.server is not None and (address := self._moved(self.server.voter)):
+            await self._move(self.server, address)
+        members = await member_list.listed(self._gateway)
+        self._use(member_list.endpoints(members))
+        own = chosen(members, addresses(self._hosts.here), f"{VOTER}{self._hosts.here.id}")
+        if own is not None:
+            await self._become(members, own)
+        elif self.server is not None:
+            if await self._is_out():
+                await self._retire(self.server)
+            else:
+                await self._look_after(self.server, members)
+
+    def _use(self, places: tuple[str, ...]) -> None:
+        """Use the voters as the store's endpoints."""
+        if not places or set(places) == set(self._gateway.url.endpoints):
+            return
+        self._gateway.follow(places)
+        self._keep(places)
+        if self.server is not None:
+            self.server.follow()
+        log.info("etcd's voters are now %s", ", ".join(places))
+
+    async def _become(self, members: tuple[Member, ...], own: Member) -> None:
+        """Make this host the voter that it was chosen to be, unless that is done."""
+        here = self._hosts.here.id
+        voter = Voter(
+            member_list.address(own), self._systemd, promotion.joins(members, own, f"{VOTER}{here}")
+        )
+        if self.server is not None and promotion.has_joined(self.server.service, own):
+            return
+        if self.server is not None:
+            await self.server.stop()
+            self.server = None
+        service = EtcdService(self._files.state_dir, here, voter)
+        try:
+            places = self._gateway.url.endpoints
+            await promotion.become(self._files, service, voter, own, places, self._install(voter))
+        finally:
+            service.close()
+        self._tell("this host becomes a voter of the cluster")
+        self.server = VoterServer(self._files, here, voter, lambda: self._gateway.url.endpoints)
+        self._serve(self.server)
+
+    def _moved(self, voter: Voter) -> str:
+        """Return the address that this host has instead of that of its etcd, '' if it still has that one, or none."""
+        own = addresses(self._hosts.here)
+        return min(own, key=preferred) if own and voter.address not in own else ""
+
+    async def _move(self, server: VoterServer, address: str) -> None:
+        """Let this host's etcd listen at another address; the other voters are told once it answers."""
+        voter, here = msgspec.structs.replace(server.voter, address=address), self._hosts.here.id
+        await server.stop()
+        service = EtcdService(self._files.state_dir, here, voter)
+        try:
+            await promotion.move(self._files, service, voter, self._install(voter))
+        finally:
+            service.close()
+        self._tell(f"this host's address has changed: its etcd is at {address} now")
+        others = (one for one in self._gateway.url.endpoints if one != server.voter.clients)
+        self._use((*others, voter.clients))
+        self.server = VoterServer(self._files, here, voter, lambda: self._gateway.url.endpoints)
+        self._serve(self.server)
+
+    async def _is_out(self) -> bool:
+        """Return whether a quorum of the voters knows this host as no member any more."""
+        members = await member_list.listed(self._gateway, agreed=True)
+        name, peers = f"{VOTER}{self._hosts.here.id}", addresses(self._hosts.here)
+        return all(one.name != name and member_list.address(one) not in peers for one in members)
+
+    async def _retire(self, server: VoterServer) -> None:
+        """Go on as a client."""
+        self.server = self.control = self.revocation = None
+        await server.stop()
+        service = EtcdService(self._files.state_dir, self._hosts.here.id, server.voter)
+        try:
+            await promotion.retire(self._files, service)
+        finally:
+            service.close()
+        await asyncio.to_thread(self._uninstall)
+        self._tell("this host is no voter of the cluster any more")
+
+    async def _look_after(self, server: VoterServer, members: tuple[Member, ...]) -> None:
+        """Do a voter's part: its user may write every record, the other voters are observed, the revoked refused."""
+        server.follow()
+        own = next((one for one in members if one.name == server.service.name), None)
+        if own is not None and member_list.address(own) != server.voter.address:
+            await member_list.move(server.vault.gateway, own.id, server.voter.peers)
+        if not self._enrolled:
+            await server.vault.enrol(self._hosts.here.id)
+            self._enrolled = True
+        if self.revocation is not None:
+            await self.revocation.look()
+        if self.control is not None:
+            await self.control.look()

@@ -1,0 +1,100 @@
+"""Member list of linkspan's own etcd: who its voters and learners are, and the requests that change it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from linkspan.cluster.founding.etcd_service import VOTER
+from linkspan.core.addresses import place
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.store_url import OWN_SIGNER
+from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.etcd_wire import Json, Member, Members, decode
+
+ADD_SECONDS = 10.0
+"""Seconds for a change of the members: etcd agrees on it with all of them first."""
+SETTLE_SECONDS = 15.0
+"""Seconds for connections between voters to count as healthy."""
+AGAIN = 0.5
+
+
+class _Added(msgspec.Struct, frozen=True):
+    member: Member
+
+
+async def listed(gateway: Gateway, *, agreed: bool = False) -> tuple[Member, ...]:
+    """Return etcd's members; ``agreed``: as a quorum of them knows it, not only the one that answers.
+
+    Raises Unavailable.
+    """
+    body: Json = {"linearizable": True} if agreed else {}
+    return (await gateway.ask("/v3/cluster/member/list", body, Members)).members
+
+
+def host_of(member: Member) -> str:
+    """Return the id of a member's host, '' before it has started."""
+    return member.name.removeprefix(VOTER) if member.name.startswith(VOTER) else ""
+
+
+def endpoints(members: Iterable[Member]) -> tuple[str, ...]:
+    """Return HOST:PORT of each voter for clients, sorted; a learner answers nobody, and its name comes at its start."""
+    voters = (one for one in members if host_of(one) and not one.learner)
+    return tuple(sorted({_place(url) for one in voters for url in one.clients[:1]}))
+
+
+def signers(places: Iterable[str]) -> tuple[str, ...]:
+    """Return HOST:PORT of the signers beside these endpoints of etcd."""
+    return tuple(f"{one.rpartition(':')[0]}:{OWN_SIGNER}" for one in places)
+
+
+def address(member: Member) -> str:
+    """Return the address at which a member's host is for other voters, '' if it advertises none."""
+    for url in member.peers:
+        try:
+            return place(_place(url))[0].address
+        except Invalid:
+            continue
+    return ""
+
+
+def _place(url: str) -> str:
+    return url.rpartition("://")[2].rstrip("/")
+
+
+async def add_learner(gateway: Gateway, peers: str) -> str:
+    """Add a learner at HOST:PORT for other voters; return its id. Raises Unavailable with etcd's reason."""
+    body: Json = {"peerURLs": [f"https://{peers}"], "isLearner": True}
+    text = await gateway.at(gateway.endpoint, "/v3/cluster/member/add", body, ADD_SECONDS)
+    return decode(text, _Added).member.id
+
+
+async def promote(gateway: Gateway, id_: str) -> None:
+    """Make a learner a voter. Raises Unavailable: etcd refuses it while the learner lags behind."""
+    await gateway.at(gateway.endpoint, "/v3/cluster/member/promote", {"ID": id_}, ADD_SECONDS)
+
+
+async def remove(gateway: Gateway, id_: str) -> None:
+    """Take a member out. Raises Unavailable: etcd refuses it if its quorum would be lost.
+
+    etcd also refuses it while the others are connected for less than five seconds (its HealthInterval): this waits.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        try:
+            await gateway.at(gateway.endpoint, "/v3/cluster/member/remove", {"ID": id_}, ADD_SECONDS)
+        except Unavailable as error:
+            if "unhealthy cluster" not in error.message or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(AGAIN)
+        else:
+            return
+
+
+async def move(gateway: Gateway, id_: str, peers: str) -> None:
+    """Write down another HOST:PORT of a member for other voters. Raises Unavailable."""
+    body: Json = {"ID": id_, "peerURLs": [f"https://{peers}"]}
+    await gateway.at(gateway.endpoint, "/v3/cluster/member/update", body, ADD_SECONDS)
