@@ -149,14 +149,7 @@ def test_a_restore_that_was_killed_can_be_repeated(bare: BareRun, tmp_path: Path
         "+before": lambda: any(state.glob("etcd/data.before-*")),
         "+gone": lambda: any(state.glob("etcd/data.before-*")) and not (state / "etcd.restoring").exists(),
     }
-    seen: list[bool] = []
-
-    def there() -> bool:
-        seen.append(reached.get(step, (state / step).exists)())
-        return seen[-1]
-
-    bare.killed("h1", f"cluster restore {file}", there)
-    assert seen[-1]
+    bare.killed("h1", f"cluster restore {file}", reached.get(step, (state / step).exists))
     until(lambda: not (state / "etcd.restoring").exists(), "the next agent removes what was left")
     settled(bare, "h1", "h2")
     told = restore(bare, file)
