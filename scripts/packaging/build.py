@@ -69,7 +69,7 @@ def tree(root: Path, scratch: Path, wheel: Path) -> None:
     _environment(prefix, wheel)
     etcd = scratch / "etcd"
     debian("trixie", ("etcd-server", "etcd-client"), etcd)
-    for name in ("etcd", "etcdctl", "etcdutl"):
+    for name in ("etcd", "etcdctl"):
         shutil.copyfile(etcd / "usr/bin" / name, prefix / "bin" / name)
         (prefix / "bin" / name).chmod(0o755)
     share = prefix / "share"

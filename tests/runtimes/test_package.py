@@ -64,7 +64,7 @@ from linkspan.agent import file_ownership
 print("writers:", [*file_ownership.others([Path("/opt/linkspan"), Path("/usr/bin/linkspan")])])
 print("writer:", repr(file_ownership.writer("/usr/bin/linkspan")))
 CHECK
-        ls -l /opt/linkspan/bin/etcd /opt/linkspan/bin/etcdctl /opt/linkspan/bin/etcdutl
+        ls -l /opt/linkspan/bin/etcd /opt/linkspan/bin/etcdctl
         grep ExecStart /etc/systemd/system/linkspan.service
         ! dpkg -r linkspan
         ip netns exec blue ping -c 1 10.244.0.3 >/dev/null && echo still there
