@@ -244,8 +244,9 @@ def test_a_voter_that_lost_the_others_goes_on_alone(bare: BareRun) -> None:
     until(lambda: bare.pings("c1", bare.address("c3")), "c1 reaches c3")
 
 
-def test_a_voter_whose_etcd_lost_its_data_is_restored(bare: BareRun, tmp_path: Path) -> None:
-    """Its database cannot be read any more, so etcd does not start; the agent knows enough to restore."""
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_voter_whose_etcd_lost_its_data_is_restored(bare: BareRun, tmp_path: Path, remembers: bool) -> None:
+    """Its database cannot be read any more, so etcd does not start; the agent may have no records, and wait for it."""
     file = snapshot(bare, tmp_path)
     bare.run("attach", "h2", "c3")
     database = bare.folder / "h1/state/etcd/data/member/snap/db"
@@ -254,10 +255,12 @@ def test_a_voter_whose_etcd_lost_its_data_is_restored(bare: BareRun, tmp_path: P
     os.kill(pid, signal.SIGKILL)
     until(lambda: not bare.status("h2")["store"]["ok"], "h2 misses its store")
     bare.run("break", "h1", "agent-kill")
-    bare.run("mend", "h1", code=-1)
+    if not remembers:
+        (bare.folder / "h1/state/replica.json").unlink()
     restore(bare, file)
     settled(bare, "h1", "h2")
     assert sorted(endpoints(bare, "h2")) == ["c1", "c2", "c3"]
+    until(lambda: bare.pings("c1", bare.address("c3")), "c1 reaches c3")
 
 
 def test_a_tool_that_cannot_raise_revisions_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

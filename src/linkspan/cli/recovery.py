@@ -69,7 +69,10 @@ def _agent(socket: str, config_file: str) -> Client:
         try:
             client.call("GET", "/v1/status")
         except LinkspanError:
-            ensure_agent(client, config_file)
+            try:
+                ensure_agent(client, config_file)
+            except Unavailable:  # it may wait for the store that is to be restored, and takes the command then
+                client.call("GET", "/v1/status")
     return client
 
 

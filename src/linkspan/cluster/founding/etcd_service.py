@@ -236,6 +236,7 @@ class EtcdService:
                 await asyncio.to_thread(_systemctl, "stop", UNIT_NAME)
             else:
                 await asyncio.to_thread(self.stop)
+                self._helpers.forgive(NAME)  # it may have died often with the data that are replaced now
             yield
 
     async def end(self) -> None:
