@@ -51,6 +51,7 @@ class Recovery:
         cluster, known = self._known()
         host = agent.cluster.host
         made, restarts = await agent.founding.restore(host, snapshot, cluster, known)
+        again = sorted((name, id_) for id_, name in made.again.items())
         return answer(
             {
                 "cluster": made.cluster,
@@ -58,7 +59,7 @@ class Recovery:
                 "store": made.url,
                 "before": made.before,
                 "token": made.token,
-                "join_again": [{"id": id_, "name": name} for id_, name in sorted(made.again.items())],
+                "join_again": [{"id": id_, "name": name} for name, id_ in again],
                 "started_after": agent.started if restarts else 0,
             }
         )
