@@ -196,8 +196,8 @@ def test_hosts_join_while_the_first_one_is_away(bare: BareRun) -> None:
 def test_a_voter_whose_address_changed_goes_on(bare: BareRun) -> None:
     """Its etcd listens at the new one, with certificates for it, and all others learn of that."""
     three(bare)
-    bare.ip("h3", "addr add 192.0.2.33/24 dev eth0")
     bare.ip("h3", "addr del 192.0.2.3/24 dev eth0")
+    bare.ip("h3", "addr add 192.0.2.33/24 dev eth0")
     for host in ("h1", "h2", "h3"):
         settings = bare.folder / host / "agent.toml"
         until(lambda file=settings: "192.0.2.33" in file.read_text(), f"{host} knows the new address")

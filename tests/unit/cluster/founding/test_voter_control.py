@@ -1,0 +1,97 @@
+"""Control of the voters: which hosts may become one, and how a host knows that it was chosen."""
+
+from __future__ import annotations
+
+from linkspan.cluster.founding import member_list, promotion
+from linkspan.cluster.founding.handover import Turn
+from linkspan.cluster.founding.signer import JoinedHost
+from linkspan.cluster.founding.voter_control import RETRY_SECONDS, Living, candidates, chosen
+from linkspan.cluster.founding.voting import Seen, VotingSettings
+from linkspan.core.store_url import etcd_parts
+from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.etcd_wire import Member
+
+NOW = 10_000.0
+
+
+class Records(Living):
+    """Hosts of which some are dead or drained."""
+
+    def lives(self, host: str) -> bool | None:
+        """Return whether a host's agent lives."""
+        return host != "dead"
+
+    def address(self, host: str) -> str:
+        """Return a host's address."""
+        return "" if host == "drained" else f"at-{host}"
+
+    def known(self, host: str) -> bool:
+        """Return whether a host has a record."""
+        return bool(host)
+
+
+def joined(name: str, *, member: bool = True, forgotten: bool = False) -> JoinedHost:
+    """Return what is kept of a host."""
+    return JoinedHost(name, "key", (), "t", 0.0, forgotten=forgotten, member=member)
+
+
+def names(first: str = "", failed: dict[str, float] | None = None) -> list[str]:
+    """Return the candidates of a cluster, in their order."""
+    hosts = {name: joined(name) for name in ("c", "b", "dead", "drained", "voter")}
+    hosts |= {"client": joined("client", member=False), "gone": joined("gone", forgotten=True)}
+    turn, settings = Turn(by="", at=0.0, failed=failed or {}), VotingSettings(first=first)
+    found = candidates(hosts, (Seen(id="1", host="voter"),), Records(), turn, settings, NOW)
+    return [one.host for one in found]
+
+
+def test_only_living_hosts_that_may_and_did_not_fail_lately_are_candidates() -> None:
+    """By their names; the one that an operator wants goes first."""
+    assert names() == ["b", "c"]
+    assert names(first="c") == ["c", "b"]
+    assert names(failed={"b": NOW - RETRY_SECONDS + 1}) == ["c"]
+    assert names(failed={"b": NOW - RETRY_SECONDS - 1}) == ["b", "c"]
+
+
+def member(id_: str, host: str, address: str, *, learner: bool = False) -> Member:
+    """Return a member of etcd; it has no name before it has started."""
+    name = f"voter-{host}" if host else ""
+    clients = (f"https://{address}:5379",) if host else ()
+    return Member(id=id_, name=name, peers=(f"https://{address}:5380",), clients=clients, learner=learner)
+
+
+def test_a_host_is_chosen_if_the_learner_has_its_address_and_no_other_name() -> None:
+    """A voter is no learner, and another host's learner is not this one's."""
+    own = frozenset({"192.0.2.2"})
+    voter = member("1", "a", "192.0.2.1")
+    fresh, started = (member("2", host, "192.0.2.2", learner=True) for host in ("", "b"))
+    assert chosen((voter, fresh), own, "voter-b") == fresh
+    assert chosen((voter, started), own, "voter-b") == started
+    assert chosen((voter, started), own, "voter-c") is None
+    assert chosen((voter, member("2", "b", "192.0.2.2")), own, "voter-b") is None
+    assert chosen((voter, member("2", "", "192.0.2.3", learner=True)), own, "voter-b") is None
+
+
+def test_learners_are_no_endpoints_and_a_new_member_joins_all() -> None:
+    """Addresses of IPv6 stay in their brackets."""
+    members = (member("1", "a", "192.0.2.1"), member("3", "c", "[2001:db8::3]"))
+    fresh = member("2", "", "192.0.2.2", learner=True)
+    assert member_list.endpoints((*members, fresh)) == ("192.0.2.1:5379", "[2001:db8::3]:5379")
+    assert member_list.signers(member_list.endpoints(members)) == ("192.0.2.1:5381", "[2001:db8::3]:5381")
+    assert member_list.address(members[1]) == "2001:db8::3"
+    text = promotion.joins((*members, fresh), fresh, "voter-b")
+    assert text.split(",") == [
+        "voter-a=https://192.0.2.1:5380", "voter-c=https://[2001:db8::3]:5380", "voter-b=https://192.0.2.2:5380"
+    ]  # fmt: skip
+
+
+def test_a_gateway_follows_the_voters() -> None:
+    """It keeps the endpoint that answered last while that is a voter, and a late answer of another one is nothing."""
+    gateway = Gateway(etcd_parts("etcd://192.0.2.1:5379/x"))
+    gateway.follow(("192.0.2.1:5379", "192.0.2.2:5379"))
+    assert gateway.order() == ("192.0.2.1:5379", "192.0.2.2:5379")
+    gateway.follow(("192.0.2.2:5379", "192.0.2.3:5379"))
+    assert gateway.endpoint in gateway.url.endpoints
+    gateway.prefer("192.0.2.1:5379")
+    assert gateway.endpoint in gateway.url.endpoints
+    gateway.prefer("192.0.2.3:5379")
+    assert gateway.order() == ("192.0.2.3:5379", "192.0.2.2:5379")
