@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,23 +26,6 @@ def bare() -> Iterator[BareRun]:
         found.run("down")
 
 
-def killed(bare: BareRun, host: str, command: str, there: Callable[[], bool]) -> None:
-    """Type a command, and kill the agent and the command as soon as something is there."""
-    lab = record.load(bare.name)
-    argv = inside.command(lab, host, [*COMMAND[:-1], *command.split()])
-    with subprocess.Popen(argv, env=inside.environment(lab, host), stderr=subprocess.DEVNULL) as process:
-        while not there() and process.poll() is None:
-            time.sleep(0.001)
-        bare.run("break", host, "agent-kill", code=-1)
-        process.kill()
-    bare.run("mend", host)
-
-
-def appears(file: Path) -> Callable[[], bool]:
-    """Return whether a file is there."""
-    return file.exists
-
-
 @pytest.mark.parametrize(
     "step", ["cluster/voter.json", "cluster/peer-ca.pem", "etcd/revoked.der", "cluster/host.pem", "etcd/data", "+auth",
              "+setting", "store.moved"],
@@ -59,8 +40,8 @@ def test_an_init_that_was_killed_can_be_repeated(bare: BareRun, step: str) -> No
         "+auth": lambda: (state / "etcd/data").exists() and "host-" in bare.own_etcdctl("user list").stdout,
         "+setting": lambda: "etcd://" in settings.read_text(),
     }
-    there = reached.get(step, appears(state / step))
-    killed(bare, "h1", "cluster init", there)
+    there = reached.get(step, (state / step).exists)
+    bare.killed("h1", "cluster init", there)
     assert there()
     token = bare.init()
     assert bare.members() == {"h1": "voter"}
@@ -100,11 +81,11 @@ def test_a_join_that_was_killed_can_be_repeated_with_the_same_token(bare: BareRu
     token = bare.token("--uses 1")["token"]
     state, settings = bare.folder / "h2" / "state", bare.folder / "h2" / "agent.toml"
     steps: tuple[Callable[[], bool], ...] = (
-        *(appears(state / "cluster" / name) for name in ("host.key", "client-ca.pem", "host.pem", "password")),
+        *((state / "cluster" / name).exists for name in ("host.key", "client-ca.pem", "host.pem", "password")),
         lambda: "etcd://" in settings.read_text(),
     )
     for there in steps:
-        killed(bare, "h2", f"cluster join {token}", there)
+        bare.killed("h2", f"cluster join {token}", there)
     assert bare.join("h2", token)["host"] == "h2"
     until(lambda: bare.members() == {"h1": "voter", "h2": "client"}, "h2 is a member")
 

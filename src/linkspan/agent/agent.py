@@ -162,6 +162,7 @@ class Agent:
                         await self.membership.presence.start()
                         await self._take_over(parts)
                         await parts.enter_async_context(self.founding.following(self.hosts, store, self._tell))
+                        await parts.enter_async_context(self.founding.snapshots(identity))
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events

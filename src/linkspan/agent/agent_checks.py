@@ -11,12 +11,13 @@ from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
+from linkspan.cluster.founding.snapshots import Keeper, age, kept
 from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Unavailable, counted
 from linkspan.core.model import CONTROLLER, Facts, Network, Peer
-from linkspan.diagnose.doctor import host_checks
+from linkspan.diagnose.doctor import host_checks, store_checks
 from linkspan.diagnose.doctor.checks import Check, Status
 from linkspan.store.replica import Replica
 
@@ -25,6 +26,14 @@ _HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --pee
 _LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
 _SHOWN = 6
 """Places named in one line."""
+
+
+def snapshots(keeper: Keeper | None, started: float) -> list[Check]:
+    """Return the check of a voter's automatic snapshots; ``started`` is when the agent was, in seconds of the epoch."""
+    if keeper is None or not keeper.acts:
+        return []
+    now, folder = time.time(), keeper.folder
+    return [store_checks.snapshots(folder, len(kept(folder)), age(folder, now), keeper.problem, now - started)]
 
 
 def certificates(held: Sequence[Mapping[str, Any]]) -> list[Check]:

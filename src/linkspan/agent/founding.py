@@ -10,9 +10,10 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,13 +21,14 @@ from linkspan.agent import etcd_unit, host_identity
 from linkspan.agent.settings_file import drop_store, keep_store
 from linkspan.agent.voter_server import VoterServer
 from linkspan.agent.voters import Voters, addresses, preferred
-from linkspan.cluster.founding import authority_rotation, handover, join_token, member_list
+from linkspan.cluster.founding import authority_rotation, etcd_service, handover, join_token, member_list
 from linkspan.cluster.founding.authority_rotation import RotationProgress
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import NEW_SECONDS, JoinToken, TokenRecord
 from linkspan.cluster.founding.renewal import HeldCertificate, Renewal
 from linkspan.cluster.founding.revocation import Revocation
 from linkspan.cluster.founding.signer import TOKENS
+from linkspan.cluster.founding.snapshots import Keeper, Taken, take
 from linkspan.cluster.founding.store_move import move, pending
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.cluster.founding.voter_control import VoterControl, change_settings
@@ -37,10 +39,16 @@ from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Host
 from linkspan.core.store_url import etcd_parts, told
+from linkspan.core.supervise import ended, lasting
 from linkspan.runtimes import systemd
+from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd_wire import Member
 from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.vault import TRIES, Vault, contended
+
+if TYPE_CHECKING:
+    from linkspan.cluster.founding.restoration import Restored
 
 log = logging.getLogger("linkspan.agent.founding")
 
@@ -48,6 +56,8 @@ Restart = Callable[[Config], None]
 MOVE_AGAIN = 1.0
 """Seconds until a move of the own store that failed is tried again."""
 MOST_USES = 1_000_000
+LOOK, PATIENCE = 2.0, 20.0
+"""Seconds for other voters' etcd to answer: at the start of a voter, and before a cluster is restored."""
 
 
 class TokenTold(msgspec.Struct, frozen=True):
@@ -80,6 +90,8 @@ class Founding:
         self._renewal: Renewal | None = None
         self.problem = ""
         """Why the own store is not moved into etcd yet."""
+        self.keeper: Keeper | None = None
+        """Who takes automatic snapshots while this host is a voter."""
 
     @property
     def own(self) -> bool:
@@ -98,6 +110,7 @@ class Founding:
     @contextlib.asynccontextmanager
     async def running(self, host: str) -> AsyncIterator[None]:
         """Run etcd on a voter, before the agent opens its store, and renew this host's certificates."""
+        await self._end_trials(host)
         if not self.own:
             yield
             return
@@ -105,7 +118,8 @@ class Founding:
         self._renewal = renewal = Renewal(self.files, host, lambda: self.places, self._serving, life)
         if (voter := self.voter()) is not None:
             await self._sign_due(host, voter)
-            self._server = VoterServer(self.files, host, voter, lambda: self.places, life, renewal.soon)
+            if not await self._is_replaced(host, voter):
+                self._server = VoterServer(self.files, host, voter, lambda: self.places, life, renewal.soon)
         renewal.start()
         try:
             yield
@@ -132,6 +146,44 @@ class Founding:
 
     def _serving(self) -> VoterServer | None:
         return self.voters.server if self.voters is not None else self._server
+
+    async def _is_replaced(self, host: str, voter: Voter) -> bool:
+        """Return whether the other voters go on without this one; then it is a client from now on.
+
+        It is asked before etcd is started: after `cluster recover` or `restore` on another host, the data here are of a
+        cluster that must not begin again.
+        """
+        others = [one for one in self.places if one != voter.clients]
+        found = await asyncio.gather(*(_answering(self.files.url([one], host), LOOK) for one in others))
+        name = f"{etcd_service.VOTER}{host}"
+        if all(
+            any(one.name == name or member_list.address(one) == voter.address for one in members)
+            for members in found
+            if members
+        ):
+            return False
+        from linkspan.cluster.founding import promotion
+
+        log.warning("the cluster goes on without this voter's etcd: this host is a client from now on")
+        with contextlib.closing(EtcdService(self.files.state_dir, host, voter)) as service:
+            await promotion.retire(self.files, service)
+        await asyncio.to_thread(etcd_unit.uninstall, self.files.state_dir)
+        return True
+
+    async def _end_trials(self, host: str) -> None:
+        """Remove what a restore left that was killed: an etcd that nobody reaches, and its folder."""
+        state_dir, voter = self.files.state_dir, Voter("", systemd=systemd.restarts())
+        if not etcd_service.beside(etcd_service.folder(state_dir, voter)).exists():
+            return
+        from linkspan.cluster.founding.restored_data import RestoredData  # cryptography, as below
+
+        with contextlib.ExitStack() as open_:
+            service = open_.enter_context(contextlib.closing(EtcdService(state_dir, host, voter)))
+            data = open_.enter_context(contextlib.closing(RestoredData(service, host)))
+            try:
+                await data.discard()
+            except LinkspanError as error:
+                log.warning("what a restore left is not removed: %s", error.told)
 
     def moves(self) -> bool:
         """Return whether this host is a voter whose own store must be moved into etcd before the agent reads it."""
@@ -205,6 +257,94 @@ class Founding:
             yield
         finally:
             await self.voters.stop()
+
+    @contextlib.asynccontextmanager
+    async def snapshots(self, host: str) -> AsyncIterator[None]:
+        """Take a snapshot every twelve hours while this host is a voter."""
+        if not self.own:
+            yield
+            return
+        self.keeper = Keeper(self.files.state_dir, host, self.voter, self._own_vault)
+        task = lasting("taking snapshots", self.keeper.follow)
+        try:
+            yield
+        finally:
+            await ended(task)
+
+    async def snapshot(self, file: Path) -> Taken:
+        """Write a snapshot of etcd to a file. Raises Conflict if this host is no voter, and Unavailable."""
+        async with self._own_vault(self._required("take a snapshot")) as vault:
+            await vault.ready()  # without a quorum etcd would give what it had
+            return await take(vault.gateway, file)
+
+    @contextlib.asynccontextmanager
+    async def _own_vault(self, voter: Voter) -> AsyncIterator[Vault]:
+        """Give the vault, as etcd's root, at this host's own etcd."""
+        vault = Vault(self.files.root_url([voter.clients]), RECORDS_PREFIX)
+        try:
+            yield vault
+        finally:
+            await vault.close()
+
+    async def restore(
+        self, host: Host, snapshot: Path | None, cluster: str, known: Mapping[str, str]
+    ) -> tuple[Restored, bool]:
+        """Make a cluster of one voter, this host: from a snapshot, or (None) from its own data.
+
+        Also return whether the agent restarts. ``cluster`` is the id of the cluster to which this host belongs ('':
+        any), and ``known`` has the names of the known hosts by their ids. What broke off can be repeated. Raises
+        LinkspanError.
+        """
+        async with self._turn:
+            if self._config.store and not self.own:
+                raise Conflict(
+                    f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
+                    "restore an etcd of your own with etcdutl",
+                )
+            await self._refuse_living(host.id, recovers=snapshot is None)
+            voter = self._required("recover") if snapshot is None else self._chosen(host, "")
+            from linkspan.cluster.founding import restoration  # cryptography, as above
+
+            with self._etcd(host.id, voter) as service:
+                install = partial(etcd_unit.install, self.files.state_dir, service, voter=voter)
+                aim = restoration.Aim(
+                    self.files,
+                    service,
+                    voter,
+                    host.id,
+                    host.name,
+                    cluster,
+                    known,
+                    install,
+                    self._config.store,
+                    self._config.certificate_life,
+                )
+                made = await (restoration.recover(aim) if snapshot is None else restoration.restore(aim, snapshot))
+            return made, self._use(made.url)
+
+    async def _refuse_living(self, host: str, *, recovers: bool) -> None:
+        """Raise Conflict if the cluster's etcd answers, and would go on beside the restored one."""
+        if not self.own:
+            return
+        others = sorted(map(member_list.host_of, await _answering(self._config.store)))
+        if not others:
+            return
+        if recovers:
+            raise Conflict("the cluster's etcd answers, so its quorum is not lost", "linkspan cluster members")
+        if others != [host]:
+            raise Conflict(
+                f"the cluster's etcd answers, on {', '.join(others)}: it would go on beside the restored one",
+                "restore on its voter; if there are several, demote the others first (linkspan cluster members)",
+            )
+
+    @contextlib.contextmanager
+    def _etcd(self, host: str, voter: Voter) -> Iterator[EtcdService]:
+        """Give this host's etcd: the one that runs, or one that is not kept alive yet."""
+        if (server := self._serving()) is not None:
+            yield server.service
+            return
+        with contextlib.closing(EtcdService(self.files.state_dir, host, voter)) as service:
+            yield service
 
     async def init(
         self, host: Host, advertise: str, voters: int | None = None, replace_after: float | None = None
@@ -440,6 +580,18 @@ class Founding:
         shutil.rmtree(self.files.state_dir / OWN, ignore_errors=True)  # it had no network when it joined, only its id
         self.files.forget_cluster()
         self.files.left.unlink()
+
+
+async def _answering(url: str, seconds: float = PATIENCE) -> tuple[Member, ...]:
+    """Return the members of an etcd that has a quorum, none if it does not answer within ``seconds``."""
+    store = EtcdStore(url)
+    try:
+        async with asyncio.timeout(seconds):
+            return await member_list.listed(store.gateway, agreed=True)
+    except (LinkspanError, TimeoutError):
+        return ()
+    finally:
+        await store.close()
 
 
 def _told(id_: str, record: TokenRecord) -> TokenTold:

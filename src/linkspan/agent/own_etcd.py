@@ -79,7 +79,11 @@ def remove(config: Config, file: Path) -> list[str]:
         return removed
     with contextlib.closing(EtcdService(state_dir, "", voter)) as service:
         service.stop()
+        trial = etcd_service.beside(service.folder)
+    with contextlib.closing(EtcdService(trial, "", Voter(""))) as service:  # of a restore that was killed
+        service.stop()
     if voter.systemd:
+        shutil.rmtree(trial, ignore_errors=True)
         shutil.rmtree(etcd_service.UNIT_FOLDER, ignore_errors=True)
         subprocess.run(["userdel", etcd_service.USER], capture_output=True, check=False)
     return removed

@@ -18,6 +18,7 @@ from linkspan.api.diagnose import DiagnoseRoutes
 from linkspan.api.founding import FoundingRoutes
 from linkspan.api.hosts import HostRoutes
 from linkspan.api.peer_credentials import peer
+from linkspan.api.recovery import Recovery
 from linkspan.api.responses import answer, body, doing, error_body, streamed
 from linkspan.api.runtimes import routes
 from linkspan.api.status import StatusRoutes
@@ -184,6 +185,7 @@ class Api:
                 *HostRoutes(self._agent).routes(),
                 *ClusterRoutes(self._agent).routes(),
                 *FoundingRoutes(self._agent).routes(),
+                *Recovery(self._agent).routes(),
                 *BgpRoutes(self._agent).routes(),
             ]
         )

@@ -14,6 +14,8 @@ from aiohttp import web
 
 from linkspan.agent.agent import Agent
 from linkspan.api import status_report
+from linkspan.api.app import errors_and_rights
+from linkspan.api.recovery import Recovery
 from linkspan.api.responses import answer, error_body
 from linkspan.api.sockets import listening, on_socket
 from linkspan.core.errors import Unavailable
@@ -36,7 +38,8 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
         why = f"the agent waits for the store: {agent.founding.problem or agent.replica.problem}"
         return answer(error_body(Unavailable(why, "`linkspan status` shows the store")), 503)
 
-    app = web.Application()
+    app = web.Application(middlewares=[errors_and_rights])
+    app.add_routes(Recovery(agent).restoring())
     app.router.add_route("*", "/{path:.*}", refuse)
     path = Path(agent.config.socket)
     async with listening(app) as runner:

@@ -1,4 +1,4 @@
-"""`linkspan cluster`: show, set, finalize; and the commands of `founding`."""
+"""`linkspan cluster`: show, set, finalize; and the commands of `founding`, `recovery` and `authorities`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from linkspan.api.client import Client
-from linkspan.cli import authorities, founding, usage
+from linkspan.cli import authorities, founding, recovery, usage
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, details, table
 from linkspan.cli.status import disputes
 
@@ -76,6 +76,9 @@ for _command in (
     founding.join,
     founding.members,
     founding.forget,
+    recovery.snapshot,
+    recovery.restore,
+    recovery.recover,
     founding.promote,
     founding.demote,
     founding.leave,

@@ -62,7 +62,8 @@ PHRASES = {
         **dict.fromkeys(("create", "add", "attach", "new"), "attach"),
         **dict.fromkeys(("delete", "rm", "remove", "detach"), "detach"),
     },
-    "linkspan cluster": {"nodes": "cluster members", "status": "cluster show", "remove": "cluster forget"},
+    "linkspan cluster": {"nodes": "cluster members", "status": "cluster show", "remove": "cluster forget",
+                         "backup": "cluster snapshot"},
     "linkspan host": {"status": "host show", "drained": "host drain"},
 }
 """Usual words for commands that have another name or group here: by the group, the word, and the command."""

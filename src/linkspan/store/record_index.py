@@ -92,10 +92,12 @@ class RecordIndex(Mapping[str, Record]):
         some = self._kinds[kind][group]
         some[rest] = _REVISION.pack(revision) + some[rest][_HEAD:]
 
-    def forget_revisions(self) -> None:
-        """Give all records the revision 0."""
+    def forget_revisions(self) -> dict[str, int]:
+        """Give all records the revision 0; return the revisions of before by their keys, without those that were 0."""
+        before = {key: at for key in self if (at := self.revision(key))}
         for some in (some for groups in self._kinds.values() for some in groups.values()):
             some.update({rest: _NO_REVISION + packed[_HEAD:] for rest, packed in some.items()})
+        return before
 
     def drop(self, key: str) -> None:
         """Remove a record. Raises KeyError if there is none."""

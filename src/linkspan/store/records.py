@@ -32,6 +32,8 @@ CLAIMS = ("blocks/", "addresses/")
 SETTINGS = "settings/cluster"
 COMMON = "settings/hosts"
 """The key of the settings that all hosts share."""
+RESTORED = "settings/restored"
+"""The key of the record that says from which moment the store was restored."""
 SHARED = "shared"
 """The owner of a block that several hosts take single addresses from."""
 
@@ -53,6 +55,13 @@ class Tombstone(msgspec.Struct, frozen=True):
     """The host that removed a record, and the time (seconds since the epoch)."""
 
     by: str
+    at: float
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """The restore of the store: the last revision of its snapshot, and when it was done (seconds since the epoch)."""
+
+    revision: int
     at: float
 
 

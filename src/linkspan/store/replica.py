@@ -39,6 +39,7 @@ from linkspan.store.absence import Absences
 from linkspan.store.contact import Contact
 from linkspan.store.fence import fenced
 from linkspan.store.lost_records import LostRecords, anew
+from linkspan.store.overtaken import Overtaken
 from linkspan.store.record_cache import RecordCache
 from linkspan.store.records import ALIVE, CLAIMS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
 from linkspan.store.snapshot import Content, Snapshot
@@ -103,6 +104,7 @@ class Replica(RecordCache):
         """True if the store's records were listed since the start."""
         self.fix = ""
         """What to do about the last ``problem``."""
+        self._overtaken = Overtaken()
         self._ended: dict[str, int] = {}
         """The revisions at which this host's standing records ended: the answer to an earlier put may come later."""
         self.remembered: dict[str, bytes] = {}
@@ -185,7 +187,7 @@ class Replica(RecordCache):
         puts = {k: v if isinstance(v, bytes) else self.encoded(k, v) for k, v in values.items()}
         tombstone = records.encode(Tombstone(self._host, time.time()), b"", self.settings.writes)
         graves = {GONE + key: tombstone for key in deletes if not key.startswith((GONE, *EPHEMERAL))}
-        raised = [GONE + key for key in puts if GONE + key in self.records]
+        raised = [GONE + key for key in puts if GONE + key in self.records or GONE + key in self._overtaken.graves]
         deletes = [*deletes, *raised]
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
@@ -287,8 +289,9 @@ class Replica(RecordCache):
 
     async def _list(self) -> int:
         self._ended = dict.fromkeys(self._ended, 0)
-        self._index.forget_revisions()
+        self._overtaken.note(self._index.forget_revisions())
         found, revision = await self.store.list("", beside=ENDPOINTS)
+        found = self._overtaken.sifted(found)
         # Only this host writes these, so a later snapshot does no harm.
         found += (await self.store.list(self._own_endpoints))[0]
         if self._cluster and self.store.cluster != self._cluster:
@@ -306,7 +309,9 @@ class Replica(RecordCache):
         self.contact.told(batch)
         if any(ALIVE + key.removeprefix("hosts/") not in there for key in there if key.startswith("hosts/")):
             await self.absences.look()
-        await self._apply(batch)
+        await self._take(batch)
+        self._overtaken.listed(self.lost)
+        await self._put_back()
         if self._aside is not None:
             self._aside.listed()
         self.listed = True
@@ -418,8 +423,12 @@ class Replica(RecordCache):
         for key in [k for k in self.lost if self._losses.is_mine(k)]:
             if key not in self.lost:  # it came back or was removed while others were put back
                 continue
-            if await self.store.transaction({key: anew(self.records[key])}, absent=[key, GONE + key]):
+            grave = GONE + key
+            raised = {grave: at} if (at := self._overtaken.graves.get(grave)) else {}
+            absent, value = [one for one in (key, grave) if one not in raised], anew(self.records[key])
+            if await self.store.transaction({key: value}, deletes=[*raised], absent=absent, unchanged=raised):
                 self.lost.discard(key)
+                self._overtaken.graves.pop(grave, None)
                 log.warning("record %s was lost by the store and is put back", key)
 
     async def accepted(self) -> None:
@@ -446,5 +455,6 @@ class Replica(RecordCache):
     def _lasting(self, record: Record) -> Record:
         """Return the version of a record that belongs into the snapshot: the last valid one."""
         if record.key not in self.reasons:
-            return record
+            known = self._overtaken.revision(record)  # of a lost one it tells which tombstones do not count
+            return record if known == record.revision else Record(record.key, record.value, known)
         return Record(record.key, self.earlier(record.key) or record.value, record.revision)

@@ -26,7 +26,7 @@ from linkspan.core.model import (
     checked_name,
 )
 from linkspan.store import records
-from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common
+from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common, Restored
 
 T = TypeVar("T")
 
@@ -45,6 +45,8 @@ RECLAIM_AFTER = (10.0, 366 * 86400.0)
 """Seconds: with less, a live host could count as silent, because the previous release's liveness records last 7 s."""
 TIMES = (0.0, 1e11)
 """Seconds since the epoch: up to the year 5138. A claim from a far future would lose against every other claim."""
+REVISIONS = range(1 << 63)
+"""Revisions as etcd counts them."""
 GENERATIONS = range(1 << 53)
 """Integers that every JSON implementation carries exactly (RFC 8259 section 6)."""
 
@@ -178,6 +180,11 @@ def _cluster(settings: ClusterSettings, *_key: str) -> None:
     _silence("reclaim_after", settings.reclaim_after)
 
 
+def _restored(restored: Restored, *_key: str) -> None:
+    _within("the snapshot's revision", restored.revision, REVISIONS)
+    _time(restored.at)
+
+
 def _common(common: Common, *_key: str) -> None:
     host = Host(id="", name="", settings=common.settings)
     for way in BACKENDS.values():
@@ -229,5 +236,6 @@ _CHECKS: dict[type, Callable[..., None]] = {
     Reservation: _reservation,
     ClusterSettings: _cluster,
     Common: _common,
+    Restored: _restored,
 }
 """By type: the check that is called with a value and the words of its key after the kind."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.store_url import OWN_CLIENTS
 from linkspan.lab import inside, processes, record
 from support.lab.cluster_runs import ClusterRun
+from support.lab.lab_runs import COMMAND
 from support.polling import explained, until
 
 
@@ -24,13 +27,24 @@ class BareRun(ClusterRun):
 
     def exec(self, place: str, command: str, code: int = 0) -> str:
         """Run a command in a host or container; those that may start an agent are in the host's namespaces."""
-        if command.startswith(("linkspan cluster init", "linkspan cluster join")):
+        if command.startswith(tuple(f"linkspan cluster {verb}" for verb in ("init", "join", "restore", "recover"))):
             lab, words = record.load(self.name), [sys.executable, "-m", "linkspan.cli.main", *command.split()[1:]]
             argv, environment = inside.command(lab, place, words), inside.environment(lab, place)
             done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
             assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"
             return done.stdout
         return super().exec(place, command, code)
+
+    def killed(self, host: str, command: str, there: Callable[[], bool]) -> None:
+        """Type a command, kill the agent and the command as soon as something is there, and start an agent."""
+        lab = record.load(self.name)
+        argv = inside.command(lab, host, [*COMMAND[:-1], *command.split()])
+        with subprocess.Popen(argv, env=inside.environment(lab, host), stderr=subprocess.DEVNULL) as process:
+            while not there() and process.poll() is None:
+                time.sleep(0.001)
+            self.run("break", f"{host} agent-kill", code=-1)
+            process.kill()
+        self.run("mend", host)
 
     def init(self, host: str = "h1", options: str = "") -> str:
         """Begin a cluster, and return the token."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from linkspan.diagnose.doctor.checks import Check
-from linkspan.diagnose.doctor.store_checks import checks
+from linkspan.diagnose.doctor.store_checks import FIRST_SNAPSHOT, OLD_SNAPSHOT, checks, snapshots
 from linkspan.store.etcd_status import CORRUPT, NOSPACE, UNSEEN, EtcdStatus, MemberStatus
 from linkspan.store.upkeep import OTHER, OURS, Allowed, Turn
 
@@ -178,3 +179,24 @@ def test_who_compacts_the_history_is_told(allowed: Allowed, last: Turn, status: 
     """A host that may not is content with any other that does, and warns where none is seen."""
     (found,) = [one for one in checks(EtcdStatus(1.0, WELL), allowed, last) if one.check == "store history"]
     assert (found.status, words in found.detail) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("count", "age", "problem", "up", "status", "detail"),
+    [
+        (7, 3 * 3600.0, "", 9e6, "ok", "7 in /s, the last one 3 h old; copy them"),
+        (7, 3 * 3600.0, "no room", 9e6, "ok", "7 in /s, the last one 3 h old; copy them"),
+        (7, OLD_SNAPSHOT + 3600, "no room", 9e6, "warn", "7 in /s, the last one 49 h old: no room"),
+        (0, None, "", FIRST_SNAPSHOT / 2, "ok", "there is none in /s yet"),
+        (0, None, "", FIRST_SNAPSHOT * 2, "warn", "there is none in /s yet"),
+        (0, None, "no room", 1.0, "warn", "there is none in /s yet: no room"),
+    ],
+)
+def test_a_voter_without_a_recent_snapshot_is_named(
+    count: int, age: float | None, problem: str, up: float, status: str, detail: str
+) -> None:
+    """With the reason, and what to type; a failure counts once the last one is old."""
+    found = snapshots(Path("/s"), count, age, problem, up)
+    assert (found.check, found.status) == ("store snapshots", status)
+    assert found.detail.startswith(detail)
+    assert bool(found.fix) == (status == "warn")

@@ -174,7 +174,7 @@ class AuthorityRotation:
             following = STEPS[STEPS.index(rotation.step) + 1]
             fresh = msgspec.structs.replace(rotation, step=following, done=(), turn=("", 0.0), told=False)
             if following == SIGN and CLIENTS in rotation.authorities:
-                await _end_tokens(self._vault)
+                await revoke_tokens(self._vault)  # they name the authority that ends
             await self._vault.put({ROTATION: (fresh, revision)})
 
 
@@ -184,8 +184,8 @@ async def _voters(vault: Vault) -> dict[str, str]:
     return {member_list.host_of(one): member_list.endpoints([one])[0] for one in found if member_list.endpoints([one])}
 
 
-async def _end_tokens(vault: Vault) -> None:
-    """Revoke all tokens: they name the authority that ends."""
+async def revoke_tokens(vault: Vault) -> None:
+    """Let nobody in any more with a token that exists now. Raises Unavailable."""
     for id_ in await vault.all(TOKENS, TokenRecord):
         token, revision = await vault.get(TOKENS + id_, TokenRecord)
         if token is not None and not token.revoked:

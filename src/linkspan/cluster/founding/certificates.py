@@ -133,6 +133,14 @@ def new_authority(key: bytes, name: str, now: datetime.datetime) -> bytes:
     return _pem(builder.add_extension(identifier, critical=False).sign(private, hashes.SHA256()))
 
 
+def listed(der: bytes) -> set[int]:
+    """Return the serial numbers in a list of revoked certificates, as DER. Raises Invalid."""
+    try:
+        return {one.serial_number for one in x509.load_der_x509_crl(der)}
+    except ValueError as error:
+        raise Invalid("the list of revoked certificates cannot be read: it is damaged") from error
+
+
 class Authority:
     """An authority that signs."""
 
@@ -171,6 +179,11 @@ class Authority:
         names = [x509.UniformResourceIdentifier(f"{URI}{host}")]
         return self._signed(key, names, [ExtendedKeyUsageOID.CLIENT_AUTH], now)
 
+    def root(self, key: bytes, now: datetime.datetime) -> bytes:
+        """Return a certificate by which etcd takes its owner for its root, over gRPC: of an authority for one use."""
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "root")])
+        return self._signed(_private(key).public_key(), [], [ExtendedKeyUsageOID.CLIENT_AUTH], now, subject)[0]
+
     def revoked(self, serials: Iterable[int], now: datetime.datetime) -> bytes:
         """Return the list of revoked certificates, as DER."""
         begin = now - SKEW
@@ -187,16 +200,18 @@ class Authority:
         names: Iterable[x509.GeneralName],
         usages: list[x509.ObjectIdentifier],
         now: datetime.datetime,
+        subject: x509.Name | None = None,
     ) -> tuple[bytes, int]:
-        subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "linkspan")])
+        subject = subject or x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "linkspan")])
         end = min(now + self._life, self._end)
         builder = _builder(subject, key, now, end).issuer_name(self._certificate.subject)
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        named = [(x509.SubjectAlternativeName(names), False)] if (names := [*names]) else []
         for extension, critical in (
+            *named,
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_usage(authority=False), True),
             (x509.ExtendedKeyUsage(usages), False),
-            (x509.SubjectAlternativeName(names), False),
             (identifier, False),
         ):
             builder = builder.add_extension(extension, critical=critical)

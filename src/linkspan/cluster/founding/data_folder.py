@@ -13,19 +13,23 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 
 from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
 from linkspan.kernel.io.durable_files import write
+from linkspan.kernel.io.exchange import sync
 
 NOTE = "linkspan.json"
 """Our note, in the folder; etcd ignores it."""
 MEMBER = "member"
 """etcd's own folder in it, which exists once etcd has started."""
 BEFORE = ".before"
-"""What the name of the folder gets when its data are not used any more: the last one is kept."""
+"""What the name of the folder gets when its data are not used any more: the last one is kept.
+
+The data that a restore replaces get it with the time, and are never deleted."""
 _VERSION = re.compile(r"^etcd Version: (\d+\.\d+)\.\d+", re.MULTILINE)
 
 Owner = tuple[int, int]
@@ -96,6 +100,16 @@ def put_aside(folder: Path) -> None:
             folder.rename(before)
     except OSError as error:
         raise Unavailable(f"{folder} cannot be renamed: {(error.strerror or '').lower()}", "move it away") from error
+
+
+def keep_aside(data: Path, folder: Path) -> Path:
+    """Rename data that a restore has replaced in a data folder, to a name beside that; return it. Raises OSError."""
+    moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    names = (f"{folder.name}{BEFORE}-{moment}{end}" for end in ("", *(f"-{number}" for number in range(2, 100))))
+    kept = next(path for name in names if not (path := folder.with_name(name)).exists())
+    data.rename(kept)
+    sync(kept.parent)
+    return kept
 
 
 def check(folder: Path, host: str, program: str, owner: Owner) -> None:

@@ -8,13 +8,14 @@ of its own, whose folder belongs to that user.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from linkspan.cluster.founding import data_folder
@@ -75,11 +76,15 @@ WantedBy=multi-user.target
 """
 
 
+def tool(name: str) -> str:
+    """Return the path of a program of etcd's: the one of this installation, else the machine's. '' if missing."""
+    own = Path(sys.prefix, "bin", name)  # a package's, beside the Python that runs this
+    return str(own) if os.access(own, os.X_OK) else shutil.which(name) or ""
+
+
 def program() -> str:
-    """Return the path of etcd: the one that belongs to this installation, else the machine's. Raises NotFound."""
-    own = Path(sys.prefix, "bin", "etcd")  # a package's, beside the Python that runs this
-    found = str(own) if os.access(own, os.X_OK) else shutil.which("etcd")
-    if not found:
+    """Return the path of etcd. Raises NotFound."""
+    if not (found := tool("etcd")):
         what = "etcd is not installed, and linkspan's package has none"
         raise NotFound(what, "apt install etcd-server (its own service is not needed: systemctl disable --now etcd)")
     return found
@@ -100,12 +105,19 @@ def folder(state_dir: Path, voter: Voter) -> Path:
     return UNIT_FOLDER if voter.systemd else state_dir / HELPER_FOLDER
 
 
+def beside(etcds: Path) -> Path:
+    """Return the folder beside etcd's, on the same disk, in which a restore is prepared."""
+    return etcds.with_name(f"{etcds.name}.restoring")
+
+
 class EtcdService:
     """The etcd of one voter."""
 
-    def __init__(self, state_dir: Path, host: str, voter: Voter) -> None:
+    def __init__(self, state_dir: Path, host: str, voter: Voter, advertised: str = "") -> None:
+        """``advertised`` is ADDRESS:PORT for clients as other members tell it; '': where it listens."""
         self._host = host
         self._voter = voter
+        self._advertised = advertised or voter.clients
         self.folder = folder(state_dir, voter)
         self.problem = ""
         """Why etcd could not be started."""
@@ -139,11 +151,11 @@ class EtcdService:
         """
         if not member and (self.data / data_folder.MEMBER).is_dir():
             return  # an init that broke off
-        data_folder.prepare(self.data, Note(self._host, data_folder.minor_of(program()), member), self._owner())
+        data_folder.prepare(self.data, Note(self._host, data_folder.minor_of(program()), member), self.owner())
 
     def check(self) -> None:
         """Return if etcd may be started with the data that this host has. Raises LinkspanError with the reason."""
-        data_folder.check(self.data, self._host, program(), self._owner())
+        data_folder.check(self.data, self._host, program(), self.owner())
 
     def condition(self) -> tuple[str, ...]:
         """Return the command line by which systemd asks the same as ``check``. Raises NotFound if there is no etcd."""
@@ -156,7 +168,7 @@ class EtcdService:
         return (
             program(),
             *("--name", self.name, "--data-dir", str(self.folder / "data")),
-            *("--listen-client-urls", clients, "--advertise-client-urls", clients),
+            *("--listen-client-urls", clients, "--advertise-client-urls", f"https://{self._advertised}"),
             *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
             *("--initial-cluster", joins or f"{self.name}={peers}", "--initial-cluster-token", self.name),
             *("--initial-cluster-state", "existing" if joins else "new"),
@@ -177,7 +189,7 @@ class EtcdService:
         assert name in FILES
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self._owner()
+            owner = self.owner()
             os.chown(self.folder, *owner, follow_symlinks=False)
             write(self.folder / name, content, 0o600, owner)
         except OSError as error:
@@ -196,7 +208,8 @@ class EtcdService:
         except OSError as error:
             raise Unavailable(f"{self.folder / name}: {(error.strerror or '').lower()}", "etcd needs it") from error
 
-    def _owner(self) -> tuple[int, int]:
+    def owner(self) -> tuple[int, int]:
+        """Return the uid and gid of etcd's files. Raises Unavailable if its user is missing."""
         if not self._voter.systemd:
             return os.geteuid(), os.getegid()
         try:
@@ -231,6 +244,17 @@ class EtcdService:
             else:
                 await asyncio.to_thread(self.stop)
                 await asyncio.to_thread(self._put)
+
+    @contextlib.asynccontextmanager
+    async def stopped(self) -> AsyncIterator[None]:
+        """Stop etcd, and let nobody start it in the block. The caller starts it. Raises LinkspanError."""
+        async with self._turn:
+            if self._voter.systemd:
+                await asyncio.to_thread(_systemctl, "stop", UNIT_NAME)
+            else:
+                await asyncio.to_thread(self.stop)
+                self._helpers.forgive(NAME)  # it may have died often with the data that are replaced now
+            yield
 
     async def end(self) -> None:
         """End etcd if it runs, and let nothing start it by itself: its data are not used any more.

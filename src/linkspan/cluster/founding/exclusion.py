@@ -41,7 +41,7 @@ async def exclude(vault: Vault, host: str, publish: Callable[[], Awaitable[None]
     knows the tokens that it joined with, so these let nobody in any more. ``publish`` makes all voters refuse what is
     revoked, and end its connections (``revocation``): meanwhile etcd restarts, and for about a second nothing changes.
     """
-    await _revoke(vault, host, known=known)
+    await revoke(vault, host, known=known)
     await vault.dismiss(host)
     await publish()
     kept, revision = await vault.get(HOSTS + host, JoinedHost)
@@ -73,7 +73,7 @@ async def release(vault: Vault, host: str) -> None:
     await vault.dismiss(host)
 
 
-async def _revoke(vault: Vault, host: str, *, known: bool) -> None:
+async def revoke(vault: Vault, host: str, *, known: bool) -> None:
     """Write down that the host is forgotten, and revoke its certificates and the tokens that it joined with."""
     for _ in range(TRIES):
         joined, revision = await vault.get(HOSTS + host, JoinedHost)

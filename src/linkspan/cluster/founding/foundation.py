@@ -41,16 +41,16 @@ async def found(
     """
     program()  # before anything is written: a host that cannot be a voter may still join another's cluster
     files.keep_voter(voter)
-    await asyncio.to_thread(_make_authorities, files, service)
+    await asyncio.to_thread(make_authorities, files, service)
     await asyncio.to_thread(install)
     await asyncio.to_thread(make_server, files, service, voter, life)
-    serial = await asyncio.to_thread(_make_own, files, host, life)
+    serial = await asyncio.to_thread(make_own, files, host, life)
     root, own = files.secret(files.root_password), files.secret(files.password)
     await asyncio.to_thread(service.prepare)
     await service.start()
     vault = Vault(files.root_url([voter.clients]), RECORDS_PREFIX)
     try:
-        await _answers(vault, service)
+        await answers(vault, service)
         await vault.enable(root)
         await renew_revoked(files, vault, service)
         await vault.admit(host, own, voter=True)
@@ -89,7 +89,7 @@ async def renew_revoked(files: TrustFiles, vault: Vault, service: EtcdService) -
     service.put("revoked.der", der)
 
 
-def _make_authorities(files: TrustFiles, service: EtcdService) -> None:
+def make_authorities(files: TrustFiles, service: EtcdService) -> None:
     """Make the two authorities. A join that broke off may have left another cluster's certificate without a key."""
     for key, file, name in (
         (files.authority_key, files.authority, "linkspan clients"),
@@ -129,7 +129,7 @@ def peer_authority(files: TrustFiles, life: float) -> Authority:
     return Authority(alone(str(files.peer_authority)), alone(str(files.peer_authority_key)), life)
 
 
-def _make_own(files: TrustFiles, host: str, life: float) -> int:
+def make_own(files: TrustFiles, host: str, life: float) -> int:
     """Make this host's own certificate; return its serial number."""
     wanted = Requested(certificates.request(files.once(files.key, certificates.new_key)))
     certificate, serial = sign(files, wanted, host, life)
@@ -146,10 +146,10 @@ def sign_again(
             key = service.read(f"{name}.key")
             service.put(f"{name}.pem", signer(files, life).server(key, voter.names, _now()))
     if "host" in names:
-        _make_own(files, host, life)
+        make_own(files, host, life)
 
 
-async def _answers(vault: Vault, service: EtcdService) -> None:
+async def answers(vault: Vault, service: EtcdService) -> None:
     """Wait until etcd answers. Raises Unavailable with its log's place."""
     deadline = time.monotonic() + PATIENCE
     said = ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-from linkspan.diagnose.doctor.checks import Check
+from linkspan.diagnose.doctor.checks import Check, Status
 from linkspan.store.etcd_status import (
     CORRUPT,
     DEFAULT_QUOTA,
@@ -25,6 +26,8 @@ from linkspan.store.upkeep import OTHER, OURS, Allowed, Turn
 
 BROKEN = ("3.5.0", "3.5.1", "3.5.2")
 """Releases of which etcd's maintainers warned that a crash may leave a member with other data than the others."""
+OLD_SNAPSHOT, FIRST_SNAPSHOT = 2 * 86400.0, 900.0
+"""Seconds after which an automatic snapshot is too old, and after which an agent that runs should have taken one."""
 OLD, DURABLE = 16, 20
 """Patches of etcd 3.5: older ones than the first have further defects of learners, and from the second on etcd writes a
 promotion to its disk, where 3.6 looks for it (etcd issue 19557)."""
@@ -48,6 +51,20 @@ def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Iterator[Check]:
         yield from _members(etcd)
         yield from _upgrade(etcd)
         yield _history(allowed, last)
+
+
+def snapshots(folder: Path, count: int, age: float | None, problem: str, up: float) -> Check:
+    """Return whether a voter's automatic snapshots are recent; ``age`` and ``up``, the agent's time, are in seconds."""
+    again = "linkspan cluster snapshot FILE takes one now; `linkspan doctor` says when the next one was taken"
+    because = f": {problem}" if problem else ""
+    if age is None:
+        status: Status = "warn" if problem or up > FIRST_SNAPSHOT else "ok"
+        detail = f"there is none in {folder} yet{because}"
+        return Check("store snapshots", status, detail, again if status == "warn" else "")
+    detail = f"{count} in {folder}, the last one {age / 3600:.0f} h old"
+    if age > OLD_SNAPSHOT:
+        return Check("store snapshots", "warn", f"{detail}{because}", again)
+    return Check("store snapshots", "ok", f"{detail}; copy them to another machine (docs/recovery.md)")
 
 
 def _space(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Check:

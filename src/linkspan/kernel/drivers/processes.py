@@ -150,6 +150,10 @@ class ProcessDriver:
         running = self._living().get(name)
         return running.pid if running else 0
 
+    def forgive(self, name: str) -> None:
+        """Forget that a helper died often: what it died of is repaired, and its next start need not wait."""
+        self._falls.pop(name, None)
+
     def log(self, name: str) -> Path:
         """Return the path of a helper's output."""
         return self._dir / f"{name}.log"

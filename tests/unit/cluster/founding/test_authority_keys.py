@@ -25,9 +25,9 @@ def files(tmp_path: Path) -> TrustFiles:
     made = TrustFiles(tmp_path)
     made.secret(made.root_password)
     own = EtcdService(tmp_path, "h1", VOTER)
-    foundation._make_authorities(made, own)
+    foundation.make_authorities(made, own)
     foundation.make_server(made, own, VOTER, 3600)
-    foundation._make_own(made, "h1", 3600)
+    foundation.make_own(made, "h1", 3600)
     return made
 
 

@@ -83,7 +83,7 @@ def test_root_follows_nothing_that_etcds_user_puts_into_its_folder(
     others.write_text("theirs")
     monkeypatch.setattr("linkspan.cluster.founding.etcd_service.UNIT_FOLDER", tmp_path / "etcd")
     owners: list[object] = []
-    monkeypatch.setattr(EtcdService, "_owner", lambda _self: (os.geteuid(), os.getegid()))
+    monkeypatch.setattr(EtcdService, "owner", lambda _self: (os.geteuid(), os.getegid()))
     monkeypatch.setattr(os, "chown", lambda path, *_, follow_symlinks=True: owners.append((path, follow_symlinks)))
     service = EtcdService(tmp_path, "h1", Voter("192.0.2.1", systemd=True))
     service.folder.mkdir()

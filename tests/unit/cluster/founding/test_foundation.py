@@ -36,15 +36,15 @@ def test_a_half_join_does_not_poison_an_init(tmp_path: Path) -> None:
     files, own = TrustFiles(tmp_path), service(tmp_path)
     others = certificates.new_authority(certificates.new_key(), "others", foundation._now())
     files.put(files.authority, others)
-    foundation._make_authorities(files, own)
+    foundation.make_authorities(files, own)
     made = files.authority.read_bytes()
     assert certificates.belongs(made, files.authority_key.read_bytes())
-    foundation._make_authorities(files, own)
+    foundation.make_authorities(files, own)
     assert files.authority.read_bytes() == made
     (own.folder / "data").mkdir(parents=True)
     files.put(files.authority, others)
     with pytest.raises(Invalid, match="do not belong to each other"):
-        foundation._make_authorities(files, own)
+        foundation.make_authorities(files, own)
     own.close()
 
 
@@ -64,7 +64,7 @@ def test_a_repeated_init_keeps_the_list_of_revoked_certificates(
     """A file of the voter was lost, and is made again; the list stays, and the vault's is written into it."""
     monkeypatch.setattr("linkspan.store.vault.EtcdStore", lambda _url: MemoryStore(Memory()))
     files, own = TrustFiles(tmp_path), service(tmp_path)
-    foundation._make_authorities(files, own)
+    foundation.make_authorities(files, own)
     foundation.make_server(files, own, VOTER, 3600)
 
     async def revoke() -> None:
