@@ -28,6 +28,7 @@ from linkspan.cli import (
     lab,
     network,
     plan,
+    policy,
     status,
     trace,
     upgrade,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 for name, group in (
     ("network", network.app),
+    ("policy", policy.app),
     ("endpoint", endpoint.app),
     ("address", address.app),
     ("ip", address.app),

@@ -24,6 +24,7 @@ from linkspan.core.model import (
     Underlay,
     checked_name,
 )
+from linkspan.policy.model import Policy, checked
 from linkspan.store import records
 from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common
 
@@ -60,6 +61,7 @@ _WORDS = {
     "answer": 3,
     "allowances": 5,
     "reservations": 4,
+    "policies": 2,
 }
 """Number of words, separated by slashes, in the keys of each kind of record."""
 
@@ -194,6 +196,11 @@ def _reservation(reservation: Reservation, network: str, *words: str) -> None:
     _canonical(reservation.cidr)
 
 
+def _policy(policy: Policy, name: str) -> None:
+    _same("name", policy.name, name)
+    checked(policy)
+
+
 def _cluster(settings: ClusterSettings, *_key: str) -> None:
     _within("the schema that is written", settings.writes, range(1 << 31))
     _silence("reclaim_after", settings.reclaim_after)
@@ -248,6 +255,7 @@ _CHECKS: dict[type, Callable[..., None]] = {
     AddressRecord: _address,
     Allowance: _allowance,
     Reservation: _reservation,
+    Policy: _policy,
     ClusterSettings: _cluster,
     Common: _common,
 }
