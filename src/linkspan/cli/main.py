@@ -20,7 +20,7 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.escapes import escaped, shown
 
 GROUPS = {
-    **dict.fromkeys(("network", "endpoint", "address"), ""),
+    **dict.fromkeys(("network", "policy", "endpoint", "address"), ""),
     "ip": "address",  # its other name
     **dict.fromkeys(("host", "cluster", "bgp", "controller", "install", "adopt", "lab"), ""),
 }
