@@ -65,6 +65,8 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     assert "Answer" in learn("answer")
     listed = {one["number"]: one for one in json.loads(learn("list", "-o", "json"))}
     assert (listed[4]["name"], listed[4]["state"], listed[5]["state"]) == ("container", "passed", "new")
+    told = json.loads(learn("report", "-o", "json"))["lessons"][3]
+    assert (told["tries"], told["hints"], told["solution_seen"], told["state"]) == (1, 3, True, "passed")
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 1}
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 0}
     assert typed("learn", "status").returncode == 1

@@ -7,6 +7,7 @@ below each row with their names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from linkspan.core.cells import cells as width_of
@@ -24,6 +25,11 @@ _END = 40
 INDENT = "    "
 _BREAKS = "/,>-.:"
 """Characters after which a word longer than its column is preferably broken."""
+_WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+_OPENING, _CLOSING = "\u300a\u300c\uff08\u201c", "\u3001\u3002\u300b\u300d\uff01\uff09\uff0c\uff1a\uff1b\uff1f\u201d"
+_PIECE = re.compile(f"[{_OPENING}]*(?:[{_WIDE}]|[^{_WIDE}{_OPENING}{_CLOSING}]+)[{_CLOSING}]*|.")
+"""A part of a word that is not broken. Chinese has no spaces: a line may end after each character, but no line begins
+with a closing mark or ends with an opening one."""
 
 
 def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -70,7 +76,7 @@ def shortened(text: str) -> str:
 def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """Return a text as lines that break between words, each with its start; a longer word is broken itself."""
     room = max(width - max(width_of(first), width_of(later)), 1)
-    parts = [part for word in text.split(" ") for part in _parts(word, room)]
+    parts = [part for word in text.split(" ") for part in _pieces(word, room)]
     lines, line = [], ""
     for part, glued in parts:
         joined = f"{line}{part}" if glued or not line else f"{line} {part}"
@@ -81,6 +87,14 @@ def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str
             line = joined
     lines.append(line)
     return [f"{later if number else first}{text}".rstrip() for number, text in enumerate(lines)]
+
+
+def _pieces(word: str, room: int) -> list[tuple[str, bool]]:
+    """Return the parts between which a line may end; each with whether it continues the one before without a space."""
+    if word.isascii():
+        return _parts(word, room)
+    pieces = [part for piece in _PIECE.findall(word) for part, _ in _parts(piece, room)]
+    return [(piece, bool(number)) for number, piece in enumerate(pieces)]
 
 
 def _parts(word: str, room: int) -> list[tuple[str, bool]]:

@@ -83,9 +83,15 @@ def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if output is Format.JSON:
         as_json(found)
         return
-    states = {"new": words("new"), "started": words("started"), "passed": words("passed")}
-    rows = [(one["number"], one["title"], one["minutes"], states[str(one["state"])], one["name"]) for one in found]
+    rows = [
+        (one["number"], one["title"], one["minutes"], _state(str(one["state"]), words), one["name"]) for one in found
+    ]
     table((words("number"), words("title"), words("minutes"), words("state"), words("name")), rows, "")
+
+
+def _state(state: str, words: Words) -> str:
+    """Return a lesson's state in the reader's language."""
+    return {"new": words("new"), "started": words("started"), "passed": words("passed")}[state]
 
 
 @app.command()
@@ -351,6 +357,39 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
     else:
         for number in judged.wrong:
             say(panel.part("wrong", number))
+
+
+@app.command()
+def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
+    """Show the tries, hints and time of each lesson: for a teacher, to whom nothing is sent by itself."""
+    from linkspan.learn import lesson
+
+    kept, words = _reader(lang)
+    found = [(one, kept.entry(one.name)) for one in lesson.lessons().values()]
+    if output is Format.JSON:
+        as_json(
+            {
+                "lessons": [
+                    {
+                        "number": one.number,
+                        "name": one.name,
+                        "state": entry.state,
+                        "tries": entry.tries,
+                        "hints": entry.hints,
+                        "solution_seen": entry.solution_seen,
+                        "seconds": entry.seconds,
+                    }
+                    for one, entry in found
+                ]
+            }
+        )
+        return
+    rows = [
+        (n.number, n.texts[words.language].title, _state(e.state, words), e.tries, e.hints, e.seconds)
+        for n, e in found
+    ]
+    columns = (words("number"), words("title"), words("state"), words("tries"), words("hints"), words("seconds"))
+    table(columns, rows, "")
 
 
 @app.command()

@@ -40,8 +40,8 @@ def walked(source: str, target: str) -> Trace:
     there.
     """
     with contextlib.closing(Namespaces()) as namespaces:
-        bridges, endpoints = _built(namespaces)
-        known = Map("host", endpoints, bridges)
+        networks, endpoints = _built(namespaces)
+        known = Map("host", endpoints, networks)
         local = Local(namespaces, known, Path("/nonexistent"))
         first, last, packet = local.begin(source, target)
         going = trace(known, first, last, packet)
@@ -64,26 +64,34 @@ class _Bridge(Network, frozen=True):
         return self.name
 
 
+_ROUTED = Network(name="(routed)", pools=(), subnet_len={}, backend="host-gw", gateways=())
+"""The network of links that are in no bridge: the host routes what they bring."""
+
+
 def _built(namespaces: Namespaces) -> tuple[dict[str, Network], list[Endpoint]]:
     """Return the host's bridges as networks, and the interfaces in named namespaces as endpoints.
 
-    A namespace without an interface has one, too, so that a trace can begin in it and say what is missing. A port
-    that is in no bridge belongs in the first one.
+    A namespace without an interface has one, too, so that a trace can begin in it and say what is missing. A link in
+    no bridge is a routed one if it has an address of its own or the host has no bridge; else it belongs in the first.
     """
     host = _links("")
-    bridges: dict[str, Network] = {}
+    networks: dict[str, Network] = {}
     for link in host:
         if link.get("linkinfo", {}).get("info_kind") == "bridge":
             pools = tuple(str(ipaddress.ip_interface(one).network) for one in _addresses(link))
-            bridges[link["ifname"]] = _Bridge(
+            networks[link["ifname"]] = _Bridge(
                 name=link["ifname"], pools=pools, subnet_len={}, backend="bridge", gateways=()
             )
+    first = next(iter(networks), _ROUTED.name)
+    networks[_ROUTED.name] = _ROUTED
     ends = {link["ifindex"]: link for link in host}
     endpoints = []
     for path in sorted(NETNS.iterdir()) if NETNS.is_dir() else ():
         inode = path.stat().st_ino
         namespaces.register(inode, str(path))
-        plugged = [link for link in _links(path.name) if link["ifname"] != "lo"]
+        links = _links(path.name)
+        plugged = [link for link in links if link["ifname"] != "lo"]
+        more = [one for link in links if link["ifname"] == "lo" for one in _addresses(link)]
         for link in plugged or [{"ifname": "eth0"}]:
             end = ends.get(link.get("link_index", 0), {})
             endpoints.append(
@@ -91,8 +99,8 @@ def _built(namespaces: Namespaces) -> tuple[dict[str, Network], list[Endpoint]]:
                     id=path.name,
                     name=path.name,
                     ifname=link["ifname"],
-                    network=end.get("master") or next(iter(bridges), ""),
-                    addresses=tuple(_addresses(link) or [f"{CONTAINERS.get(path.name, '127.0.0.1')}/16"]),
+                    network=end.get("master") or (_ROUTED.name if _addresses(end) else first),
+                    addresses=(*more, *_addresses(link)) or (f"{CONTAINERS.get(path.name, '127.0.0.1')}/16",),
                     gateways=(),
                     mac=link.get("address", "00:00:00:00:00:00"),
                     mtu=link.get("mtu", 1500),
@@ -101,7 +109,7 @@ def _built(namespaces: Namespaces) -> tuple[dict[str, Network], list[Endpoint]]:
                     netns_path=str(path),
                 )
             )
-    return bridges, endpoints
+    return networks, endpoints
 
 
 def _addresses(link: Mapping[str, Any]) -> list[str]:

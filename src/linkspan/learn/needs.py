@@ -35,8 +35,11 @@ NEEDS = {
     "nft": _program("nft", "nftables"),
     "tcpdump": _program("tcpdump", "tcpdump"),
     "python3": _program("python3", "python3"),
+    "dnsmasq": _program("dnsmasq", "dnsmasq-base"),
+    "udhcpc": Need("busybox --list | grep -x udhcpc", "busybox with udhcpc", "apt install busybox"),
     "bridge": _link("bridge"),
     "veth": _link("veth", "peer name lsneed1"),
+    "vxlan": _link("vxlan", "id 1 dstport 4789"),
     "iptables": Need("iptables -S", "iptables in a network namespace", "apt install iptables; sudo modprobe ip_tables"),
     "iptables-nat": Need("iptables -t nat -S", "iptables' table nat", "sudo modprobe iptable_nat"),
     "br_netfilter": Need(

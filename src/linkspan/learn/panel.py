@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from linkspan.learn import comparison
 from linkspan.learn.language import Words
 from linkspan.learn.lesson import Lesson
@@ -9,6 +12,8 @@ from linkspan.learn.texts import heading
 from linkspan.learn.watcher import Judgement
 
 DONE, OPEN = "✓", "·"
+STAYS = 6.0
+"""Seconds: what looks like a mistake for less may be half of what the reader is about to type."""
 
 
 class Panel:
@@ -61,9 +66,10 @@ class Panel:
 class News:
     """What is new for the reader since the last judgement; each thing is told once until it changes back."""
 
-    def __init__(self, panel: Panel, lesson: Lesson) -> None:
+    def __init__(self, panel: Panel, lesson: Lesson, clock: Callable[[], float] = time.monotonic) -> None:
         self._panel = panel
-        self._lesson = lesson
+        self._clock = clock
+        self._mistakes: dict[int, float] = {}  # since when; infinity after it was told
         self._before = Judgement((False,) * len(lesson.data.check), (True,) * len(lesson.data.keep), None)
         self.passed = False
 
@@ -84,4 +90,12 @@ class News:
         if judged.passed:
             self.passed = True
             return [*lines, "", *self._panel.ending(judged.also)]
-        return lines + [f"  {self._panel.part('wrong', n)}" for n in judged.wrong if n not in before.wrong]
+        return lines + [f"  {self._panel.part('wrong', number)}" for number in self._stayed(judged)]
+
+    def _stayed(self, judged: Judgement) -> list[int]:
+        """Return the mistakes that have stayed for a while, each once until it was mended."""
+        now = self._clock()
+        self._mistakes = {number: self._mistakes.get(number, now) for number in judged.wrong}
+        stayed = [number for number, since in self._mistakes.items() if now - since >= STAYS]
+        self._mistakes |= dict.fromkeys(stayed, float("inf"))
+        return stayed

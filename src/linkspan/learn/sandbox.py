@@ -40,10 +40,11 @@ printf '#!/bin/sh\\nexec "$@"\\n' > sudo
 printf '#!/bin/sh\\nexec "%s" -m linkspan.cli.main "$@"\\n' "$0" > linkspan
 printf '#!/bin/sh\\nexec {RUN}/bin/linkspan learn "$@"\\n' > learn
 if tool=$(command -v tcpdump); then printf '#!/bin/sh\\nexec %s -Z root "$@"\\n' "$tool" > tcpdump; fi
+if tool=$(command -v dnsmasq); then printf '#!/bin/sh\\nexec %s --user= --group= "$@"\\n' "$tool" > dnsmasq; fi
 chmod 755 ./*
 echo made
 """
-"""Makes /run and the wrappers: in a user namespace of one user tcpdump cannot become another one, nor can sudo.
+"""Makes /run and the wrappers: in a user namespace of one user tcpdump, dnsmasq and sudo cannot become another one.
 
 A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows.
 """

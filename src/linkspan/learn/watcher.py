@@ -13,14 +13,18 @@ from linkspan.learn.sandbox import Sandbox
 
 PAUSE = 0.4
 """Seconds between two fingerprints: a reader is told within a second."""
-SETTLING = (0.7, 2.0)
-"""Seconds after a change at which the checks run again: a link's carrier and neighbour entries come a little later."""
+SETTLING = (0.7, 2.0, 6.5)
+"""Seconds after a change at which the checks run again.
+
+A link's carrier and neighbour entries come a little later, and a mistake counts only if it stays.
+"""
 
 _LOOK = """
 look() {
   printf '%s\\n' 'link show' 'address show' 'route show table all' 'rule show' 'neighbour show nud permanent' |
     $1 ip -o -batch - 2>&1
   $1 nft -s list ruleset 2>&1
+  $1 bridge -d link show 2>&1
   $1 ss -Htuln 2>&1
   $1 sh -c 'cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/rp_filter \
     /proc/sys/net/bridge/bridge-nf-call-iptables; test -s /proc/net/ip_tables_names && iptables-legacy -S' 2>&1

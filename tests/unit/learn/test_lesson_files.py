@@ -120,18 +120,21 @@ def test_a_check_needs_exit_code_and_both_patterns(check: Check, code: int, outp
 
 
 def test_news_are_told_once_and_again_after_they_changed_back() -> None:
-    """A step that is achieved, undone and achieved again; a wrong idea; the end."""
-    one = numbered("container")
-    news = News(Panel(one, Words("en")), one)
+    """A step that is achieved, undone and achieved again; a wrong idea that stays; the end."""
+    one, now = numbered("container"), [0.0]
+    news = News(Panel(one, Words("en")), one, lambda: now[0])
     none = Judgement((False, False, False), (), None)
     first = Judgement((True, False, False), (), None, wrong=(2,))
     assert news.of(none) == []
-    told = news.of(first)
-    assert "✓ `netns_A` has an interface" in told[0]
-    assert "Not it 2" in told[1]
+    assert ["✓ `netns_A` has an interface" in line for line in news.of(first)] == [True]
+    assert news.of(first) == []
+    now[0] = 7.0
+    assert ["Not it 2" in line for line in news.of(first)] == [True]
     assert news.of(first) == []
     assert [line.strip()[0] for line in news.of(none)] == ["·"]
-    assert len(news.of(first)) == 2
+    assert len(news.of(first)) == 1
+    now[0] = 14.0
+    assert len(news.of(first)) == 1
     end = "\n".join(news.of(Judgement((True, True, True), (), True)))
     assert "Passed" in end
     assert "ip link add" in end
