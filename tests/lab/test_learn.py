@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,19 @@ def test_the_first_lesson_in_one_window(state: Path) -> None:
     assert window.ends() == 0
     listed = json.loads(learn("list", "-o", "json"))
     assert [one["state"] for one in listed[:3]] == ["passed", "started", "new"]
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_a_lesson_in_two_panes(state: Path) -> None:
+    """The upper one says what is achieved in the lower one; both end together, and nothing is left."""
+    window = Window("start", "1", "--split")
+    window.shows("[learn 1] #")
+    window.type("ip netns add netns_A")
+    window.shows("✓")
+    window.type("exit")
+    window.shows("The sandbox is gone")
+    assert window.ends() == 0
+    assert not _any(str(state / "linkspan" / "learn"))
 
 
 def test_a_line_that_is_being_typed_is_shown_again_below_the_message(state: Path) -> None:

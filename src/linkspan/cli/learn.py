@@ -200,12 +200,12 @@ def _split() -> int:
     if shutil.which("tmux") is None:
         raise NotFound("there is no tmux", "apt install tmux, or start the lesson without --split")
     own = f"{sys.executable} -m linkspan.cli.main learn"
-    server = ["tmux", "-L", f"linkspan-learn-{os.getpid()}"]
+    outside = {name: value for name, value in os.environ.items() if name != "TMUX"}  # it may run inside another one
     with tempfile.TemporaryDirectory() as folder:
         ended = Path(folder, "code")
         shell = f"{own} shell; echo $? >{ended}; tmux kill-server"
         panes = ["new-session", f"{own} watch", ";", "split-window", "-v", "-l", "40%", shell]
-        subprocess.run([*server, *panes], check=False)
+        subprocess.run(["tmux", "-S", f"{folder}/tmux", *panes], check=False, env=outside)
         return int(ended.read_text() or 0) if ended.exists() else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 from collections.abc import Callable
 
@@ -19,20 +20,26 @@ SETTLING = (0.7, 2.0, 6.5)
 A link's carrier and neighbour entries come a little later, and a mistake counts only if it stays.
 """
 
-_LOOK = """
-look() {
-  printf '%s\\n' 'link show' 'address show' 'route show table all' 'rule show' 'neighbour show nud permanent' |
-    $1 ip -o -batch - 2>&1
-  $1 nft -s list ruleset 2>&1
-  $1 bridge -d link show 2>&1
-  $1 ss -Htuln 2>&1
-  $1 sh -c 'cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/rp_filter \
-    /proc/sys/net/bridge/bridge-nf-call-iptables; test -s /proc/net/ip_tables_names && iptables-legacy -S' 2>&1
-}
-look
-for name in $(ls /run/netns); do echo "$name"; look "nsenter --net=/run/netns/$name"; done
+_ONE = """
+ip -o -batch - 2>&1 <<END
+link show
+address show
+route show table all
+rule show
+neighbour show nud permanent
+END
+nft -s list ruleset 2>&1
+ss -Htuln 2>&1
+for file in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv4/conf/*/proxy_arp \
+  /proc/sys/net/bridge/bridge-nf-call-iptables; do read -r value <$file && echo $value; done 2>/dev/null
+if read -r table </proc/net/ip_tables_names; then iptables-legacy -S; fi 2>/dev/null
 """
-"""Prints what checks depend on, without counters and timers."""
+"""Prints what checks depend on, of one namespace, without counters and timers; it starts three programs."""
+_LOOK = f"""
+one={shlex.quote(_ONE)}
+sh -c "$one"
+for name in /run/netns/*; do echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; done
+"""
 
 
 class Judgement(msgspec.Struct, frozen=True):
