@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import linkspan
+from linkspan.core.errors import NotFound
 from linkspan.learn import sandbox
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
@@ -246,6 +247,22 @@ def test_all_lessons_can_be_played_without_root(nobody: None) -> None:
     """In a user namespace; those that this kernel cannot do say what they lack."""
     for one in json.loads(_as_nobody("-m", "linkspan.cli.main", "learn", "play", "all", "-o", "json")):
         assert one.get("unavailable") or (one["passed_by_solution"], one["passed_by_nothing"]) == (True, False)
+
+
+def test_another_user_s_namespaces_are_never_entered(nobody: None, state: Path) -> None:
+    """They are marked as root's sandbox, but nobody made them: root would run that user's programs."""
+    name = str(state / "linkspan" / "learn")
+    argv = [*USER, "unshare", "-Umnpfr", "--kill-child", "sleep", "600"]
+    forger = subprocess.Popen(argv, env=os.environ | {sandbox.MARK: name})
+    try:
+        until(lambda: _any(name), "the forged mark is there")
+        until(lambda: Path(f"/proc/{forger.pid}/task/{forger.pid}/children").read_text(), "the namespaces are there")
+        with pytest.raises(NotFound):
+            sandbox.found(name)
+        assert sandbox.end_all(name) == 0
+    finally:
+        forger.kill()
+        forger.wait()
 
 
 def test_the_programs_that_a_user_namespace_breaks_work(nobody: None) -> None:

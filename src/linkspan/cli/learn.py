@@ -297,7 +297,7 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     kept, words = _reader(lang)
     one = _open(kept, words)
     if not one.data.trace:
-        raise NotFound(words("lesson {number} is about no packet", number=one.number), "learn hint")
+        raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
     box = sandbox.found(kept.sandbox)
     if box.init:
         argv = [*box.entering(), sys.executable, "-m", "linkspan.cli.main", "learn", "explain", "-o", output.value]

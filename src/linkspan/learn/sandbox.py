@@ -254,31 +254,51 @@ def _environment() -> dict[str, str]:
 
 
 def _marked(name: str) -> list[int]:
-    """Return the pids of the inits of this user's sandboxes with a name."""
-    mark = f"{MARK}={name}".encode()
-    pids = []
+    """Return the pids of the inits of this user's sandboxes with a name.
+
+    Whoever enters a sandbox runs the programs that are mounted there, so nobody else's may be taken for one. The mark
+    is only text. So init and `unshare`, its parent, must both have this user's id, and the parent must be in this
+    process's PID namespace: neither another user nor root of a container has such a pair.
+    """
+    found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark in (process / "environ").read_bytes().split(b"\0") and _is_init(int(process.name)):
-                    pids.append(int(process.name))
-    return pids
+        if process.name.isdigit() and _has_mark(int(process.name), name) and _is_init(int(process.name)):
+            parent = _parent(int(process.name))
+            if _has_mark(parent, name) and _own(int(process.name)) and _own(parent) and _beside(parent):
+                found.append(int(process.name))
+    return found
+
+
+def _has_mark(pid: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return f"{MARK}={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
+def _own(pid: int) -> bool:
+    return all(_status(pid, "Uid:")[n : n + 1] == [str(os.geteuid())] for n in range(2))
+
+
+def _beside(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino == Path("/proc/self/ns/pid").stat().st_ino
+    return False
 
 
 def _is_init(pid: int) -> bool:
     """Return whether a process lives and is the first one of a PID namespace below this one."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("State:") and "Z" in line.split()[1]:
-                return False
-            if line.startswith("NSpid:"):
-                return len(line.split()) > 2 and line.split()[-1] == "1"
-    return False
+    pids = _status(pid, "NSpid:")
+    return len(pids) > 1 and pids[-1] == "1" and _status(pid, "State:")[:1] != ["Z"]
 
 
 def _parent(pid: int) -> int:
+    return int((_status(pid, "PPid:") or ["0"])[0])
+
+
+def _status(pid: int, name: str) -> list[str]:
+    """Return the words of a line in a process's status, none if it is gone."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("PPid:"):
-                return int(line.split()[1])
-    return 0
+            if line.startswith(name):
+                return line.split()[1:]
+    return []

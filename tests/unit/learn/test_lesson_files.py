@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from linkspan.cli import main
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.learn import lesson
 from linkspan.learn.comparison import commands
@@ -49,6 +51,16 @@ def test_a_lesson_shows_what_linkspan_would_do(one: Lesson) -> None:
         assert commands([kind]), kind
     announced = one.texts["en"].part("linkspan").endswith(":")
     assert announced == bool(one.data.plan)
+
+
+def test_the_page_has_every_lesson_and_every_command() -> None:
+    """And says which lessons have a packet to trace."""
+    page = (Path(__file__).parents[3] / "docs" / "learn.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([a-z-]+) \|", page, re.MULTILINE)
+    assert rows == [(str(one.number), one.name) for one in ALL]
+    told = set(re.findall(r"`learn ([a-z]+)", "\n".join(line for line in page.splitlines() if line[:1] == "|")))
+    assert told == set(main.commands("learn").commands["learn"].commands)
+    assert [one.number for one in ALL if one.data.trace] == [4, 5, 6, 7, 8, 10]
 
 
 def test_a_beginning_is_that_of_the_lesson_before_with_its_solution() -> None:
