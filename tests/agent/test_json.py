@@ -45,11 +45,20 @@ def host() -> Iterator[Host]:
         made.network("demo", "10.201.0.0/24")
         made.network("other", "10.202.0.0/24")
         made.attach(world.namespace(), name="web")
+        (made.folder / "web.yaml").write_text(POLICY)
         yield made
     finally:
         made.close()
         world.remove()
 
+
+POLICY = """
+policy: web
+ingress: []
+tests: [{from: outside, to: web, expect: allow}]
+"""
+FILE = "web.yaml"
+"""In place of a file with the policy."""
 
 COMMANDS = {
     "network create": ("third", "--pool", "10.203.0.0/24"),
@@ -60,6 +69,15 @@ COMMANDS = {
     "network disallow": ("demo", "other"),
     "endpoint list": (),
     "endpoint show": ("web",),
+    "endpoint label": ("web", "app=web"),
+    "policy diff": (FILE,),
+    "policy test": (FILE,),
+    "policy apply": (FILE,),
+    "policy list": (),
+    "policy show": ("web",),
+    "policy can": ("outside", "web"),
+    "policy who-can": ("web",),
+    "policy delete": ("web",),
     "address list": (),
     "address show": ("10.201.0.9",),
     "address reserve": ("demo", "10.201.0.67/28"),
@@ -80,6 +98,7 @@ def test_the_page_names_every_field(host: Host) -> None:
     page = documented()
     for command, words in COMMANDS.items():
         is_list, fields = page[command]
-        told: Any = host.json(*command.split(), *words)
+        words = tuple(str(host.folder / FILE) if word == FILE else word for word in words)
+        told: Any = host.json(*command.split(), *words, code=3 if command == "policy diff" else 0)
         assert isinstance(told, list) == is_list, command
         assert set(told[0] if is_list else told) == fields, command

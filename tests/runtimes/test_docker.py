@@ -67,13 +67,13 @@ def test_the_agent_learns_where_the_container_is(docker: Docker) -> None:
     assert host.linkspan("trace", docker.address("c1"), docker.address("c2"))["reachable"]
 
 
-def test_containers_have_their_names_and_aliases(docker: Docker) -> None:
-    """The engine provides Docker's names, and lists and traces show them."""
-    docker.container("c1", "--network demo --network-alias web")
+def test_containers_have_their_names_aliases_and_labels(docker: Docker) -> None:
+    """The engine provides Docker's names, which lists and traces show, and labels, which policies look at."""
+    docker.container("c1", "--network demo --network-alias web --label app=web")
     until(lambda: docker.host.linkspan("endpoint", "list")[0]["name"], "it is named")
     (found,) = docker.host.linkspan("endpoint", "list")
     assert found["name"] == "c1"
-    assert found["labels"] == {"aliases": "web"}
+    assert found["labels"] == {"aliases": "web", "app": "web"}
 
 
 def test_names_that_docker_does_not_know_are_answered_by_its_own_resolver(docker: Docker) -> None:

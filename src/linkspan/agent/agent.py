@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
+from linkspan.agent.policies import Policies
+from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.agent.store_health import StoreHealth
 from linkspan.agent.trace_map import TraceMap
 from linkspan.backends import BACKENDS, PROBLEMS, backend
@@ -81,7 +83,7 @@ from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
+from linkspan.endpoints.update import follow_mtus, follow_pools, relabel, stranded
 from linkspan.kernel import kinds
 from linkspan.kernel.probe import underlay
 from linkspan.kernel.worker import Worker
@@ -131,7 +133,7 @@ class Agent:
         with locks.state_folder(state_dir), locks.network_namespace():
             await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
-            host = Host(id=identity, name=self.host_name, version=__version__)
+            host = Host(id=identity, name=self.host_name, version=__version__, enforces=True)
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
             ) as self.journal:
@@ -246,6 +248,25 @@ class Agent:
             self.config,
             self.event_log,
         )
+        self.enforcement = Enforcement(
+            self.worker,
+            self.replica,
+            self.networks,
+            self.hosts,
+            self.leases,
+            self.remote,
+            self.interest,
+            endpoints,
+        )
+        self.policies = Policies(
+            self.replica,
+            self.networks,
+            self.allowances,
+            self.hosts,
+            self.endpoint_records,
+            self.enforcement,
+            self.event_log,
+        )
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
         self.ports = PortTable(listeners)
@@ -259,8 +280,9 @@ class Agent:
             host.name,
             endpoints,
             self.metrics.operation,
+            self.enforcement.elements,
         )
-        for follower in (self.endpoint_records, self.name_service, self.interest):
+        for follower in (self.endpoint_records, self.name_service, self.interest, self.enforcement):
             self.registry.subscribe(follower.note)
         self.orphans = Orphans(
             self.worker, self.journal, self.networks, self.allocator, self.event_log, self.config.orphans_after
@@ -378,6 +400,7 @@ class Agent:
             await self.recovery.learn()  # before records with no known owner are removed
         self.interest.changed(keys)
         self.name_service.changed(keys)
+        self.enforcement.changed(keys)
         self.endpoint_records.changed(keys)
         self.exact_addresses.changed(keys)
         await self.membership.changed(keys)
@@ -400,6 +423,7 @@ class Agent:
         self.networks.refresh()
         self.allocator.refresh()
         parts.callback(self.registry.retry_forgetting)
+        self.enforcement.learn()
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container gets an interface
         parts.push_async_callback(self.membership.stop)
@@ -407,6 +431,7 @@ class Agent:
         self._warn_of_namesakes()
         await self.name_service.take_over()
         await self.orphans.spare()
+        await self.enforcement.take_over()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (
@@ -418,7 +443,7 @@ class Agent:
         # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest,
+            self.interest, self.enforcement,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -451,6 +476,7 @@ class Agent:
         """Return the problems of this host that are known now."""
         concerned = condition.concerned(self.networks, self.participation)
         condition.read_all(self.hosts, self.allowances, self.reservations, self.leases, concerned)
+        self.policies.all()
         skipped = {**self.remote.reasons, **self.replica.reasons}
         refused = self.leases.refused(concerned)
         unmet = [told for service in self.services.values() for told in service.problems]
@@ -460,7 +486,7 @@ class Agent:
             records=condition.unused_records(self.networks, self.hosts, skipped, refused),
             disputes=self.claimed_twice(),
             drift=condition.drift(self.worker.machine.reconciler, self.reaper.orphaned),
-            unmet=[*unmet, *self.name_service.problems.values()],
+            unmet=[*unmet, *self.name_service.problems.values(), *self.enforcement.unenforced()],
             orphans=self.orphans.told(),
             unreachable=self._unreachable(),
             bgp=self.bgp_sessions.problems(),
@@ -525,6 +551,7 @@ class Agent:
         failed = await follow_mtus(self.registry)  # first: the next way may have a smaller MTU
         failed |= await follow_pools(self.registry)
         failed |= await self.plans.put()
+        self.enforcement.look()
         await self.recovery.learn()  # orphans may belong to a network that came back
         return failed
 
@@ -537,6 +564,12 @@ class Agent:
     async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
         """Detach a container's interfaces; return how many there were."""
         return await detach.detach(self.registry, id, ifname, network)
+
+    async def label(self, endpoint: Endpoint, given: Mapping[str, str], removed: Collection[str]) -> Endpoint:
+        """Set and remove labels of one of this host's endpoints; return when its policies count here."""
+        changed = await relabel(self.registry, endpoint.identity, given, removed)
+        await self.enforcement.enforce()
+        return changed
 
     async def recognise(self, container: str, ifname: str = "") -> None:
         """Identify a container whose id the journal lost."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+import msgspec
+
 from linkspan.backends import migration
 from linkspan.cluster import controller_status, network_plans
 from linkspan.cluster.allowances import Allowances
@@ -15,7 +17,7 @@ from linkspan.cluster.network_plans import InUse, NetworkRequest
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
-from linkspan.core.model import Allowance, Endpoint, HostView, Network, Reservation
+from linkspan.core.model import Allowance, Endpoint, HostView, Network, NetworkPolicy, Reservation
 from linkspan.core.states.host import Key
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
@@ -86,16 +88,25 @@ class NetworkChanges:
         return InUse(self._networks.every(), self._hosts.all().values(), routes)
 
     async def update(
-        self, name: str, add_pools: Iterable[str] = (), mtu: int = 0, options: Mapping[str, str] | None = None
+        self,
+        name: str,
+        add_pools: Iterable[str] = (),
+        mtu: int = 0,
+        options: Mapping[str, str] | None = None,
+        policy: NetworkPolicy | None = None,
     ) -> Network:
-        """Add pools or change the MTU, also of running containers. One that cannot change stops no other."""
+        """Add pools, change the MTU, also of running containers, or the default for what no policy is about.
+
+        A container that cannot change stops no other.
+        """
         async with self._changing:
             routes = await self._worker.run(self._worker.machine.routes)
 
             def enlarged() -> Network:
                 self._networks.refresh()
                 network, in_use = self._networks.get(name), self._in_use(routes)
-                return network_plans.enlarged(network, add_pools, mtu, options or {}, in_use)
+                changed = network_plans.enlarged(network, add_pools, mtu, options or {}, in_use)
+                return msgspec.structs.replace(changed, policy=policy or network.policy)
 
             with self._membership.watched() as refused:
                 network = await revised(self._replica, f"networks/{name}", enlarged)

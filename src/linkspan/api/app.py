@@ -18,15 +18,16 @@ from linkspan.api.diagnose import DiagnoseRoutes
 from linkspan.api.founding import FoundingRoutes
 from linkspan.api.hosts import HostRoutes
 from linkspan.api.peer_credentials import peer
-from linkspan.api.recovery import Recovery
+from linkspan.api.policy import PolicyRoutes
+from linkspan.api.recovery import RecoveryRoutes
 from linkspan.api.responses import answer, body, doing, error_body, streamed
 from linkspan.api.runtimes import routes
 from linkspan.api.status import StatusRoutes
 from linkspan.cluster.endpoint_records import by_container
 from linkspan.cluster.network_plans import NetworkRequest
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
-from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, NotFound
+from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network, NetworkPolicy
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.runtimes import paths
 
@@ -67,12 +68,20 @@ class DetachBody(msgspec.Struct, frozen=True):
     network: str = ""
 
 
+class LabelsBody(msgspec.Struct, frozen=True):
+    """Labels to set, and keys of labels to remove."""
+
+    set: dict[str, str] = {}
+    remove: tuple[str, ...] = ()
+
+
 class UpdateBody(msgspec.Struct, frozen=True):
     """Changes of a network."""
 
     add_pools: tuple[str, ...] = ()
     mtu: int = 0
     options: dict[str, str] = {}
+    policy: NetworkPolicy | None = None
 
 
 class MigrationBody(msgspec.Struct, frozen=True):
@@ -178,6 +187,7 @@ class Api:
                 web.post("/v1/detach", self._detach),
                 web.get("/v1/endpoints", self._list_endpoints),
                 web.get("/v1/endpoints/{word}", self._show_endpoint),
+                web.patch("/v1/endpoints/{word}/labels", self._label_endpoint),
                 web.post("/v1/reservations", self._reserve),
                 web.delete("/v1/reservations", self._unreserve),
                 *StatusRoutes(self._agent).routes(),
@@ -185,8 +195,9 @@ class Api:
                 *HostRoutes(self._agent).routes(),
                 *ClusterRoutes(self._agent).routes(),
                 *FoundingRoutes(self._agent).routes(),
-                *Recovery(self._agent).routes(),
+                *RecoveryRoutes(self._agent).routes(),
                 *BgpRoutes(self._agent).routes(),
+                *PolicyRoutes(self._agent).routes(),
             ]
         )
         return app
@@ -223,7 +234,13 @@ class Api:
         change = await body(request, UpdateBody)
         name = request.match_info["name"]
         with doing(f"change network {name}"):
-            changed = await self._agent.network_changes.update(name, change.add_pools, change.mtu, change.options)
+            if change.policy == "default-deny":
+                self._agent.policies.require_default(self._agent.network(name))
+            changed = await self._agent.network_changes.update(
+                name, change.add_pools, change.mtu, change.options, change.policy
+            )
+            if change.policy is not None:
+                await self._agent.enforcement.enforce()
         return answer(self._with_warnings(changed))
 
     async def _migrate_network(self, request: web.Request) -> web.Response:
@@ -289,6 +306,14 @@ class Api:
     async def _show_endpoint(self, request: web.Request) -> web.Response:
         found = await self._agent.endpoint_records.find(request.match_info["word"])
         return answer([public(e) for e in by_container(found)])
+
+    async def _label_endpoint(self, request: web.Request) -> web.Response:
+        change, word = await body(request, LabelsBody), request.match_info["word"]
+        found = self._agent.endpoint_records.here(word)
+        if not found:
+            why = await self._agent.endpoint_records.missing(word, self._agent.event_log)
+            raise NotFound(f"endpoint {word!r} cannot be labelled here: {why}", "`linkspan endpoint list` shows them")
+        return answer([public(e) for e in [await self._agent.label(e, change.set, change.remove) for e in found]])
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)

@@ -19,7 +19,7 @@ class FileBody(msgspec.Struct, frozen=True):
     file: str
 
 
-class Recovery:
+class RecoveryRoutes:
     """Routes over the agent's part in founding. They also answer while the agent waits for its store."""
 
     def __init__(self, agent: Agent) -> None:

@@ -242,6 +242,25 @@ def show(
         _show(client, found)
 
 
+@app.command()
+def label(
+    word: Annotated[str, typer.Argument(metavar="X", help="A container's id or name on this host, or NAME@NETWORK.")],
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE|KEY-...", help="To set; KEY- removes a label.")],
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Change labels of a running container; policies count for them at once."""
+    gone = [text[:-1] for text in labels if text.endswith("-") and "=" not in text]
+    given = pairs([text for text in labels if "=" in text or not text.endswith("-")], "KEY=VALUE")
+    found = Client(socket).call("PATCH", f"/v1/endpoints/{quote(word)}/labels", {"set": given, "remove": gone})
+    if output is Format.JSON:
+        as_json(found)
+        return
+    for one in found:
+        told = joined(f"{key}={value}" for key, value in one["labels"].items())
+        say(f"{one['name'] or one['id']}: {one['ifname']} on network {one['network']}, labels {told}")
+
+
 def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
     across = client.clustered({e["host"] for e in endpoints})
     called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())

@@ -7,7 +7,11 @@ below each row with their names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+from linkspan.core.cells import cells as width_of
+from linkspan.core.cells import cut, padded
 
 GAP = 2
 READABLE = 32
@@ -21,13 +25,18 @@ _END = 40
 INDENT = "    "
 _BREAKS = "/,>-.:"
 """Characters after which a word longer than its column is preferably broken."""
+_WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+_OPENING, _CLOSING = "\u300a\u300c\uff08\u201c", "\u3001\u3002\u300b\u300d\uff01\uff09\uff0c\uff1a\uff1b\uff1f\u201d"
+_PIECE = re.compile(f"[{_OPENING}]*(?:[{_WIDE}]|[^{_WIDE}{_OPENING}{_CLOSING}]+)[{_CLOSING}]*|.")
+"""A part of a word that is not broken. Chinese has no spaces: a line may end after each character, but no line begins
+with a closing mark or ends with an opening one."""
 
 
 def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return the table's lines, the header first, none longer than ``width`` cells if possible."""
     kept = list(range(len(columns)))
     cells = [list(columns), *rows]
-    natural = [max(len(row[n]) for row in cells) for n in range(len(columns))]
+    natural = [max(width_of(row[n]) for row in cells) for n in range(len(columns))]
     words = [_longest_word(row[n] for row in cells) for n in range(len(columns))]
     least = [min(natural[n], max(READABLE, words[n])) for n in range(len(columns))]
     least[0] = min(least[0], max(width, 1))  # it is kept, whatever is in it
@@ -36,22 +45,22 @@ def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
     widths = _shared(natural, least, kept, width)
     lines = _row(columns, kept, widths)
     below = [n for n in range(len(columns)) if n not in kept]
-    names = max((len(columns[n]) for n in below), default=0)
+    names = max((width_of(columns[n]) for n in below), default=0)
     for row in rows:
         lines += _row(row, kept, widths)
         for n in below:
             if row[n] not in ("", "-"):
-                start = f"{INDENT}{columns[n].ljust(names)}{' ' * GAP}"
-                lines += wrapped(row[n], width, start, " " * len(start))
+                start = f"{INDENT}{padded(columns[n], names)}{' ' * GAP}"
+                lines += wrapped(row[n], width, start, " " * width_of(start))
     return lines
 
 
 def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the table's lines, the header first, one for each row; a cell of more than LONGEST cells sticks out."""
     cells = [[name.upper() for name in columns], *rows]
-    widths = [min(max(len(row[n]) for row in cells), LONGEST) for n in range(len(columns))]
-    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
-    return [(" " * GAP).join(row).rstrip() for row in padded]
+    widths = [min(max(width_of(row[n]) for row in cells), LONGEST) for n in range(len(columns))]
+    lines = ([padded(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells)
+    return [(" " * GAP).join(line).rstrip() for line in lines]
 
 
 def shortened(text: str) -> str:
@@ -66,12 +75,12 @@ def shortened(text: str) -> str:
 
 def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """Return a text as lines that break between words, each with its start; a longer word is broken itself."""
-    room = max(width - max(len(first), len(later)), 1)
-    parts = [part for word in text.split(" ") for part in _parts(word, room)]
+    room = max(width - max(width_of(first), width_of(later)), 1)
+    parts = [part for word in text.split(" ") for part in _pieces(word, room)]
     lines, line = [], ""
     for part, glued in parts:
         joined = f"{line}{part}" if glued or not line else f"{line} {part}"
-        if line and len(joined) > room:
+        if line and width_of(joined) > room:
             lines.append(line)
             line = part
         else:
@@ -80,19 +89,28 @@ def wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str
     return [f"{later if number else first}{text}".rstrip() for number, text in enumerate(lines)]
 
 
+def _pieces(word: str, room: int) -> list[tuple[str, bool]]:
+    """Return the parts between which a line may end; each with whether it continues the one before without a space."""
+    if word.isascii():
+        return _parts(word, room)
+    pieces = [part for piece in _PIECE.findall(word) for part, _ in _parts(piece, room)]
+    return [(piece, bool(number)) for number, piece in enumerate(pieces)]
+
+
 def _parts(word: str, room: int) -> list[tuple[str, bool]]:
     """Return a word in parts of at most ``room`` cells; each with whether it continues the one before."""
     found: list[tuple[str, bool]] = []
-    while len(word) > room:
-        cut = max((word.rfind(mark, 0, room) for mark in _BREAKS), default=-1) + 1
-        cut = cut if cut > room // 2 else room
-        found.append((word[:cut], bool(found)))
-        word = word[cut:]
+    while width_of(word) > room:
+        most = cut(word, room)
+        end = max((word.rfind(mark, 0, most) for mark in _BREAKS), default=-1) + 1
+        end = end if end > most // 2 else most
+        found.append((word[:end], bool(found)))
+        word = word[end:]
     return [*found, (word, bool(found))]
 
 
 def _longest_word(cells: Iterable[str]) -> int:
-    return max((len(word) for cell in cells for word in cell.split()), default=0)
+    return max((width_of(word) for cell in cells for word in cell.split()), default=0)
 
 
 def _sum(widths: Sequence[int], kept: Sequence[int]) -> int:
@@ -119,7 +137,7 @@ def _row(row: Sequence[str], kept: Sequence[int], widths: dict[int, int]) -> lis
     lines = []
     for number in range(max(map(len, columns))):
         cells = [
-            (cell[number] if number < len(cell) else "").ljust(widths[n]) for n, cell in zip(kept, columns, strict=True)
+            padded(cell[number] if number < len(cell) else "", widths[n]) for n, cell in zip(kept, columns, strict=True)
         ]
         lines.append((" " * GAP).join(cells).rstrip())
     return lines

@@ -20,9 +20,9 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.escapes import escaped, shown
 
 GROUPS = {
-    **dict.fromkeys(("network", "endpoint", "address"), ""),
+    **dict.fromkeys(("network", "policy", "endpoint", "address"), ""),
     "ip": "address",  # its other name
-    **dict.fromkeys(("host", "cluster", "bgp", "controller", "install", "adopt", "lab"), ""),
+    **dict.fromkeys(("host", "cluster", "bgp", "controller", "install", "adopt", "lab", "learn"), ""),
 }
 """Groups of commands, in the order of the help, each with its module if that has another name."""
 COMMANDS = {

@@ -25,7 +25,7 @@ from linkspan.cli.output import (
     table,
 )
 from linkspan.core.errors import Invalid
-from linkspan.core.model import Ipam
+from linkspan.core.model import Ipam, NetworkPolicy
 from linkspan.runtimes import runtimes
 
 app = typer.Typer(
@@ -169,6 +169,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
             ("internal", "yes" if network["internal"] else "no"),
             ("options", joined(f"{k}={v}" for k, v in network["options"].items())),
             ("allowed", joined(allowed)),
+            ("policy", network.get("policy", "")),  # a running agent may be older
         ]
     )
 
@@ -234,18 +235,29 @@ def update(
             "--opt", metavar="KEY=VALUE", help="Refused if it differs: only a migration changes options."
         ),
     ] = [],  # noqa: B006 - typer's way
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="default-deny|default-allow",
+            help="For connections to its containers that no policy is about.",
+            show_default=False,
+        ),
+    ] = "",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Add a pool or change the MTU of a network."""
-    body = {"add_pools": split(add_pool), "mtu": mtu, "options": pairs(opt, "--opt")}
+    """Add a pool, or change the MTU or the default policy of a network."""
+    if policy not in ("", *get_args(NetworkPolicy)):
+        raise typer.BadParameter(f"{policy!r} is not {' or '.join(get_args(NetworkPolicy))}", param_hint="--policy")
+    body = {"add_pools": split(add_pool), "mtu": mtu, "options": pairs(opt, "--opt"), "policy": policy or None}
     if not any(body.values()):
-        raise typer.BadParameter("give --add-pool or --mtu")
+        raise typer.BadParameter("give --add-pool, --mtu or --policy")
     network = Client(socket).call("PATCH", f"/v1/networks/{quote(name)}", body)
     if output is Format.JSON:
         as_json(network)
     else:
-        print(f"network {name}: pools {joined(network['pools'])}, MTU {network['mtu']}")
+        default = f", {network['policy']}" if policy else ""
+        print(f"network {name}: pools {joined(network['pools'])}, MTU {network['mtu']}{default}")
         _warn(network)
 
 

@@ -2,7 +2,8 @@
 
 A network matters while a container on this host is in it, and a while longer. The leases say which hosts have
 containers in a network, because a host has a lease in each network in which it has a container. So no host reads all
-endpoints to learn which ones matter.
+endpoints to learn which ones matter. Under policies the networks matter, too, that may reach a network with a container
+here, or be reached from it: labels of their endpoints decide.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Mapping
 
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
-from linkspan.core.model import Endpoint
+from linkspan.core.model import Allowance, Endpoint
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store.replica import Replica
 
@@ -52,9 +53,18 @@ class Interest:
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
-        """Look again if a lease changed in a network that matters."""
-        if any(key.startswith("leases/") and key.split("/", 2)[1] in self._until for key in keys):
+        """Look again if a lease changed in a network that matters, or what may reach it."""
+        if any(self._concerns(key) for key in keys):
             self.look()
+
+    def _concerns(self, key: str) -> bool:
+        if key.startswith("leases/"):
+            return key.split("/", 2)[1] in self._until
+        return key.startswith(("allowances/", "policies/"))
+
+    def networks(self) -> frozenset[str]:
+        """Return the networks that matter here."""
+        return frozenset(self._until)
 
     def ask(self, network: str) -> None:
         """Let a network matter for LINGER seconds, even if it has no container here."""
@@ -74,6 +84,9 @@ class Interest:
         """Find the networks and hosts that matter, and tell ``RemoteEndpoints``."""
         now = time.monotonic()
         here = {endpoint.network for endpoint in self._endpoints.values()}
+        if self._replica.under("policies/"):
+            allowed = [{one.source, one.target} for one in self._replica.read("allowances/", Allowance).values()]
+            here = here.union(*(pair for pair in allowed if pair & here))
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}
         self._until = dict.fromkeys(here, FOR_EVER) | {name: until for name, until in past.items() if until > now}
         self._remote.want({name: self._replica.suffixes(f"leases/{name}/") for name in self._until})

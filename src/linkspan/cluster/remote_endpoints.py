@@ -40,12 +40,13 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
     """The fields of an endpoint that other hosts need: 0.6 KB with its key; the decoded record takes 3.3 KB.
 
     Spaces divide ``addresses`` (without length) and ``names`` (as DNS has them). ``called`` is the container's name or
-    id, '' if it is the first of ``names``.
+    id, '' if it is the first of ``names``. ``labels`` are those that policies look at.
     """
 
     addresses: str
     names: str
     called: str
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def prefixes(self) -> Iterator[Prefix]:
@@ -103,6 +104,8 @@ class RemoteEndpoints:
         """By host whose endpoints are being read: the changes meanwhile."""
         self._listed = 0
         """How often the store was listed: an answer from before may be of another store."""
+        self._labels: frozenset[str] = frozenset()
+        """The keys of the labels that are kept."""
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
         self._wake = asyncio.Event()
@@ -140,6 +143,12 @@ class RemoteEndpoints:
         new = {host for name, hosts in self._wanted.items() for host in hosts - before.get(name, set())}
         self._whole &= wanted.keys()
         self._due((self._unread | new) & self.wanted)
+
+    def want_labels(self, keys: frozenset[str]) -> None:
+        """Keep the labels with these keys from now on; read all endpoints again if one of them was not kept."""
+        new, self._labels = keys - self._labels, keys
+        if new:
+            self._due({*self.wanted})
 
     def _forget_left(self) -> None:
         """Forget the hosts that left a network when they are more than those in it; its readers begin anew then."""
@@ -251,7 +260,9 @@ class RemoteEndpoints:
             if why := record_form.misfit(record):
                 raise Invalid(why)
             network = network_of(record)
-            return network, packed(validation.decode(record.key, record.value, Endpoint)) if network in wanted else None
+            if network not in wanted:
+                return network, None
+            return network, packed(validation.decode(record.key, record.value, Endpoint), self._labels)
         except Invalid as error:
             self.skip(record.key, error.message)
             return None
@@ -278,7 +289,7 @@ class RemoteEndpoints:
 
         If another network of the host matters by then, its endpoints must be read once more.
         """
-        wanted, listed = self._wanted_of(host), self._listed
+        wanted, listed, labels = self._wanted_of(host), self._listed, self._labels
         late = self._late[host] = []
         read: dict[str, dict[str, Packed]] = {network: {} for network in wanted}
         try:
@@ -289,7 +300,7 @@ class RemoteEndpoints:
                     await asyncio.sleep(0)
         finally:
             del self._late[host]
-        if self._wanted_of(host) != wanted or self._listed != listed:
+        if self._wanted_of(host) != wanted or self._listed != listed or self._labels - labels:
             return
         touched = set()
         for network, endpoints in read.items():
@@ -321,6 +332,11 @@ class RemoteEndpoints:
         """Wait until all endpoints that matter have been read, at most ``seconds``; return whether they have been."""
         return await woken(self._complete, seconds)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all endpoints that matter have been read, with the labels that are kept now."""
+        return self._complete.is_set()
+
     def whole(self, network: str) -> bool:
         """Return whether all endpoints of a network have been read since the network matters here."""
         return network in self._whole
@@ -349,6 +365,16 @@ class RemoteEndpoints:
         held = self._known.get(network, {}).get(host)
         return held.endpoints if held is not None else {}
 
+    def owners(self) -> set[str]:
+        """Return the hosts with known endpoints."""
+        return {host for hosts in self._known.values() for host in hosts}
+
+    def of_host(self, host: str) -> Iterator[tuple[str, Packed]]:
+        """Yield a host's known endpoints, each with its network."""
+        for network, hosts in self._known.items():
+            if (held := hosts.get(host)) is not None:
+                yield from ((network, one) for one in held.endpoints.values())
+
     def count(self) -> int:
         """Return the number of known endpoints."""
         return sum(len(held.endpoints) for hosts in self._known.values() for held in hosts.values())
@@ -374,11 +400,12 @@ class RemoteEndpoints:
                     )
 
 
-def packed(endpoint: Endpoint) -> Packed:
-    """Return the fields of an endpoint that other hosts need."""
+def packed(endpoint: Endpoint, keys: frozenset[str] = frozenset()) -> Packed:
+    """Return the fields of an endpoint that other hosts need, with the labels of these keys."""
     names, called = speakable(endpoint), endpoint.name or endpoint.id
     addresses = " ".join(one.address for one in endpoint.prefixes)
-    return Packed(addresses, " ".join(names), "" if names[:1] == (called,) else called)
+    labels = tuple((key, value) for key, value in endpoint.labels.items() if key in keys)
+    return Packed(addresses, " ".join(names), "" if names[:1] == (called,) else called, labels)
 
 
 def network_of(record: Record) -> str:

@@ -19,6 +19,8 @@ Runtime = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
 Engine = Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9-]{0,31})?\Z")]
 """A runtime's name, or ""."""
 Ipam = Literal["block", "exact"]
+NetworkPolicy = Literal["default-allow", "default-deny"]
+"""What counts for connections to a network's containers about which no policy says anything."""
 
 ALIASES = "aliases"
 """The label that keeps a container's other names, by commas."""
@@ -91,6 +93,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     gateways: tuple[str, ...] = ()
     migration: Migration | None = None
     expose: tuple[Runtime, ...] = ()
+    policy: NetworkPolicy = "default-allow"
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
@@ -355,6 +358,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     backend, ``next_keys`` those that it is about to use, and ``takes`` the next keys of other hosts, by their
     ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
+    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not.
     """
 
     id: str
@@ -368,6 +372,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     next_keys: dict[str, str] = {}
     takes: dict[str, str] = {}
     control: tuple[str, ...] = ()
+    enforces: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan.backends import backend
 from linkspan.core import ruleset
-from linkspan.core.addresses import derived_mac, mac_text
-from linkspan.core.model import Endpoint, Facts, HostView, Network, host_ifname
+from linkspan.core.model import host_ifname
 from linkspan.core.states.host import (
     Address,
     Bridge,
@@ -26,21 +24,13 @@ from linkspan.core.states.host import (
     Sysctl,
     Veth,
 )
+from linkspan.demo.chapter_network import CONTAINERS, GATEWAY, planned
 from linkspan.demo.stage import HOST, Stage
 from linkspan.diagnose.plan import plan
 from linkspan.kernel.io.namespaces import Namespaces, inode, open_namespace
-from linkspan.kernel.kinds import kinds
 
-NETWORK = Network(
-    name="mybr0",
-    pools=("172.18.0.0/16",),
-    subnet_len={"4": 16},
-    backend="bridge",
-    gateways=("172.18.0.1",),
-)
-CONTAINERS = {"netns_A": "172.18.0.2", "netns_B": "172.18.0.3"}
-GATEWAY, BEYOND = "172.18.0.1", "198.51.100.2"
-"""BEYOND is of a range for documentation (RFC 5737)."""
+BEYOND = "198.51.100.2"
+"""An address of a range for documentation (RFC 5737)."""
 
 
 class ByHand:
@@ -49,32 +39,18 @@ class ByHand:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._namespaces = Namespaces()
+        self._inodes: dict[str, int] = {}
 
     def _commands(self, *states: State) -> list[str]:
         return [c for state in plan.ordered(states) for c in plan.commands(state, self._namespaces.path)]
 
     def _states(self) -> list[State]:
         """Return the whole plan: rules, network and both containers, for a host whose FORWARD chain drops."""
-        view = HostView(networks=(NETWORK,), facts=Facts(forward_chains=frozenset({(4, "FORWARD")})))
-        bridge = backend("bridge")
-        states = [*ruleset.skeleton(Facts(), kinds()), *bridge.network(view, NETWORK)]
-        for name, address in CONTAINERS.items():
+        for name in CONTAINERS:
             fd = open_namespace(f"/run/netns/{name}")
-            number = inode(fd)
-            self._namespaces.register(number, f"/run/netns/{name}")
-            endpoint = Endpoint(
-                id=name,
-                ifname="eth0",
-                network=NETWORK.name,
-                addresses=(f"{address}/16",),
-                gateways=(GATEWAY,),
-                mac=mac_text(derived_mac(NETWORK.name, address)),
-                mtu=NETWORK.mtu,
-                host_ifname=host_ifname(False, name, "eth0"),
-                netns=number,
-            )
-            states += bridge.endpoint(NETWORK, endpoint)
-        return states
+            self._namespaces.register(inode(fd), f"/run/netns/{name}")
+            self._inodes[name] = inode(fd)
+        return planned(self._inodes)
 
     def show(self) -> None:
         """Go through the steps."""

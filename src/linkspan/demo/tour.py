@@ -8,7 +8,8 @@ import time
 
 from linkspan.api.client import Client
 from linkspan.core.errors import NotFound
-from linkspan.demo.by_hand import BEYOND, CONTAINERS, ByHand
+from linkspan.demo.by_hand import BEYOND, ByHand
+from linkspan.demo.chapter_network import CONTAINERS
 from linkspan.demo.screen import headline, retried, serving, throughput
 from linkspan.demo.stage import FOLDER, HOST, OUTSIDE, Stage
 

@@ -34,12 +34,14 @@ Identity = tuple[str, str]
 class Mates(msgspec.Struct, frozen=True):
     """The other endpoints of a container at one moment, as a value for the worker, which does not get the registry.
 
-    ``homes`` are those whose networks exist. ``counts`` says whether the endpoint's own network exists.
+    ``homes`` are those whose networks exist. ``counts`` says whether the endpoint's own network exists. ``policy`` are
+    the elements by which policies know the endpoint.
     """
 
     endpoints: tuple[Endpoint, ...]
     homes: tuple[multihoming.Home, ...]
     counts: bool
+    policy: tuple[State, ...] = ()
 
     def states(self, network: Network, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
         """Return the desired states with an endpoint as it is here, by source: its own, and its container's."""
@@ -47,11 +49,13 @@ class Mates(msgspec.Struct, frozen=True):
         return {
             source(endpoint): list(backend(network.backend).endpoint(network, endpoint)),
             multihoming.source(endpoint): list(multihoming.container_states([*self.homes, *own])),
+            policy_source(endpoint.identity): list(self.policy),
         }
 
     def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
         """Return the desired states without an endpoint, by source."""
-        return {multihoming.source(endpoint): list(multihoming.container_states(self.homes)), source(endpoint): []}
+        rest = list(multihoming.container_states(self.homes))
+        return {multihoming.source(endpoint): rest, source(endpoint): [], policy_source(endpoint.identity): []}
 
     def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
         """Return the endpoint with a metric after those of its container's other interfaces, and after ``others``."""
@@ -64,6 +68,11 @@ class Mates(msgspec.Struct, frozen=True):
 def source(endpoint: Endpoint) -> tuple[str, ...]:
     """Return the name under which an endpoint's states are desired."""
     return ("attachment", *endpoint.identity)
+
+
+def policy_source(identity: Identity) -> tuple[str, ...]:
+    """Return the name under which the elements are desired by which policies know an endpoint."""
+    return ("policy", "endpoint", *identity)
 
 
 @contextlib.contextmanager
@@ -92,8 +101,12 @@ class Registry:
         host: str,
         endpoints: dict[Identity, Endpoint],
         count: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None,
+        policed: Callable[[Endpoint], Iterable[State]] = lambda _endpoint: (),
     ) -> None:
-        """``count`` takes in each attach and detach: the verb, ok or error, and the seconds that it took."""
+        """``count`` takes in each attach and detach: the verb, ok or error, and the seconds that it took.
+
+        ``policed`` returns the elements by which policies know an endpoint.
+        """
         self.worker = worker
         self.journal = journal
         self.networks = networks
@@ -102,6 +115,7 @@ class Registry:
         self.event_log = event_log
         self.host = host
         self._count = count
+        self._policed = policed
         self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
         self._unforgotten: list[Endpoint] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,7 +202,7 @@ class Registry:
         found = multihoming.mates(endpoint, self.endpoints.values())
         # Endpoints of a network that is gone are about to be detached, too.
         homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
-        return Mates(tuple(found), homes, self.networks.has(endpoint))
+        return Mates(tuple(found), homes, self.networks.has(endpoint), tuple(self._policed(endpoint)))
 
     def changed_pools(self) -> set[str]:
         """Take in which pools networks have now; return the networks whose pools have changed since the last time."""

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import msgspec
 
+from linkspan.cluster.allocator import IDENTITY
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import mac
-from linkspan.core.errors import LinkspanError, NotFound
+from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
 from linkspan.core.ports import spelled
 from linkspan.core.states.host import Interface, Key, State
@@ -184,6 +185,26 @@ async def publish(
     return endpoint
 
 
+FIXED = (IDENTITY, "linkspan.runtime")
+"""Labels that do not change while an endpoint exists: its addresses follow from the one, its owner from the other."""
+
+
+async def relabel(
+    registry: Registry, identity: Identity, given: Mapping[str, str], removed: Collection[str]
+) -> Endpoint:
+    """Set labels of an endpoint and remove others. Raises NotFound if it is gone, and Invalid for a fixed label."""
+    if fixed := [key for key in (*given, *removed) if key in FIXED]:
+        raise Invalid(f"label {fixed[0]} of an attached container cannot change", "attach it again with another one")
+
+    def with_labels(_: Network, endpoint: Endpoint) -> Endpoint:
+        kept = {key: value for key, value in endpoint.labels.items() if key not in removed}
+        labels = {**kept, **given}
+        check_size(labels, endpoint.ports)
+        return msgspec.structs.replace(endpoint, labels=labels)
+
+    return await alter(registry, identity, with_labels)
+
+
 async def taken(registry: Registry, identity: Identity, path: str) -> bool:
     """Find out into which namespace, and as which interface, a runtime took a delivered end.
 
@@ -254,11 +275,22 @@ def _interface(machine: Machine, fd: int, hardware: str) -> str:
         )
 
 
-async def named(registry: Registry, identity: Identity, name: str, aliases: Sequence[str]) -> None:
-    """Store a container's name, and its other names on this network."""
+async def named(
+    registry: Registry, identity: Identity, name: str, aliases: Sequence[str], given: Mapping[str, str]
+) -> None:
+    """Store a container's name, its other names on this network, and the labels that its engine has of it.
+
+    Labels that no record can take are left out, with a warning.
+    """
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
-        labels = {**endpoint.labels, ALIASES: ",".join(aliases)} if aliases else endpoint.labels
+        known = {**endpoint.labels, ALIASES: ",".join(aliases)} if aliases else endpoint.labels
+        labels = {**known, **{key: value for key, value in given.items() if key not in (ALIASES, *FIXED)}}
+        try:
+            check_size(labels, endpoint.ports)
+        except Invalid as error:
+            log.warning("labels of %s are left out: %s", name, error.message)
+            labels = known
         return msgspec.structs.replace(endpoint, name=name, labels=labels)
 
     with contextlib.suppress(NotFound):

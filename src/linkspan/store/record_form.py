@@ -24,6 +24,7 @@ _WORDS = {
     "answer": 3,
     "allowances": 5,
     "reservations": 4,
+    "policies": 2,
 }
 """Number of words, separated by slashes, in the keys of each kind of record."""
 

@@ -431,6 +431,10 @@ class Replica(RecordCache):
                 self._overtaken.graves.pop(grave, None)
                 log.warning("record %s was lost by the store and is put back", key)
 
+    async def save(self) -> None:
+        """Write the snapshot now: an agent that starts while the store is away must know what changed just now."""
+        await self._snapshot.save()
+
     async def accepted(self) -> None:
         """Write snapshots from now on: the cluster has accepted this host's id."""
         self._provisional = False

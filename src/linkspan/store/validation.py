@@ -25,6 +25,7 @@ from linkspan.core.model import (
     Underlay,
     checked_name,
 )
+from linkspan.policy.model import Policy, checked
 from linkspan.store import records
 from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common, Restored
 
@@ -175,6 +176,11 @@ def _reservation(reservation: Reservation, network: str, *words: str) -> None:
     _canonical(reservation.cidr)
 
 
+def _policy(policy: Policy, name: str) -> None:
+    _same("name", policy.name, name)
+    checked(policy)
+
+
 def _cluster(settings: ClusterSettings, *_key: str) -> None:
     _within("the schema that is written", settings.writes, range(1 << 31))
     _silence("reclaim_after", settings.reclaim_after)
@@ -234,6 +240,7 @@ _CHECKS: dict[type, Callable[..., None]] = {
     AddressRecord: _address,
     Allowance: _allowance,
     Reservation: _reservation,
+    Policy: _policy,
     ClusterSettings: _cluster,
     Common: _common,
     Restored: _restored,

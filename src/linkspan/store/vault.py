@@ -29,7 +29,7 @@ HOSTS, VOTERS = "hosts", "voters"
 """The roles of all hosts, and of voters."""
 SHARED = (
     "addresses/", "allowances/", "answer/", "ask/", "blocks/", "claims/", "gone/", "leases/", "networks/",
-    "reservations/", "settings/", "upkeep/",
+    "policies/", "reservations/", "settings/", "upkeep/",
 )  # fmt: skip
 """Prefixes of the records that every host may write."""
 BACK = 30.0

@@ -14,7 +14,8 @@ from linkspan.cluster import interest
 from linkspan.cluster.remote_endpoints import FEW, RemoteEndpoints, packed
 from linkspan.core.addresses import prefix
 from linkspan.core.contracts import Batch, Page, Record
-from linkspan.core.model import Endpoint, Lease
+from linkspan.core.model import Allowance, Endpoint, Lease
+from linkspan.policy.model import Policy
 from linkspan.store import record_form
 from linkspan.store.memory import Memory, MemoryStore
 from support.polling import eventually
@@ -124,6 +125,57 @@ def test_a_host_that_joins_a_network_is_read_and_one_that_leaves_is_forgotten(tm
         for member in (one, other):
             await member.interest.stop()
             await member.replica.stop()
+
+    together(work)
+
+
+def labels(member: Member, name: str = "demo") -> dict[str, dict[str, str]]:
+    """Return the kept labels of the containers that a host keeps of a network, by their ids."""
+    found = (member.remote.of(name, host) for host in member.remote.hosts(name))
+    return {at.partition("/")[0]: dict(one.labels) for some in found for at, one in some.items()}
+
+
+def test_only_labels_that_policies_look_at_are_kept(tmp_path: Path) -> None:
+    """A label that matters now is read again from the store, and a changed one is followed."""
+
+    def labelled(app: str) -> dict[str, msgspec.Struct]:
+        (key, found), *_ = made("h2", "a").items()
+        return {key: msgspec.structs.replace(found, labels={"app": app, "note": "x" * 99})}
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({**leased("h2"), **labelled("web")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.interest.start()
+        await eventually(lambda: labels(one) == {"a": {}}, "it is kept without its labels")
+        one.remote.want_labels(frozenset({"app"}))
+        assert await one.remote.caught_up(10)
+        assert labels(one) == {"a": {"app": "web"}}
+        await one.replica.write(labelled("db"))
+        await eventually(lambda: labels(one) == {"a": {"app": "db"}}, "the change is followed")
+        await one.interest.stop()
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_under_policies_the_networks_matter_that_may_reach_one_here(tmp_path: Path) -> None:
+    """Labels of their containers decide, so they are kept as those of the network here are."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({**leased("h2", "other"), **made("h2", "b", "other")})
+        await one.replica.write({"allowances/other/demo//0": Allowance("other", "demo")})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        one.interest.start()
+        await eventually(lambda: one.interest.networks() == {"demo"}, "without policies demo alone matters")
+        await one.replica.write({"policies/web": Policy(name="web", ingress=())})
+        await eventually(lambda: known(one, "other") == ["b"], "the other network's containers are kept")
+        await one.replica.write({}, deletes=["allowances/other/demo//0"])
+        await one.interest.stop()
+        await one.replica.stop()
 
     together(work)
 

@@ -29,18 +29,19 @@ def test_without_an_engine_renames_cost_no_session(tmp_path: Path, monkeypatch: 
 
 
 def test_only_the_alias_that_the_engine_adds_is_left_out(tmp_path: Path) -> None:
-    """It adds the first twelve digits of the id. A user's alias may be the beginning of it too."""
+    """It adds the first twelve digits of the id. A user's alias may be the beginning of it, too. Labels are told."""
     container = "cafe" + "0" * 60
     answer = {
         "Id": container,
         "Name": "/web",
+        "Config": {"Labels": {"app": "web"}},
         "NetworkSettings": {"Networks": {"n": {"EndpointID": "e1", "Aliases": ["cafe", container[:12], "www"]}}},
     }
 
     async def answered(_: web.Request) -> web.Response:
         return web.json_response(answer)
 
-    async def names() -> tuple[str, dict[str, tuple[str, ...]]]:
+    async def names() -> tuple[str, dict[str, tuple[str, ...]], dict[str, str]]:
         app = web.Application()
         app.router.add_get("/v1.41/containers/{id}/json", answered)
         runner = web.AppRunner(app)
@@ -52,4 +53,4 @@ def test_only_the_alias_that_the_engine_adds_is_left_out(tmp_path: Path) -> None
         finally:
             await runner.cleanup()
 
-    assert asyncio.run(names()) == ("web", {"e1": ("cafe", "www")})
+    assert asyncio.run(names()) == ("web", {"e1": ("cafe", "www")}, {"app": "web"})

@@ -108,8 +108,10 @@ def _chains(listed: list[dict[str, dict[str, Any]]]) -> tuple[Chain, ...]:
     rules: dict[tuple[str, str, str], list[tuple[Mapping[str, Any], ...]]] = {}
     for item in listed:
         if found := item.get("rule"):
+            # A rule's comment is beside its expressions. As one of them it says of what a rule of ours is made.
+            said = ({"comment": found["comment"]},) if "comment" in found else ()
             rules.setdefault((found["family"], found["table"], found["chain"]), []).append(
-                tuple(found.get("expr", ()))
+                (*said, *found.get("expr", ()))
             )
     chains = []
     for item in listed:

@@ -32,7 +32,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 def words(rule: Iterable[Mapping[str, Any]]) -> str:
     """Return a rule's expressions as text, near to what nft prints."""
-    return " ".join(_word(e) for e in rule if "counter" not in e)
+    return " ".join(_word(e) for e in rule if "counter" not in e and "comment" not in e)
 
 
 def _word(value: Any) -> str:

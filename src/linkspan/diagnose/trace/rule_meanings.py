@@ -33,6 +33,7 @@ MEANINGS = (
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
     ("@servers", "names of a network are answered only to its own containers and to the host"),
     ("@views", "names of several networks are answered only to containers in all of them and to the host"),
+    ("@policy_known", "policies do not know {source} or its peer yet: its host has not told who has it"),
     ("lsp*", "the port is in no bridge"),
     ("@sealed", "the network is encrypted, and its packets are neither sent nor accepted in clear"),
     ("@macs", "the guard does not know this MAC at this port"),
@@ -55,6 +56,8 @@ def meaning(rule: Rule | None, packet: Packet) -> str:
     """Return for people the purpose of the rule that drops a packet, if it is one of ours."""
     if rule is None or not is_ours(rule):
         return UNKNOWN
+    if said := next((str(one["comment"]) for one in rule.expressions if "comment" in one), ""):
+        return f"{said} refuses it"  # only rules of policies have comments (`policy/rules.py`)
     values = {value for expression in rule.expressions for value in _values(expression)}
     alone = rule.expressions[0] if len(rule.expressions) == 1 else {}
     found = [text for value, text in MEANINGS if value in values]

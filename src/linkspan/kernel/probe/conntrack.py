@@ -16,12 +16,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import msgspec
 
-from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY, Prefix
+from linkspan.core.addresses import BITS, FAMILIES, SOCKET_FAMILY, Prefix
 from linkspan.core.errors import KernelError
 from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attr, attributes, u32
 
@@ -30,7 +30,7 @@ _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _NESTED = 0x8000
 _ORIGINAL, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
-_PROTO_NUMBER, _PROTO_TO_PORT = 1, 3
+_PROTO_NUMBER, _PROTO_FROM_PORT, _PROTO_TO_PORT = 1, 2, 3
 _FILTER_FLAGS = {_ORIGINAL: 1, _REPLY: 2}
 _FLAG_FROM, _FLAG_TO, _FLAG_PROTO, _FLAG_TO_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 _FROM, _TO = {4: 1, 6: 3}, {4: 2, 6: 4}
@@ -42,6 +42,18 @@ Measured: 9 ms for a dump of the usual 262,144 buckets, whatever the filter. So 
 cheaper than several filtered ones as long as there are few entries.
 """
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+_NAMES = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """A flow as it is forwarded: from its first sender, to where a translation sends it (port 0: it has none)."""
+
+    source: Prefix
+    target: Prefix
+    protocol: str
+    port: int
 
 
 class _Way(msgspec.Struct, frozen=True):
@@ -91,18 +103,62 @@ def flush(
         filters = {(socket.AF_UNSPEC, b"")}
     netlink = Socket(NETFILTER)
     try:
-        doomed = {}
+        doomed: dict[bytes, None] = {}
         for family, wanted in filters:
             header = struct.pack("=BBH", SOCKET_FAMILY.get(family, family), 0, 0)
             for payload in netlink.dump(_GET, header + wanted, "list connections"):
                 entry = attributes(payload, 4)
                 if any(way.matches(entry) for way in ways[_FAMILY[payload[0]]]):
-                    key = payload[:4] + attr(_ORIGINAL | _NESTED, entry[_ORIGINAL])
-                    key += b"".join(attr(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
-                    doomed[key] = Message(_DELETE, 0, key, "forget a connection")
-        errors = netlink.batch(list(doomed.values()))
+                    doomed[_key(payload, entry)] = None
+        return _delete(netlink, doomed)
     finally:
         netlink.close()
+
+
+def cut(forbidden: Callable[[Flow], bool]) -> int:
+    """Delete the entries of forwarded flows that are ``forbidden`` now; return how many.
+
+    It works in the calling thread's namespace, and takes about 10 microseconds for each entry. Raises KernelError.
+    """
+    if not _number("net/netfilter/nf_conntrack_count"):
+        return 0
+    netlink = Socket(NETFILTER)
+    try:
+        doomed = []
+        for payload in netlink.dump(_GET, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0), "list connections"):
+            entry = attributes(payload, 4)
+            flow = _flow(entry)
+            if flow is not None and forbidden(flow):
+                doomed.append(_key(payload, entry))
+        return _delete(netlink, doomed)
+    finally:
+        netlink.close()
+
+
+def _flow(entry: dict[int, bytes]) -> Flow | None:
+    """Return the flow of an entry, None for a protocol that no policy names.
+
+    Who answers is the target: the reply comes from where the packets went after their translation.
+    """
+    sent, replied = (attributes(entry.get(one, b"")) for one in (_ORIGINAL, _REPLY))
+    ends, answers = attributes(sent.get(_TUPLE_IP, b"")), attributes(replied.get(_TUPLE_IP, b""))
+    reply = attributes(replied.get(_TUPLE_PROTO, b""))
+    protocol = _NAMES.get(reply.get(_PROTO_NUMBER, b"\0")[0])
+    for family in FAMILIES:
+        source, target = ends.get(_FROM[family]), answers.get(_FROM[family])
+        if protocol and source and target:
+            port = int.from_bytes(reply.get(_PROTO_FROM_PORT, b""), "big")
+            return Flow(Prefix(source, BITS[family]), Prefix(target, BITS[family]), protocol, port)
+    return None
+
+
+def _key(payload: bytes, entry: dict[int, bytes]) -> bytes:
+    key = payload[:4] + attr(_ORIGINAL | _NESTED, entry[_ORIGINAL])
+    return key + b"".join(attr(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
+
+
+def _delete(netlink: Socket, keys: Iterable[bytes]) -> int:
+    errors = netlink.batch([Message(_DELETE, 0, key, "forget a connection") for key in keys])
     refused = [e for e in errors if isinstance(e, KernelError) and e.errno != errno.ENOENT]
     if refused:
         raise refused[0]

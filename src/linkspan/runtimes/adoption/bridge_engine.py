@@ -21,7 +21,7 @@ AT_ONCE = 5
 """Running containers that are moved without asking: all are without the network until the last one is connected.
 
 Measured with Docker on two cores with a load of 15 to 35: one took 0.5 to 0.7 s, five 0.9 to 1.2 s, ten 1.1 to
-1.9 s. Podman is quicker.
+1.9 s.
 """
 OURS = "linkspan"
 """The driver of networks that are linkspan's."""

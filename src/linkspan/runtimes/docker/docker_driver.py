@@ -412,13 +412,13 @@ class Docker(Service):
             await asyncio.sleep(AGAIN)
 
     async def _name(self, container: str) -> Iterable[str]:
-        """Read a container's name and aliases, by its id, for each of its endpoints; return the endpoints' ids."""
+        """Read a container's name, aliases and labels, by its id, for its endpoints; return the endpoints' ids."""
         if not container:
             return ()
-        name, attachments = await self._engine.names(container)
+        name, attachments, labels = await self._engine.names(container)
         for endpoint_id, aliases in attachments.items():
             identity = (endpoint_id, delivered(endpoint_id))
-            await update.named(self._registry, identity, name, aliases)
+            await update.named(self._registry, identity, name, aliases, labels)
             if endpoint := self._registry.endpoints.get(identity):
                 self._ports.restore(endpoint)  # by its name from now on
         return attachments

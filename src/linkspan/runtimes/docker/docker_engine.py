@@ -54,10 +54,15 @@ class _Settings(msgspec.Struct, frozen=True, rename="pascal"):
     networks: dict[str, _Attachment] | None = None
 
 
+class _Config(msgspec.Struct, frozen=True, rename="pascal"):
+    labels: dict[str, str] | None = None
+
+
 class _Container(msgspec.Struct, frozen=True, rename="pascal"):
     id: str
     name: str
     network_settings: _Settings
+    config: _Config = _Config()
 
 
 class Listed(msgspec.Struct, frozen=True, rename="pascal"):
@@ -162,14 +167,14 @@ class Engine:
         """Return all containers. The engine answers this while it starts one, unlike a request for that one."""
         return _decoded(await self._ask("GET", "/containers/json?all=1"), list[Listed])
 
-    async def names(self, container: str) -> tuple[str, dict[str, tuple[str, ...]]]:
-        """Return a container's name, and its aliases by the id of each of its endpoints."""
+    async def names(self, container: str) -> tuple[str, dict[str, tuple[str, ...]], dict[str, str]]:
+        """Return a container's name, its aliases by the id of each of its endpoints, and its labels."""
         found = _decoded(await self._ask("GET", f"/containers/{container}/json"), _Container)
         attachments = (found.network_settings.networks or {}).values()
         # The engine adds the id's first twelve digits by itself. What is shorter or longer a user chose.
         added = found.id[:SHORT_ID]
         aliases = {a.endpoint_id: tuple(x for x in a.aliases or () if x != added) for a in attachments}
-        return found.name.lstrip("/"), aliases
+        return found.name.lstrip("/"), aliases, found.config.labels or {}
 
     async def renames(self) -> AsyncGenerator[str]:
         """Yield "" once the engine is connected, and then the id of each container that is renamed.

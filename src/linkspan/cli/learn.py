@@ -1,0 +1,465 @@
+"""`linkspan learn`: lessons in a sandbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from linkspan.cli import layout
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.output import Format, Output, as_json, say, step, table, width
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
+
+if TYPE_CHECKING:
+    from linkspan.learn.language import Words
+    from linkspan.learn.lesson import Lesson
+    from linkspan.learn.progress import Progress
+    from linkspan.learn.sandbox import Sandbox
+
+app = typer.Typer(
+    invoke_without_command=True,
+    help="Lessons: build a container network by hand in a sandbox, in English or Chinese.",
+)
+
+Lang = Annotated[
+    str, typer.Option("--lang", metavar="zh|en", help="The language; default: the last one, else the locale's.")
+]
+
+
+def _reader(lang: str) -> tuple[Progress, Words]:
+    """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for."""
+    from linkspan.learn import language, progress
+
+    kept = progress.Progress(progress.folder())
+    speaks = language.chosen(lang, kept.language)
+    if lang:
+        kept.speak(speaks)
+    return kept, language.Words(speaks)
+
+
+def _open(kept: Progress, words: Words) -> Lesson:
+    """Return the lesson that is open. Raises NotFound."""
+    from linkspan.learn import lesson
+
+    if not kept.current:
+        raise NotFound(words("no lesson is open"), "linkspan learn start N")
+    return lesson.numbered(kept.current)
+
+
+@app.callback()
+def learn(context: typer.Context, lang: Lang = "") -> None:
+    """Go on with the first lesson that is not passed."""
+    if context.invoked_subcommand is None:
+        start("", lang=lang)
+    elif lang:
+        _reader(lang)
+
+
+@app.command("list")
+def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
+    """List the lessons, and which are passed."""
+    from linkspan.learn import lesson
+
+    kept, words = _reader(lang)
+    found = [
+        {
+            "number": one.number,
+            "name": one.name,
+            "title": one.texts[words.language].title,
+            "state": kept.entry(one.name).state,
+            "minutes": one.data.minutes,
+            "after": one.data.after,
+        }
+        for one in lesson.lessons().values()
+    ]
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [
+        (one["number"], one["title"], one["minutes"], _state(str(one["state"]), words), one["name"]) for one in found
+    ]
+    table((words("number"), words("title"), words("minutes"), words("state"), words("name")), rows, "")
+
+
+def _state(state: str, words: Words) -> str:
+    """Return a lesson's state in the reader's language."""
+    return {"new": words("new"), "started": words("started"), "passed": words("passed")}[state]
+
+
+@app.command()
+def start(
+    number: Annotated[
+        str, typer.Argument(metavar="[N]", help="The lesson's number or name; default: the first that is not passed.")
+    ] = "",
+    split: Annotated[
+        bool, typer.Option("--split", help="Show the lesson and what is achieved in a pane of tmux.")
+    ] = False,
+    lang: Lang = "",
+) -> None:
+    """Start a lesson: make its sandbox, show its task, and open a shell there.
+
+    Without a terminal it only makes the sandbox, which then lasts until `learn reset`; `learn shell` enters it.
+    """
+    from linkspan.learn import lesson, sandbox
+
+    if os.environ.get(sandbox.INSIDE):
+        raise Conflict("this shell is in a sandbox already", "type `next` for the next lesson, or `exit` first")
+    kept, words = _reader(lang)
+    every = list(lesson.lessons().values())
+    first = next((one for one in every if kept.entry(one.name).state != "passed"), every[0])
+    one: Lesson | None = lesson.numbered(number) if number else first
+    while one is not None:
+        on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        box = _begun(one, kept, words, lasting=split or not on_terminal)
+        if not on_terminal:
+            _introduce(one, words)
+            say(words("The sandbox is ready: `linkspan learn shell` enters it, `linkspan learn reset` removes it."))
+            return
+        try:
+            code = _split() if split else _taught(box, one, kept, words)
+        finally:
+            box.end()
+            kept.close()
+        following = [other for other in every if other.number > one.number]
+        if code == sandbox.NEXT and not following:
+            say(words("That was the last lesson."))
+        one = following[0] if code == sandbox.NEXT and following else None
+    say(words("The sandbox is gone. `linkspan learn` goes on with the next lesson."))
+
+
+def _begun(one: Lesson, kept: Progress, words: Words, *, lasting: bool) -> Sandbox:
+    """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
+    from linkspan.learn import needs, play, sandbox
+
+    sandbox.end_all(kept.sandbox)
+    with step(words("making the sandbox of lesson {number}", number=one.number)):
+        box = sandbox.make(kept.sandbox, lasting=lasting)
+        try:
+            if lacking := needs.lacking(box, one.data.needs):
+                what = ", ".join(one.what for one in lacking)
+                fix = "; ".join(one.fix for one in lacking)
+                raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
+            play.begin(box, one)
+        except BaseException:
+            box.end()
+            raise
+    kept.start(one.name)
+    return box
+
+
+def _introduce(one: Lesson, words: Words) -> None:
+    from linkspan.learn.panel import Panel
+
+    for paragraph in Panel(one, words).introduction():
+        say(paragraph)
+        if not paragraph.startswith("  "):
+            print()
+
+
+def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
+    """Let the reader type in the sandbox, and say what is achieved; return the shell's exit code."""
+    from linkspan.learn import terminal
+    from linkspan.learn.panel import News, Panel
+    from linkspan.learn.watcher import PAUSE, Watcher
+
+    _introduce(one, words)
+    say(words("Type the commands here. `learn hint` helps, `learn task` shows the task again, `exit` ends the lesson."))
+    watcher, news = Watcher(box, one), News(Panel(one, words), one)
+    begun = time.monotonic()
+
+    def look() -> str:
+        judged = watcher.look()
+        if judged is None:
+            return ""
+        if judged.passed:
+            kept.spend(one.name, time.monotonic() - begun, passed=True)
+        return _fitted(news.of(judged))
+
+    argv, environment = box.shell(f"learn {one.number}")
+    code = terminal.run(argv, environment, look, PAUSE)
+    kept.spend(one.name, time.monotonic() - begun, passed=False)
+    return code
+
+
+def _fitted(lines: list[str]) -> str:
+    """Return paragraphs as text that fits the terminal."""
+    room = width()
+    return "\n".join(layout.filled(line, room) if room and line else line for line in lines)
+
+
+def _split() -> int:
+    """Show the lesson in one pane of tmux and a shell of the sandbox in the other; return the shell's exit code."""
+    if shutil.which("tmux") is None:
+        raise NotFound("there is no tmux", "apt install tmux, or start the lesson without --split")
+    own = f"{sys.executable} -m linkspan.cli.main learn"
+    outside = {name: value for name, value in os.environ.items() if name != "TMUX"}  # it may run inside another one
+    with tempfile.TemporaryDirectory() as folder:
+        ended = Path(folder, "code")
+        shell = f"{own} shell; echo $? >{ended}; tmux kill-server"
+        panes = ["new-session", f"{own} watch", ";", "split-window", "-v", "-l", "40%", shell]
+        subprocess.run(["tmux", "-S", f"{folder}/tmux", *panes], check=False, env=outside)
+        return int(ended.read_text() or 0) if ended.exists() else 0
+
+
+@app.command()
+def watch(lang: Lang = "") -> None:
+    """Show the open lesson, and what is achieved, until it is interrupted: for a window of its own."""
+    from linkspan.learn import sandbox
+    from linkspan.learn.panel import News, Panel
+    from linkspan.learn.watcher import PAUSE, Watcher
+
+    kept, words = _reader(lang)
+    one, box = _open(kept, words), sandbox.found(kept.sandbox)
+    watcher, panel, begun = Watcher(box, one), Panel(one, words), time.monotonic()
+    news = News(panel, one)
+    _introduce(one, words)
+    try:
+        while True:
+            judged = watcher.look()
+            if judged is not None:
+                kept.spend(one.name, time.monotonic() - begun, passed=judged.passed)
+                begun = time.monotonic()
+                if lines := news.of(judged):
+                    print(_fitted(lines), flush=True)
+            time.sleep(PAUSE)
+    except LinkspanError:
+        say(words("The sandbox is gone."))
+
+
+@app.command()
+def shell(lang: Lang = "") -> None:
+    """Open one more shell in the sandbox of the open lesson."""
+    from linkspan.learn import sandbox
+
+    kept, words = _reader(lang)
+    one = _open(kept, words)
+    argv, environment = sandbox.found(kept.sandbox).shell(f"learn {one.number}")
+    os.execvpe(argv[0], argv, environment)  # noqa: S606 - no shell is meant
+
+
+@app.command()
+def task(lang: Lang = "") -> None:
+    """Show the open lesson's text again."""
+    kept, words = _reader(lang)
+    _introduce(_open(kept, words), words)
+
+
+@app.command()
+def hint(
+    number: Annotated[int, typer.Argument(metavar="[N]", min=0, max=3, help="1 to 3; default: the next one.")] = 0,
+    lang: Lang = "",
+) -> None:
+    """Show a hint for the open lesson; the next one tells more, up to the third."""
+    from linkspan.learn.panel import Panel
+
+    kept, words = _reader(lang)
+    one = _open(kept, words)
+    shown = number or min(kept.entry(one.name).hints + 1, 3)
+    kept.hint(one.name, shown)
+    say(Panel(one, words).part("hint", shown))
+
+
+@app.command()
+def solution(lang: Lang = "") -> None:
+    """Show the commands that solve the open lesson."""
+    kept, words = _reader(lang)
+    one = _open(kept, words)
+    kept.solve(one.name)
+    print(one.data.solutions[0].strip())
+
+
+@app.command()
+def answer(lang: Lang = "") -> None:
+    """Show the answer to the open lesson's question, and how to clean up on a machine of your own."""
+    from linkspan.learn.panel import Panel
+
+    kept, words = _reader(lang)
+    one = _open(kept, words)
+    if kept.entry(one.name).state != "passed":
+        raise Conflict(words("the question comes after the task"), words("`learn task` shows it, `learn hint` helps"))
+    for name in ("question", "answer", "clean"):
+        say(Panel(one, words).part(name))
+
+
+@app.command()
+def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
+    """Trace the open lesson's packet through what you have built, as `linkspan trace` does."""
+    from linkspan.learn import sandbox
+
+    kept, words = _reader(lang)
+    one = _open(kept, words)
+    if not one.data.trace:
+        raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
+    box = sandbox.found(kept.sandbox)
+    if box.init:
+        argv = [*box.entering(), sys.executable, "-m", "linkspan.cli.main", "learn", "explain", "-o", output.value]
+        os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
+    from linkspan.learn.comparison import walked
+
+    found = walked(*one.data.trace)
+    if output is Format.JSON:
+        as_json(found)
+        return
+    for title, hops in ((words("there"), found.hops), (words("back"), found.reply_hops)):
+        if not hops:
+            continue
+        rows = [(n, hop.namespace, hop.device or "-", hop.action, hop.detail) for n, hop in enumerate(hops, 1)]
+        table((title, words("in"), words("device"), words("action"), words("detail")), rows, "")
+        print()
+    if found.reachable:
+        say(words("The packet arrives, and so does the answer."))
+    elif found.broken_at:
+        say(words("Broken at {place}: {reason}", place=found.broken_at, reason=found.reason))
+    else:
+        say(words("Not certain: {reason}", reason=found.reason))
+
+
+@app.command()
+def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
+    """Show the open lesson, and what the kernel has of it."""
+    from linkspan.learn import sandbox
+    from linkspan.learn.panel import Panel
+    from linkspan.learn.watcher import judge
+
+    kept, words = _reader(lang)
+    one = _open(kept, words)
+    judged = judge(sandbox.found(kept.sandbox), one)
+    if judged.passed:
+        kept.spend(one.name, 0, passed=True)
+    if output is Format.JSON:
+        text = one.texts[words.language]
+        as_json(
+            {
+                "number": one.number,
+                "name": one.name,
+                "checks": [{"text": text.part("check", n), "ok": ok} for n, ok in enumerate(judged.checks, 1)],
+                "keep": [{"text": text.part("keep", n), "ok": ok} for n, ok in enumerate(judged.keeps, 1)],
+                "probe": {"command": one.data.probe, "ok": judged.probe},
+                "wrong": judged.wrong,
+                "passed": judged.passed,
+            }
+        )
+        return
+    panel = Panel(one, words)
+    say(panel.title)
+    for line in panel.steps(judged):
+        say(line)
+    if judged.passed:
+        say(words("Passed: {title}", title=one.texts[words.language].title))
+    else:
+        for number in judged.wrong:
+            say(panel.part("wrong", number))
+
+
+@app.command()
+def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
+    """Show the tries, hints and time of each lesson: for a teacher, to whom nothing is sent by itself."""
+    from linkspan.learn import lesson
+
+    kept, words = _reader(lang)
+    found = [(one, kept.entry(one.name)) for one in lesson.lessons().values()]
+    if output is Format.JSON:
+        as_json(
+            {
+                "lessons": [
+                    {
+                        "number": one.number,
+                        "name": one.name,
+                        "state": entry.state,
+                        "tries": entry.tries,
+                        "hints": entry.hints,
+                        "solution_seen": entry.solution_seen,
+                        "seconds": entry.seconds,
+                    }
+                    for one, entry in found
+                ]
+            }
+        )
+        return
+    rows = [
+        (n.number, n.texts[words.language].title, _state(e.state, words), e.tries, e.hints, e.seconds)
+        for n, e in found
+    ]
+    columns = (words("number"), words("title"), words("state"), words("tries"), words("hints"), words("seconds"))
+    table(columns, rows, "")
+
+
+@app.command()
+def reset(
+    forget: Annotated[bool, typer.Option("--forget", help="Forget what is passed, too.")] = False,
+    lang: Lang = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Remove the sandbox with everything in it, also one that a killed `learn` left."""
+    from linkspan.learn import sandbox
+
+    kept, words = _reader(lang)
+    if os.environ.get(sandbox.INSIDE):
+        raise Conflict("this shell is in the sandbox", "type `exit` first; the sandbox ends with the lesson")
+    count = sandbox.end_all(kept.sandbox)
+    if forget:
+        kept.forget()
+    else:
+        kept.close()
+    if output is Format.JSON:
+        as_json({"removed": count})
+    else:
+        say(words("The sandbox is gone.") if count else words("There was no sandbox."))
+
+
+@app.command()
+def play(
+    number: Annotated[str, typer.Argument(metavar="N|all", help="A lesson, or all.")], output: Output = Format.TABLE
+) -> None:
+    """Play a lesson's solution in a sandbox of its own, and show that doing nothing does not pass; exit 3 if not so."""
+    from linkspan.learn import lesson
+    from linkspan.learn import play as played
+    from linkspan.learn.play import Played
+
+    chosen = list(lesson.lessons().values()) if number == "all" else [lesson.numbered(number)]
+    results = []
+    for one in chosen:
+        with step(f"lesson {one.number}: {one.name}"):
+            results.append(played.play(one))
+    if output is Format.JSON:
+        as_json(results)
+    else:
+        rows = [
+            (r.number, _yes(r.passed_by_solution), _yes(r.passed_by_nothing), "")
+            if isinstance(r, Played)
+            else (r.number, "-", "-", r.unavailable)
+            for r in results
+        ]
+        table(("number", "passed by solution", "passed by nothing", "unavailable"), rows, "")
+    if not all(one.well for one in results if isinstance(one, Played)):
+        raise typer.Exit(NOT_WELL)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A lesson's folder.")], output: Output = Format.TABLE
+) -> None:
+    """Test a lesson: texts, data, and each solution and wrong answer in a sandbox; exit 3 if it has a problem."""
+    from linkspan.learn import play as played
+
+    with step(f"playing every way through {folder.name}"):
+        found = list(played.problems(folder))
+    if output is Format.JSON:
+        as_json({"lesson": folder.resolve().name, "ok": not found, "problems": found})
+    else:
+        for problem in found or ["no problem"]:
+            say(problem)
+    if found:
+        raise typer.Exit(NOT_WELL)

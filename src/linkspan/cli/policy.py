@@ -1,0 +1,191 @@
+"""`linkspan policy`: apply, list, show, delete, diff, can, who-can, test."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+import typer
+
+from linkspan.api.client import Client
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, say, table
+from linkspan.core.errors import NotFound
+
+if TYPE_CHECKING:
+    from linkspan.policy.document import Document
+    from linkspan.policy.model import Policy
+
+app = typer.Typer(no_args_is_help=True, help="Policies: who may talk to whom, by labels.")
+
+FOUND = 3
+Path_ = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file, or a folder of them.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.")]
+End = "A container's name, its address, an address outside, or the word outside."
+Port = Annotated[str, typer.Option("--port", metavar="80/tcp", help="Only this port; default: any.")]
+
+
+def _read(path: Path) -> Document:
+    from linkspan.policy import document  # here: other commands need no YAML
+
+    return document.read(path)
+
+
+@app.command()
+def apply(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Record the policies of a file, also Kubernetes' NetworkPolicy; other policies stay."""
+    body = {"policies": msgspec.to_builtins(_read(file).policies)}
+    found = Client(socket).call("PUT", "/v1/policies", body)
+    if output is Format.JSON:
+        as_json(found)
+        return
+    for word in ("created", "changed", "same"):
+        for name in found[word]:
+            print(f"policy {name}: {'unchanged' if word == 'same' else word}")
+    for words in found["warnings"]:
+        say(f"warning: {words}", sys.stderr)
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """List the policies in the order in which they count."""
+    found = Client(socket).call("GET", "/v1/policies")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [
+        (
+            one["name"],
+            one["order"],
+            _selected(one["select"]),
+            *("-" if one[way] is None else len(one[way]) for way in ("ingress", "egress")),
+            f"{one['file']}:{one['line']}" if one["file"] else "-",
+        )
+        for one in found
+    ]
+    columns = ("name", "order", "selects", "ingress rules", "egress rules", "from")
+    table(columns, rows, "no policy yet: linkspan policy apply FILE")
+    for words in dict.fromkeys(words for one in found for words in one["warnings"]):
+        say(f"warning: {words}", sys.stderr)
+
+
+def _selected(select: dict[str, Any]) -> str:
+    words = [f"{key[:-1]} {'|'.join(select[key])}" for key in ("networks", "hosts", "names") if select.get(key)]
+    words += [f"{key}={value}" for key, value in select.get("labels", {}).items()]
+    for one in select.get("expressions", ()):
+        words.append(" ".join([one["key"], one["operator"], "|".join(one.get("values", ()))]).rstrip())
+    return ", ".join(words) or "everything"
+
+
+@app.command()
+def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show a policy as its file would have it."""
+    found = Client(socket).call("GET", f"/v1/policies/{quote(name)}")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    print(_printed(_policy(found)), end="")
+    for words in found["warnings"]:
+        say(f"warning: {words}", sys.stderr)
+
+
+@app.command()
+def delete(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Delete a policy."""
+    gone = Client(socket).call("DELETE", f"/v1/policies/{quote(name)}")
+    as_json(gone) if output is Format.JSON else print(f"policy {name} is deleted")
+
+
+@app.command()
+def diff(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show what `apply` would change; exit 3 if anything would."""
+    wanted = _read(file).policies
+    known = {one["name"]: _policy(one) for one in Client(socket).call("GET", "/v1/policies")}
+    changes = []
+    for policy in wanted:
+        before, after = _printed(known[policy.name]) if policy.name in known else "", _printed(policy)
+        if before != after:
+            lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "recorded", policy.file, lineterm="")
+            what = "changed" if before else "created"
+            changes.append({"policy": policy.name, "what": what, "diff": "\n".join(lines)})
+    if output is Format.JSON:
+        as_json(changes)
+    else:
+        for one in changes:
+            print(f"policy {one['policy']} would be {one['what']}:\n{one['diff']}")
+        if not changes:
+            say("no change: the policies are recorded as in the file")
+    if changes:
+        raise typer.Exit(FOUND)
+
+
+@app.command()
+def can(
+    source: Annotated[str, typer.Argument(metavar="A", help=End)],
+    target: Annotated[str, typer.Argument(metavar="B", help=End)],
+    port: Port = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Say whether A may connect to B, and by which policy; exit 3 if not. It sends no packet."""
+    asked = urlencode({"from": source, "to": target, "port": port})
+    found = Client(socket).call("GET", f"/v1/policy/can?{asked}")
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        what = "yes" if found["allowed"] else "no"
+        at = f" ({joined(found['ports'])})" if found["ports"] and not port else ""
+        say(f"{what}{at}: {found['why']}")
+    if not found["allowed"]:
+        raise typer.Exit(FOUND)
+
+
+@app.command("who-can")
+def who_can(
+    target: Annotated[str, typer.Argument(metavar="A", help="A container's name or address.")],
+    port: Port = "",
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """List who may connect to a container, and at which ports."""
+    found = Client(socket).call("GET", f"/v1/policy/who-can?{urlencode({'to': target, 'port': port})}")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [(one["name"], one["network"] or "-", one["host"] or "-", joined(one["ports"])) for one in found]
+    table(("name", "network", "host", "ports"), rows, f"nobody may connect to {target}")
+
+
+@app.command("test")
+def run_tests(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Answer the tests in a file, as if its policies were applied; exit 3 if one fails. It sends no packet."""
+    wanted = _read(file)
+    if not wanted.cases:
+        raise NotFound(f"{file} has no tests", "write them below tests: with from, to, port and expect")
+    found = Client(socket).call("POST", "/v1/policy/test", msgspec.to_builtins(wanted))
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        for one in found["failed"]:
+            by = f" by policy {one['by']['policy']} line {one['by']['line']}" if one["by"] else ""
+            at = f" at {one['port']}" if one["port"] else ""
+            ends = f"{one['from']} to {one['to']}{at}"
+            say(f"line {one['line']}: {ends}: expected {one['expected']}, got {one['got']}{by}")
+        say(f"{found['ok']} of {found['cases']} tests pass")
+    if found["failed"]:
+        raise typer.Exit(FOUND)
+
+
+def _policy(found: dict[str, Any]) -> Policy:
+    from linkspan.policy.model import Policy
+
+    return msgspec.convert({key: value for key, value in found.items() if key != "warnings"}, Policy)
+
+
+def _printed(policy: Policy) -> str:
+    from linkspan.policy import document
+
+    return document.printed(policy)

@@ -1,0 +1,44 @@
+"""Lessons: a reader builds networks by hand in a sandbox, and linkspan says what the kernel has of it.
+
+A lesson is data
+    One folder below ``lessons/``: `lesson.toml` (what is there at the beginning, what must be true at the end), and
+    a text for each language (`en.md`, `zh.md`). The engine knows no lesson, and a lesson's only code are shell
+    commands. docs/lessons.md describes the format, `lesson.py` and `texts.py` read it, and `learn check` tests one.
+
+What counts is the kernel's state
+    A check is a command and what its output must match. The watcher (`watcher.py`) takes a fingerprint of the sandbox
+    twice a second: links, addresses, routes, rules of all namespaces. Only if it changed are the checks run, because
+    a probe is a real packet, which moves the counters that the reader looks at. So any command that reaches the state
+    counts, whoever typed it and in whichever window. What the reader typed is not looked at.
+
+Three judgements
+    `checks` are the steps of the task. `keep` is what must stay, so that a shortcut does not count. The `probe` is the
+    command that fails at the beginning and works at the end. A lesson is passed if all three are as they should be.
+    `wrong` and `also` recognise states: a likely mistake, and another way that passes but costs something. Each has
+    its answer in the texts.
+
+The sandbox is a tree of namespaces with one root
+    `sandbox.py` starts one process in new mount, network and PID namespaces, and in a user namespace if it is not root.
+    It has a /run of its own, so `ip netns` works there and nobody else sees the names. It is the init of the PID
+    namespace: when it ends, the kernel ends every process of the sandbox, and with the last of them go the mounts and
+    the network namespaces. Nothing has to be removed one by one. The init reads a pipe from the process that made the
+    sandbox, so it ends with it, even if that one is killed. Only a sandbox that is entered from several windows
+    outlives its maker (``lasting``); `learn reset` ends it. The machine's own network is never touched: the sandbox's
+    "host" is a network namespace, too.
+
+One beginning after the other
+    A lesson `begins` where another one ended: the sandbox is made by the first solution of that one. So there is no
+    second description of the state between two lessons, and a lesson that does not lead to the next one fails its test.
+
+A window of its own, or the reader's
+    `terminal.py` runs the reader's shell behind a pseudo-terminal and prints what the watcher found above the prompt.
+    With tmux, the lesson and what is achieved are in a pane of their own (`learn watch`).
+
+Two languages
+    A lesson's texts have the same parts and the same commands in both. The interface's own strings are gettext's:
+    English in the code, others in ``locale/*.po``, which `language.py` reads. Tests say what is missing or stale.
+
+What is kept
+    `progress.py` writes one file in the user's state folder: the language, the lesson that is open, and for each lesson
+    whether it is passed, with tries, hints and seconds. Nothing of it leaves the machine.
+"""

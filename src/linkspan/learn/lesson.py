@@ -1,0 +1,175 @@
+"""Lessons as data: one folder each, with a TOML file and a text for each language."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from linkspan.core.errors import Invalid, LinkspanError, NotFound, of_validation
+from linkspan.learn import texts
+from linkspan.learn.language import LANGUAGES
+from linkspan.learn.needs import NEEDS
+from linkspan.learn.texts import Text
+
+LESSONS = Path(__file__).with_name("lessons")
+_FOLDER = re.compile(r"(\d\d)-([a-z0-9]+(?:-[a-z0-9]+)*)")
+_PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer", "clean")
+"""What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A shell command in the sandbox, and what must be true of it.
+
+    It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``.
+    """
+
+    run: str
+    has: str = ""
+    lacks: str = ""
+
+    def holds(self, code: int, output: str) -> bool:
+        """Judge a result: exit code and output (stdout and stderr)."""
+        found = not self.has or re.search(self.has, output, re.MULTILINE)
+        return code == 0 and bool(found) and not (self.lacks and re.search(self.lacks, output, re.MULTILINE))
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A way that a reader may take: the commands (``try``), and how its state is recognised."""
+
+    attempt: str = msgspec.field(name="try")
+    run: str
+    has: str = ""
+    lacks: str = ""
+
+    @property
+    def sign(self) -> Check:
+        """Return the check that holds if the reader took this way."""
+        return Check(self.run, self.has, self.lacks)
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file `lesson.toml`; docs/lessons.md explains each field."""
+
+    minutes: int
+    after: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    begins: str = ""
+    prepare: str = ""
+    probe: str
+    trace: tuple[str, ...] = ()
+    plan: tuple[str, ...] = ()
+    solutions: tuple[str, ...]
+    check: tuple[Check, ...] = ()
+    keep: tuple[Check, ...] = ()
+    wrong: tuple[Attempt, ...]
+    also: tuple[Attempt, ...] = ()
+
+
+class Lesson(msgspec.Struct, frozen=True):
+    """A lesson; ``texts`` by language."""
+
+    number: int
+    name: str
+    data: Data
+    texts: dict[str, Text]
+
+    @property
+    def probe(self) -> Check:
+        """Return the probe as a check."""
+        return Check(self.data.probe)
+
+
+def load(folder: Path) -> Lesson:
+    """Read a lesson's folder. Raises Invalid with the first problem, NotFound if there is no such folder."""
+    if not (folder / "lesson.toml").is_file():
+        raise NotFound(f"{folder} is no lesson: it has no lesson.toml", "docs/lessons.md says what a lesson has")
+    named = _FOLDER.fullmatch(folder.resolve().name)
+    if named is None:
+        raise Invalid(f"the folder's name {folder.name!r} is not of the form 07-forward", "rename it")
+    try:
+        data = msgspec.toml.decode((folder / "lesson.toml").read_bytes(), type=Data)
+    except msgspec.ValidationError as error:
+        raise of_validation(error, Data).within("lesson.toml") from error
+    except msgspec.DecodeError as error:
+        raise Invalid(f"lesson.toml: {error}", "TOML writes several lines between triple quotes") from error
+    found = {}
+    for language in LANGUAGES:
+        path = folder / f"{language}.md"
+        if not path.is_file():
+            raise NotFound(f"{folder.name} has no {path.name}", "a lesson has a text for each language")
+        found[language] = texts.parsed(path.read_text(encoding="utf-8"), language)
+    lesson = Lesson(int(named[1]), named[2], data, found)
+    for problem in _problems(lesson):
+        raise Invalid(f"lesson {folder.name}: {problem}", "docs/lessons.md describes each part")
+    return lesson
+
+
+def _problems(lesson: Lesson) -> Iterator[str]:
+    """Yield what is wrong with a lesson, as far as one can see without playing it."""
+    data = lesson.data
+    if len(data.solutions) < 2:
+        yield "it needs two solutions, because any command that reaches the state must count"
+    if not data.wrong:
+        yield "it needs at least one wrong answer"
+    if unknown := sorted(set(data.needs) - set(NEEDS)):
+        yield f"it needs {', '.join(unknown)}, which nobody can check; the known needs are {', '.join(NEEDS)}"
+    if len(data.trace) not in (0, 2):
+        yield "trace must name a source and a destination"
+    for check in (*data.check, *data.keep, *(one.sign for one in (*data.wrong, *data.also))):
+        for pattern in (check.has, check.lacks):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"{pattern!r} is no pattern: {error}"
+    counts = {"check": data.check, "keep": data.keep, "wrong": data.wrong, "also": data.also, "hint": (1, 2, 3)}
+    wanted = [*_PARTS, *(f"{name} {n}" for name, many in counts.items() for n in range(1, len(many) + 1))]
+    for language, text in lesson.texts.items():
+        for name in wanted:
+            if not text.parts.get(name):
+                yield f"{language}.md lacks the part {texts.heading(language, name)!r}"
+        for name in text.parts.keys() - {*wanted, "linkspan"}:
+            yield f"{language}.md has {texts.heading(language, name)!r}, which lesson.toml does not"
+    first, *others = lesson.texts.items()
+    for language, text in others:
+        if list(text.parts) != list(first[1].parts):
+            yield f"{first[0]}.md and {language}.md have their parts in another order"
+        for name, words in text.commands().items():
+            if words != first[1].commands()[name]:
+                yield f"{texts.heading(language, name)!r} in {language}.md has other commands than {first[0]}.md"
+
+
+@functools.cache
+def lessons() -> Mapping[str, Lesson]:
+    """Return linkspan's own lessons by name, in their order. Raises Invalid if one is damaged."""
+    found = [load(folder) for folder in sorted(LESSONS.iterdir()) if (folder / "lesson.toml").is_file()]
+    return {one.name: one for one in found}
+
+
+def numbered(text: str) -> Lesson:
+    """Return the lesson with this number or name. Raises NotFound."""
+    for one in lessons().values():
+        if text in (str(one.number), f"{one.number:02}", one.name, f"{one.number:02}-{one.name}"):
+            return one
+    raise NotFound(f"there is no lesson {text}", "linkspan learn list")
+
+
+def opening(lesson: Lesson) -> list[str]:
+    """Return the scripts that make the lesson's beginning: those of the lesson that it begins with, and its own.
+
+    Raises LinkspanError if a lesson begins with one that does not exist, or with itself.
+    """
+    scripts: list[str] = []
+    seen = [lesson.name]
+    scripts.append(lesson.data.prepare)
+    while lesson.data.begins:
+        before = lessons().get(lesson.data.begins)
+        if before is None or before.name in seen:
+            raise LinkspanError(f"lesson {lesson.name} begins with {lesson.data.begins}, which is no lesson before it")
+        lesson = before
+        seen.append(lesson.name)
+        scripts += [lesson.data.solutions[0], lesson.data.prepare]
+    return [one for one in reversed(scripts) if one]

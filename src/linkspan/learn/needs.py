@@ -1,0 +1,56 @@
+"""What a lesson may need of the machine, each tried in the sandbox before the lesson begins."""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkspan.learn.sandbox import Sandbox
+
+
+class Need(msgspec.Struct, frozen=True):
+    """A command that works if the machine has it, the noun for people, and how to get it."""
+
+    run: str
+    what: str
+    fix: str
+
+
+_LINK = "ip link add lsneed0 type {kind} {options} && ip link delete lsneed0"
+
+
+def _program(name: str, package: str) -> Need:
+    return Need(f"command -v {name}", f"the program {name}", f"apt install {package}")
+
+
+def _link(kind: str, options: str = "") -> Need:
+    return Need(_LINK.format(kind=kind, options=options), f"links of type {kind}", f"sudo modprobe {kind}")
+
+
+NEEDS = {
+    "ip": _program("ip", "iproute2"),
+    "bridge-tool": _program("bridge", "iproute2"),
+    "ping": _program("ping", "iputils-ping"),
+    "bash": _program("bash", "bash"),
+    "sysctl": _program("sysctl", "procps"),
+    "nft": _program("nft", "nftables"),
+    "tcpdump": _program("tcpdump", "tcpdump"),
+    "python3": _program("python3", "python3"),
+    "dnsmasq": _program("dnsmasq", "dnsmasq-base"),
+    "udhcpc": Need("busybox --list | grep -x udhcpc", "busybox with udhcpc", "apt install busybox"),
+    "bridge": _link("bridge"),
+    "veth": _link("veth", "peer name lsneed1"),
+    "vxlan": _link("vxlan", "id 1 dstport 4789"),
+    "iptables": Need("iptables -S", "iptables in a network namespace", "apt install iptables; sudo modprobe ip_tables"),
+    "iptables-nat": Need("iptables -t nat -S", "iptables' table nat", "sudo modprobe iptable_nat"),
+    "br_netfilter": Need(
+        "test -e /proc/sys/net/bridge/bridge-nf-call-iptables", "the module br_netfilter", "sudo modprobe br_netfilter"
+    ),
+}
+"""By the word in a lesson's ``needs``."""
+
+
+def lacking(sandbox: Sandbox, needs: tuple[str, ...]) -> list[Need]:
+    """Return the needs that the sandbox does not meet."""
+    wanted = [NEEDS[name] for name in needs]
+    results = sandbox.results([one.run for one in wanted])
+    return [one for one, (code, _) in zip(wanted, results, strict=True) if code]

@@ -1,0 +1,101 @@
+"""What a reader is told: the lesson's text, what is achieved, and what is recognised, as paragraphs in one language."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from linkspan.learn import comparison
+from linkspan.learn.language import Words
+from linkspan.learn.lesson import Lesson
+from linkspan.learn.texts import heading
+from linkspan.learn.watcher import Judgement
+
+DONE, OPEN = "✓", "·"
+STAYS = 6.0
+"""Seconds: what looks like a mistake for less may be half of what the reader is about to type."""
+
+
+class Panel:
+    """A lesson in one language."""
+
+    def __init__(self, lesson: Lesson, words: Words) -> None:
+        self._lesson = lesson
+        self._words = words
+        self._text = lesson.texts[words.language]
+
+    @property
+    def title(self) -> str:
+        """Return the lesson's number and title."""
+        return self._words("Lesson {number}: {title}", number=self._lesson.number, title=self._text.title)
+
+    def part(self, name: str, number: int = 0) -> str:
+        """Return a part with its heading."""
+        named = f"{name} {number}" if number else name
+        mark = "\uff1a" if self._words.language == "zh" else ": "
+        return f"{heading(self._words.language, named)}{mark}{self._text.part(name, number)}"
+
+    def introduction(self) -> list[str]:
+        """Return what is read before the task is done."""
+        parts = [self.part(name) for name in ("goal", "predict", "see", "why", "task")]
+        return [self.title, *parts, *self.steps(None)]
+
+    def steps(self, judged: Judgement | None) -> list[str]:
+        """Return a line for each step of the task, with its mark; nothing is done where ``judged`` is None."""
+        data = self._lesson.data
+        checks = judged.checks if judged else (False,) * len(data.check)
+        lines = [(ok, self._text.part("check", n)) for n, ok in enumerate(checks, 1)]
+        lines.append((bool(judged and judged.probe), self._words("works: {command}", command=data.probe)))
+        if judged:
+            lines += [(False, self.part("keep", n)) for n, ok in enumerate(judged.keeps, 1) if not ok]
+        return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines]
+
+    def ending(self, also: tuple[int, ...] = ()) -> list[str]:
+        """Return what is read after the lesson is passed; ``also`` are the recognised other ways."""
+        words = self._words
+        lines = [words("Passed: {title}", title=self._text.title)]
+        lines += [self._text.part("also", number) for number in also]
+        lines.append(self.part("works"))
+        if self._text.part("linkspan"):
+            lines.append(self.part("linkspan"))
+            lines += [f"  {command}" for command in comparison.commands(self._lesson.data.plan)]
+        following = words("`learn answer` shows the answer; `next` goes to the next lesson.")
+        return [*lines, self.part("question"), following]
+
+
+class News:
+    """What is new for the reader since the last judgement; each thing is told once until it changes back."""
+
+    def __init__(self, panel: Panel, lesson: Lesson, clock: Callable[[], float] = time.monotonic) -> None:
+        self._panel = panel
+        self._clock = clock
+        self._mistakes: dict[int, float] = {}  # since when; infinity after it was told
+        self._before = Judgement((False,) * len(lesson.data.check), (True,) * len(lesson.data.keep), None)
+        self.passed = False
+
+    def of(self, judged: Judgement) -> list[str]:
+        """Return the paragraphs about a new judgement."""
+        before, self._before = self._before, judged
+        if self.passed:
+            return []
+        steps, earlier = self._panel.steps(judged), self._panel.steps(before)
+        done = [line for line in steps if line not in earlier and line.strip().startswith(DONE)]
+        undone = [line for line in earlier if line.strip().startswith(DONE) and line not in steps]
+        lines = [*done, *(line.replace(DONE, OPEN, 1) for line in undone)]
+        lines += [
+            f"  {OPEN} {self._panel.part('keep', n)}"
+            for n, (ok, was) in enumerate(zip(judged.keeps, before.keeps, strict=True), 1)
+            if was and not ok
+        ]
+        if judged.passed:
+            self.passed = True
+            return [*lines, "", *self._panel.ending(judged.also)]
+        return lines + [f"  {self._panel.part('wrong', number)}" for number in self._stayed(judged)]
+
+    def _stayed(self, judged: Judgement) -> list[int]:
+        """Return the mistakes that have stayed for a while, each once until it was mended."""
+        now = self._clock()
+        self._mistakes = {number: self._mistakes.get(number, now) for number in judged.wrong}
+        stayed = [number for number, since in self._mistakes.items() if now - since >= STAYS]
+        self._mistakes |= dict.fromkeys(stayed, float("inf"))
+        return stayed

@@ -1,0 +1,140 @@
+"""Lessons played by a machine: each solution passes, and neither doing nothing nor a wrong answer does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from linkspan.core.errors import LinkspanError
+from linkspan.lab.commands import await_
+from linkspan.learn import lesson as lesson_files
+from linkspan.learn import needs, sandbox
+from linkspan.learn.lesson import Lesson
+from linkspan.learn.sandbox import Sandbox
+from linkspan.learn.watcher import Judgement, judge
+
+_SETTLED = 5.0
+"""Seconds in which a played solution must pass: a busy machine delays carriers and neighbour entries."""
+
+
+class Played(msgspec.Struct, frozen=True):
+    """The result of a lesson played by its printed solution, and by doing nothing."""
+
+    number: int
+    passed_by_solution: bool
+    passed_by_nothing: bool
+
+    @property
+    def well(self) -> bool:
+        """Return whether the lesson is as it should be."""
+        return self.passed_by_solution and not self.passed_by_nothing
+
+
+class Unavailable(msgspec.Struct, frozen=True):
+    """A lesson that this machine cannot play, with the reason."""
+
+    number: int
+    unavailable: str
+
+
+def name() -> str:
+    """Return the name of this process's sandboxes for playing."""
+    return f"play-{os.getpid()}"
+
+
+def begin(box: Sandbox, lesson: Lesson) -> None:
+    """Make a lesson's beginning in a new sandbox. Raises LinkspanError with the command's output if that fails."""
+    for script in lesson_files.opening(lesson):
+        _typed(box, script, f"the beginning of lesson {lesson.name}")
+
+
+def play(lesson: Lesson) -> Played | Unavailable:
+    """Play a lesson's first solution in a sandbox. Raises Denied if the machine makes no sandbox."""
+    with sandbox.passing(name()) as box:
+        if lacking := needs.lacking(box, lesson.data.needs):
+            return Unavailable(lesson.number, "; ".join(f"{one.what} is missing ({one.fix})" for one in lacking))
+        begin(box, lesson)
+        nothing = judge(box, lesson).passed
+        _typed(box, lesson.data.solutions[0], "solution 1")
+        return Played(lesson.number, settled(box, lesson).passed, nothing)
+
+
+def settled(box: Sandbox, lesson: Lesson) -> Judgement:
+    """Return the judgement as soon as the lesson is passed, or the last one if that does not happen."""
+    await_(lambda: judge(box, lesson).passed, _SETTLED)
+    return judge(box, lesson)
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a lesson: every way through it is played, each in a new sandbox.
+
+    Raises LinkspanError if the lesson cannot be read, or this machine cannot play it.
+    """
+    lesson = lesson_files.load(folder)
+    data = lesson.data
+    with _begun(lesson) as box:
+        judged = judge(box, lesson)
+        if judged.passed:
+            yield "it is passed by doing nothing"
+        if not all(judged.keeps):
+            yield "a keep does not hold at the beginning"
+        ((code, output),) = box.results([data.probe])
+        if lesson.probe.holds(code, output):
+            yield "the probe works at the beginning: it must fail there"
+        if judged.wrong or judged.also:
+            yield f"doing nothing is recognised as wrong {judged.wrong} or also {judged.also}"
+    for number, solution in enumerate(data.solutions, 1):
+        with _begun(lesson) as box:
+            _typed(box, solution, f"solution {number}")
+            judged = settled(box, lesson)
+            if not judged.passed:
+                yield f"solution {number} does not pass: {_told(judged)}"
+            elif judged.also:
+                yield f"solution {number} is recognised as also {judged.also}"
+    for number, attempt in enumerate(data.wrong, 1):
+        with _begun(lesson) as box:
+            _typed(box, attempt.attempt, f"wrong {number}")
+            judged = _recognised(box, lesson, number)
+            if judged.passed:
+                yield f"wrong {number} passes the lesson"
+            if number not in judged.wrong:
+                yield f"wrong {number} is not recognised by its own sign"
+    for number, attempt in enumerate(data.also, 1):
+        with _begun(lesson) as box:
+            _typed(box, attempt.attempt, f"also {number}")
+            judged = settled(box, lesson)
+            if not judged.passed or number not in judged.also:
+                yield f"also {number} does not pass, or is not recognised: {_told(judged)}"
+
+
+def _recognised(box: Sandbox, lesson: Lesson, wrong: int) -> Judgement:
+    """Return the judgement as soon as a wrong answer is recognised, or the last one if that does not happen."""
+    await_(lambda: wrong in judge(box, lesson).wrong, _SETTLED)
+    return judge(box, lesson)
+
+
+@contextlib.contextmanager
+def _begun(lesson: Lesson) -> Iterator[Sandbox]:
+    """Make a sandbox at the beginning of a lesson, for a while."""
+    with sandbox.passing(name()) as box:
+        if lacking := needs.lacking(box, lesson.data.needs):
+            raise LinkspanError(f"this machine cannot play it: {lacking[0].what} is missing", lacking[0].fix)
+        begin(box, lesson)
+        yield box
+
+
+def _typed(box: Sandbox, script: str, what: str) -> None:
+    code, output = box.script(script)
+    if code:
+        raise LinkspanError(f"{what} fails: {output or f'exit code {code}'}")
+
+
+def _told(judged: Judgement) -> str:
+    """Return a judgement in words for authors."""
+    missing = [f"check {n}" for n, one in enumerate(judged.checks, 1) if not one]
+    missing += [f"keep {n}" for n, one in enumerate(judged.keeps, 1) if not one]
+    return ", ".join([*missing, *(["the probe"] if judged.probe is False else [])]) or "nothing is missing"

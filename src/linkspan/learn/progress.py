@@ -1,0 +1,123 @@
+"""A reader's progress: one file in the user's state folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from linkspan.core.errors import Invalid
+from linkspan.kernel.io import durable_files
+
+State = Literal["new", "started", "passed"]
+
+
+class Entry(msgspec.Struct):
+    """One lesson's: how often it was begun, how many hints were shown, and seconds in it until it was passed."""
+
+    state: State = "new"
+    tries: int = 0
+    hints: int = 0
+    seconds: float = 0.0
+    solution_seen: bool = False
+
+
+class _Document(msgspec.Struct):
+    schema: int = 1
+    language: str = ""
+    current: str = ""
+    lessons: dict[str, Entry] = {}
+
+
+class Progress:
+    """What is kept; read and written at once each time, because the reader's windows share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "progress.json"
+
+    @property
+    def sandbox(self) -> str:
+        """Return the name of this reader's sandbox."""
+        return str(self._path.parent)
+
+    @property
+    def language(self) -> str:
+        """Return the language that was used last, '' before. Raises Invalid if the file cannot be read."""
+        return self._read().language
+
+    @property
+    def current(self) -> str:
+        """Return the name of the lesson that is open, '' if none is. Raises Invalid as above."""
+        return self._read().current
+
+    def entry(self, name: str) -> Entry:
+        """Return a lesson's entry. Raises Invalid as above."""
+        return self._read().lessons.get(name, Entry())
+
+    def speak(self, language: str) -> None:
+        """Keep the language."""
+        with self._changed() as kept:
+            kept.language = language
+
+    def start(self, name: str) -> None:
+        """Note a try of a lesson, which is open from now on."""
+        with self._changed() as kept:
+            entry = kept.lessons.setdefault(name, Entry())
+            entry.tries += 1
+            entry.state = "started" if entry.state == "new" else entry.state
+            kept.current = name
+
+    def hint(self, name: str, number: int) -> None:
+        """Note that hint ``number`` was shown."""
+        with self._changed() as kept:
+            entry = kept.lessons.setdefault(name, Entry())
+            entry.hints = max(entry.hints, number)
+
+    def solve(self, name: str) -> None:
+        """Note that the solution was shown."""
+        with self._changed() as kept:
+            kept.lessons.setdefault(name, Entry()).solution_seen = True
+
+    def spend(self, name: str, seconds: float, *, passed: bool) -> None:
+        """Add time to a lesson that is not passed yet, and note if it is passed now."""
+        with self._changed() as kept:
+            entry = kept.lessons.setdefault(name, Entry())
+            if entry.state != "passed":
+                entry.seconds = round(entry.seconds + seconds, 1)
+                entry.state = "passed" if passed else entry.state
+
+    def close(self) -> None:
+        """Note that no lesson is open."""
+        with self._changed() as kept:
+            kept.current = ""
+
+    def forget(self) -> None:
+        """Remove all that is kept."""
+        self._path.unlink(missing_ok=True)
+
+    def _read(self) -> _Document:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_Document)
+        except FileNotFoundError:
+            return _Document()
+        except (OSError, msgspec.DecodeError) as error:
+            raise Invalid(f"the progress in {self._path} cannot be read: {error}", "remove the file") from error
+
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[_Document]:
+        kept = self._read()
+        before = msgspec.json.encode(kept)
+        yield kept
+        if msgspec.json.encode(kept) != before:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            durable_files.write(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
+
+
+def folder() -> Path:
+    """Return the folder for this user's progress (XDG Base Directory Specification: state)."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base, "linkspan", "learn")

@@ -1,0 +1,304 @@
+"""The sandbox: mount, network and PID namespaces that end with one process, and need no root.
+
+Without root they are in a user namespace, in which this user is root. The package's docstring says why it is made so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from linkspan.core.errors import Denied, LinkspanError, NotFound
+from linkspan.lab.commands import await_
+
+MARK = "LINKSPAN_LEARN_SANDBOX"
+"""Environment variable of a sandbox's processes, with its name."""
+INSIDE = "LINKSPAN_LEARN_INSIDE"
+"""Environment variable of the commands that a reader types in a sandbox."""
+RUN = "/run/learn"
+"""Folder of a sandbox's own programs and files, on its own /run."""
+PATIENCE = 60.0
+"""Seconds for a script that makes a lesson's beginning or plays a solution."""
+COMMAND = 15
+"""Seconds for one command of a check: a busy machine is slow, and only one that hangs is ended."""
+
+_MADE = f"""set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/netns /run/lock {RUN}/bin
+mount -t proc proc /proc 2>/dev/null || true
+mount -t sysfs sysfs /sys 2>/dev/null || true
+ip link set lo up
+cd {RUN}/bin
+printf '#!/bin/sh\\nexec "$@"\\n' > sudo
+printf '#!/bin/sh\\nexec "%s" -m linkspan.cli.main "$@"\\n' "$0" > linkspan
+printf '#!/bin/sh\\nexec {RUN}/bin/linkspan learn "$@"\\n' > learn
+if tool=$(command -v tcpdump); then printf '#!/bin/sh\\nexec %s -Z root "$@"\\n' "$tool" > tcpdump; fi
+if tool=$(command -v dnsmasq); then printf '#!/bin/sh\\nexec %s --user= --group= "$@"\\n' "$tool" > dnsmasq; fi
+chmod 755 ./*
+echo made
+"""
+"""Makes /run and the wrappers: in a user namespace of one user tcpdump, dnsmasq and sudo cannot become another one.
+
+A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows.
+"""
+_EACH = (
+    f'for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
+    " printf '%s\\0%d\\0' \"$out\" $code; done"
+)
+
+
+class Sandbox:
+    """A sandbox that exists; ``init`` is the pid of its first process, 0 for the one that this process is in."""
+
+    def __init__(self, init: int, pipe: int = -1) -> None:
+        """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does."""
+        self.init = init
+        self._pipe = pipe
+
+    def entering(self) -> list[str]:
+        """Return the words before a command that runs in the sandbox."""
+        if not self.init:
+            return []
+        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--pid", "--wd=/"]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs."""
+        usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = f"{RUN}/bin:{usual}:{os.environ.get('PATH', '')}"
+        return _environment() | {"PATH": path, INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+
+    def results(self, commands: Sequence[str]) -> list[tuple[int, str]]:
+        """Run shell commands one after the other; return exit code and output of each. At most COMMAND seconds each.
+
+        Raises LinkspanError if the sandbox is gone.
+        """
+        done = subprocess.run(
+            [*self.entering(), "sh", "-c", _EACH, "sh", *commands],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE + COMMAND * len(commands),
+            env=self.environment(),
+        )
+        pieces = done.stdout.decode(errors="replace").split("\0")[:-1]
+        if len(pieces) != 2 * len(commands):
+            raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
+        return [(int(code), output) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
+
+    def script(self, text: str) -> tuple[int, str]:
+        """Run a shell script that ends at its first error; return its exit code and its output.
+
+        Programs that it leaves in the background continue, and keep nobody waiting: its output is a file.
+        """
+        with tempfile.TemporaryFile() as said:
+            done = subprocess.run(
+                [*self.entering(), "sh", "-ec", text],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=PATIENCE,
+                env=self.environment(),
+            )
+            said.seek(0)
+            return done.returncode, said.read().decode(errors="replace").strip()
+
+    def shell(self, greeting: str) -> tuple[list[str], dict[str, str]]:
+        """Return the words and the environment of the reader's shell in the sandbox.
+
+        ``greeting`` is the prompt's first word. The key that redraws the line is for messages (terminal.py).
+        """
+        rc = (
+            f"PS1={shlex.quote(f'[{greeting}] # ')}; unset PROMPT_COMMAND; next() {{ exit {NEXT}; }}; "
+            'bind \'"\\e[5577~": redraw-current-line\' 2>/dev/null; alias ls="ls --color=auto"; HISTFILE='
+        )
+        self.script(f"printf '%s\\n' {shlex.quote(rc)} > {RUN}/bashrc")
+        found = f"command -v bash >/dev/null && exec bash --rcfile {RUN}/bashrc -i; exec sh -i"
+        return [*self.entering(), "sh", "-c", found], self.environment()
+
+    def end(self) -> None:
+        """End the sandbox with everything in it, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.init, signal.SIGKILL)
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+        await_(lambda: not _is_init(self.init))
+
+
+NEXT = 42
+"""Exit code of a shell in which the reader typed `next`."""
+
+
+def make(name: str, *, lasting: bool = False) -> Sandbox:
+    """Make a sandbox. Unless it is ``lasting``, it ends with this process, even if that is killed.
+
+    Raises Denied, with the reason and the way out, if the machine does not allow it.
+    """
+    ending = "exec sleep infinity" if lasting else "exec cat >/dev/null"
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    words = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"]
+    reading, pipe = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*words, _MADE + ending, sys.executable],
+            stdin=subprocess.DEVNULL if lasting else reading,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment() | {MARK: name},
+            start_new_session=True,
+            text=True,
+        )
+    except FileNotFoundError as error:
+        os.close(pipe)
+        raise Denied("a sandbox needs the program unshare", "apt install util-linux") from error
+    finally:
+        os.close(reading)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = process.stdout.readline()
+    if said != "made\n":
+        why = (process.stderr.read().strip().splitlines() or ["unshare failed"])[-1]
+        os.close(pipe)
+        process.wait()
+        raise Denied(f"this machine makes no sandbox: {why}", obstacle())
+    process.stdout.close()
+    process.stderr.close()
+    if lasting:
+        os.close(pipe)
+        pipe = -1
+    inits: list[int] = []
+
+    def seen() -> bool:  # while it becomes another program, its environment cannot be read
+        inits.extend(pid for pid in _marked(name) if _parent(pid) == process.pid)
+        return bool(inits)
+
+    if not await_(seen):
+        raise LinkspanError("the sandbox ended at once")
+    _reaped.append(process)
+    return Sandbox(inits[0], pipe)
+
+
+_reaped: list[subprocess.Popen[str]] = []
+"""The processes that this one started: Python waits for those that it still knows."""
+
+
+@contextlib.contextmanager
+def passing(name: str) -> Iterator[Sandbox]:
+    """Make a sandbox for a while."""
+    made = make(name)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def found(name: str) -> Sandbox:
+    """Return the sandbox with this name; inside of one, that one. Raises NotFound if there is none."""
+    if os.environ.get(INSIDE):
+        return Sandbox(0)
+    for pid in _marked(name):
+        return Sandbox(pid)
+    raise NotFound("there is no sandbox", "linkspan learn start N makes one")
+
+
+def end_all(name: str) -> int:
+    """End all sandboxes with this name; return their number."""
+    there = [Sandbox(pid) for pid in _marked(name)]
+    for one in there:
+        one.end()
+    return len(there)
+
+
+def obstacle() -> str:
+    """Return what probably keeps this user from making namespaces, and the way out."""
+    if os.geteuid() == 0:
+        return "a container without CAP_SYS_ADMIN cannot make namespaces: run it on the machine itself"
+    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "AppArmor restricts user namespaces here (Ubuntu): use sudo, or "
+            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    if _setting("kernel/unprivileged_userns_clone") == "0":
+        return "user namespaces are off: use sudo, or sudo sysctl kernel.unprivileged_userns_clone=1"
+    if _setting("user/max_user_namespaces") == "0":
+        return "user namespaces are off: use sudo, or sudo sysctl user.max_user_namespaces=10000"
+    if "microsoft" in Path("/proc/version").read_text().lower():
+        return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2, or use sudo"
+    if Path("/.dockerenv").exists():
+        return "Docker's seccomp profile forbids it: docker run --privileged, or run it on the machine itself"
+    return "use sudo"
+
+
+def _setting(name: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys", name).read_text().strip()
+    return ""
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, in which linkspan's own modules are found from any folder."""
+    given = dict(os.environ)
+    if "PYTHONPATH" in given:
+        parts = given["PYTHONPATH"].split(os.pathsep)
+        given["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts if part)
+    return given
+
+
+def _marked(name: str) -> list[int]:
+    """Return the pids of the inits of this user's sandboxes with a name.
+
+    Whoever enters a sandbox runs the programs that are mounted there, so nobody else's may be taken for one. The mark
+    is only text. So init and `unshare`, its parent, must both have this user's id, and the parent must be in this
+    process's PID namespace: neither another user nor root of a container has such a pair.
+    """
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and _has_mark(int(process.name), name) and _is_init(int(process.name)):
+            parent = _parent(int(process.name))
+            if _has_mark(parent, name) and _own(int(process.name)) and _own(parent) and _beside(parent):
+                found.append(int(process.name))
+    return found
+
+
+def _has_mark(pid: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return f"{MARK}={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
+def _own(pid: int) -> bool:
+    return all(_status(pid, "Uid:")[n : n + 1] == [str(os.geteuid())] for n in range(2))
+
+
+def _beside(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino == Path("/proc/self/ns/pid").stat().st_ino
+    return False
+
+
+def _is_init(pid: int) -> bool:
+    """Return whether a process lives and is the first one of a PID namespace below this one."""
+    pids = _status(pid, "NSpid:")
+    return len(pids) > 1 and pids[-1] == "1" and _status(pid, "State:")[:1] != ["Z"]
+
+
+def _parent(pid: int) -> int:
+    return int((_status(pid, "PPid:") or ["0"])[0])
+
+
+def _status(pid: int, name: str) -> list[str]:
+    """Return the words of a line in a process's status, none if it is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(name):
+                return line.split()[1:]
+    return []

@@ -1,0 +1,117 @@
+"""The reader's shell behind a pseudo-terminal: what the watcher finds is printed above the line being typed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import queue
+import select
+import signal
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+REDRAW = b"\x1b[5577~"
+"""The key that the sandbox's bashrc binds to redraw-current-line."""
+_SIZE = 4096
+
+
+def run(
+    argv: Sequence[str], environment: Mapping[str, str], look: Callable[[], str], pause: float
+) -> int:
+    """Run a shell until it ends, and return its exit code. Needs a terminal as stdin.
+
+    ``look`` is called every ``pause`` seconds in a thread of its own; what it returns is printed. It ends the looking
+    by an exception.
+    """
+    pid, master = pty.fork()
+    if not pid:
+        os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is meant
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    waking, wake = os.pipe()
+    ended = threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(Exception):  # the sandbox may be gone: then the shell ends, too
+            while not ended.wait(pause):
+                if text := look():
+                    told.put(text)
+                    os.write(wake, b".")
+
+    watching = threading.Thread(target=watch, daemon=True)
+    try:
+        with _raw(master):
+            watching.start()
+            _carry(pid, master, waking, told)
+    finally:
+        ended.set()
+        watching.join(10)
+        _, status = os.waitpid(pid, 0)
+        for fd in (master, waking, wake):
+            os.close(fd)
+    return os.waitstatus_to_exitcode(status)
+
+
+@contextlib.contextmanager
+def _raw(master: int) -> Iterator[None]:
+    """Pass every key on as it is typed, and the window's size whenever it changes."""
+
+    def resized(*_: object) -> None:
+        with contextlib.suppress(OSError):
+            size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
+            fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+
+    kept = termios.tcgetattr(sys.stdin)
+    before = signal.signal(signal.SIGWINCH, resized)
+    try:
+        resized()
+        tty.setraw(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, kept)
+        signal.signal(signal.SIGWINCH, before)
+
+
+def _carry(pid: int, master: int, waking: int, told: queue.SimpleQueue[str]) -> None:
+    """Carry bytes between the terminal and the shell until the shell ends."""
+    inputs = [master, waking, sys.stdin.fileno()]
+    while True:
+        ready, _, _ = select.select(inputs, [], [])
+        if master in ready:
+            try:
+                output = os.read(master, _SIZE)
+            except OSError:  # EIO: nobody has the other end any more
+                return
+            if not output:
+                return
+            _write(sys.stdout.fileno(), output)
+        if waking in ready:
+            os.read(waking, 1)
+            text = told.get().replace("\n", "\r\n")
+            _write(sys.stdout.fileno(), f"\r\x1b[K{text}\r\n".encode())
+            if _at_prompt(pid, master):
+                _write(master, REDRAW)
+        if sys.stdin.fileno() in ready:
+            typed = os.read(sys.stdin.fileno(), _SIZE)
+            if typed:
+                _write(master, typed)
+            else:
+                inputs.remove(sys.stdin.fileno())
+
+
+def _at_prompt(pid: int, master: int) -> bool:
+    """Return whether the shell itself reads the terminal: a program in the foreground would read the key as text."""
+    with contextlib.suppress(OSError):
+        shells = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return str(os.tcgetpgrp(master)) in shells
+    return False
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

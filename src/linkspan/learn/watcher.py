@@ -1,0 +1,111 @@
+"""What the kernel has of a lesson: judged at once, and watched by a fingerprint of the sandbox's state."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from linkspan.learn.lesson import Lesson
+from linkspan.learn.sandbox import Sandbox
+
+PAUSE = 0.4
+"""Seconds between two fingerprints: a reader is told within a second."""
+SETTLING = (0.7, 2.0, 6.5)
+"""Seconds after a change at which the checks run again.
+
+A link's carrier and neighbour entries come a little later, and a mistake counts only if it stays.
+"""
+
+_ONE = """
+ip -o -batch - 2>&1 <<END
+link show
+address show
+route show table all
+rule show
+neighbour show nud permanent
+END
+nft -s list ruleset 2>&1
+ss -Htuln 2>&1
+for file in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv4/conf/*/proxy_arp \
+  /proc/sys/net/bridge/bridge-nf-call-iptables; do read -r value <$file && echo $value; done 2>/dev/null
+if read -r table </proc/net/ip_tables_names; then iptables-legacy -S; fi 2>/dev/null
+"""
+"""Prints what checks depend on, of one namespace, without counters and timers; it starts three programs."""
+_LOOK = f"""
+one={shlex.quote(_ONE)}
+sh -c "$one"
+for name in /run/netns/*; do echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; done
+"""
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What is true of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
+
+    ``probe`` is None if it was not sent, because something else is missing.
+    """
+
+    checks: tuple[bool, ...]
+    keeps: tuple[bool, ...]
+    probe: bool | None
+    wrong: tuple[int, ...] = ()
+    also: tuple[int, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the lesson is passed."""
+        return all(self.checks) and all(self.keeps) and self.probe is True
+
+
+def judge(sandbox: Sandbox, lesson: Lesson) -> Judgement:
+    """Judge the sandbox's state now. Raises LinkspanError if the sandbox is gone."""
+    data = lesson.data
+    signs = (*(one.sign for one in data.wrong), *(one.sign for one in data.also))
+    every = (*data.check, *data.keep, *signs)
+    results = sandbox.results([one.run for one in every])
+    held = [one.holds(*result) for one, result in zip(every, results, strict=True)]
+    checks, held = tuple(held[: len(data.check)]), held[len(data.check) :]
+    keeps, held = tuple(held[: len(data.keep)]), held[len(data.keep) :]
+    wrong, also = held[: len(data.wrong)], held[len(data.wrong) :]
+    probe = None
+    if all(checks) and all(keeps):
+        ((code, output),) = sandbox.results([lesson.probe.run])
+        probe = lesson.probe.holds(code, output)
+    return Judgement(checks, keeps, probe, _numbers(wrong), _numbers(also))
+
+
+def _numbers(held: list[bool]) -> tuple[int, ...]:
+    return tuple(number for number, one in enumerate(held, 1) if one)
+
+
+class Watcher:
+    """Judges a lesson whenever the sandbox's state has changed, and a little later once more."""
+
+    def __init__(
+        self, sandbox: Sandbox, lesson: Lesson, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._sandbox = sandbox
+        self._lesson = lesson
+        self._clock = clock
+        self._seen = b""
+        self._due: list[float] = []
+
+    def look(self) -> Judgement | None:
+        """Return a new judgement, None if nothing has changed since the last one.
+
+        Raises LinkspanError if the sandbox is gone.
+        """
+        ((_, state),) = self._sandbox.results([_LOOK])
+        seen = hashlib.sha256(state.encode()).digest()
+        now = self._clock()
+        if seen != self._seen:
+            self._seen = seen
+            self._due = [now + after for after in SETTLING]
+        elif self._due and now >= self._due[0]:
+            self._due.pop(0)
+        else:
+            return None
+        return judge(self._sandbox, self._lesson)

@@ -1,0 +1,239 @@
+"""Policy files: linkspan's own format, read and printed. A file may have several documents of either format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from linkspan.core.errors import Invalid, NotFound
+from linkspan.policy import kubernetes
+from linkspan.policy.model import (
+    ORDER,
+    Action,
+    Case,
+    End,
+    Peer,
+    Policy,
+    Requirement,
+    Rule,
+    Selector,
+    checked,
+    ports,
+)
+from linkspan.policy.yaml_nodes import Reader, line
+
+_ENDINGS = (".yaml", ".yml")
+_POLICY = ("policy", "order", "select", "ingress", "egress", "tests")
+_SELECTOR = ("labels", "expressions", "network", "host", "name")
+_OUTSIDE = "outside"
+
+
+class Document(msgspec.Struct, frozen=True):
+    """The policies of one or several files, and the cases of their tests."""
+
+    policies: tuple[Policy, ...]
+    cases: tuple[Case, ...]
+
+
+def read(path: Path) -> Document:
+    """Read a file, or all .yaml and .yml files of a folder. Raises NotFound, or Invalid with the file and the line."""
+    files = sorted(p for p in path.iterdir() if p.suffix in _ENDINGS) if path.is_dir() else [path]
+    if not files:
+        raise NotFound(f"folder {path} has no policy", f"name the files *{' or *'.join(_ENDINGS)}")
+    policies: list[Policy] = []
+    cases: list[Case] = []
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise NotFound(f"policy file {file} cannot be read: {reason}", "name a YAML file or a folder") from error
+        found = parsed(text, file.name)
+        policies += found.policies
+        cases += found.cases
+    known: dict[str, Policy] = {}
+    for policy in policies:
+        if policy.name in known:
+            places = " and ".join(f"{one.file} line {one.line}" for one in (known[policy.name], policy))
+            raise Invalid(f"policy {policy.name} is there twice: {places}", "give one of them another name")
+        known[policy.name] = policy
+    return Document(tuple(policies), tuple(cases))
+
+
+def parsed(text: str, file: str) -> Document:
+    """Return the policies and cases of a file's text. Raises Invalid with the file and the line."""
+    reader = Reader(file)
+    policies: list[Policy] = []
+    cases: list[Case] = []
+    for node in reader.documents(text):
+        keys = reader.mapping(node, "a policy")
+        if "kind" in keys or "apiVersion" in keys:
+            policies += kubernetes.policies(reader, node)
+            continue
+        found = reader.fields(node, _POLICY, "a policy")
+        if "policy" in found:
+            policies.append(_policy(reader, node, found))
+        elif found.keys() != {"tests"}:
+            raise reader.wrong(node, "begins a policy without a name", "write policy: NAME")
+        if "tests" in found:
+            cases += (_case(reader, one) for one in reader.items(found["tests"], "tests"))
+    return Document(tuple(policies), tuple(cases))
+
+
+def _policy(reader: Reader, node: yaml.Node, found: dict[str, yaml.Node]) -> Policy:
+    there = reader.mapping(node, "a policy")
+    rules: dict[str, tuple[Rule, ...] | None] = {}
+    for direction, ends in (("ingress", "from"), ("egress", "to")):
+        items = reader.items(found[direction], direction) if direction in found else []
+        given = tuple(_rule(reader, one, ends) for one in items)
+        rules[direction] = given if direction in there else None
+    if rules["ingress"] is None and rules["egress"] is None:
+        raise reader.wrong(node, "begins a policy that says nothing", "give it ingress: or egress:")
+    try:
+        return checked(
+            Policy(
+                name=reader.text(found["policy"], "policy"),
+                select=_selector(reader, found["select"]) if "select" in found else Selector(),
+                ingress=rules["ingress"],
+                egress=rules["egress"],
+                order=reader.number(found["order"], "order") if "order" in found else ORDER,
+                file=reader.file,
+                line=line(node),
+            )
+        )
+    except Invalid as error:
+        raise error if error.message.startswith(reader.file) else error.within(reader.file) from error
+
+
+def _selector(reader: Reader, node: yaml.Node) -> Selector:
+    found = reader.fields(node, _SELECTOR, "a selector")
+    return Selector(
+        labels=reader.pairs(found["labels"], "label") if "labels" in found else {},
+        expressions=kubernetes.expressions(reader, found["expressions"]) if "expressions" in found else (),
+        networks=reader.texts(found["network"], "network") if "network" in found else (),
+        hosts=reader.texts(found["host"], "host") if "host" in found else (),
+        names=reader.texts(found["name"], "name") if "name" in found else (),
+    )
+
+
+def _rule(reader: Reader, node: yaml.Node, ends: str) -> Rule:
+    found = reader.fields(node, ("action", ends, "ports"), "a rule")
+    peers = reader.items(found[ends], ends) if ends in found else []
+    if ends in found and not peers:
+        raise reader.wrong(found[ends], f"has an empty list for {ends}", f"leave {ends} out to mean everybody")
+    texts = reader.texts(found["ports"], "ports") if "ports" in found else ()
+    try:
+        parts = tuple(ports(text) for text in texts)
+    except Invalid as error:
+        raise reader.wrong(found["ports"], f"has {error.message}", error.hint) from error
+    return Rule(
+        action=_action(reader, found["action"]) if "action" in found else "allow",
+        peers=tuple(_peer(reader, one) for one in peers),
+        ports=parts,
+        line=line(node),
+    )
+
+
+def _action(reader: Reader, node: yaml.Node) -> Action:
+    match reader.text(node, "action"):
+        case "allow":
+            return "allow"
+        case "deny":
+            return "deny"
+    raise reader.wrong(node, f"has {reader.text(node, 'action')!r} for an action", "write allow or deny")
+
+
+def _peer(reader: Reader, node: yaml.Node) -> Peer:
+    if isinstance(node, yaml.ScalarNode):
+        if reader.text(node, "a peer") != _OUTSIDE:
+            raise reader.wrong(node, f"has the peer {node.value!r}", "write outside, cidr: 192.0.2.0/24, or labels")
+        return Peer(outside=True)
+    keys = reader.mapping(node, "a peer")
+    if "cidr" not in keys:
+        return Peer(select=_selector(reader, node))
+    found = reader.fields(node, ("cidr", "except"), "a peer with a CIDR")
+    cidr = reader.text(found["cidr"], "cidr")
+    return Peer(cidr=cidr, excepts=reader.texts(found["except"], "except") if "except" in found else ())
+
+
+def _case(reader: Reader, node: yaml.Node) -> Case:
+    found = reader.fields(node, ("from", "to", "port", "expect"), "a test")
+    for key in ("from", "to", "expect"):
+        if key not in found:
+            raise reader.wrong(node, f"begins a test without {key}", "write from, to, port and expect")
+    port = reader.text(found["port"], "port") if "port" in found else ""
+    if port:
+        try:
+            one = ports(port)
+        except Invalid as error:
+            raise reader.wrong(found["port"], f"has {error.message}", error.hint) from error
+        if one.first != one.last:
+            raise reader.wrong(found["port"], f"has {port!r}: a test needs one port", "write 80/tcp")
+    return Case(
+        source=_end(reader, found["from"]),
+        target=_end(reader, found["to"]),
+        port=port,
+        expect=_action(reader, found["expect"]),
+        line=line(node),
+    )
+
+
+def _end(reader: Reader, node: yaml.Node) -> End:
+    if isinstance(node, yaml.ScalarNode):
+        return End(name=reader.text(node, "an end"))
+    found = reader.fields(node, ("network", "labels"), "an end of a test")
+    if "network" not in found:
+        raise reader.wrong(node, "begins an end without a network", "write {network: NAME, labels: {KEY: VALUE}}")
+    labels = reader.pairs(found["labels"], "label") if "labels" in found else {}
+    return End(network=reader.text(found["network"], "network"), labels=labels)
+
+
+def printed(policy: Policy) -> str:
+    """Return a policy as a file would have it; to read it again gives the same policy, but for lines."""
+    found: dict[str, Any] = {"policy": policy.name}
+    if policy.order != ORDER:
+        found["order"] = policy.order
+    if policy.select != Selector():
+        found["select"] = _plain_selector(policy.select)
+    for direction, rules, ends in (("ingress", policy.ingress, "from"), ("egress", policy.egress, "to")):
+        if rules is not None:
+            found[direction] = [_plain_rule(rule, ends) for rule in rules]
+    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _plain_rule(rule: Rule, ends: str) -> dict[str, Any]:
+    found: dict[str, Any] = {} if rule.action == "allow" else {"action": rule.action}
+    if rule.peers:
+        found[ends] = [_plain_peer(peer) for peer in rule.peers]
+    if rule.ports:
+        found["ports"] = [str(one) for one in rule.ports]
+    return found
+
+
+def _plain_peer(peer: Peer) -> Any:
+    if peer.outside:
+        return _OUTSIDE
+    if peer.select is not None:
+        return _plain_selector(peer.select)
+    return {"cidr": peer.cidr, "except": list(peer.excepts)} if peer.excepts else {"cidr": peer.cidr}
+
+
+def _plain_selector(selector: Selector) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, words in (("network", selector.networks), ("host", selector.hosts), ("name", selector.names)):
+        if words:
+            found[key] = words[0] if len(words) == 1 else list(words)
+    if selector.labels:
+        found["labels"] = dict(selector.labels)
+    if selector.expressions:
+        found["expressions"] = [_plain_requirement(one) for one in selector.expressions]
+    return found
+
+
+def _plain_requirement(one: Requirement) -> dict[str, Any]:
+    found: dict[str, Any] = {"key": one.key, "operator": one.operator}
+    return found | ({"values": list(one.values)} if one.values else {})

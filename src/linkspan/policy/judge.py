@@ -1,0 +1,223 @@
+"""Judge: the verdict of policies on a connection, by policy and line. Pure, and the same on every host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+import msgspec
+
+from linkspan.core.addresses import Prefix
+from linkspan.policy.model import (
+    DIRECTIONS,
+    Action,
+    Direction,
+    Peer,
+    Policy,
+    Ports,
+    Protocol,
+    Selector,
+    Subject,
+    network_of,
+    selects,
+)
+
+PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "sctp", "icmp")
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A connection's protocol and destination port (0 for icmp)."""
+
+    protocol: str
+    port: int = 0
+
+
+class Party(msgspec.Struct, frozen=True):
+    """One end of a connection, as a judge sees it.
+
+    ``chosen`` are the digests of the selectors that select it, None if it is no known endpoint. ``outside`` says
+    whether its address is in no pool; None as address means any address outside. Of an endpoint that is not
+    ``policed`` its own policies are not enforced.
+    """
+
+    address: Prefix | None
+    chosen: frozenset[str] | None = None
+    outside: bool = False
+    policed: bool = True
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A peer of a clause: a selector's digest, or a prefix without some others, or the outside."""
+
+    digest: str = ""
+    prefix: Prefix | None = None
+    excepts: tuple[Prefix, ...] = ()
+    outside: bool = False
+
+    def fits(self, party: Party) -> bool:
+        """Return whether a party is meant."""
+        if self.outside:
+            return party.outside
+        if self.prefix is None:
+            return party.chosen is not None and self.digest in party.chosen
+        at = party.address
+        if at is None or not self.prefix.holds(at):
+            return False
+        return not any(one.holds(at) for one in self.excepts)
+
+
+class Clause(msgspec.Struct, frozen=True):
+    """A rule in a judge's terms; without peers it means everybody, without ports everything."""
+
+    action: Action
+    peers: tuple[Match, ...]
+    ports: tuple[Ports, ...]
+    line: int
+
+    def fits(self, party: Party, probe: Probe) -> bool:
+        """Return whether the rule is about a connection with this other end."""
+        if self.peers and not any(one.fits(party) for one in self.peers):
+            return False
+        return not self.ports or any(_within(one, probe) for one in self.ports)
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A policy's part for one direction; ``network`` is set, and ``policy`` is not, in a network's default."""
+
+    policy: str
+    line: int
+    subject: str
+    clauses: tuple[Clause, ...]
+    isolates: bool
+    network: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a connection is allowed, and by which policy and line; by no policy: both empty.
+
+    ``network`` names the network whose default refuses it.
+    """
+
+    allowed: bool
+    policy: str = ""
+    line: int = 0
+    network: str = ""
+
+
+def _within(ports: Ports, probe: Probe) -> bool:
+    return ports.protocol == probe.protocol and (not ports.first or ports.first <= probe.port <= ports.last)
+
+
+class Judge:
+    """Policies and networks' defaults, prepared for many questions. It does not change."""
+
+    def __init__(self, policies: Iterable[Policy] = (), closed: Iterable[str] = ()) -> None:
+        """Take policies, and the networks with default-deny as ``closed``."""
+        self.policies = tuple(sorted(policies, key=lambda one: (one.order, one.name)))
+        self.closed = tuple(sorted(closed))
+        self.selectors: dict[str, Selector] = {}
+        """By digest: every selector that a policy has."""
+        self.peers: set[str] = set()
+        """The digests of those that are peers of a rule."""
+        self.sections: Mapping[Direction, tuple[Section, ...]] = {
+            direction: (*self._of(direction), *(self._defaults() if direction == "ingress" else ()))
+            for direction in DIRECTIONS
+        }
+        self._anchored: dict[tuple[str, str], list[str]] = {}
+        """By label and value: the selectors that need it, so that an endpoint is compared with few."""
+        self._others: list[str] = []
+        for digest, selector in self.selectors.items():
+            anchor = next(iter(selector.labels.items()), None)
+            (self._others if anchor is None else self._anchored.setdefault(anchor, [])).append(digest)
+
+    def _of(self, direction: Direction) -> Iterable[Section]:
+        for policy in self.policies:
+            if (rules := policy.rules(direction)) is not None:
+                clauses = tuple(
+                    Clause(rule.action, tuple(map(self._match, rule.peers)), rule.ports, rule.line) for rule in rules
+                )
+                subject = self._digest(policy.select)
+                yield Section(policy.name, policy.line, subject, clauses, policy.isolates(direction))
+
+    def _defaults(self) -> Iterable[Section]:
+        for network in self.closed:
+            yield Section("", 0, self._digest(Selector(networks=(network,))), (), True, network)
+
+    def _match(self, peer: Peer) -> Match:
+        if peer.select is not None:
+            digest = self._digest(peer.select)
+            self.peers.add(digest)
+            return Match(digest)
+        if peer.outside:
+            return Match(outside=True)
+        return Match("", network_of(peer.cidr), tuple(map(network_of, peer.excepts)))
+
+    def _digest(self, selector: Selector) -> str:
+        digest = selector.digest
+        self.selectors[digest] = selector
+        return digest
+
+    def __bool__(self) -> bool:
+        return any(self.sections.values())
+
+    @cached_property
+    def subjects(self) -> Mapping[Direction, frozenset[str]]:
+        """By direction: the digests of the selectors whose endpoints some policy is about."""
+        return {direction: frozenset(one.subject for one in self.sections[direction]) for direction in DIRECTIONS}
+
+    @cached_property
+    def by_host(self) -> bool:
+        """Whether a selector looks at hosts' names."""
+        return any(selector.hosts for selector in self.selectors.values())
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of all labels that selectors of peers look at."""
+        return frozenset().union(*(self.selectors[digest].keys for digest in self.peers))
+
+    def chosen(self, subject: Subject) -> frozenset[str]:
+        """Return the digests of the selectors that select an endpoint."""
+        found = [*self._others]
+        for pair in subject.labels.items():
+            found += self._anchored.get(pair, ())
+        return frozenset(digest for digest in found if selects(self.selectors[digest], subject))
+
+    def verdict(self, source: Party, target: Party, probe: Probe) -> Verdict:
+        """Return the verdict of both ends: the source's egress first, then the target's ingress."""
+        out = self.judged("egress", source, target, probe)
+        if not out.allowed:
+            return out
+        into = self.judged("ingress", target, source, probe)
+        return into if not into.allowed or into.policy else out
+
+    def judged(self, direction: Direction, own: Party, other: Party, probe: Probe) -> Verdict:
+        """Return the verdict of the policies that select one end, ``own``, on a connection with the other one."""
+        if own.chosen is None or not own.policed or own.chosen.isdisjoint(self.subjects[direction]):
+            return Verdict(allowed=True)
+        isolating: Section | None = None
+        for section in self.sections[direction]:
+            if section.subject not in own.chosen:
+                continue
+            for clause in section.clauses:
+                if clause.fits(other, probe):
+                    return Verdict(clause.action == "allow", section.policy, clause.line or section.line)
+            if section.isolates and isolating is None:
+                isolating = section
+        if isolating is None:
+            return Verdict(allowed=True)
+        return Verdict(False, isolating.policy, isolating.line, isolating.network)
+
+    def openings(self, source: Party, target: Party) -> tuple[Ports, ...]:
+        """Return all that is allowed from one end to the other; whole protocols have no numbers."""
+        found: list[Ports] = []
+        named = [p for sections in self.sections.values() for s in sections for c in s.clauses for p in c.ports]
+        for protocol in PROTOCOLS:
+            edges = {1} | {edge for p in named if p.protocol == protocol and p.first for edge in (p.first, p.last + 1)}
+            starts = sorted(edge for edge in edges if edge <= 65535)
+            spans: list[tuple[int, int]] = []
+            for first, following in zip(starts, [*starts[1:], 65536], strict=True):
+                if self.verdict(source, target, Probe(protocol, 0 if protocol == "icmp" else first)).allowed:
+                    joins = spans and spans[-1][1] + 1 == first
+                    spans[-1:] = [(spans[-1][0], following - 1)] if joins else [*spans[-1:], (first, following - 1)]
+            found += [Ports(protocol) if span == (1, 65535) else Ports(protocol, *span) for span in spans]
+        return tuple(found)

@@ -1,0 +1,126 @@
+"""Lessons on the real kernel: every way through each of them, and what the watcher sees."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from linkspan.learn import comparison, play, sandbox
+from linkspan.learn.lesson import LESSONS, Lesson, lessons, numbered
+from linkspan.learn.sandbox import Sandbox
+from linkspan.learn.watcher import Judgement, Watcher
+from support.polling import SHARED, until
+
+ALL = list(lessons().values())
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    """Give an empty sandbox."""
+    with sandbox.passing(f"test-{os.getpid()}") as made:
+        yield made
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_solutions_pass_and_nothing_and_wrong_answers_do_not(one: Lesson) -> None:
+    """Each printed and each second solution; a wrong answer is recognised by its own sign."""
+    assert list(play.problems(LESSONS / f"{one.number:02}-{one.name}")) == []
+
+
+def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
+    """Neither its network, nor its names of namespaces, nor its processes."""
+    before = sorted(os.listdir("/run/netns")) if Path("/run/netns").is_dir() else []
+    code, output = box.script("ip netns add netns_A; ip link add mybr0 type bridge; ip -br link; ip netns; ps -e")
+    assert code == 0
+    assert "mybr0" in output
+    assert "netns_A" in output
+    assert len(output.splitlines()) < 12
+    assert (sorted(os.listdir("/run/netns")) if before else []) == before
+    assert not Path("/sys/class/net/mybr0").exists()
+
+
+def test_the_end_of_a_sandbox_ends_everything_in_it() -> None:
+    """Also programs in the background that ignore signals."""
+    box = sandbox.make(f"test-end-{os.getpid()}")
+    word = f"3600.{os.getpid()}"
+    box.script(f"ip netns add x; ip netns exec x sh -c 'trap \"\" TERM HUP; sleep {word}' >/dev/null 2>&1 &")
+    until(lambda: _running(word), "the program runs")
+    box.end()
+    until(lambda: not _running(word), "the program has ended")
+    assert sandbox.end_all(f"test-end-{os.getpid()}") == 0
+
+
+def _running(word: str) -> bool:
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and word.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_a_failing_command_says_which_and_the_beginning_stops(box: Sandbox) -> None:
+    """With the command's own words."""
+    code, output = box.script("ip link add mybr0 type bridge\nip link set nothing up\nip link delete mybr0")
+    assert code
+    assert "nothing" in output
+    assert box.results(["ip -o link show mybr0"])[0][0] == 0
+
+
+def test_a_command_of_a_check_ends_after_its_time(box: Sandbox) -> None:
+    """And the next one runs."""
+    (first, _), (second, said) = box.results(["sleep 600", "echo on"])
+    assert (first != 0, second, said) == (True, 0, "on")
+
+
+def test_any_command_that_reaches_the_state_is_seen_and_silence_costs_no_probe(box: Sandbox) -> None:
+    """The watcher says it within a second; while nothing changes, it judges nothing."""
+    one = numbered("bridge")
+    play.begin(box, one)
+    watcher = Watcher(box, one)
+    first = watcher.look()
+    assert first is not None
+    assert first.checks == (False, False, False)
+    until(lambda: watcher.look() is None and watcher.look() is None, "it settles", 10 * SHARED)
+    box.script("python3 -c 'import os; os.system(\"ip link add mybr0 type bridge\")' || ip link add mybr0 type bridge")
+    began = time.monotonic()
+    seen: list[Judgement] = []
+
+    def told() -> bool:
+        judged = watcher.look()
+        seen.extend([judged] if judged else [])
+        return judged is not None and judged.checks[0]
+
+    until(told, "the bridge is seen", 1.0 * SHARED)
+    assert time.monotonic() - began < 1.0 * SHARED
+    assert seen[-1].probe is None
+
+
+@pytest.mark.parametrize("name", [one.name for one in ALL if one.data.trace])
+def test_linkspan_s_trace_goes_through_what_the_reader_built(name: str) -> None:
+    """Its verdict at the beginning and that after the solution are the probe's."""
+    one = numbered(name)
+    with sandbox.passing(f"test-trace-{os.getpid()}") as box:
+        play.begin(box, one)
+        before = _explained(box, one)
+        box.script(one.data.solutions[0])
+        play.settled(box, one)
+        after = _explained(box, one)
+        apart = name == "two-bridges"  # whose packet must not arrive
+        wanted = ("reachable", "broken") if apart else ("broken", "reachable")
+        assert (before.splitlines()[0], after.splitlines()[0]) == wanted, f"{before}\n{after}"
+
+
+def _explained(box: Sandbox, one: Lesson) -> str:
+    """Return verdict and reason of the trace, made inside the sandbox."""
+    code = f"from {comparison.__name__} import walked; t = walked(*{one.data.trace!r}); print(t.verdict); print(t)"
+    path = os.pathsep.join(filter(None, sys.path))
+    status, output = box.script(f"PYTHONPATH='{path}' {sys.executable} -c \"{code}\"")
+    assert status == 0, output
+    return output

@@ -1,0 +1,67 @@
+"""Rules of policies on the kernel: nft lists them as they were put, and any policy is one transaction."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+
+from linkspan.core.addresses import prefix
+from linkspan.core.model import Facts
+from linkspan.core.ruleset import skeleton
+from linkspan.core.states.host import NftChain, NftSet
+from linkspan.kernel.drivers.nftables_objects import FirewallDriver
+from linkspan.kernel.kinds import kinds
+from linkspan.policy import document, rules
+from linkspan.policy.judge import Judge
+from linkspan.policy.model import Policy, Subject
+from support import policies as samples
+from support.netns.machine_fixtures import fresh_namespace, inside
+
+EVERYTHING = """
+policy: web
+select: {network: shop, labels: {app: web}}
+ingress:
+- from:
+  - labels: {app: proxy}
+  - outside
+  - {cidr: 192.0.2.0/24, except: [192.0.2.7, 192.0.2.128/25]}
+  - {cidr: '2001:db8::/32'}
+  ports: [80, 8000-8010, 53/udp, 132/sctp, icmp]
+- {action: deny, from: [{cidr: 0.0.0.0/0}], ports: [udp, sctp]}
+egress:
+- to: [{cidr: '::/0', except: ['2001:db8::1']}]
+  ports: [1-65535/tcp, tcp]
+"""
+
+
+def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
+    """It has no memory of how nft printed them, and changes nothing."""
+    judge = Judge(document.parsed(EVERYTHING, "").policies, ["shop"])
+    wanted = [*rules.states(judge, [4, 6])]
+    web = judge.chosen(Subject("w", "shop", "h1", {"app": "web"}))
+    wanted += rules.elements(judge, web, [prefix("10.1.0.2"), prefix("fd00::2")], policed=True)
+    with fresh_namespace() as netns, inside(netns):
+        first, second = FirewallDriver(), FirewallDriver()
+        try:
+            assert first.apply([*skeleton(Facts(), kinds()), *wanted], ()) == {}
+            observed = {state.key: state for state in second.observe(0)}
+            assert [state for state in wanted if observed.get(state.key) != state] == []
+            assert first.apply((), wanted[::-1]) == {}
+            assert not [state for state in second.observe(0) if state in wanted]
+        finally:
+            first.close()
+            second.close()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(samples.policies("p"))
+def test_nft_reads_any_policy(policy: Policy) -> None:
+    """Whatever a valid policy says, its sets and chains are there after one transaction."""
+    wanted = [*rules.states(Judge([policy]), [4, 6])]
+    with fresh_namespace() as netns, inside(netns):
+        driver = FirewallDriver()
+        try:
+            assert driver.apply([*skeleton(Facts(), kinds()), *wanted], ()) == {}
+            there = {state.key for state in driver.observe(0) if isinstance(state, NftChain | NftSet)}
+            assert there.issuperset(state.key for state in wanted)
+        finally:
+            driver.close()

@@ -1,0 +1,127 @@
+"""Policies for tests: strategies of Hypothesis, and a second, naive reading of what policies mean."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from hypothesis import strategies as st
+
+from linkspan.policy.judge import Probe
+from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector, Subject
+
+KEYS, VALUES, NETWORKS, HOSTS = ("app", "tier"), ("web", "db", "proxy"), ("x", "y"), ("h1", "h2")
+CIDRS = ("192.0.2.0/24", "192.0.2.128/25", "192.0.2.7/32", "0.0.0.0/0", "2001:db8::/32")
+PORTS = (1, 79, 80, 81, 443, 8000, 65535)
+
+several = st.lists(st.sampled_from(VALUES), min_size=1, max_size=2).map(tuple)
+requirements = st.builds(Requirement, st.sampled_from(KEYS), st.sampled_from(("In", "NotIn")), several) | st.builds(
+    Requirement, st.sampled_from(KEYS), st.sampled_from(("Exists", "DoesNotExist"))
+)
+selectors = st.builds(
+    Selector,
+    labels=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=2),
+    expressions=st.lists(requirements, max_size=2).map(tuple),
+    networks=st.sampled_from(((), (), ("x",), ("x", "y"))),
+    hosts=st.sampled_from(((), (), ("h1",))),
+    names=st.sampled_from(((), (), (), ("one",))),
+)
+peers = (
+    st.builds(Peer, select=selectors)
+    | st.builds(Peer, outside=st.just(value=True))
+    | st.builds(Peer, cidr=st.sampled_from(CIDRS))
+    | st.just(Peer(cidr="192.0.2.0/24", excepts=("192.0.2.128/25",)))
+)
+ports = st.builds(Ports, st.sampled_from(("tcp", "udp", "sctp", "icmp"))) | st.builds(
+    lambda protocol, ends: Ports(protocol, *sorted(ends)),
+    st.sampled_from(("tcp", "udp")),
+    st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)),
+)
+rules = st.builds(
+    Rule,
+    action=st.sampled_from(("allow", "allow", "deny")),
+    peers=st.lists(peers, max_size=2).map(tuple),
+    ports=st.lists(ports, max_size=3).map(tuple),
+)
+directions = st.lists(rules, max_size=2).map(tuple)
+ways = st.tuples(directions, directions) | st.tuples(st.none(), directions) | st.tuples(directions, st.none())
+
+
+def policies(name: str) -> st.SearchStrategy[Policy]:
+    """Return policies of this name."""
+
+    def made(select: Selector, rules_: tuple[tuple[Rule, ...] | None, tuple[Rule, ...] | None], order: int) -> Policy:
+        return Policy(name=name, select=select, ingress=rules_[0], egress=rules_[1], order=order)
+
+    return st.builds(made, selectors, ways, st.integers(0, 2))
+
+
+subjects = st.builds(
+    Subject,
+    name=st.sampled_from(("one", "two")),
+    network=st.sampled_from(NETWORKS),
+    host=st.sampled_from(HOSTS),
+    labels=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=2),
+)
+probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)) | st.just(Probe("icmp"))
+
+End = Subject | str
+"""An endpoint, or an address outside."""
+
+
+def allows(policies_: list[Policy], closed: set[str], source: End, target: End, probe: Probe) -> bool:
+    """Answer as a reader of the documentation would: go through everything, one after the other."""
+    return _lets("egress", policies_, set(), source, target, probe) and _lets(
+        "ingress", policies_, closed, target, source, probe
+    )
+
+
+def _lets(way: str, policies_: list[Policy], closed: set[str], own: End, other: End, probe: Probe) -> bool:
+    if isinstance(own, str):
+        return True
+    isolated = own.network in closed
+    for policy in sorted(policies_, key=lambda one: (one.order, one.name)):
+        said = policy.ingress if way == "ingress" else policy.egress
+        if said is None or not chosen(policy.select, own):
+            continue
+        for rule in said:
+            if (not rule.peers or any(_is(peer, other) for peer in rule.peers)) and (
+                not rule.ports or any(_at(one, probe) for one in rule.ports)
+            ):
+                return rule.action == "allow"
+        only_denies = len(said) > 0 and all(rule.action == "deny" for rule in said)
+        isolated = isolated or not only_denies
+    return not isolated
+
+
+def chosen(selector: Selector, subject: Subject) -> bool:
+    """Return whether a selector selects an endpoint."""
+    places = (
+        (selector.networks, subject.network), (selector.hosts, subject.host), (selector.names, subject.name),
+    )  # fmt: skip
+    if any(words and word not in words for words, word in places):
+        return False
+    for key, value in selector.labels.items():
+        if key not in subject.labels or subject.labels[key] != value:
+            return False
+    for one in selector.expressions:
+        there = one.key in subject.labels
+        within = there and subject.labels[one.key] in one.values
+        if not {"In": within, "NotIn": not within, "Exists": there, "DoesNotExist": not there}[one.operator]:
+            return False
+    return True
+
+
+def _is(peer: Peer, other: End) -> bool:
+    if peer.select is not None:
+        return isinstance(other, Subject) and chosen(peer.select, other)
+    if not isinstance(other, str):
+        return False  # in these tests no pool is within a CIDR, but 0.0.0.0/0
+    if peer.outside:
+        return True
+    at = ipaddress.ip_address(other)
+    return at in ipaddress.ip_network(peer.cidr) and not any(at in ipaddress.ip_network(one) for one in peer.excepts)
+
+
+def _at(ports_: Ports, probe: Probe) -> bool:
+    within = ports_.first == 0 or probe.port in range(ports_.first, ports_.last + 1)
+    return ports_.protocol == probe.protocol and within

@@ -1,0 +1,47 @@
+"""Flows that policies forbid: judged by the host that enforces, and by what the packets are after a translation."""
+
+from __future__ import annotations
+
+from linkspan.agent.policy_enforcement import Flows
+from linkspan.core.addresses import prefix
+from linkspan.kernel.probe.conntrack import Flow
+from linkspan.policy.judge import Judge, Party
+from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject
+
+WEB = Policy(
+    name="web",
+    select=Selector(labels={"app": "web"}),
+    ingress=(Rule(peers=(Peer(select=Selector(labels={"app": "proxy"})),), ports=(Ports("tcp", 80, 80),)),),
+    egress=(Rule(peers=(Peer(outside=True),)),),
+)
+ADDRESSES = {"web": "10.1.0.2", "proxy": "10.1.0.3", "db": "10.1.0.4"}
+POOLS = [prefix("10.1.0.0/16")]
+
+
+def forbidden(source: str, target: str, *, here: str = "web", protocol: str = "tcp", port: int = 80) -> bool:
+    """Return whether a flow between two addresses is forbidden on the host of one container."""
+    judge = Judge([WEB])
+    parties = {
+        at: Party(prefix(at), judge.chosen(Subject(name, "x", "h1", {"app": name}))) for name, at in ADDRESSES.items()
+    }
+    flows = Flows(judge, parties, {ADDRESSES[here]}, POOLS)
+    one, other = (prefix(ADDRESSES.get(end, end)) for end in (source, target))
+    return flows(Flow(one, other, protocol, port))
+
+
+def test_a_flow_is_forbidden_as_its_first_packet_would_be() -> None:
+    """By protocol, port and both ends."""
+    assert not forbidden("proxy", "web")
+    assert forbidden("proxy", "web", port=81)
+    assert forbidden("proxy", "web", protocol="udp")
+    assert forbidden("db", "web")
+    assert forbidden("192.0.2.1", "web")
+    assert not forbidden("web", "192.0.2.1", port=443)
+    assert forbidden("web", "db")
+
+
+def test_a_host_cuts_only_flows_of_its_own_endpoints() -> None:
+    """The other end's policies are its host's business, and a flow of the host itself is nobody's."""
+    assert not forbidden("db", "web", here="db")
+    assert not forbidden("192.0.2.1", "198.51.100.1")
+    assert not forbidden("10.1.9.9", "192.0.2.1")

@@ -1,0 +1,166 @@
+"""Lessons as data: what a folder must have, and what is refused with which words."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from linkspan.cli import main
+from linkspan.core.errors import Invalid, NotFound
+from linkspan.learn import lesson
+from linkspan.learn.comparison import commands
+from linkspan.learn.language import Words
+from linkspan.learn.lesson import LESSONS, Check, Lesson, lessons, load, numbered, opening
+from linkspan.learn.panel import News, Panel
+from linkspan.learn.watcher import Judgement
+
+ALL = list(lessons().values())
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Give a lesson's folder to damage."""
+    return Path(shutil.copytree(LESSONS / "07-forward", tmp_path / "07-forward"))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace a text in a file, which must have it."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_all_lessons_are_read_and_follow_each_other() -> None:
+    """Their numbers are 1, 2, 3, .., and each comes after those that it needs."""
+    assert [one.number for one in ALL] == list(range(1, len(ALL) + 1))
+    for place, one in enumerate(ALL):
+        before = {other.name for other in ALL[:place]}
+        assert set(one.data.after) <= before
+        assert one.data.begins in {"", *before}
+        assert numbered(str(one.number)) is one
+        assert numbered(one.name) is one
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_a_lesson_shows_what_linkspan_would_do(one: Lesson) -> None:
+    """Where its texts announce commands, linkspan's own plan has some of each kind."""
+    for kind in one.data.plan:
+        assert commands([kind]), kind
+    announced = one.texts["en"].part("linkspan").endswith(":")
+    assert announced == bool(one.data.plan)
+
+
+def test_the_page_has_every_lesson_and_every_command() -> None:
+    """And says which lessons have a packet to trace."""
+    page = (Path(__file__).parents[3] / "docs" / "learn.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([a-z-]+) \|", page, re.MULTILINE)
+    assert rows == [(str(one.number), one.name) for one in ALL]
+    told = set(re.findall(r"`learn ([a-z]+)", "\n".join(line for line in page.splitlines() if line[:1] == "|")))
+    assert told == set(main.commands("learn").commands["learn"].commands)
+    assert [one.number for one in ALL if one.data.trace] == [4, 5, 6, 7, 8, 10]
+
+
+def test_a_beginning_is_that_of_the_lesson_before_with_its_solution() -> None:
+    """And the lesson's own preparation at the end."""
+    scripts = opening(numbered("default-route"))
+    assert "ip netns add netns_A" in scripts[0]
+    assert "netns_A ip link set eth0 up" in scripts[-2]
+    assert "192.0.2.10" in scripts[-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("zh.md", "**提示 2:**", "**提示 4:**", "zh.md lacks the part '提示 2'"),
+        ("zh.md", "`-m physdev`", "`-m phys`", "'不是它 3' in zh.md has other commands than en.md"),
+        ("zh.md", "**思考:**", "**想想:**", "'想想' is no part of a lesson"),
+        ("en.md", "**Goal:**", "**Task:**", "has the part 'Task' twice"),
+        ("en.md", "# Let", "Let", "does not begin with a title"),
+        ("lesson.toml", "minutes = 8", 'minutes = "8"', "lesson.toml: minutes"),
+        ("lesson.toml", "minutes = 8", "minute = 8", "lesson.toml"),
+        ("lesson.toml", '"nft"', '"nftables"', "needs nftables, which nobody can check"),
+        ("lesson.toml", "has = '^0'", "has = '(0'", "'(0' is no pattern"),
+        ("lesson.toml", "[[also]]", "[also", "lesson.toml:"),
+    ],
+)
+def test_a_damaged_lesson_is_refused_and_the_fault_named(
+    copy: Path, file: str, old: str, new: str, said: str
+) -> None:
+    """An author finds the place by the message alone."""
+    edit(copy / file, old, new)
+    with pytest.raises(Invalid) as caught:
+        load(copy)
+    assert said in caught.value.message
+
+
+def test_a_lesson_without_a_language_or_a_good_name_is_refused(copy: Path, tmp_path: Path) -> None:
+    """Both are named."""
+    with pytest.raises(Invalid, match="is not of the form"):
+        load(copy.rename(tmp_path / "forward"))
+    shutil.copytree(LESSONS / "01-namespaces", tmp_path / "01-namespaces")
+    (tmp_path / "01-namespaces" / "zh.md").unlink()
+    with pytest.raises(NotFound, match=r"has no zh\.md"):
+        load(tmp_path / "01-namespaces")
+    with pytest.raises(NotFound, match=r"it has no lesson\.toml"):
+        load(tmp_path)
+
+
+def test_an_unknown_lesson_is_not_found() -> None:
+    """The hint lists them."""
+    with pytest.raises(NotFound, match="no lesson 99"):
+        numbered("99")
+
+
+@pytest.mark.parametrize(
+    ("check", "code", "output", "holds"),
+    [
+        (Check("x"), 0, "", True),
+        (Check("x"), 1, "", False),
+        (Check("x", has="^b"), 0, "a\nb", True),
+        (Check("x", has="^b"), 0, "ab", False),
+        (Check("x", has="b"), 1, "b", False),
+        (Check("x", lacks="a"), 0, "a", False),
+        (Check("x", has="b", lacks="a"), 0, "b", True),
+    ],
+)
+def test_a_check_needs_exit_code_and_both_patterns(check: Check, code: int, output: str, holds: bool) -> None:
+    """Patterns are looked for in each line."""
+    assert check.holds(code, output) is holds
+
+
+def test_news_are_told_once_and_again_after_they_changed_back() -> None:
+    """A step that is achieved, undone and achieved again; a wrong idea that stays; the end."""
+    one, now = numbered("container"), [0.0]
+    news = News(Panel(one, Words("en")), one, lambda: now[0])
+    none = Judgement((False, False, False), (), None)
+    first = Judgement((True, False, False), (), None, wrong=(2,))
+    assert news.of(none) == []
+    assert ["✓ `netns_A` has an interface" in line for line in news.of(first)] == [True]
+    assert news.of(first) == []
+    now[0] = 7.0
+    assert ["Not it 2" in line for line in news.of(first)] == [True]
+    assert news.of(first) == []
+    assert [line.strip()[0] for line in news.of(none)] == ["·"]
+    assert len(news.of(first)) == 1
+    now[0] = 14.0
+    assert len(news.of(first)) == 1
+    end = "\n".join(news.of(Judgement((True, True, True), (), True)))
+    assert "Passed" in end
+    assert "ip link add" in end
+    assert "Question" in end
+    assert news.passed
+    assert news.of(none) == []
+
+
+def test_a_lesson_that_begins_with_itself_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an endless loop."""
+    import msgspec
+
+    one = numbered("veth")
+    circle = msgspec.structs.replace(one, data=msgspec.structs.replace(one.data, begins="veth"))
+    monkeypatch.setattr(lesson, "lessons", lambda: {"veth": circle})
+    with pytest.raises(Exception, match="which is no lesson before it"):
+        opening(circle)

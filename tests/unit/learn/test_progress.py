@@ -1,0 +1,46 @@
+"""A reader's progress: what is kept, by whoever writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from linkspan.core.errors import Invalid
+from linkspan.learn.progress import Progress
+
+
+def test_two_windows_share_what_is_kept(tmp_path: Path) -> None:
+    """Each reads what the other wrote, and neither overwrites it."""
+    first, second = Progress(tmp_path / "new"), Progress(tmp_path / "new")
+    first.start("veth")
+    second.hint("veth", 2)
+    second.hint("veth", 1)
+    first.spend("veth", 3.25, passed=False)
+    second.spend("veth", 1.0, passed=True)
+    first.spend("veth", 100.0, passed=True)
+    entry = first.entry("veth")
+    assert (entry.state, entry.tries, entry.hints, entry.seconds) == ("passed", 1, 2, 4.2)
+    assert (first.current, second.entry("bridge").state) == ("veth", "new")
+    second.close()
+    first.speak("zh")
+    assert (first.current, second.language) == ("", "zh")
+
+
+def test_a_passed_lesson_stays_passed_when_it_is_started_again(tmp_path: Path) -> None:
+    """Its tries are counted on."""
+    kept = Progress(tmp_path)
+    kept.start("veth")
+    kept.spend("veth", 1, passed=True)
+    kept.start("veth")
+    assert (kept.entry("veth").state, kept.entry("veth").tries) == ("passed", 2)
+    kept.forget()
+    assert kept.entry("veth").tries == 0
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    """With what to do."""
+    (tmp_path / "progress.json").write_text("{")
+    with pytest.raises(Invalid, match=r"progress\.json cannot be read") as caught:
+        _ = Progress(tmp_path).current
+    assert caught.value.hint == "remove the file"

@@ -1,0 +1,186 @@
+"""Policy files: what is read, what is printed, and which line an error names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+
+from linkspan.core.errors import Invalid, NotFound
+from linkspan.policy import document
+from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector
+from support import policies as samples
+
+FULL = """\
+policy: web
+order: 10
+select:
+  network: [shop, test]
+  labels: {app: web}
+  expressions:
+  - {key: tier, operator: In, values: [front]}
+ingress:
+- from:
+  - labels: {app: proxy}
+  - cidr: 192.0.2.0/24
+    except: [192.0.2.7]
+  - outside
+  ports: [80, 8000-8010/udp, icmp]
+- action: deny
+egress: []
+tests:
+- {from: proxy, to: {network: shop, labels: {app: web}}, port: 80, expect: allow}
+"""
+
+
+def test_everything_of_a_policy_is_read() -> None:
+    """With the line of each rule, and the tests beside it."""
+    found = document.parsed(FULL, "web.yaml")
+    assert found.policies == (
+        Policy(
+            name="web",
+            order=10,
+            select=Selector(
+                networks=("shop", "test"),
+                labels={"app": "web"},
+                expressions=(Requirement("tier", "In", ("front",)),),
+            ),
+            ingress=(
+                Rule(
+                    peers=(
+                        Peer(select=Selector(labels={"app": "proxy"})),
+                        Peer(cidr="192.0.2.0/24", excepts=("192.0.2.7",)),
+                        Peer(outside=True),
+                    ),
+                    ports=(Ports("tcp", 80, 80), Ports("udp", 8000, 8010), Ports("icmp")),
+                    line=9,
+                ),
+                Rule(action="deny", line=15),
+            ),
+            egress=(),
+            file="web.yaml",
+            line=1,
+        ),
+    )
+    (case,) = found.cases
+    assert (case.source.name, case.target.network, case.port, case.expect, case.line) == (
+        "proxy", "shop", "80", "allow", 18,
+    )  # fmt: skip
+
+
+KUBERNETES = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop, labels: {team: a}}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - from:
+    - podSelector: {}
+    - namespaceSelector: {}
+      podSelector: {matchExpressions: [{key: app, operator: Exists}]}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: test}}
+    - ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.0/28]}
+    ports:
+    - {port: 80, endPort: 90}
+    - {protocol: UDP}
+"""
+
+
+def test_a_network_policy_of_kubernetes_is_read() -> None:
+    """A namespace is the network of its name, and what policyTypes names and spec lacks is closed."""
+    (found,) = document.parsed(KUBERNETES, "k.yaml").policies
+    assert found == Policy(
+        name="shop.web",
+        select=Selector(labels={"app": "web"}, networks=("shop",)),
+        ingress=(
+            Rule(
+                peers=(
+                    Peer(select=Selector(networks=("shop",))),
+                    Peer(select=Selector(expressions=(Requirement("app", "Exists"),))),
+                    Peer(select=Selector(networks=("test",))),
+                    Peer(cidr="192.0.2.0/24", excepts=("192.0.2.0/28",)),
+                ),
+                ports=(Ports("tcp", 80, 90), Ports("udp")),
+                line=8,
+            ),
+        ),
+        egress=(),
+        file="k.yaml",
+        line=1,
+    )
+
+
+HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec:\n  podSelector: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("policy: [", "f line 2 is no YAML"),
+        ("policy: &a web\norder: *a\n", "f line 2 has an alias"),
+        ("[" * 40 + "]" * 40, "f line 1 is nested more than 32 levels deep"),
+        ("policy: web\npolicy: web\n", "f line 2 has the key 'policy' a second time"),
+        ("policy: web\ningres: []\n", "f line 1 has the key 'ingres', which a policy does not have"),
+        ("policy: web\n", "f line 1 begins a policy that says nothing"),
+        ("order: 1\ningress: []\n", "f line 1 begins a policy without a name"),
+        ("policy: a b\ningress: []\n", "'a b' is no name of a policy"),
+        ("policy: w\norder: 70000\ningress: []\n", "policy w: its order is 70000"),
+        ("policy: w\ningress:\n- action: allaw\n", "f line 3 has 'allaw' for an action"),
+        ("policy: w\ningress:\n- from: []\n", "f line 3 has an empty list for from"),
+        ("policy: w\ningress:\n- from: [inside]\n", "f line 3 has the peer 'inside'"),
+        ("policy: w\ningress:\n- from: [{cidr: 192.0.2.1/24}]\n", "line 3: 192.0.2.1/24 has bits after its length"),
+        ("policy: w\ningress:\n- from: [{cidr: 192.0.2.0/24, except: [10.0.0.0/8]}]\n", "10.0.0.0/8 is not within"),
+        ("policy: w\ningress:\n- ports: [http]\n", "f line 3 has 'http' is no port"),
+        ("policy: w\ningress:\n- ports: [99999999999999999999]\n", "f line 3 has"),
+        ("policy: w\ningress:\n- ports: [90-80]\n", "f line 3 has '90-80' is no port"),
+        ("policy: w\ningress: []\ntests:\n- {from: a, to: b}\n", "f line 4 begins a test without expect"),
+        ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without a network"),
+        ("kind: Pod\napiVersion: v1\n", "f line 1 begins a Pod of v1"),
+        (f"{HEAD}  ingress: [{{ports: [{{port: http}}]}}]\n", "f line 6 has the named port 'http'"),
+        (f"{HEAD}  ingress: [{{from: [{{namespaceSelector: {{matchLabels: {{a: b}}}}}}]}}]\n", "namespaces by labels"),
+        (f"{HEAD}  ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/8}}, podSelector: {{}}}}]}}]\n", "an ipBlock beside"),
+        (f"{HEAD}  policyTypes: [Both]\n", "f line 6 has the policy type 'Both'"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_file_the_line_and_the_fix(text: str, words: str) -> None:
+    """Nothing is guessed: what linkspan does not understand is refused."""
+    with pytest.raises(Invalid) as refused:
+        document.parsed(text, "f")
+    assert words in refused.value.message
+
+
+def test_a_folder_is_all_its_files_and_one_name_is_one_policy(tmp_path: Path) -> None:
+    """Two policies of one name are refused with both places."""
+    (tmp_path / "a.yaml").write_text("policy: a\ningress: []\n---\npolicy: b\negress: []\n")
+    (tmp_path / "b.yml").write_text("policy: c\ningress: []\n")
+    (tmp_path / "c.txt").write_text("policy: [")
+    assert [one.name for one in document.read(tmp_path).policies] == ["a", "b", "c"]
+    (tmp_path / "d.yaml").write_text("\npolicy: a\ningress: []\n")
+    with pytest.raises(Invalid, match=r"policy a is there twice: a.yaml line 1 and d.yaml line 2"):
+        document.read(tmp_path)
+    with pytest.raises(NotFound, match="cannot be read"):
+        document.read(tmp_path / "none.yaml")
+
+
+@given(samples.policies("p"))
+def test_a_printed_policy_is_read_as_the_same(policy: Policy) -> None:
+    """Whatever it says, but for the lines."""
+    (found,) = document.parsed(document.printed(policy), "").policies
+    assert _bare(found) == _bare(policy)
+
+
+def _bare(policy: Policy) -> Policy:
+    return msgspec.structs.replace(
+        policy,
+        line=0,
+        ingress=_without_lines(policy.ingress),
+        egress=_without_lines(policy.egress),
+    )
+
+
+def _without_lines(rules: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+    return None if rules is None else tuple(msgspec.structs.replace(rule, line=0) for rule in rules)
