@@ -135,6 +135,20 @@ def test_a_host_that_was_forgotten_since_the_snapshot_stays_outside(bare: BareRu
     assert told["state"] == "revoked"
 
 
+def test_a_rotation_of_authorities_that_was_under_way_ends(bare: BareRun, tmp_path: Path) -> None:
+    """The next one begins anew, and ends."""
+    bare.run("break", "h2", "link-down")
+    bare.exec("h1", "linkspan cluster rotate-ca --no-wait")
+    until(lambda: "trust" in bare.own_etcdctl("get /linkspan-trust/rotation").stdout, "the rotation waits for h2")
+    file = snapshot(bare, tmp_path)
+    bare.run("mend", "h2")
+    restore(bare, file)
+    settled(bare, "h1", "h2")
+    assert not bare.own_etcdctl("get /linkspan-trust/rotation").stdout
+    assert json.loads(bare.exec("h1", "linkspan cluster rotate-ca -o json"))["ended"]
+    settled(bare, "h1", "h2")
+
+
 @pytest.mark.parametrize(
     "step", ["etcd.restoring/etcd/data/member/wal", "etcd.restoring/cluster/root.pem", "etcd.restoring/swapping",
              "+before", "+gone"],
@@ -312,8 +326,14 @@ def three() -> Iterator[BareRun]:
         found.run("down")
 
 
-def test_one_of_three_voters_goes_on_alone_and_the_others_begin_again(three: BareRun, tmp_path: Path) -> None:
-    """It has its own records; those that return with their data find that the cluster goes on without these."""
+@pytest.mark.parametrize("agents_end", [True, False])
+def test_one_of_three_voters_goes_on_alone_and_the_others_begin_again(
+    three: BareRun, tmp_path: Path, agents_end: bool
+) -> None:
+    """It has its own records; those that return with their data find that the cluster goes on without these.
+
+    If they return together, they are a quorum of the former cluster.
+    """
     file = snapshot(three, tmp_path)
     said = three.refused("h1", f"cluster restore {file}")
     assert "it would go on beside the restored one" in said
@@ -326,7 +346,8 @@ def test_one_of_three_voters_goes_on_alone_and_the_others_begin_again(three: Bar
     settled(three, "h1")
     three.run("attach", "h1", "c4")
     for host in ("h2", "h3"):
-        three.run("break", host, "agent-kill")
+        if agents_end:
+            three.run("break", host, "agent-kill")
         three.run("mend", host)
     settled(three, "h1", "h2", "h3")
     three.voters("h1", "h2", "h3")  # chosen again, with new data

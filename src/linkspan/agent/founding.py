@@ -42,7 +42,6 @@ from linkspan.core.store_url import etcd_parts, told
 from linkspan.core.supervise import ended, lasting
 from linkspan.runtimes import systemd
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_wire import Member
 from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.vault import TRIES, Vault, contended
@@ -56,8 +55,8 @@ Restart = Callable[[Config], None]
 MOVE_AGAIN = 1.0
 """Seconds until a move of the own store that failed is tried again."""
 MOST_USES = 1_000_000
-LOOK, PATIENCE = 2.0, 20.0
-"""Seconds for other voters' etcd to answer: at the start of a voter, and before a cluster is restored."""
+PATIENCE = 20.0
+"""Seconds for the cluster's etcd to answer before it is restored."""
 
 
 class TokenTold(msgspec.Struct, frozen=True):
@@ -154,13 +153,7 @@ class Founding:
         cluster that must not begin again.
         """
         others = [one for one in self.places if one != voter.clients]
-        found = await asyncio.gather(*(_answering(self.files.url([one], host), LOOK) for one in others))
-        name = f"{etcd_service.VOTER}{host}"
-        if all(
-            any(one.name == name or member_list.address(one) == voter.address for one in members)
-            for members in found
-            if members
-        ):
+        if not await member_list.is_replaced(self.files, others, host, voter.address):
             return False
         from linkspan.cluster.founding import promotion
 
@@ -225,8 +218,6 @@ class Founding:
         if not self.own:
             yield
             return
-        from linkspan.store.etcd import EtcdStore  # aiohttp's client costs 10 ms that SQLite does not need
-
         assert isinstance(store, EtcdStore)
         assert self._renewal is not None
 
@@ -320,13 +311,15 @@ class Founding:
                     self._config.certificate_life,
                 )
                 made = await (restoration.recover(aim) if snapshot is None else restoration.restore(aim, snapshot))
+            if self._renewal is not None:
+                self._renewal.soon()
             return made, self._use(made.url)
 
     async def _refuse_living(self, host: str, *, recovers: bool) -> None:
         """Raise Conflict if the cluster's etcd answers, and would go on beside the restored one."""
         if not self.own:
             return
-        others = sorted(map(member_list.host_of, await _answering(self._config.store)))
+        others = sorted(map(member_list.host_of, await member_list.answering(self._config.store, PATIENCE)))
         if not others:
             return
         if recovers:
@@ -580,18 +573,6 @@ class Founding:
         shutil.rmtree(self.files.state_dir / OWN, ignore_errors=True)  # it had no network when it joined, only its id
         self.files.forget_cluster()
         self.files.left.unlink()
-
-
-async def _answering(url: str, seconds: float = PATIENCE) -> tuple[Member, ...]:
-    """Return the members of an etcd that has a quorum, none if it does not answer within ``seconds``."""
-    store = EtcdStore(url)
-    try:
-        async with asyncio.timeout(seconds):
-            return await member_list.listed(store.gateway, agreed=True)
-    except (LinkspanError, TimeoutError):
-        return ()
-    finally:
-        await store.close()
 
 
 def _told(id_: str, record: TokenRecord) -> TokenTold:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -33,6 +34,8 @@ log = logging.getLogger("linkspan.agent.voters")
 
 CLIENT_LOOK, VOTER_LOOK = 5.0, 2.0
 """Seconds between two looks at the members: etcd answers from its memory, in 0.2 ms."""
+OTHERS_LOOK = 20.0
+"""Seconds between two questions to each other voter, whether it goes on without this one: it may have been restored."""
 SPREAD = 0.25
 """Fraction by which a wait may be longer, so that not all hosts ask at once."""
 
@@ -109,6 +112,8 @@ class Voters:
         self.revocation: Revocation | None = None
         self._said = ""
         self._enrolled = False
+        self._ask_others = 0.0
+        """When each of the other voters is asked next (monotonic clock)."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -156,7 +161,7 @@ class Voters:
         if own is not None:
             await self._become(members, own)
         elif self.server is not None:
-            if await self._is_out():
+            if await self._is_out(self.server.voter):
                 await self._retire(self.server)
             else:
                 await self._look_after(self.server, members)
@@ -210,11 +215,16 @@ class Voters:
         self._use((*others, voter.clients))
         self._start(voter)
 
-    async def _is_out(self) -> bool:
+    async def _is_out(self, voter: Voter) -> bool:
         """Return whether a quorum of the voters knows this host as no member any more."""
-        members = await member_list.listed(self._gateway, agreed=True)
-        name, peers = f"{VOTER}{self._hosts.here.id}", addresses(self._hosts.here)
-        return all(one.name != name and member_list.address(one) not in peers for one in members)
+        here = self._hosts.here
+        if not member_list.has(await member_list.listed(self._gateway, agreed=True), here.id, addresses(here)):
+            return True
+        if time.monotonic() < self._ask_others:
+            return False
+        self._ask_others = time.monotonic() + OTHERS_LOOK
+        others = [one for one in self._gateway.url.endpoints if one != voter.clients]
+        return await member_list.is_replaced(self._files, others, here.id, voter.address)
 
     async def _retire(self, server: VoterServer) -> None:
         """Go on as a client."""

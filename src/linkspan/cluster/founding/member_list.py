@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import VOTER
+from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.addresses import place
-from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.store_url import OWN_SIGNER
+from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Json, Member, Members, decode
 
@@ -20,6 +22,8 @@ ADD_SECONDS = 10.0
 SETTLE_SECONDS = 15.0
 """Seconds for connections between voters to count as healthy."""
 AGAIN = 0.5
+LOOK = 2.0
+"""Seconds for another voter to tell its members."""
 
 
 class _Added(msgspec.Struct, frozen=True):
@@ -33,6 +37,32 @@ async def listed(gateway: Gateway, *, agreed: bool = False) -> tuple[Member, ...
     """
     body: Json = {"linearizable": True} if agreed else {}
     return (await gateway.ask("/v3/cluster/member/list", body, Members)).members
+
+
+async def answering(url: str, seconds: float) -> tuple[Member, ...]:
+    """Return the members of an etcd that has a quorum, none if it does not answer within ``seconds``."""
+    store = EtcdStore(url)
+    try:
+        async with asyncio.timeout(seconds):
+            return await listed(store.gateway, agreed=True)
+    except (LinkspanError, TimeoutError):
+        return ()
+    finally:
+        await store.close()
+
+
+async def is_replaced(files: TrustFiles, others: Iterable[str], host: str, address: str) -> bool:
+    """Return whether a quorum at one of the ``others`` (HOST:PORT of etcd) does not have a host among its members.
+
+    Each is asked by itself. After a restore on one voter the others may still be a quorum of the former cluster.
+    """
+    found = await asyncio.gather(*(answering(files.url([one], host), LOOK) for one in others))
+    return any(members and not has(members, host, {address}) for members in found)
+
+
+def has(members: Iterable[Member], host: str, addresses: Container[str]) -> bool:
+    """Return whether a host is among members, by its name in etcd or by one of its addresses."""
+    return any(host_of(one) == host or address(one) in addresses for one in members)
 
 
 def host_of(member: Member) -> str:

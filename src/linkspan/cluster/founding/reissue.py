@@ -7,6 +7,9 @@ may renew with it until the host is forgotten.
 
 An answer may be lost, and a host may ask as often as it likes. So the vault has the last certificate of each host: the
 host gets the same one again until half of its life is over, or until there is another authority.
+
+A vault that was restored from a snapshot lacks what was signed after that. So it is the key that shows whose a
+certificate is, and the vault takes up the serial number of each that is shown: if the host is forgotten, it is revoked.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ class Reissue:
             revoked, _ = await self._vault.get(REVOKED + one.serial, Revoked)
             if known is None or known.forgotten:
                 raise Denied(f"host {one.host} is not in the cluster any more", "linkspan uninstall, then join again")
-            if revoked is not None or one.serial not in known.serials or one.key_hash != known.key:
+            if revoked is not None or one.key_hash != known.key:
                 raise Denied(f"the certificate of host {known.name} is not in force any more", JOIN_AGAIN)
             fresh = await asyncio.to_thread(self._next, one, known, authorities)
             fresh = msgspec.structs.replace(fresh, trusts=wish.trusts, shows=signed_by(authorities, one.pem.encode()))
@@ -103,6 +106,8 @@ class Reissue:
         """Return what is kept of a host after it has shown a certificate: with another one if it needs one."""
         from linkspan.cluster.founding.certificates import Authority  # as above
 
+        if one.serial not in known.serials:
+            known = msgspec.structs.replace(known, serials=(*known.serials, one.serial))
         authority = Authority(authorities, alone(str(self._files.authority_key)), self._life)
         last, now = (known.certificate or one.pem).encode(), datetime.datetime.now(datetime.UTC)
         if authority.signed(last) and now.timestamp() < parsed(last).at(FIRST):

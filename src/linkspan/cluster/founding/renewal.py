@@ -160,8 +160,9 @@ class Renewal:
         self._task = lasting("renewing certificates", self._run)
 
     def soon(self) -> None:
-        """Look again now: the authorities may have changed, or this host has become a voter."""
+        """Look again now: the authorities may have changed, this host has become a voter, or the vault is another."""
         self._asks = True
+        self._noted = frozenset()
         self._told.set()
 
     async def stop(self) -> None:

@@ -34,7 +34,7 @@ import msgspec
 
 from linkspan.cluster.founding import certificates, data_folder, exclusion, snapshots
 from linkspan.cluster.founding.authority_plan import RotationRecord
-from linkspan.cluster.founding.authority_rotation import ROTATION, revoke_tokens
+from linkspan.cluster.founding.authority_rotation import HINT, ROTATION, AuthoritiesHint, revoke_tokens
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.etcd_tools import Restorer
 from linkspan.cluster.founding.foundation import found, make_authorities, make_server
@@ -164,6 +164,8 @@ async def _corrected(
         mark = records.encode(records.Restored(told.header.revision - bump, time.time()), b"", 1)
         put = {"key": f"{RECORDS_PREFIX}{records.RESTORED}".encode(), "value": mark}
         await vault.gateway.call("/v3/kv/put", put)
+        # All hosts show their certificates then: the vault lacks the numbers of those that are younger than it.
+        await vault.tell(HINT, AuthoritiesHint(f"restored/{time.time():.0f}"))
         await _forget_again(aim, vault)
         await revoke_tokens(vault)
         if end_rotation:

@@ -160,8 +160,29 @@ def test_a_forgotten_host_renews_nothing_and_both_its_certificates_are_revoked(
     asyncio.run(run())
 
 
+def test_a_certificate_that_is_younger_than_a_restored_vault_stays_good(
+    etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vault takes up its serial number, so it is revoked with the host."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        first = (await etcd.join("h2", "a1", new_key())).certificate
+        snapshot, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+        aged(monkeypatch, 0.6 * HOUR)
+        second = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        _, revision = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+        await etcd.vault.put({HOSTS + "h2": (snapshot, revision)})
+        await etcd.reissue.renew(der(second), RenewalWish())
+        await etcd.forget("h2", known=True)
+        revoked = await etcd.vault.all("revoked/", dict)
+        assert revoked.keys() == {f"{parsed(one.encode()).serial:x}" for one in (first, second)}
+
+    asyncio.run(run())
+
+
 def test_only_a_hosts_certificate_of_this_cluster_is_renewed(etcd: Etcd) -> None:
-    """Not that of a server, not of an id that nobody has, and not one that the vault does not know."""
+    """Not that of a server, not of an id that nobody has, and not one of another key."""
     authority = Authority(etcd.files.authority.read_bytes(), etcd.files.authority_key.read_bytes())
     now = datetime.datetime.now(datetime.UTC)
     server = authority.server(new_key(), ["192.0.2.1"], now)
