@@ -23,6 +23,7 @@ import msgspec
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.remedies import reason, remedy
+from linkspan.kernel.io.exchange import sync
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Header, StreamError, decode
 from linkspan.store.vault import Vault
@@ -104,11 +105,7 @@ async def take(gateway: Gateway, file: Path) -> Taken:
 def _name(new: Path, file: Path) -> None:
     """Give a finished file its name, also after a power failure."""
     new.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(file.parent)
 
 
 async def _stream(gateway: Gateway, write: Callable[[bytes], object]) -> None:
