@@ -30,6 +30,7 @@ def bare() -> Iterator[BareRun]:
         found.exec("h1", "linkspan network create demo --pool 10.244.0.0/16 --backend vxlan")
         found.run("attach", "h1", "c1")
         found.run("attach", "h2", "c2")
+        until(lambda: found.pings("c1", found.address("c2")), "c1 reaches c2")
         yield found
     finally:
         found.run("down")
@@ -296,6 +297,7 @@ def test_a_tool_that_cannot_raise_revisions_is_enough(tmp_path: Path, monkeypatc
         found.exec("h1", "linkspan network create again --pool 10.244.0.0/16 --backend vxlan")
         found.run("attach", "h1", "c1 --network again")
         found.run("attach", "h2", "c2 --network again")
+        until(lambda: found.pings("c1", found.address("c2")), "c1 reaches c2")
         with found.no_loss("c1", found.address("c2")):
             restore(found, file)
             settled(found, "h1", "h2")
