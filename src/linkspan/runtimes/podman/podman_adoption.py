@@ -105,15 +105,23 @@ class PodmanBridges(BridgeEngine[Described, Container]):
         """Connect a container.
 
         Podman writes down that the container is on the network before it asks the plugin, and leaves that if the
-        plugin refuses.
+        plugin refuses. A command that was interrupted may have got as far, or may still run: so there is a second try.
         """
-        try:
-            await self._podman.run(*plan.connecting(network.name, container, move))
-        except Unavailable:
-            now = await self.container(container)
-            if now is not None and now.running and network.name not in now.seen.network_settings.networks:
-                await self.disconnect(network, container)
-            raise
+        for last in (False, True):
+            try:
+                await self._podman.run(*plan.connecting(network.name, container, move))
+            except Unavailable:
+                now = await self.container(container)
+                if now is None or not now.running:
+                    raise
+                if network.name in now.seen.network_settings.networks:
+                    break
+                with contextlib.suppress(Unavailable):  # its note is gone even if netavark finds nothing to delete
+                    await self.disconnect(network, container)
+                if last:
+                    raise
+            else:
+                break
         if move.running and network.driver == OURS:
             _forget_search(self._files.get(container) or (await self._seen(container)).resolv_conf)
 
