@@ -8,7 +8,6 @@ addresses, and tombstones. A voter's user may write every record. docs/security.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -32,8 +31,6 @@ SHARED = (
     "policies/", "reservations/", "settings/", "upkeep/",
 )  # fmt: skip
 """Prefixes of the records that every host may write."""
-BACK = 30.0
-"""Seconds for etcd's restart."""
 TRIES = 5
 """How often a change is tried: others change users and tokens at the same time."""
 
@@ -71,19 +68,6 @@ class Vault:
     async def ready(self) -> None:
         """Return if etcd answers, and has elected a leader. Raises Unavailable."""
         await self._store.gateway.call("/v3/kv/range", {"key": f"/{TRUST}/".encode()})
-
-    async def returned(self) -> None:
-        """Wait until etcd answers again after a restart. Raises Unavailable after BACK seconds."""
-        deadline = time.monotonic() + BACK
-        while True:
-            try:
-                await self.ready()
-            except Unavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-            else:
-                return
 
     async def enable(self, password: str) -> None:
         """Let in nobody but users; repeating it changes nothing. Raises Unavailable."""
@@ -144,6 +128,8 @@ class Vault:
 
     async def hold(self, key: str, value: msgspec.Struct, seconds: float) -> bool:
         """Put a value for so many seconds if there is none; return whether there was none."""
+        if await self._store.get(key) is not None:
+            return False  # a lease of etcd's is made before the transaction, and outlives one that fails
         return bool(await self._store.transaction({key: msgspec.json.encode(value)}, absent=[key], ttl=seconds))
 
     async def tell(self, key: str, value: msgspec.Struct) -> None:

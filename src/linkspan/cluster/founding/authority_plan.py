@@ -12,7 +12,7 @@ off goes on where it was: an agent, a voter, the command. A host that is away is
 it out.
 
 etcd reads the authorities that it trusts at its start alone. So in the first and the third step each voter restarts
-its etcd: one at a time, only while all others answer, and the leader last.
+its etcd: one at a time (``restart_turn``), only while all others answer, and the leader last.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ import msgspec
 from linkspan.cluster.founding.signer import JoinedHost
 from linkspan.cluster.founding.validity import fingerprints
 
+ROTATION = "rotation"
+"""The vault's key of the rotation that is under way."""
 TRUST, SIGN, DROP = STEPS = ("trust", "sign", "drop")
 CLIENTS, PEERS = KINDS = ("clients", "peers")
 NAMES = {CLIENTS: "linkspan clients", PEERS: "linkspan voters"}
 """The names of the authorities."""
-TURN_SECONDS = 60.0
-"""Seconds for which one voter has the turn; then the next one takes it from a voter that died."""
 
 
 class RotationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A rotation that is under way: its step, the new authorities (PEM, by kind), and these with their keys, sealed.
 
-    ``done`` are the ids of the voters that have carried out the step, ``turn`` that of the voter that does it now and
-    since when (seconds since the epoch). ``told``: the hosts know of the step. ``without`` are the ids of hosts that
-    nobody waits for.
+    ``done`` are the ids of the voters that have carried out the step. ``told``: the hosts know of the step. ``without``
+    are the ids of hosts that nobody waits for.
     """
 
     id: str
@@ -46,7 +45,6 @@ class RotationRecord(msgspec.Struct, frozen=True, kw_only=True):
     authorities: dict[str, str]
     sealed: str
     done: tuple[str, ...] = ()
-    turn: tuple[str, float] = ("", 0.0)
     told: bool = False
     without: tuple[str, ...] = ()
 
@@ -83,10 +81,7 @@ def waited_for(rotation: RotationRecord, hosts: Mapping[str, JoinedHost], voters
     return sorted(id_ for id_, host in hosts.items() if not host.forgotten and id_ not in spared and not ready(host))
 
 
-def may_act(rotation: RotationRecord, host: str, seen: VotersSeen, now: float) -> bool:
-    """Return whether a voter may carry out the step now: one at a time, and the leader last. Pure."""
-    who, since = rotation.turn
+def may_act(rotation: RotationRecord, host: str, seen: VotersSeen) -> bool:
+    """Return whether a voter may carry out the step now: only while all answer, and the leader last. Pure."""
     left = seen.voters - {*rotation.done}
-    if host not in left or not seen.answer or (who not in ("", host) and now - since < TURN_SECONDS):
-        return False
-    return left == {host} if seen.leads else True
+    return host in left and seen.answer and (not seen.leads or left == {host})

@@ -18,6 +18,7 @@ from linkspan.cluster.founding.authority_plan import (
     CLIENTS,
     DROP,
     KINDS,
+    ROTATION,
     SIGN,
     STEPS,
     TRUST,
@@ -28,23 +29,18 @@ from linkspan.cluster.founding.authority_plan import (
 )
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import TokenRecord
-from linkspan.cluster.founding.revocation import restart_in_turn
+from linkspan.cluster.founding.restart_turn import places, restart_in_turn, standing
 from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
-from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable
-from linkspan.store.etcd_wire import decode
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.store.vault import TRIES, Vault, contended
 
 log = logging.getLogger("linkspan.cluster.founding.authority_rotation")
 
-ROTATION = "rotation"
-"""The vault's key of the rotation that is under way."""
 HINT = "upkeep/authorities"
 """The key of the record that makes hosts ask a signer. Any host may write it, and nothing else follows from it."""
 BUSY, IDLE = 1.0, 5.0
 """Seconds between two looks while authorities change, and while they do not."""
-PATIENCE = 3.0
-"""Seconds for another voter's answer."""
 
 
 class RotationProgress(msgspec.Struct, frozen=True):
@@ -54,7 +50,7 @@ class RotationProgress(msgspec.Struct, frozen=True):
     step: str = ""
     kinds: tuple[str, ...] = ()
     voters: tuple[str, ...] = ()
-    """Voters that have not carried out the step."""
+    """Voters that have not carried out the step, and hosts that become one now."""
     hosts: tuple[str, ...] = ()
     """Hosts that are waited for."""
     without: tuple[str, ...] = ()
@@ -64,15 +60,6 @@ class AuthoritiesHint(msgspec.Struct, frozen=True):
     """The record that tells hosts to ask: another one with each step."""
 
     step: str
-
-
-class _Header(msgspec.Struct, frozen=True):
-    member_id: str = ""
-
-
-class _Standing(msgspec.Struct, frozen=True):
-    header: _Header = _Header()
-    leader: str = ""
 
 
 class AuthorityRotation:
@@ -116,45 +103,39 @@ class AuthorityRotation:
         rotation, revision = await self._vault.get(ROTATION, RotationRecord)
         if rotation is None:
             return False
+        if await _learners(self._vault):
+            return True  # it has what its voter had when it was chosen, and carries out the step once it is a voter
         seen = await self._seen()
         if self._host not in rotation.done:
-            if may_act(rotation, self._host, seen, time.time()):
-                await self._act(rotation, revision)
+            if may_act(rotation, self._host, seen):
+                await self._act(rotation)
         elif seen.voters <= {*rotation.done}:
             await self._go_on(rotation, revision, seen.voters)
         return True
 
     async def _seen(self) -> VotersSeen:
-        voters = await _voters(self._vault)
-        own, answer = _Standing(), True
-        for host, place in voters.items():
-            try:
-                status = await self._vault.gateway.at(place, "/v3/maintenance/status", {}, PATIENCE)
-            except Unavailable:
-                answer = False
-                continue
-            if host == self._host:
-                own = decode(status, _Standing)
-        return VotersSeen(frozenset(voters), own.leader == own.header.member_id, answer)
+        found = {}
+        for host, place in (await places(self._vault.gateway)).items():
+            found[host] = await standing(self._vault.gateway, place)
+        own = found.get(self._host)
+        leads = own is not None and own.leads
+        return VotersSeen(frozenset(found), leads, all(one is not None for one in found.values()))
 
-    async def _act(self, rotation: RotationRecord, revision: int) -> None:
+    async def _act(self, rotation: RotationRecord) -> None:
         """Carry out the step on this voter."""
-        mine = msgspec.structs.replace(rotation, turn=(self._host, time.time()))
-        if not await self._vault.put({ROTATION: (mine, revision)}):
-            return
         from linkspan.cluster.founding import authority_keys  # cryptography: 10 MB
 
-        args = (self._files, self._service, self._voter, self._host, mine, self._life)
+        args = (self._files, self._service, self._voter, self._host, rotation, self._life)
         if await asyncio.to_thread(authority_keys.carry_out, *args):
             await restart_in_turn(self._vault, self._service, self._host)
         self._renewed()
         for _ in range(TRIES):
             now, revision = await self._vault.get(ROTATION, RotationRecord)
-            if now is None or (now.id, now.step) != (mine.id, mine.step):
+            if now is None or (now.id, now.step) != (rotation.id, rotation.step):
                 return
-            done = msgspec.structs.replace(now, done=(*{*now.done, self._host},), turn=("", 0.0))
+            done = msgspec.structs.replace(now, done=(*{*now.done, self._host},))
             if await self._vault.put({ROTATION: (done, revision)}):
-                log.info("this voter has carried out step %s of the authorities' rotation", mine.step)
+                log.info("this voter has carried out step %s of the authorities' rotation", rotation.step)
                 return
         raise contended("the authorities' rotation")
 
@@ -172,16 +153,16 @@ class AuthorityRotation:
             return
         if not waited_for(rotation, await self._vault.all(HOSTS, JoinedHost), voters):
             following = STEPS[STEPS.index(rotation.step) + 1]
-            fresh = msgspec.structs.replace(rotation, step=following, done=(), turn=("", 0.0), told=False)
+            fresh = msgspec.structs.replace(rotation, step=following, done=(), told=False)
             if following == SIGN and CLIENTS in rotation.authorities:
                 await revoke_tokens(self._vault)  # they name the authority that ends
             await self._vault.put({ROTATION: (fresh, revision)})
 
 
-async def _voters(vault: Vault) -> dict[str, str]:
-    """Return HOST:PORT of etcd on each voter, by its host's id; a learner is none yet. Raises Unavailable."""
-    found = await member_list.listed(vault.gateway)
-    return {member_list.host_of(one): member_list.endpoints([one])[0] for one in found if member_list.endpoints([one])}
+async def _learners(vault: Vault) -> list[str]:
+    """Return the hosts that become voters now, by their ids or their addresses. Raises Unavailable."""
+    found = await member_list.listed(vault.gateway, agreed=True)
+    return [member_list.host_of(one) or member_list.address(one) for one in found if one.learner]
 
 
 async def revoke_tokens(vault: Vault) -> None:
@@ -236,12 +217,12 @@ async def progress(vault: Vault) -> RotationProgress:
 
 async def _progress(vault: Vault, rotation: RotationRecord) -> RotationProgress:
     hosts = await vault.all(HOSTS, JoinedHost)
-    voters = await _voters(vault)
+    voters, learners = await places(vault.gateway), await _learners(vault)
 
     def names(ids: Collection[str]) -> tuple[str, ...]:
         return tuple(sorted(hosts[id_].name if id_ in hosts else id_ for id_ in ids))
 
-    left = [one for one in voters if one not in rotation.done]
+    left = [*(one for one in voters if one not in rotation.done), *learners]
     waiting = [] if left else waited_for(rotation, hosts, voters)
     kinds = tuple(rotation.authorities)
     return RotationProgress(rotation.id, rotation.step, kinds, names(left), names(waiting), names(rotation.without))

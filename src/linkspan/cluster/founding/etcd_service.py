@@ -135,6 +135,11 @@ class EtcdService:
         """Return where etcd's output is, in words."""
         return f"journalctl -u {UNIT_NAME}" if self._voter.systemd else str(self._helpers.log(NAME))
 
+    @property
+    def place(self) -> str:
+        """Return HOST:PORT at which etcd is for clients."""
+        return self._voter.clients
+
     def close(self) -> None:
         """Forget the helper; it keeps running."""
         self._helpers.close()
@@ -237,8 +242,12 @@ class EtcdService:
             raise error
 
     async def restart(self) -> None:
-        """Restart etcd, which ends every connection to it. Raises LinkspanError."""
+        """Restart etcd, which ends every connection to it. Raises LinkspanError.
+
+        What could not be started again, as after another etcd was installed, is not ended.
+        """
         async with self._turn:
+            await asyncio.to_thread(self.check)
             if self._voter.systemd:
                 await asyncio.to_thread(_systemctl, "restart", UNIT_NAME)
             else:

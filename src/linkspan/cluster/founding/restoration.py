@@ -33,8 +33,8 @@ from pathlib import Path
 import msgspec
 
 from linkspan.cluster.founding import certificates, data_folder, exclusion, snapshots
-from linkspan.cluster.founding.authority_plan import RotationRecord
-from linkspan.cluster.founding.authority_rotation import HINT, ROTATION, AuthoritiesHint, revoke_tokens
+from linkspan.cluster.founding.authority_plan import ROTATION, RotationRecord
+from linkspan.cluster.founding.authority_rotation import HINT, AuthoritiesHint, revoke_tokens
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.etcd_tools import Restorer
 from linkspan.cluster.founding.foundation import found, make_authorities, make_server

@@ -8,15 +8,14 @@ that was off meanwhile, and writes down what its etcd knows.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Set
-from typing import Protocol
 
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.restart_turn import restart_in_turn
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Unavailable
@@ -24,10 +23,6 @@ from linkspan.store.vault import Vault
 
 PUBLISHED = "published/"
 """Prefix of the vault's keys that say what a voter's etcd knows; the host's id follows."""
-RESTART = "voting/restart"
-"""The vault's key of the voter whose etcd restarts now."""
-RESTART_SECONDS = 20.0
-"""Seconds for one voter's restart; then the next one does not wait any longer."""
 PATIENCE = 60.0
 """Seconds for all voters that answer."""
 AGAIN = 0.2
@@ -37,37 +32,6 @@ class Published(msgspec.Struct, frozen=True):
     """The digest of the serial numbers that a voter's etcd refuses."""
 
     digest: str
-
-
-class Restarting(msgspec.Struct, frozen=True):
-    """Which host's etcd restarts, so that no other one does."""
-
-    host: str
-
-
-class Restarts(Protocol):
-    """An etcd that can be restarted."""
-
-    async def restart(self) -> None:
-        """End it, with all its connections, and start it again."""
-
-
-async def restart_in_turn(vault: Vault, service: Restarts, host: str) -> None:
-    """Restart this voter's etcd while no other voter's restarts, and wait until it answers.
-
-    Raises LinkspanError if it was not restarted.
-    """
-    deadline = time.monotonic() + RESTART_SECONDS
-    while not await vault.hold(RESTART, Restarting(host), RESTART_SECONDS):
-        if time.monotonic() > deadline:
-            break  # whoever has it is dead, or slow: a forgotten host must not wait for that
-        await asyncio.sleep(AGAIN)
-    await service.restart()
-    with contextlib.suppress(Unavailable):  # it is restarted, and the turn ends by itself
-        await vault.returned()
-        held, revision = await vault.get(RESTART, Restarting)
-        if held is not None and held.host == host:
-            await vault.put({RESTART: (None, revision)})
 
 
 def digest(serials: Iterable[str]) -> str:
@@ -119,16 +83,18 @@ class Revocation:
         deadline = time.monotonic() + PATIENCE
         while True:
             late: Set[str] = {"this host"}
-            with contextlib.suppress(Unavailable):  # others' restarts, and elections after them
+            why, hint = "", "do the agents of all voters run? (`linkspan cluster members`) Then forget it again"
+            try:
                 await self.look()
                 wanted = digest(await self._vault.all(REVOKED, Revoked))
                 told = await self._vault.all(PUBLISHED, Published)
                 late = {host for host in await voters() if host not in told or told[host].digest != wanted}
+            except Unavailable as error:  # others' restarts, elections after them, or a voter that is missed
+                why, hint = f": {error.message}", error.hint
             if not late:
                 return
             if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"the host's certificates are revoked, and its open connections end not yet at {', '.join(late)}",
-                    "do the agents of all voters run? (`linkspan cluster members`) Then forget it again",
-                )
+                where = ", ".join(sorted(late))
+                what = f"the host's certificates are revoked, and its open connections end not yet at {where}{why}"
+                raise Unavailable(what, hint)
             await asyncio.sleep(AGAIN)

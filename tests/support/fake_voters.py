@@ -1,0 +1,61 @@
+"""Voters in memory: their vault, and what each one's etcd answers, for tests of who may act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+
+from linkspan.core.errors import Unavailable
+from linkspan.core.store_url import etcd_parts
+from linkspan.store import vault as vaults
+from linkspan.store.etcd_wire import Json, Member, Members
+from linkspan.store.memory import Memory, MemoryStore
+from linkspan.store.vault import Vault
+
+
+def member(host: str, *, learner: bool = False) -> Member:
+    """Return etcd's member on a host, whose id is its address's last byte, too; a learner has no name yet."""
+    address = f"192.0.2.{host}"
+    clients = () if learner else (f"https://{address}:5379",)
+    name = "" if learner else f"voter-{host}"
+    return Member(id=host, name=name, peers=(f"https://{address}:5380",), clients=clients, learner=learner)
+
+
+class Gateway:
+    """The connections to them."""
+
+    def __init__(self) -> None:
+        self.members: tuple[Member, ...] = ()
+        self.silent: set[str] = set()
+        """The hosts whose etcd does not answer."""
+        self.url = etcd_parts("etcd://192.0.2.1:5379/linkspan-trust")
+        self.endpoint = "any"
+        self.refusal: Exception | None = None
+        """What etcd says to a new member."""
+
+    async def ask(self, _path: str, _body: Json, _kind: Any) -> Members:
+        """Return the members."""
+        return Members(members=self.members)
+
+    async def at(self, place: str, path: str, _body: Json, _seconds: float) -> bytes:
+        """Return what one etcd says of itself; the first member leads."""
+        if path.endswith("member/add") and self.refusal is not None:
+            raise self.refusal
+        host = place.removeprefix("192.0.2.").removesuffix(":5379")
+        if host in self.silent:
+            raise Unavailable(f"{place} does not answer")
+        return msgspec.json.encode({"header": {"member_id": host}, "leader": self.members[0].id})
+
+
+class Voters:
+    """Voters with a vault."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, hosts: Iterable[str]) -> None:
+        memory, self.gateway = Memory(), Gateway()
+        self.gateway.members = tuple(map(member, hosts))
+        monkeypatch.setattr(vaults, "EtcdStore", lambda _url: MemoryStore(memory))
+        monkeypatch.setattr(Vault, "gateway", self.gateway)
+        self.vault = Vault("", "/linkspan/")
