@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.cluster.founding import handover, member_list
+from linkspan.cluster.founding.authority_plan import ROTATION, RotationRecord
 from linkspan.cluster.founding.exclusion import meant
 from linkspan.cluster.founding.handover import TURN, Turn
 from linkspan.cluster.founding.signer import HOSTS, JoinedHost
@@ -33,6 +34,7 @@ from linkspan.cluster.founding.voting import (
     refusal,
 )
 from linkspan.core.errors import Conflict, LinkspanError
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_maintenance import Maintenance
 from linkspan.store.etcd_wire import Member
 from linkspan.store.vault import TRIES, Vault, contended
@@ -43,6 +45,8 @@ SETTINGS = "voting/settings"
 """The vault's key of the cluster's settings of voting."""
 RETRY_SECONDS = 600.0
 """Seconds after which a host that failed to become a voter may be chosen again."""
+UNFIT = ("already exist", "URLs are invalid")
+"""What etcd says of an address that no new member can have, as one that another member has."""
 QUOTA_AGE = 1e9
 """Seconds for which a known quota is used: nothing here needs it."""
 
@@ -123,13 +127,27 @@ class VoterControl:
         step = next_step(situation)
         if isinstance(step, Wait):
             return
+        if isinstance(step, Add) and (await self._vault.get(ROTATION, RotationRecord))[0] is not None:
+            return  # it would get the authorities that end
         mine = msgspec.structs.replace(turn, by=self._here, at=time.time())
         if isinstance(step, Add):
             mine = msgspec.structs.replace(mine, host=step.candidate.host, address=step.candidate.address, refused="")
         elif isinstance(step, Remove) and step.member.learner and turn.host:
             mine = handover.refused(mine, turn.host)
-        if await self._vault.put({TURN: (mine, revision)}):
+        if not await self._vault.put({TURN: (mine, revision)}):
+            return
+        try:
             await self._carry_out(step, turn, joined)
+        except Refused as error:
+            if isinstance(step, Add) and any(word in error.message for word in UNFIT):
+                await self._refuse(step.candidate)
+            raise
+
+    async def _refuse(self, candidate: Candidate) -> None:
+        """Note that etcd takes no member at a host's address, so that others are chosen."""
+        turn, revision = await self._vault.get(TURN, Turn)
+        if turn is not None and turn.host == candidate.host:
+            await self._vault.put({TURN: (handover.refused(turn, candidate.host), revision)})
 
     async def _carry_out(self, step: Add | Promote | Remove, turn: Turn, joined: Mapping[str, JoinedHost]) -> None:
         def name(host: str) -> str:
@@ -249,7 +267,7 @@ def candidates(
         (host != settings.first, one.name, Candidate(host, living.address(host)))
         for host, one in joined.items()
         if one.member and not one.forgotten and host not in members and living.lives(host)
-        and living.address(host) and now - turn.failed.get(host, float("-inf")) > RETRY_SECONDS
+        and living.address(host) and abs(now - turn.failed.get(host, float("-inf"))) > RETRY_SECONDS
     ]  # fmt: skip
     return tuple(candidate for _, _, candidate in sorted(found, key=lambda one: one[:2]))
 

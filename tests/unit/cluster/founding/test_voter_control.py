@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from linkspan.cluster.founding import member_list, promotion
-from linkspan.cluster.founding.handover import Turn
+import asyncio
+
+import pytest
+
+from linkspan.cluster.founding import member_list, promotion, voter_control
+from linkspan.cluster.founding.authority_plan import ROTATION, TRUST, RotationRecord
+from linkspan.cluster.founding.handover import TURN, Turn
 from linkspan.cluster.founding.signer import JoinedHost
-from linkspan.cluster.founding.voter_control import RETRY_SECONDS, Living, candidates, chosen
-from linkspan.cluster.founding.voting import Seen, VotingSettings
+from linkspan.cluster.founding.voter_control import RETRY_SECONDS, Living, VoterControl, candidates, chosen
+from linkspan.cluster.founding.voting import Add, Candidate, Seen, VotingSettings
 from linkspan.core.store_url import etcd_parts
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Member
+from support.fake_voters import Voters
 
 NOW = 10_000.0
 
@@ -50,6 +57,7 @@ def test_only_living_hosts_that_may_and_did_not_fail_lately_are_candidates() -> 
     assert names(first="c") == ["c", "b"]
     assert names(failed={"b": NOW - RETRY_SECONDS + 1}) == ["c"]
     assert names(failed={"b": NOW - RETRY_SECONDS - 1}) == ["b", "c"]
+    assert names(failed={"b": NOW + 3600}) == ["b", "c"]  # by the clock of another voter, an hour ahead
 
 
 def member(id_: str, host: str, address: str, *, learner: bool = False) -> Member:
@@ -95,3 +103,43 @@ def test_a_gateway_follows_the_voters() -> None:
     assert gateway.endpoint in gateway.url.endpoints
     gateway.prefer("192.0.2.3:5379")
     assert gateway.order() == ("192.0.2.3:5379", "192.0.2.2:5379")
+
+
+def test_a_host_whose_address_etcd_refuses_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts may advertise one address, by a copy or on purpose; it is noted as one that failed."""
+    voters = Voters(monkeypatch, ("1",))
+    candidate = Candidate("2", "192.0.2.1")
+    monkeypatch.setattr(voter_control, "next_step", lambda _seen: Add(candidate))
+    control = VoterControl(voters.vault, "1", Records(), lambda _text: None)
+
+    async def run() -> None:
+        voters.gateway.refusal = Refused("etcdserver: Peer URLs already exists", "", 9)
+        with pytest.raises(Refused):
+            await control._step(())
+        turn, revision = await voters.vault.get(TURN, Turn)
+        assert turn is not None
+        assert (turn.host, [*turn.failed]) == ("", ["2"])
+        await voters.vault.put({TURN: (Turn(by="", at=0.0), revision)})
+        voters.gateway.refusal = Refused("etcdserver: unhealthy cluster", "", 9)
+        with pytest.raises(Refused):
+            await control._step(())
+        turn, _ = await voters.vault.get(TURN, Turn)
+        assert turn is not None
+        assert turn.failed == {}  # that is no fault of the host
+
+    asyncio.run(run())
+
+
+def test_no_host_is_chosen_while_authorities_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would get those that end."""
+    voters = Voters(monkeypatch, ("1",))
+    monkeypatch.setattr(voter_control, "next_step", lambda _seen: Add(Candidate("2", "192.0.2.2")))
+    control = VoterControl(voters.vault, "1", Records(), lambda _text: None)
+    rotation = RotationRecord(id="r", step=TRUST, begun=0, authorities={}, sealed="")
+
+    async def run() -> None:
+        await voters.vault.put({ROTATION: (rotation, 0)})
+        await control._step(())
+        assert (await voters.vault.get(TURN, Turn))[0] is None
+
+    asyncio.run(run())
