@@ -110,7 +110,8 @@ class Reissue:
             known = msgspec.structs.replace(known, serials=(*known.serials, one.serial))
         authority = Authority(authorities, alone(str(self._files.authority_key)), self._life)
         last, now = (known.certificate or one.pem).encode(), datetime.datetime.now(datetime.UTC)
-        if authority.signed(last) and now.timestamp() < parsed(last).at(FIRST):
+        times = parsed(last)
+        if authority.signed(last) and times.begin <= now.timestamp() < times.at(FIRST):
             return known
         certificate, serial = authority.again(one, now)
         serials = (*known.serials, f"{serial:x}")

@@ -107,10 +107,14 @@ def take(files: TrustFiles, given: Renewed) -> bool:
         context.load_verify_locations(cadata=given.authorities)
         files.put(files.coming, given.certificate.encode())
         context.load_cert_chain(files.coming, files.key)
+        begin = parsed(given.certificate.encode()).begin
     except (ssl.SSLError, ValueError) as error:
         raise Invalid("the signer gave a certificate that is not for this host's key, or none") from error
     finally:
         files.coming.unlink(missing_ok=True)
+    if begin > (now := time.time()):  # every voter with the right time would refuse it, and nobody give another one
+        what = f"the signer gave a certificate that is valid from {_day(begin)} on, and this host's clock shows"
+        raise Invalid(f"{what} {_day(now)}", "compare the clocks of this host and of the voter")
     changed = False
     for file, text in ((files.authority, given.authorities), (files.certificate, given.certificate)):
         if file.read_bytes().strip() != text.encode().strip():
@@ -191,8 +195,18 @@ class Renewal:
 
     def _due(self, service: EtcdService | None) -> set[str]:
         """Return the names of the certificates whose time has come. Raises LinkspanError."""
-        now = time.time()
-        return {name for name in _names(service) if self._validity(name, service).due <= now}
+        now, due = time.time(), set()
+        for name in _names(service):
+            try:
+                one = self._validity(name, service)
+            except LinkspanError:
+                if service is None:
+                    raise  # a client proves itself by it; a voter signs another one
+                due.add(name)
+            else:
+                if one.due <= now or one.begin > now:  # whoever signed it had a wrong clock
+                    due.add(name)
+        return due
 
     async def _run(self) -> None:
         failures = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import time
 from pathlib import Path
 from typing import cast
@@ -13,8 +14,10 @@ from cryptography import x509
 from linkspan.cluster.founding import certificates, foundation
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.foundation import found, renew_revoked
+from linkspan.cluster.founding.renewal import Renewal
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.founding.validity import parsed
 from linkspan.core.errors import Invalid, NotFound
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.vault import Vault
@@ -79,4 +82,27 @@ def test_a_repeated_init_keeps_the_list_of_revoked_certificates(
     assert (own.folder / "peer.pem").exists()
     listed = x509.load_der_x509_crl((own.folder / "revoked.der").read_bytes())
     assert [one.serial_number for one in cast("list[x509.RevokedCertificate]", [*listed])] == [0x2A]
+    own.close()
+
+
+def test_a_voter_makes_certificates_again_that_are_lost_damaged_or_from_a_wrong_clock(tmp_path: Path) -> None:
+    """At its agent's start, before etcd: otherwise that one answers nobody, and no host could help."""
+    files, own = TrustFiles(tmp_path), service(tmp_path)
+    foundation.make_authorities(files, own)
+    foundation.make_server(files, own, VOTER, 3600)
+    foundation.make_own(files, "h1", 3600)
+    renewal = Renewal(files, "h1", tuple, lambda: None, 3600)
+    good = [own.read(f"{name}.pem") for name in ("server", "peer")]
+    renewal.sign_due(VOTER, own)
+    assert [own.read(f"{name}.pem") for name in ("server", "peer")] == good
+    (own.folder / "server.pem").unlink()
+    own.put("peer.pem", b"damaged")
+    ahead = foundation._now() + datetime.timedelta(hours=12)
+    authority = foundation.authority(files, 3600)
+    wanted = certificates.Requested(certificates.request(files.key.read_bytes()))
+    files.put(files.certificate, authority.host(wanted, "h1", ahead)[0])
+    renewal.sign_due(VOTER, own)
+    now = time.time()
+    for made in (own.read("server.pem"), own.read("peer.pem"), files.certificate.read_bytes()):
+        assert parsed(made).begin < now < parsed(made).due
     own.close()

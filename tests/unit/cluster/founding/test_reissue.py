@@ -227,9 +227,34 @@ def test_an_answer_that_would_cut_the_host_off_is_not_taken(tmp_path: Path) -> N
         with pytest.raises(Invalid):
             take(files, given)
         assert files.certificate.read_text() == own
+    ahead = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=12)
+    early, _ = Authority(authority, ca).host(Requested(request(key)), "h1", ahead)
+    with pytest.raises(Invalid, match="is valid from") as refused:
+        take(files, Renewed(early.decode(), authority.decode()))
+    assert "compare the clocks" in refused.value.hint
+    assert files.certificate.read_text() == own
     take(files, Renewed(next_, authority.decode()))
     assert files.certificate.read_text() == next_
     assert sorted(one.name for one in files.folder.iterdir()) == ["client-ca.pem", "host.key", "host.pem"]
+
+
+def test_a_certificate_from_a_wrong_clock_is_replaced_once_that_is_right(
+    etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vault has it as the host's last one, and every voter would refuse it until it begins."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        first = (await etcd.join("h2", "a1", new_key())).certificate
+        with monkeypatch.context() as wrong:
+            aged(wrong, 12 * HOUR)
+            early = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        assert parsed(early.encode()).begin > time.time()
+        good = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        assert good not in (first, early)
+        assert parsed(good.encode()).begin < time.time()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("apart", [-TEN_MINUTES, TEN_MINUTES])
