@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from linkspan.agent.voters import MOVE_AFTER
 from linkspan.cluster.founding import join_token
 from linkspan.core.store_url import OWN_CLIENTS
 from support.lab.bare_runs import BareRun
@@ -200,6 +201,6 @@ def test_a_voter_whose_address_changed_goes_on(bare: BareRun) -> None:
     bare.ip("h3", "addr add 192.0.2.33/24 dev eth0")
     for host in ("h1", "h2", "h3"):
         settings = bare.folder / host / "agent.toml"
-        until(lambda file=settings: "192.0.2.33" in file.read_text(), f"{host} knows the new address")
+        until(lambda file=settings: "192.0.2.33" in file.read_text(), f"{host} knows the new address", MOVE_AFTER + 60)
     bare.voters("h1", "h2", "h3")
     assert "192.0.2.3:5379" not in (bare.folder / "h1" / "agent.toml").read_text()

@@ -27,14 +27,18 @@ def member(host: str, *, learner: bool = False) -> Member:
 class Gateway:
     """The connections to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *places: str) -> None:
         self.members: tuple[Member, ...] = ()
         self.silent: set[str] = set()
         """The hosts whose etcd does not answer."""
-        self.url = etcd_parts("etcd://192.0.2.1:5379/linkspan-trust")
+        self.url = etcd_parts(f"etcd://{','.join(places) or '192.0.2.1:5379'}/linkspan-trust")
         self.endpoint = "any"
         self.refusal: Exception | None = None
         """What etcd says to a new member."""
+
+    def follow(self, places: tuple[str, ...]) -> None:
+        """Use other endpoints."""
+        self.url = msgspec.structs.replace(self.url, endpoints=places)
 
     async def ask(self, _path: str, _body: Json, _kind: Any) -> Members:
         """Return the members."""

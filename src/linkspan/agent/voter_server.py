@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from linkspan.cluster.founding import etcd_service
 from linkspan.cluster.founding.authority_rotation import AuthorityRotation
 from linkspan.cluster.founding.etcd_service import EtcdService
@@ -59,6 +61,11 @@ class VoterServer:
         """Use the voters that this host knows now."""
         if set(order := self._order()) != set(self.vault.gateway.url.endpoints):
             self.vault.gateway.follow(order)
+
+    def settled(self) -> None:
+        """Note that the other voters know the address that this one has now. Raises Unavailable."""
+        self.voter = msgspec.structs.replace(self.voter, former="")
+        self._files.keep_voter(self.voter)
 
     def sign(self, cluster: str) -> None:
         """Let hosts join the cluster with this id, from now on."""

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -36,6 +37,8 @@ CLIENT_LOOK, VOTER_LOOK = 5.0, 2.0
 """Seconds between two looks at the members: etcd answers from its memory, in 0.2 ms."""
 OTHERS_LOOK = 20.0
 """Seconds between two questions to each other voter, whether it goes on without this one: it may have been restored."""
+MOVE_AFTER = 60.0
+"""Seconds for which a voter's address is waited for: a lease of DHCP may end for a while, and an interface be down."""
 SPREAD = 0.25
 """Fraction by which a wait may be longer, so that not all hosts ask at once."""
 
@@ -70,6 +73,19 @@ def addresses(host: Host) -> frozenset[str]:
 def preferred(address: str) -> tuple[bool, str]:
     """Return how good an address is for a voter's servers, the least first: IPv4 before IPv6."""
     return ":" in address, address
+
+
+def moved(voter: Voter, own: frozenset[str], missed: float) -> str:
+    """Return the address that a voter's etcd must get instead of its own, '' if it stays where it is. Pure.
+
+    ``own`` are the host's addresses, which lack the voter's for ``missed`` seconds. Hosts that know none but the former
+    address find a voter only there. So it waits whether the address comes back, and goes back if it does later.
+    """
+    if voter.former in own:
+        return voter.former
+    if voter.address in own or missed < MOVE_AFTER:
+        return voter.address if voter.moving else ""
+    return min((one for one in own if (":" in one) == (":" in voter.address)), default="")
 
 
 class Voters:
@@ -112,6 +128,8 @@ class Voters:
         self.revocation: Revocation | None = None
         self._said = ""
         self._enrolled = False
+        self._missed: float | None = None
+        """Since when this host lacks its etcd's address (monotonic clock)."""
         self._ask_others = 0.0
         """When each of the other voters is asked next (monotonic clock)."""
         self._task: asyncio.Task[None] | None = None
@@ -197,23 +215,33 @@ class Voters:
         self._start(voter)
 
     def _moved(self, voter: Voter) -> str:
-        """Return the address that this host has instead of that of its etcd, '' if it still has that one, or none."""
-        own = addresses(self._hosts.here)
-        return min(own, key=preferred) if own and voter.address not in own else ""
+        """Return the address that this host's etcd must get, '' if it stays where it is."""
+        own, now = addresses(self._hosts.here), time.monotonic()
+        if voter.address in own:
+            self._missed = None
+        elif self._missed is None:
+            self._missed = now
+        return moved(voter, own, 0 if self._missed is None else now - self._missed)
 
     async def _move(self, server: VoterServer, address: str) -> None:
         """Let this host's etcd listen at another address; the other voters are told once it answers."""
-        voter, here = msgspec.structs.replace(server.voter, address=address), self._hosts.here.id
+        known, here = server.voter, self._hosts.here.id
+        if address not in (known.address, known.former) and len(self._gateway.url.endpoints) > 1:
+            await member_list.listed(self._gateway, agreed=True)  # else nobody could be told, and no voter find another
+        former = known.former or known.address
+        voter = msgspec.structs.replace(
+            known, address=address, former="" if former == address else former, moving=False
+        )
         await server.stop()
         service = EtcdService(self._files.state_dir, here, voter)
         try:
             await promotion.move(self._files, service, voter, self._install(voter), self._life)
         finally:
             service.close()
+            self._start(self._files.voter() or known)
         self._tell(f"this host's address has changed: its etcd is at {address} now")
-        others = (one for one in self._gateway.url.endpoints if one != server.voter.clients)
+        others = (one for one in self._gateway.url.endpoints if one != known.clients)
         self._use((*others, voter.clients))
-        self._start(voter)
 
     async def _is_out(self, voter: Voter) -> bool:
         """Return whether a quorum of the voters knows this host as no member any more."""
@@ -239,15 +267,37 @@ class Voters:
         self._tell("this host is no voter of the cluster any more")
 
     async def _look_after(self, server: VoterServer, members: tuple[Member, ...]) -> None:
-        """Do a voter's part: its user may write every record, the other voters are observed, the revoked refused."""
+        """Do a voter's part: its user may write every record, the other voters are observed, the revoked refused.
+
+        One part that fails, as on a full disk, keeps no other one from going on: nobody else may do it meanwhile.
+        """
         server.follow()
-        own = next((one for one in members if one.name == server.service.name), None)
-        if own is not None and member_list.address(own) != server.voter.address:
-            await member_list.move(server.vault.gateway, own.id, server.voter.peers)
-        if not self._enrolled:
-            await server.vault.enrol(self._hosts.here.id)
-            self._enrolled = True
+        parts: list[Callable[[], Awaitable[None]]] = [partial(self._tell_address, server, members), self._enrol]
         if self.revocation is not None:
-            await self.revocation.look()
+            parts.append(self.revocation.look)
         if self.control is not None:
-            await self.control.look()
+            parts.append(self.control.look)
+        failed: list[LinkspanError] = []
+        for part in parts:
+            try:
+                await part()
+            except LinkspanError as error:
+                failed.append(error)
+        if failed:
+            raise LinkspanError("; ".join(dict.fromkeys(one.message for one in failed)), failed[0].hint)
+
+    async def _tell_address(self, server: VoterServer, members: tuple[Member, ...]) -> None:
+        """Tell the other voters where this one is."""
+        own = next((one for one in members if one.name == server.service.name), None)
+        if own is None:
+            return
+        if member_list.address(own) != server.voter.address:
+            await member_list.move(server.vault.gateway, own.id, server.voter.peers)
+        elif server.voter.former and len(member_list.endpoints(members)) > 1:
+            server.settled()
+
+    async def _enrol(self) -> None:
+        """Let this host's user write every record."""
+        if self.server is not None and not self._enrolled:
+            await self.server.vault.enrol(self._hosts.here.id)
+            self._enrolled = True

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from linkspan.cluster.founding import data_folder, handover, member_list
 from linkspan.cluster.founding.etcd_service import EtcdService, program
 from linkspan.cluster.founding.handover import Ready, Secrets
@@ -87,11 +89,13 @@ def _keep(files: TrustFiles, secrets: Secrets) -> None:
 async def move(files: TrustFiles, service: EtcdService, voter: Voter, install: Install, life: float) -> None:
     """Let a voter's etcd listen at another address, with certificates for it; whoever keeps it starts it then.
 
-    The certificates are valid for ``life`` seconds. Raises LinkspanError.
+    The certificates are valid for ``life`` seconds. What breaks off can be repeated: until the end ``voter.json`` says
+    that the voter is moving. Raises LinkspanError.
     """
     from linkspan.cluster.founding import foundation  # as above
 
     await service.end()
+    files.keep_voter(msgspec.structs.replace(voter, moving=True))
     await asyncio.to_thread(service.clear, ("server.pem", "peer.pem"))
     await asyncio.to_thread(foundation.make_server, files, service, voter, life)
     await asyncio.to_thread(install, service)

@@ -28,12 +28,15 @@ class Voter(msgspec.Struct, frozen=True):
     """A voter's own part: the address of its servers, and whether systemd runs its etcd (else it is a helper).
 
     ``joins`` are the members of the cluster that its etcd joins at its first start, itself among them, as etcd's
-    --initial-cluster has them; '' on the host that began the cluster.
+    --initial-cluster has them; '' on the host that began the cluster. ``former`` is the address by which the others
+    still know it after a change, '' if none; ``moving``: not all of its files are for the new one yet.
     """
 
     address: str
     systemd: bool = False
     joins: str = ""
+    former: str = ""
+    moving: bool = False
 
     @property
     def clients(self) -> str:

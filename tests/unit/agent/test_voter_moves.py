@@ -1,0 +1,176 @@
+"""A voter whose address changes, and the parts of its work, of which one may fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from linkspan.agent import voters as module
+from linkspan.agent.voters import MOVE_AFTER, Voters, moved
+from linkspan.cluster.founding import promotion
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.store.etcd_wire import Member
+from support.fake_voters import Gateway, member
+
+OLD, NEW, SIX = "192.0.2.2", "192.0.2.22", "2001:db8::2"
+
+
+def test_a_voter_waits_for_its_address_and_takes_no_other_family() -> None:
+    """Without that, three seconds without IPv4 would cut off all clients of the only voter."""
+    voter, later = Voter(OLD), MOVE_AFTER + 1
+    assert moved(voter, frozenset({OLD, NEW}), 0) == ""
+    assert moved(voter, frozenset({NEW, SIX}), MOVE_AFTER - 1) == ""
+    assert moved(voter, frozenset({NEW, SIX}), later) == NEW
+    assert moved(voter, frozenset({SIX}), later) == ""
+    assert moved(voter, frozenset(), later) == ""
+    assert moved(Voter(SIX), frozenset({NEW, "2001:db8::3"}), later) == "2001:db8::3"
+
+
+def test_a_voter_goes_back_to_the_address_that_others_know_and_ends_what_broke_off() -> None:
+    """At once: it is there again."""
+    assert moved(Voter(NEW, former=OLD), frozenset({OLD, NEW}), 0) == OLD
+    assert moved(Voter(NEW, former=OLD), frozenset({NEW}), 0) == ""
+    assert moved(Voter(NEW, former=OLD, moving=True), frozenset({NEW}), 0) == NEW
+    assert moved(Voter(NEW, former=OLD, moving=True), frozenset({OLD}), 0) == OLD
+
+
+class Server:
+    """A voter's servers."""
+
+    def __init__(self, voter: Voter) -> None:
+        self.voter = voter
+        self.service = SimpleNamespace(name="voter-2")
+        self.vault = SimpleNamespace(gateway=Gateway())
+        self.settled_ = False
+
+    async def stop(self) -> None:
+        """End."""
+
+    def follow(self) -> None:
+        """Follow the voters."""
+
+    def settled(self) -> None:
+        """Drop the former address."""
+        self.settled_ = True
+
+
+class Host:
+    """A voter's agent, as far as it follows the voters."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *places: str) -> None:
+        self.files = TrustFiles(folder)
+        self.gateway = Gateway(*places)
+        none: Any = lambda *_: None  # noqa: E731 - several callbacks
+        gateway: Any = self.gateway
+        here: Any = SimpleNamespace(here=SimpleNamespace(id="2"))
+        self.voters = Voters(self.files, gateway, here, "c", None, none, none, none, none, 99, none, systemd=False)
+        self.started: list[Voter] = []
+        monkeypatch.setattr(self.voters, "_start", self.started.append)
+
+    def move(self, address: str, known: Voter) -> None:
+        """Move its etcd."""
+        server: Any = Server(known)
+        asyncio.run(self.voters._move(server, address))
+
+
+def test_a_move_that_fails_is_repeated_and_leaves_running_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it got to is written down: where etcd listens, and where the others look for it."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
+
+    def fail(*_: object) -> None:
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr("linkspan.cluster.founding.foundation.make_server", fail)
+    with pytest.raises(Unavailable, match="the disk is full"):
+        host.move(NEW, Voter(OLD))
+    broken = Voter(NEW, former=OLD, moving=True)
+    assert (host.files.voter(), host.started) == (broken, [broken])
+    assert moved(broken, frozenset({NEW}), 0) == NEW
+    monkeypatch.setattr("linkspan.cluster.founding.foundation.make_server", lambda *_: None)
+    monkeypatch.setattr(host.voters, "_install", lambda _voter: lambda _service: None)
+    host.move(NEW, broken)
+    assert host.files.voter() == Voter(NEW, former=OLD)
+    host.move(OLD, Voter(NEW, former=OLD))
+    assert host.files.voter() == host.started[-1] == Voter(OLD)
+
+
+def test_one_of_several_voters_moves_only_while_the_others_have_a_quorum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all moved at once, none would find another any more; back it goes in any case."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379", "192.0.2.1:5379")
+    steps: list[str] = []
+
+    async def ask(*_: object) -> None:
+        raise Unavailable("no quorum")
+
+    async def move(_files: TrustFiles, _service: object, voter: Voter, *_: object) -> None:
+        steps.append(voter.address)
+
+    monkeypatch.setattr(host.gateway, "ask", ask)
+    monkeypatch.setattr(promotion, "move", move)
+    with pytest.raises(Unavailable, match="no quorum"):
+        host.move(NEW, Voter(OLD))
+    assert steps == []
+    host.move(OLD, Voter(NEW, former=OLD))
+    assert steps == [OLD]
+
+
+def test_a_part_that_fails_keeps_no_other_one_from_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revocation that no disk takes must not end the replacement of dead voters."""
+    host, done = Host(monkeypatch, tmp_path, f"{OLD}:5379"), []
+    server: Any = Server(Voter(OLD))
+    host.voters.server = server
+    host.voters._enrolled = True
+
+    async def fail() -> None:
+        raise Unavailable("the disk is full", "make room")
+
+    async def look() -> None:
+        done.append("voters")
+
+    host.voters.revocation, host.voters.control = (SimpleNamespace(look=one) for one in (fail, look))  # type: ignore[assignment]
+    with pytest.raises(LinkspanError, match="the disk is full") as failed:
+        asyncio.run(host.voters._look_after(server, ()))
+    assert failed.value.hint == "make room"
+    assert done == ["voters"]
+
+
+def test_the_former_address_is_dropped_once_other_voters_know_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then, and with no other voter, it is kept."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
+
+    def told(voter: Voter, *members: Member) -> bool:
+        server: Any = Server(voter)
+        asyncio.run(host.voters._tell_address(server, members))
+        return bool(server.settled_)
+
+    assert not told(Voter(OLD, former=NEW), member("2"))
+    assert told(Voter(OLD, former=NEW), member("1"), member("2"))
+    assert not told(Voter(OLD), member("1"), member("2"))
+
+
+def test_the_time_without_the_address_counts_from_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time anew."""
+    host, now = Host(monkeypatch, tmp_path, f"{OLD}:5379"), 1000.0
+    own = frozenset({NEW})
+    monkeypatch.setattr(module, "addresses", lambda _host: own)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert host.voters._moved(Voter(OLD)) == ""
+    now += MOVE_AFTER - 1
+    own = frozenset({OLD})
+    assert host.voters._moved(Voter(OLD)) == ""
+    own, now = frozenset({NEW}), now + 2
+    assert host.voters._moved(Voter(OLD)) == ""
+    now += MOVE_AFTER
+    assert host.voters._moved(Voter(OLD)) == NEW
