@@ -24,6 +24,8 @@ from linkspan.kernel.io.exchange import sync
 
 NOTE = "linkspan.json"
 """Our note, in the folder; etcd ignores it."""
+LARGEST = 4 << 10
+"""Largest note that is read, in bytes."""
 MEMBER = "member"
 """etcd's own folder in it, which exists once etcd has started."""
 BEFORE = ".before"
@@ -59,9 +61,16 @@ def minor_of(program: str) -> str:
 
 
 def note(folder: Path) -> Note | None:
-    """Return the note of a data folder, None if it has none. Raises Unavailable if it is damaged."""
+    """Return the note of a data folder, None if it has none. Raises Unavailable if it is damaged.
+
+    Root asks, in a folder of etcd's user, who may put a link or a pipe there.
+    """
+    if folder.is_symlink():
+        raise Unavailable(f"{folder} is a link, and the data of etcd must be in a folder there", "mount it instead")
     try:
-        return msgspec.json.decode((folder / NOTE).read_bytes(), type=Note)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(folder / NOTE, flags), "rb") as file:
+            return msgspec.json.decode(file.read(LARGEST) or b"", type=Note)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -92,10 +101,17 @@ def prepare(folder: Path, fresh: Note, owner: Owner) -> None:
 
 
 def put_aside(folder: Path) -> None:
-    """Rename a data folder that is not used any more; the one before that is deleted. Raises Unavailable."""
+    """Rename a data folder that is not used any more; the one before that is deleted. Raises Unavailable.
+
+    One that etcd never used is deleted instead, so that the data of before stay.
+    """
     before = folder.with_name(f"{folder.name}{BEFORE}")
     try:
-        if folder.exists():
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists() and not (folder / MEMBER).exists():
+            shutil.rmtree(folder)
+        elif folder.exists():
             shutil.rmtree(before, ignore_errors=True)
             folder.rename(before)
     except OSError as error:

@@ -40,6 +40,8 @@ VOTER = "voter-"
 """How the names of voters in etcd begin; the host's id follows."""
 GRACE = 1.0
 """Seconds that etcd has to end: it would wait seven for open watches, and loses nothing when it is killed."""
+JOB_SECONDS = 30.0
+"""Seconds for a job of systemd; it goes on after that. A voter without a quorum is not ready before it has one."""
 LOOK_EVERY = 1.0
 """Seconds between two checks that the helper lives."""
 LARGEST = 64 << 10
@@ -228,7 +230,7 @@ class EtcdService:
         async with self._turn:
             if self._voter.systemd:
                 await asyncio.to_thread(self.check)
-                await asyncio.to_thread(_systemctl, "start", UNIT_NAME)
+                await asyncio.to_thread(_systemctl, "start", "--no-block", UNIT_NAME)  # systemd keeps it alive
             else:
                 await asyncio.to_thread(self._put)
 
@@ -304,8 +306,14 @@ class EtcdService:
             await asyncio.sleep(LOOK_EVERY)
 
 
-def _systemctl(verb: str, *units: str) -> None:
-    done = subprocess.run(["systemctl", verb, *units], capture_output=True, text=True, check=False)
+def _systemctl(verb: str, *words: str) -> None:
+    """Let systemd do something. Raises Unavailable, also if that takes more than JOB_SECONDS."""
+    argv = ["systemctl", verb, *words]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=JOB_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        what = f"{' '.join(argv)}: it takes more than {JOB_SECONDS:g} s"
+        raise Unavailable(what, f"journalctl -u {UNIT_NAME}") from error
     if done.returncode:
         why = done.stderr.strip() or f"it ended with {done.returncode}"
-        raise Unavailable(f"systemctl {verb} {' '.join(units)}: {why}", f"journalctl -u {UNIT_NAME}")
+        raise Unavailable(f"{' '.join(argv)}: {why}", f"journalctl -u {UNIT_NAME}")

@@ -71,8 +71,29 @@ def test_a_new_membership_begins_without_the_old_data(data: Path) -> None:
     assert (data.with_name("data.before") / "member").exists()
     put_aside(data)
     assert not data.exists()
-    assert not (data.with_name("data.before") / "member").exists()
+    assert (data.with_name("data.before") / "member").exists()  # etcd had not begun with the new ones
     put_aside(data)
+
+
+def test_root_follows_no_link_and_waits_for_no_pipe(data: Path, tmp_path: Path) -> None:
+    """Both may be of etcd's user, whose folder it is."""
+    written = (data / data_folder.NOTE).read_bytes()
+    others = tmp_path / "others"
+    others.write_bytes(written)
+    (data / data_folder.NOTE).unlink()
+    (data / data_folder.NOTE).symlink_to(others)
+    with pytest.raises(Unavailable, match="cannot be read"):
+        note(data)
+    (data / data_folder.NOTE).unlink()
+    os.mkfifo(data / data_folder.NOTE)
+    with pytest.raises(Unavailable, match="cannot be read"):
+        note(data)
+    elsewhere = data.rename(tmp_path / "elsewhere")
+    data.symlink_to(elsewhere)
+    with pytest.raises(Unavailable, match="is a link"):
+        check(data, "h1", etcd(tmp_path, "3.5.16"), OWNER)
+    put_aside(data)
+    assert (data.exists(), elsewhere.is_dir()) == (False, True)
 
 
 def test_a_damaged_note_and_a_program_that_is_no_etcd_are_named(data: Path, tmp_path: Path) -> None:

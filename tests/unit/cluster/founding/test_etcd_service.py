@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.cluster.founding import etcd_service
 from linkspan.cluster.founding.etcd_service import (
     UNIT_FOLDER,
     UNIT_NAME,
@@ -20,7 +22,7 @@ from linkspan.cluster.founding.etcd_service import (
     unit,
 )
 from linkspan.cluster.founding.trust_files import Voter
-from linkspan.core.errors import NotFound
+from linkspan.core.errors import NotFound, Unavailable
 from linkspan.kernel.io.durable_files import temporary
 
 
@@ -94,3 +96,22 @@ def test_root_follows_nothing_that_etcds_user_puts_into_its_folder(
     assert (others.read_text(), (service.folder / "server.pem").read_text()) == ("theirs", "ours")
     assert others.stat().st_mode & 0o777 != 0o600
     assert owners == [(tmp_path / "etcd", False)]
+
+
+def test_a_start_by_systemd_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voter without a quorum is not ready for long, and whoever wants to end it must not wait for that."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "systemctl").write_text('#!/bin/sh\nexec sleep "$1"\n')
+    (folder / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr("linkspan.cluster.founding.etcd_service.JOB_SECONDS", 0.5)
+    with pytest.raises(Unavailable, match=r"systemctl 99 x: it takes more than 0\.5 s"):
+        etcd_service._systemctl("99", "x")
+    done: list[tuple[str, ...]] = []
+    monkeypatch.setattr(etcd_service, "_systemctl", lambda *words: done.append(words))
+    monkeypatch.setattr(EtcdService, "check", lambda _self: None)
+    service = EtcdService(tmp_path, "h1", Voter("192.0.2.1", systemd=True))
+    asyncio.run(service.start())
+    service.close()
+    assert done == [("start", "--no-block", UNIT_NAME)]
