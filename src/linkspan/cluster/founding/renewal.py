@@ -16,6 +16,7 @@ import logging
 import random
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -41,6 +42,8 @@ ROUNDS = 3
 """How often a host asks in a row: again after each change, to show what it has now."""
 SPREAD_SECONDS = 2.0
 """Seconds over which hosts spread that are told to look at once."""
+TOLD_MOST, TOLD_SECONDS = 20, 600.0
+"""How often in so many seconds a host looks because it is told to: any host may write the record that tells it."""
 RETRY_SECONDS = (2.0, 1800.0)
 """The first and the longest pause after a failure, each twice as long as the one before."""
 HOST, SERVER, PEER = "host", "server", "peer"
@@ -89,6 +92,11 @@ def pause(failures: int) -> float:
     first, longest = RETRY_SECONDS
     most = min(first * 2.0 ** min(failures - 1, 20), longest)
     return most * random.uniform(0.5, 1)  # noqa: S311 - it spreads, and hides nothing
+
+
+def rest(looked: Sequence[float], now: float) -> float:
+    """Return for how many seconds a host that is told to look waits, by its last TOLD_MOST times. Pure."""
+    return max(looked[0] + TOLD_SECONDS - now, 0) if len(looked) == TOLD_MOST else 0
 
 
 async def ask(files: TrustFiles, signers: Sequence[str]) -> Renewed:
@@ -155,6 +163,8 @@ class Renewal:
         self._asks = True
         """Whether a signer must be asked whatever the times are: at the start, and while authorities change."""
         self._told = asyncio.Event()
+        self._looked: deque[float] = deque(maxlen=TOLD_MOST)
+        """When it looked because it was told to (monotonic clock), the last times."""
         self._noted: frozenset[int] = frozenset()
         """The serial numbers of this voter's certificates that are in the vault."""
         self._task: asyncio.Task[None] | None = None
@@ -224,7 +234,9 @@ class Renewal:
                 failures, self._failure = 0, None
                 wait = self._until_due()
             if await woken(self._told, wait):
-                await asyncio.sleep(random.uniform(0, SPREAD_SECONDS))  # noqa: S311 - it spreads, and hides nothing
+                spread = random.uniform(0, SPREAD_SECONDS)  # noqa: S311 - it spreads, and hides nothing
+                await asyncio.sleep(max(spread, rest(self._looked, time.monotonic())))
+                self._looked.append(time.monotonic())
 
     def _until_due(self) -> float:
         """Return in how many seconds to look again."""

@@ -114,3 +114,22 @@ def test_a_host_that_is_told_asks_at_once_also_after_a_failure(host: Host, monke
         await host.renewal.stop()
 
     asyncio.run(run())
+
+
+def test_who_tells_hosts_in_a_loop_does_not_make_them_ask_in_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any host may write that record; a few changes in a row are followed at once."""
+    assert renewal.rest([1.0] * (renewal.TOLD_MOST - 1), 2.0) == 0
+    assert renewal.rest([1.0, *[5.0] * (renewal.TOLD_MOST - 1)], 11.0) == renewal.TOLD_SECONDS - 10
+    assert renewal.rest([1.0] * renewal.TOLD_MOST, 2 + renewal.TOLD_SECONDS) == 0
+    monkeypatch.setattr(renewal, "SPREAD_SECONDS", 0.0)
+
+    async def run() -> None:
+        await host.join()
+        host.renewal.start()
+        for _ in range(5 * renewal.TOLD_MOST):
+            host.renewal.soon()
+            await asyncio.sleep(0.02)
+        await host.renewal.stop()
+        assert 2 <= host.asked <= renewal.TOLD_MOST + 1
+
+    asyncio.run(run())
