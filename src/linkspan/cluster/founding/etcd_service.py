@@ -15,7 +15,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 from linkspan.cluster.founding import data_folder
@@ -229,10 +229,10 @@ class EtcdService:
         """Start etcd unless it runs. Raises LinkspanError."""
         async with self._turn:
             if self._voter.systemd:
-                await asyncio.to_thread(self.check)
-                await asyncio.to_thread(_systemctl, "start", "--no-block", UNIT_NAME)  # systemd keeps it alive
+                await _whole(self.check)
+                await _whole(_systemctl, "start", "--no-block", UNIT_NAME)  # systemd keeps it alive
             else:
-                await asyncio.to_thread(self._put)
+                await _whole(self._put)
 
     def _put(self) -> None:
         """Start the helper unless it runs; one of another version of linkspan keeps running."""
@@ -243,18 +243,22 @@ class EtcdService:
         for error in self._helpers.apply([wanted], ()).values():
             raise error
 
+    def _anew(self) -> None:
+        """End the helper, and start it again: an agent that stops in between would leave it ended."""
+        self.stop()
+        self._put()
+
     async def restart(self) -> None:
         """Restart etcd, which ends every connection to it. Raises LinkspanError.
 
         What could not be started again, as after another etcd was installed, is not ended.
         """
         async with self._turn:
-            await asyncio.to_thread(self.check)
+            await _whole(self.check)
             if self._voter.systemd:
-                await asyncio.to_thread(_systemctl, "restart", UNIT_NAME)
+                await _whole(_systemctl, "restart", UNIT_NAME)
             else:
-                await asyncio.to_thread(self.stop)
-                await asyncio.to_thread(self._put)
+                await _whole(self._anew)
 
     @contextlib.asynccontextmanager
     async def stopped(self) -> AsyncIterator[None]:
@@ -304,6 +308,16 @@ class EtcdService:
                 if self._voter.systemd:
                     return
             await asyncio.sleep(LOOK_EVERY)
+
+
+async def _whole(work: Callable[..., None], *words: str) -> None:
+    """Do something in a thread to its end, also if the caller is cancelled: it must not start etcd after ``end``."""
+    doing = asyncio.create_task(asyncio.to_thread(work, *words))
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.gather(doing, return_exceptions=True)
+        raise
 
 
 def _systemctl(verb: str, *words: str) -> None:

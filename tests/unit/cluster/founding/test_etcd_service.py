@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from linkspan.cluster.founding.etcd_service import (
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.kernel.io.durable_files import temporary
+from support.polling import eventually
 
 
 def test_a_packages_own_etcd_goes_before_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +117,32 @@ def test_a_start_by_systemd_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.
     asyncio.run(service.start())
     service.close()
     assert done == [("start", "--no-block", UNIT_NAME)]
+
+
+def test_a_start_that_is_cancelled_has_ended_before_anybody_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread would start etcd after the next step has ended it."""
+    begun, may_end, done = threading.Event(), threading.Event(), []
+
+    def put(_self: EtcdService) -> None:
+        begun.set()
+        may_end.wait()
+        done.append("started")
+
+    monkeypatch.setattr(EtcdService, "_put", put)
+    service = EtcdService(tmp_path, "h1", Voter("192.0.2.1"))
+
+    async def run() -> None:
+        starting = asyncio.create_task(service.start())
+        await eventually(begun.is_set, "it starts")
+        starting.cancel()
+        await asyncio.sleep(0.05)
+        assert not starting.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert done == ["started"]
+
+    asyncio.run(run())
+    service.close()
