@@ -28,6 +28,7 @@ from linkspan.cluster.founding.authority_plan import (
     waited_for,
 )
 from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.exclusion import end_token
 from linkspan.cluster.founding.join_token import TokenRecord
 from linkspan.cluster.founding.restart_turn import places, restart_in_turn, standing
 from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost
@@ -168,9 +169,7 @@ async def _learners(vault: Vault) -> list[str]:
 async def revoke_tokens(vault: Vault) -> None:
     """Let nobody in any more with a token that exists now. Raises Unavailable."""
     for id_ in await vault.all(TOKENS, TokenRecord):
-        token, revision = await vault.get(TOKENS + id_, TokenRecord)
-        if token is not None and not token.revoked:
-            await vault.put({TOKENS + id_: (msgspec.structs.replace(token, revoked=True), revision)})
+        await end_token(vault, id_)
 
 
 async def begin(files: TrustFiles, vault: Vault, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:

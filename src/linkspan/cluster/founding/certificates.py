@@ -163,21 +163,14 @@ class Authority:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._signed(_private(key).public_key(), names, usages, now)[0]
 
-    def host(self, wanted: Requested, host: str, now: datetime.datetime) -> tuple[bytes, int]:
-        """Return a certificate for a host, and its serial number."""
-        return self._host(wanted.key, host, now)
-
-    def again(self, shown: Shown, now: datetime.datetime) -> tuple[bytes, int]:
-        """Return another certificate for the host and the key of one that it has, and its serial number."""
-        return self._host(shown.key, shown.host, now)
+    def host(self, owner: Requested | Shown, host: str, now: datetime.datetime) -> tuple[bytes, int]:
+        """Return a certificate for a host and the key that somebody has proved to have, and its serial number."""
+        names = [x509.UniformResourceIdentifier(f"{URI}{host}")]
+        return self._signed(owner.key, names, [ExtendedKeyUsageOID.CLIENT_AUTH], now)
 
     def signed(self, certificate: bytes) -> bool:
         """Return whether this authority signed a certificate (PEM). Raises Invalid if it is none."""
         return _issued(_pem(self._certificate), certificate)
-
-    def _host(self, key: ec.EllipticCurvePublicKey, host: str, now: datetime.datetime) -> tuple[bytes, int]:
-        names = [x509.UniformResourceIdentifier(f"{URI}{host}")]
-        return self._signed(key, names, [ExtendedKeyUsageOID.CLIENT_AUTH], now)
 
     def root(self, key: bytes, now: datetime.datetime) -> bytes:
         """Return a certificate by which etcd takes its owner for its root, over gRPC: of an authority for one use."""

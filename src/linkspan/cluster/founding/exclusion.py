@@ -41,61 +41,74 @@ async def exclude(vault: Vault, host: str, publish: Callable[[], Awaitable[None]
     knows the tokens that it joined with, so these let nobody in any more. ``publish`` makes all voters refuse what is
     revoked, and end its connections (``revocation``): meanwhile etcd restarts, and for about a second nothing changes.
     """
-    await revoke(vault, host, known=known)
-    await vault.dismiss(host)
+    await shut_out(vault, host, known=known)
     await publish()
     kept, revision = await vault.get(HOSTS + host, JoinedHost)
     if kept is not None and not kept.recorded:  # what the first of several tries saw: it removed the records
         await vault.put({HOSTS + host: (None, revision)})
 
 
+async def shut_out(vault: Vault, host: str, *, known: bool) -> None:
+    """Forget a host: its user, its certificates and its tokens end, and nothing is left to do but to publish that.
+
+    It is marked first, so that it does not come back meanwhile. Then its user ends, however much there is to revoke.
+    """
+    await _mark(vault, host, known=known)
+    await vault.dismiss(host)
+    await _revoke(vault, host, cut=True)
+    joined, _ = await vault.get(HOSTS + host, JoinedHost)
+    for id_, token in (await vault.all(TOKENS, TokenRecord)).items():
+        if host in token.used or (joined is not None and joined.token == id_):
+            await end_token(vault, id_)
+
+
 async def release(vault: Vault, host: str) -> None:
     """Let a host go that wants to leave: its user ends, and so do its certificates for new connections.
 
-    It has removed its records, so it may come back at once, with another key. Raises LinkspanError.
+    It has removed its records, so it may come back at once, with another key. Connections that are open stay, for the
+    others shall not feel it. So what is kept of the host remains: if it must not be trusted, an operator can still
+    forget it. Raises LinkspanError.
     """
-    for _ in range(TRIES):
-        joined, revision = await vault.get(HOSTS + host, JoinedHost)
-        if joined is None:
-            break
-        done = await vault.all(REVOKED, Revoked)
-        left = [serial for serial in joined.serials if serial not in done]
-        batch = left[: MOST_KEYS - 1]
-        changes: dict[str, tuple[msgspec.Struct | None, int]] = {
-            REVOKED + serial: (Revoked(host, time.time(), cut=False), 0) for serial in batch
-        }
-        if len(batch) == len(left):
-            changes[HOSTS + host] = (None, revision)
-        if await vault.put(changes) and len(batch) == len(left):
-            break
-    else:
-        raise contended(f"host {host} leaves")
+    await _mark(vault, host, known=False)
     await vault.dismiss(host)
+    await _revoke(vault, host, cut=False)
 
 
-async def revoke(vault: Vault, host: str, *, known: bool) -> None:
-    """Write down that the host is forgotten, and revoke its certificates and the tokens that it joined with."""
+async def _mark(vault: Vault, host: str, *, known: bool) -> None:
+    """Write down that a host is forgotten."""
     for _ in range(TRIES):
         joined, revision = await vault.get(HOSTS + host, JoinedHost)
         if joined is None:
             return
-        done = await vault.all(REVOKED, Revoked)
-        changes: dict[str, tuple[msgspec.Struct, int]] = await _tokens(vault, host, joined.token)
-        fresh = {REVOKED + serial: (Revoked(host, time.time()), 0) for serial in joined.serials if serial not in done}
         marked = msgspec.structs.replace(joined, forgotten=True, recorded=known or joined.recorded)
-        changes |= fresh
-        batch = dict(list(changes.items())[: MOST_KEYS - 1])
-        if await vault.put({**batch, HOSTS + host: (marked, revision)}) and len(batch) == len(changes):
+        if marked == joined or await vault.put({HOSTS + host: (marked, revision)}):
             return
     raise contended(f"host {host} is forgotten")
 
 
-async def _tokens(vault: Vault, host: str, last: str) -> dict[str, tuple[msgspec.Struct, int]]:
-    """Return the tokens that a host used, ``last`` the last time, as revoked ones by their keys, with revisions."""
-    used = [id_ for id_, token in (await vault.all(TOKENS, TokenRecord)).items() if id_ == last or host in token.used]
-    found = {TOKENS + id_: await vault.get(TOKENS + id_, TokenRecord) for id_ in used}
-    return {
-        key: (msgspec.structs.replace(token, revoked=True), revision)
-        for key, (token, revision) in found.items()
-        if token is not None and not token.revoked
-    }
+async def _revoke(vault: Vault, host: str, *, cut: bool) -> None:
+    """Revoke all certificates of a host; ``cut``: also those that are revoked without that."""
+    for _ in range(TRIES):
+        joined, _ = await vault.get(HOSTS + host, JoinedHost)
+        done = await vault.all(REVOKED, Revoked)
+        serials = () if joined is None else joined.serials
+        left = [one for one in serials if one not in done or (cut and not done[one].cut)]
+        changes: list[tuple[str, tuple[Revoked, int]]] = []
+        for serial in left:
+            revision = (await vault.get(REVOKED + serial, Revoked))[1] if serial in done else 0
+            changes.append((REVOKED + serial, (Revoked(host, time.time(), cut=cut), revision)))
+        parts = [dict(changes[start : start + MOST_KEYS]) for start in range(0, len(changes), MOST_KEYS)]
+        if all([await vault.put(part) for part in parts]):
+            return
+    raise contended(f"the certificates of host {host}")
+
+
+async def end_token(vault: Vault, id_: str) -> None:
+    """Let nobody in any more with a token, if there is one. Raises LinkspanError."""
+    for _ in range(TRIES):
+        token, revision = await vault.get(TOKENS + id_, TokenRecord)
+        if token is None or token.revoked:
+            return
+        if await vault.put({TOKENS + id_: (msgspec.structs.replace(token, revoked=True), revision)}):
+            return
+    raise contended(f"token {id_}")

@@ -12,7 +12,7 @@ from linkspan.cluster.founding import certificates, join_token
 from linkspan.cluster.founding.certificates import Authority, Requested
 from linkspan.cluster.founding.etcd_service import FILES, EtcdService, program
 from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
-from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked, sign
+from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked, sign, with_serials
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.kernel.io.private_files import alone
@@ -171,9 +171,9 @@ async def _note_own(files: TrustFiles, vault: Vault, host: str, name: str, seria
     key = await asyncio.to_thread(lambda: certificates.key_hash(alone(str(files.key))))
     for _ in range(TRIES):
         known, revision = await vault.get(HOSTS + host, JoinedHost)
-        serials = (*(known.serials if known else ()), f"{serial:x}")
+        serials = known.serials if known else ()
         joined = JoinedHost(name, key, serials, "", time.time(), member=known is None or known.member)
-        if await vault.put({HOSTS + host: (joined, revision)}):
+        if await vault.put({HOSTS + host: (with_serials(joined, f"{serial:x}"), revision)}):
             return
     raise contended(f"host {host}")
 

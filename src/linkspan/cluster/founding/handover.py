@@ -17,13 +17,13 @@ import msgspec
 from aiohttp import web
 
 from linkspan.cluster.founding import data_folder, member_list
+from linkspan.cluster.founding.caller import in_force, presented
 from linkspan.cluster.founding.etcd_service import program
 from linkspan.cluster.founding.exclusion import release
-from linkspan.cluster.founding.signer import HOSTS, Handler, JoinedHost, sent
+from linkspan.cluster.founding.signer import Handler, sent
 from linkspan.cluster.founding.signer_client import JOIN_AGAIN, asked
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Denied, Unavailable
-from linkspan.core.model import checked_name
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.vault import Vault
 
@@ -31,8 +31,6 @@ log = logging.getLogger("linkspan.cluster.founding.handover")
 
 TURN = "voting/turn"
 """The vault's key of the last step of voting."""
-URI = "linkspan://host/"
-"""How the URI name of a host's certificate begins, as ``certificates`` has it."""
 LONGEST_WHY = 300
 """Most letters of a host's own words that are kept."""
 T = TypeVar("T")
@@ -86,8 +84,9 @@ class Handover:
         return {"/v1/voter": self._voter, "/v1/leave": self._leave}
 
     async def _voter(self, request: web.Request) -> msgspec.Struct:
-        host, known = await self._caller(request)
+        shown = presented(request)
         ready = await sent(request, Ready)
+        host, (known, _) = shown.host, await in_force(self._vault, shown)
         turn, revision = await self._vault.get(TURN, Turn)
         members = await member_list.listed(self._vault.gateway, agreed=True)
         if turn is None or turn.host != host or turn.refused or not known.member:
@@ -111,29 +110,17 @@ class Handover:
             authority_key=alone(str(files.authority_key)).decode(),
             peer_authority=alone(str(files.peer_authority)).decode(),
             peer_authority_key=alone(str(files.peer_authority_key)).decode(),
-            root_password=files.secret(files.root_password),
+            root_password=alone(str(files.root_password)).decode(),
         )
 
     async def _leave(self, request: web.Request) -> msgspec.Struct:
-        host, known = await self._caller(request)
+        shown = presented(request)
+        host, (known, _) = shown.host, await in_force(self._vault, shown)
         if any(member_list.host_of(one) == host for one in await member_list.listed(self._vault.gateway, agreed=True)):
             raise Conflict(f"host {known.name} is a voter", "demote it first")
         await release(self._vault, host)
         log.info("host %s (%s) has left the cluster", known.name, host)
         return Nothing()
-
-    async def _caller(self, request: web.Request) -> tuple[str, JoinedHost]:
-        """Return the id of the host whose certificate was shown, and what is kept of it. Raises Denied."""
-        tls = request.get_extra_info("ssl_object")
-        shown = (tls.getpeercert() if tls is not None else None) or {}
-        uris = [value for kind, value in shown.get("subjectAltName", ()) if kind == "URI"]
-        if len(uris) != 1 or not uris[0].startswith(URI):
-            raise Denied("whoever asks for this must show a host's certificate")
-        host = checked_name(uris[0].removeprefix(URI), "host id:")
-        known, _ = await self._vault.get(HOSTS + host, JoinedHost)
-        if known is None or known.forgotten or f"{int(shown['serialNumber'], 16):x}" not in known.serials:
-            raise Denied(f"host {host} is not in this cluster any more")
-        return host, known
 
 
 def refused(turn: Turn, host: str) -> Turn:

@@ -8,25 +8,22 @@ may renew with it until the host is forgotten.
 An answer may be lost, and a host may ask as often as it likes. So the vault has the last certificate of each host: the
 host gets the same one again until half of its life is over, or until there is another authority.
 
-A vault that was restored from a snapshot lacks what was signed after that. So it is the key that shows whose a
-certificate is, and the vault takes up the serial number of each that is shown: if the host is forgotten, it is revoked.
+A vault that was restored from a snapshot lacks what was signed after that. So it takes up the serial number of each
+certificate that is shown: if the host is forgotten, it is revoked.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from aiohttp import web
 
-from linkspan.cluster.founding.signer import HOSTS, REVOKED, Handler, JoinedHost, Revoked, sent
-from linkspan.cluster.founding.signer_client import JOIN_AGAIN
+from linkspan.cluster.founding.caller import in_force, presented
+from linkspan.cluster.founding.signer import HOSTS, Handler, JoinedHost, certified, sent, with_serials
 from linkspan.cluster.founding.trust_files import TrustFiles
-from linkspan.cluster.founding.validity import FIRST, parsed
-from linkspan.core.errors import Denied
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.vault import TRIES, Vault, contended
 
@@ -71,48 +68,30 @@ class Reissue:
         return {RENEW: self._asked}
 
     async def _asked(self, request: web.Request) -> msgspec.Struct:
-        tls = request.get_extra_info("ssl_object")
-        shown = None if tls is None else tls.getpeercert(binary_form=True)
-        if shown is None:
-            raise Denied("whoever renews a certificate must show it")
-        return await self.renew(shown, await sent(request, RenewalWish))
+        return await self.renew(presented(request), await sent(request, RenewalWish))
 
-    async def renew(self, shown: bytes, wish: RenewalWish) -> Renewed:
-        """Return what a host shall use that showed its certificate (DER).
+    async def renew(self, shown: Shown, wish: RenewalWish) -> Renewed:
+        """Return what a host shall use that showed its certificate.
 
         Raises Denied if the host was forgotten or its certificate is not in force, Conflict, and Unavailable.
         """
-        from linkspan.cluster.founding.certificates import (
-            Shown,  # cryptography: 10 MB that only signing needs
-            signed_by,
-        )
+        from linkspan.cluster.founding.certificates import signed_by  # cryptography: 10 MB
 
-        one = Shown(shown)
         authorities = alone(str(self._files.authority))
         for _ in range(TRIES):
-            known, revision = await self._vault.get(HOSTS + one.host, JoinedHost)
-            revoked, _ = await self._vault.get(REVOKED + one.serial, Revoked)
-            if known is None or known.forgotten:
-                raise Denied(f"host {one.host} is not in the cluster any more", "linkspan uninstall, then join again")
-            if revoked is not None or one.key_hash != known.key:
-                raise Denied(f"the certificate of host {known.name} is not in force any more", JOIN_AGAIN)
-            fresh = await asyncio.to_thread(self._next, one, known, authorities)
-            fresh = msgspec.structs.replace(fresh, trusts=wish.trusts, shows=signed_by(authorities, one.pem.encode()))
-            if fresh == known or await self._vault.put({HOSTS + one.host: (fresh, revision)}):
-                return Renewed(fresh.certificate or one.pem, authorities.decode())
-        raise contended(f"host {one.host} renews its certificate")
+            known, revision = await in_force(self._vault, shown)
+            fresh = await asyncio.to_thread(self._next, shown, known, authorities)
+            shows = signed_by(authorities, shown.pem.encode())
+            fresh = msgspec.structs.replace(fresh, trusts=wish.trusts, shows=shows)
+            if fresh == known or await self._vault.put({HOSTS + shown.host: (fresh, revision)}):
+                return Renewed(fresh.certificate or shown.pem, authorities.decode())
+        raise contended(f"host {shown.host} renews its certificate")
 
-    def _next(self, one: Shown, known: JoinedHost, authorities: bytes) -> JoinedHost:
+    def _next(self, shown: Shown, known: JoinedHost, authorities: bytes) -> JoinedHost:
         """Return what is kept of a host after it has shown a certificate: with another one if it needs one."""
         from linkspan.cluster.founding.certificates import Authority  # as above
 
-        if one.serial not in known.serials:
-            known = msgspec.structs.replace(known, serials=(*known.serials, one.serial))
         authority = Authority(authorities, alone(str(self._files.authority_key)), self._life)
-        last, now = (known.certificate or one.pem).encode(), datetime.datetime.now(datetime.UTC)
-        times = parsed(last)
-        if authority.signed(last) and times.begin <= now.timestamp() < times.at(FIRST):
-            return known
-        certificate, serial = authority.again(one, now)
-        serials = (*known.serials, f"{serial:x}")
-        return msgspec.structs.replace(known, certificate=certificate.decode(), serials=serials)
+        restored = shown.serial not in known.serials  # then the vault's is older
+        last = shown.pem if restored or not known.certificate else known.certificate
+        return certified(with_serials(known, shown.serial), authority, shown, shown.host, last)

@@ -25,7 +25,7 @@ import msgspec
 from linkspan.cluster.founding import handover, member_list
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.reissue import RENEW, RenewalWish, Renewed
-from linkspan.cluster.founding.signer import HOSTS, JoinedHost
+from linkspan.cluster.founding.signer import HOSTS, JoinedHost, with_serials
 from linkspan.cluster.founding.signer_client import JOIN_AGAIN
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.cluster.founding.validity import LATE, Validity, fingerprints, parsed
@@ -283,10 +283,8 @@ class Renewal:
             return
         for _ in range(TRIES):
             known, revision = await part.vault.get(HOSTS + self._host, JoinedHost)
-            new = [word for word in (f"{one:x}" for one in sorted(serials)) if known and word not in known.serials]
-            if known is None or not new:
+            if known is None or (fresh := with_serials(known, *(f"{one:x}" for one in sorted(serials)))) == known:
                 break
-            fresh = msgspec.structs.replace(known, serials=(*known.serials, *new))
             if await part.vault.put({HOSTS + self._host: (fresh, revision)}):
                 break
         else:

@@ -183,8 +183,7 @@ async def _forget_again(aim: Aim, vault: Vault) -> None:
     gone = await asyncio.to_thread(_revoked, aim.service)
     for id_, host in (await vault.all(HOSTS, JoinedHost)).items():
         if not host.forgotten and host.serials and {int(one, 16) for one in host.serials} <= gone:
-            await exclusion.revoke(vault, id_, known=True)
-            await vault.dismiss(id_)
+            await exclusion.shut_out(vault, id_, known=True)
     known = await vault.all(REVOKED, Revoked)
     for serial in sorted(f"{one:x}" for one in gone if f"{one:x}" not in known):
         await vault.put({REVOKED + serial: (Revoked("", time.time()), 0)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 
 import msgspec
 
@@ -26,17 +26,24 @@ PUBLISHED = "published/"
 PATIENCE = 60.0
 """Seconds for all voters that answer."""
 AGAIN = 0.2
+OPEN = ":open"
+"""The end of a mark of a certificate whose open connections go on: its host left by itself."""
 
 
 class Published(msgspec.Struct, frozen=True):
-    """The digest of the serial numbers that a voter's etcd refuses."""
+    """The digest of the ``marks`` that a voter's etcd has carried out."""
 
     digest: str
 
 
-def digest(serials: Iterable[str]) -> str:
-    """Return the digest of a set of serial numbers."""
-    return hashlib.sha256(" ".join(sorted(serials)).encode()).hexdigest()
+def marks(revoked: Mapping[str, Revoked]) -> frozenset[str]:
+    """Return what a voter must know: each serial number, with ``:open`` where open connections go on."""
+    return frozenset(serial if one.cut else f"{serial}{OPEN}" for serial, one in revoked.items())
+
+
+def digest(known: Iterable[str]) -> str:
+    """Return the digest of a set of ``marks``."""
+    return hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()
 
 
 class Revocation:
@@ -50,7 +57,7 @@ class Revocation:
         self._turn = asyncio.Lock()
 
     def _known(self) -> Set[str]:
-        """Return the serial numbers that this voter's etcd refuses, also on connections that were open."""
+        """Return the ``marks`` that this voter's etcd has carried out."""
         try:
             return frozenset(msgspec.json.decode(self._files.revoked.read_bytes(), type=list[str]))
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
@@ -59,21 +66,20 @@ class Revocation:
     async def look(self) -> None:
         """Write the list if something was revoked, and restart etcd if connections must end. Raises LinkspanError."""
         async with self._turn:
-            revoked = await self._vault.all(REVOKED, Revoked)
-            known = await asyncio.to_thread(self._known)
-            if fresh := revoked.keys() - known:
+            wanted = marks(await self._vault.all(REVOKED, Revoked))
+            if fresh := wanted - await asyncio.to_thread(self._known):
                 from linkspan.cluster.founding.foundation import (
                     renew_revoked,  # cryptography: 10 MB that only signing needs
                 )
 
                 await renew_revoked(self._files, self._vault, self._service)
-                if any(revoked[serial].cut for serial in fresh):
+                if any(not one.endswith(OPEN) for one in fresh):
                     await restart_in_turn(self._vault, self._service, self._host)
-                content = msgspec.json.encode(sorted(revoked))
+                content = msgspec.json.encode(sorted(wanted))
                 await asyncio.to_thread(self._files.put, self._files.revoked, content)
             told, revision = await self._vault.get(PUBLISHED + self._host, Published)
-            if told is None or told.digest != digest(revoked):
-                await self._vault.put({PUBLISHED + self._host: (Published(digest(revoked)), revision)})
+            if told is None or told.digest != digest(wanted):
+                await self._vault.put({PUBLISHED + self._host: (Published(digest(wanted)), revision)})
 
     async def everywhere(self, voters: Callable[[], Awaitable[Set[str]]]) -> None:
         """Wait until every voter that answers refuses what is revoked; ``voters`` returns their hosts' ids.
@@ -86,7 +92,7 @@ class Revocation:
             why, hint = "", "do the agents of all voters run? (`linkspan cluster members`) Then forget it again"
             try:
                 await self.look()
-                wanted = digest(await self._vault.all(REVOKED, Revoked))
+                wanted = digest(marks(await self._vault.all(REVOKED, Revoked)))
                 told = await self._vault.all(PUBLISHED, Published)
                 late = {host for host in await voters() if host not in told or told[host].digest != wanted}
             except Unavailable as error:  # others' restarts, elections after them, or a voter that is missed

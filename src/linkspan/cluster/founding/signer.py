@@ -25,13 +25,14 @@ from aiohttp import web
 from linkspan.cluster.founding import join_token
 from linkspan.cluster.founding.join_token import TokenRecord
 from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.cluster.founding.validity import FIRST, parsed
 from linkspan.core.addresses import place
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
 from linkspan.core.model import checked_name
 from linkspan.store.vault import TRIES, Vault, contended
 
 if TYPE_CHECKING:
-    from linkspan.cluster.founding.certificates import Requested
+    from linkspan.cluster.founding.certificates import Authority, Requested, Shown
 
 log = logging.getLogger("linkspan.cluster.founding.signer")
 
@@ -44,6 +45,8 @@ MOST_CONNECTIONS = 64
 """Connections at once: anybody of the underlay may open them, and the agent needs its file descriptors."""
 SECONDS = 15.0
 """Seconds for a connection to send its request, and to wait for the next one."""
+MOST_SERIALS = 1000
+"""Serial numbers that are kept of a host, the newest: all that are valid, for a host gets one for half of a life."""
 LONGEST_NAME = 253
 """A host's name is as long as DNS allows (RFC 1035)."""
 PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,128}")
@@ -95,8 +98,8 @@ class JoinedHost(msgspec.Struct, frozen=True):
 
     ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
     join again only with another key, and ``recorded`` says that it had anything among the records then. A ``member``
-    may become a voter: its token or an operator said so. ``certificate`` (PEM) is the one that it got when it last
-    renewed its own, '' if it never did. ``trusts`` has the SHA-256 of the authorities that it trusts, and ``shows``
+    may become a voter: its token or an operator said so. ``certificate`` (PEM) is the last one that a signer gave it
+    ('': none, for it began the cluster). ``trusts`` has the SHA-256 of the authorities that it trusts, and ``shows``
     that of the authority of the certificate that it has, as it said last.
     """
 
@@ -155,11 +158,10 @@ class Signer:
         async with self._turns:
             record, _ = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
             join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())  # before what costs much
-            requested, certificate, serial = await asyncio.to_thread(self._signed, wish)
-            await self._note(wish, host, requested.key_hash, serial)
+            certificate = await self._note(wish, host, await asyncio.to_thread(_requested, wish))
             await self._vault.admit(host, wish.password)
             await self._tidy()
-        return Welcome(certificate.decode(), self._endpoints(), self._cluster)
+        return Welcome(certificate, self._endpoints(), self._cluster)
 
     async def _tidy(self) -> None:
         """Delete tokens that expired long ago."""
@@ -169,27 +171,68 @@ class Signer:
                 _, revision = await self._vault.get(TOKENS + id_, TokenRecord)
                 await self._vault.put({TOKENS + id_: (None, revision)})
 
-    def _signed(self, wish: JoinWish) -> tuple[Requested, bytes, int]:
-        """Return the request as understood, the certificate, and its serial number."""
-        from linkspan.cluster.founding.certificates import Requested  # as above
+    async def _note(self, wish: JoinWish, host: str, requested: Requested) -> str:
+        """Write down that a host joined with a token, and return its certificate.
 
-        requested = Requested(wish.request.encode())
-        return requested, *sign(self._files, requested, wish.host, self._life)
-
-    async def _note(self, wish: JoinWish, host: str, key: str, serial: int) -> None:
-        """Write down that a host joined with a token; refuse it if the token or the host's id may not be used."""
+        A host that repeats its join gets the same one: else it could fill the vault. It does not become a member by it,
+        for somebody may have demoted it meanwhile. Raises Denied or Conflict if the token or the host's id may not be
+        used.
+        """
         for _ in range(TRIES):
             record, at = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
             used = join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())
             known, known_at = await self._vault.get(HOSTS + host, JoinedHost)
             if known is not None:
-                refuse_other(known, host, key)
-            serials = (*(known.serials if known else ()), f"{serial:x}")
-            member = used.member or (known is not None and known.member and not known.forgotten)
-            joined = JoinedHost(wish.name, key, serials, _plain(wish.token), time.time(), member=member)
+                refuse_other(known, host, requested.key_hash)
+            inside = None if known is None or known.forgotten else known
+            first = inside is None or used != record
+            joined = JoinedHost(
+                name=wish.name,
+                key=requested.key_hash,
+                serials=known.serials if known is not None else (),
+                token=_plain(wish.token),
+                at=time.time(),
+                member=(first and used.member) or (inside is not None and inside.member),
+            )
+            last = "" if inside is None else inside.certificate
+            joined = await asyncio.to_thread(self._certified, joined, requested, host, last)
             if await self._vault.put({TOKENS + _plain(wish.token): (used, at), HOSTS + host: (joined, known_at)}):
-                return
+                return joined.certificate
         raise contended(f"host {host} joins")
+
+    def _certified(self, joined: JoinedHost, requested: Requested, host: str, last: str) -> JoinedHost:
+        from linkspan.cluster.founding.certificates import Authority  # as below
+
+        authority = Authority(self._files.authority.read_bytes(), self._files.authority_key.read_bytes(), self._life)
+        return certified(joined, authority, requested, host, last)
+
+
+def _requested(wish: JoinWish) -> Requested:
+    """Return a joiner's signing request as understood. Raises Invalid."""
+    from linkspan.cluster.founding.certificates import Requested  # cryptography: 10 MB
+
+    return Requested(wish.request.encode())
+
+
+def certified(joined: JoinedHost, authority: Authority, owner: Requested | Shown, host: str, last: str) -> JoinedHost:
+    """Return what is kept of a host with a certificate for its owner's key: ``last`` (PEM), or another one.
+
+    It gets another one once half of the last one's life is over, or if the last one is not of this authority, or not
+    valid yet: its signer's clock was wrong. Slow, so it belongs into a thread.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    if last and authority.signed(last.encode()):
+        validity = parsed(last.encode())
+        if validity.begin <= now.timestamp() < validity.at(FIRST):
+            return msgspec.structs.replace(joined, certificate=last)
+    certificate, serial = authority.host(owner, host, now)
+    return msgspec.structs.replace(with_serials(joined, f"{serial:x}"), certificate=certificate.decode())
+
+
+def with_serials(joined: JoinedHost, *serials: str) -> JoinedHost:
+    """Return what is kept of a host with these serial numbers (hex) of its certificates as well."""
+    fresh = [one for one in serials if one not in joined.serials]
+    return msgspec.structs.replace(joined, serials=(*joined.serials, *fresh)[-MOST_SERIALS:]) if fresh else joined
 
 
 def refuse_other(known: JoinedHost, host: str, key: str) -> None:

@@ -82,7 +82,7 @@ class TrustFiles:
         self.peer_authority_key = self.folder / "peer-ca.key"
         self.root_password = self.folder / "root-password"
         self.revoked = self.folder / "revoked.json"
-        """The serial numbers that this voter's etcd refuses."""
+        """The serial numbers that this voter's etcd refuses, as ``revocation`` marks them."""
         self.left = self.folder / "left"
         """Exists once this host has left its cluster, until it has forgotten it."""
         self._voter = self.folder / "voter.json"
@@ -101,10 +101,19 @@ class TrustFiles:
         """Write down this host's part as a voter."""
         self.put(self._voter, msgspec.json.encode(voter))
 
-    def forget_voter(self) -> None:
-        """Remove what only a voter has: its secrets, then the file that says so. Raises Unavailable with a name."""
+    @property
+    def _voters(self) -> tuple[Path, ...]:
+        """What only a voter has: its secrets, and last the file that says that it is one."""
         secret = (self.authority_key, self.peer_authority, self.peer_authority_key, self.root_password, self.revoked)
-        self._remove(*secret, self._voter)
+        return (*secret, self._voter)
+
+    def voters_left(self) -> bool:
+        """Return whether this host has anything that only a voter has."""
+        return any(file.exists() for file in self._voters)
+
+    def forget_voter(self) -> None:
+        """Remove what only a voter has. Raises Unavailable with a name."""
+        self._remove(*self._voters)
 
     def forget_cluster(self) -> None:
         """Remove all of them: this host is in no cluster any more. Raises Unavailable with a name."""

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from linkspan.cluster.founding import certificates, exclusion
+from linkspan.cluster.founding import certificates, exclusion, revocation
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.handover import TURN, Handover, Turn
 from linkspan.cluster.founding.join_token import KEPT_SECONDS, TokenRecord
-from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked
+from linkspan.cluster.founding.signer import (
+    HOSTS,
+    MOST_SERIALS,
+    REVOKED,
+    TOKENS,
+    JoinedHost,
+    Revoked,
+    with_serials,
+)
 from linkspan.core.errors import Conflict, Denied
+from linkspan.store.vault import Vault
 from support.memory_vault import Etcd
 
 
@@ -105,17 +119,33 @@ def test_a_token_that_expired_long_ago_is_deleted_with_the_next_join(etcd: Etcd)
 
 
 def test_a_host_with_many_certificates_is_forgotten_whole(etcd: Etcd) -> None:
-    """More than one transaction holds."""
+    """More than some transactions hold: a host must not make itself impossible to forget."""
 
     async def run() -> None:
         await etcd.token("a1")
         await etcd.join("h2", "a1", certificates.new_key())
         joined, revision = await etcd.vault.get(HOSTS + "h2", JoinedHost)
         assert joined is not None
-        many = msgspec.structs.replace(joined, serials=tuple(f"{number:x}" for number in range(1, 301)))
+        many = with_serials(joined, *(f"{number:x}" for number in range(1, MOST_SERIALS + 100)))
         await etcd.vault.put({HOSTS + "h2": (many, revision)})
         await etcd.forget("h2", known=True)
-        assert len(etcd.published) == 300
+        assert len(etcd.published) == MOST_SERIALS
+        assert f"{MOST_SERIALS + 99:x}" in etcd.published  # the oldest ones expired long ago
+
+    asyncio.run(run())
+
+
+def test_a_repeated_join_gives_the_same_certificate(etcd: Etcd) -> None:
+    """However often it is repeated, the vault has one serial number more at most."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await etcd.token("b2")
+        key = certificates.new_key()
+        given = {(await etcd.join("h2", token, key)).certificate for token in ("a1", "a1", "b2", "a1")}
+        joined, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+        assert joined is not None
+        assert (len(given), len(joined.serials)) == (1, 1)
 
     asyncio.run(run())
 
@@ -130,9 +160,92 @@ def test_a_host_that_left_may_come_back_with_another_key(etcd: Etcd) -> None:
         assert "h2" not in etcd.passwords
         revoked = await etcd.vault.all(REVOKED, Revoked)
         assert [one.cut for one in revoked.values()] == [False]
-        assert await etcd.vault.all(HOSTS, JoinedHost) == {}
         await exclusion.release(etcd.vault, "h2")
         await etcd.join("h2", "a1", certificates.new_key())
+        joined, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+        assert joined is not None
+        assert not joined.forgotten
+
+    asyncio.run(run())
+
+
+def test_a_host_that_left_can_still_be_forgotten(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have kept a connection and its token on purpose: voters restart their etcd, and the token ends."""
+    restarted: list[str] = []
+
+    class Service(EtcdService):
+        def __init__(self) -> None:
+            pass
+
+        def put(self, name: str, content: bytes) -> None:
+            assert (name, bool(content)) == ("revoked.der", True)
+
+    async def restart(_vault: Vault, _service: object, host: str) -> None:
+        restarted.append(host)
+
+    monkeypatch.setattr(revocation, "restart_in_turn", restart)
+    voter = revocation.Revocation(etcd.files, etcd.vault, Service(), "h1")
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await etcd.join("h2", "a1", certificates.new_key())
+        await exclusion.release(etcd.vault, "h2")
+        await voter.look()
+        assert restarted == []
+        id_, _ = await exclusion.meant(etcd.vault, "h2", "h1")
+        await exclusion.exclude(etcd.vault, id_, voter.look, known=False)
+        assert restarted == ["h1"]
+        assert await etcd.states() == {"a1": "revoked"}
+        await voter.look()
+        assert restarted == ["h1"]
+
+    asyncio.run(run())
+
+
+def test_an_earlier_key_of_an_id_gets_nothing(etcd: Etcd) -> None:
+    """The key was stolen, and its host was forgotten and set up again with the same id: the thief has only the past."""
+
+    async def ask(path: str, certificate: str) -> object:
+        tls = mock.Mock()
+        tls.getpeercert.return_value = ssl.PEM_cert_to_DER_cert(certificate)
+        transport = mock.Mock()
+        transport.get_extra_info.side_effect = lambda name, *_: tls if name == "ssl_object" else None
+        payload = mock.Mock(readany=mock.AsyncMock(side_effect=[b'{"minor": "3.5"}', b""]))
+        request = make_mocked_request("POST", path, transport=transport, payload=payload)
+        return await Handover(etcd.files, etcd.vault).handlers()[path](request)
+
+    async def run() -> None:
+        await etcd.token("a1")
+        stolen = (await etcd.join("h2", "a1", certificates.new_key())).certificate
+        await etcd.forget("h2", known=True)
+        for path in ("/v1/leave", "/v1/voter"):
+            with pytest.raises(Denied, match="is not in the cluster any more"):
+                await ask(path, stolen)
+        await etcd.token("b2", member=True)
+        await etcd.join("h2", "b2", certificates.new_key())
+        await etcd.vault.put({TURN: (Turn(by="h1", at=0.0, host="h2", address="192.0.2.2"), 0)})
+        for path in ("/v1/leave", "/v1/voter"):
+            with pytest.raises(Denied, match="is not in force any more"):
+                await ask(path, stolen)
+        assert "h2" in etcd.passwords
+
+    asyncio.run(run())
+
+
+def test_a_repeated_join_makes_no_demoted_host_a_member_again(etcd: Etcd) -> None:
+    """Its token did that once; another token of members is an operator's word."""
+
+    async def run() -> None:
+        for token in ("a1", "b2"):
+            await etcd.token(token, member=True)
+        key = certificates.new_key()
+        for token, member in (("a1", True), ("a1", False), ("b2", True)):
+            await etcd.join("h2", token, key)
+            joined, revision = await etcd.vault.get(HOSTS + "h2", JoinedHost)
+            assert joined is not None
+            assert joined.member is member
+            demoted = msgspec.structs.replace(joined, member=False)
+            await etcd.vault.put({HOSTS + "h2": (demoted, revision)})
 
     asyncio.run(run())
 

@@ -45,6 +45,11 @@ def der(pem: str) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pem)
 
 
+def shown_by(pem: str) -> Shown:
+    """Return a certificate as the signer reads it."""
+    return Shown(der(pem))
+
+
 def made(life: float, now: datetime.datetime = NOW) -> Validity:
     """Return the validity of a host's certificate that was just made."""
     key = new_key()
@@ -60,7 +65,7 @@ def aged(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> Later:
             return cls.fromtimestamp(time.time() + seconds, tz)
 
-    monkeypatch.setattr("linkspan.cluster.founding.reissue.datetime.datetime", Later)
+    monkeypatch.setattr("datetime.datetime", Later)
 
 
 def test_a_certificates_times_are_read_as_the_library_reads_them() -> None:
@@ -117,13 +122,13 @@ def test_a_host_gets_the_same_certificate_until_half_of_its_life_is_over(
         await etcd.token("a1")
         key = new_key()
         first = (await etcd.join("h2", "a1", key)).certificate
-        assert (await etcd.reissue.renew(der(first), RenewalWish())).certificate == first
+        assert (await etcd.reissue.renew(shown_by(first), RenewalWish())).certificate == first
         aged(monkeypatch, 0.55 * HOUR)
-        second = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        second = (await etcd.reissue.renew(shown_by(first), RenewalWish())).certificate
         assert second != first
         assert certificates.belongs(second.encode(), key)
         for shown in (first, second, first):
-            assert (await etcd.reissue.renew(der(shown), RenewalWish())).certificate == second
+            assert (await etcd.reissue.renew(shown_by(shown), RenewalWish())).certificate == second
         known, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
         assert known is not None
         assert known.serials == tuple(f"{parsed(one.encode()).serial:x}" for one in (first, second))
@@ -144,18 +149,18 @@ def test_a_forgotten_host_renews_nothing_and_both_its_certificates_are_revoked(
         await etcd.token("a1")
         first = (await etcd.join("h2", "a1", new_key())).certificate
         aged(monkeypatch, 0.6 * HOUR)
-        second = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        second = (await etcd.reissue.renew(shown_by(first), RenewalWish())).certificate
         await etcd.forget("h2", known=True)
         for shown in (first, second):
             with pytest.raises(Denied, match="is not in the cluster any more"):
-                await etcd.reissue.renew(der(shown), RenewalWish())
+                await etcd.reissue.renew(shown_by(shown), RenewalWish())
         revoked = await etcd.vault.all("revoked/", dict)
         assert set(revoked) == {f"{parsed(one.encode()).serial:x}" for one in (first, second)}
         await etcd.token("b2")
         await etcd.join("h2", "b2", new_key())
         for shown in (first, second):  # the id is back, with another key
             with pytest.raises(Denied, match="is not in force any more"):
-                await etcd.reissue.renew(der(shown), RenewalWish())
+                await etcd.reissue.renew(shown_by(shown), RenewalWish())
 
     asyncio.run(run())
 
@@ -170,10 +175,10 @@ def test_a_certificate_that_is_younger_than_a_restored_vault_stays_good(
         first = (await etcd.join("h2", "a1", new_key())).certificate
         snapshot, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
         aged(monkeypatch, 0.6 * HOUR)
-        second = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        second = (await etcd.reissue.renew(shown_by(first), RenewalWish())).certificate
         _, revision = await etcd.vault.get(HOSTS + "h2", JoinedHost)
         await etcd.vault.put({HOSTS + "h2": (snapshot, revision)})
-        await etcd.reissue.renew(der(second), RenewalWish())
+        await etcd.reissue.renew(shown_by(second), RenewalWish())
         await etcd.forget("h2", known=True)
         revoked = await etcd.vault.all("revoked/", dict)
         assert revoked.keys() == {f"{parsed(one.encode()).serial:x}" for one in (first, second)}
@@ -194,9 +199,9 @@ def test_only_a_hosts_certificate_of_this_cluster_is_renewed(etcd: Etcd) -> None
         await etcd.join("h2", "a1", new_key())
         for shown, why in ((server, "is no host's"), (unknown, "not in the cluster"), (stolen, "not in force")):
             with pytest.raises(Denied, match=why):
-                await etcd.reissue.renew(der(shown.decode()), RenewalWish())
+                await etcd.reissue.renew(shown_by(shown.decode()), RenewalWish())
         with pytest.raises(Denied, match="cannot be read"):
-            await etcd.reissue.renew(b"none", RenewalWish())
+            await etcd.reissue.renew(Shown(b"none"), RenewalWish())
 
     asyncio.run(run())
 
@@ -248,9 +253,9 @@ def test_a_certificate_from_a_wrong_clock_is_replaced_once_that_is_right(
         first = (await etcd.join("h2", "a1", new_key())).certificate
         with monkeypatch.context() as wrong:
             aged(wrong, 12 * HOUR)
-            early = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+            early = (await etcd.reissue.renew(shown_by(first), RenewalWish())).certificate
         assert parsed(early.encode()).begin > time.time()
-        good = (await etcd.reissue.renew(der(first), RenewalWish())).certificate
+        good = (await etcd.reissue.renew(shown_by(first), RenewalWish())).certificate
         assert good not in (first, early)
         assert parsed(good.encode()).begin < time.time()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.cluster.founding import renewal
-from linkspan.cluster.founding.certificates import new_key
+from linkspan.cluster.founding.certificates import Shown, new_key
 from linkspan.cluster.founding.reissue import RenewalWish, Renewed
 from linkspan.cluster.founding.renewal import Renewal
 from linkspan.cluster.founding.trust_files import TrustFiles
@@ -49,7 +49,7 @@ class Host:
         assert signers == ("192.0.2.1:5381",)
         if self.failure is not None:
             raise self.failure
-        shown = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+        shown = Shown(ssl.PEM_cert_to_DER_cert(files.certificate.read_text()))
         return await self.etcd.reissue.renew(shown, RenewalWish(fingerprints(files.authority.read_bytes())))
 
     @property
@@ -80,7 +80,7 @@ def test_clocks_ten_minutes_apart_delay_a_renewal_and_prevent_none(host: Host, m
             def now(cls, tz: datetime.tzinfo | None = None) -> Clock:
                 return cls.fromtimestamp(there, tz)
 
-        monkeypatch.setattr("linkspan.cluster.founding.reissue.datetime.datetime", Clock)
+        monkeypatch.setattr("datetime.datetime", Clock)
         with pytest.raises(Unavailable, match="for younger than this host does"):
             await host.renewal._look()
         assert host.serial == first
