@@ -131,7 +131,7 @@ class Agent:
         """Start, and stop in order at the end. Raises Conflict if another agent uses the state folder."""
         state_dir = Path(self.config.state_dir)
         with locks.state_folder(state_dir), locks.network_namespace():
-            await self.founding.cleared(self.config.host_id)
+            self.config = await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(id=identity, name=self.host_name, version=__version__, enforces=True)
             with contextlib.closing(

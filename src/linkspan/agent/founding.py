@@ -24,6 +24,7 @@ from linkspan.agent.voters import Voters, addresses, preferred
 from linkspan.cluster.founding import authority_rotation, etcd_service, handover, join_token, member_list
 from linkspan.cluster.founding.authority_rotation import RotationProgress
 from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.exclusion import end_token
 from linkspan.cluster.founding.join_token import NEW_SECONDS, JoinToken, TokenRecord
 from linkspan.cluster.founding.renewal import HeldCertificate, Renewal
 from linkspan.cluster.founding.revocation import Revocation
@@ -36,7 +37,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix
 from linkspan.core.config import Config
 from linkspan.core.contracts import Store
-from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Host
 from linkspan.core.store_url import etcd_parts, told
 from linkspan.core.supervise import ended, lasting
@@ -44,7 +45,7 @@ from linkspan.runtimes import systemd
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT
-from linkspan.store.vault import TRIES, Vault, contended
+from linkspan.store.vault import Vault
 
 if TYPE_CHECKING:
     from linkspan.cluster.founding.restoration import Restored
@@ -241,6 +242,7 @@ class Founding:
             tell,
             self._config.certificate_life,
             self._renewal.soon,
+            self._turn.locked,
             systemd=systemd.restarts(),
         )
         self.voters.start()
@@ -472,12 +474,8 @@ class Founding:
         """Let nobody join with a token any more; hosts that did stay. Raises NotFound."""
         await self.token(id_)
         async with self._vault() as vault:
-            for _ in range(TRIES):
-                record, revision = await vault.get(TOKENS + id_, TokenRecord)
-                assert record is not None
-                if await vault.put({TOKENS + id_: (msgspec.structs.replace(record, revoked=True), revision)}):
-                    return await self.token(id_)
-        raise contended(f"token {id_}")
+            await end_token(vault, id_)
+        return await self.token(id_)
 
     async def rotate(self, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:
         """Begin to replace authorities, or go on; leave hosts out, by names or ids. Raises LinkspanError."""
@@ -533,21 +531,26 @@ class Founding:
             where = "take `store` out of the agent's settings" if self._config.store else "it is alone already"
             raise Conflict("this host is in no cluster that linkspan founded", where)
         async with self._turn:
-            try:
-                if self.voter() is not None:
-                    await self._control("leave the cluster")[0].take_out(host.id, host.name)
-                await vacate()
-                signers = member_list.signers(self.places)
-                await handover.ask(self.files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
-            except Unavailable as error:
-                if not force:
-                    hint = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
-                    raise Unavailable(f"the cluster does not answer: {error.message}", hint) from error
-            if self.voters is not None:
-                await self.voters.stop()
-            self.files.put(self.files.left, b"")
-            drop_store(self._file, self._config.store)
+            if not self.files.left.exists():
+                await self._part(host, vacate, force=force)
+                if self.voters is not None:
+                    await self.voters.stop()
+                self.files.put(self.files.left, b"")
+            drop_store(self._file, self.files.owns)
             self._restart(msgspec.structs.replace(self._config, store=""))
+
+    async def _part(self, host: Host, vacate: Callable[[], Awaitable[None]], *, force: bool) -> None:
+        """Let the cluster know that this host leaves it."""
+        try:
+            if self.voter() is not None:
+                await self._control("leave the cluster")[0].take_out(host.id, host.name)
+            await vacate()
+            signers = member_list.signers(self.places)
+            await handover.ask(self.files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
+        except (Unavailable, Denied) as error:  # denied: an earlier try broke off, or the host was forgotten
+            if not force:
+                hint = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
+                raise type(error)(f"the cluster does not let this host leave: {error.message}", hint) from error
 
     @contextlib.asynccontextmanager
     async def _vault(self) -> AsyncIterator[Vault]:
@@ -558,10 +561,16 @@ class Founding:
         finally:
             await vault.close()
 
-    async def cleared(self, host: str) -> None:
-        """Forget the cluster that this host left, before anything is read: it is a new host. Raises LinkspanError."""
+    async def cleared(self, host: str) -> Config:
+        """Forget the cluster that this host left, before anything is read: it is a new host. Raises LinkspanError.
+
+        Return the settings to go on with. A leave may have broken off before it took the store out of the file.
+        """
         if not self.files.left.exists():
-            return
+            return self._config
+        drop_store(self._file, self.files.owns)
+        if self.own:
+            self._config = msgspec.structs.replace(self._config, store="")
         if (voter := self.files.voter()) is not None:
             with contextlib.closing(EtcdService(self.files.state_dir, host, voter)) as service:
                 from linkspan.cluster.founding import promotion
@@ -573,6 +582,7 @@ class Founding:
         shutil.rmtree(self.files.state_dir / OWN, ignore_errors=True)  # it had no network when it joined, only its id
         self.files.forget_cluster()
         self.files.left.unlink()
+        return self._config
 
 
 def _told(id_: str, record: TokenRecord) -> TokenTold:

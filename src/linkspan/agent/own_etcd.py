@@ -73,8 +73,7 @@ def remove(config: Config, file: Path) -> list[str]:
     ``uninstall`` has disabled the unit before, and the agent has ended. Raises LinkspanError.
     """
     state_dir, voter, removed = Path(config.state_dir), _voter(config), preview(config)
-    if TrustFiles(state_dir).owns(config.store):
-        drop_store(file, config.store)
+    drop_store(file, TrustFiles(state_dir).owns)
     if voter is None:
         return removed
     with contextlib.closing(EtcdService(state_dir, "", voter)) as service:

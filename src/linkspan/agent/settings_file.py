@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,15 +25,15 @@ def _parts(text: str) -> tuple[str, str]:
     return text[:begin], text[begin:]
 
 
-def drop_store(file: Path, url: str) -> None:
-    """Take the setting ``store`` out of a settings file if it is ``url``; remove a file without any other.
+def drop_store(file: Path, ours: Callable[[str], bool]) -> None:
+    """Take the setting ``store`` out of a settings file if its URL is ``ours``; remove a file without any other.
 
     Raises Unavailable.
     """
     try:
         file = Path(os.path.realpath(file))  # a link stays one
         text = file.read_text(encoding="utf-8")
-        if tomllib.loads(text).get("store") == url:
+        if ours(str(tomllib.loads(text).get("store", ""))):
             head, tables = _parts(text)
             rest = _STORE.sub("", head) + tables
             write(file, rest.encode(), file.stat().st_mode & 0o777) if rest.strip() else file.unlink()

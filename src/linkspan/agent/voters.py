@@ -104,13 +104,14 @@ class Voters:
         tell: Callable[[str], None],
         life: float,
         renewed: Callable[[], None],
+        busy: Callable[[], bool],
         *,
         systemd: bool,
     ) -> None:
         """``gateway`` is the store's; ``server`` runs on a voter; ``keep`` writes other endpoints into the settings.
 
         ``install`` and ``uninstall`` are for etcd's unit if ``systemd`` runs this host's services. ``life`` and
-        ``renewed`` are as ``VoterServer`` has them.
+        ``renewed`` are as ``VoterServer`` has them. ``busy``: a restore may be making a voter of this host just now.
         """
         self._files = files
         self._gateway = gateway
@@ -123,6 +124,7 @@ class Voters:
         self._tell = tell
         self._life = life
         self._renewed = renewed
+        self._busy = busy
         self._systemd = systemd
         self.control: VoterControl | None = None
         self.revocation: Revocation | None = None
@@ -183,6 +185,8 @@ class Voters:
                 await self._retire(self.server)
             else:
                 await self._look_after(self.server, members)
+        elif self._files.voters_left() and not self._busy() and not await self._is_member():
+            await self._be_client(self._files.voter() or Voter("", self._systemd))  # what broke off left secrets
 
     def _use(self, places: tuple[str, ...]) -> None:
         """Use the voters as the store's endpoints."""
@@ -245,20 +249,28 @@ class Voters:
 
     async def _is_out(self, voter: Voter) -> bool:
         """Return whether a quorum of the voters knows this host as no member any more."""
-        here = self._hosts.here
-        if not member_list.has(await member_list.listed(self._gateway, agreed=True), here.id, addresses(here)):
+        if not await self._is_member():
             return True
         if time.monotonic() < self._ask_others:
             return False
         self._ask_others = time.monotonic() + OTHERS_LOOK
         others = [one for one in self._gateway.url.endpoints if one != voter.clients]
-        return await member_list.is_replaced(self._files, others, here.id, voter.address)
+        return await member_list.is_replaced(self._files, others, self._hosts.here.id, voter.address)
+
+    async def _is_member(self) -> bool:
+        """Return whether a quorum of the voters has this host among etcd's members."""
+        here = self._hosts.here
+        return member_list.has(await member_list.listed(self._gateway, agreed=True), here.id, addresses(here))
 
     async def _retire(self, server: VoterServer) -> None:
-        """Go on as a client."""
+        """Go on as a client; if that fails, each look tries it again."""
         self.server = self.control = self.revocation = None
         await server.stop()
-        service = EtcdService(self._files.state_dir, self._hosts.here.id, server.voter)
+        await self._be_client(server.voter)
+
+    async def _be_client(self, voter: Voter) -> None:
+        """Remove what only a voter has. Raises LinkspanError."""
+        service = EtcdService(self._files.state_dir, self._hosts.here.id, voter)
         try:
             await promotion.retire(self._files, service)
         finally:

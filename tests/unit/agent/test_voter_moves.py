@@ -69,7 +69,9 @@ class Host:
         none: Any = lambda *_: None  # noqa: E731 - several callbacks
         gateway: Any = self.gateway
         here: Any = SimpleNamespace(here=SimpleNamespace(id="2"))
-        self.voters = Voters(self.files, gateway, here, "c", None, none, none, none, none, 99, none, systemd=False)
+        self.voters = Voters(
+            self.files, gateway, here, "c", None, none, none, none, none, 99, none, bool, systemd=False
+        )
         self.started: list[Voter] = []
         monkeypatch.setattr(self.voters, "_start", self.started.append)
 

@@ -122,7 +122,7 @@ class VoterControl:
             candidates=candidates(joined, seen, self._living, turn, settings, time.time()),
             hosts=len(inside),
             settings=settings,
-            refused=bool(turn.refused or (chosen is not None and (chosen.forgotten or not chosen.member))),
+            refused=bool(turn.host and (turn.refused or chosen is None or chosen.forgotten or not chosen.member)),
         )
         step = next_step(situation)
         if isinstance(step, Wait):
@@ -170,11 +170,23 @@ class VoterControl:
             await self._remove(step, turn, name(step.member.host or turn.host))
 
     async def _remove(self, step: Remove, turn: Turn, name: str) -> None:
-        await member_list.remove(self._vault.gateway, step.member.id)
-        if step.member.host:
-            await self._vault.retire(step.member.host)
+        await self._expel(step.member)
         why = turn.refused if step.member.learner and turn.refused else step.why
         self._tell(f"host {name} is no {'learner' if step.member.learner else 'voter'} any more: {why}")
+
+    async def _expel(self, member: Seen) -> None:
+        """Take a member out of etcd. Raises LinkspanError.
+
+        Its user loses a voter's right first: what breaks off after that is repeated, as long as it is a member.
+        """
+        if member.host:
+            await self._vault.retire(member.host)
+        try:
+            await member_list.remove(self._vault.gateway, member.id)
+        except LinkspanError:
+            if member.host and not member.learner:
+                await self._vault.enrol(member.host)
+            raise
 
     async def settings(self) -> VotingSettings:
         """Return the cluster's settings of voting. Raises Unavailable."""
@@ -184,20 +196,23 @@ class VoterControl:
     async def demote(self, word: str) -> str:
         """Take a voter out of etcd, by its host's name or id, for good; return its id. Raises Conflict or NotFound."""
         host, known = await meant(self._vault, word, "")
-        await self._mark(host, member=False)
         await self.take_out(host, known.name)
         return host
 
     async def take_out(self, host: str, name: str) -> None:
-        """Take a host out of etcd's members, if it is one. Raises Conflict if the others have no quorum then."""
+        """Let a host be no member of etcd, now and until an operator wants it.
+
+        Raises Conflict if the others have no quorum then.
+        """
         seen = await self.members()
         member = next((one for one in seen if one.host == host), None)
-        if member is None:
-            return
-        if not member.learner and (why := refusal(seen, member.id)):
+        if member is not None and not member.learner and (why := refusal(seen, member.id)):
             raise Conflict(f"host {name} must stay a voter: {why}", "promote another host first, or bring voters back")
-        await member_list.remove(self._vault.gateway, member.id)
-        await self._vault.retire(host)
+        await self._mark(host, member=False)
+        if member is None:
+            await self._vault.retire(host)  # an earlier try may have broken off
+        else:
+            await self._expel(member)
 
     async def choose(self, word: str) -> str:
         """Let a host become the next voter, by its name or id; return its id. Raises Conflict or NotFound."""

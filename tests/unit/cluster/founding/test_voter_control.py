@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from linkspan.cluster.founding import member_list, promotion, voter_control
 from linkspan.cluster.founding.authority_plan import ROTATION, TRUST, RotationRecord
 from linkspan.cluster.founding.handover import TURN, Turn
-from linkspan.cluster.founding.signer import JoinedHost
+from linkspan.cluster.founding.signer import HOSTS, JoinedHost
 from linkspan.cluster.founding.voter_control import RETRY_SECONDS, Living, VoterControl, candidates, chosen
 from linkspan.cluster.founding.voting import Add, Candidate, Seen, VotingSettings
+from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Member
+from linkspan.store.vault import Vault
 from support.fake_voters import Voters
+from support.memory_vault import Etcd
 
 NOW = 10_000.0
 
@@ -141,5 +147,73 @@ def test_no_host_is_chosen_while_authorities_change(monkeypatch: pytest.MonkeyPa
         await voters.vault.put({ROTATION: (rotation, 0)})
         await control._step(())
         assert (await voters.vault.get(TURN, Turn))[0] is None
+
+    asyncio.run(run())
+
+
+def test_a_voter_that_is_taken_out_loses_its_right_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So what breaks off is repeated; it is not chosen again, and one that has to stay keeps its right."""
+    etcd, done, failing = Etcd(monkeypatch, tmp_path), list[str](), True
+
+    def noted(word: str) -> Callable[..., Coroutine[object, object, None]]:
+        async def note(*_: object) -> None:
+            done.append(word)
+            if word == "remove" and failing:
+                raise Unavailable("etcd refuses it")
+
+        return note
+
+    for name in ("retire", "enrol"):
+        monkeypatch.setattr(Vault, name, noted(name))
+    monkeypatch.setattr(member_list, "remove", noted("remove"))
+    seen = tuple(Seen(id=host, host=host, healthy=99) for host in ("a", "b"))
+
+    async def members(_: VoterControl) -> tuple[Seen, ...]:
+        return seen
+
+    monkeypatch.setattr(VoterControl, "members", members)
+    monkeypatch.setattr(Vault, "gateway", mock.Mock())
+
+    async def run() -> None:
+        nonlocal failing, seen
+        control = VoterControl(etcd.vault, "a", Records(), print)
+        await etcd.vault.put({HOSTS + "b": (joined("b"), 0)})
+        with pytest.raises(Unavailable):
+            await control.take_out("b", "b")
+        assert done == ["retire", "remove", "enrol"]
+        failing = False
+        await control.take_out("b", "b")
+        assert done[3:] == ["retire", "remove"]
+        known, _ = await etcd.vault.get(HOSTS + "b", JoinedHost)
+        assert known is not None
+        assert not known.member
+        seen = seen[:1]
+        await control.take_out("b", "b")
+        assert done[5:] == ["retire"]
+        with pytest.raises(Conflict):
+            await control.take_out("a", "a")
+        assert len(done) == 6
+
+    asyncio.run(run())
+
+
+def test_a_learner_whose_host_has_left_is_taken_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is kept of the host any more, or that it is forgotten."""
+    etcd, done = Etcd(monkeypatch, tmp_path), list[str]()
+
+    async def remove(_gateway: Gateway, id_: str) -> None:
+        done.append(id_)
+
+    async def members(_: VoterControl) -> tuple[Seen, ...]:
+        return (Seen(id="1", host="a", leader=True, healthy=99), Seen(id="2", host="", learner=True, healthy=1))
+
+    monkeypatch.setattr(member_list, "remove", remove)
+    monkeypatch.setattr(VoterControl, "members", members)
+    monkeypatch.setattr(Vault, "gateway", mock.Mock())
+
+    async def run() -> None:
+        await etcd.vault.put({TURN: (Turn(by="a", at=0.0, host="b", address="192.0.2.2"), 0)})
+        await VoterControl(etcd.vault, "a", Records(), lambda _: None).look()
+        assert done == ["2"]
 
     asyncio.run(run())

@@ -1,0 +1,84 @@
+"""Leaving: a leave that breaks off is finished by the next start, and nothing of a voter stays on a client."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from linkspan.agent import voters
+from linkspan.agent.founding import Founding
+from linkspan.agent.settings_file import keep_store
+from linkspan.agent.voters import Voters
+from linkspan.cluster.founding import member_list, promotion
+from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.hosts import Hosts
+from linkspan.core.config import Config, load
+from linkspan.core.errors import Unavailable
+from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.etcd_wire import Member
+
+VOTER = Voter("192.0.2.1")
+
+
+def test_a_leave_that_broke_off_is_finished_by_the_next_start(tmp_path: Path) -> None:
+    """Also if the settings file still has the store, with endpoints of another day."""
+    files, file = TrustFiles(tmp_path), tmp_path / "agent.toml"
+    files.secret(files.password)
+    files.put(files.left, b"")
+    file.write_text("cooldown = 5\n")
+    keep_store(file, files.url(["192.0.2.2:5379"], "h1"))
+    left = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))
+    part = Founding(left, file, lambda _: None)
+    assert asyncio.run(part.cleared("h1")).store == ""
+    assert (load(str(file), {}).store, file.read_text()) == ("", "cooldown = 5\n")
+    assert not part.own
+    assert not any(files.folder.iterdir())
+
+
+def test_a_client_with_secrets_of_a_voter_removes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promotion or a demotion broke off. It tries until that succeeds, but not while it is a member."""
+    files = TrustFiles(tmp_path)
+    members: tuple[Member, ...] = (Member(id="1", name="voter-h1"),)
+    failures, removed = [Unavailable("its disk is full", "")], list[str]()
+
+    async def listed(*_: object, **__: object) -> tuple[Member, ...]:
+        return members
+
+    real = promotion.retire
+
+    async def retire(*args: object) -> None:
+        if failures:
+            raise failures.pop()
+        await real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(member_list, "listed", listed)
+    monkeypatch.setattr(promotion, "retire", retire)
+    monkeypatch.setattr(voters, "addresses", lambda _host: frozenset({"192.0.2.7"}))
+    hosts = cast("Hosts", SimpleNamespace(here=SimpleNamespace(id="h1")))
+    gateway = cast("Gateway", SimpleNamespace(url=SimpleNamespace(endpoints=())))
+    busy = True
+    part = Voters(
+        files, gateway, hosts, "c1", None, lambda _: lambda _service: None, lambda: removed.append("unit"),
+        lambda _: None, lambda _: None, 3600, lambda: None, lambda: busy, systemd=False,
+    )  # fmt: skip
+
+    async def run() -> None:
+        nonlocal busy, members
+        files.put(files.authority_key, b"secret")
+        await part.look()
+        members = ()
+        await part.look()
+        busy = False
+        with pytest.raises(Unavailable, match="full"):
+            await part.look()
+        assert files.authority_key.exists()
+        await part.look()
+        assert not files.voters_left()
+        await part.look()
+        assert removed == ["unit"]
+
+    asyncio.run(run())
