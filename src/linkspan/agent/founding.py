@@ -454,7 +454,8 @@ class Founding:
 
         signers = [*member_list.signers(self.places)]
         async with self._vault() as vault:
-            return await create_token(self.files, vault, signers, seconds=seconds, uses=uses, member=member)
+            authority = await authority_rotation.for_joiners(self.files, vault)
+            return await create_token(vault, authority, signers, seconds=seconds, uses=uses, member=member)
 
     async def tokens(self) -> list[TokenTold]:
         """Return all tokens, the newest first. Raises Conflict if this host is no voter."""

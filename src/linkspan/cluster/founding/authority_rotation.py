@@ -172,6 +172,17 @@ async def revoke_tokens(vault: Vault) -> None:
         await end_token(vault, id_)
 
 
+async def for_joiners(files: TrustFiles, vault: Vault) -> bytes:
+    """Return the authority (PEM) that a new token names: during a rotation the one that stays. Raises Unavailable.
+
+    This voter may not have carried out the step yet. In the first step tokens name the old one, and end with it.
+    """
+    rotation, _ = await vault.get(ROTATION, RotationRecord)
+    if rotation is not None and rotation.step != TRUST and CLIENTS in rotation.authorities:
+        return rotation.authorities[CLIENTS].encode()
+    return files.authority.read_bytes()
+
+
 async def begin(files: TrustFiles, vault: Vault, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:
     """Begin a rotation, or go on with the one that is under way; ``without``: names or ids of hosts to leave out.
 

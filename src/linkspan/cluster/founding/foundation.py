@@ -56,23 +56,26 @@ async def found(
         await vault.admit(host, own, voter=True)
         await wish(vault)
         await _note_own(files, vault, host, name, serial)
-        token = await create_token(files, vault, [voter.signer], uses=0, member=True)
+        token = await create_token(vault, files.authority.read_bytes(), [voter.signer], uses=0, member=True)
     finally:
         await vault.close()
     return files.url([voter.clients], host), token
 
 
 async def create_token(
-    files: TrustFiles,
     vault: Vault,
+    authority: bytes,
     signers: list[str],
     *,
     seconds: float = join_token.NEW_SECONDS,
     uses: int = 0,
     member: bool = False,
 ) -> JoinToken:
-    """Make a token for joins within ``seconds``, of ``uses`` hosts (0: any number), and write its hash down."""
-    token = join_token.new(certificates.fingerprint(files.authority.read_bytes()), tuple(signers))
+    """Make a token for joins within ``seconds``, of ``uses`` hosts (0: any number), and write its hash down.
+
+    ``authority`` (PEM) is the one that they are to trust.
+    """
+    token = join_token.new(certificates.fingerprint(authority), tuple(signers))
     now = time.time()
     record = TokenRecord(
         hash=join_token.hashed(token.secret), created=now, expires=now + seconds, uses=uses, member=member

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import logging
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -29,6 +30,7 @@ from linkspan.cluster.founding.validity import FIRST, parsed
 from linkspan.core.addresses import place
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
 from linkspan.core.model import checked_name
+from linkspan.core.supervise import ended, lasting
 from linkspan.store.vault import TRIES, Vault, contended
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ log = logging.getLogger("linkspan.cluster.founding.signer")
 T = TypeVar("T", bound=msgspec.Struct)
 Handler = Callable[[web.Request], Awaitable[msgspec.Struct]]
 NOTHING_MORE: Mapping[str, Handler] = MappingProxyType({})
+AGAIN = 1.0
+"""Seconds until connections are taken again after a failure."""
 LARGEST = 16 << 10
 """Largest request in bytes."""
 MOST_CONNECTIONS = 64
@@ -313,20 +317,44 @@ async def serving(
     server = runner.server
     assert server is not None
 
-    def connection() -> asyncio.Protocol:
-        return server() if len(server.connections) < MOST_CONNECTIONS else _Closed()
-
-    loop = asyncio.get_running_loop()
-    listening: asyncio.Server | None = None
+    family = socket.AF_INET6 if ":" in where.address else socket.AF_INET
     try:
-        listening = await loop.create_server(
-            connection, where.address, port, ssl=context, ssl_handshake_timeout=SECONDS
-        )
-        yield
+        with socket.create_server((where.address, port), family=family) as listening:
+            listening.setblocking(False)
+            accepting = lasting("taking connections of hosts", lambda: _accept(listening, server, context))
+            try:
+                yield
+            finally:
+                await ended(accepting)
     finally:
-        if listening is not None:
-            listening.close()
         await runner.cleanup()
+
+
+async def _accept(listening: socket.socket, server: web.Server, context: ssl.SSLContext) -> None:
+    """Take connections, MOST_CONNECTIONS at once with those whose TLS handshake is under way.
+
+    aiohttp knows a connection only after its handshake. One that is too many is closed before that.
+    """
+    begun = set[asyncio.Task[None]]()
+    async with asyncio.TaskGroup() as handshakes:
+        while True:
+            try:
+                one, _ = await asyncio.get_running_loop().sock_accept(listening)
+            except OSError as error:  # it is gone already, or the agent has no file descriptor left
+                log.info("a connection is not taken: %s", error.strerror)
+                await asyncio.sleep(AGAIN)
+                continue
+            if len(server.connections) + len(begun) >= MOST_CONNECTIONS:
+                one.close()
+                continue
+            begun.add(task := handshakes.create_task(_shake_hands(one, server, context)))
+            task.add_done_callback(begun.discard)
+
+
+async def _shake_hands(one: socket.socket, server: web.Server, context: ssl.SSLContext) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):  # whoever it is says no more, or speaks no TLS
+        await loop.connect_accepted_socket(server, one, ssl=context, ssl_handshake_timeout=SECONDS)
 
 
 async def sent(request: web.Request, kind: type[T]) -> T:
@@ -334,13 +362,6 @@ async def sent(request: web.Request, kind: type[T]) -> T:
     async with asyncio.timeout(SECONDS):
         body = await request.read()
     return msgspec.json.decode(body, type=kind)
-
-
-class _Closed(asyncio.Protocol):
-    """A connection that is one too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 class Refusals:
