@@ -84,6 +84,15 @@ def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> Non
     learn("reset")
 
 
+def test_the_language_of_the_locale_is_kept_for_the_sandbox(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose own locale is C: `learn hint` speaks as the lesson did."""
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    learn("start", "1")
+    inside(state, f"learn hint > {state}/hint")
+    assert "提示 1" in (state / "hint").read_text(encoding="utf-8")
+    learn("reset")
+
+
 def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
     """As the contract says."""
     assert json.loads(learn("play", "1", "-o", "json")) == [

@@ -42,3 +42,6 @@ What is kept
     `progress.py` writes one file in the user's state folder: the language, the lesson that is open, and for each lesson
     whether it is passed, with tries, hints and seconds. Nothing of it leaves the machine.
 """
+
+INSIDE = "LINKSPAN_LEARN_INSIDE"
+"""Environment variable of the commands that a reader types in a sandbox."""

@@ -10,18 +10,17 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
+from linkspan.core.own_command import own_command, own_environment
 from linkspan.lab.commands import await_
+from linkspan.learn import INSIDE
 
 MARK = "LINKSPAN_LEARN_SANDBOX"
 """Environment variable of a sandbox's processes, with its name."""
-INSIDE = "LINKSPAN_LEARN_INSIDE"
-"""Environment variable of the commands that a reader types in a sandbox."""
 RUN = "/run/learn"
 """Folder of a sandbox's own programs and files, on its own /run."""
 PATIENCE = 60.0
@@ -37,7 +36,7 @@ mount -t sysfs sysfs /sys 2>/dev/null || true
 ip link set lo up
 cd {RUN}/bin
 printf '#!/bin/sh\\nexec "$@"\\n' > sudo
-printf '#!/bin/sh\\nexec "%s" -m linkspan.cli.main "$@"\\n' "$0" > linkspan
+printf '#!/bin/sh\\nexec %s "$@"\\n' "$0" > linkspan
 printf '#!/bin/sh\\nexec {RUN}/bin/linkspan learn "$@"\\n' > learn
 if tool=$(command -v tcpdump); then printf '#!/bin/sh\\nexec %s -Z root "$@"\\n' "$tool" > tcpdump; fi
 if tool=$(command -v dnsmasq); then printf '#!/bin/sh\\nexec %s --user= --group= "$@"\\n' "$tool" > dnsmasq; fi
@@ -63,17 +62,19 @@ class Sandbox:
         self._pipe = pipe
 
     def entering(self) -> list[str]:
-        """Return the words before a command that runs in the sandbox."""
+        """Return the words before a command that runs in the sandbox.
+
+        Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
+        is then the machine's, and relative paths lead out of the sandbox.
+        """
         if not self.init:
             return []
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--pid", "--wd=/"]
+        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--pid"]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs."""
-        usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        path = f"{RUN}/bin:{usual}:{os.environ.get('PATH', '')}"
-        return _environment() | {"PATH": path, INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+        return own_environment() | {"PATH": f"{RUN}/bin:{_path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
 
     def results(self, commands: Sequence[str]) -> list[tuple[int, str]]:
         """Run shell commands one after the other; return exit code and output of each. At most COMMAND seconds each.
@@ -149,11 +150,11 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
-            [*words, _MADE + ending, sys.executable],
+            [*words, _MADE + ending, shlex.join(own_command())],
             stdin=subprocess.DEVNULL if lasting else reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment() | {MARK: name},
+            env=own_environment() | {"PATH": _path(), MARK: name},
             start_new_session=True,
             text=True,
         )
@@ -244,13 +245,9 @@ def _setting(name: str) -> str:
     return ""
 
 
-def _environment() -> dict[str, str]:
-    """Return this process's environment, in which linkspan's own modules are found from any folder."""
-    given = dict(os.environ)
-    if "PYTHONPATH" in given:
-        parts = given["PYTHONPATH"].split(os.pathsep)
-        given["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts if part)
-    return given
+def _path() -> str:
+    """Return a PATH with the system's programs first: a user's may lack /usr/sbin (Debian)."""
+    return f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
 
 
 def _marked(name: str) -> list[int]:
