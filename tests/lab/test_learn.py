@@ -176,6 +176,16 @@ def test_the_first_lesson_in_one_window(state: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_two_panes_end_with_a_killed_learn(state: Path) -> None:
+    """The sandbox, both panes, and tmux itself."""
+    window = Window("start", "1", "--split")
+    window.shows("[learn 1] #")
+    os.kill(window.pid, signal.SIGKILL)
+    until(lambda: not _any(str(state / "linkspan" / "learn")), "all processes of the sandbox have ended")
+    window.ends()
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_a_lesson_in_two_panes(state: Path) -> None:
     """The upper one says what is achieved in the lower one; both end together, and nothing is left."""
     window = Window("start", "1", "--split")

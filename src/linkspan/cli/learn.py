@@ -122,7 +122,7 @@ def start(
     one: Lesson | None = lesson.numbered(number) if number else first
     while one is not None:
         on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        box = _begun(one, kept, words, lasting=split or not on_terminal)
+        box = _begun(one, kept, words, lasting=not on_terminal)
         if not on_terminal:
             _introduce(one, words)
             say(words("The sandbox is ready: `linkspan learn shell` enters it, `linkspan learn reset` removes it."))
@@ -152,10 +152,10 @@ def _begun(one: Lesson, kept: Progress, words: Words, *, lasting: bool) -> Sandb
                 fix = "; ".join(one.fix for one in lacking)
                 raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
             play.begin(box, one)
+            kept.start(one.name)
         except BaseException:
             box.end()
             raise
-    kept.start(one.name)
     return box
 
 

@@ -82,3 +82,14 @@ def test_a_broken_linkspan_gives_no_empty_completion(
     command.write_text("#!/bin/sh\n")
     with pytest.raises(sources.Missing, match="no completion for bash"):
         manual.completion("bash")
+
+
+def test_a_folder_with_other_files_is_not_emptied(sources: ModuleType, tmp_path: Path) -> None:
+    """`--output ~` is a mistake."""
+    import build
+
+    (tmp_path / "linkspan-1-py3-none-any.whl").touch()
+    (tmp_path / "letter").touch()
+    with pytest.raises(sources.Missing, match="letter, which no build made"):
+        build.build(tmp_path)
+    assert (tmp_path / "letter").exists()
