@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.core.errors import LinkspanError
 from linkspan.learn import comparison, play, sandbox
 from linkspan.learn.lesson import LESSONS, Lesson, lessons, numbered
 from linkspan.learn.sandbox import Sandbox
@@ -87,6 +88,26 @@ def _running(word: str) -> bool:
         except OSError:
             continue
     return False
+
+
+def test_orphans_of_a_sandbox_are_reaped(box: Sandbox) -> None:
+    """Its first process waits for them, or they would stay as zombies."""
+    box.script("for n in 1 2 3; do (sleep 0.2 & ) ; done")
+    until(lambda: "sleep" not in box.results(["ps -e -o comm"])[0][1], "no sleep is left, not even as a zombie")
+
+
+def test_a_sandbox_that_somebody_ended_is_not_ended_again() -> None:
+    """Its pid may be another process's by then; whoever comes later is told."""
+    box = sandbox.make(f"test-twice-{os.getpid()}")
+    assert sandbox.end_all(f"test-twice-{os.getpid()}") == 1
+    assert not box.end()
+
+
+def test_a_script_that_does_not_end_is_an_error(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a traceback."""
+    monkeypatch.setattr(sandbox, "PATIENCE", 0.2)
+    with pytest.raises(LinkspanError, match="did not end within"):
+        box.script("sleep 60")
 
 
 def test_a_failing_command_says_which_and_the_beginning_stops(box: Sandbox) -> None:

@@ -130,8 +130,8 @@ def start(
         try:
             code = _split() if split else _taught(box, one, kept, words)
         finally:
-            box.end()
-            kept.close()
+            if box.end():  # else another window has ended it, and may have opened a lesson since
+                kept.close()
         following = [other for other in every if other.number > one.number]
         if code == sandbox.NEXT and not following:
             say(words("That was the last lesson."))

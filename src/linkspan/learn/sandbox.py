@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
 from linkspan.core.own_command import own_command, own_environment
@@ -48,7 +50,7 @@ echo made
 A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows.
 """
 _EACH = (
-    f'for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
+    f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
     " printf '%s\\0%d\\0' \"$out\" $code; done"
 )
 
@@ -56,9 +58,10 @@ _EACH = (
 class Sandbox:
     """A sandbox that exists; ``init`` is the pid of its first process, 0 for the one that this process is in."""
 
-    def __init__(self, init: int, pipe: int = -1) -> None:
+    def __init__(self, init: int, name: str = "", pipe: int = -1) -> None:
         """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does."""
         self.init = init
+        self._name = name
         self._pipe = pipe
 
     def entering(self) -> list[str]:
@@ -81,15 +84,9 @@ class Sandbox:
 
         Raises LinkspanError if the sandbox is gone.
         """
-        done = subprocess.run(
-            [*self.entering(), "sh", "-c", _EACH, "sh", *commands],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=PATIENCE + COMMAND * len(commands),
-            env=self.environment(),
-        )
-        pieces = done.stdout.decode(errors="replace").split("\0")[:-1]
+        with tempfile.TemporaryFile() as said:
+            self._run(["sh", "-c", _EACH, "sh", *commands], said, PATIENCE + COMMAND * len(commands))
+            pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
             raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
         return [(int(code), output) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
@@ -100,17 +97,25 @@ class Sandbox:
         Programs that it leaves in the background continue, and keep nobody waiting: its output is a file.
         """
         with tempfile.TemporaryFile() as said:
+            code = self._run(["sh", "-ec", text], said, PATIENCE)
+            return code, said.read().decode(errors="replace").strip()
+
+    def _run(self, argv: Sequence[str], said: IO[bytes], seconds: float) -> int:
+        """Run a command with its output in a file, which can be read from its beginning then; return the exit code."""
+        try:
             done = subprocess.run(
-                [*self.entering(), "sh", "-ec", text],
+                [*self.entering(), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 check=False,
-                timeout=PATIENCE,
+                timeout=seconds,
                 env=self.environment(),
             )
-            said.seek(0)
-            return done.returncode, said.read().decode(errors="replace").strip()
+        except subprocess.TimeoutExpired as error:
+            raise LinkspanError(f"a command in the sandbox did not end within {seconds:g} s") from error
+        said.seek(0)
+        return done.returncode
 
     def shell(self, greeting: str) -> tuple[list[str], dict[str, str]]:
         """Return the words and the environment of the reader's shell in the sandbox.
@@ -125,14 +130,18 @@ class Sandbox:
         found = f"command -v bash >/dev/null && exec bash --rcfile {RUN}/bashrc -i; exec sh -i"
         return [*self.entering(), "sh", "-c", found], self.environment()
 
-    def end(self) -> None:
-        """End the sandbox with everything in it, and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.init, signal.SIGKILL)
+    def end(self) -> bool:
+        """End the sandbox with everything in it, and wait until it is gone; return whether it was still there."""
+        lives = self.init in _marked(self._name)  # if another window has ended it, the pid may be another process's
+        if lives:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.init, signal.SIGKILL)
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
-        await_(lambda: not _is_init(self.init))
+        if lives:
+            await_(lambda: not _is_init(self.init))
+        return lives
 
 
 NEXT = 42
@@ -144,8 +153,11 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
 
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
-    ending = "exec sleep infinity" if lasting else "exec cat >/dev/null"
+    ending = "sleep infinity; exit" if lasting else "cat >/dev/null; exit"  # without exec: the shell reaps orphans
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+        if shutil.which(program, path=_path()) is None:
+            raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     words = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"]
     reading, pipe = os.pipe()
     try:
@@ -158,9 +170,6 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
             start_new_session=True,
             text=True,
         )
-    except FileNotFoundError as error:
-        os.close(pipe)
-        raise Denied("a sandbox needs the program unshare", "apt install util-linux") from error
     finally:
         os.close(reading)
     assert process.stdout is not None
@@ -185,7 +194,7 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
     if not await_(seen):
         raise LinkspanError("the sandbox ended at once")
     _reaped.append(process)
-    return Sandbox(inits[0], pipe)
+    return Sandbox(inits[0], name, pipe)
 
 
 _reaped: list[subprocess.Popen[str]] = []
@@ -207,13 +216,13 @@ def found(name: str) -> Sandbox:
     if os.environ.get(INSIDE):
         return Sandbox(0)
     for pid in _marked(name):
-        return Sandbox(pid)
+        return Sandbox(pid, name)
     raise NotFound("there is no sandbox", "linkspan learn start N makes one")
 
 
 def end_all(name: str) -> int:
     """End all sandboxes with this name; return their number."""
-    there = [Sandbox(pid) for pid in _marked(name)]
+    there = [Sandbox(pid, name) for pid in _marked(name)]
     for one in there:
         one.end()
     return len(there)
@@ -232,8 +241,8 @@ def obstacle() -> str:
         return "user namespaces are off: use sudo, or sudo sysctl kernel.unprivileged_userns_clone=1"
     if _setting("user/max_user_namespaces") == "0":
         return "user namespaces are off: use sudo, or sudo sysctl user.max_user_namespaces=10000"
-    if "microsoft" in Path("/proc/version").read_text().lower():
-        return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2, or use sudo"
+    if Path("/proc/version").read_text().partition(" (")[0].endswith("-Microsoft"):  # WSL 2: microsoft-standard-WSL2
+        return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2"
     if Path("/.dockerenv").exists():
         return "Docker's seccomp profile forbids it: docker run --privileged, or run it on the machine itself"
     return "use sudo"

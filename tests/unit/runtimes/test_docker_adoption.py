@@ -32,6 +32,7 @@ class MemoryEngine(Engine):
             {"Id": "1", "Name": "shop", "Driver": "bridge", "IPAM": {"Config": [{"Subnet": POOL}]}}
         ]
         self.fails = False
+        self.late: dict[str, Any] | None = None
 
     @property
     def drivers(self) -> list[str]:
@@ -39,7 +40,14 @@ class MemoryEngine(Engine):
         return [one["Driver"] for one in self.told]
 
     async def described(self, kind: type[T]) -> list[T]:
-        """Return the networks."""
+        """Return the networks, from the next call on also the one that is created ``late``."""
+        late, self.late = self.late, None
+        try:
+            return self._told(kind)
+        finally:
+            self.told += [late] if late else []
+
+    def _told(self, kind: type[T]) -> list[T]:
         return msgspec.convert(self.told, list[kind])  # type: ignore[valid-type]
 
     async def containers(self) -> list[Listed]:
@@ -178,6 +186,25 @@ def test_a_killed_adoption_is_undone_while_no_agent_answers(
     words = ["adopt", "docker", "shop", "--undo", "--config", str(settings), "--socket", str(tmp_path / "none")]
     done = CliRunner().invoke(app(["adopt"]), words)
     assert (done.exit_code, engine.drivers) == (0, ["bridge"]), done.output
+
+
+def test_a_network_that_the_engine_creates_after_all_is_removed(
+    engine: MemoryEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request timed out, and the bridge must come back."""
+    create = engine.create
+
+    async def slowly(wish: Mapping[str, object]) -> None:
+        if wish["Driver"] == "linkspan":
+            engine.late = {"Id": "3", **wish}
+            raise Unavailable("timed out")
+        await create(wish)
+
+    monkeypatch.setattr(engine, "create", slowly)
+    agent = MemoryAgent()
+    with pytest.raises(Unavailable, match="stays Docker's bridge"):
+        _adopter(engine, agent, tmp_path).adopt("shop", slow=False)
+    assert (engine.drivers, agent.networks) == (["bridge"], {})
 
 
 def test_undo_deletes_the_network_that_the_adoption_made(engine: MemoryEngine, tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ class BridgeAdopter(Generic[B, C]):
         origin = move.known.origin
         again = f"{self._command} {origin.name} continues, with --undo backwards"
         try:
+            await move.drain(ours=False)  # the engine may have created linkspan's after all
             left = (await self._restore(move)).left
         except LinkspanError:  # of an engine that has ended, for example: the record stays
             return Unavailable(f"adopt network {origin.name}: {error.message}", again)
