@@ -112,11 +112,11 @@ def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
 class Window:
     """A terminal in which a reader types."""
 
-    def __init__(self, *words: str, columns: int = 80) -> None:
+    def __init__(self, *words: str, columns: int = 80, main: tuple[str, ...] = MAIN) -> None:
         self.pid, self._fd = pty.fork()
         if not self.pid:
             os.environ |= {"TERM": "xterm", "COLUMNS": str(columns)}
-            os.execv(MAIN[0], [*MAIN, *words])  # noqa: S606 - no shell is meant
+            os.execv(main[0], [*main, *words])  # noqa: S606 - no shell is meant
         self.seen = ""
 
     def type(self, text: str) -> None:
@@ -196,6 +196,15 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     window.shows("The sandbox is gone")
     assert window.ends() == 0
     assert not _any(str(state / "linkspan" / "learn"))
+
+
+def test_a_reader_is_told_that_nobody_watches_any_more() -> None:
+    """The shell goes on."""
+    code = "import os; from linkspan.learn import terminal as t; t.run(['sh'], os.environ, lambda: str(1 // 0), 0.1)"
+    window = Window("-c", code, main=(sys.executable,))
+    window.shows("watches no longer: integer division")
+    window.type("exit")
+    assert window.ends() == 0
 
 
 def test_a_line_that_is_being_typed_is_shown_again_below_the_message(state: Path) -> None:
