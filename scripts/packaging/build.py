@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from sources import ROOT, Missing, debian, run, tool, wheels
 PREFIX = "opt/linkspan"
 PYTHON = "3.11"
 GLIBC = "2.36"
+BUILT = re.compile(r"linkspan[-_].*\.(whl|tar\.gz|deb|rpm)|scratch")
+"""Names of what a build leaves in its folder."""
 """Debian 12's, for which its Python was built."""
 _PYTHON = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
@@ -204,9 +207,12 @@ def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
 
 
 def build(output: Path, *, quick: bool = False) -> list[Path]:
-    """Build everything; return the files. Raises Missing."""
+    """Build everything; return the files. Raises Missing, also if the folder has other files than a build's."""
     if platform.machine() != "x86_64":
         raise Missing(f"packages are built for amd64 on amd64, and this is {platform.machine()}")
+    for other in output.iterdir() if output.exists() else ():
+        if not BUILT.fullmatch(other.name):
+            raise Missing(f"{output} would be emptied, and has {other.name}, which no build made: name another folder")
     mask = os.umask(0o022)
     scratch = output / "scratch"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -59,14 +60,20 @@ def debian(suite: str, names: Sequence[str], unpacked: Path) -> None:
     except Missing as error:
         print(f"note: packages of Debian's {suite} may be old: {error}", file=sys.stderr)
     answer = run("apt-get", "-qq", "download", "--print-uris", *names, env=env)
-    newest = [line.split()[1] for line in answer.splitlines()]  # 'address' file size hash
-    if any(not (kept / name).exists() for name in newest):
-        run("apt-get", "-q", "download", *names, cwd=kept, env=env)
+    newest = {name: told for _, name, _, told in map(str.split, answer.splitlines())}  # 'address' file size hash
     for file in kept.glob("*.deb"):
-        if file.name in newest:
-            run("dpkg-deb", "-x", file, unpacked)
-        elif file.name.partition("_")[0] in names:
+        if file.name.partition("_")[0] in names and not _is(file, newest.get(file.name, "")):
             file.unlink()
+    if any(not (kept / name).exists() for name in newest):
+        run("apt-get", "-q", "download", *names, cwd=kept, env=env)  # which checks the hashes
+    for name in newest:
+        run("dpkg-deb", "-x", kept / name, unpacked)
+
+
+def _is(file: Path, told: str) -> bool:
+    """Return whether a file has the hash that apt tells, as ALGORITHM:DIGEST."""
+    algorithm, _, digest = told.partition(":")
+    return bool(digest) and hashlib.new(algorithm, file.read_bytes()).hexdigest() == digest
 
 
 def mirror(archive: str = "debian") -> str:

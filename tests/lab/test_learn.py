@@ -84,6 +84,15 @@ def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> Non
     learn("reset")
 
 
+def test_the_language_of_the_locale_is_kept_for_the_sandbox(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose own locale is C: `learn hint` speaks as the lesson did."""
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    learn("start", "1")
+    inside(state, f"learn hint > {state}/hint")
+    assert "提示 1" in (state / "hint").read_text(encoding="utf-8")
+    learn("reset")
+
+
 def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
     """As the contract says."""
     assert json.loads(learn("play", "1", "-o", "json")) == [
@@ -103,11 +112,11 @@ def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
 class Window:
     """A terminal in which a reader types."""
 
-    def __init__(self, *words: str, columns: int = 80) -> None:
+    def __init__(self, *words: str, columns: int = 80, main: tuple[str, ...] = MAIN) -> None:
         self.pid, self._fd = pty.fork()
         if not self.pid:
             os.environ |= {"TERM": "xterm", "COLUMNS": str(columns)}
-            os.execv(MAIN[0], [*MAIN, *words])  # noqa: S606 - no shell is meant
+            os.execv(main[0], [*main, *words])  # noqa: S606 - no shell is meant
         self.seen = ""
 
     def type(self, text: str) -> None:
@@ -167,6 +176,16 @@ def test_the_first_lesson_in_one_window(state: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_two_panes_end_with_a_killed_learn(state: Path) -> None:
+    """The sandbox, both panes, and tmux itself."""
+    window = Window("start", "1", "--split")
+    window.shows("[learn 1] #")
+    os.kill(window.pid, signal.SIGKILL)
+    until(lambda: not _any(str(state / "linkspan" / "learn")), "all processes of the sandbox have ended")
+    window.ends()
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_a_lesson_in_two_panes(state: Path) -> None:
     """The upper one says what is achieved in the lower one; both end together, and nothing is left."""
     window = Window("start", "1", "--split")
@@ -177,6 +196,15 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     window.shows("The sandbox is gone")
     assert window.ends() == 0
     assert not _any(str(state / "linkspan" / "learn"))
+
+
+def test_a_reader_is_told_that_nobody_watches_any_more() -> None:
+    """The shell goes on."""
+    code = "import os; from linkspan.learn import terminal as t; t.run(['sh'], os.environ, lambda: str(1 // 0), 0.1)"
+    window = Window("-c", code, main=(sys.executable,))
+    window.shows("watches no longer: integer division")
+    window.type("exit")
+    assert window.ends() == 0
 
 
 def test_a_line_that_is_being_typed_is_shown_again_below_the_message(state: Path) -> None:

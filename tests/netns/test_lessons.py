@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.core.errors import LinkspanError
 from linkspan.learn import comparison, play, sandbox
 from linkspan.learn.lesson import LESSONS, Lesson, lessons, numbered
 from linkspan.learn.sandbox import Sandbox
@@ -34,14 +35,38 @@ def test_solutions_pass_and_nothing_and_wrong_answers_do_not(one: Lesson) -> Non
 
 def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
     """Neither its network, nor its names of namespaces, nor its processes."""
-    before = sorted(os.listdir("/run/netns")) if Path("/run/netns").is_dir() else []
     code, output = box.script("ip netns add netns_A; ip link add mybr0 type bridge; ip -br link; ip netns; ps -e")
     assert code == 0
     assert "mybr0" in output
     assert "netns_A" in output
     assert len(output.splitlines()) < 12
-    assert (sorted(os.listdir("/run/netns")) if before else []) == before
+    assert not Path("/run/netns/netns_A").exists()
     assert not Path("/sys/class/net/mybr0").exists()
+
+
+def test_a_sandbox_s_current_folder_is_its_own(box: Sandbox) -> None:
+    """A relative path leads to the sandbox's /run, never to the machine's: as root it could remove its namespaces."""
+    (code, listed), (_, place) = box.results(["ls run; echo; ls /run", "pwd"])
+    relative, _, absolute = listed.partition("\n\n")
+    assert (code, relative, place.strip()) == (0, absolute, "/")
+    assert box.script("ls -id run; ls -id /run")[1].split()[::2] == [box.script("stat -c %i /run")[1]] * 2
+
+
+def test_the_wrappers_are_made_from_a_user_s_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's has no /usr/sbin, where tcpdump and dnsmasq are."""
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    with sandbox.passing(f"test-path-{os.getpid()}") as box:
+        for tool in filter(lambda name: Path("/usr/sbin", name).exists(), ("tcpdump", "dnsmasq")):
+            assert box.script(f"command -v {tool}") == (0, f"{sandbox.RUN}/bin/{tool}")
+
+
+@pytest.mark.parametrize("word", ["uninstall", "agent", "status"])
+def test_linkspan_itself_is_refused_in_a_sandbox(box: Sandbox, word: str) -> None:
+    """The files are the machine's, but the network is not: `uninstall` would remove what it believes unused."""
+    code, said = box.script(f"linkspan {word} --help")
+    assert code == 1
+    assert "sandbox" in said
+    assert box.script("linkspan version")[0] == 0
 
 
 def test_the_end_of_a_sandbox_ends_everything_in_it() -> None:
@@ -63,6 +88,26 @@ def _running(word: str) -> bool:
         except OSError:
             continue
     return False
+
+
+def test_orphans_of_a_sandbox_are_reaped(box: Sandbox) -> None:
+    """Its first process waits for them, or they would stay as zombies."""
+    box.script("for n in 1 2 3; do (sleep 0.2 & ) ; done")
+    until(lambda: "sleep" not in box.results(["ps -e -o comm"])[0][1], "no sleep is left, not even as a zombie")
+
+
+def test_a_sandbox_that_somebody_ended_is_not_ended_again() -> None:
+    """Its pid may be another process's by then; whoever comes later is told."""
+    box = sandbox.make(f"test-twice-{os.getpid()}")
+    assert sandbox.end_all(f"test-twice-{os.getpid()}") == 1
+    assert not box.end()
+
+
+def test_a_script_that_does_not_end_is_an_error(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a traceback."""
+    monkeypatch.setattr(sandbox, "PATIENCE", 0.2)
+    with pytest.raises(LinkspanError, match="did not end within"):
+        box.script("sleep 60")
 
 
 def test_a_failing_command_says_which_and_the_beginning_stops(box: Sandbox) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from linkspan import daemon
+from linkspan.core.own_command import own_command
 from linkspan.lab import processes
 from support.polling import SHARED
 
@@ -136,7 +137,7 @@ def start_of_lab(
     netns: str, hostname: str, argv: Sequence[str], env: dict[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
     """Start a lab's process as ``processes.start`` does, but an agent as a copy."""
-    copy = agent(netns, hostname, argv, env) if argv[1:] == ["-m", "linkspan.daemon"] else None
+    copy = agent(netns, hostname, argv, env) if argv == own_command("linkspan.daemon") else None
     if copy is None:
         return _really(netns, hostname, argv, env, log)
     sys.stdout.flush()  # else the copy says it too

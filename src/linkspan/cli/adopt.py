@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from linkspan.cli.address import NOT_WELL
 from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say
 from linkspan.core import config
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, Unavailable
 from linkspan.runtimes import runtimes
 from linkspan.runtimes.adoption.outcome import Left, Outcome
 from linkspan.runtimes.base import BaseRuntime
@@ -45,7 +46,9 @@ def _one(runtime: BaseRuntime) -> Callable[..., None]:
         if dry_run + undo + confirm > 1:
             raise Invalid("--dry-run, --undo and --confirm exclude each other", "give one of them")
         client = Client(socket)
-        state_dir = client.call("GET", "/v1/status")["agent"]["state_dir"]
+        state_dir = ""
+        with contextlib.suppress(Unavailable):  # without an agent, by the settings: --undo may need none
+            state_dir = client.call("GET", "/v1/status")["agent"]["state_dir"]
         adopter = runtime.adopter(config.load(config_file, {"state_dir": state_dir}), client.call)
         if dry_run:
             outcome = adopter.preview(network)

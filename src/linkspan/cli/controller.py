@@ -16,6 +16,7 @@ from linkspan.cli.output import Format, Output, ago, as_json, details, joined, p
 from linkspan.controller import settings
 from linkspan.core import config
 from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.own_command import own_command
 from linkspan.runtimes import systemd
 
 app = typer.Typer(help="SDN: program the underlay's switches and routers, and see what they do.")
@@ -67,7 +68,8 @@ def controller(
     settings.complete(found)
     environment = os.environ | {settings.ENVIRONMENT: msgspec.json.encode(found).decode()}
     # Replace this process, like the agent: the controller needs neither typer nor rich.
-    os.execve(sys.executable, [sys.executable, "-m", "linkspan.controller.daemon"], environment)  # noqa: S606
+    command = own_command("linkspan.controller.daemon")
+    os.execve(command[0], command, environment)  # noqa: S606 - no shell is meant
 
 
 def _call(socket: str, url: str) -> Any:

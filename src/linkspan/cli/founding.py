@@ -137,7 +137,7 @@ def spare_voters(found: list[dict[str, Any]]) -> str:
         return f"{spare} of {len(voters)} voters may be lost"
     if not spare:
         what = f"{len(voters)} voter" + "s" * (len(voters) != 1)
-        return f"{what}, and no further loss is borne: then nothing could be changed, and what runs would continue"
+        return f"{what}, and none may be lost: then nothing could be changed, and what runs would continue"
     return "too many voters do not answer: nothing can be changed until they return, and what runs continues"
 
 

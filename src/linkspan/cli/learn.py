@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from linkspan.cli import layout
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import Format, Output, as_json, say, step, table, width
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.own_command import own_command
+from linkspan.learn import INSIDE
 
 if TYPE_CHECKING:
     from linkspan.learn.language import Words
@@ -110,15 +113,16 @@ def start(
     """
     from linkspan.learn import lesson, sandbox
 
-    if os.environ.get(sandbox.INSIDE):
+    if os.environ.get(INSIDE):
         raise Conflict("this shell is in a sandbox already", "type `next` for the next lesson, or `exit` first")
     kept, words = _reader(lang)
+    kept.speak(words.language)  # the sandbox has a locale of its own: there `learn` speaks what is kept
     every = list(lesson.lessons().values())
     first = next((one for one in every if kept.entry(one.name).state != "passed"), every[0])
     one: Lesson | None = lesson.numbered(number) if number else first
     while one is not None:
         on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        box = _begun(one, kept, words, lasting=split or not on_terminal)
+        box = _begun(one, kept, words, lasting=not on_terminal)
         if not on_terminal:
             _introduce(one, words)
             say(words("The sandbox is ready: `linkspan learn shell` enters it, `linkspan learn reset` removes it."))
@@ -126,8 +130,8 @@ def start(
         try:
             code = _split() if split else _taught(box, one, kept, words)
         finally:
-            box.end()
-            kept.close()
+            if box.end():  # else another window has ended it, and may have opened a lesson since
+                kept.close()
         following = [other for other in every if other.number > one.number]
         if code == sandbox.NEXT and not following:
             say(words("That was the last lesson."))
@@ -148,10 +152,10 @@ def _begun(one: Lesson, kept: Progress, words: Words, *, lasting: bool) -> Sandb
                 fix = "; ".join(one.fix for one in lacking)
                 raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
             play.begin(box, one)
+            kept.start(one.name)
         except BaseException:
             box.end()
             raise
-    kept.start(one.name)
     return box
 
 
@@ -199,7 +203,7 @@ def _split() -> int:
     """Show the lesson in one pane of tmux and a shell of the sandbox in the other; return the shell's exit code."""
     if shutil.which("tmux") is None:
         raise NotFound("there is no tmux", "apt install tmux, or start the lesson without --split")
-    own = f"{sys.executable} -m linkspan.cli.main learn"
+    own = shlex.join([*own_command(), "learn"])
     outside = {name: value for name, value in os.environ.items() if name != "TMUX"}  # it may run inside another one
     with tempfile.TemporaryDirectory() as folder:
         ended = Path(folder, "code")
@@ -300,7 +304,7 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
         raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
     box = sandbox.found(kept.sandbox)
     if box.init:
-        argv = [*box.entering(), sys.executable, "-m", "linkspan.cli.main", "learn", "explain", "-o", output.value]
+        argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
     from linkspan.learn.comparison import walked
 
@@ -402,7 +406,7 @@ def reset(
     from linkspan.learn import sandbox
 
     kept, words = _reader(lang)
-    if os.environ.get(sandbox.INSIDE):
+    if os.environ.get(INSIDE):
         raise Conflict("this shell is in the sandbox", "type `exit` first; the sandbox ends with the lesson")
     count = sandbox.end_all(kept.sandbox)
     if forget:

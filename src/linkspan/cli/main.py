@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -16,8 +17,9 @@ from typer.core import TyperOption
 from linkspan.api.client import Client
 from linkspan.cli import usage
 from linkspan.cli.output import as_json, say
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.escapes import escaped, shown
+from linkspan.learn import INSIDE
 
 GROUPS = {
     **dict.fromkeys(("network", "policy", "endpoint", "address"), ""),
@@ -36,6 +38,8 @@ COMMANDS = {
     "demo": "",
 }
 """Commands without a group, as above: each is a function with this name."""
+IN_A_SANDBOX = ("learn", "version")
+"""Commands that run in a lesson's sandbox. Others compare or change the machine's files: its state, its services."""
 
 
 def _module(name: str, module: str) -> Any:
@@ -49,11 +53,14 @@ def _version(wanted: bool) -> None:
 
 
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback shows it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and exit.")
     ] = False,
 ) -> None:
-    pass
+    if os.environ.get(INSIDE) and context.invoked_subcommand not in IN_A_SANDBOX:
+        what = f"`linkspan {context.invoked_subcommand}` does not run in a lesson's sandbox"
+        raise Conflict(f"{what}, which has a network of its own, but the machine's files", "type it in another window")
 
 
 def app(names: Iterable[str] = (*GROUPS, *COMMANDS)) -> typer.Typer:

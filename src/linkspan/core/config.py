@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from linkspan.core.addresses import HIDDEN, place, prefix
 from linkspan.core.errors import Invalid, closest, of_validation
 from linkspan.core.ipam import COOLDOWN
 from linkspan.core.model import CAN_REACH, checked_name
+from linkspan.core.own_command import own_command
 from linkspan.core.remedies import reason, remedy
 from linkspan.core.store_url import check_url
 
@@ -162,7 +162,7 @@ def process(settings: Config, file: str = "") -> tuple[list[str], dict[str, str]
         SETTINGS_FILE: str(Path(file or CONFIG_FILE).absolute()),
         **_MALLOC,
     }
-    return [sys.executable, "-m", "linkspan.daemon"], variables
+    return own_command("linkspan.daemon"), variables
 
 
 def given(path: str, default: str, overrides: Mapping[str, object]) -> dict[str, object]:

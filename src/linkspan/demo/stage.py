@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from linkspan.core.errors import LinkspanError
+from linkspan.core.own_command import own_command
 from linkspan.demo.screen import Screen, console
 from linkspan.lab import commands
 
@@ -89,7 +90,7 @@ class Stage(Screen):
     def start_agent(self) -> None:
         """Start an agent in the host's namespace and wait until it says ready."""
         console.print("  [cyan]$[/cyan] linkspan agent &")
-        command = [sys.executable, "-m", "linkspan.cli.main", "agent"]
+        command = [*own_command(), "agent"]
         options = ["--state-dir", str(FOLDER / "state"), "--socket", str(self.socket)]
         with (FOLDER / "agent.log").open("wb") as log:
             self._agent = subprocess.Popen(

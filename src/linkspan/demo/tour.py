@@ -120,8 +120,8 @@ _FETCH = "import urllib.request as u; print(u.urlopen('http://{}:8080/', timeout
 
 
 def _published(stage: Stage, container: str) -> None:
-    with serving("ip", "netns", "exec", container, sys.executable, "-c", _SERVE):
-        fetch = ["ip", "netns", "exec", OUTSIDE, sys.executable, "-c", _FETCH.format("198.51.100.1")]
+    with serving("ip", "netns", "exec", container, sys.executable, "-Ic", _SERVE):
+        fetch = ["ip", "netns", "exec", OUTSIDE, sys.executable, "-Ic", _FETCH.format("198.51.100.1")]
         stage.say(
             f"  {container} serves on port 80. {OUTSIDE} fetches http://198.51.100.1:8080/, the host's address:"
         )
@@ -129,7 +129,7 @@ def _published(stage: Stage, container: str) -> None:
         stage.expect(
             said == f"hello {BEYOND}", f"{container} answers `{said}`: it sees the client's own address"
         )
-        local = ["ip", "netns", "exec", HOST, sys.executable, "-c", _FETCH.format("127.0.0.1")]
+        local = ["ip", "netns", "exec", HOST, sys.executable, "-Ic", _FETCH.format("127.0.0.1")]
         stage.expect(retried(local).startswith("hello"), "and it answers the host on 127.0.0.1:8080")
 
 

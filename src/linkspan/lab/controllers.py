@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.own_command import own_command
 from linkspan.lab import processes, switches
 from linkspan.lab.record import Controller, Lab
 from linkspan.lab.topology import etcd_url, store_url
@@ -33,7 +32,7 @@ def _start(lab: Lab, controllers: list[Controller]) -> None:
         config = folder / "controller.toml"
         if not config.exists():
             config.write_text("# Keys: `linkspan controller --print-config`.\n", encoding="utf-8")
-        argv = [sys.executable, "-m", "linkspan.cli.main", "controller", "--config", str(config)]
+        argv = [*own_command(), "controller", "--config", str(config)]
         argv += ["--store", store, "--name", one.name, "--state-dir", str(folder / "state")]
         argv += ["--socket", socket(lab, one)]
         for switch in lab.switches:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from linkspan.core.config import SETTINGS
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.core.own_command import own_command, own_environment
 from linkspan.kernel.drivers.processes import OWNER
 from linkspan.kernel.io.process_stat import parent
 from linkspan.lab.commands import PATIENCE, entering
@@ -28,12 +30,8 @@ MARK = "LINKSPAN_LAB_MARK"
 
 def environment(folder: Path, role: str, **more: str) -> dict[str, str]:
     """Return the environment of a lab's process: its mark, and a PATH on which `linkspan` is found."""
-    found = os.environ | {MARK: f"{folder}:{role}", "PATH": f"{_commands(folder)}:{os.environ['PATH']}"}
+    found = own_environment() | {MARK: f"{folder}:{role}", "PATH": f"{_commands(folder)}:{os.environ['PATH']}"}
     found.pop(OWNER, None)
-    if "PYTHONPATH" in found:
-        found["PYTHONPATH"] = os.pathsep.join(
-            str(Path(part).absolute()) for part in found["PYTHONPATH"].split(os.pathsep) if part
-        )
     return found | more
 
 
@@ -45,7 +43,7 @@ def _commands(folder: Path) -> Path:
     script = folder / "bin" / "linkspan"
     if not script.exists():
         script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m linkspan.cli.main "$@"\n', encoding="utf-8")
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(own_command())} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
     return script.parent
 

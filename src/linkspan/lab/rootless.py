@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from linkspan.core.errors import Denied
+from linkspan.core.own_command import own_command, own_environment
 from linkspan.lab.commands import await_
 
 MARK = "LINKSPAN_LAB_KEEPER"
@@ -77,13 +78,9 @@ def _made() -> int:
 
 
 def _become(keeper: int) -> NoReturn:
-    env = os.environ | {MARK: f"inside {os.geteuid()}:{keeper}"}
-    if "PYTHONPATH" in env:
-        parts = env["PYTHONPATH"].split(os.pathsep)
-        env["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts if part)
+    env = own_environment() | {MARK: f"inside {os.geteuid()}:{keeper}"}
     namespaces = ("--user", "--mount", "--net", "--preserve-credentials")
-    words = ["nsenter", "--target", str(keeper), *namespaces]
-    words += [sys.executable, "-m", "linkspan.cli.main", *sys.argv[1:]]
+    words = ["nsenter", "--target", str(keeper), *namespaces, *own_command(), *sys.argv[1:]]
     os.execvpe(words[0], words, env)  # noqa: S606 - no shell is meant
 
 

@@ -22,8 +22,8 @@ The sandbox is a tree of namespaces with one root
     It has a /run of its own, so `ip netns` works there and nobody else sees the names. It is the init of the PID
     namespace: when it ends, the kernel ends every process of the sandbox, and with the last of them go the mounts and
     the network namespaces. Nothing has to be removed one by one. The init reads a pipe from the process that made the
-    sandbox, so it ends with it, even if that one is killed. Only a sandbox that is entered from several windows
-    outlives its maker (``lasting``); `learn reset` ends it. The machine's own network is never touched: the sandbox's
+    sandbox, so it ends with it, even if that one is killed. Only a sandbox that is made without a terminal outlives
+    its maker (``lasting``); `learn reset` ends it. The machine's own network is never touched: the sandbox's
     "host" is a network namespace, too.
 
 One beginning after the other
@@ -42,3 +42,6 @@ What is kept
     `progress.py` writes one file in the user's state folder: the language, the lesson that is open, and for each lesson
     whether it is passed, with tries, hints and seconds. Nothing of it leaves the machine.
 """
+
+INSIDE = "LINKSPAN_LEARN_INSIDE"
+"""Environment variable of the commands that a reader types in a sandbox."""

@@ -8,7 +8,7 @@ from linkspan.learn.sandbox import Sandbox
 
 
 class Need(msgspec.Struct, frozen=True):
-    """A command that works if the machine has it, the noun for people, and how to get it."""
+    """A command that works if the machine has it, what it is called in any language, and how to get it."""
 
     run: str
     what: str
@@ -19,11 +19,11 @@ _LINK = "ip link add lsneed0 type {kind} {options} && ip link delete lsneed0"
 
 
 def _program(name: str, package: str) -> Need:
-    return Need(f"command -v {name}", f"the program {name}", f"apt install {package}")
+    return Need(f"command -v {name}", f"`{name}`", f"apt install {package}")
 
 
 def _link(kind: str, options: str = "") -> Need:
-    return Need(_LINK.format(kind=kind, options=options), f"links of type {kind}", f"sudo modprobe {kind}")
+    return Need(_LINK.format(kind=kind, options=options), f"`ip link add type {kind}`", f"sudo modprobe {kind}")
 
 
 NEEDS = {
@@ -35,15 +35,18 @@ NEEDS = {
     "nft": _program("nft", "nftables"),
     "tcpdump": _program("tcpdump", "tcpdump"),
     "python3": _program("python3", "python3"),
+    "curl": _program("curl", "curl"),
     "dnsmasq": _program("dnsmasq", "dnsmasq-base"),
-    "udhcpc": Need("busybox --list | grep -x udhcpc", "busybox with udhcpc", "apt install busybox"),
+    "udhcpc": Need("busybox --list | grep -x udhcpc", "`busybox udhcpc`", "apt install busybox"),
     "bridge": _link("bridge"),
     "veth": _link("veth", "peer name lsneed1"),
     "vxlan": _link("vxlan", "id 1 dstport 4789"),
-    "iptables": Need("iptables -S", "iptables in a network namespace", "apt install iptables; sudo modprobe ip_tables"),
-    "iptables-nat": Need("iptables -t nat -S", "iptables' table nat", "sudo modprobe iptable_nat"),
+    "iptables": Need("iptables -S", "`iptables`", "apt install iptables; sudo modprobe ip_tables"),
+    "iptables-nat": Need("iptables -t nat -S", "`iptables -t nat`", "sudo modprobe iptable_nat"),
     "br_netfilter": Need(
-        "test -e /proc/sys/net/bridge/bridge-nf-call-iptables", "the module br_netfilter", "sudo modprobe br_netfilter"
+        "test -e /proc/sys/net/bridge/bridge-nf-call-iptables",
+        "br_netfilter",
+        "sudo modprobe br_netfilter (then iptables sees the packets of every bridge of this machine)",
     ),
 }
 """By the word in a lesson's ``needs``."""

@@ -10,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.remedies import reason
 from linkspan.kernel.io import durable_files
 
 State = Literal["new", "started", "passed"]
@@ -113,8 +114,12 @@ class Progress:
         before = msgspec.json.encode(kept)
         yield kept
         if msgspec.json.encode(kept) != before:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            durable_files.write(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                durable_files.write(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
+            except OSError as error:
+                what = f"progress cannot be kept in {self._path.parent}: {reason(error)}"
+                raise Unavailable(what, "name a folder of yours in XDG_STATE_HOME") from error
 
 
 def folder() -> Path:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
+from linkspan.core.own_command import own_command, own_environment
 from linkspan.lab.commands import await_
+from linkspan.learn import INSIDE
 
 MARK = "LINKSPAN_LEARN_SANDBOX"
 """Environment variable of a sandbox's processes, with its name."""
-INSIDE = "LINKSPAN_LEARN_INSIDE"
-"""Environment variable of the commands that a reader types in a sandbox."""
 RUN = "/run/learn"
 """Folder of a sandbox's own programs and files, on its own /run."""
 PATIENCE = 60.0
@@ -37,7 +38,7 @@ mount -t sysfs sysfs /sys 2>/dev/null || true
 ip link set lo up
 cd {RUN}/bin
 printf '#!/bin/sh\\nexec "$@"\\n' > sudo
-printf '#!/bin/sh\\nexec "%s" -m linkspan.cli.main "$@"\\n' "$0" > linkspan
+printf '#!/bin/sh\\nexec %s "$@"\\n' "$0" > linkspan
 printf '#!/bin/sh\\nexec {RUN}/bin/linkspan learn "$@"\\n' > learn
 if tool=$(command -v tcpdump); then printf '#!/bin/sh\\nexec %s -Z root "$@"\\n' "$tool" > tcpdump; fi
 if tool=$(command -v dnsmasq); then printf '#!/bin/sh\\nexec %s --user= --group= "$@"\\n' "$tool" > dnsmasq; fi
@@ -49,7 +50,7 @@ echo made
 A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows.
 """
 _EACH = (
-    f'for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
+    f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
     " printf '%s\\0%d\\0' \"$out\" $code; done"
 )
 
@@ -57,38 +58,35 @@ _EACH = (
 class Sandbox:
     """A sandbox that exists; ``init`` is the pid of its first process, 0 for the one that this process is in."""
 
-    def __init__(self, init: int, pipe: int = -1) -> None:
+    def __init__(self, init: int, name: str = "", pipe: int = -1) -> None:
         """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does."""
         self.init = init
+        self._name = name
         self._pipe = pipe
 
     def entering(self) -> list[str]:
-        """Return the words before a command that runs in the sandbox."""
+        """Return the words before a command that runs in the sandbox.
+
+        Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
+        is then the machine's, and relative paths lead out of the sandbox.
+        """
         if not self.init:
             return []
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--pid", "--wd=/"]
+        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--pid"]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs."""
-        usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        path = f"{RUN}/bin:{usual}:{os.environ.get('PATH', '')}"
-        return _environment() | {"PATH": path, INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+        return own_environment() | {"PATH": f"{RUN}/bin:{_path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
 
     def results(self, commands: Sequence[str]) -> list[tuple[int, str]]:
         """Run shell commands one after the other; return exit code and output of each. At most COMMAND seconds each.
 
         Raises LinkspanError if the sandbox is gone.
         """
-        done = subprocess.run(
-            [*self.entering(), "sh", "-c", _EACH, "sh", *commands],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=PATIENCE + COMMAND * len(commands),
-            env=self.environment(),
-        )
-        pieces = done.stdout.decode(errors="replace").split("\0")[:-1]
+        with tempfile.TemporaryFile() as said:
+            self._run(["sh", "-c", _EACH, "sh", *commands], said, PATIENCE + COMMAND * len(commands))
+            pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
             raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
         return [(int(code), output) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
@@ -99,17 +97,25 @@ class Sandbox:
         Programs that it leaves in the background continue, and keep nobody waiting: its output is a file.
         """
         with tempfile.TemporaryFile() as said:
+            code = self._run(["sh", "-ec", text], said, PATIENCE)
+            return code, said.read().decode(errors="replace").strip()
+
+    def _run(self, argv: Sequence[str], said: IO[bytes], seconds: float) -> int:
+        """Run a command with its output in a file, which can be read from its beginning then; return the exit code."""
+        try:
             done = subprocess.run(
-                [*self.entering(), "sh", "-ec", text],
+                [*self.entering(), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 check=False,
-                timeout=PATIENCE,
+                timeout=seconds,
                 env=self.environment(),
             )
-            said.seek(0)
-            return done.returncode, said.read().decode(errors="replace").strip()
+        except subprocess.TimeoutExpired as error:
+            raise LinkspanError(f"a command in the sandbox did not end within {seconds:g} s") from error
+        said.seek(0)
+        return done.returncode
 
     def shell(self, greeting: str) -> tuple[list[str], dict[str, str]]:
         """Return the words and the environment of the reader's shell in the sandbox.
@@ -124,14 +130,18 @@ class Sandbox:
         found = f"command -v bash >/dev/null && exec bash --rcfile {RUN}/bashrc -i; exec sh -i"
         return [*self.entering(), "sh", "-c", found], self.environment()
 
-    def end(self) -> None:
-        """End the sandbox with everything in it, and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.init, signal.SIGKILL)
+    def end(self) -> bool:
+        """End the sandbox with everything in it, and wait until it is gone; return whether it was still there."""
+        lives = self.init in _marked(self._name)  # if another window has ended it, the pid may be another process's
+        if lives:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.init, signal.SIGKILL)
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
-        await_(lambda: not _is_init(self.init))
+        if lives:
+            await_(lambda: not _is_init(self.init))
+        return lives
 
 
 NEXT = 42
@@ -143,23 +153,23 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
 
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
-    ending = "exec sleep infinity" if lasting else "exec cat >/dev/null"
+    ending = "sleep infinity; exit" if lasting else "cat >/dev/null; exit"  # without exec: the shell reaps orphans
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+        if shutil.which(program, path=_path()) is None:
+            raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     words = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
-            [*words, _MADE + ending, sys.executable],
+            [*words, _MADE + ending, shlex.join(own_command())],
             stdin=subprocess.DEVNULL if lasting else reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment() | {MARK: name},
+            env=own_environment() | {"PATH": _path(), MARK: name},
             start_new_session=True,
             text=True,
         )
-    except FileNotFoundError as error:
-        os.close(pipe)
-        raise Denied("a sandbox needs the program unshare", "apt install util-linux") from error
     finally:
         os.close(reading)
     assert process.stdout is not None
@@ -184,7 +194,7 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
     if not await_(seen):
         raise LinkspanError("the sandbox ended at once")
     _reaped.append(process)
-    return Sandbox(inits[0], pipe)
+    return Sandbox(inits[0], name, pipe)
 
 
 _reaped: list[subprocess.Popen[str]] = []
@@ -206,13 +216,13 @@ def found(name: str) -> Sandbox:
     if os.environ.get(INSIDE):
         return Sandbox(0)
     for pid in _marked(name):
-        return Sandbox(pid)
+        return Sandbox(pid, name)
     raise NotFound("there is no sandbox", "linkspan learn start N makes one")
 
 
 def end_all(name: str) -> int:
     """End all sandboxes with this name; return their number."""
-    there = [Sandbox(pid) for pid in _marked(name)]
+    there = [Sandbox(pid, name) for pid in _marked(name)]
     for one in there:
         one.end()
     return len(there)
@@ -231,8 +241,8 @@ def obstacle() -> str:
         return "user namespaces are off: use sudo, or sudo sysctl kernel.unprivileged_userns_clone=1"
     if _setting("user/max_user_namespaces") == "0":
         return "user namespaces are off: use sudo, or sudo sysctl user.max_user_namespaces=10000"
-    if "microsoft" in Path("/proc/version").read_text().lower():
-        return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2, or use sudo"
+    if Path("/proc/version").read_text().partition(" (")[0].endswith("-Microsoft"):  # WSL 2: microsoft-standard-WSL2
+        return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2"
     if Path("/.dockerenv").exists():
         return "Docker's seccomp profile forbids it: docker run --privileged, or run it on the machine itself"
     return "use sudo"
@@ -244,13 +254,9 @@ def _setting(name: str) -> str:
     return ""
 
 
-def _environment() -> dict[str, str]:
-    """Return this process's environment, in which linkspan's own modules are found from any folder."""
-    given = dict(os.environ)
-    if "PYTHONPATH" in given:
-        parts = given["PYTHONPATH"].split(os.pathsep)
-        given["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts if part)
-    return given
+def _path() -> str:
+    """Return a PATH with the system's programs first: a user's may lack /usr/sbin (Debian)."""
+    return f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
 
 
 def _marked(name: str) -> list[int]:

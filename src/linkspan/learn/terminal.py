@@ -27,7 +27,7 @@ def run(
     """Run a shell until it ends, and return its exit code. Needs a terminal as stdin.
 
     ``look`` is called every ``pause`` seconds in a thread of its own; what it returns is printed. It ends the looking
-    by an exception.
+    by an exception, which is printed while the shell goes on.
     """
     pid, master = pty.fork()
     if not pid:
@@ -37,11 +37,15 @@ def run(
     ended = threading.Event()
 
     def watch() -> None:
-        with contextlib.suppress(Exception):  # the sandbox may be gone: then the shell ends, too
+        try:
             while not ended.wait(pause):
                 if text := look():
                     told.put(text)
                     os.write(wake, b".")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the reader goes on without it
+            if not ended.wait(pause):  # if the sandbox is gone, the shell ends, too
+                told.put(f"linkspan watches no longer: {error}. `learn status` looks once.")
+                os.write(wake, b".")
 
     watching = threading.Thread(target=watch, daemon=True)
     try:

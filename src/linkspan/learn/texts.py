@@ -35,7 +35,7 @@ HEADINGS = {
         "check": "检查",
         "keep": "保持",
         "hint": "提示",
-        "wrong": "不是它",
+        "wrong": "常见错误",
         "also": "另一种办法",
         "works": "再试一次",
         "linkspan": "linkspan",

@@ -75,7 +75,7 @@ def test_a_beginning_is_that_of_the_lesson_before_with_its_solution() -> None:
     ("file", "old", "new", "said"),
     [
         ("zh.md", "**提示 2:**", "**提示 4:**", "zh.md lacks the part '提示 2'"),
-        ("zh.md", "`-m physdev`", "`-m phys`", "'不是它 3' in zh.md has other commands than en.md"),
+        ("zh.md", "`-m physdev`", "`-m phys`", "'常见错误 3' in zh.md has other commands than en.md"),
         ("zh.md", "**思考:**", "**想想:**", "'想想' is no part of a lesson"),
         ("en.md", "**Goal:**", "**Task:**", "has the part 'Task' twice"),
         ("en.md", "# Let", "Let", "does not begin with a title"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, Unavailable
 from linkspan.learn.progress import Progress
 
 
@@ -44,3 +44,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"progress\.json cannot be read") as caught:
         _ = Progress(tmp_path).current
     assert caught.value.hint == "remove the file"
+
+
+def test_a_home_that_cannot_be_written_is_an_error_with_the_way_out() -> None:
+    """A user without a home, as services have."""
+    with pytest.raises(Unavailable, match="cannot be kept in /proc/none") as caught:
+        Progress(Path("/proc/none")).start("veth")
+    assert "XDG_STATE_HOME" in caught.value.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,16 @@ def test_root_in_a_container_is_told_to_leave_it(monkeypatch: pytest.MonkeyPatch
     """Root needs no user namespace: what is missing is the container's."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert "CAP_SYS_ADMIN" in sandbox.obstacle()
+
+
+@pytest.mark.parametrize(
+    ("version", "first"),
+    [("4.4.0-19041-Microsoft", True), ("5.15.90.1-microsoft-standard-WSL2", False), ("6.12.1-amd64", False)],
+)
+def test_only_wsl_1_is_taken_for_it(monkeypatch: pytest.MonkeyPatch, version: str, first: bool) -> None:
+    """Version 2 has namespaces, and the word in its kernel's name, too."""
+    text = f"Linux version {version} (gcc version 5.4.0 (GCC) ) #1-Microsoft"
+    monkeypatch.setattr(sandbox, "_setting", lambda _: "")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **_k: text)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert ("WSL 1" in sandbox.obstacle()) == first

@@ -55,6 +55,13 @@ def test_a_plain_network_is_asked_of_linkspan_with_its_properties() -> None:
     assert plan.successor(network).reserved == ("172.31.0.9",)
 
 
+@pytest.mark.parametrize(("word", "masquerade"), [("0", False), ("f", False), ("False", False), ("1", True)])
+def test_masquerading_is_read_as_docker_reads_it(word: str, masquerade: bool) -> None:
+    """By Go's strconv.ParseBool."""
+    network = _network(Options={plan.MASQUERADE: word})
+    assert (_reasons(network), plan.successor(network).masquerade) == ("", masquerade)
+
+
 def test_docker_s_new_network_has_the_labels_of_the_old_one() -> None:
     """Compose finds its network by them; no option of the bridge goes to driver linkspan."""
     network = _network(Labels={plan.COMPOSE: "shoes"}, Options={plan.MTU: "1400"}, Attachable=True)
@@ -104,6 +111,7 @@ def test_the_bridge_network_can_be_created_as_it_was() -> None:
         (_network(Options={f"{plan._BRIDGE}host_binding_ipv4": "127.0.0.1"}), "host_binding_ipv4=127.0.0.1"),
         (_network(Options={"com.docker.network.container_iface_prefix": "x"}), "container_iface_prefix=x"),
         (_network(Options={plan.MTU: "large"}), "not a number"),
+        (_network(Options={plan.MASQUERADE: "no"}), "enable_ip_masquerade=no is neither true nor false"),
         (_network(subnet={"IPRange": "172.31.5.0/24"}), "--ip-range 172.31.5.0/24"),
         (_network(subnet={"Gateway": "172.31.255.254"}), "its gateway is 172.31.255.254"),
         (_network(subnet={"Subnet": "nonsense"}), "subnet nonsense"),

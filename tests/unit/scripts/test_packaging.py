@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def unpacked(sources: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         if "update" in words and not answers:
             raise sources.Missing("no route to host")
         if "--print-uris" in words:
-            return f"'http://mirror/x' libssl3_{known}_amd64.deb 7 SHA256:0\n"
+            return f"'http://mirror/x' libssl3_{known}_amd64.deb 0 SHA256:{hashlib.sha256().hexdigest()}\n"
         if "download" in words:
             (cwd / f"libssl3_{known}_amd64.deb").touch()
         if "dpkg-deb" in words:
@@ -67,6 +68,17 @@ def test_a_build_takes_the_newest_packages(
     assert "may be old: no route to host" in capsys.readouterr().err
 
 
+def test_a_kept_package_that_is_not_debian_s_is_had_again(
+    unpacked: Callable[[str], list[str]], sources: ModuleType
+) -> None:
+    """A download that was cut off, for example: apt tells the hash."""
+    unpacked("3.0.20")
+    file = sources.CACHE / "debian/bookworm/kept/libssl3_3.0.20_amd64.deb"
+    file.write_text("spoilt")
+    assert unpacked("3.0.20") == ["3.0.20"]
+    assert file.read_text() == ""
+
+
 def test_a_broken_linkspan_gives_no_empty_completion(
     sources: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,3 +94,14 @@ def test_a_broken_linkspan_gives_no_empty_completion(
     command.write_text("#!/bin/sh\n")
     with pytest.raises(sources.Missing, match="no completion for bash"):
         manual.completion("bash")
+
+
+def test_a_folder_with_other_files_is_not_emptied(sources: ModuleType, tmp_path: Path) -> None:
+    """`--output ~` is a mistake."""
+    import build
+
+    (tmp_path / "linkspan-1-py3-none-any.whl").touch()
+    (tmp_path / "letter").touch()
+    with pytest.raises(sources.Missing, match="letter, which no build made"):
+        build.build(tmp_path)
+    assert (tmp_path / "letter").exists()

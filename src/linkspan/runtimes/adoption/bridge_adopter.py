@@ -87,10 +87,13 @@ class BridgeAdopter(Generic[B, C]):
         return asyncio.run(self._undo(network))
 
     def confirm(self, network: str) -> Outcome:
-        """Forget the bridge network."""
+        """Forget the bridge network, also that of an adoption that cannot be finished, because another one is there."""
+        return asyncio.run(self._confirm(network))
+
+    async def _confirm(self, network: str) -> Outcome:
         with self._alone() as record:
             known = self._known(record, network)
-            if not known.finished:
+            if not known.finished and not self._replaced(known, await self._engine.network(network)):
                 what = f"the adoption of network {network} is not finished"
                 raise Conflict(what, f"{self._command} {network} continues it, with --undo backwards")
             del record.entries[network]
@@ -99,8 +102,10 @@ class BridgeAdopter(Generic[B, C]):
 
     async def _preview(self, network: str) -> Outcome:
         known = _record(self._engine, self._state_dir).entries.get(network)
-        if known is not None and known.finished and await self._is_ours(network):
-            return Outcome((_already(network),))
+        if known is not None and known.finished:
+            if await self._is_ours(network):
+                return Outcome((_already(network),))
+            known = None  # as in `_adopt`
         origin, containers, left = await self._judged(network, known)
         attached = self._attached(containers, network)
         left += [] if known else haste(network, attached)
@@ -126,6 +131,7 @@ class BridgeAdopter(Generic[B, C]):
         """Return the bridge network, the containers on it, and what is in the way. Raises NotFound."""
         found = await self._engine.network(network)
         containers = await self._engine.on(network)
+        self._check_same(network, known, found)
         if known is not None and (found is None or found.driver == OURS):
             return known.origin, containers, [*self._occupied(known)]
         if found is None:
@@ -135,6 +141,24 @@ class BridgeAdopter(Generic[B, C]):
         if not left:
             left = [*self._occupied(known or Adopted(found)), *([] if known else await self._engine.missing())]
         return found, containers, left
+
+    def _check_same(self, network: str, known: Adopted[B] | None, found: B | None) -> None:
+        """Raise Conflict if the unfinished adoption is another network's: it would remove the one that is there."""
+        if known is not None and self._replaced(known, found):
+            what = f"{self._engine.called}'s network {network} is another one than that whose adoption is not finished"
+            raise Conflict(what, f"{self._command} {network} --confirm forgets the earlier one")
+
+    def _replaced(self, known: Adopted[B], found: B | None) -> bool:
+        """Return whether the engine has another bridge network of this name, made since the adoption began.
+
+        One with the same addresses and options is no other one: the adoption itself creates it anew if it fails.
+        """
+        if found is None or found.driver == OURS:
+            return False
+        try:
+            return self._engine.successor(found) != self._engine.successor(known.origin)
+        except LinkspanError:  # of a subnet that linkspan could not have
+            return True
 
     def _occupied(self, known: Adopted[B]) -> Iterator[Left]:
         """Yield which of linkspan's networks have the name or the addresses, except the one that the adoption made."""
@@ -159,7 +183,7 @@ class BridgeAdopter(Generic[B, C]):
             if left:
                 raise _refused(network, left)
             notes = tuple(self._engine.notes(origin, containers))
-            _remember(record, network, known or Adopted(origin))
+            _remember(record, network, msgspec.structs.replace(known, origin=origin) if known else Adopted(origin))
             move = _Move(self._engine, record, network)
             try:
                 await move.drain(ours=True)
@@ -173,6 +197,8 @@ class BridgeAdopter(Generic[B, C]):
     async def _undo(self, network: str) -> Outcome:
         with self._alone() as record:
             known = self._known(record, network)
+            if not known.finished:
+                self._check_same(network, known, await self._engine.network(network))
             if known.made:
                 self._check_alone(network, await self._engine.on(network))
             if known.finished:  # since then users may have taken containers off the network
@@ -188,6 +214,7 @@ class BridgeAdopter(Generic[B, C]):
         origin = move.known.origin
         again = f"{self._command} {origin.name} continues, with --undo backwards"
         try:
+            await move.drain(ours=False)  # the engine may have created linkspan's after all
             left = (await self._restore(move)).left
         except LinkspanError:  # of an engine that has ended, for example: the record stays
             return Unavailable(f"adopt network {origin.name}: {error.message}", again)
@@ -253,7 +280,9 @@ class BridgeAdopter(Generic[B, C]):
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Memory[Adopted[B]]]:
-        """Lend the record to one call at a time. Raises Conflict if another one runs."""
+        """Lend the record to one call at a time. Raises Conflict if another one runs, NotFound without a folder."""
+        if not self._state_dir.is_dir():
+            raise NotFound(f"there is no state folder {self._state_dir}", "start the agent, or name its --config")
         with (self._state_dir / "adopt.lock").open("a", encoding="ascii") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,9 @@ MTU = "com.docker.network.driver.mtu"
 MASQUERADE = f"{_BRIDGE}enable_ip_masquerade"
 BRIDGE_NAME = f"{_BRIDGE}name"
 DEFAULT = f"{_BRIDGE}default_bridge"
+TRUE = ("1", "t", "T", "TRUE", "true", "True")
+FALSE = ("0", "f", "F", "FALSE", "false", "False")
+"""The words that Docker takes for a truth value (Go's strconv.ParseBool)."""
 ALIKE = {
     f"{_BRIDGE}enable_icc": ("true",),
     f"{_BRIDGE}host_binding_ipv4": ("0.0.0.0", ""),
@@ -170,7 +173,7 @@ def successor(network: Described) -> Successor:
         network.name,
         tuple(prefix(subnet.subnet) for subnet in network.subnets),
         mtu=int(options.get(MTU) or 0),
-        masquerade=options.get(MASQUERADE, "true") != "false",
+        masquerade=options.get(MASQUERADE, "true") in TRUE,
         internal=network.internal,
         reserved=tuple(address for subnet in network.subnets for address in (subnet.auxiliary or {}).values()),
     )
@@ -241,6 +244,8 @@ def _of_network(network: Described) -> Iterator[tuple[str, str]]:
         if key in (MTU, MASQUERADE, BRIDGE_NAME) or value in ALIKE.get(key, ()):
             continue
         yield f"option {key}={value} has no equivalent in a linkspan network", "create the network without it"
+    if options.get(MASQUERADE, "true") not in TRUE + FALSE:
+        yield f"option {MASQUERADE}={options[MASQUERADE]} is neither true nor false", ""
     if not options.get(MTU, "0").isdigit():
         yield f"option {MTU}={options[MTU]} is not a number", ""
     for subnet in network.subnets:

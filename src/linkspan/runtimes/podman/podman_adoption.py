@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.errors import Unavailable
+from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.runtimes.adoption.bridge_engine import OURS, Attached, BridgeEngine, Move, Successor
 from linkspan.runtimes.adoption.outcome import Left
 from linkspan.runtimes.podman import podman_adoption_plan as plan
@@ -123,7 +123,8 @@ class PodmanBridges(BridgeEngine[Described, Container]):
             else:
                 break
         if move.running and network.driver == OURS:
-            _forget_search(self._files.get(container) or (await self._seen(container)).resolv_conf)
+            with contextlib.suppress(LinkspanError):  # it is connected, whatever Podman says now
+                _forget_search(self._files.get(container) or (await self._seen(container)).resolv_conf)
 
     async def _seen(self, container: str) -> Inspected:
         (seen,) = await self._podman.asked(tuple[Inspected], "container", "inspect", container)
@@ -131,10 +132,16 @@ class PodmanBridges(BridgeEngine[Described, Container]):
         return seen
 
 
+_LONGEST = 65536
+"""Bytes of the longest resolv.conf that is changed: its content is the container's."""
+
+
 def _forget_search(path: str) -> None:
     """Take Podman's domain out of a container's resolv.conf, in the file that Podman has bound into the container."""
-    with contextlib.suppress(OSError, UnicodeDecodeError), Path(path).open("r+") as file:
-        conf = file.read()
-        file.seek(0)
-        file.write(plan.without_search(conf))
-        file.truncate()
+    with contextlib.suppress(OSError, UnicodeDecodeError), Path(path).open("r+b", buffering=0) as file:
+        conf = file.read(_LONGEST + 1)
+        changed = plan.without_search(conf.decode()).encode()
+        if len(conf) <= _LONGEST and changed != conf:  # by one write: no reader sees parts of both
+            file.seek(0)
+            file.truncate()
+            file.write(changed)
