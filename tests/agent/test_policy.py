@@ -21,7 +21,7 @@ from linkspan.policy.judge import Judge, Party, Probe
 from linkspan.policy.model import Subject
 from support.agent.agent_host import Host, World, first_ip, pings, run
 from support.agent.stage import FAMILIES, OUTSIDE, UPLINK
-from support.agent.traffic import answers, asked, echoes, inside, serving
+from support.agent.traffic import answers, asked, echoes, inside, late, serving
 from support.polling import HEALED_WITHIN, SHARED, until
 
 NETWORKS = {
@@ -334,6 +334,44 @@ def test_an_established_connection_is_cut_by_a_policy_and_another_one_is_not(yar
         accepted.sendall(b"gone")
         with pytest.raises(ConnectionResetError):
             accepted.recv(16)
+
+
+def test_a_cut_connection_does_not_come_back_when_the_server_speaks_first(yard: Yard) -> None:
+    """Its next packet begins no connection of its own: both ends get a reset, whichever of them sends first."""
+    server = yard.ips["x-b"][4]
+    with contextlib.ExitStack() as sockets:
+        with inside(yard.netns["x-b"]):
+            listening = sockets.enter_context(socket.create_server((server, 90)))
+        with inside(yard.netns["z-b"]):
+            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
+        accepted = sockets.enter_context(listening.accept()[0])
+        yard.apply("policy: cut\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
+        accepted.settimeout(10)
+        accepted.sendall(b"gone")
+        with pytest.raises(ConnectionResetError):
+            accepted.recv(16)
+        client.sendall(b"gone")
+        with pytest.raises(ConnectionResetError):
+            client.recv(16)
+
+
+def test_a_late_packet_does_not_end_an_allowed_connection(yard: Yard) -> None:
+    """Connection tracking takes it for invalid, which is no reason for a reset."""
+    server = yard.ips["x-b"][4]
+    yard.apply("policy: some\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
+    with contextlib.ExitStack() as sockets:
+        with inside(yard.netns["x-b"]):
+            listening = sockets.enter_context(socket.create_server((server, 90)))
+        with inside(yard.netns["z-a"]):
+            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
+            raw = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+        accepted = sockets.enter_context(listening.accept()[0])
+        accepted.settimeout(10)
+        raw.sendto(late(client), (server, 0))
+        client.sendall(b"still")
+        assert accepted.recv(16) == b"still"
+        accepted.sendall(b"there")
+        assert client.recv(16) == b"there"
 
 
 def test_a_container_is_under_its_policies_from_its_first_packet(yard: Yard) -> None:

@@ -430,8 +430,8 @@ class Agent:
         await self.membership.start()
         self._warn_of_namesakes()
         await self.name_service.take_over()
-        await self.orphans.spare()
         await self.enforcement.take_over()
+        await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (
