@@ -405,6 +405,34 @@ def test_a_container_is_under_its_policies_from_its_first_packet(yard: Yard) -> 
     yard.host.detach(netns)
 
 
+def test_the_first_container_of_a_family_is_under_its_policies_at_once(host: Host, world: World) -> None:
+    """Policies are in force for IPv4 alone; the next network is the first one with IPv6 on this host."""
+    host.network("old", "10.215.0.0/24", options={"mode": "routed"})
+    one, two, three = (world.namespace() for _ in range(3))
+    host.attach(one, "old", name="client")
+    policy = host.folder / "policy.yaml"
+    policy.write_text("policy: web\nselect: {name: web}\ningress: []\n")
+    host.cli("policy", "apply", str(policy))
+    host.network("new", "fd00:215::/64", options={"mode": "routed"})
+    target = first_ip(host.attach(two, "new", name="web"), 6)
+    assert target in run("nft", "list", "set", "inet", "linkspan", "policed_in6", netns=host.netns)
+    host.attach(three, "new", name="other")
+    with serving(two, 80):
+        assert not answers(three, target, 80)
+    assert host.differences() == []
+
+
+@pytest.mark.parametrize("protocol", [47, 50])
+def test_a_flow_of_another_protocol_is_cut_as_well(yard: Yard, protocol: int) -> None:
+    """Connection tracking knows it by its addresses alone (GRE's by a key)."""
+    listed = ("conntrack", "-L", "-s", yard.ips["z-b"][4], "-d", yard.ips["x-b"][4])
+    with inside(yard.netns["z-b"]), socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as raw:
+        raw.sendto(bytes(8), (yard.ips["x-b"][4], 0))
+    until(lambda: run(*listed, netns=yard.host.netns), "the flow is known")
+    yard.apply(BY_LABEL)
+    assert not run(*listed, netns=yard.host.netns)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_outside_reaches_a_published_port_only_from_allowed_addresses(yard: Yard, family: int) -> None:
     """A client of a published port keeps its address, so a policy decides about it."""

@@ -392,6 +392,8 @@ class Agent:
 
     async def _take_part(self, network: Network) -> None:
         await self.membership.take_part(network)
+        self.enforcement.look()
+        await self.enforcement.enforce()  # before its first container: it may be the first one of its family
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)

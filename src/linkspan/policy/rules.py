@@ -155,6 +155,11 @@ def ours(state: State) -> bool:
     return False
 
 
+def by_peers(state: NftElement) -> bool:
+    """Return whether an element may be of another host's endpoint."""
+    return ours(state) and state.set.startswith(("chosen", _KNOWN))
+
+
 def _chosen(digest: str, family: int) -> str:
     return f"chosen{family}_{digest}"
 
