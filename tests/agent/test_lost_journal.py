@@ -17,6 +17,7 @@ import pytest
 from linkspan.core.errors import Conflict
 from support.agent.agent_host import Host, World, clean, first_ip, ids, pings, refused, run
 from support.agent.damage import endpoints, forget_records, inside, missing, published
+from support.agent.traffic import answers, serving
 from support.polling import until
 
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
@@ -243,6 +244,33 @@ def test_an_orphan_stays_for_a_grace_time_that_is_shown(world: World) -> None:
         until(lambda: gone["host_ifname"] not in host.links(), "the orphan went", 10)
         assert host.client.call("GET", "/v1/status")["orphans"] == []
         clean(host)
+
+
+def test_policies_change_while_there_is_an_orphan(world: World) -> None:
+    """Their rules are no orphan's: a changed one counts at once, and a deleted one is gone."""
+    with orphaned_for(world, 60.0) as host:
+        host.network("demo", "10.201.0.0/24")
+        host.network("far", "10.202.0.0/24", options={"mode": "routed"})
+        names = [world.namespace() for _ in range(3)]
+        host.attach(names[0])
+        target = first_ip(host.attach(names[1], "far", name="web"))
+        host.attach(names[2], "far", name="client")
+        policy = host.folder / "policy.yaml"
+        policy.write_text("policy: web\nselect: {name: web}\ningress: []\n")
+        host.cli("policy", "apply", str(policy))
+        host.stop(signal.SIGKILL)
+        missing(host)
+        forget_records(host)
+        run("nft", "delete", "table", "bridge", "linkspan", netns=host.netns)
+        host.start()
+        assert len(host.client.call("GET", "/v1/status")["orphans"]) == 1
+        with serving(names[1], 80):
+            policy.write_text("policy: web\nselect: {network: far}\ningress: [{ports: [81]}]\n")
+            host.cli("policy", "apply", str(policy))
+            assert not answers(names[2], target, 80)
+            host.cli("policy", "delete", "web")
+            assert answers(names[2], target, 80)
+        assert "policy_in" not in run("nft", "list", "ruleset", netns=host.netns)
 
 
 def test_when_everything_is_lost_containers_go_on_for_the_grace_time(world: World) -> None:

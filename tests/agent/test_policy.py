@@ -21,7 +21,7 @@ from linkspan.policy.judge import Judge, Party, Probe
 from linkspan.policy.model import Subject
 from support.agent.agent_host import Host, World, first_ip, pings, run
 from support.agent.stage import FAMILIES, OUTSIDE, UPLINK
-from support.agent.traffic import answers, asked, echoes, inside, serving
+from support.agent.traffic import answers, asked, echoes, inside, late, serving
 from support.polling import HEALED_WITHIN, SHARED, until
 
 NETWORKS = {
@@ -336,6 +336,44 @@ def test_an_established_connection_is_cut_by_a_policy_and_another_one_is_not(yar
             accepted.recv(16)
 
 
+def test_a_cut_connection_does_not_come_back_when_the_server_speaks_first(yard: Yard) -> None:
+    """Its next packet begins no connection of its own: both ends get a reset, whichever of them sends first."""
+    server = yard.ips["x-b"][4]
+    with contextlib.ExitStack() as sockets:
+        with inside(yard.netns["x-b"]):
+            listening = sockets.enter_context(socket.create_server((server, 90)))
+        with inside(yard.netns["z-b"]):
+            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
+        accepted = sockets.enter_context(listening.accept()[0])
+        yard.apply("policy: cut\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
+        accepted.settimeout(10)
+        accepted.sendall(b"gone")
+        with pytest.raises(ConnectionResetError):
+            accepted.recv(16)
+        client.sendall(b"gone")
+        with pytest.raises(ConnectionResetError):
+            client.recv(16)
+
+
+def test_a_late_packet_does_not_end_an_allowed_connection(yard: Yard) -> None:
+    """Connection tracking takes it for invalid, which is no reason for a reset."""
+    server = yard.ips["x-b"][4]
+    yard.apply("policy: some\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
+    with contextlib.ExitStack() as sockets:
+        with inside(yard.netns["x-b"]):
+            listening = sockets.enter_context(socket.create_server((server, 90)))
+        with inside(yard.netns["z-a"]):
+            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
+            raw = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+        accepted = sockets.enter_context(listening.accept()[0])
+        accepted.settimeout(10)
+        raw.sendto(late(client), (server, 0))
+        client.sendall(b"still")
+        assert accepted.recv(16) == b"still"
+        accepted.sendall(b"there")
+        assert client.recv(16) == b"there"
+
+
 def test_a_container_is_under_its_policies_from_its_first_packet(yard: Yard) -> None:
     """Two containers ask all the time while it is attached: one of them never gets an answer."""
     yard.apply("policy: new\nselect: {labels: {pod: new}}\ningress:\n- from: [{labels: {pod: a}}]\n")
@@ -365,6 +403,34 @@ def test_a_container_is_under_its_policies_from_its_first_packet(yard: Yard) -> 
         assert asking["y-a"].result() > 0
         assert asking["y-b"].result() == 0
     yard.host.detach(netns)
+
+
+def test_the_first_container_of_a_family_is_under_its_policies_at_once(host: Host, world: World) -> None:
+    """Policies are in force for IPv4 alone; the next network is the first one with IPv6 on this host."""
+    host.network("old", "10.215.0.0/24", options={"mode": "routed"})
+    one, two, three = (world.namespace() for _ in range(3))
+    host.attach(one, "old", name="client")
+    policy = host.folder / "policy.yaml"
+    policy.write_text("policy: web\nselect: {name: web}\ningress: []\n")
+    host.cli("policy", "apply", str(policy))
+    host.network("new", "fd00:215::/64", options={"mode": "routed"})
+    target = first_ip(host.attach(two, "new", name="web"), 6)
+    assert target in run("nft", "list", "set", "inet", "linkspan", "policed_in6", netns=host.netns)
+    host.attach(three, "new", name="other")
+    with serving(two, 80):
+        assert not answers(three, target, 80)
+    assert host.differences() == []
+
+
+@pytest.mark.parametrize("protocol", [47, 50])
+def test_a_flow_of_another_protocol_is_cut_as_well(yard: Yard, protocol: int) -> None:
+    """Connection tracking knows it by its addresses alone (GRE's by a key)."""
+    listed = ("conntrack", "-L", "-s", yard.ips["z-b"][4], "-d", yard.ips["x-b"][4])
+    with inside(yard.netns["z-b"]), socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as raw:
+        raw.sendto(bytes(8), (yard.ips["x-b"][4], 0))
+    until(lambda: run(*listed, netns=yard.host.netns), "the flow is known")
+    yard.apply(BY_LABEL)
+    assert not run(*listed, netns=yard.host.netns)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

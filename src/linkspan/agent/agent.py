@@ -392,6 +392,8 @@ class Agent:
 
     async def _take_part(self, network: Network) -> None:
         await self.membership.take_part(network)
+        self.enforcement.look()
+        await self.enforcement.enforce()  # before its first container: it may be the first one of its family
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
@@ -430,8 +432,8 @@ class Agent:
         await self.membership.start()
         self._warn_of_namesakes()
         await self.name_service.take_over()
-        await self.orphans.spare()
         await self.enforcement.take_over()
+        await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
         for part in (

@@ -11,10 +11,10 @@ elements that the last agent put stay.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from linkspan.agent.policy_flows import Flows
 from linkspan.cluster.endpoint_records import PATIENCE
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
@@ -24,22 +24,23 @@ from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint
-from linkspan.core.states.host import NftElement, State
+from linkspan.core.states.host import NftElement, NftSet, State
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints.registry import Identity, policy_source
-from linkspan.kernel.probe import conntrack
+from linkspan.kernel.probe import conntrack, underlay
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
-from linkspan.policy.judge import Judge, Party, Probe
-from linkspan.policy.model import Direction, Policy, Subject
+from linkspan.policy.judge import Judge, Party
+from linkspan.policy.model import Policy, Subject
 from linkspan.store.derived import Derived
 from linkspan.store.records import ENDPOINTS
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.agent.policy_enforcement")
 
-AGAIN = 1.0
-"""Seconds until a failed change is tried again, and between looks whether other hosts' endpoints have been read."""
+AGAIN, SELDOM = 1.0, 30.0
+"""Seconds until a failed change is tried again: at first, and after several failures. AGAIN is also the time between
+looks whether other hosts' endpoints have been read."""
 _OF_ALL = ("policies/", "networks/", "allowances/")
 """Kinds of records after whose change everything is compared."""
 Source = tuple[str, ...]
@@ -70,16 +71,23 @@ class Enforcement:
         self._remote = remote
         self._interest = interest
         self._endpoints = endpoints
-        self._recorded = Derived(lambda: (replica.changes("policies"), networks.all()), self._read)
+        self._closed = Derived(networks.all, self._read_closed)
+        self._recorded = Derived(lambda: (replica.changes("policies"), self._closed.get()), self._read)
+        self._pools = Derived(networks.all, self._read_pools)
+        self._families: frozenset[int] = frozenset()
+        """The families for which there are sets."""
         self.judge = Judge()
         """The policies that are in force here."""
         self._parties: dict[str, tuple[Source, Party]] = {}
         """By address of an endpoint that is known here: the source of its elements, and what the judge sees."""
         self._of: dict[Source, dict[str, Party]] = {}
         """The same by source: what was put last."""
-        self._kept = False
-        self._ruled = False
-        """Whether the rules were wanted when they were put last: they need the networks' own rules."""
+        self._kept: list[NftElement] = []
+        """The last agent's elements that stay until the other hosts' endpoints have been read."""
+        self._unlabelled: set[str] = set()
+        """Hosts that have no elements, because the labels of their endpoints that count now are not known yet."""
+        self._put_pools: object = None
+        """The networks' pools when everything was compared last."""
         self._stricter = False
         """Whether something may be forbidden since flows were cut last."""
         self._everything = False
@@ -94,36 +102,41 @@ class Enforcement:
         self._task: asyncio.Task[None] | None = None
 
     def _read(self) -> Judge:
-        closed = (one.name for one in self._networks.all() if one.policy == "default-deny" and one.routed)
-        return Judge(self._replica.read("policies/", Policy).values(), closed)
+        return Judge(self._replica.read("policies/", Policy).values(), self._closed.get())
+
+    def _read_closed(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self._networks.all() if one.policy == "default-deny" and one.routed)
+
+    def _read_pools(self) -> dict[str, tuple[Prefix, ...]]:
+        return {one.name: tuple(one.prefixes) for one in self._networks.all() if not one.on_host}
 
     # Life
 
     def learn(self) -> None:
         """Take in the recorded policies, so that the endpoints that are taken over get their elements."""
         self.judge = self._recorded.get()
+        self._families = self._of_pools()  # whose sets come with the networks' own rules, before the first resync
         self._remote.want_labels(self.judge.keys)
 
     async def take_over(self) -> None:
         """Desire the rules, and keep the last agent's elements; after the networks' rules, before the first resync."""
         if not self.judge:
             return
-        sources = {RULES: list(self._rules()), _HOSTS: list(self._of_hosts())}
-        await self._worker.run(self._keep, sources)
-        self._kept = self._everything = True
+        self._families = self._ruled()
+        sources = {RULES: list(rules.states(self.judge, self._families)), _HOSTS: list(self._of_hosts())}
+        self._kept = await self._worker.run(self._keep, sources)
 
-    def _keep(self, sources: Mapping[Source, list[State]]) -> None:
-        """Desire these, and the elements of their sets that are there (worker thread)."""
+    def _keep(self, sources: Mapping[Source, list[State]]) -> list[NftElement]:
+        """Desire these, and the elements of their sets that are there; return those (worker thread)."""
         reconciler = self._worker.machine.reconciler
-        there = [state for state in reconciler.observed((NftElement,)) if rules.ours(state)]
-        sets = {state.key for state in sources[RULES]}
-        kinds = reconciler.kinds
-        kept = [state for state in there if sets.issuperset(kinds.of(state).lost_with(state)[1:])]
+        there = [state for state in reconciler.observed((NftElement,)) if isinstance(state, NftElement)]
+        kept = _within([state for state in there if rules.by_peers(state)], sources[RULES])
         reconciler.changes({**sources, _KEPT: kept})
+        return kept
 
     def start(self) -> None:
         """Start to follow policies and endpoints."""
-        self._everything = True
+        self._everything = self._stricter = True
         self._wake.set()
         self._task = lasting("enforcing policies", self._follow)
 
@@ -135,7 +148,7 @@ class Enforcement:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Follow changed records."""
-        if not self.judge and not self._replica.under("policies/") and not self._closed():
+        if not self.judge and not self._replica.keys_under("policies/") and not self._closed.get():
             return
         for key in keys:
             if key.startswith(ENDPOINTS):
@@ -149,9 +162,6 @@ class Enforcement:
                 continue
             self._wake.set()
 
-    def _closed(self) -> bool:
-        return any(network.policy == "default-deny" for network in self._networks.all())
-
     def note(self, identity: Identity) -> None:
         """Follow an endpoint of this host that was added, changed or removed."""
         if self.judge:
@@ -161,21 +171,26 @@ class Enforcement:
     def look(self) -> None:
         """Follow the networks, whose own rules are there now: the rules of policies may have waited for them."""
         recorded = self._recorded.get()
-        if recorded is not self.judge or (recorded and not self._ruled):
+        before = self.judge, self._families, self._mattering
+        if (recorded or self.judge) and (recorded, self._ruled(), self._interest.networks()) != before:
             self._everything = True
             self._wake.set()
 
     async def _follow(self) -> None:
+        pause = AGAIN
         while True:
             await woken(self._wake, AGAIN if self._kept or self._stricter else None)
             self._wake.clear()
             try:
                 await self.enforce()
+                pause = AGAIN
             except LinkspanError as error:
                 log.warning("policies are not enforced as recorded: %s", error.message)
-                self._everything = True
+                self._wake.clear()
                 await asyncio.sleep(AGAIN)
+                await woken(self._wake, pause - AGAIN)
                 self._wake.set()
+                pause = min(2 * pause, SELDOM)
 
     def recorded(self) -> Judge:
         """Return the policies as they are recorded."""
@@ -184,7 +199,12 @@ class Enforcement:
     async def enforce(self) -> None:
         """Apply what changed since the last time, and cut the flows that this forbids. Raises LinkspanError."""
         async with self._putting:
-            await self._put()
+            try:
+                await self._put()
+            except BaseException:  # also if nobody waits for it any more: the next time does all of it
+                self._everything = self._stricter = True
+                self._wake.set()
+                raise
 
     async def _put(self) -> None:
         recorded = self._recorded.get()
@@ -198,34 +218,43 @@ class Enforcement:
             # Before the rules are there: an agent that is killed now, and starts while the store is away, needs them.
             await self._replica.save()
             self._everything = True
-        mattering = self._interest.networks()
-        whole, self._everything = self._everything or mattering != self._mattering, False
-        self._mattering = mattering
-        due, self._due = self._due, set()
+        mattering, pools, families = self._interest.networks(), self._pools.get(), self._ruled()
+        whole = self._everything or mattering != self._mattering or families != self._families
         hosts, self._due_hosts = self._due_hosts, set()
+        self._everything = False
+        if whole:
+            hosts = self._remote.owners() | {source[2] for source in self._of if source[1] == "host"}
+            self._stricter |= recorded is not self.judge or pools != self._put_pools
+            self._mattering, self._put_pools = mattering, pools
         sources: dict[Source, list[State]] = {}
-        self._stricter |= recorded is not self.judge
-        self.judge = recorded  # and no pause until the worker is called: attaches that see it come after its sets
+        hosts |= {host for host in self._unlabelled if self._remote.labelled(host)}
+        for host in hosts:
+            parties, sources[_of_host(host)] = self._of_other(recorded, families, host)
+            self._stricter |= self._note(_of_host(host), parties)
+            await asyncio.sleep(0)  # there may be tens of thousands of endpoints
+        # No pause from here until the worker is called: attaches that see the new rules come after their sets.
+        self.judge, self._families = recorded, families
+        due, self._due = self._due, set()
         if whole or self._leased:
             self._leased, sources[_HOSTS] = False, list(self._of_hosts())
         if whole:
-            sources[RULES] = list(self._rules())
-            self._ruled = bool(sources[RULES])
-            due, hosts = set(self._endpoints), set(self._remote.owners())
-            due |= {(source[2], source[3]) for source in self._of if source[1] == "endpoint"}
-            hosts |= {source[2] for source in self._of if source[1] == "host"}
-        for source, parties, states in itertools.chain(self._of_here(due), self._of_others(hosts)):
-            sources[source] = states
-            self._stricter |= self._note(source, parties)
+            sources[RULES] = list(rules.states(recorded, families))
+            due = {*self._endpoints, *((source[2], source[3]) for source in self._of if source[1] == "endpoint")}
+        for identity in due:
+            parties, sources[policy_source(identity)] = self._of_own(identity)
+            self._stricter |= self._note(policy_source(identity), parties)
         read = self._remote.complete  # else whoever has not been read yet seems to have no labels
-        if self._kept and read:
-            self._kept, self._stricter, sources[_KEPT] = False, True, []
+        kept = [] if read or not recorded else _within(self._kept, sources[RULES]) if whole else self._kept
+        if kept != self._kept:
+            self._stricter, sources[_KEPT] = True, [*kept]
         failed = await self._worker.run(self._worker.machine.reconciler.changes, sources)
-        for error in failed.values():
-            raise error
+        self._kept = kept
         if self._stricter and read:
             self._stricter = False
-            await asyncio.to_thread(conntrack.cut, self._forbidden())
+            local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
+            await asyncio.to_thread(conntrack.cut, self._forbidden(local))
+        for error in failed.values():  # after the cut: one bad element must not keep forbidden flows
+            raise error
 
     def _note(self, source: Source, parties: dict[str, Party]) -> bool:
         """Record what is known of a source now; return whether something about a known address is different."""
@@ -242,10 +271,14 @@ class Enforcement:
 
     # What is wanted
 
-    def _rules(self) -> Iterator[State]:
-        families = {pool.family for one in self._networks.all() if not one.on_host for pool in one.prefixes}
-        if ("host", "firewall") in self._worker.machine.reconciler.desired.sources():
-            yield from rules.states(self.judge, families)
+    def _ruled(self) -> frozenset[int]:
+        """Return the families that rules can be for: those of pools, once the networks' own rules are there."""
+        if ("host", "firewall") not in self._worker.machine.reconciler.desired.sources():
+            return frozenset()
+        return self._of_pools()
+
+    def _of_pools(self) -> frozenset[int]:
+        return frozenset(pool.family for pools in self._pools.get().values() for pool in pools)
 
     def _of_hosts(self) -> Iterator[State]:
         """Yield the elements of the addresses that hosts have in networks: no endpoint has them, but somebody does."""
@@ -254,41 +287,52 @@ class Enforcement:
         for network in self._networks.all():
             if network.name in self._interest.networks():
                 texts = [*network.gateways, *(a for lease in self._leases.all(network.name) for a in lease.addresses)]
-                yield from (rules.known(prefix(text).single()) for text in texts)
+                found = (prefix(text).single() for text in texts)
+                yield from (rules.known(one) for one in found if one.family in self._families)
 
     def elements(self, endpoint: Endpoint) -> list[State]:
         """Return the elements that an endpoint of this host needs."""
         chosen = self.judge.chosen(self.subject(endpoint)) if self.judge else frozenset()
-        addresses = [one.single() for one in endpoint.prefixes]
+        addresses = [one.single() for one in endpoint.prefixes if one.family in self._families]
         return [*rules.elements(self.judge, chosen, addresses, policed=policed(endpoint))]
 
     def subject(self, endpoint: Endpoint) -> Subject:
         """Return what selectors look at of an endpoint of this host."""
         return Subject(endpoint.called, endpoint.network, self._hosts.here.name, endpoint.labels)
 
-    def _of_here(self, identities: Iterable[Identity]) -> Iterator[tuple[Source, dict[str, Party], list[State]]]:
-        for identity in identities:
-            endpoint = self._endpoints.get(identity)
-            parties: dict[str, Party] = {}
-            if endpoint is not None and self.judge:
-                chosen = self.judge.chosen(self.subject(endpoint))
-                parties = {one.address: Party(one.single(), chosen) for one in endpoint.prefixes}
-            yield policy_source(identity), parties, self.elements(endpoint) if endpoint is not None else []
+    def _of_own(self, identity: Identity) -> tuple[dict[str, Party], list[State]]:
+        endpoint = self._endpoints.get(identity)
+        if endpoint is None or not self.judge:
+            return {}, []
+        chosen = self.judge.chosen(self.subject(endpoint))
+        return {one.address: Party(one.single(), chosen) for one in endpoint.prefixes}, self.elements(endpoint)
 
-    def _of_others(self, hosts: Iterable[str]) -> Iterator[tuple[Source, dict[str, Party], list[State]]]:
-        for host in hosts:
-            parties: dict[str, Party] = {}
-            states: list[State] = []
-            name = self._hosts.name(host)
-            for network, one in self._remote.of_host(host) if self.judge else ():
-                chosen = self.judge.chosen(Subject(one.container, network, name, dict(one.labels)))
-                parties |= {address.address: Party(address, chosen) for address in one.prefixes}
-                states += rules.elements(self.judge, chosen, one.prefixes, policed=False)
-            yield ("policy", "host", host), parties, states
+    def _of_other(
+        self, judge: Judge, families: frozenset[int], host: str
+    ) -> tuple[dict[str, Party], list[State]]:
+        """Return what is known of another host's endpoints, and their elements.
+
+        Whatever address a record has: it counts in its network's pools only. Without its labels an endpoint has no
+        elements. So it is nobody that is known, and its packets are dropped; otherwise a rule that denies would not
+        find it.
+        """
+        parties: dict[str, Party] = {}
+        states: list[State] = []
+        if not judge or not self._remote.labelled(host):
+            (self._unlabelled.add if judge else self._unlabelled.discard)(host)
+            return parties, states
+        self._unlabelled.discard(host)
+        name, pools = self._hosts.name(host), self._pools.get()
+        for network, one in self._remote.of_host(host):
+            chosen = judge.chosen(Subject(one.container, network, name, dict(one.labels)))
+            inside = [at for at in one.prefixes if any(pool.holds(at) for pool in pools.get(network, ()))]
+            parties |= {at.address: Party(at, chosen) for at in inside}
+            states += rules.elements(judge, chosen, [at for at in inside if at.family in families], policed=False)
+        return parties, states
 
     # What is cut
 
-    def _forbidden(self) -> Flows:
+    def _forbidden(self, local: frozenset[str]) -> Flows:
         here = {
             address.address
             for endpoint in self._endpoints.values()
@@ -296,7 +340,8 @@ class Enforcement:
             for address in endpoint.prefixes
         }
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
-        return Flows(self.judge, {address: party for address, (_, party) in self._parties.items()}, here, pools)
+        own = local | {prefix(text).address for network in self._networks.all() for text in network.gateways}
+        return Flows(self.judge, {address: party for address, (_, party) in self._parties.items()}, here, pools, own)
 
     def unenforced(self) -> list[str]:
         """Return a sentence for each container of this host that policies select, and that cannot be policed."""
@@ -318,32 +363,14 @@ class Enforcement:
         return found
 
 
-class Flows:
-    """Which flows are forbidden, as a value for another thread: it is called with each flow."""
+def _of_host(host: str) -> Source:
+    return ("policy", "host", host)
 
-    def __init__(
-        self, judge: Judge, parties: Mapping[str, Party], here: Collection[str], pools: Collection[Prefix]
-    ) -> None:
-        """Take the addresses of this host's endpoints as ``here``: other hosts enforce the policies of theirs."""
-        self._judge = judge
-        self._parties = parties
-        self._here = here
-        self._pools = pools
 
-    def __call__(self, flow: conntrack.Flow) -> bool:
-        """Return whether policies that this host enforces forbid a flow."""
-        source, target = flow.source.address, flow.target.address
-        probe = Probe(flow.protocol, flow.port)
-        if source in self._here and not self._allowed("egress", flow.source, flow.target, probe):
-            return True
-        return target in self._here and not self._allowed("ingress", flow.target, flow.source, probe)
-
-    def _allowed(self, direction: Direction, own: Prefix, other: Prefix, probe: Probe) -> bool:
-        return self._judge.judged(direction, self._party(own), self._party(other), probe).allowed
-
-    def _party(self, address: Prefix) -> Party:
-        known = self._parties.get(address.address)
-        return known or Party(address, outside=not any(pool.holds(address) for pool in self._pools))
+def _within(elements: Iterable[NftElement], states: Iterable[State]) -> list[NftElement]:
+    """Return the elements whose set is among the states."""
+    sets = {state.name for state in states if isinstance(state, NftSet)}
+    return [one for one in elements if one.set in sets]
 
 
 def policed(endpoint: Endpoint) -> bool:

@@ -84,7 +84,7 @@ class Interest:
         """Find the networks and hosts that matter, and tell ``RemoteEndpoints``."""
         now = time.monotonic()
         here = {endpoint.network for endpoint in self._endpoints.values()}
-        if self._replica.under("policies/"):
+        if self._replica.keys_under("policies/"):
             allowed = [{one.source, one.target} for one in self._replica.read("allowances/", Allowance).values()]
             here = here.union(*(pair for pair in allowed if pair & here))
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}

@@ -106,6 +106,8 @@ class RemoteEndpoints:
         """How often the store was listed: an answer from before may be of another store."""
         self._labels: frozenset[str] = frozenset()
         """The keys of the labels that are kept."""
+        self._unlabelled: set[str] = set()
+        """Hosts whose endpoints have not been read since one of these keys was not kept."""
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
         self._wake = asyncio.Event()
@@ -142,12 +144,14 @@ class RemoteEndpoints:
         self._forget_left()
         new = {host for name, hosts in self._wanted.items() for host in hosts - before.get(name, set())}
         self._whole &= wanted.keys()
+        self._unlabelled &= self.wanted
         self._due((self._unread | new) & self.wanted)
 
     def want_labels(self, keys: frozenset[str]) -> None:
         """Keep the labels with these keys from now on; read all endpoints again if one of them was not kept."""
         new, self._labels = keys - self._labels, keys
         if new:
+            self._unlabelled = {*self.wanted}
             self._due({*self.wanted})
 
     def _forget_left(self) -> None:
@@ -174,6 +178,7 @@ class RemoteEndpoints:
 
     def _done(self, host: str) -> None:
         """Record that a host's endpoints have been read."""
+        self._unlabelled.discard(host)
         if host in self._unread:
             self._unread.remove(host)
             self._missing.subtract(self._wanted_of(host))
@@ -336,6 +341,10 @@ class RemoteEndpoints:
     def complete(self) -> bool:
         """Whether all endpoints that matter have been read, with the labels that are kept now."""
         return self._complete.is_set()
+
+    def labelled(self, host: str) -> bool:
+        """Return whether a host's known endpoints have all labels that are kept now."""
+        return host not in self._unlabelled
 
     def whole(self, network: str) -> bool:
         """Return whether all endpoints of a network have been read since the network matters here."""

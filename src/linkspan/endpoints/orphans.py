@@ -29,6 +29,7 @@ from linkspan.endpoints import reconstruction
 from linkspan.endpoints.journal import Journal, Row
 from linkspan.endpoints.reconstruction import Link, concerns
 from linkspan.kernel.worker import Worker
+from linkspan.policy import rules
 
 log = logging.getLogger("linkspan.endpoints.orphans")
 
@@ -96,10 +97,14 @@ class Orphans:
             await self._worker.run(self._spare, frozenset(self.ended))
 
     def _spare(self, ended: Collection[str]) -> None:
-        """Desire what would be removed, except the pairs that ``ended`` (worker thread)."""
+        """Desire what would be removed, except the pairs that ``ended`` (worker thread).
+
+        What belongs to policies is left out: they are known, so rules that they do not want must not stay in force.
+        """
         reconciler = self._worker.machine.reconciler
         change, _ = reconciler.difference()
-        kept = [state for state in change.delete if not any(concerns(state, name) for name in ended)]
+        ending = (state for state in change.delete if not rules.ours(state))
+        kept = [state for state in ending if not any(concerns(state, name) for name in ended)]
         reconciler.desired.replace(SOURCE, map(_as_made, kept))
 
     def unhold(self, name: str) -> None:

@@ -22,7 +22,9 @@ fit in as a first part of the order, and staged policies as sections whose verdi
 ``forward``, because ``accept`` ends only one base chain. Without policies there are no such chains, so no packet pays.
 
     policy_out   established flows pass; packets from a policed endpoint go to the chain of their family
-    policy_out4  a TCP packet that begins no connection and belongs to none: reset
+                 a TCP packet to it that begins no connection and belongs to none: reset
+    policy_out4  an invalid packet (late, or out of its connection's window): drop
+                 a TCP packet that begins no connection and belongs to none: reset
                  an address of a pool that no known endpoint or host has: drop, so that a retry succeeds
                  for each policy: its chain, if it selects the endpoint (the rules; each ends with accept or reject)
                  for each policy that isolates: reject what it selects
@@ -35,7 +37,8 @@ Rejected: a map from an endpoint to a chain for its combination of policies. Its
 libnftables 2 ms for each attach.
 
 **Flows that a change forbids** are cut. Their entries in connection tracking are deleted after the rules are there. The
-next packet of either end then belongs to no connection, and the rule above resets it. UDP is judged again.
+next TCP packet of either end then belongs to no connection, and the rules above reset it. UDP is judged again with its
+next packet. If the policed end sends that one, it is a flow that this end begins: the other direction judges it.
 
 **A container and its own host** always reach each other, as in Kubernetes: neither passes ``forward``. Networks stay
 isolated from each other, whatever a policy allows (``core/ruleset.py``).

@@ -50,7 +50,9 @@ def policies(reader: Reader, node: yaml.Node) -> list[Policy]:
         raise reader.wrong(node, f"begins a {KIND} without a spec")
     spec = reader.fields(found["spec"], ("podSelector", "policyTypes", "ingress", "egress"), "a spec")
     given = reader.texts(spec["policyTypes"], "policyTypes") if "policyTypes" in spec else ()
-    types = given or ("Ingress", *(("Egress",) if "egress" in spec else ()))
+    # Without policyTypes an empty list of egress closes nothing, as Kubernetes' defaults have it.
+    sends = not empty(spec.get("egress")) and bool(reader.items(spec["egress"], "egress"))
+    types = given or ("Ingress", *(("Egress",) if sends else ()))
     for word in types:
         if word not in ("Ingress", "Egress"):
             raise reader.wrong(spec["policyTypes"], f"has the policy type {word!r}", "use Ingress and Egress")

@@ -17,12 +17,17 @@ _SHORT: dict[Direction, str] = {"ingress": "in", "egress": "out"}
 _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
 _OWN: dict[Direction, str] = {"ingress": "daddr", "egress": "saddr"}
 _OTHER: dict[Direction, str] = {"ingress": "saddr", "egress": "daddr"}
+_OPPOSITE: dict[Direction, Direction] = {"ingress": "egress", "egress": "ingress"}
 _PRIORITY: dict[Direction, int] = {"egress": 5, "ingress": 6}
 """After ``forward``, whose order does not matter: a drop is final, and an accept ends one base chain."""
 _REFUSED = "reject with icmpx admin-prohibited"
 _KNOWN = "policy_known"
-_STRAY = "tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
-"""It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose)."""
+_STRAY = "ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
+"""It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose).
+
+A late packet of a known connection is no such packet but an invalid one: a reset would end the connection.
+"""
+_INVALID = "ct state invalid drop"
 _LONGEST = 128
 """Bytes of a comment (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl)."""
 
@@ -41,10 +46,13 @@ def states(judge: Judge, families: Iterable[int]) -> Iterator[State]:
         if not judge.sections[direction]:
             continue
         short, link, own = _SHORT[direction], _LINK[direction], _OWN[direction]
+        back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
         rules = ["ct state established,related accept"]
         for family in wanted:
-            policed = f"{_IP[family]} {own} @policed_{short}{family}"
-            rules.append(f'{link} "lsr*" {policed} jump policy_{short}{family}')
+            ip, policed = _IP[family], f"@policed_{short}{family}"
+            rules.append(f'{link} "lsr*" {ip} {own} {policed} jump policy_{short}{family}')
+            # Whoever speaks first after a cut: else an answer would begin a connection that nobody judges.
+            rules.append(f'{back} "lsr*" {ip} {other} {policed} {_STRAY}')
             yield from _of_family(judge.sections[direction], direction, family)
         hook = f"type filter hook forward priority filter + {_PRIORITY[direction]}; policy accept;"
         yield NftChain(INET, TABLE, f"policy_{short}", hook, tuple(rules))
@@ -52,7 +60,7 @@ def states(judge: Judge, families: Iterable[int]) -> Iterator[State]:
 
 def _of_family(sections: tuple[Section, ...], direction: Direction, family: int) -> Iterator[State]:
     ip, own, other, short = _IP[family], _OWN[direction], _OTHER[direction], _SHORT[direction]
-    rules = [_STRAY, f"{ip} {other} @pools{family} {ip} {other} != @{_KNOWN}{family} drop"]
+    rules = [_INVALID, _STRAY, f"{ip} {other} @pools{family} {ip} {other} != @{_KNOWN}{family} drop"]
     for section in sections:
         if section.clauses:
             name = f"policy_{short}{family}_{_digest(section.policy)}"
@@ -138,8 +146,18 @@ def known(address: Prefix) -> NftElement:
 
 
 def ours(state: State) -> bool:
-    """Return whether an element belongs to policies."""
-    return isinstance(state, NftElement) and state.set.startswith(("chosen", _KNOWN))
+    """Return whether a set, chain or element belongs to policies."""
+    match state:
+        case NftElement(family=family, table=table, set=name) | NftSet(family=family, table=table, name=name):
+            return (family, table) == (INET, TABLE) and name.startswith(("chosen", _KNOWN, "policed_"))
+        case NftChain(family=family, table=table, name=name):
+            return (family, table) == (INET, TABLE) and name.startswith("policy_")
+    return False
+
+
+def by_peers(state: NftElement) -> bool:
+    """Return whether an element may be of another host's endpoint."""
+    return ours(state) and state.set.startswith(("chosen", _KNOWN))
 
 
 def _chosen(digest: str, family: int) -> str:

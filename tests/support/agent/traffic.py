@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -16,6 +17,7 @@ from linkspan.kernel.io import namespaces
 SHORT = 0.3
 """Seconds that a negative finding waits: what passes takes less than one millisecond here."""
 _ALL = 0x0003  # ETH_P_ALL, linux/if_ether.h
+_REPAIR, _REPAIR_QUEUE, _QUEUE_SEQ = 19, 20, 21  # TCP_REPAIR and others, linux/tcp.h
 _OUTGOING = 4  # PACKET_OUTGOING, linux/if_packet.h
 
 
@@ -124,6 +126,27 @@ def refusal(netns: str, address: str, port: int, protocol: str = "tcp") -> int:
     except OSError as error:
         return error.errno or 0
     return 0
+
+
+def late(client: socket.socket) -> bytes:
+    """Return a TCP segment (IPv4) of a client's connection that is far out of its window, and has no data."""
+    (source, sport), (target, dport) = client.getsockname(), client.getpeername()
+    client.setsockopt(socket.IPPROTO_TCP, _REPAIR, 1)
+    expected, sent = (_sequence(client, queue) for queue in (1, 2))
+    client.setsockopt(socket.IPPROTO_TCP, _REPAIR, -1)
+    far = (sent + (1 << 30)) & 0xFFFFFFFF
+    plain = struct.pack("!HHIIBBHHH", sport, dport, far, expected, 5 << 4, 0x10, 1024, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20)
+    total = sum(struct.unpack("!16H", pseudo + plain))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return plain[:16] + struct.pack("!H", ~total & 0xFFFF) + plain[18:]
+
+
+def _sequence(client: socket.socket, queue: int) -> int:
+    """Return the next sequence number of a connection under repair: to receive (queue 1), or to send (2)."""
+    client.setsockopt(socket.IPPROTO_TCP, _REPAIR_QUEUE, queue)
+    return client.getsockopt(socket.IPPROTO_TCP, _QUEUE_SEQ) & 0xFFFFFFFF
 
 
 class Capture:

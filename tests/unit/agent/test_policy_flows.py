@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.agent.policy_enforcement import Flows
+from linkspan.agent.policy_flows import Flows
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.policy.judge import Judge, Party
@@ -24,7 +24,7 @@ def forbidden(source: str, target: str, *, here: str = "web", protocol: str = "t
     parties = {
         at: Party(prefix(at), judge.chosen(Subject(name, "x", "h1", {"app": name}))) for name, at in ADDRESSES.items()
     }
-    flows = Flows(judge, parties, {ADDRESSES[here]}, POOLS)
+    flows = Flows(judge, parties, {ADDRESSES[here]}, POOLS, {"10.1.0.1"})
     one, other = (prefix(ADDRESSES.get(end, end)) for end in (source, target))
     return flows(Flow(one, other, protocol, port))
 
@@ -45,3 +45,16 @@ def test_a_host_cuts_only_flows_of_its_own_endpoints() -> None:
     assert not forbidden("db", "web", here="db")
     assert not forbidden("192.0.2.1", "198.51.100.1")
     assert not forbidden("10.1.9.9", "192.0.2.1")
+
+
+def test_a_flow_with_the_host_itself_is_never_forbidden() -> None:
+    """It passes no rule of policies: health checks, DNS, ports of loopback."""
+    assert not forbidden("10.1.0.1", "web", port=81)
+    assert not forbidden("web", "10.1.0.1", protocol="udp", port=53)
+    assert not forbidden("127.0.0.1", "web", port=81)
+
+
+def test_a_protocol_that_no_rule_names_is_forbidden_as_well() -> None:
+    """GRE has no ports, so a rule with ports does not allow it."""
+    assert forbidden("proxy", "web", protocol="47", port=0)
+    assert not forbidden("web", "192.0.2.1", protocol="47", port=0)

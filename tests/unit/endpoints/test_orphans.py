@@ -16,7 +16,8 @@ from linkspan.core.clock import now
 from linkspan.core.errors import Conflict
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
-from linkspan.core.states.host import Bridge, Key, State, TokenBucket, Veth
+from linkspan.core.ruleset import element
+from linkspan.core.states.host import Bridge, Key, NftChain, NftSet, State, TokenBucket, Veth
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import SOURCE, Orphans
 from linkspan.endpoints.reconstruction import Link
@@ -73,9 +74,9 @@ class _One(Networks):
 class _Stage:
     """A host whose kernel has a bridge and two pairs that nobody knows."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Iterable[State] = ()) -> None:
         self.allocator = _Held()
-        self.kernel: list[State] = [BRIDGE, veth("lsp1"), TokenBucket("lsp1", 1000, 1000), veth("lsp2")]
+        self.kernel: list[State] = [BRIDGE, veth("lsp1"), TokenBucket("lsp1", 1000, 1000), veth("lsp2"), *more]
         machine = MemoryMachine(self.kernel)
         self.desired = machine.reconciler.desired
         journal, event_log = Journal(folder / "journal.db", boot_id="b1"), EventLog(folder / "events")
@@ -101,6 +102,19 @@ def test_all_that_the_first_resync_would_remove_is_kept(stage: _Stage) -> None:
     """Bridge, pairs and limits stay, and the addresses are given to nobody."""
     assert stage.wanted() == {state.key for state in stage.kernel}
     assert set(stage.allocator.holders.values()) == {"orphan lsp1", "orphan lsp2"}
+
+
+def test_rules_of_policies_are_nobody_s_but_the_policies(tmp_path: Path) -> None:
+    """Kept for an orphan, a deleted policy would stay in force, and a changed one would be a conflict."""
+    policies: list[State] = [
+        NftChain("inet", "linkspan", "policy_in4", "", ("drop",)),
+        NftSet("inet", "linkspan", "policed_in4", "ipv4_addr"),
+        element("policed_in4", "10.77.0.2"),
+        element("chosen4_00", "10.77.0.2"),
+        element("policy_known4", "10.77.0.2"),
+    ]
+    stage = _Stage(tmp_path, policies)
+    assert stage.wanted() == {state.key for state in stage.kernel} - {state.key for state in policies}
 
 
 def test_while_an_orphan_s_addresses_are_not_known_the_allocator_doubts(stage: _Stage) -> None:

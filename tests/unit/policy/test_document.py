@@ -114,6 +114,14 @@ def test_a_network_policy_of_kubernetes_is_read() -> None:
     )
 
 
+def test_an_empty_list_of_egress_closes_nothing_without_policy_types() -> None:
+    """Kubernetes' defaults add Egress only for a list that has items."""
+    (empty,) = document.parsed(f"{HEAD}  egress: []\n", "").policies
+    assert (empty.ingress, empty.egress) == ((), None)
+    (some,) = document.parsed(f"{HEAD}  egress: [{{}}]\n", "").policies
+    assert some.egress is not None
+
+
 HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec:\n  podSelector: {}\n"
 
 

@@ -27,7 +27,8 @@ spoilt: st.SearchStrategy[Any] = st.recursive(
 )
 RULE = re.compile(
     r'[a-z0-9 .:/@_!={},()|&-]*(?:accept|drop|reject with (?:tcp reset|icmpx admin-prohibited)|jump [a-z0-9_]+)'
-    r'(?: comment "(?:policy|default of network) [\w .-]+")?|(?:i|o)ifname "lsr\*" [a-z0-9 @_]+'
+    r'(?: comment "(?:policy|default of network) [\w .-]+")?'
+    r'|(?:i|o)ifname "lsr\*" [a-z0-9 @_]+(?: tcp flags [a-z&(|) !=]+)?'
 )  # fmt: skip
 
 

@@ -48,7 +48,10 @@ _NAMES = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 class Flow(msgspec.Struct, frozen=True):
-    """A flow as it is forwarded: from its first sender, to where a translation sends it (port 0: it has none)."""
+    """A flow as it is forwarded: from its first sender, to where a translation sends it (port 0: it has none).
+
+    A protocol that no policy names is its number, as text.
+    """
 
     source: Prefix
     target: Prefix
@@ -136,17 +139,18 @@ def cut(forbidden: Callable[[Flow], bool]) -> int:
 
 
 def _flow(entry: dict[int, bytes]) -> Flow | None:
-    """Return the flow of an entry, None for a protocol that no policy names.
+    """Return the flow of an entry, None if it has none.
 
     Who answers is the target: the reply comes from where the packets went after their translation.
     """
     sent, replied = (attributes(entry.get(one, b"")) for one in (_ORIGINAL, _REPLY))
     ends, answers = attributes(sent.get(_TUPLE_IP, b"")), attributes(replied.get(_TUPLE_IP, b""))
     reply = attributes(replied.get(_TUPLE_PROTO, b""))
-    protocol = _NAMES.get(reply.get(_PROTO_NUMBER, b"\0")[0])
+    number = reply.get(_PROTO_NUMBER, b"\0")[0]
+    protocol = _NAMES.get(number, str(number))
     for family in FAMILIES:
         source, target = ends.get(_FROM[family]), answers.get(_FROM[family])
-        if protocol and source and target:
+        if source and target:
             port = int.from_bytes(reply.get(_PROTO_FROM_PORT, b""), "big")
             return Flow(Prefix(source, BITS[family]), Prefix(target, BITS[family]), protocol, port)
     return None

@@ -1,0 +1,207 @@
+"""Enforcement: what it keeps in the kernel and cuts, while records are odd, hosts unread and the kernel refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.agent import policy_enforcement
+from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.core.contracts import Record
+from linkspan.core.errors import KernelError, LinkspanError, Unavailable
+from linkspan.core.model import Endpoint
+from linkspan.core.states.host import Key, NftElement, NftTable, State
+from linkspan.kernel.probe import conntrack, underlay
+from linkspan.policy.model import Peer, Policy, Rule, Selector
+from linkspan.store.memory import Memory
+from support.memory_machine import MemoryMachine, worker_of
+from support.polling import eventually
+from support.records.peers import network
+from support.records.replicas import Member
+
+NET = network("host-gw")
+PROXY = Selector(labels={"app": "proxy"})
+WEB = Policy(name="web", select=Selector(names=("web",)), ingress=(Rule(peers=(Peer(select=PROXY),)),))
+DENY = msgspec.structs.replace(
+    WEB, ingress=(Rule(action="deny", peers=(Peer(select=Selector(labels={"tier": "bad"})),)),)
+)
+HERE = Endpoint(id="c1", ifname="eth0", name="web", network="demo", addresses=("10.77.0.2/32",), host_ifname="lsr1")
+
+
+async def _unread(_prefix: str) -> AsyncIterator[tuple[list[Record], int]]:
+    raise Unavailable("no answer")
+    yield [], 0
+
+
+class Refusing(MemoryMachine):
+    """A kernel that refuses elements of some addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets = None  # type: ignore[assignment]
+        self.refused: set[str] = set()
+        self._apply = self.driver.apply
+        self.driver.apply = self.apply  # type: ignore[method-assign]
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Put the others."""
+        bad = {s.key: KernelError("refused") for s in put if isinstance(s, NftElement) and s.parts[0] in self.refused}
+        return {**self._apply([state for state in put if state.key not in bad], delete), **bad}
+
+
+class Stage:
+    """Host h1 with a container, and host h2, whose endpoints are in the store only."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.machine = Refusing()
+        memory = Memory()
+        self.member, self.other = Member(memory, folder, "h1"), Member(memory, folder, "h2")
+        self.member.endpoints[HERE.identity] = HERE
+        self.cuts = 0
+        self.unable = False
+        monkeypatch.setattr(conntrack, "cut", self.cut)
+        monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset())
+        one = self.member
+        self.enforcement = Enforcement(
+            worker_of(self.machine), one.replica, one.networks, one.hosts, one.leases, one.remote, one.interest,
+            one.endpoints,
+        )  # fmt: skip
+        one.told = self.enforcement.changed
+
+    def cut(self, _forbidden: object) -> int:
+        """Count a cut, or fail."""
+        if self.unable:
+            raise KernelError("list connections: no buffer space")
+        self.cuts += 1
+        return 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Begin, with networks' own rules."""
+        await self.other.join()
+        await self.other.replica.write({"networks/demo": NET})
+        self.other.networks.refresh()
+        await self.other.leases.claim(NET, {})
+        await self.member.start()
+        self.machine.reconciler.change(("host", "firewall"), [NftTable("inet", "linkspan")])
+        try:
+            yield
+        finally:
+            await self.member.stop()
+            await self.other.replica.stop()
+
+    async def record(self, name: str, *addresses: str, **labels: str) -> None:
+        """Record an endpoint of h2."""
+        one = Endpoint(id=name, ifname="eth0", name=name, network="demo", addresses=addresses, labels=labels)
+        await self.other.store.transaction({f"endpoints/h2/{name}/eth0": msgspec.json.encode(one)})
+
+    async def apply(self, *policies: Policy) -> None:
+        """Record policies, and enforce them as an apply does."""
+        await self.member.replica.write({f"policies/{one.name}": one for one in policies})
+        await self.enforcement.enforce()
+
+    async def settled(self) -> None:
+        """Wait until the other host's endpoints are read, and enforce what they change."""
+        await eventually(lambda: self.member.remote.complete, "all are read")
+        await self.enforcement.enforce()
+
+    def addresses(self, prefix: str) -> set[str]:
+        """Return the addresses in the kernel's sets whose names begin so."""
+        every = self.machine.driver.states.values()
+        return {s.parts[0] for s in every if isinstance(s, NftElement) and s.set.startswith(prefix)}
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """Return such hosts, before they run."""
+    return Stage(tmp_path, monkeypatch)
+
+
+def test_addresses_that_no_pool_has_are_no_elements(stage: Stage) -> None:
+    """Whatever a record says: neither of a family that has no sets, nor outside of its network's pools."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.record("proxy", "10.77.9.9/32", "fd77::9/128", "192.0.2.9/32", app="proxy")
+            await stage.apply(WEB)
+            await stage.settled()
+            assert "10.77.9.9" in stage.addresses("chosen4")
+            assert "fd77::9" not in stage.addresses("")
+            assert "192.0.2.9" not in stage.addresses("")
+
+    asyncio.run(main())
+
+
+def test_flows_are_cut_although_the_kernel_refuses_an_element(stage: Stage) -> None:
+    """The failure is told, and what the policy forbids ends all the same."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.machine.refused = {"10.77.0.2"}
+            with pytest.raises(KernelError, match="refused"):
+                await stage.apply(WEB)
+            assert stage.cuts == 1
+            stage.machine.refused = set()
+            await stage.enforcement.enforce()
+            assert stage.cuts == 2, "flows may have begun while rules were missing"
+
+    asyncio.run(main())
+
+
+def test_a_cut_that_failed_is_made_up_for(stage: Stage) -> None:
+    """The next time cuts, although it finds no difference any more."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.unable = True
+            with pytest.raises(KernelError, match="no buffer space"):
+                await stage.apply(WEB)
+            stage.unable = False
+            await stage.enforcement.enforce()
+            assert stage.cuts == 1
+
+    asyncio.run(main())
+
+
+def test_hosts_whose_labels_are_not_read_yet_are_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that denies by a label would let them in; unknown, their packets are dropped."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.record("bad", "10.77.9.9/32", tier="bad", app="proxy")
+            await stage.apply(WEB)
+            await stage.settled()
+            assert "10.77.9.9" in stage.addresses("policy_known4")
+            monkeypatch.setattr(policy_enforcement, "PATIENCE", 0.0)
+            with monkeypatch.context() as away:
+                away.setattr(stage.member.store, "pages", _unread)
+                await stage.apply(DENY)
+                assert "10.77.9.9" not in stage.addresses("policy_known4")
+            await stage.settled()
+            assert "10.77.9.9" in stage.addresses("policy_known4")
+            assert "10.77.9.9" in stage.addresses("chosen4")
+
+    asyncio.run(main())
+
+
+def test_a_change_of_a_network_alone_cuts_nothing(stage: Stage) -> None:
+    """Its MTU is no business of policies: they are the same as before."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            await stage.settled()
+            judge, cuts = stage.enforcement.judge, stage.cuts
+            assert cuts
+            await stage.member.replica.write({"networks/demo": msgspec.structs.replace(NET, mtu=1400)})
+            stage.member.networks.refresh()
+            await stage.enforcement.enforce()
+            assert stage.enforcement.judge is judge
+            assert stage.cuts == cuts
+
+    asyncio.run(main())
