@@ -278,6 +278,21 @@ def test_the_answers_from_the_records_are_the_kernels(yard: Yard) -> None:
     assert who.keys() == {"x-a", "y-a", "z-a"}
 
 
+def test_the_answers_know_internal_networks_and_the_own_host(yard: Yard) -> None:
+    """Neither is a matter of policies: nothing leaves the one, and the other one is always reached."""
+    yard.host.network("inner", "10.216.0.0/24", options={"mode": "routed"}, internal=True)
+    netns = yard.host.world.namespace()
+    try:
+        yard.host.attach(netns, "inner", name="inmate")
+        assert "internal" in yard.host.json("policy", "can", "inmate", "outside", code=3)["why"]
+        assert [one["name"] for one in yard.host.json("policy", "who-can", "inmate")] == []
+        yard.apply("policy: shut\nselect: {name: x-b}\ningress: []\negress: []\n")
+        assert "own host" in yard.host.json("policy", "can", "x-b", "10.211.0.1")["why"]
+    finally:
+        yard.host.detach(netns)
+        yard.host.cli("network", "delete", "inner")
+
+
 def test_a_changed_label_counts_within_a_second(yard: Yard) -> None:
     """A label of a running container is set and removed: what selects it follows."""
     yard.apply(BY_LABEL)

@@ -103,6 +103,30 @@ async def test_a_host_writes_its_own_records_and_those_of_all(etcd: Members, tmp
         await secrets.close()
 
 
+async def test_a_cluster_of_an_earlier_version_shares_what_this_one_does(
+    etcd: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hosts may write is granted at a voter's start; what is granted already is left alone."""
+    async with vault(etcd, tmp_path) as one:
+        with monkeypatch.context() as earlier:
+            earlier.setattr("linkspan.store.vault.SHARED", tuple(word for word in SHARED if word != "policies/"))
+            await begin(one)
+        async with records(etcd, tmp_path, "v", "secret of v") as voter:
+            assert await allowed(voter, "policies/y")
+        async with records(etcd, tmp_path, "a", "secret of a") as host:
+            assert not await allowed(host, "policies/x")
+            await one.share()
+            assert await allowed(host, "policies/x")
+        granted: list[str] = []
+
+        async def grant(_role: str, _kind: str, keys: str) -> None:
+            granted.append(keys)
+
+        monkeypatch.setattr(one, "_grant", grant)
+        await one.share()
+        assert granted == []
+
+
 async def test_only_the_last_password_lets_a_host_in(etcd: Members, tmp_path: Path) -> None:
     """And none after it was dismissed, which may be repeated."""
     async with vault(etcd, tmp_path) as one:

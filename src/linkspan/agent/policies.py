@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
@@ -224,19 +225,26 @@ class Policies:
         judge = self._enforcement.recorded()
         places = await self._places(judge, End(name=target))
         found = []
+        known: dict[Place, tuple[str, ...]] = {}
+
+        async def ports_of(one: Place) -> tuple[str, ...]:
+            """Return at which ports; most endpoints are like others, and answers take a millisecond."""
+            party = one.party if judge.by_address else msgspec.structs.replace(one.party, address=None)
+            like = Place("", one.network, "", party)
+            if like not in known:
+                await asyncio.sleep(0)
+                answers = [self._answer(judge, one, place, port) for place in places]
+                known[like] = tuple(dict.fromkeys(t for answer in answers if answer.allowed for t in answer.ports))
+            return known[like]
+
         async for some in self._endpoint_records.everywhere():
             for endpoint in some:
                 one = self._place(judge, endpoint)
-                if one.network and not any(place.party.address == one.party.address for place in places):
-                    answers = [self._answer(judge, one, place, port) for place in places]
-                    allowed = [text for answer in answers if answer.allowed for text in answer.ports]
-                    if allowed:
-                        reached = tuple(dict.fromkeys(allowed))
-                        found.append(Reacher(name=one.name, network=one.network, host=one.host, ports=reached))
-        outside = Place(OUTSIDE, "", "", Party(None, outside=True))
-        allowed = [t for place in places for t in self._answer(judge, outside, place, port).ports]
-        if allowed:
-            found.append(Reacher(name=OUTSIDE, network="", host="", ports=tuple(dict.fromkeys(allowed))))
+                itself = any(place.party.address == one.party.address for place in places)
+                if one.network and not itself and (reached := await ports_of(one)):
+                    found.append(Reacher(name=one.name, network=one.network, host=one.host, ports=reached))
+        if reached := await ports_of(Place(OUTSIDE, "", "", Party(None, outside=True))):
+            found.append(Reacher(name=OUTSIDE, network="", host="", ports=reached))
         return found
 
     async def test(self, policies: Iterable[Policy], cases: Iterable[Case]) -> list[Failure]:
@@ -256,11 +264,16 @@ class Policies:
         return failed
 
     async def _pair(self, source: End, target: End, judge: Judge | None = None) -> tuple[Place, Place]:
-        """Return both ends; of containers in several networks the endpoints that meet in one, if there are any."""
+        """Return both ends; of containers in several networks the endpoints that meet in one, if there are any.
+
+        Otherwise those whose networks may reach each other.
+        """
         judge = judge or self._enforcement.recorded()
         sources, targets = await self._places(judge, source), await self._places(judge, target)
         pairs = [(one, other) for one in sources for other in targets]
-        return next((pair for pair in pairs if pair[0].network == pair[1].network), pairs[0])
+        near = (pair for pair in pairs if pair[0].network == pair[1].network)
+        allowed = (pair for pair in pairs if self._gates(pair[0].network, pair[1].network))
+        return next(near, next(allowed, pairs[0]))
 
     async def _places(self, judge: Judge, end: End) -> list[Place]:
         if end.network:
@@ -290,6 +303,11 @@ class Policies:
     def _answer(self, judge: Judge, source: Place, target: Place, port: str) -> Answer:
         probe = _probe(port) if port else None
         gates = self._gates(source.network, target.network)
+        if own := self._own(source, target):
+            return Answer(allowed=True, ports=(str(_ports(probe)) if probe else "all",), by=None, why=own)
+        if inner := self._internal(source, target):
+            why = f"network {inner} is internal: nothing passes between it and the outside, whatever a policy says"
+            return Answer(allowed=False, ports=(), by=None, why=why)
         if not any(_passes(gate, probe) for gate in gates):
             pair = f"networks {source.network} and {target.network}"
             why = f"{pair} are isolated from each other (`linkspan network allow`), whatever a policy says"
@@ -310,6 +328,24 @@ class Policies:
         if bare := [place.network for place in (source, target) if not place.party.policed]:
             why += f"; linkspan enforces no policy for containers of network {bare[0]}"
         return Answer(allowed=bool(names), ports=names, by=_by(verdict), why=why)
+
+    def _own(self, source: Place, target: Place) -> str:
+        """Return why packets between two ends pass no rule of policies: one is the other one's gateway; '' if not."""
+        networks = {network.name: network for network in self._networks.all()}
+        for one, other in ((source, target), (target, source)):
+            if one.network in networks and not other.network and other.party.address is not None:
+                gateways = {prefix(text).address for text in networks[one.network].gateways}
+                if other.party.address.address in gateways:
+                    return "it is the container's own host, which no policy is about"
+        return ""
+
+    def _internal(self, source: Place, target: Place) -> str:
+        """Return the internal network between which and the outside nothing passes, '' if no end is in one."""
+        internal = {network.name for network in self._networks.all() if network.internal}
+        for one, other in ((source, target), (target, source)):
+            if one.network in internal and not other.network and other.party.outside:
+                return one.network
+        return ""
 
     def _gates(self, source: str, target: str) -> list[Allowance]:
         """Return the ways by which one network may reach another one; the outside and a network itself need none."""

@@ -15,6 +15,7 @@ from linkspan.cluster.founding.handover import Handover
 from linkspan.cluster.founding.reissue import Reissue
 from linkspan.cluster.founding.signer import Signer, serving
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
+from linkspan.core.errors import LinkspanError
 from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.io.durable_files import stamps
 from linkspan.store.vault import Vault
@@ -23,7 +24,7 @@ log = logging.getLogger("linkspan.agent.voter_server")
 
 Places = Callable[[], tuple[str, ...]]
 AGAIN = 5.0
-"""Seconds until the signer's port is tried again."""
+"""Seconds until the signer's port is tried again, or etcd after an error."""
 LOOK = 1.0
 """Seconds until the signer uses certificates that were changed."""
 
@@ -48,6 +49,7 @@ class VoterServer:
         self.vault = Vault(files.root_url(self._order()), RECORDS_PREFIX)
         """As etcd's root, at this host's own etcd first."""
         self._keeping = lasting("keeping etcd alive", self.service.keep)
+        self._sharing: asyncio.Task[None] | None = None
         self._signing: asyncio.Task[None] | None = None
         self._rotating: asyncio.Task[None] | None = None
         self._stopped = False
@@ -70,12 +72,21 @@ class VoterServer:
     def sign(self, cluster: str) -> None:
         """Let hosts join the cluster with this id, from now on."""
         if self._signing is None:
+            self._sharing = lasting("granting what hosts share", self._share)
             self._signing = lasting("letting hosts join", lambda: self._sign(cluster))
             rotation = AuthorityRotation(
                 self._files, self.vault, self.service, self.voter, self._host, self._life, self._renewed
             )
             self._rotating = lasting("rotating authorities", rotation.run)
             self._renewed()
+
+    async def _share(self) -> None:
+        while True:
+            try:
+                return await self.vault.share()
+            except LinkspanError as error:
+                log.debug("what hosts share is not granted yet: %s", error.message)
+            await asyncio.sleep(AGAIN)
 
     async def _sign(self, cluster: str) -> None:
         folder = etcd_service.folder(self._files.state_dir, self.voter)
@@ -98,6 +109,7 @@ class VoterServer:
         if self._stopped:
             return
         self._stopped = True
+        await ended(self._sharing)
         await ended(self._signing)
         await ended(self._rotating)
         await ended(self._keeping)

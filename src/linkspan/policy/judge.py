@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from linkspan.policy.model import (
     selects,
 )
 
+_PORTS = 65536
 PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "sctp", "icmp")
 
 
@@ -76,9 +78,11 @@ class Clause(msgspec.Struct, frozen=True):
 
     def fits(self, party: Party, probe: Probe) -> bool:
         """Return whether the rule is about a connection with this other end."""
-        if self.peers and not any(one.fits(party) for one in self.peers):
-            return False
-        return not self.ports or any(_within(one, probe) for one in self.ports)
+        return self.about(party) and (not self.ports or any(_within(one, probe) for one in self.ports))
+
+    def about(self, party: Party) -> bool:
+        """Return whether the rule is about connections with this other end, at some port."""
+        return not self.peers or any(one.fits(party) for one in self.peers)
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -171,6 +175,12 @@ class Judge:
         return any(selector.hosts for selector in self.selectors.values())
 
     @cached_property
+    def by_address(self) -> bool:
+        """Whether a rule looks at addresses."""
+        every = (section for sections in self.sections.values() for section in sections)
+        return any(peer.prefix is not None for one in every for clause in one.clauses for peer in clause.peers)
+
+    @cached_property
     def keys(self) -> frozenset[str]:
         """The keys of all labels that selectors of peers look at."""
         return frozenset().union(*(self.selectors[digest].keys for digest in self.peers))
@@ -209,15 +219,36 @@ class Judge:
 
     def openings(self, source: Party, target: Party) -> tuple[Ports, ...]:
         """Return all that is allowed from one end to the other; whole protocols have no numbers."""
+        ends = self._lines("egress", source, target), self._lines("ingress", target, source)
         found: list[Ports] = []
-        named = [p for sections in self.sections.values() for s in sections for c in s.clauses for p in c.ports]
         for protocol in PROTOCOLS:
-            edges = {1} | {edge for p in named if p.protocol == protocol and p.first for edge in (p.first, p.last + 1)}
-            starts = sorted(edge for edge in edges if edge <= 65535)
-            spans: list[tuple[int, int]] = []
-            for first, following in zip(starts, [*starts[1:], 65536], strict=True):
-                if self.verdict(source, target, Probe(protocol, 0 if protocol == "icmp" else first)).allowed:
-                    joins = spans and spans[-1][1] + 1 == first
-                    spans[-1:] = [(spans[-1][0], following - 1)] if joins else [*spans[-1:], (first, following - 1)]
-            found += [Ports(protocol) if span == (1, 65535) else Ports(protocol, *span) for span in spans]
+            out, into = (int.from_bytes(_painted(lines, protocol), "big") for lines in ends)
+            both = (out & into).to_bytes(_PORTS, "big")
+            for span in re.finditer(b"\1+", both[1:]):
+                first, last = span.start() + 1, span.end()
+                found.append(Ports(protocol) if (first, last) == (1, _PORTS - 1) else Ports(protocol, first, last))
         return tuple(found)
+
+    def _lines(self, direction: Direction, own: Party, other: Party) -> list[tuple[tuple[Ports, ...], bool]]:
+        """Return what decides on connections of one end, ``own``, with the other one, in order.
+
+        Each line has its ports (none: everything), and whether it allows them.
+        """
+        found: list[tuple[tuple[Ports, ...], bool]] = []
+        isolated = False
+        for section in self.sections[direction] if own.chosen is not None and own.policed else ():
+            if own.chosen is not None and section.subject in own.chosen:
+                found += [(one.ports, one.action == "allow") for one in section.clauses if one.about(other)]
+                isolated |= section.isolates
+        return [*found, ((), not isolated)]
+
+
+def _painted(lines: list[tuple[tuple[Ports, ...], bool]], protocol: Protocol) -> bytearray:
+    """Return for each port 1 if it is open, else 0: the last line is painted first, and earlier ones over it."""
+    open_ = bytearray(_PORTS)
+    for ports, allowed in reversed(lines):
+        for one in ports or (Ports(protocol),):
+            if one.protocol == protocol:
+                first, last = (one.first, one.last) if one.first else (0, _PORTS - 1)
+                open_[first : last + 1] = (b"\1" if allowed else b"\0") * (last + 1 - first)
+    return open_

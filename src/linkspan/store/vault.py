@@ -48,6 +48,16 @@ def permissions(records: str, host: str) -> Iterator[tuple[str, str]]:
         yield "READWRITE", f"{records}{key}"
 
 
+class _Permission(msgspec.Struct):
+    key: bytes = b""
+
+
+class _Role(msgspec.Struct):
+    """etcd's answer about a role."""
+
+    perm: tuple[_Permission, ...] = ()
+
+
 class Vault:
     """Changes users and roles, and keeps values by key, as root of one etcd."""
 
@@ -78,6 +88,17 @@ class Vault:
             await self._make("role/add", {"name": role})
             await self._grant(role, kind, keys)
         await self._make("enable", {})
+
+    async def share(self) -> None:
+        """Let all hosts write what they share in this version: an earlier one may have founded the cluster.
+
+        Nothing is granted twice, because each change of roles has every host log in again. Raises Unavailable.
+        """
+        found, _ = await self._store.gateway.call("/v3/auth/role/get", {"role": HOSTS})
+        there = {permission.key for permission in _decoded(found, _Role, HOSTS).perm}
+        for role, kind, keys in self._common():
+            if role == HOSTS and keys.encode() not in there:
+                await self._grant(role, kind, keys)
 
     def _common(self) -> Iterator[tuple[str, str, str]]:
         yield VOTERS, "READWRITE", self._records
