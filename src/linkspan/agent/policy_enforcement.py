@@ -2,7 +2,8 @@
 
 ``endpoints/registry.py`` puts an endpoint's elements with the endpoint itself. Everything else is put here: the rules,
 the elements of other hosts' endpoints, and those of this host's when policies change. A change of policies is one
-batch, so one transaction: no packet meets rules whose sets are not filled. Flows that it forbids are cut after that.
+batch: one transaction puts, so no packet meets rules whose sets are not filled, and a second one deletes what nobody
+wants any more. Flows that it forbids are cut after that.
 
 An agent that starts does not know the other hosts' endpoints yet, and the store may be away. Until they are read, the
 elements that the last agent put stay.
@@ -91,8 +92,10 @@ class Enforcement:
         self._stricter = False
         """Whether something may be forbidden since flows were cut last."""
         self._everything = False
-        self._leased = False
-        """Whether a lease changed since the addresses of hosts were put last."""
+        self._leased: set[str] = set()
+        """Networks of which a lease changed since the addresses of hosts were put last."""
+        self._hosted: frozenset[str] = frozenset()
+        """Networks of which the addresses of hosts were put last."""
         self._mattering: frozenset[str] = frozenset()
         """The networks whose endpoints mattered when everything was compared last."""
         self._due: set[Identity] = set()
@@ -123,7 +126,7 @@ class Enforcement:
         if not self.judge:
             return
         self._families = self._ruled()
-        sources = {RULES: list(rules.states(self.judge, self._families)), _HOSTS: list(self._of_hosts())}
+        sources: dict[Source, list[State]] = {RULES: list(rules.states(self.judge, self._families))}
         self._kept = await self._worker.run(self._keep, sources)
 
     def _keep(self, sources: Mapping[Source, list[State]]) -> list[NftElement]:
@@ -154,8 +157,9 @@ class Enforcement:
             if key.startswith(ENDPOINTS):
                 self._due_hosts.add(owner_of(key))
             elif key.startswith("leases/"):  # the host's own address there, and whether its endpoints matter
-                self._leased = True
-                self._due_hosts.add(key.rpartition("/")[2])
+                _, network, host = key.split("/", 2)
+                self._leased.add(network)
+                self._due_hosts.add(host)
             elif key.startswith(_OF_ALL) or (key.startswith("hosts/") and self.judge.by_host):
                 self._everything = True
             else:
@@ -235,11 +239,12 @@ class Enforcement:
         # No pause from here until the worker is called: attaches that see the new rules come after their sets.
         self.judge, self._families = recorded, families
         due, self._due = self._due, set()
-        if whole or self._leased:
-            self._leased, sources[_HOSTS] = False, list(self._of_hosts())
+        leased, self._leased = self._leased & self._hosted, set()
         if whole:
+            leased, self._hosted = {*mattering, *self._hosted}, mattering
             sources[RULES] = list(rules.states(recorded, families))
             due = {*self._endpoints, *((source[2], source[3]) for source in self._of if source[1] == "endpoint")}
+        sources |= {(*_HOSTS, name): list(self._of_hosts(name)) for name in leased}
         for identity in due:
             parties, sources[policy_source(identity)] = self._of_own(identity)
             self._stricter |= self._note(policy_source(identity), parties)
@@ -280,12 +285,10 @@ class Enforcement:
     def _of_pools(self) -> frozenset[int]:
         return frozenset(pool.family for pools in self._pools.get().values() for pool in pools)
 
-    def _of_hosts(self) -> Iterator[State]:
-        """Yield the elements of the addresses that hosts have in networks: no endpoint has them, but somebody does."""
-        if not self.judge:
-            return
-        for network in self._networks.all():
-            if network.name in self._interest.networks():
+    def _of_hosts(self, name: str) -> Iterator[State]:
+        """Yield the elements of the addresses that hosts have in a network: no endpoint has them, but somebody does."""
+        for network in self._networks.all() if self.judge else ():
+            if network.name == name and name in self._hosted:
                 texts = [*network.gateways, *(a for lease in self._leases.all(network.name) for a in lease.addresses)]
                 found = (prefix(text).single() for text in texts)
                 yield from (rules.known(one) for one in found if one.family in self._families)

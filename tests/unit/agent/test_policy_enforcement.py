@@ -15,6 +15,7 @@ from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.core.contracts import Record
 from linkspan.core.errors import KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Endpoint
+from linkspan.core.ruleset import element
 from linkspan.core.states.host import Key, NftElement, NftTable, State
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.policy.model import Peer, Policy, Rule, Selector
@@ -203,5 +204,41 @@ def test_a_change_of_a_network_alone_cuts_nothing(stage: Stage) -> None:
             await stage.enforcement.enforce()
             assert stage.enforcement.judge is judge
             assert stage.cuts == cuts
+
+    asyncio.run(main())
+
+
+def test_with_the_last_policy_goes_what_was_kept_for_a_start(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though other hosts' endpoints have not been read: no set is left that the elements could be in."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            left = element(f"chosen4_{PROXY.digest}", "10.77.9.9")
+            stage.machine.driver.states[left.key] = left
+            monkeypatch.setattr(stage.member.store, "pages", _unread)
+            await stage.enforcement.take_over()
+            assert stage.machine.reconciler.desired.owners(left.key)
+            stage.member.remote.listed()
+            await stage.member.replica.write({}, deletes=["policies/web"])
+            await stage.enforcement.enforce()
+            assert stage.addresses("") == set()
+            assert stage.machine.reconciler.desired.sources().keys() == {("host", "firewall")}
+
+    asyncio.run(main())
+
+
+def test_addresses_that_hosts_have_in_a_network_are_known(stage: Stage) -> None:
+    """No endpoint has them, but packets come from them: the gateway's, and those of leases."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            assert "10.77.0.1" in stage.addresses("policy_known4")
+            lease = msgspec.structs.replace(await stage.other.leases.claim(NET, {}), addresses=("10.77.0.5/32",))
+            await stage.other.replica.write({"leases/demo/h2": lease})
+            await eventually(lambda: lease in stage.member.leases.all("demo"), "it is known")
+            await stage.enforcement.enforce()
+            assert "10.77.0.5" in stage.addresses("policy_known4")
 
     asyncio.run(main())
