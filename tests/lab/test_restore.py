@@ -236,7 +236,7 @@ def test_another_host_takes_over_when_the_voter_is_lost(bare: BareRun, tmp_path:
         settled(bare, "h2")
         bare.join("h3", str(told["token"]))
         settled(bare, "h2", "h3")
-    assert bare.members("h3") == {"h2": "voter", "h3": "client"}
+    until(lambda: bare.members("h3") == {"h2": "voter", "h3": "client"}, "h3 has noticed that h1 does not live")
     assert {"c2", "c3", "c4"} <= set(endpoints(bare, "h2"))
     bare.run("attach", "h2", "c5")
     until(lambda: bare.pings("c4", bare.address("c5")), "c4 reaches c5")
