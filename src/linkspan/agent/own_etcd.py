@@ -73,7 +73,9 @@ def remove(config: Config, file: Path) -> list[str]:
     ``uninstall`` has disabled the unit before, and the agent has ended. Raises LinkspanError.
     """
     state_dir, voter, removed = Path(config.state_dir), _voter(config), preview(config)
-    drop_store(file, TrustFiles(state_dir).owns)
+    ours = TrustFiles(state_dir).owns
+    if ours(config.store):  # a file that cannot be read may have no store of ours, and stays
+        drop_store(file, ours)
     if voter is None:
         return removed
     with contextlib.closing(EtcdService(state_dir, "", voter)) as service:
