@@ -98,7 +98,8 @@ class FoundingRoutes:
         return answer(self._told(cluster, restarts=True))
 
     async def _members(self, request: web.Request) -> web.Response:
-        return answer(await members(self._agent))
+        agent = self._agent
+        return answer(await members(agent.replica.store, agent.hosts, own=agent.founding.own))
 
     async def _tokens(self, request: web.Request) -> web.Response:
         return answer(await self._agent.founding.tokens())

@@ -13,8 +13,8 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Desired
 from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Facts, Underlay
+from linkspan.core.program import Program
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.programs import Program
 from linkspan.kernel.drivers import (
     ipip_table,
     ipsec,
