@@ -20,15 +20,18 @@ import msgspec
 from linkspan import __version__
 from linkspan.agent import condition, health, locks
 from linkspan.agent.bgp_sessions import BgpSessions
+from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.condition import Condition
 from linkspan.agent.forwarding import Forwarding
-from linkspan.agent.founding import Founding, Restart
+from linkspan.agent.founding import Founding
 from linkspan.agent.healer import Healer
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.agent.ipsec_sessions import IpsecSessions
+from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
+from linkspan.agent.own_cluster import OwnCluster, Restart
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
@@ -124,7 +127,10 @@ class Agent:
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
         self.plans = Plans(self.worker, self.view, self.config)
-        self.founding = Founding(config, file, restart)
+        self.own_cluster = OwnCluster(config, file, restart)
+        self.join_tokens = JoinTokens(self.own_cluster)
+        self.founding = Founding(self.own_cluster, self.join_tokens)
+        self.cluster_recovery = ClusterRecovery(self.own_cluster, self.founding.etcd, self.founding.renew)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -164,7 +170,7 @@ class Agent:
                         await self.membership.presence.start()
                         await self._take_over(parts)
                         await parts.enter_async_context(self.founding.following(self.hosts, store, self._tell))
-                        await parts.enter_async_context(self.founding.snapshots(identity))
+                        await parts.enter_async_context(self.cluster_recovery.snapshots(identity))
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events

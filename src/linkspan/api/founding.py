@@ -99,21 +99,21 @@ class FoundingRoutes:
 
     async def _members(self, request: web.Request) -> web.Response:
         agent = self._agent
-        return answer(await members(agent.replica.store, agent.hosts, own=agent.founding.own))
+        return answer(await members(agent.replica.store, agent.hosts, own=agent.own_cluster.own))
 
     async def _tokens(self, request: web.Request) -> web.Response:
-        return answer(await self._agent.founding.tokens())
+        return answer(await self._agent.join_tokens.all())
 
     async def _create_token(self, request: web.Request) -> web.Response:
         wanted = await body(request, TokenBody)
-        token, told = await self._agent.founding.create_token(wanted.seconds, wanted.uses, member=wanted.member)
+        token, told = await self._agent.join_tokens.create(wanted.seconds, wanted.uses, member=wanted.member)
         return answer({"token": token.text, **msgspec.to_builtins(told)}, 201)
 
     async def _token(self, request: web.Request) -> web.Response:
-        return answer(await self._agent.founding.token(request.match_info["id"]))
+        return answer(await self._agent.join_tokens.get(request.match_info["id"]))
 
     async def _revoke_token(self, request: web.Request) -> web.Response:
-        return answer(await self._agent.founding.revoke_token(request.match_info["id"]))
+        return answer(await self._agent.join_tokens.revoke(request.match_info["id"]))
 
     async def _rotation(self, request: web.Request) -> web.Response:
         return answer(await self._agent.founding.rotation())

@@ -11,6 +11,8 @@ import pytest
 
 from linkspan.agent import voters
 from linkspan.agent.founding import Founding
+from linkspan.agent.join_tokens import JoinTokens
+from linkspan.agent.own_cluster import OwnCluster
 from linkspan.agent.settings_file import keep_store
 from linkspan.agent.voters import Voters
 from linkspan.cluster.founding import member_list, promotion
@@ -32,10 +34,11 @@ def test_a_leave_that_broke_off_is_finished_by_the_next_start(tmp_path: Path) ->
     file.write_text("cooldown = 5\n")
     keep_store(file, files.url(["192.0.2.2:5379"], "h1"))
     left = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))
-    part = Founding(left, file, lambda _: None)
+    cluster = OwnCluster(left, file, lambda _: None)
+    part = Founding(cluster, JoinTokens(cluster))
     assert asyncio.run(part.cleared("h1")).store == ""
     assert (load(str(file), {}).store, file.read_text()) == ("", "cooldown = 5\n")
-    assert not part.own
+    assert not cluster.own
     assert not any(files.folder.iterdir())
 
 
