@@ -50,7 +50,7 @@ async def _checks(agent: Agent) -> list[Check]:
     machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
     around = Surroundings(agent.networks.all(), state_dir, underlay=agent.hosts.here.underlay, backends=BACKENDS)
     found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
-    await agent.membership.observe_routes()
+    await agent.registration.observe_routes(agent.networks)
     networks = agent.networks.all()
     unknown = await agent.worker.run(machine.sysctls.unknown)
     if networks:
@@ -59,7 +59,7 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.control(agent.control.closed().places, agent.config.store)
     found += await agent.store_health.checks()
     found += agent_checks.snapshots(agent.cluster_recovery.keeper, agent.started)
-    found += agent_checks.stations(networks, agent.membership.peers.known)
+    found += agent_checks.stations(networks, agent.peers.known)
     condition = agent.condition()
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)

@@ -49,7 +49,7 @@ class RecoveryRoutes:
     async def _made(self, snapshot: Path | None) -> web.Response:
         agent = self._agent
         cluster, known = self._known()
-        host = agent.membership.host
+        host = agent.hosts.here
         made, restarts = await agent.cluster_recovery.restore(host, snapshot, cluster, known)
         again = sorted((name, id_) for id_, name in made.again.items())
         return answer(
