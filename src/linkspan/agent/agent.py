@@ -23,6 +23,7 @@ from linkspan.agent.bgp_sessions import BgpSessions
 from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.condition import Condition
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding
 from linkspan.agent.healer import Healer
@@ -138,8 +139,9 @@ class Agent:
         self.plans = Plans(self.worker, self.view, self.config)
         self.own_cluster = OwnCluster(config, file, restart)
         self.join_tokens = JoinTokens(self.own_cluster)
-        self.founding = Founding(self.own_cluster, self.join_tokens)
-        self.cluster_recovery = ClusterRecovery(self.own_cluster, self.founding.etcd, self.founding.renew)
+        unit = EtcdUnit(Path(config.state_dir))
+        self.founding = Founding(self.own_cluster, unit, self.join_tokens)
+        self.cluster_recovery = ClusterRecovery(self.own_cluster, unit, self.founding.etcd, self.founding.renew)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from linkspan.agent import etcd_unit
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.own_cluster import OwnCluster
 from linkspan.cluster.founding import member_list
 from linkspan.cluster.founding.etcd_service import EtcdService
@@ -35,11 +35,13 @@ class ClusterRecovery:
     def __init__(
         self,
         cluster: OwnCluster,
+        unit: EtcdUnit,
         etcd: Callable[[str, Voter], AbstractContextManager[EtcdService]],
         renew: Callable[[], None],
     ) -> None:
         """``etcd`` gives this host's etcd as a voter, given its id; ``renew`` looks at its certificates soon."""
         self._cluster = cluster
+        self._unit = unit
         self._etcd = etcd
         self._renew = renew
         self.keeper: Keeper | None = None
@@ -90,7 +92,7 @@ class ClusterRecovery:
                     host.name,
                     known_cluster,
                     known,
-                    partial(etcd_unit.install, cluster.files.state_dir, service, voter=voter),
+                    partial(self._unit.install, voter, service),
                     cluster.config.store,
                     cluster.config.certificate_life,
                 )

@@ -12,7 +12,8 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
-from linkspan.agent import etcd_unit, host_identity
+from linkspan.agent import host_identity
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.own_cluster import OwnCluster
 from linkspan.agent.voter_server import VoterServer
@@ -31,7 +32,6 @@ from linkspan.core.config import Config
 from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict, Denied, LinkspanError, Unavailable
 from linkspan.core.model import Host
-from linkspan.runtimes import systemd
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT
@@ -45,8 +45,9 @@ MOVE_AGAIN = 1.0
 class Founding:
     """What this host does as a voter, and how it becomes one or joins."""
 
-    def __init__(self, cluster: OwnCluster, tokens: JoinTokens) -> None:
+    def __init__(self, cluster: OwnCluster, unit: EtcdUnit, tokens: JoinTokens) -> None:
         self._cluster = cluster
+        self._unit = unit
         self._files = cluster.files
         self._tokens = tokens
         self._server: VoterServer | None = None
@@ -111,12 +112,12 @@ class Founding:
         log.warning("the cluster goes on without this voter's etcd: this host is a client from now on")
         with contextlib.closing(EtcdService(self._files.state_dir, host, voter)) as service:
             await promotion.retire(self._files, service)
-        await asyncio.to_thread(etcd_unit.uninstall, self._files.state_dir)
+        await asyncio.to_thread(self._unit.uninstall)
         return True
 
     async def _end_trials(self, host: str) -> None:
         """Remove what a restore left that was killed: an etcd that nobody reaches, and its folder."""
-        state_dir, voter = self._files.state_dir, Voter("", systemd=systemd.restarts())
+        state_dir, voter = self._files.state_dir, Voter("", systemd=self._unit.systemd)
         if not etcd_service.beside(etcd_service.folder(state_dir, voter)).exists():
             return
         from linkspan.cluster.founding.restored_data import RestoredData  # cryptography, as below
@@ -172,26 +173,8 @@ class Founding:
         assert isinstance(store, EtcdStore)
         assert self._renewal is not None
 
-        def keep(places: tuple[str, ...]) -> None:
-            try:
-                self._cluster.follow(places, hosts.here.id)
-            except LinkspanError as error:
-                tell(f"this host's next start may not find etcd: {error.told}")
-
         self.voters = Voters(
-            self._files,
-            store.gateway,
-            hosts,
-            store.cluster,
-            self._server,
-            lambda voter: partial(etcd_unit.install, self._files.state_dir, voter=voter),
-            partial(etcd_unit.uninstall, self._files.state_dir),
-            keep,
-            tell,
-            self._cluster.config.certificate_life,
-            self._renewal.soon,
-            self._cluster.turn.locked,
-            systemd=systemd.restarts(),
+            self._cluster, self._unit, store.gateway, store.cluster, hosts, self._server, tell, self._renewal.soon
         )
         self.voters.start()
         try:
@@ -234,7 +217,7 @@ class Founding:
             )
 
             with contextlib.closing(EtcdService(self._files.state_dir, host.id, voter)) as service:
-                install = partial(etcd_unit.install, self._files.state_dir, service, voter=voter)
+                install = partial(self._unit.install, voter, service)
                 wish = partial(change_settings, voters=voters, replace_after=replace_after)
                 life = self._cluster.config.certificate_life
                 url, token = await foundation.found(
@@ -354,7 +337,7 @@ class Founding:
                 from linkspan.cluster.founding import promotion
 
                 await promotion.retire(self._files, service)
-            await asyncio.to_thread(etcd_unit.uninstall, self._files.state_dir)
+            await asyncio.to_thread(self._unit.uninstall)
         for name in (SNAPSHOT, host_identity.FILE):
             (self._files.state_dir / name).unlink(missing_ok=True)
         shutil.rmtree(self._files.state_dir / OWN, ignore_errors=True)  # it had no network when it joined, only its id

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from linkspan.agent.voters import addresses
+from linkspan.agent.own_cluster import addresses
 from linkspan.cluster.founding import member_list
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix

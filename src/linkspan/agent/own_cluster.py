@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from linkspan.agent.settings_file import drop_store, keep_store
-from linkspan.agent.voters import addresses, preferred
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.addresses import prefix
 from linkspan.core.config import Config
@@ -21,6 +20,16 @@ from linkspan.runtimes import systemd
 from linkspan.store.vault import Vault
 
 Restart = Callable[[Config], None]
+
+
+def addresses(host: Host) -> frozenset[str]:
+    """Return a host's own addresses on the underlay."""
+    return frozenset(prefix(one).address for one in (host.underlay.addresses if host.underlay else ()))
+
+
+def preferred(address: str) -> tuple[bool, str]:
+    """Return how good an address is for a voter's servers, the least first: IPv4 before IPv6."""
+    return ":" in address, address
 
 
 class OwnCluster:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.agent import founding
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.founding import Founding
 from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.own_cluster import OwnCluster
@@ -48,7 +49,7 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
     monkeypatch.setattr(founding, "change_settings", changed)
     monkeypatch.setattr(JoinTokens, "new", token)
     cluster = OwnCluster(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
-    part = Founding(cluster, JoinTokens(cluster))
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
     host = Host(id="h1", name="h1", version="1")
 
     async def both() -> list[bool]:
@@ -64,7 +65,7 @@ def test_a_move_that_fails_is_waited_for_with_its_reason(tmp_path: Path, monkeyp
     files.keep_voter(VOTER)
     config = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))
     cluster = OwnCluster(config, tmp_path, lambda _: None)
-    part = Founding(cluster, JoinTokens(cluster))
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
     outcomes: list[Exception | None] = [Invalid("too large", "less"), Invalid("too large", "less"), None]
     told: list[str] = []
 
