@@ -183,7 +183,7 @@ class Founding:
             await self.voters.stop()
 
     @contextlib.contextmanager
-    def etcd(self, host: str, voter: Voter) -> Iterator[EtcdService]:
+    def etcd_as(self, host: str, voter: Voter) -> Iterator[EtcdService]:
         """Give this host's etcd: the one that runs, or one that is not kept alive yet."""
         if (server := self._serving()) is not None:
             yield server.service
