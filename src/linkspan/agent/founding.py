@@ -43,7 +43,7 @@ MOVE_AGAIN = 1.0
 
 
 class Founding:
-    """What this host does as a voter, and how it becomes one or joins."""
+    """Founds, joins and leaves a cluster, and runs this host's part of it."""
 
     def __init__(self, cluster: OwnCluster, unit: EtcdUnit, tokens: JoinTokens) -> None:
         self._cluster = cluster
