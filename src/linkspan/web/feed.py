@@ -197,9 +197,12 @@ class Feed:
             try:
                 status = await self._agent.get("/v1/status")
                 for name in LISTS:
+                    if name == "endpoints" and self._lists[name] and not status["store"]["ok"]:
+                        problems.append("other hosts' containers may be out of date: the store does not answer")
+                        continue  # the agent would wait for its store
                     try:
                         self._lists[name] = await self._agent.list(f"/v1/{name}")
-                    except LinkspanError as error:  # without its store an agent may not know all: keep what it knew
+                    except LinkspanError as error:
                         problems.append(f"{name} may be out of date: {error.message}")
                 self._set(view(Answers(status=status, **self._lists, problems=problems), self._about))
             except LinkspanError as error:
