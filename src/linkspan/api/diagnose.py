@@ -30,8 +30,13 @@ class DiagnoseRoutes:
         ]
 
     async def _trace(self, request: web.Request) -> web.Response:
-        words = (request.query.get(name, "") for name in ("source", "target", "port"))
-        found = await self._agent.cluster_trace.trace(*words, alive=request.method == "POST")
+        words = [request.query.get(name, "") for name in ("source", "target", "port")]
+        alive = request.method == "POST"
+        if alive and request.query.get("pcap"):
+            found, pcap = await self._agent.cluster_trace.capture(*words)
+            answer = msgspec.to_builtins(found) | {"pcap": pcap}  # as base64
+            return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        found = await self._agent.cluster_trace.trace(*words, alive=alive)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _doctor(self, request: web.Request) -> web.Response:
@@ -50,7 +55,7 @@ async def _checks(agent: Agent) -> list[Check]:
     machine, state_dir = agent.worker.machine, Path(agent.config.state_dir)
     around = Surroundings(agent.networks.all(), state_dir, underlay=agent.hosts.here.underlay, backends=BACKENDS)
     found = list(await asyncio.to_thread(doctor.examine, machine.namespaces, around, checks_of_runtimes()))
-    await agent.membership.observe_routes()
+    await agent.registration.observe_routes(agent.networks)
     networks = agent.networks.all()
     unknown = await agent.worker.run(machine.sysctls.unknown)
     if networks:
@@ -58,8 +63,8 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.settings(unknown)
     found += agent_checks.control(agent.control.closed().places, agent.config.store)
     found += await agent.store_health.checks()
-    found += agent_checks.snapshots(agent.founding.keeper, agent.started)
-    found += agent_checks.stations(networks, agent.membership.peers.known)
+    found += agent_checks.snapshots(agent.cluster_recovery.keeper, agent.started)
+    found += agent_checks.stations(networks, agent.peers.known)
     condition = agent.condition()
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)
