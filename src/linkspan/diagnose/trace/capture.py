@@ -50,7 +50,7 @@ class Frame(msgspec.Struct, frozen=True):
 
     ``back`` is true for the answer, ``at`` in nanoseconds since the epoch by that host's clock, ``size`` the
     whole packet's with the header. The packet is sent again while other hosts do not listen yet: ``attempt``
-    says which one this is, 0 if it does not tell.
+    says which one this is, 0 if the packet does not say.
     """
 
     device: Device
