@@ -216,7 +216,7 @@ WAYS = {
         (("route", "10.244.2.0/24 → 192.0.2.2"),),
         "lsipip",
         (CHECK, LAST),
-        (ETHERNET, Header("IP 192.0.2.1 → 192.0.2.2, 4", "way"), *INNER),
+        (ETHERNET, Header("IP 192.0.2.1 → 192.0.2.2 proto 4", "way"), *INNER),
         "20",
     ),
     "host-gw": Way(
