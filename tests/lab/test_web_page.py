@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ VIEWS = {
     "drift": "no drift", "migrations": "No network migrates.",
 }  # fmt: skip
 """By view: what is shown there."""
+NOBODY = 65534
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -130,6 +132,27 @@ def test_an_object_shows_the_commands_that_make_it(page: Browser) -> None:
     page.click(".commands summary")
     page.shows("ip -n", ".plan")
     page.shows("container c2", ".plan")
+
+
+def test_a_member_of_the_sockets_group_may_look(page: Browser, lab: ClusterRun, place: str) -> None:
+    """And sends no packet; somebody else is told so, and gets no page."""
+    socket = lab.folder / "h1" / "agent.sock"
+    with chromium.page_process(place, "--lab", lab.name, user=NOBODY) as link:
+        assert link() == ""
+    os.chown(socket, 0, NOBODY)
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    try:
+        with chromium.page_process(place, "--lab", lab.name, user=NOBODY) as link:
+            page.driver.get(link())
+            page.row("c1")
+            page.row("c3")
+            page.shows("Reachable", ".verdict")
+            page.shows("root only", ".ways")
+            assert page.find(".ways button.strong") is None
+    finally:
+        os.chown(socket, 0, 0)
+        page.driver.switch_to.window(first)
+        page.driver.get(address)
 
 
 def test_hostile_text_is_text(page: Browser) -> None:
