@@ -173,6 +173,30 @@ def test_an_attached_container_appears_by_itself(page: Browser, lab: ClusterRun)
     until(lambda: page.text(".list") == before, "c9 is gone from the table")
 
 
+def test_a_host_that_comes_back_has_its_place(page: Browser) -> None:
+    """It leaves a gap meanwhile, and nothing else moves; a container's place is given again when it is needed."""
+    script = """
+        const done = arguments[0];
+        import("/layout.js").then(({ Layout }) => {
+          const layout = new Layout();
+          const host = (name) => ({ name });
+          const places = (hosts, containers) =>
+            Object.fromEntries(layout.elements(hosts.map(host), containers).map((one) => [one.id, one.position]));
+          const on = (key) => ({ key, host: "h1", network: "demo" });
+          const all = [on("a"), on("b"), on("c")];
+          const before = places(["h1", "h2", "h3"], all);
+          const without = places(["h1", "h3"], all.slice(1));
+          const after = places(["h1", "h2", "h3"], all);
+          for (let number = 0; number < 500; number += 1) places(["h1"], [on(`n${number}`)]);
+          done([before, without, after, layout.containers.get("h1").size]);
+        });
+    """
+    before, without, after, kept = page.driver.execute_async_script(script)
+    assert without == {id_: place for id_, place in before.items() if id_ in without}
+    assert before == after
+    assert kept <= 12
+
+
 def test_an_agent_restarts_under_the_page(page: Browser, lab: ClusterRun) -> None:
     """The bar says that it does not answer, the picture stays, and all comes back without a new login."""
     lab.run("break", "h1 agent-kill")
