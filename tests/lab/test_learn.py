@@ -74,6 +74,20 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     assert typed("learn", "status").returncode == 1
 
 
+def test_a_broken_network_is_explained_after_a_try(state: Path) -> None:
+    """Looking is no try, changing a setting is one, and the reason is told at the end."""
+    shown = learn("start", "case-1")
+    assert "Why" not in shown
+    inside(state, "ip netns exec netns_A ping -c1 -W0.5 172.18.0.3 || ip -n netns_B link")
+    assert "try first" in typed("learn", "explain").stderr
+    inside(state, "ip -n netns_B link set eth0 mtu 1400")
+    assert "link vethB in host is down" in learn("explain")
+    inside(state, "ip -n netns_B link set eth0 mtu 1500; ip link set vethB up")
+    until(lambda: json.loads(learn("status", "-o", "json"))["passed"], "the lesson is passed")
+    assert "The packet arrives" in learn("explain")
+    learn("reset")
+
+
 def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> None:
     """Texts, steps and tables."""
     assert "网络命名空间" in learn("start", "1", "--lang", "zh")

@@ -297,16 +297,19 @@ def answer(lang: Lang = "") -> None:
 def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     """Trace the open lesson's packet through what you have built, as `linkspan trace` does."""
     from linkspan.learn import sandbox
+    from linkspan.learn.watcher import tried
 
     kept, words = _reader(lang)
     one = _open(kept, words)
     if not one.data.trace:
         raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
     box = sandbox.found(kept.sandbox)
+    if one.data.fault and not tried(box, one):
+        raise Conflict(words("try first: it explains after you have changed something"), "learn hint")
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
-    from linkspan.learn.comparison import walked
+    from linkspan.learn.comparison import narrow, walked
 
     found = walked(*one.data.trace)
     if output is Format.JSON:
@@ -320,6 +323,18 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
         print()
     if found.reachable:
         say(words("The packet arrives, and so does the answer."))
+        if narrower := narrow(found):
+            sender, place = narrower
+            say(
+                words(
+                    "But {sender} sends up to {largest} bytes, and only {fitting} fit through {device} in {place}.",
+                    sender=sender.namespace,
+                    largest=sender.mtu,
+                    fitting=found.path_mtu,
+                    device=place.device,
+                    place=place.namespace,
+                )
+            )
     elif found.broken_at:
         say(words("Broken at {place}: {reason}", place=found.broken_at, reason=found.reason))
     else:

@@ -37,7 +37,8 @@ class Panel:
 
     def introduction(self) -> list[str]:
         """Return what is read before the task is done."""
-        parts = [self.part(name) for name in ("goal", "predict", "see", "why", "task")]
+        why = () if self._lesson.data.fault else ("why",)
+        parts = [self.part(name) for name in ("goal", "predict", "see", *why, "task")]
         return [self.title, *parts, *self.steps(None)]
 
     def steps(self, judged: Judgement | None) -> list[str]:
@@ -56,6 +57,8 @@ class Panel:
         lines = [words("Passed: {title}", title=self._text.title)]
         lines += [self._text.part("also", number) for number in also]
         lines.append(self.part("works"))
+        if self._lesson.data.fault:
+            lines.append(self.part("why"))
         if self._text.part("linkspan"):
             lines.append(self.part("linkspan"))
             lines += [f"  {command}" for command in comparison.commands(self._lesson.data.plan)]
