@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import linkspan
 from linkspan.core.errors import NotFound
 from linkspan.learn import sandbox
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
-from support.polling import SHARED, until
+from support.lab.reader import SOURCE, USER, Window, as_nobody, inside, learn, nobody, state
+from support.polling import until
 
-MAIN = (sys.executable, "-m", "linkspan.cli.main", "learn")
-NOBODY = 65534
-SOURCE = Path(linkspan.__file__).parents[1]
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a state folder of this test's own; what a failed test left in it ends."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    yield tmp_path
-    sandbox.end_all(str(tmp_path / "linkspan" / "learn"))
-
-
-def learn(*words: str, code: int = 0) -> str:
-    """Run a command; return what it printed."""
-    done = typed("learn", *words)
-    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def inside(state: Path, script: str) -> None:
-    """Type commands in the sandbox of the open lesson, as in a second window."""
-    code, output = sandbox.found(str(state / "linkspan" / "learn")).script(script)
-    assert code == 0, output
+__all__ = ["nobody", "state"]
 
 
 def test_a_lesson_in_a_second_window(state: Path) -> None:
@@ -123,47 +95,6 @@ def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
     assert found["problems"] == ["solution 1 does not pass: check 3"]
 
 
-class Window:
-    """A terminal in which a reader types."""
-
-    def __init__(self, *words: str, columns: int = 80, main: tuple[str, ...] = MAIN) -> None:
-        self.pid, self._fd = pty.fork()
-        if not self.pid:
-            os.environ |= {"TERM": "xterm", "COLUMNS": str(columns)}
-            os.execv(main[0], [*main, *words])  # noqa: S606 - no shell is meant
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        """Type a line."""
-        os.write(self._fd, text.encode() + b"\r")
-
-    def shows(self, text: str, seconds: float = 30.0 * SHARED) -> None:
-        """Wait until the terminal has shown a text, after what earlier calls waited for."""
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            left = end - time.monotonic()
-            assert left > 0, f"{text!r} is not shown within {seconds:g} s: {self.seen[-3000:]!r}"
-            if select.select([self._fd], [], [], left)[0]:
-                try:
-                    self.seen += os.read(self._fd, 4096).decode(errors="replace")
-                except OSError:
-                    break
-        assert text in self.seen, f"{text!r} is not shown: {self.seen[-3000:]!r}"
-        self.seen = self.seen.partition(text)[2]
-
-    def ends(self) -> int:
-        """Wait for its end; return the exit code."""
-        while True:
-            try:
-                if not os.read(self._fd, 4096):
-                    break
-            except OSError:
-                break
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self._fd)
-        return os.waitstatus_to_exitcode(status)
-
-
 def test_the_first_lesson_in_one_window(state: Path) -> None:
     """What is achieved is said above the prompt, a half-typed line stays, and `next` goes on."""
     window = Window()
@@ -235,19 +166,21 @@ def test_a_line_that_is_being_typed_is_shown_again_below_the_message(state: Path
     assert window.ends() == 0
 
 
-@pytest.mark.parametrize("moment", ["at once", "at the prompt"])
+@pytest.mark.parametrize("moment", ["at once", "at the prompt", "in an exam"])
 def test_a_killed_learn_leaves_nothing(state: Path, moment: str) -> None:
-    """The sandbox ends with it, even before `learn reset`."""
+    """The sandbox ends with it, even before `learn reset`, and the next lesson has its hints again."""
     name = str(state / "linkspan" / "learn")
-    window = Window("start", "6")
-    if moment == "at the prompt":
-        window.shows("[learn 6] #")
+    exam = moment == "in an exam"
+    window = Window("exam", "start", "6", "--file", str(state / "exam.json")) if exam else Window("start", "6")
+    if moment != "at once":
+        window.shows("[exam 6] #" if exam else "[learn 6] #")
     else:
         until(lambda: _any(name), "the sandbox is being made")
     os.kill(window.pid, signal.SIGKILL)
     window.ends()
     until(lambda: not _any(name), "all processes of the sandbox have ended")
     learn("reset")
+    assert "no lesson is open" in typed("learn", "hint").stderr
 
 
 def _any(name: str) -> bool:
@@ -263,31 +196,9 @@ def _any(name: str) -> bool:
     return False
 
 
-USER = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-READS = (*USER, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-"""User nobody, who may also read this interpreter, wherever it is: in a user namespace that counts nothing."""
-
-
-def _as_nobody(*words: str) -> str:
-    """Run this interpreter as user nobody; return what it printed."""
-    env = os.environ | {"PYTHONPATH": str(SOURCE), "HOME": "/", "XDG_STATE_HOME": "/nonexistent"}
-    command = [*READS, sys.executable, *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def nobody() -> None:
-    """Skip where users make no user namespaces."""
-    tried = subprocess.run([*USER, "unshare", "-Umnpfr", "true"], check=False, capture_output=True, text=True)
-    if tried.returncode:
-        pytest.skip(f"no user namespaces here: {tried.stderr.strip()}")
-
-
 def test_all_lessons_can_be_played_without_root(nobody: None) -> None:
     """In a user namespace; those that this kernel cannot do say what they lack."""
-    for one in json.loads(_as_nobody("-m", "linkspan.cli.main", "learn", "play", "all", "-o", "json")):
+    for one in json.loads(as_nobody("-m", "linkspan.cli.main", "learn", "play", "all", "-o", "json")):
         assert one.get("unavailable") or (one["passed_by_solution"], one["passed_by_nothing"]) == (True, False)
 
 
@@ -315,4 +226,4 @@ def test_the_programs_that_a_user_namespace_breaks_work(nobody: None) -> None:
         "    print(box.script('sudo timeout 20 tcpdump -c1 -ni lo icmp & '\n"
         "        'until ping -c1 -W1 127.0.0.1 >/dev/null; ! kill -0 $! 2>/dev/null; do :; done'))"
     )
-    assert "ICMP echo request" in _as_nobody("-c", code)
+    assert "ICMP echo request" in as_nobody("-c", code)

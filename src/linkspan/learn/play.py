@@ -99,7 +99,7 @@ def problems(folder: Path) -> Iterator[str]:
             _typed(box, solution, f"solution {number}")
             judged = settled(box, lesson)
             if not judged.passed:
-                yield f"solution {number} does not pass: {_told(judged)}"
+                yield f"solution {number} does not pass: {told(judged)}"
             elif judged.also:
                 yield f"solution {number} is recognised as also {judged.also}"
     for number, attempt in enumerate(data.wrong, 1):
@@ -115,7 +115,7 @@ def problems(folder: Path) -> Iterator[str]:
             _typed(box, attempt.attempt, f"also {number}")
             judged = settled(box, lesson)
             if not judged.passed or number not in judged.also:
-                yield f"also {number} does not pass, or is not recognised: {_told(judged)}"
+                yield f"also {number} does not pass, or is not recognised: {told(judged)}"
 
 
 def explained(box: Sandbox, lesson: Lesson) -> str:
@@ -147,7 +147,7 @@ def _typed(box: Sandbox, script: str, what: str) -> None:
         raise LinkspanError(f"{what} fails: {output or f'exit code {code}'}")
 
 
-def _told(judged: Judgement) -> str:
+def told(judged: Judgement) -> str:
     """Return a judgement in words for authors."""
     missing = [f"check {n}" for n, one in enumerate(judged.checks, 1) if not one]
     missing += [f"keep {n}" for n, one in enumerate(judged.keeps, 1) if not one]

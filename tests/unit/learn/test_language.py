@@ -14,12 +14,13 @@ from linkspan.core.errors import Invalid
 from linkspan.learn.language import LANGUAGES, LOCALE, Words, chosen, parsed
 
 SOURCE = Path(linkspan.__file__).parent
+CLI = ("learn", "lesson_session", "exam")
 TRANSLATED = [language for language in LANGUAGES if language != "en"]
 
 
 def strings() -> Iterator[str]:
     """Yield the strings that the code passes to `words(...)`."""
-    for path in (*(SOURCE / "learn").glob("*.py"), SOURCE / "cli" / "learn.py"):
+    for path in (*(SOURCE / "learn").glob("*.py"), *(SOURCE / "cli" / f"{name}.py" for name in CLI)):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("words", "self._words"):
                 first = node.args[0]
