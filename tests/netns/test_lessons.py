@@ -42,6 +42,12 @@ def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
     assert not Path("/sys/class/net/mybr0").exists()
 
 
+def test_a_name_that_nobody_knows_is_not_waited_for(box: Sandbox) -> None:
+    """The machine's DNS servers would be asked for it, five seconds each time, wherever the default route leads."""
+    way = "ip link add up type dummy; ip addr add 192.0.2.1/24 dev up; ip link set up up; ip route add default dev up"
+    assert box.script(f"{way}; timeout 4 getent hosts name.example || echo $?")[1].strip() == "2"
+
+
 def test_a_sandbox_s_current_folder_is_its_own(box: Sandbox) -> None:
     """A relative path leads to the sandbox's /run, never to the machine's: as root it could remove its namespaces."""
     (code, listed), (_, place) = box.results(["ls run; echo; ls /run", "pwd"])

@@ -30,7 +30,7 @@ LOOK = 1.0
 
 
 class VoterServer:
-    """What runs on a voter while its agent does; etcd goes on without the agent."""
+    """The servers of a voter while its agent runs; etcd goes on without the agent."""
 
     def __init__(
         self, files: TrustFiles, host: str, voter: Voter, places: Places, life: float, renewed: Callable[[], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import sys
@@ -14,7 +15,7 @@ import typer
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader
 from linkspan.cli.output import Format, Output, as_json, say, step, table
-from linkspan.core.errors import Conflict, Invalid
+from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.escapes import shown
 from linkspan.learn import INSIDE
 
@@ -53,7 +54,7 @@ def start(
     kept.speak(words.language)
     begun = time.time()
     asked = tuple(one.number for one in chosen)
-    result = exam.Result(who=who or getpass.getuser(), begun=exam.stamp(begun), minutes=minutes, asked=asked)
+    result = exam.Result(who=(who or _user())[:200], begun=exam.stamp(begun), minutes=minutes, asked=asked)
     exam.write(file, result)
     end = time.monotonic() + 60.0 * minutes
     sat: list[Sat] = []
@@ -67,6 +68,14 @@ def start(
             break
     passed = sum(one.passed_after is not None for one in sat)
     say(words("{passed} of {all} lessons passed. The result is in {file}.", passed=passed, all=len(chosen), file=file))
+
+
+def _user() -> str:
+    """Return this user's name, or number if it has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sat]:
@@ -87,15 +96,16 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         log: list[exam.Typed] = []
 
         def look() -> str:
-            if time.monotonic() >= end:
+            over = time.monotonic() >= end
+            judged = None if over else watcher.look()
+            if over or judged is not None:  # now, because another window may end the sandbox
                 log[:] = exam.commands(box, began)
+            if over:
                 box.end()  # the shell ends with it
-                return ""
-            judged = watcher.look()
             if judged is None:
                 return ""
             if judged.passed and not passed:
-                passed.append(round(time.monotonic() - since, 1))
+                passed.append(round(time.monotonic() - since + 0.05, 1))
             return fitted(news.of(judged))
 
         argv, environment = box.shell(f"exam {one.number}", logged=True)
@@ -103,7 +113,8 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         if time.monotonic() >= end:
             say(words("The time is up."))
         else:
-            log[:] = exam.commands(box, began)
+            with contextlib.suppress(LinkspanError):
+                log[:] = exam.commands(box, began)
     finally:
         if box.end():
             kept.close()

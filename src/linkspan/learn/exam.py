@@ -35,7 +35,7 @@ class Typed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     at: _Seconds
     shell: Annotated[int, msgspec.Meta(ge=0)]
-    line: Annotated[str, msgspec.Meta(max_length=20_000)]
+    line: Annotated[str, msgspec.Meta(max_length=20_000, pattern=r"\A[^\x00]*\Z")]
 
 
 class Sat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ import select
 import shlex
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from linkspan.core.errors import LinkspanError
 from linkspan.learn.sandbox import RUN, Sandbox
@@ -19,10 +19,14 @@ LONGEST = 20.0
 """Seconds for one line: whoever thinks after a command makes its time longer than it took."""
 _MORE = 3.0
 """Seconds besides the time that a line took: this machine may be slower."""
+_SPARE = 120.0
+"""Seconds for all lines of a lesson besides twice their time: this machine may be slower, and busy."""
 _ENDING = 3.0
 """Seconds for a program to end after ^C."""
 _READY = 30.0
 """Seconds for a shell to start, on a busy machine."""
+SHELLS = 16
+"""Shells of one lesson, at most: a student has some windows."""
 _FD = 9
 """Descriptor by which a shell says that it waits for the next line."""
 _OURS = re.compile(r"\s*(sudo\s+)?((linkspan\s+)?learn|exit|logout|next)\b")
@@ -30,16 +34,22 @@ _OURS = re.compile(r"\s*(sudo\s+)?((linkspan\s+)?learn|exit|logout|next)\b")
 _RC = f"PS1=; PROMPT_COMMAND='echo >&{_FD}'; HISTFILE=; set +H"
 
 
-def typed(box: Sandbox, lines: Iterable[tuple[float, int, str]], end: float) -> None:
+def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float) -> None:
     """Type lines, each of which is (seconds when it was typed, number of its shell, text), in their order.
 
-    ``end``: the seconds at which the last one was over. Raises LinkspanError if one does not end even by ^C.
+    ``end``: the seconds at which the last one was over. Raises LinkspanError if one does not end even by ^C, or if all
+    together take much longer than they did.
     """
+    if len({shell for _, shell, _ in lines}) > SHELLS:
+        raise LinkspanError(f"its lines are of more than {SHELLS} shells")
+    deadline = time.monotonic() + 2 * end + _SPARE
     wanted = [one for one in lines if not _OURS.match(one[2])]
     nexts = [*(at for at, _, _ in wanted), end][1:]
     shells: dict[int, _Shell] = {}
     try:
         for number, ((at, shell, line), following) in enumerate(zip(wanted, nexts, strict=True), 1):
+            if time.monotonic() > deadline:
+                raise LinkspanError("its lines take much longer than they did")
             if shell not in shells or shells[shell].ended:
                 shells[shell] = _Shell(box)
             file = f"{RUN}/replayed-{number}"

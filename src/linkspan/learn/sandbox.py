@@ -12,14 +12,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
 from linkspan.core.own_command import own_command, own_environment
 from linkspan.lab.commands import await_
-from linkspan.learn import INSIDE, closed_files
+from linkspan.learn import INSIDE
 
 MARK = "LINKSPAN_LEARN_SANDBOX"
 """Environment variable of a sandbox's processes, with its name."""
@@ -39,6 +39,8 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
 mount -t proc proc /proc 2>/dev/null || true
 mount -t sysfs sysfs /sys 2>/dev/null || true
+touch {RUN}/resolv.conf
+[ ! -f /etc/resolv.conf ] || mount --bind {RUN}/resolv.conf /etc/resolv.conf 2>/dev/null || true
 ip link set lo up
 cd {RUN}/bin
 printf '#!/bin/sh\\nexec "$@"\\n' > sudo
@@ -51,7 +53,8 @@ echo made
 """
 """Makes /run and the wrappers: in a user namespace of one user tcpdump, dnsmasq and sudo cannot become another one.
 
-A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows.
+A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows. The
+machine's DNS servers do not answer here, and python3's web server would look for its own name for ten seconds.
 """
 _EACH = (
     f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
@@ -174,6 +177,11 @@ def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
     for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
         if shutil.which(program, path=_path()) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
+    shut_in: Callable[[], None] | None = None
+    if closed:
+        from linkspan.learn import closed_files  # only a teacher needs ctypes
+
+        shut_in = closed_files.enter
     words = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"]
     reading, pipe = os.pipe()
     try:
@@ -183,7 +191,7 @@ def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=own_environment() | {"PATH": _path(), MARK: name},
-            preexec_fn=closed_files.enter if closed else None,
+            preexec_fn=shut_in,
             start_new_session=True,
             text=True,
         )

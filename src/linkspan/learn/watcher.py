@@ -1,4 +1,4 @@
-"""What the kernel has of a lesson: judged at once, and watched by a fingerprint of the sandbox's state."""
+"""Watcher of what the kernel has of a lesson: judged at once, and watched by a fingerprint of the sandbox's state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _BEGINNING = f"{RUN}/beginning"
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What is true of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
+    """The state of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
 
     ``probe`` is None if it was not sent, because something else is missing.
     """

@@ -12,15 +12,15 @@ import pytest
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Link
+from linkspan.core.program import Program
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.states.programs import Program
 from linkspan.kernel.kinds import kinds
 
 ROOT = Path(__file__).parents[3]
 NAMELESS = (
-    "core/reconcile.py", "core/fights.py", "core/judging.py", "core/desired.py", "agent/healer.py", "kernel/events.py",
-    "kernel/machine.py", "kernel/io/batch.py", "diagnose/plan/plan.py",
+    "core/reconcile.py", "core/fights.py", "core/judgement.py", "core/desired.py", "agent/healer.py",
+    "kernel/events.py", "kernel/machine.py", "kernel/io/batch.py", "diagnose/plan/plan.py",
 )  # fmt: skip
 
 

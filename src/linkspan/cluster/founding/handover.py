@@ -53,14 +53,14 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """What the chosen host says of itself: the minor version of its etcd, '' if it cannot run one, and why not."""
+    """The chosen host's answer: the minor version of its etcd, '' if it cannot run one, and why not."""
 
     minor: str
     problem: str = ""
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What makes a host a voter: the authorities' keys (PEM), the voters' authority (PEM), root's password in etcd."""
+    """The secrets of a voter: the authorities' keys (PEM), the voters' authority (PEM), root's password in etcd."""
 
     authority_key: str
     peer_authority: str

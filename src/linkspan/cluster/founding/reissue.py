@@ -38,7 +38,7 @@ Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class RenewalWish(msgspec.Struct, frozen=True):
-    """What a host says of itself: the SHA-256 of the authorities that it trusts.
+    """A host's wish for its next certificate: the SHA-256 of the authorities that it trusts.
 
     With this and the certificate that it shows a rotation knows when it need not wait for the host any longer. What it
     gets does not depend on it.

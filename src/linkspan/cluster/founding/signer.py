@@ -61,7 +61,7 @@ TOKENS, HOSTS, REVOKED = "tokens/", "hosts/", "revoked/"
 
 
 class JoinWish(msgspec.Struct, frozen=True):
-    """What a joiner sends: the token, its host's id and name, a signing request (PEM), and its password for etcd.
+    """A joiner's request: the token, its host's id and name, a signing request (PEM), and its password for etcd.
 
     A repeated join sends the same password: what the first one left, and what runs, stays good.
     """
@@ -83,7 +83,7 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """What anybody may know of a cluster: its client authority (PEM), and its id."""
+    """The public part of a cluster: its client authority (PEM), and its id."""
 
     authority: str
     cluster: str
@@ -98,7 +98,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class JoinedHost(msgspec.Struct, frozen=True):
-    """What the voters keep of a host: its name, its key's SHA-256, the serial numbers of its certificates.
+    """A host as the voters keep it: its name, its key's SHA-256, the serial numbers of its certificates.
 
     ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
     join again only with another key, and ``recorded`` says that it had anything among the records then. A ``member``

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class Adopted(msgspec.Struct, Generic[B], frozen=True):
-    """What is remembered of an adoption: the bridge network, and the containers that are to be on its successor.
+    """An adoption as it is remembered: the bridge network, and the containers that are to be on its successor.
 
     ``moves`` are by container id. ``made`` says that linkspan's network of this name is this adoption's, which may
     delete it. ``finished`` says that no step is left.
@@ -151,7 +151,7 @@ class BridgeAdopter(Generic[B, C]):
     def _replaced(self, known: Adopted[B], found: B | None) -> bool:
         """Return whether the engine has another bridge network of this name, made since the adoption began.
 
-        One with the same addresses and options is no other one: the adoption itself creates it anew if it fails.
+        One with the same addresses and options is no other one: the adoption itself creates it again if it fails.
         """
         if found is None or found.driver == OURS:
             return False

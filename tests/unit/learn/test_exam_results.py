@@ -45,6 +45,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
         (b'"at": 1.5', b'"at": 1e400', "at"),
         (b'"ip netns"', b'"' + b"x" * 20_001 + b'"', "line"),
         (b'"ip netns"', b"17", "line"),
+        (b'"ip netns"', b'"a\\u0000b"', "line"),
         (b'"ip netns"', b'"\xff"', "no result of an exam"),
         (b"{", b"x{", "no result of an exam"),
         (b"{", b" " * 4_000_001 + b"{", "more than 4 MB"),
