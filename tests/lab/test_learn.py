@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from linkspan.core.errors import NotFound
-from linkspan.learn import sandbox
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
-from support.lab.reader import SOURCE, USER, Window, as_nobody, inside, learn, nobody, state
+from support.lab.reader import SOURCE, Window, any_process, inside, learn, state
 from support.polling import until
 
-__all__ = ["nobody", "state"]
+__all__ = ["state"]
 
 
 def test_a_lesson_in_a_second_window(state: Path) -> None:
@@ -39,7 +37,9 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     assert "Answer" in learn("answer")
     listed = {one["number"]: one for one in json.loads(learn("list", "-o", "json"))}
     assert (listed[4]["name"], listed[4]["state"], listed[5]["state"]) == ("container", "passed", "new")
-    told = json.loads(learn("report", "-o", "json"))["lessons"][3]
+    report = json.loads(learn("report", "-o", "json"))
+    told = report["lessons"][3]
+    assert report["who"] == getpass.getuser()
     assert (told["tries"], told["hints"], told["solution_seen"], told["state"]) == (1, 3, True, "passed")
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 1}
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 0}
@@ -126,7 +126,7 @@ def test_two_panes_end_with_a_killed_learn(state: Path) -> None:
     window = Window("start", "1", "--split")
     window.shows("[learn 1] #")
     os.kill(window.pid, signal.SIGKILL)
-    until(lambda: not _any(str(state / "linkspan" / "learn")), "all processes of the sandbox have ended")
+    until(lambda: not any_process(str(state / "linkspan" / "learn")), "all processes of the sandbox have ended")
     window.ends()
 
 
@@ -140,7 +140,7 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     window.type("exit")
     window.shows("The sandbox is gone")
     assert window.ends() == 0
-    assert not _any(str(state / "linkspan" / "learn"))
+    assert not any_process(str(state / "linkspan" / "learn"))
 
 
 def test_a_reader_is_told_that_nobody_watches_any_more() -> None:
@@ -175,55 +175,9 @@ def test_a_killed_learn_leaves_nothing(state: Path, moment: str) -> None:
     if moment != "at once":
         window.shows("[exam 6] #" if exam else "[learn 6] #")
     else:
-        until(lambda: _any(name), "the sandbox is being made")
+        until(lambda: any_process(name), "the sandbox is being made")
     os.kill(window.pid, signal.SIGKILL)
     window.ends()
-    until(lambda: not _any(name), "all processes of the sandbox have ended")
+    until(lambda: not any_process(name), "all processes of the sandbox have ended")
     learn("reset")
     assert "no lesson is open" in typed("learn", "hint").stderr
-
-
-def _any(name: str) -> bool:
-    """Return whether any process has the sandbox's mark."""
-    mark = f"{sandbox.MARK}={name}".encode()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    return True
-            except OSError:
-                continue
-    return False
-
-
-def test_all_lessons_can_be_played_without_root(nobody: None) -> None:
-    """In a user namespace; those that this kernel cannot do say what they lack."""
-    for one in json.loads(as_nobody("-m", "linkspan.cli.main", "learn", "play", "all", "-o", "json")):
-        assert one.get("unavailable") or (one["passed_by_solution"], one["passed_by_nothing"]) == (True, False)
-
-
-def test_another_user_s_namespaces_are_never_entered(nobody: None, state: Path) -> None:
-    """They are marked as root's sandbox, but nobody made them: root would run that user's programs."""
-    name = str(state / "linkspan" / "learn")
-    argv = [*USER, "unshare", "-Umnpfr", "--kill-child", "sleep", "600"]
-    forger = subprocess.Popen(argv, env=os.environ | {sandbox.MARK: name})
-    try:
-        until(lambda: _any(name), "the forged mark is there")
-        until(lambda: Path(f"/proc/{forger.pid}/task/{forger.pid}/children").read_text(), "the namespaces are there")
-        with pytest.raises(NotFound):
-            sandbox.found(name)
-        assert sandbox.end_all(name) == 0
-    finally:
-        forger.kill()
-        forger.wait()
-
-
-def test_the_programs_that_a_user_namespace_breaks_work(nobody: None) -> None:
-    """Tcpdump sees a ping, and sudo is no obstacle."""
-    code = (
-        "from linkspan.learn import sandbox\n"
-        "with sandbox.passing('nobody-tools') as box:\n"
-        "    print(box.script('sudo timeout 20 tcpdump -c1 -ni lo icmp & '\n"
-        "        'until ping -c1 -W1 127.0.0.1 >/dev/null; ! kill -0 $! 2>/dev/null; do :; done'))"
-    )
-    assert "ICMP echo request" in as_nobody("-c", code)

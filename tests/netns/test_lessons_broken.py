@@ -18,5 +18,5 @@ def test_solutions_pass_and_explain_finds_the_fault(one: Lesson) -> None:
 
 @pytest.mark.parametrize("name", ["case-8", "case-9"])
 def test_explain_finds_nothing_after_the_repair(name: str) -> None:
-    """What it adds to a trace is gone, too: who else has the address, and why BIRD learns nothing."""
+    """Its additions to a trace are gone, too: who else has the address, and why BIRD learns nothing."""
     assert explained(numbered(name))[1] == ""

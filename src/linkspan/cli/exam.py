@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader
+from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.escapes import shown
@@ -52,9 +51,12 @@ def start(
     chosen = list({one.name: one for one in map(lesson.numbered, lessons)}.values())
     kept, words = reader(lang)
     kept.speak(words.language)
+    with step(words("looking at what the lessons need")), sandbox.passing(kept.sandbox) as box:
+        for one in chosen:
+            require(box, one, words, exam.NEEDS)
     begun = time.time()
     asked = tuple(one.number for one in chosen)
-    result = exam.Result(who=(who or _user())[:200], begun=exam.stamp(begun), minutes=minutes, asked=asked)
+    result = exam.Result(who=(who or user())[:200], begun=exam.stamp(begun), minutes=minutes, asked=asked)
     exam.write(file, result)
     end = time.monotonic() + 60.0 * minutes
     sat: list[Sat] = []
@@ -70,21 +72,13 @@ def start(
     say(words("{passed} of {all} lessons passed. The result is in {file}.", passed=passed, all=len(chosen), file=file))
 
 
-def _user() -> str:
-    """Return this user's name, or number if it has none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"
-
-
 def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sat]:
     """Let a student work on a lesson until the shell ends or the time is up; return the shell's exit code, too."""
     from linkspan.learn import exam, terminal
     from linkspan.learn.panel import News, Panel
     from linkspan.learn.watcher import PAUSE, Watcher
 
-    box = prepared(one, kept, words, exam=exam.NEEDS)
+    box = prepared(one, kept, words, exam=True)
     try:
         introduce(one, words, exam=True)
         left = max(end - time.monotonic(), 0.0) / 60

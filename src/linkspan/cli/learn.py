@@ -16,7 +16,7 @@ import typer
 
 from linkspan.cli import exam, usage
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, helped, introduce, opened, prepared, reader
+from linkspan.cli.lesson_session import Lang, fitted, helped, introduce, opened, prepared, reader, user
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.own_command import own_command
@@ -331,6 +331,7 @@ def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if output is Format.JSON:
         as_json(
             {
+                "who": user(),
                 "lessons": [
                     {
                         "number": one.number,

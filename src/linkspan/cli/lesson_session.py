@@ -1,7 +1,9 @@
-"""What the commands of lessons and of exams share: the reader, the open lesson, and its sandbox."""
+"""The common part of lessons' and exams' commands: the reader, the open lesson, and its sandbox."""
 
 from __future__ import annotations
 
+import getpass
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +35,14 @@ def reader(lang: str) -> tuple[Progress, Words]:
     return kept, language.Words(speaks)
 
 
+def user() -> str:
+    """Return this user's name, or number if it has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
 def opened(kept: Progress, words: Words) -> Lesson:
     """Return the lesson that is open. Raises NotFound."""
     from linkspan.learn import lesson
@@ -49,25 +59,27 @@ def helped(kept: Progress, words: Words) -> Lesson:
     return opened(kept, words)
 
 
-def prepared(
-    one: Lesson, kept: Progress, words: Words, *, lasting: bool = False, exam: tuple[str, ...] | None = None
-) -> Sandbox:
-    """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError.
+def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ()) -> None:
+    """Raise Conflict, with the way out, if this machine lacks what a lesson needs, or ``more`` besides."""
+    from linkspan.learn import needs
 
-    ``exam``: what an exam needs of the machine besides; None if it is none.
-    """
-    from linkspan.learn import needs, play, sandbox
+    if lacking := needs.lacking(box, (*one.data.needs, *more)):
+        what = ", ".join(one.what for one in lacking)
+        fix = "; ".join(one.fix for one in lacking)
+        raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
+
+
+def prepared(one: Lesson, kept: Progress, words: Words, *, lasting: bool = False, exam: bool = False) -> Sandbox:
+    """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
+    from linkspan.learn import play, sandbox
 
     sandbox.end_all(kept.sandbox)
     with step(words("making the sandbox of lesson {number}", number=one.number)):
         box = sandbox.make(kept.sandbox, lasting=lasting)
         try:
-            if lacking := needs.lacking(box, (*one.data.needs, *(exam or ()))):
-                what = ", ".join(one.what for one in lacking)
-                fix = "; ".join(one.fix for one in lacking)
-                raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
+            require(box, one, words)
             play.begin(box, one)
-            kept.start(one.name) if exam is None else kept.sit(one.name)
+            (kept.sit if exam else kept.start)(one.name)
         except BaseException:
             box.end()
             raise

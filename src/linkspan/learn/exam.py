@@ -20,7 +20,7 @@ from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
 
 NEEDS = ("bash",)
-"""What every exam needs besides its lessons: the shell that writes the log."""
+"""Needs of every exam besides its lessons': the shell that writes the log."""
 DAY = 1440
 """Minutes of an exam, at most."""
 _LARGEST = 4_000_000
@@ -61,7 +61,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """What became of a lesson's replay: ``verified`` is None if nothing was claimed or this machine cannot play it."""
+    """The outcome of a lesson's replay: ``verified`` is None if nothing was claimed or this machine cannot play it."""
 
     number: int
     name: str

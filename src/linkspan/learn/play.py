@@ -18,7 +18,7 @@ from linkspan.learn import lesson as lesson_files
 from linkspan.learn import needs, sandbox
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
-from linkspan.learn.watcher import Judgement, judge, remember
+from linkspan.learn.watcher import Judgement, judge, remember, tried
 
 _SETTLED = 5.0
 """Seconds in which a played solution must pass: a busy machine delays carriers and neighbour entries."""
@@ -110,6 +110,8 @@ def problems(folder: Path) -> Iterator[str]:
                 yield f"wrong {number} passes the lesson"
             if number not in judged.wrong:
                 yield f"wrong {number} is not recognised by its own sign"
+            if data.fault and not tried(box, lesson):
+                yield f"wrong {number} is no change that opens `learn explain`: name it in look"
     for number, attempt in enumerate(data.also, 1):
         with _begun(lesson) as box:
             _typed(box, attempt.attempt, f"also {number}")

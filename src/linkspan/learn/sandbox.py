@@ -30,7 +30,7 @@ PATIENCE = 60.0
 TYPED = f"{RUN}/typed"
 """The log of commands in logged shells, in a sandbox: entries of time (seconds since the epoch), shell, and line."""
 FIELD, ENTRY = "\x1f", "\x1e"
-"""What ends a field and an entry of that log."""
+"""The ends of a field and of an entry of that log."""
 COMMAND = 15
 """Seconds for one command of a check: a busy machine is slow, and only one that hangs is ended."""
 

@@ -47,7 +47,7 @@ _BY_ITSELF = re.compile(
     r"|\bNO-CARRIER,|,LOWER_UP\b|,M-DOWN\b|\bstate [A-Z]+\b| linkdown\b",
     re.MULTILINE,
 )
-"""What the kernel and BIRD change without anybody's doing: carriers, IPv6's own addresses, learnt routes."""
+"""Changes that the kernel and BIRD make by themselves: carriers, IPv6's own addresses, learnt routes."""
 _BEGINNING = f"{RUN}/beginning"
 """In a sandbox: the fingerprint of its settings at the lesson's beginning."""
 

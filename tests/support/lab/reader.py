@@ -45,6 +45,19 @@ def inside(state: Path, script: str) -> None:
     assert code == 0, output
 
 
+def any_process(name: str) -> bool:
+    """Return whether any process has the sandbox's mark."""
+    mark = f"{sandbox.MARK}={name}".encode()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    return True
+            except OSError:
+                continue
+    return False
+
+
 class Window:
     """A terminal in which a reader types."""
 

@@ -50,6 +50,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
         (b"{", b"x{", "no result of an exam"),
         (b"{", b" " * 4_000_001 + b"{", "more than 4 MB"),
     ],
+    ids=("no time", "unknown", "past", "infinite", "long line", "no line", "nul", "bytes", "no json", "long file"),
 )
 def test_a_damaged_result_is_refused_and_the_fault_named(tmp_path: Path, old: bytes, new: bytes, said: str) -> None:
     """Whatever a student made of it."""

@@ -53,9 +53,10 @@ def test_a_lesson_shows_what_linkspan_would_do(one: Lesson) -> None:
     assert announced == bool(one.data.plan)
 
 
-def test_the_page_has_every_lesson_and_every_command() -> None:
+@pytest.mark.parametrize("name", ["learn.md", "zh/learn.md"])
+def test_the_page_has_every_lesson_and_every_command(name: str) -> None:
     """And says which lessons have a packet to trace."""
-    page = (Path(__file__).parents[3] / "docs" / "learn.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / name).read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([a-z0-9-]+) \|", page, re.MULTILINE)
     assert rows == [(str(one.number), one.name) for one in ALL]
     told = set(re.findall(r"`learn ([a-z]+)", "\n".join(line for line in page.splitlines() if line[:1] == "|")))
