@@ -20,7 +20,10 @@ PUBLISH = 0.25
 RENEW = 5.0
 """Seconds after which the state is read again without an event: other hosts' containers have no events here."""
 SHARE, SHARE_OF_EVENTS = 100, 10
-"""How many times as long as reading takes is the pause after it: then the agent spends at most 1 % (10 %) on it."""
+"""How many times as long as reading takes is the pause after it: then the agent spends at most 1 % (10 %) on it.
+
+The shortest of the last READINGS counts: the others waited for a store or for a busy machine, and did not work."""
+READINGS = 3
 AGAIN = 1.0
 """Seconds until the next try if the agent does not answer."""
 EVENTS = 300
@@ -93,6 +96,7 @@ class Feed:
         self._lists: dict[str, list[dict[str, Any]]] = {name: [] for name in LISTS}
         self._viewers: set[Viewer] = set()
         self._read_at = float("-inf")
+        self._took: collections.deque[float] = collections.deque(maxlen=READINGS)
         self._reading = asyncio.Lock()
         self._watched, self._unwatched = asyncio.Event(), asyncio.Event()
         self._event_came, self._changed = asyncio.Event(), asyncio.Event()
@@ -178,31 +182,33 @@ class Feed:
         """Read the state after an event, and from time to time."""
         while True:
             self._event_came.clear()
-            took = await self._read()
+            await self._read()
+            took = min(self._took)
             soon, late = max(PUBLISH, SHARE_OF_EVENTS * took), max(RENEW, SHARE * took)
             await asyncio.sleep(soon)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(late - soon):
                     await self._event_came.wait()
 
-    async def _read(self) -> float:
-        """Read the state, and return how many seconds the agent worked for it."""
+    async def _read(self) -> None:
         async with self._reading:
             begun = self._clock()
             problems = []
             try:
                 status = await self._agent.get("/v1/status")
                 for name in LISTS:
+                    if name == "endpoints" and self._lists[name] and not status["store"]["ok"]:
+                        problems.append("other hosts' containers may be out of date: the store does not answer")
+                        continue  # the agent would wait for its store
                     try:
                         self._lists[name] = await self._agent.list(f"/v1/{name}")
-                    except LinkspanError as error:  # without its store an agent may not know all: keep what it knew
+                    except LinkspanError as error:
                         problems.append(f"{name} may be out of date: {error.message}")
                 self._set(view(Answers(status=status, **self._lists, problems=problems), self._about))
             except LinkspanError as error:
-                problems.append(error.message)
                 self._set(away(self._state, error.message))
             self._read_at = self._clock()
-            return 0.0 if problems else self._read_at - begun  # an agent that waits for another one does no work
+            self._took.append(self._read_at - begun)
 
     def _set(self, state: State) -> None:
         self._state = state

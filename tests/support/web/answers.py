@@ -58,6 +58,7 @@ class FakeAgent:
         self.refused: set[str] = set()
         self.streams = 0
         self._streams: list[web.StreamResponse] = []
+        self._broken = asyncio.Event()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path_qs}")
@@ -74,7 +75,7 @@ class FakeAgent:
         self._streams.append(response)
         self.streams += 1
         try:
-            await asyncio.Event().wait()  # until the caller goes
+            await self._broken.wait()  # or until the caller goes
         finally:
             self._streams.remove(response)
         return response
@@ -83,6 +84,11 @@ class FakeAgent:
         """Send an event to all that follow."""
         for stream in self._streams:
             await stream.write(msgspec.json.encode({"about": {}, **event}) + b"\n")
+
+    def break_off(self) -> None:
+        """End the streams of events that there are."""
+        self._broken.set()
+        self._broken = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[FakeAgent]:

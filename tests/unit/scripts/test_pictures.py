@@ -13,7 +13,7 @@ import pytest
 from linkspan.backends import BACKENDS
 
 ROOT = Path(__file__).parents[3]
-FILES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").iterdir()}
+FILES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").glob("*.svg")}
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from linkspan.cluster.founding import data_folder, member_list
 from linkspan.cluster.founding.caller import in_force, presented
 from linkspan.cluster.founding.etcd_service import program
 from linkspan.cluster.founding.exclusion import release
-from linkspan.cluster.founding.signer import Handler, sent
 from linkspan.cluster.founding.signer_client import JOIN_AGAIN, asked
+from linkspan.cluster.founding.signer_server import Handler, sent
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Denied, Unavailable
 from linkspan.kernel.io.private_files import alone

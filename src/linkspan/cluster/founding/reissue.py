@@ -22,7 +22,8 @@ import msgspec
 from aiohttp import web
 
 from linkspan.cluster.founding.caller import in_force, presented
-from linkspan.cluster.founding.signer import HOSTS, Handler, JoinedHost, certified, sent, with_serials
+from linkspan.cluster.founding.signer import HOSTS, JoinedHost, certified, with_serials
+from linkspan.cluster.founding.signer_server import Handler, sent
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.vault import TRIES, Vault, contended

@@ -1,8 +1,7 @@
 // The page: its frame, and which view is in it.
 import { render } from "preact";
-import { useEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Details } from "/details.js";
-import { Graph } from "/graph.js";
 import { useLive } from "/live.js";
 import { byName, health, hostsOf } from "/model.js";
 import { Badge, html } from "/parts.js";
@@ -55,10 +54,19 @@ function App() {
     <main id="main" tabindex="-1" ref=${main} class=${`${mapped ? "mapped" : ""} ${route.sel || route.b ? "opened" : ""}`}
       onKeyDown=${(event) => event.key === "Escape" && close()}>
       <section class="list"><${View} ...${{ state, events: live.events, route, go, pick, marks, colour }} /></section>
-      ${mapped && html`<${Graph} ...${{ state, route, trace: trace.found, pick, order }} />`}
+      ${mapped && html`<${LaterGraph} ...${{ state, route, trace: trace.found, pick, order }} />`}
       ${route.b ? html`<${Trace} ...${{ state, route, go, trace, close }} />`
         : route.sel && html`<${Details} state=${state} refOf=${route.sel} go=${go} close=${close} />`}
     </main>`;
+}
+
+// The graph comes after the table: its library is most of the page.
+function LaterGraph(properties) {
+  const [Graph, setGraph] = useState(null);
+  useEffect(() => {
+    import("/graph.js").then((found) => setGraph(() => found.Graph));
+  }, []);
+  return Graph ? html`<${Graph} ...${properties} />` : html`<section class="map"></section>`;
 }
 
 function Waiting({ link }) {
@@ -99,4 +107,6 @@ function Nav({ state, route }) {
     <a key=${view} href=${link(view)} aria-current=${route.view === view ? "page" : undefined}>${t(title)}<small>${counts[view] ?? ""}</small></a>`)}</nav>`;
 }
 
-render(html`<${App} />`, document.getElementById("app"));
+const place = document.getElementById("app");
+place.textContent = "";
+render(html`<${App} />`, place);

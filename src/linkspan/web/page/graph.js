@@ -6,7 +6,8 @@ import { Layout } from "/layout.js";
 import { html } from "/parts.js";
 import { t } from "/words.js";
 
-const MESHED = 8; // hosts whose links are all drawn; with more, only links that are chosen or have a problem
+const MESHED = 8; // hosts whose links are all drawn; with more, only links of the chosen host, or with a problem
+const DIMMED = 400; // containers that step back for a trace or a network; more would take too long
 const LONGEST = 18; // characters of a label
 
 export function Graph({ state, route, trace, pick, order }) {
@@ -44,7 +45,10 @@ export function Graph({ state, route, trace, pick, order }) {
     if (graph.current.nodes().length !== before) fit(graph.current);
   }, [state, open]);
 
-  useEffect(() => show(graph.current, state, route, trace, hosts, layout), [state, route.sel, route.a, route.b, trace, open]);
+  const host = route.sel.startsWith("h:") ? route.sel.slice(2) : "";
+  useEffect(() => join(graph.current, links(state, hosts), hosts, host), [state, host]);
+
+  useEffect(() => show(graph.current, state, route, trace, layout), [state, route.sel, route.a, route.b, trace, open]);
 
   const text = t("Graph of {hosts} hosts and {containers} containers; the table has all of it.", { hosts: hosts.length, containers: state.about.total });
   return html`<section class="map" aria-label=${t("Graph")}>
@@ -78,10 +82,7 @@ function update(graph, nodes, state, hosts) {
     const wanted = new Map();
     for (const node of nodes) wanted.set(node.id, node);
     const levels = new Map(hosts.map((host) => [host.name, health(state, host)]));
-    const pairs = links(state, hosts);
-    const lines = new Map(pairs.map((one) => [`l:${one.a} ${one.b}`, one]));
     graph.nodes().forEach((node) => { if (!wanted.has(node.id()) && !node.id().startsWith("x:")) node.remove(); });
-    graph.edges("[pair]").forEach((edge) => { if (!lines.has(edge.id())) edge.remove(); });
     for (const { id, kind, host, container, position, size, up } of wanted.values()) {
       const data = { id, kind };
       if (kind === "host") {
@@ -92,11 +93,21 @@ function update(graph, nodes, state, hosts) {
       const there = graph.getElementById(id);
       if (there.length) { there.data(data); there.position(position); } else graph.add({ group: "nodes", data, position });
     }
+  });
+}
+
+// Draws what joins the hosts.
+function join(graph, pairs, hosts, chosen) {
+  const drawn = pairs.filter((one) => hosts.length <= MESHED || one.problem || one.a === chosen || one.b === chosen);
+  const lines = new Map(drawn.map((one) => [`l:${one.a} ${one.b}`, one]));
+  const at = (host) => graph.getElementById(`k:${host}`).position();
+  graph.batch(() => {
+    graph.edges("[pair]").forEach((edge) => { if (!lines.has(edge.id())) edge.remove(); });
     for (const [id, one] of lines) {
-      const drawn = hosts.length <= MESHED || Boolean(one.problem);
-      const data = { id, pair: true, bend: bend(wanted.get(`k:${one.a}`).position, wanted.get(`k:${one.b}`).position, hosts.length), source: `k:${one.a}`, target: `k:${one.b}`, problem: one.problem ? 1 : 0, drawn: drawn ? 1 : 0, label: one.problem ? "✕" : one.backends.join(", ") };
+      const data = { id, pair: true, bend: bend(at(one.a), at(one.b), hosts.length), source: `k:${one.a}`, target: `k:${one.b}`, problem: one.problem ? 1 : 0, label: one.problem ? "✕" : one.backends.join(", ") };
       const there = graph.getElementById(id);
       if (there.length) there.data(data); else graph.add({ group: "edges", data });
+      graph.getElementById(id).toggleClass("near", one.a === chosen || one.b === chosen);
     }
   });
 }
@@ -108,17 +119,18 @@ function bend(from, to, hosts) {
 }
 
 // Marks what is chosen, and draws a trace's path.
-function show(graph, state, route, trace, hosts, layout) {
+function show(graph, state, route, trace, layout) {
+  const step = (fits) => {
+    const all = graph.nodes("[kind = 'container']");
+    if (all.length <= DIMMED) all.filter(fits).addClass("dimmed");
+  };
   graph.batch(() => {
     graph.remove("edge[hop], node[outside]");
-    graph.elements().removeClass("chosen end dimmed passed stopped near under");
+    graph.elements(".chosen, .end, .dimmed, .passed, .stopped, .under").removeClass("chosen end dimmed passed stopped under");
     const node = (ref) => graph.getElementById(ref.startsWith("h:") && trace ? `k:${ref.slice(2)}` : ref);
     if (route.sel) {
-      const found = node(route.sel).addClass("chosen");
-      const host = route.sel.startsWith("h:") ? route.sel.slice(2) : "";
-      if (host) graph.getElementById(`k:${host}`).connectedEdges("[pair]").addClass("near");
-      if (route.sel.startsWith("n:")) graph.nodes("[network]").filter((one) => one.data("network") !== route.sel.slice(2)).addClass("dimmed");
-      else found.addClass("chosen");
+      if (route.sel.startsWith("n:")) step((one) => one.data("network") !== route.sel.slice(2));
+      else node(route.sel).addClass("chosen");
     }
     if (!route.b) return;
     for (const ref of [route.a, route.b]) node(ref).addClass("end");
@@ -129,7 +141,7 @@ function show(graph, state, route, trace, hosts, layout) {
     walk(graph, there, "there");
     walk(graph, back, "back");
     const passed = new Set([...there, ...back]);
-    graph.nodes("[kind = 'container']").forEach((one) => { if (!passed.has(one.id()) && !one.hasClass("end")) one.addClass("dimmed"); });
+    step((one) => !passed.has(one.id()) && !one.hasClass("end"));
     if (trace.verdict === "broken") {
       const way = trace.reply_hops.length ? back : there;
       const last = way.at(-1);
@@ -169,8 +181,7 @@ function style(order) {
     { selector: "node[kind = 'outside']", style: { shape: "round-rectangle", width: 90, height: 24, "background-color": colour("quiet"), "border-width": 1, "border-style": "dashed", "border-color": colour("muted"), "text-valign": "center", "z-index": 2 } },
     { selector: "edge", style: { width: 1.4, "line-color": colour("line-strong"), "curve-style": "straight", "font-family": font, "font-size": 9, color: colour("muted"), "text-background-color": colour("ground"), "text-background-opacity": 1, "text-background-padding": 2, "overlay-opacity": 0, "z-index-compare": "manual", events: "no" } },
     { selector: "edge[pair]", style: { "curve-style": "unbundled-bezier", "control-point-distances": "data(bend)", label: "data(label)", "min-zoomed-font-size": 8, "z-index": 1 } },
-    { selector: "edge[drawn = 0]", style: { display: "none" } },
-    { selector: "edge.near", style: { display: "element", "line-color": colour("accent"), color: colour("accent") } },
+    { selector: "edge.near", style: { "line-color": colour("accent"), color: colour("accent") } },
     { selector: "edge[problem = 1]", style: { "line-color": colour("bad"), "line-style": "dashed", color: colour("bad"), "font-size": 14 } },
     { selector: "edge[hop]", style: { "curve-style": "straight", width: 3, "line-color": colour("accent"), "target-arrow-color": colour("accent"), "target-arrow-shape": "triangle", "arrow-scale": 0.9, "z-index": 4 } },
     { selector: "edge[hop = 'back']", style: { "curve-style": "unbundled-bezier", "control-point-distances": 14, width: 1.6, "line-style": "dashed", opacity: 0.75 } },

@@ -1,6 +1,5 @@
 // Where things are in the graph. A host and a container keep their places, also while they are away: the picture does
 // not jump when they come back.
-import { label } from "/model.js";
 
 const CELL = { width: 74, height: 46 }; // of a container with its name
 const BOX = { side: 16, top: 40, bottom: 34, least: 3 }; // margins of a host's box, and the columns that it has at least
@@ -25,9 +24,9 @@ export class Layout {
       if (!this.containers.has(host)) this.containers.set(host, new Map());
       const places = this.containers.get(host);
       // Containers of one network are beside each other, as far as those that have a place already let them.
-      const sorted = all.filter((one) => !places.has(one.key)).sort((a, b) => a.network.localeCompare(b.network) || label(a).localeCompare(label(b), undefined, { numeric: true }));
+      const fresh = all.filter((one) => !places.has(one.key)).sort((a, b) => (a.network < b.network ? -1 : a.network > b.network ? 1 : 0));
       const keys = new Set(all.map((one) => one.key));
-      for (const one of sorted) place(places, one.key, keys);
+      for (const one of fresh) place(places, one.key, keys);
       this.room.set(host, Math.max(this.room.get(host) ?? 1, ...[...places.values()].map((number) => number + 1)));
     }
     const most = Math.max(1, ...hosts.map((host) => this.room.get(host.name)));

@@ -2,8 +2,20 @@
 
 export const MOST_IN_MAP = 2500; // containers that the graph draws without being asked
 
+const { compare } = new Intl.Collator(undefined, { numeric: true });
+
 export function byName(items) {
-  return Object.values(items).sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+  return Object.values(items).sort((a, b) => compare(a.name, b.name));
+}
+
+// Returns a function of an object that remembers what it returned, as long as the object is there. Objects of the state
+// never change.
+function remembered(work) {
+  const known = new WeakMap();
+  return (one) => {
+    if (!known.has(one)) known.set(one, work(one));
+    return known.get(one);
+  };
 }
 
 export function hostsOf(state) {
@@ -15,10 +27,14 @@ export function label(container) {
 }
 
 export function containersOf(state) {
-  return Object.entries(state.containers)
-    .map(([key, one]) => ({ ...one, key }))
-    .sort((a, b) => label(a).localeCompare(label(b), undefined, { numeric: true }) || a.ifname.localeCompare(b.ifname));
+  return sorted(state.containers);
 }
+
+const sorted = remembered((containers) =>
+  Object.entries(containers)
+    .map(([key, one]) => ({ ...one, key }))
+    .sort((a, b) => compare(label(a), label(b)) || compare(a.ifname, b.ifname)),
+);
 
 // Returns the problems that concern a host; those without a host are the agent's own.
 export function problemsOf(state, name) {
@@ -42,12 +58,15 @@ export const SIGNS = { ok: "✓", idle: "‖", warn: "!", bad: "✕" };
 
 // Returns whether a container contains the words of a search.
 export function matches(container, words) {
-  const labels = Object.entries(container.labels ?? {}).map(([key, value]) => `${key}=${value}`);
-  const text = [container.name, container.id, container.host, container.network, ...container.addresses, ...labels]
-    .join("\n")
-    .toLowerCase();
+  const text = textOf(container);
   return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
 }
+
+const textOf = remembered((container) => {
+  const labels = Object.entries(container.labels ?? {}).map(([key, value]) => `${key}=${value}`);
+  const words = [container.name, container.id, container.host, container.network, ...container.addresses, ...labels];
+  return words.join("\n").toLowerCase();
+});
 
 export function bare(address) {
   return address.split("/")[0];
