@@ -191,6 +191,17 @@ def test_without_the_first_host_what_runs_continues(cluster: BareRun, token: str
     until(lambda: cluster.pings("c1", cluster.address("c2")), "c1 reaches c2")
 
 
+def test_a_host_that_knows_no_voter_any_more_is_called_by_one(cluster: BareRun) -> None:
+    """Its settings name an address that nobody has, as if the voter had moved while it was off."""
+    settings = cluster.folder / "h2" / "agent.toml"
+    cluster.run("break", "h2", "agent-kill")
+    settings.write_text(settings.read_text().replace("192.0.2.1:", "192.0.2.99:"))
+    cluster.run("mend", "h2")
+    until(lambda: cluster.status("h2")["store"]["ok"], "h2 has its store again")
+    assert "//192.0.2.1:" in settings.read_text()
+    assert "the voter at 192.0.2.1 has called this host" in cluster.exec("h2", "linkspan events")
+
+
 def _watches(cluster: BareRun, seen: Path) -> bool:
     """Change a key that no agent reads; return whether the watch has seen it."""
     cluster.own_etcdctl("put /linkspan/upkeep/test x")

@@ -22,6 +22,11 @@ UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11
 _INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED = 3, 5, 8, 7, 9
 _SAME_EVERYWHERE = {_INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED, _OUT_OF_RANGE}
 
+_FOUND_AGAIN = (
+    "is the voter up, does its agent run, and does TCP 5379 pass to it? If the voters have other addresses now, they "
+    "call this host at UDP 5381; if that cannot pass, on a voter: linkspan cluster token create, and here: linkspan "
+    "cluster join TOKEN (it keeps what it has)"
+)
 _NO_TLS = "take ca, cert and key out of the store's URL"
 
 
@@ -71,9 +76,10 @@ def failure(url: EtcdUrl, endpoint: str, error: Exception, seconds: float) -> Fa
     if isinstance(error, TimeoutError):
         hint = "does it hang, has it lost its quorum, or is a firewall between? etcdctl endpoint status"
         return Failed(f"{where}: no answer within {seconds:.0f} s", hint, True, unanswered=True)
-    hint = f"is etcd running there? curl {url.base(endpoint)}/health"
+    own = url.user.startswith(HOST_USER)
+    hint = _FOUND_AGAIN if own else f"is etcd running there? curl {url.base(endpoint)}/health"
     if isinstance(error, aiohttp.ClientConnectorError):
-        if error.os_error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        if error.os_error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) and not own:
             hint = "look at this host's links and routes: ip link; ip route"
         if url.tls and not error.os_error.errno:
             return Failed(f"{where}: it does not speak TLS: it hung up", _NO_TLS, False)

@@ -12,8 +12,9 @@ import pytest
 
 from linkspan.agent import voters as module
 from linkspan.agent.voters import MOVE_AFTER, Voters, moved
-from linkspan.cluster.founding import promotion
+from linkspan.cluster.founding import member_list, promotion, voter_call
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.founding.voter_call import Ear
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.store.etcd_wire import Member
 from support.fake_voters import Gateway, member
@@ -68,7 +69,7 @@ class Host:
         self.gateway = Gateway(*places)
         none: Any = lambda *_: None  # noqa: E731 - several callbacks
         gateway: Any = self.gateway
-        here: Any = SimpleNamespace(here=SimpleNamespace(id="2"))
+        here: Any = SimpleNamespace(here=SimpleNamespace(id="2"), all=dict)
         self.voters = Voters(
             self.files, gateway, here, "c", None, none, none, none, none, 99, none, bool, systemd=False
         )
@@ -176,3 +177,40 @@ def test_the_time_without_the_address_counts_from_its_loss(tmp_path: Path, monke
     assert host.voters._moved(Voter(OLD)) == ""
     now += MOVE_AFTER
     assert host.voters._moved(Voter(OLD)) == NEW
+
+
+def test_a_host_that_finds_no_voter_follows_the_one_that_calls_and_is_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever else calls is asked, and nothing follows from that."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
+    asked: list[str] = []
+    kept: list[tuple[str, ...]] = []
+    monkeypatch.setattr(host.voters, "_keep", kept.append)
+    monkeypatch.setattr(Ear, "callers", lambda _ear: ("203.0.113.66", NEW))
+    monkeypatch.setattr(Ear, "open", lambda _ear: None)
+
+    async def answering(url: str, _seconds: float) -> tuple[Member, ...]:
+        asked.append(url.partition("/linkspan")[0])
+        return (member("22"),) if NEW in url else ()
+
+    monkeypatch.setattr(member_list, "answering", answering)
+    asyncio.run(host.voters._seek())
+    assert asked == ["etcd://203.0.113.66:5379", f"etcd://{NEW}:5379"]
+    assert kept == [(f"{NEW}:5379",)]
+    assert host.gateway.url.endpoints == (f"{NEW}:5379",)
+
+
+def test_a_voter_calls_the_hosts_that_are_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that live, nor those of which nobody knows, and not at each look."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
+    called: list[object] = []
+    lives = {"2": True, "3": False, "4": None}
+    hosts: Any = SimpleNamespace(all=lambda: {one: one for one in lives}, lives=lives.get)
+    monkeypatch.setattr(host.voters, "_hosts", hosts)
+    monkeypatch.setattr(module, "addresses", lambda one: frozenset({f"192.0.2.{one}"}))
+    monkeypatch.setattr(voter_call, "call", lambda *words: called.append(words))
+    server: Any = Server(Voter(OLD))
+    for _ in range(2):
+        asyncio.run(host.voters._call(server))
+    assert called == [(OLD, ["192.0.2.3"])]
