@@ -27,6 +27,7 @@ _FOUND_AGAIN = (
     "call this host at UDP 5381; if that cannot pass, on a voter: linkspan cluster token create, and here: linkspan "
     "cluster join TOKEN (it keeps what it has)"
 )
+_WRONG = "wrong password in"
 _NO_TLS = "take ca, cert and key out of the store's URL"
 
 
@@ -41,6 +42,11 @@ class Refused(Rejected):
     def compacted(self) -> bool:
         """True if etcd has compacted the requested revision."""
         return self.number == _OUT_OF_RANGE
+
+    @property
+    def wrong_password(self) -> bool:
+        """True if etcd does not let the user in with this password."""
+        return _WRONG in self.message
 
     @property
     def missing(self) -> bool:
@@ -109,7 +115,7 @@ def refusal(url: EtcdUrl, endpoint: str, status: int, answer: bytes) -> Linkspan
 
 def _words(url: EtcdUrl, why: str, code: int) -> str:
     if "invalid user ID or password" in why:
-        return f"user {url.user} is refused: wrong name, or wrong password in {url.password_file}"
+        return f"user {url.user} is refused: wrong name, or {_WRONG} {url.password_file}"
     if "user name is empty" in why or (code == UNAUTHENTICATED and not url.user):
         return "it lets only users in that it knows, and the store's URL names none"
     if code == _DENIED:
