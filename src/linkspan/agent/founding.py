@@ -98,6 +98,10 @@ class Founding:
         """Return whether this host's store is an etcd that linkspan runs."""
         return self.files.owns(self._config.store)
 
+    def url(self) -> str:
+        """Return the store's URL, with the voters as this host knows them now."""
+        return self._config.store or f"sqlite://{self._config.state_dir}/store"
+
     def voter(self) -> Voter | None:
         """Return this host's part as a voter of its cluster, None if it is a client, or has no such cluster."""
         return self.files.voter() if self.own else None
@@ -298,7 +302,7 @@ class Founding:
                     f"this host's store is {told(self._config.store)}, which linkspan did not start and does not touch",
                     "restore an etcd of your own with etcdutl",
                 )
-            await self._refuse_living(host.id, recovers=snapshot is None)
+            await self._refuse_living(host.id, known, recovers=snapshot is None)
             voter = self._required("recover") if snapshot is None else self._chosen(host, "")
             from linkspan.cluster.founding import restoration  # cryptography, as above
 
@@ -321,18 +325,19 @@ class Founding:
                 self._renewal.soon()
             return made, self._use(made.url)
 
-    async def _refuse_living(self, host: str, *, recovers: bool) -> None:
+    async def _refuse_living(self, host: str, known: Mapping[str, str], *, recovers: bool) -> None:
         """Raise Conflict if the cluster's etcd answers, and would go on beside the restored one."""
         if not self.own:
             return
-        others = sorted(map(member_list.host_of, await member_list.answering(self._config.store, PATIENCE)))
-        if not others:
+        ids = [*map(member_list.host_of, await member_list.answering(self._config.store, PATIENCE))]
+        if not ids:
             return
         if recovers:
             raise Conflict("the cluster's etcd answers, so its quorum is not lost", "linkspan cluster members")
-        if others != [host]:
+        if ids != [host]:
+            names = ", ".join(sorted(known.get(one, one) for one in ids))
             raise Conflict(
-                f"the cluster's etcd answers, on {', '.join(others)}: it would go on beside the restored one",
+                f"the cluster's etcd answers, on {names}: it would go on beside the restored one",
                 "restore on its voter; if there are several, demote the others first (linkspan cluster members)",
             )
 

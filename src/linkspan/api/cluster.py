@@ -57,13 +57,15 @@ class ClusterRoutes:
         return answer(self._told())
 
     async def _finalize(self, request: web.Request) -> web.Response:
-        """Make all hosts write the newest schema that all of them can read."""
+        """Make all hosts write the newest schema that all of them can read, if there is a newer one."""
         hosts, now = self._agent.hosts.all().values(), self._agent.replica.settings.writes
-        lowest = min((host.reads for host in hosts), default=SCHEMA)
-        if lowest <= now:
+        reads = [host.reads for host in hosts] or [SCHEMA]
+        if max(reads) <= now:
+            return answer(self._told())
+        if (lowest := min(reads)) <= now:
             behind = ", ".join(sorted(host.name for host in hosts if host.reads <= now))
             raise Conflict(
-                f"the cluster writes schema {now} already, and {behind or 'no host'} can read a newer one",
+                f"the cluster writes schema {now}, and {behind} can read no newer one",
                 "upgrade these hosts first, or remove those that are gone",
             )
         with doing(f"write schema {lowest}"):
