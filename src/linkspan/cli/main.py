@@ -33,7 +33,7 @@ COMMANDS = {
     **dict.fromkeys(("status", "events"), "status"),
     **dict.fromkeys(("plan", "diff"), "plan"),
     "version": "status",
-    **dict.fromkeys(("trace", "doctor", "upgrade"), ""),
+    **dict.fromkeys(("trace", "web", "doctor", "upgrade"), ""),
     "uninstall": "install",
     "demo": "",
 }

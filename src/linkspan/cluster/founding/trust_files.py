@@ -105,7 +105,7 @@ class TrustFiles:
 
     @property
     def _voters(self) -> tuple[Path, ...]:
-        """What only a voter has: its secrets, and last the file that says that it is one."""
+        """Files that only a voter has: its secrets, and last the file that says that it is one."""
         authorities = (self.authority_key, self.peer_authority, self.peer_authority_key)
         return (*authorities, self.root_password, self.other_root_password, self.revoked, self._voter)
 
