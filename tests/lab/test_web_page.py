@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ VIEWS = {
     "drift": "no drift", "migrations": "No network migrates.",
 }  # fmt: skip
 """By view: what is shown there."""
+NOBODY = 65534
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -132,6 +134,27 @@ def test_an_object_shows_the_commands_that_make_it(page: Browser) -> None:
     page.shows("container c2", ".plan")
 
 
+def test_a_member_of_the_sockets_group_may_look(page: Browser, lab: ClusterRun, place: str) -> None:
+    """And sends no packet; somebody else is told so, and gets no page."""
+    socket = lab.folder / "h1" / "agent.sock"
+    with chromium.page_process(place, "--lab", lab.name, user=NOBODY) as link:
+        assert link() == ""
+    os.chown(socket, 0, NOBODY)
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    try:
+        with chromium.page_process(place, "--lab", lab.name, user=NOBODY) as link:
+            page.driver.get(link())
+            page.row("c1")
+            page.row("c3")
+            page.shows("Reachable", ".verdict")
+            page.shows("root only", ".ways")
+            assert page.find(".ways button.strong") is None
+    finally:
+        os.chown(socket, 0, 0)
+        page.driver.switch_to.window(first)
+        page.driver.get(address)
+
+
 def test_hostile_text_is_text(page: Browser) -> None:
     """A label with a tag runs nothing, and a long one breaks nothing."""
     page.row("c4")
@@ -148,6 +171,30 @@ def test_an_attached_container_appears_by_itself(page: Browser, lab: ClusterRun)
     page.shows("c9", ".list")
     lab.run("detach", "c9")
     until(lambda: page.text(".list") == before, "c9 is gone from the table")
+
+
+def test_a_host_that_comes_back_has_its_place(page: Browser) -> None:
+    """It leaves a gap meanwhile, and nothing else moves; a container's place is given again when it is needed."""
+    script = """
+        const done = arguments[0];
+        import("/layout.js").then(({ Layout }) => {
+          const layout = new Layout();
+          const host = (name) => ({ name });
+          const places = (hosts, containers) =>
+            Object.fromEntries(layout.elements(hosts.map(host), containers).map((one) => [one.id, one.position]));
+          const on = (key) => ({ key, host: "h1", network: "demo" });
+          const all = [on("a"), on("b"), on("c")];
+          const before = places(["h1", "h2", "h3"], all);
+          const without = places(["h1", "h3"], all.slice(1));
+          const after = places(["h1", "h2", "h3"], all);
+          for (let number = 0; number < 500; number += 1) places(["h1"], [on(`n${number}`)]);
+          done([before, without, after, layout.containers.get("h1").size]);
+        });
+    """
+    before, without, after, kept = page.driver.execute_async_script(script)
+    assert without == {id_: place for id_, place in before.items() if id_ in without}
+    assert before == after
+    assert kept <= 12
 
 
 def test_an_agent_restarts_under_the_page(page: Browser, lab: ClusterRun) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Socket
 from linkspan.lab import record
 from linkspan.web import listening, serving
@@ -35,6 +36,7 @@ def web(
         others = {host.name: found.socket(host.name) for host in found.hosts}
         socket = next(iter(others.values()))
     place = listening.place(listen, cert, key)
+    Client(socket).call("GET", "/v1/status")  # a user who may not ask learns it here, and not from an empty page
     asyncio.run(serving.serve(place, socket, others, lab, opens_browser=not no_browser, say=_print_now))
 
 

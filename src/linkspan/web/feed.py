@@ -168,11 +168,12 @@ class Feed:
         while True:
             try:
                 async for event in self._agent.events(EVENTS, self._last_event):
-                    if event["at"] > self._last_event:
-                        self._last_event = event["at"]
-                        self._events.append(event)
-                        self._event_came.set()
-                        self._changed.set()
+                    if event in self._sent_events or event in self._events:
+                        continue  # the new stream repeats the last one's end
+                    self._last_event = event["at"]
+                    self._events.append(event)
+                    self._event_came.set()
+                    self._changed.set()
             except LinkspanError as error:
                 self._set(away(self._state, error.message))
             await asyncio.sleep(AGAIN)

@@ -39,7 +39,6 @@ QUESTIONS = {
     "drift": "/v1/diff",
     "bgp": "/v1/bgp/peers",
     "address-check": "/v1/address-check",
-    "policies": "/v1/policies",
 }
 """What the page asks the agent without further words."""
 
@@ -201,6 +200,8 @@ class PageServer:
             with contextlib.suppress(ConnectionError):
                 await response.write(first)
                 async for message in messages:
+                    if self._session(request) is None:
+                        break
                     await response.write(message)
         return response
 

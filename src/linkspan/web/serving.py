@@ -34,14 +34,14 @@ async def serve(
     opens_browser: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Serve the page of the agent at the socket ``agent`` until SIGINT or SIGTERM.
+    """Serve the page of the agent at the socket ``agent`` until SIGINT, SIGTERM or SIGHUP.
 
     ``others`` are the sockets of other hosts' agents, by the hosts' names. ``say`` gets each link. Raises Invalid if
     nobody can listen there.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
     async with page(place, agent, others, lab) as new_link:
         link = new_link()

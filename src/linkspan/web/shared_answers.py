@@ -25,6 +25,7 @@ class SharedAnswers:
         task = self._tasks.get(question)
         if task is None:
             task = self._tasks[question] = asyncio.create_task(self._answer(question))
+            task.add_done_callback(_taken)
         # Shielded: the others still wait for the answer if this viewer goes.
         return await asyncio.shield(task)
 
@@ -36,3 +37,9 @@ class SharedAnswers:
         finally:
             loop.call_later(KEEP, self._tasks.pop, question, None)
 
+
+
+def _taken(task: asyncio.Task[Any]) -> None:
+    """Take an error, in case that everybody who asked has gone."""
+    if not task.cancelled():
+        task.exception()

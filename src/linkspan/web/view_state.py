@@ -13,6 +13,12 @@ MOST = 5000
 PAGE = 200
 """Containers in one part of a list."""
 
+_OF_CONTAINER = (
+    *("id", "ifname", "name", "host", "network", "addresses", "mac", "mtu", "ports", "labels", "host_ifname"),
+    "managed",
+)
+"""What the page gets of an endpoint."""
+
 State = Mapping[str, Mapping[str, Any]]
 """Sections of the state: the items of each by their keys."""
 
@@ -100,8 +106,7 @@ def container_key(endpoint: Mapping[str, Any]) -> str:
 
 def container(endpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return an endpoint as the page needs it."""
-    fields = ("id", "ifname", "name", "host", "network", "addresses", "mac", "mtu", "ports", "labels", "host_ifname")
-    return {name: endpoint.get(name) for name in fields}
+    return {name: endpoint.get(name) for name in _OF_CONTAINER}
 
 
 def part(

@@ -134,9 +134,14 @@ def namespace(name: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def page_process(where: str, *words: str) -> Iterator[Callable[[], str]]:
-    """Run `linkspan web` in a namespace; give a function that returns a link, the first time the one it printed."""
-    argv = [*commands.entering(where), sys.executable, "-m", "linkspan.cli.main", "web", "--no-browser", *words]
+def page_process(where: str, *words: str, user: int = 0) -> Iterator[Callable[[], str]]:
+    """Run `linkspan web` in a namespace, as a user with a group of the same number; give a function that reads a link.
+
+    It returns '' if the command has ended.
+    """
+    become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups") if user else ()
+    program = (sys.executable, "-m", "linkspan.cli.main", "web", "--no-browser")
+    argv = [*commands.entering(where), *become, *program, *words]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         output = process.stdout

@@ -23,7 +23,7 @@ function App() {
   const live = useLive();
   const [route, go] = useRoute();
   const { state } = live;
-  const changes = useMemo(() => (state ? JSON.stringify([state.problems, Object.values(state.hosts).map((one) => one.state), state.about.away]) : ""), [state]);
+  const changes = useMemo(() => (state ? JSON.stringify([Object.values(state.problems).map((one) => [one.host, one.network]), Object.values(state.hosts).map((one) => one.state), state.about.away]) : ""), [state]);
   const trace = useTrace(state, route, changes);
   const main = useRef(null);
   useEffect(() => {
@@ -56,7 +56,7 @@ function App() {
       <section class="list"><${View} ...${{ state, events: live.events, route, go, pick, marks, colour }} /></section>
       ${mapped && html`<${LaterGraph} ...${{ state, route, trace: trace.found, pick, order }} />`}
       ${route.b ? html`<${Trace} ...${{ state, route, go, trace, close }} />`
-        : route.sel && html`<${Details} state=${state} refOf=${route.sel} go=${go} close=${close} />`}
+        : route.sel && html`<${Details} state=${state} refOf=${route.sel} close=${close} />`}
     </main>`;
 }
 

@@ -5,14 +5,16 @@ import { health, label, problemsOf } from "/model.js";
 import { Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
 import { t } from "/words.js";
 
-export function Details({ state, refOf, go, close }) {
+export function Details({ state, refOf, close }) {
   const name = refOf.slice(2);
   const views = { "c:": Container, "h:": Host, "n:": Network };
   const of = { "c:": state.containers[name], "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": state.networks[name] }[refOf.slice(0, 2)];
   const View = views[refOf.slice(0, 2)];
   return html`<section class="panel details" aria-label=${t("Details")}>
     ${of && View
-      ? html`<${View} key=${refOf} ...${{ state, one: of, go, close, refOf }} />`
+      ? html`<${View} key=${refOf} ...${{ state, one: of, close }} />`
+      : View === Container && !state.about.complete
+      ? html`<${Asked} key=${refOf} ...${{ state, name, close }} />`
       : html`<${Head} title=${name} close=${close} /><${Empty}>${t("It is gone.")}</${Empty}>`}
   </section>`;
 }
@@ -20,6 +22,14 @@ export function Details({ state, refOf, go, close }) {
 function Head({ title, close, children }) {
   return html`<header><h2><span class="clip" title=${title}>${title}</span></h2><div class="actions">${children}
     <button type="button" class="close" aria-label=${t("Close")} onClick=${close}>×</button></div></header>`;
+}
+
+// A container of a large cluster: the server has it.
+function Asked({ state, name, close }) {
+  const found = useAnswer("/api/containers", { search: name.split("/")[0] });
+  return html`<${Answer} found=${found}>${({ containers }) => name in containers
+    ? html`<${Container} ...${{ state, one: containers[name], close }} />`
+    : html`<${Head} title=${name} close=${close} /><${Empty}>${t("It is gone.")}</${Empty}>`}</${Answer}>`;
 }
 
 function Container({ state, one, close }) {

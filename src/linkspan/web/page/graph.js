@@ -41,12 +41,15 @@ export function Graph({ state, route, trace, pick, order }) {
 
   useEffect(() => {
     const before = graph.current.nodes().length;
-    update(graph.current, layout.elements(hosts, open ? containersOf(state) : []), state, hosts);
+    update(graph.current, layout.elements(hosts, open ? containersOf(state) : []), state, hosts, open);
     if (graph.current.nodes().length !== before) fit(graph.current);
   }, [state, open]);
 
   const host = route.sel.startsWith("h:") ? route.sel.slice(2) : "";
-  useEffect(() => join(graph.current, links(state, hosts), hosts, host), [state, host]);
+  useEffect(() => {
+    const among = hosts.length <= MESHED ? null : new Set([host, state.about.here]);
+    join(graph.current, links(state, hosts, among), hosts, host);
+  }, [state, host]);
 
   useEffect(() => show(graph.current, state, route, trace, layout), [state, route.sel, route.a, route.b, trace, open]);
 
@@ -65,7 +68,8 @@ export function Graph({ state, route, trace, pick, order }) {
 
 function fit(graph) {
   if (graph.nodes().length) graph.fit(graph.nodes(), 24);
-  if (graph.zoom() > 1.35) { graph.zoom(1.35); graph.center(); }
+  const largest = Math.max(1.35, graph.width() / 1000); // a few hosts need not fill a large screen
+  if (graph.zoom() > largest) { graph.zoom(largest); graph.center(); }
 }
 
 function zoom(graph, by) {
@@ -77,7 +81,7 @@ function short(text) {
 }
 
 // Brings the graph's nodes and links to the state, and leaves alone what is there already.
-function update(graph, nodes, state, hosts) {
+function update(graph, nodes, state, hosts, open) {
   graph.batch(() => {
     const wanted = new Map();
     for (const node of nodes) wanted.set(node.id, node);
@@ -87,7 +91,7 @@ function update(graph, nodes, state, hosts) {
       const data = { id, kind };
       if (kind === "host") {
         const now = levels.get(host.name);
-        Object.assign(data, { ref: `h:${host.name}`, level: now.level, label: `${SIGNS[now.level]} ${short(host.name)}`, width: size.width, height: size.height, side: up ? "bottom" : "top", margin: up ? -24 : 24 });
+        Object.assign(data, { ref: `h:${host.name}`, level: now.level, label: `${SIGNS[now.level]} ${short(host.name)}${open ? "" : ` · ${host.containers}`}`, width: size.width, height: size.height, side: up ? "bottom" : "top", margin: up ? -24 : 24 });
       } else if (kind === "kernel") Object.assign(data, { ref: `h:${host.name}`, level: levels.get(host.name).level, label: bare(host.underlay?.addresses[0] ?? t("kernel")) });
       else Object.assign(data, { ref: `c:${container.key}`, network: container.network, label: short(label(container)) });
       const there = graph.getElementById(id);

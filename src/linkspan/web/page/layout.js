@@ -1,5 +1,5 @@
 // Where things are in the graph. A host and a container keep their places, also while they are away: the picture does
-// not jump when they come back.
+// not jump when they come back. All boxes have the size of the fullest one, and grow with it.
 
 const CELL = { width: 74, height: 46 }; // of a container with its name
 const BOX = { side: 16, top: 40, bottom: 34, least: 3 }; // margins of a host's box, and the columns that it has at least
@@ -30,16 +30,16 @@ export class Layout {
       this.room.set(host, Math.max(this.room.get(host) ?? 1, ...[...places.values()].map((number) => number + 1)));
     }
     const most = Math.max(1, ...hosts.map((host) => this.room.get(host.name)));
-    const columns = Math.max(BOX.least, Math.ceil(Math.sqrt(most * 1.5)));
+    const columns = Math.min(most, Math.ceil(Math.sqrt(most * 1.5)));
     const rows = Math.ceil(most / columns);
-    const size = { width: columns * CELL.width + 2 * BOX.side, height: BOX.top + rows * CELL.height + BOX.bottom };
+    const size = { width: Math.max(BOX.least, columns) * CELL.width + 2 * BOX.side, height: BOX.top + rows * CELL.height + BOX.bottom };
     const total = Math.max(1, ...[...this.hosts.values()].map((number) => number + 1));
     const nodes = [];
     for (const host of hosts) {
       const { x, y, up } = spot(this.hosts.get(host.name), total, size);
       nodes.push({ id: `h:${host.name}`, kind: "host", host, position: { x, y }, size, up });
       nodes.push({ id: `k:${host.name}`, kind: "kernel", host, position: { x, y: y + (up ? -1 : 1) * (size.height / 2) } });
-      const left = x - (Math.min(columns, this.room.get(host.name)) * CELL.width) / 2;
+      const left = x - (columns * CELL.width) / 2;
       const top = y - size.height / 2 + (up ? BOX.bottom : BOX.top);
       for (const one of within.get(host.name)) {
         const number = this.containers.get(host.name).get(one.key);

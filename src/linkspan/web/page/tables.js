@@ -33,7 +33,7 @@ export function Containers({ state, route, go, pick, marks, colour }) {
       : html`<${Parts} ...${{ state, route, pick, marks, colour }} />`}`;
 }
 
-const AT_ONCE = 200; // rows: more are drawn when asked for
+const AT_ONCE = 100; // rows: more are drawn when asked for
 
 function Rows({ state, found, pick, marks, colour }) {
   const [shown, setShown] = useState(AT_ONCE);

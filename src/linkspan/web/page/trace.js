@@ -7,8 +7,11 @@ import { t } from "/words.js";
 
 const VERDICTS = { reachable: ["ok", "Reachable"], broken: ["bad", "Broken"], unknown: ["warn", "Unknown"] };
 
+const AGAIN = 10_000; // milliseconds until a trace that is looked at is asked again
+
 // Returns {found, error, busy, live, sendPacket, again} of the trace between the ends in the address bar. It is asked
-// again when the state of hosts and networks changes (`changes` is different then): what was true may be so no more.
+// again when hosts or problems change (`changes` is different then), and from time to time: what was true may be so no
+// more. The result of a real packet stays until something changes.
 export function useTrace(state, route, changes) {
   const [trace, setTrace] = useState({ found: null, error: "", busy: false, live: false });
   const [round, setRound] = useState(0);
@@ -30,6 +33,11 @@ export function useTrace(state, route, changes) {
       current = false;
     };
   }, [key, changes]);
+  useEffect(() => {
+    if (!ends || trace.live) return undefined;
+    const timer = setInterval(() => document.visibilityState === "visible" && setRound((now) => now + 1), AGAIN);
+    return () => clearInterval(timer);
+  }, [JSON.stringify(ends), trace.live]);
   return {
     ...trace,
     sendPacket: () => run(send("/api/trace", ends), true),
