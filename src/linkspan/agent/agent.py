@@ -366,7 +366,7 @@ class Agent:
             self._tell_of_store,
             self.metrics.upkeep.count,
         )
-        url = self.config.store or f"sqlite://{self.config.state_dir}/store"
+        url = self.own_cluster.url
         self.store_health = StoreHealth(self.replica, self.remote, self.hosts, self.upkeep, url, self.started)
         self.control = ControlPlane(
             Path(self.config.state_dir),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
+from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.snapshots import Keeper, age, kept
 from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Unavailable, counted
 from linkspan.core.model import CONTROLLER, Facts, Network, Peer
-from linkspan.diagnose.doctor import host_checks, store_checks
+from linkspan.diagnose.doctor import host_checks, store_checks, system_checks
 from linkspan.diagnose.doctor.checks import Check, Status
 from linkspan.store.replica import Replica
 
@@ -34,6 +37,20 @@ def snapshots(keeper: Keeper | None, started: float) -> list[Check]:
         return []
     now, folder = time.time(), keeper.folder
     return [store_checks.snapshots(folder, len(kept(folder)), age(folder, now), keeper.problem, now - started)]
+
+
+def own_etcd(service: EtcdService | None, state_dir: Path) -> list[Check]:
+    """Return whether a voter's etcd runs, and has space if its disk is not the state folder's; None: a client."""
+    if service is None:
+        return []
+    found = []
+    if service.problem:
+        why = f"this voter's etcd does not run: {service.problem}"
+        found.append(Check("etcd", "fail", why, "once the cause is gone, it starts within half a minute"))
+    with contextlib.suppress(OSError):  # no data yet, which is the problem above
+        if service.folder.stat().st_dev != state_dir.stat().st_dev:
+            found.append(system_checks.space("disk of etcd", service.folder))
+    return found
 
 
 def certificates(held: Sequence[Mapping[str, Any]]) -> list[Check]:

@@ -63,6 +63,7 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.settings(unknown)
     found += agent_checks.control(agent.control.closed().places, agent.config.store)
     found += await agent.store_health.checks()
+    found += agent_checks.own_etcd(agent.founding.running_etcd(), state_dir)
     found += agent_checks.snapshots(agent.cluster_recovery.keeper, agent.started)
     found += agent_checks.stations(networks, agent.peers.known)
     condition = agent.condition()

@@ -89,6 +89,10 @@ class Vault:
             await self._grant(role, kind, keys)
         await self._make("enable", {})
 
+    async def change_root(self, password: str) -> None:
+        """Give root another password; logins with the one before end. Raises Unavailable."""
+        await self._ask("user/changepw", {"name": ROOT, "password": password})
+
     async def share(self) -> None:
         """Let all hosts write what they share in this version: an earlier one may have founded the cluster.
 
