@@ -197,12 +197,12 @@ def test_a_change_of_a_network_alone_cuts_nothing(stage: Stage) -> None:
         async with stage.running():
             await stage.apply(WEB)
             await stage.settled()
-            judge, cuts = stage.enforcement.judge, stage.cuts
+            regime, cuts = stage.enforcement.regime, stage.cuts
             assert cuts
             await stage.member.replica.write({"networks/demo": msgspec.structs.replace(NET, mtu=1400)})
             stage.member.networks.refresh()
             await stage.enforcement.enforce()
-            assert stage.enforcement.judge is judge
+            assert stage.enforcement.regime is regime
             assert stage.cuts == cuts
 
     asyncio.run(main())
