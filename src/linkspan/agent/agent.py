@@ -18,18 +18,23 @@ from pathlib import Path
 import msgspec
 
 from linkspan import __version__
-from linkspan.agent import condition, health, locks
+from linkspan.agent import arrival, condition, health, locks
 from linkspan.agent.bgp_sessions import BgpSessions
+from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.condition import Condition
 from linkspan.agent.drop_log import DropLog
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.forwarding import Forwarding
-from linkspan.agent.founding import Founding, Restart
+from linkspan.agent.founding import Founding
 from linkspan.agent.healer import Healer
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.agent.ipsec_sessions import IpsecSessions
+from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
+from linkspan.agent.network_details import NetworkDetails
+from linkspan.agent.own_cluster import OwnCluster, Restart
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
@@ -44,25 +49,34 @@ from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
+from linkspan.cluster.claims import Claims
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
+from linkspan.cluster.exact_claims import ExactClaims
+from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
+from linkspan.cluster.key_rotation import KeyRotation
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.membership import Membership
+from linkspan.cluster.migration_runner import MigrationRunner
+from linkspan.cluster.network_states import NetworkStates
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
 from linkspan.cluster.peer_ping import PeerPings
+from linkspan.cluster.peers import Peers
+from linkspan.cluster.presence import Presence
 from linkspan.cluster.questions import Ask, HealthQuestion, Question, Reply
+from linkspan.cluster.readiness import Readiness
 from linkspan.cluster.registration import Registration
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
-from linkspan.cluster.shared_states import learning
-from linkspan.core import namesakes
+from linkspan.cluster.shared_states import SharedStates, learning
+from linkspan.cluster.withdrawal import Withdrawal
 from linkspan.core.config import CONFIG_FILE, Config
 from linkspan.core.contracts import Store
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
@@ -77,7 +91,6 @@ from linkspan.core.model import (
 )
 from linkspan.core.ports import PortTable
 from linkspan.core.states.host import Key
-from linkspan.core.store_url import told
 from linkspan.diagnose.doctor.peer_probe import Probe
 from linkspan.dns.service import NameService
 from linkspan.endpoints import attach, check, detach, rename
@@ -95,9 +108,9 @@ from linkspan.policy import rules
 from linkspan.runtimes import runtimes
 from linkspan.store import upkeep
 from linkspan.store.contact import STALE
-from linkspan.store.factory import maintenance, open_store, own_cluster
+from linkspan.store.factory import maintenance, open_store
 from linkspan.store.replica import Replica
-from linkspan.store.snapshot import SNAPSHOT, remembered
+from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.upkeep import Upkeep
 
 EVENTS = "events.jsonl"
@@ -129,7 +142,11 @@ class Agent:
         self.host_name = config.host_id or socket.gethostname()
         self._facts = Facts()
         self.plans = Plans(self.worker, self.view, self.config)
-        self.founding = Founding(config, file, restart)
+        self.own_cluster = OwnCluster(config, file, restart)
+        self.join_tokens = JoinTokens(self.own_cluster)
+        unit = EtcdUnit(Path(config.state_dir))
+        self.founding = Founding(self.own_cluster, unit, self.join_tokens)
+        self.cluster_recovery = ClusterRecovery(self.own_cluster, unit, self.founding.etcd, self.founding.renew)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -151,44 +168,30 @@ class Agent:
                         await self.worker.start(state_dir)
                         await parts.enter_async_context(self.founding.running(identity))
                         moves = self.founding.moves()  # then the snapshot is the own store's, and goes with it
-                        cluster, joins = ("", "") if moves else self._known_cluster()
+                        cluster, joins = ("", "") if moves else arrival.known_cluster(self.config)
                         new = moves or bool(joins) or not (state_dir / SNAPSHOT).exists()
                         store = open_store(self.config.store, state_dir, cluster)
                         await self._join(host, store, new, parts)
-                        await self.membership.presence.refuse_second()  # before anything is written
+                        await self.presence.refuse_second()  # before anything is written
                         for words in filter(None, (news, joins)):
                             self._tell(words)
                         if not self.config.host_id:
                             keep(state_dir, identity)
                         await self.replica.accepted()
                         if new:
-                            self._tell_first()
-                            await self.membership.registration.come_back()
+                            if first := arrival.first_in_store(self.config, self.replica, self.hosts):
+                                self._tell(first)
+                            await self.registration.come_back()
                         # The last agent's lease ends within seconds, and to take over may take longer.
-                        parts.push_async_callback(self.membership.presence.stop)
-                        await self.membership.presence.start()
+                        parts.push_async_callback(self.presence.stop)
+                        await self.presence.start()
                         await self._take_over(parts)
                         await parts.enter_async_context(self.founding.following(self.hosts, store, self._tell))
-                        await parts.enter_async_context(self.founding.snapshots(identity))
+                        await parts.enter_async_context(self.cluster_recovery.snapshots(identity))
                         yield
                 finally:
                     with contextlib.suppress(Unavailable):  # the disk is full: the log beside the file has all events
                         self.journal.checkpoint()
-
-    def _known_cluster(self) -> tuple[str, str]:
-        """Return the id of this host's cluster ("": it may join any) and a message for the operator.
-
-        A host may join any cluster if it is new, or if it was alone, has no network, and now gets a store.
-        The store of a host that is alone is a cluster of its own. A cluster without a network has nothing to
-        lose. If the snapshot's records are damaged, the cluster may have networks.
-        """
-        state_dir = Path(self.config.state_dir)
-        snapshot = state_dir / SNAPSHOT
-        known = remembered(snapshot)
-        alone = bool(known.cluster) and known.cluster == own_cluster(state_dir)
-        if not self.config.store or not alone or known.networks:
-            return known.cluster, ""
-        return "", "this host was alone and had no network: it joins the cluster of its store"
 
     def _tell(self, what: str) -> None:
         """Write a message about this agent's start to the log and to the events."""
@@ -224,16 +227,16 @@ class Agent:
         self.exact_addresses = ExactAddresses(
             self.replica, self.hosts, self.leases, self.networks, endpoints, self._busy, self.endpoint_records.held
         )
+        cooldown, owed = self.config.cooldown, self.exact_addresses.note
+        self.blocks = HostBlocks(self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown)
+        self.readiness = Readiness(self.hosts, self.leases, partial(liveness.stalled, id_))
         self.allocator = Allocator(
             self.networks,
-            self.reservations,
-            self.hosts,
             self.leases,
-            self.conflicts,
+            self.blocks,
+            ExactClaims(id_, self.leases, self.reservations, self.conflicts, cooldown, owed),
+            self.readiness,
             self.endpoint_records.holder,
-            self.config.cooldown,
-            partial(liveness.stalled, id_),
-            self.exact_addresses.note,
             self._take_part,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, endpoints)
@@ -289,9 +292,15 @@ class Agent:
         for follower in (self.endpoint_records, self.name_service, self.interest, self.enforcement):
             self.registry.subscribe(follower.note)
         self.orphans = Orphans(
-            self.worker, self.journal, self.networks, self.allocator, self.event_log, self.config.orphans_after
+            self.worker,
+            self.journal,
+            self.networks,
+            self.blocks,
+            self.readiness,
+            self.event_log,
+            self.config.orphans_after,
         )
-        self.recovery = Recovery(self.registry, self.endpoint_records, self.orphans)
+        self.recovery = Recovery(self.registry, self.blocks, self.endpoint_records, self.orphans)
         self.reaper = Reaper(self.registry, self.config.reap_after)
         self.services = {
             name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
@@ -299,34 +308,55 @@ class Agent:
 
     def _make_cluster(self, own_record: OwnRecord, store: Store, liveness: Liveness) -> None:
         """Make what follows the other hosts, and what changes the records of all."""
-        self.membership = Membership(
+        self.registration = Registration(self.worker, self.replica, own_record, self.hosts, self.event_log, self.config)
+        instance, shared = arrival.instance(self.config, self.host_name), self.hosts.shared
+        self.presence = Presence(self.replica, self.hosts, liveness, self._alone_again, instance, shared=shared)
+        self.peers = Peers(
             self.worker,
-            self.replica,
-            Registration(self.worker, self.replica, own_record, self.hosts, self.event_log, self.config),
             self.hosts,
             self.leases,
             self.networks,
-            self.allocator,
             self.conflicts,
             self.participation,
-            liveness,
+            self.event_log,
+            self.view,
+        )
+        self.shared_states = SharedStates(self.worker, self.view)
+        self.claims = Claims(
+            self.hosts, self.leases, self.networks, self.conflicts, self.participation, self.blocks, self.view
+        )
+        self.withdrawal = Withdrawal(self.hosts, liveness, self.peers, self.event_log)
+        self.key_rotation = KeyRotation(
+            self.worker,
+            own_record,
+            self.hosts,
             self.event_log,
             self.view,
             self._follow_networks,
-            self.plans.drop,
+            self.registration.put,
             self._look,
-            self._instance(),
+        )
+        self.migration_runner = MigrationRunner(
+            self.replica, self.hosts, self.leases, self.networks, self.event_log, self.view, self.peers
+        )
+        states = NetworkStates(
+            self.worker, self.networks, self.peers, self.shared_states, self._follow_networks, self.plans.drop
+        )
+        self.membership = Membership(
+            self.registration,
+            self.presence,
+            self.networks,
+            self.claims,
+            states,
+            self.withdrawal,
+            self.key_rotation,
+            self.migration_runner,
         )
         self.network_changes = NetworkChanges(
-            self.registry,
-            self.replica,
-            self.hosts,
-            self.allowances,
-            self.reservations,
-            self.endpoint_records,
-            self.membership,
-            self.view,
-            self._look,
+            self.registry, self.replica, self.hosts, self.endpoint_records, self.membership, self.view, self._look
+        )
+        self.network_details = NetworkDetails(
+            self.networks, self.allowances, self.reservations, self.blocks, self.membership
         )
         self.upkeep = Upkeep(
             self.replica,
@@ -351,10 +381,10 @@ class Agent:
     def _make_watchers(self, host: Host, endpoints: dict[Identity, Endpoint]) -> None:
         """Make what watches the machine, the peers and the sessions with them, and what asks other agents."""
         machine = self.worker.machine
-        self.peer_pings = PeerPings(self.membership.peers.known)
+        self.peer_pings = PeerPings(self.peers.known)
         self.bgp_sessions = BgpSessions(self.networks, self.view, machine.namespaces, self.event_log, self.metrics)
         self.ipsec_sessions = IpsecSessions(self.worker, self.event_log)
-        self.membership.peers.subscribe(self.ipsec_sessions.soon)
+        self.peers.subscribe(self.ipsec_sessions.soon)
         self.ask = Ask(self.replica, host.id, self._answer)
         trace_map = TraceMap(
             self.hosts, self.leases, self.networks, endpoints, self.endpoint_records, self.peer_pings.confirmed
@@ -367,7 +397,7 @@ class Agent:
             self.hosts.alive,
             self.ask,
         )
-        self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.membership.peers.known, self.ask)
+        self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.peers.known, self.ask)
         self.healer = Healer(
             self.registry,
             self.metrics,
@@ -409,7 +439,12 @@ class Agent:
         self.enforcement.changed(keys)
         self.endpoint_records.changed(keys)
         self.exact_addresses.changed(keys)
+        self.presence.changed(keys)
         await self.membership.changed(keys)
+
+    async def _alone_again(self) -> None:
+        """Correct records that another agent with this host's id may have written last, such as its leases."""
+        await self.membership.changed(frozenset({"networks/"}))
 
     async def _answer(self, question: Question) -> Reply:
         if isinstance(question, Probe):
@@ -427,14 +462,17 @@ class Agent:
         self._facts = await self.worker.run(self.worker.machine.facts)
         self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()
-        self.allocator.refresh()
+        self.blocks.refresh()
         parts.callback(self.registry.retry_forgetting)
         self.enforcement.learn()
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container gets an interface
+        parts.push_async_callback(self.peers.stop)
         parts.push_async_callback(self.membership.stop)
         await self.membership.start()
-        self._warn_of_namesakes()
+        self.peers.start()
+        if words := arrival.namesake(self.hosts, self.host_name):
+            self._tell(words)
         await self.name_service.take_over()
         await self.enforcement.take_over()
         await self.orphans.spare()
@@ -456,27 +494,6 @@ class Agent:
         for service in self.services.values():
             await service.start()
             parts.push_async_callback(service.stop)
-
-    def _tell_first(self) -> None:
-        """Report that a new host is the first one in its store: a URL without its prefix leads to an empty store."""
-        if self.config.store and self.replica.listed and not self.hosts.all():
-            where = told(self.config.store)
-            self._tell(
-                f"this host is the first one in store {where}, and starts a cluster there; if other hosts "
-                "should be in it, "
-                "compare the store's URL and its prefix with theirs"
-            )
-
-    def _warn_of_namesakes(self) -> None:
-        """Warn that another host has the same name."""
-        if ids := namesakes.shared(self.hosts.names()).get(self.host_name):
-            own = f"{self.hosts.here.id} is this host's id"
-            self._tell(f"{namesakes.told(self.host_name, ids)}, of which {own}; {namesakes.FIX}")
-
-    def _instance(self) -> str:
-        """Return the id of this agent's installation; it differs from that of another agent with the same host id."""
-        folder = Path(self.config.state_dir).stat()
-        return f"{self.host_name}:{folder.st_dev}:{folder.st_ino}"
 
     def condition(self) -> Condition:
         """Return the problems of this host that are known now."""
@@ -507,13 +524,21 @@ class Agent:
         """Return the unreachable peers, and the other problems between hosts."""
         view = self.view()
         troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
-        lacks = [*self.plans.problems, *troubles, *kinds.problems(), *PROBLEMS]
-        found = health.unreachable(self.membership, self.hosts, self.peer_pings.silent(), lacks)
+        lacks = [
+            *filter(None, (self.withdrawal.problem, self.registration.astray, self.presence.second)),
+            *self.shared_states.problems.values(),
+            *self.plans.problems,
+            *troubles,
+            *kinds.problems(),
+            *PROBLEMS,
+        ]
+        silent = {**self.peer_pings.silent(), **self.peers.unreachable}
+        found = health.unreachable(self.hosts, silent, lacks, self.claims.refused)
         return [*found, *health.overlaps(self.networks, self.hosts.here.name), *self.ipsec_sessions.told()]
 
     def view(self) -> HostView:
         """Return the view for the backends."""
-        held = () if self.membership.peers.withdrawn else self.leases.serving(self.networks.all())
+        held = () if self.peers.withdrawn else self.leases.serving(self.networks.all())
         here = self.hosts.whole(self.hosts.here)
         closed = self.control.closed()
         seen = HostView(
@@ -523,7 +548,7 @@ class Agent:
         if any(map(serves, seen.networks)):
             hosts = map(self.hosts.whole, self.hosts.all().values())
             seen = asked(seen, hosts, self.leases.networks(self.participation.all()))
-        return learning(seen, self.leases, self.membership.peers, self.registry.endpoints.values())
+        return learning(seen, self.leases, self.peers, self.registry.endpoints.values())
 
     async def _look(self) -> None:
         """Read facts of the machine from which no new state follows."""
@@ -595,7 +620,7 @@ class Agent:
 
     def free(self, network: str) -> int:
         """Return how many addresses a network has left."""
-        return self.allocator.free(network)
+        return self.blocks.free(network)
 
     async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
         """Return the differences between an endpoint and what its runtime knows of it."""

@@ -18,25 +18,32 @@ ETCD_UNIT = f"{systemd.UNITS}/{etcd_service.UNIT_NAME}"
 ETCD_USER = "etc/sysusers.d/linkspan-etcd.conf"
 
 
-def uninstall(state_dir: Path) -> None:
-    """Remove etcd's unit and its user's file; the user stays for the data that are kept. Raises LinkspanError."""
-    there = [one for one in installation.installed(state_dir) if one.path in (f"/{ETCD_UNIT}", f"/{ETCD_USER}")]
-    installation.take(state_dir, there)
+class EtcdUnit:
+    """The unit on this host, which has it while it is a voter and systemd runs its services."""
 
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self.systemd = systemd.restarts()
+        """True if systemd runs this host's services."""
 
-def install(state_dir: Path, service: EtcdService, *, voter: Voter) -> None:
-    """Install etcd's unit and its user if systemd runs it. Raises LinkspanError."""
-    if not voter.systemd:
-        return
-    installation.put(state_dir, unit_files(service))
-    for words in (
-        ("systemd-sysusers", f"/{ETCD_USER}"),
-        ("systemctl", "daemon-reload"),
-        ("systemctl", "enable", etcd_service.UNIT_NAME),
-    ):
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LinkspanError(f"{' '.join(words)}: {done.stderr.strip() or f'it ended with {done.returncode}'}")
+    def install(self, voter: Voter, service: EtcdService) -> None:
+        """Install etcd's unit and its user if systemd runs it. Raises LinkspanError."""
+        if not voter.systemd:
+            return
+        installation.put(self._state_dir, unit_files(service))
+        for words in (
+            ("systemd-sysusers", f"/{ETCD_USER}"),
+            ("systemctl", "daemon-reload"),
+            ("systemctl", "enable", etcd_service.UNIT_NAME),
+        ):
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise LinkspanError(f"{' '.join(words)}: {done.stderr.strip() or f'it ended with {done.returncode}'}")
+
+    def uninstall(self) -> None:
+        """Remove etcd's unit and its user's file; the user stays for the data that are kept. Raises LinkspanError."""
+        ours = (f"/{ETCD_UNIT}", f"/{ETCD_USER}")
+        installation.take(self._state_dir, [one for one in installation.installed(self._state_dir) if one.path in ours])
 
 
 def unit_files(service: EtcdService) -> Iterator[File]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.cluster.hosts import COME_BACK, Hosts
-from linkspan.cluster.membership import Membership
 from linkspan.cluster.networks import Networks
 from linkspan.core.model import Host
 from linkspan.core.states.wireguard import key_id
@@ -15,12 +14,16 @@ Told = dict[str, str]
 
 
 def unreachable(
-    membership: Membership, hosts: Hosts, silent: Mapping[tuple[str, str], str], lacks: Iterable[str]
+    hosts: Hosts, silent: Mapping[tuple[str, str], str], lacks: Iterable[str], unclaimed: Mapping[str, str]
 ) -> list[Told]:
-    """Return the peers that are unreachable or silent, and what this host itself ``lacks`` for a network."""
+    """Return the peers that are unreachable or silent, and what this host itself lacks.
+
+    ``silent`` has the reason by network and host, ``lacks`` what this host lacks for any network, and ``unclaimed``
+    why it has no lease, by network.
+    """
     known = hosts.all()
     found: list[Told] = []
-    for (network, peer), why in sorted({**silent, **membership.peers.unreachable}.items()):
+    for (network, peer), why in sorted(silent.items()):
         found.append(_told(network, hosts.name(peer), why))
     for id_, host in sorted(known.items()):
         if hosts.lives(id_) is False:
@@ -29,15 +32,8 @@ def unreachable(
     if hosts.removed():
         why = f"this host was removed from the cluster; {COME_BACK}"
         found.append(_told("", hosts.here.name, why))
-    if membership.stalled:
-        what = "it has withdrawn from its networks" if membership.peers.withdrawn else "it gives no address"
-        found.append(_told("", hosts.here.name, f"{what}: {membership.stalled}"))
-    if membership.registration.astray:
-        found.append(_told("", hosts.here.name, membership.registration.astray))
-    if membership.presence.second:
-        found.append(_told("", hosts.here.name, membership.presence.second))
-    found += [_told("", hosts.here.name, why) for why in (*membership.shared_states.problems.values(), *lacks)]
-    return found + [_told(name, hosts.here.name, why) for name, why in membership.unclaimed.items()]
+    found += [_told("", hosts.here.name, why) for why in lacks]
+    return found + [_told(name, hosts.here.name, why) for name, why in unclaimed.items()]
 
 
 def overlaps(networks: Networks, here: str) -> list[Told]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import msgspec
 
-from linkspan.agent.voters import addresses
+from linkspan.agent.own_cluster import addresses
 from linkspan.cluster.founding import member_list
+from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix
+from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_wire import Member as Listed
 from linkspan.store.etcd_wire import decode
-
-if TYPE_CHECKING:
-    from linkspan.agent.agent import Agent
 
 PATIENCE = 2.0
 """Seconds for one voter's answer."""
@@ -41,34 +40,37 @@ class Member(msgspec.Struct, frozen=True):
     healthy: bool | None
 
 
-async def members(agent: Agent) -> list[Member]:
-    """Return all hosts of the cluster, voters first. Raises Conflict if linkspan did not found it, or Unavailable."""
-    store = agent.replica.store
-    if not agent.founding.own or not isinstance(store, EtcdStore):
-        why = "its etcd is maintained with etcdctl" if agent.config.store else "`linkspan cluster init` makes one"
+async def members(store: Store, hosts: Hosts, *, own: bool) -> list[Member]:
+    """Return all hosts of the cluster, voters first; ``own``: linkspan runs the store's etcd.
+
+    Raises Conflict if it does not, or Unavailable.
+    """
+    if not own or not isinstance(store, EtcdStore):
+        other = isinstance(store, EtcdStore)
+        why = "its etcd is maintained with etcdctl" if other else "`linkspan cluster init` makes one"
         raise Conflict("this host is in no cluster that linkspan founded", why)
-    found = {_host(agent, one): one for one in await member_list.listed(store.gateway)}
+    known = hosts.all()
+    found = {_host(known.values(), one): one for one in await member_list.listed(store.gateway)}
     answers = dict(zip(found, await asyncio.gather(*(_healthy(store, one) for one in found.values())), strict=True))
-    hosts = {host.id: host for host in agent.hosts.all().values()}
     told = [
         Member(host.name, _role(found.get(id_)), _address(host), host.version,
-               answers[id_] if id_ in found else agent.hosts.lives(id_))
-        for id_, host in hosts.items()
+               answers[id_] if id_ in found else hosts.lives(id_))
+        for id_, host in known.items()
     ]  # fmt: skip
     told += [
         Member(id_, _role(one), member_list.address(one), "", answers[id_])
         for id_, one in found.items()
-        if id_ not in hosts
+        if id_ not in known
     ]
     return sorted(told, key=lambda one: (ROLES.index(one.role), one.host))
 
 
-def _host(agent: Agent, member: Listed) -> str:
+def _host(hosts: Iterable[Host], member: Listed) -> str:
     """Return the id of a member's host; before the member has started, by its address, which is the id if all fails."""
     if known := member_list.host_of(member):
         return known
     at = member_list.address(member)
-    return next((host.id for host in agent.hosts.all().values() if at in addresses(host)), at)
+    return next((host.id for host in hosts if at in addresses(host)), at)
 
 
 def _role(member: Listed | None) -> str:

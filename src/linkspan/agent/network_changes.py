@@ -9,16 +9,13 @@ import msgspec
 
 from linkspan.backends import migration
 from linkspan.cluster import controller_status, network_plans
-from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
-from linkspan.cluster.membership import Membership
+from linkspan.cluster.membership import Membership, raise_first
 from linkspan.cluster.network_plans import InUse, NetworkRequest
-from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
-from linkspan.core.model import Allowance, Endpoint, HostView, Network, NetworkPolicy, Reservation
-from linkspan.core.states.host import Key
+from linkspan.core.model import Endpoint, HostView, Network, NetworkPolicy
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
 from linkspan.runtimes import check_exposure
@@ -27,7 +24,7 @@ from linkspan.store.replica import Replica
 
 
 class NetworkChanges:
-    """Creates, changes and deletes networks, with what belongs to them: permissions and reserved addresses.
+    """Creates, changes and deletes networks.
 
     One change runs at a time: each is planned against the networks that exist.
     """
@@ -37,8 +34,6 @@ class NetworkChanges:
         registry: Registry,
         replica: Replica,
         hosts: Hosts,
-        allowances: Allowances,
-        reservations: Reservations,
         endpoint_records: EndpointRecords,
         membership: Membership,
         view: Callable[[], HostView],
@@ -48,12 +43,9 @@ class NetworkChanges:
         self._registry = registry
         self._worker = registry.worker
         self._networks = registry.networks
-        self._allocator = registry.allocator
         self._event_log = registry.event_log
         self._replica = replica
         self._hosts = hosts
-        self._allowances = allowances
-        self._reservations = reservations
         self._endpoint_records = endpoint_records
         self._membership = membership
         self._view = view
@@ -77,7 +69,7 @@ class NetworkChanges:
                     raise error.within(f"create network {network.name}") from error
                 try:
                     await self._membership.converge({"networks/"})
-                    _raise_first(refused)
+                    raise_first(refused)
                 except LinkspanError as error:
                     await self._delete(network.name)
                     raise error.within(f"create network {network.name}") from error
@@ -112,7 +104,7 @@ class NetworkChanges:
                 network = await revised(self._replica, f"networks/{name}", enlarged)
                 await self._membership.converge({"networks/"})
         self._event_log.add("network", f"network {name} was changed", network=name)
-        _raise_first(refused)
+        raise_first(refused)
         return network
 
     async def delete(self, name: str, force: bool = False) -> list[Endpoint]:
@@ -143,31 +135,3 @@ class NetworkChanges:
         for endpoint in [e for e in self._registry.endpoints.values() if e.network == name]:
             await detach.detach(self._registry, *endpoint.identity)
         await self._membership.converge({"networks/"})
-
-    async def allow(self, allowance: Allowance, allowed: bool) -> None:
-        """Allow one network's endpoints to open connections to another network's, or withdraw that."""
-        async with self._changing:
-            self._networks.get(allowance.source)
-            self._networks.get(allowance.target)
-            with self._membership.watched() as refused:
-                await (self._allowances.allow if allowed else self._allowances.disallow)(allowance)
-                await self._membership.converge({"allowances/"})
-            _raise_first(refused)
-
-    async def reserve(self, network: str, cidr: str) -> Reservation:
-        """Reserve addresses of a network."""
-        async with self._changing:
-            made = await self._reservations.reserve(network, cidr)
-            self._allocator.refresh()
-        return made
-
-    async def unreserve(self, network: str, cidr: str) -> None:
-        """Release reserved addresses."""
-        async with self._changing:
-            await self._reservations.unreserve(network, cidr)
-            self._allocator.refresh()
-
-
-def _raise_first(failed: Mapping[Key, LinkspanError]) -> None:
-    for error in failed.values():
-        raise error

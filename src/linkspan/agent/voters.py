@@ -16,17 +16,16 @@ from functools import partial
 
 import msgspec
 
+from linkspan.agent.etcd_unit import EtcdUnit
+from linkspan.agent.own_cluster import OwnCluster, addresses, preferred
 from linkspan.agent.voter_server import VoterServer
 from linkspan.cluster.founding import member_list, promotion
 from linkspan.cluster.founding.etcd_service import VOTER, EtcdService
-from linkspan.cluster.founding.promotion import Install
 from linkspan.cluster.founding.revocation import Revocation
-from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.founding.trust_files import Voter
 from linkspan.cluster.founding.voter_control import Living, VoterControl, chosen
 from linkspan.cluster.hosts import Hosts
-from linkspan.core.addresses import prefix
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Host
 from linkspan.core.supervise import ended, lasting
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Member
@@ -65,16 +64,6 @@ class LivingHosts(Living):
         return min(addresses(found), key=preferred, default="")
 
 
-def addresses(host: Host) -> frozenset[str]:
-    """Return a host's own addresses on the underlay."""
-    return frozenset(prefix(one).address for one in (host.underlay.addresses if host.underlay else ()))
-
-
-def preferred(address: str) -> tuple[bool, str]:
-    """Return how good an address is for a voter's servers, the least first: IPv4 before IPv6."""
-    return ":" in address, address
-
-
 def moved(voter: Voter, own: frozenset[str], missed: float) -> str:
     """Return the address that a voter's etcd must get instead of its own, '' if it stays where it is. Pure.
 
@@ -93,39 +82,28 @@ class Voters:
 
     def __init__(
         self,
-        files: TrustFiles,
+        cluster: OwnCluster,
+        unit: EtcdUnit,
         gateway: Gateway,
+        cluster_id: str,
         hosts: Hosts,
-        cluster: str,
         server: VoterServer | None,
-        install: Callable[[Voter], Install],
-        uninstall: Callable[[], None],
-        keep: Callable[[tuple[str, ...]], None],
         tell: Callable[[str], None],
-        life: float,
         renewed: Callable[[], None],
-        busy: Callable[[], bool],
-        *,
-        systemd: bool,
     ) -> None:
-        """``gateway`` is the store's; ``server`` runs on a voter; ``keep`` writes other endpoints into the settings.
+        """``gateway`` and ``cluster_id`` are the store's; ``server`` runs on a voter.
 
-        ``install`` and ``uninstall`` are for etcd's unit if ``systemd`` runs this host's services. ``life`` and
-        ``renewed`` are as ``VoterServer`` has them. ``busy``: a restore may be making a voter of this host just now.
+        ``tell`` takes a sentence for the operator, and ``renewed`` is as ``VoterServer`` has it.
         """
-        self._files = files
-        self._gateway = gateway
-        self._hosts = hosts
         self._cluster = cluster
+        self._files = cluster.files
+        self._unit = unit
+        self._gateway = gateway
+        self._cluster_id = cluster_id
+        self._hosts = hosts
         self.server = server
-        self._install = install
-        self._uninstall = uninstall
-        self._keep = keep
         self._tell = tell
-        self._life = life
         self._renewed = renewed
-        self._busy = busy
-        self._systemd = systemd
         self.control: VoterControl | None = None
         self.revocation: Revocation | None = None
         self._said = ""
@@ -146,6 +124,11 @@ class Voters:
         """End; etcd goes on by itself."""
         await ended(self._task)
 
+    @property
+    def _life(self) -> float:
+        """Return for how many seconds new certificates are valid."""
+        return self._cluster.config.certificate_life
+
     def _start(self, voter: Voter) -> None:
         """Run what a voter runs."""
         here, places = self._hosts.here.id, lambda: self._gateway.url.endpoints
@@ -153,7 +136,7 @@ class Voters:
         self._serve(self.server)
 
     def _serve(self, server: VoterServer) -> None:
-        server.sign(self._cluster)
+        server.sign(self._cluster_id)
         here = self._hosts.here.id
         self.control = VoterControl(server.vault, here, LivingHosts(self._hosts), self._tell)
         self.revocation = Revocation(self._files, server.vault, server.service, here)
@@ -185,15 +168,19 @@ class Voters:
                 await self._retire(self.server)
             else:
                 await self._look_after(self.server, members)
-        elif self._files.voters_left() and not self._busy() and not await self._is_member():
-            await self._be_client(self._files.voter() or Voter("", self._systemd))  # what broke off left secrets
+        elif self._files.voters_left() and not self._cluster.turn.locked() and not await self._is_member():
+            # A restore that makes a voter of this host has the turn.
+            await self._be_client(self._files.voter() or Voter("", self._unit.systemd))  # what broke off left secrets
 
     def _use(self, places: tuple[str, ...]) -> None:
         """Use the voters as the store's endpoints."""
         if not places or set(places) == set(self._gateway.url.endpoints):
             return
         self._gateway.follow(places)
-        self._keep(places)
+        try:
+            self._cluster.follow(places, self._hosts.here.id)
+        except LinkspanError as error:
+            self._tell(f"this host's next start may not find etcd: {error.told}")
         if self.server is not None:
             self.server.follow()
         log.info("etcd's voters are now %s", ", ".join(places))
@@ -202,7 +189,7 @@ class Voters:
         """Make this host the voter that it was chosen to be, unless that is done."""
         here = self._hosts.here.id
         voter = Voter(
-            member_list.address(own), self._systemd, promotion.joins(members, own, f"{VOTER}{here}")
+            member_list.address(own), self._unit.systemd, promotion.joins(members, own, f"{VOTER}{here}")
         )
         if self.server is not None and promotion.has_joined(self.server.service, own):
             return
@@ -212,7 +199,8 @@ class Voters:
         service = EtcdService(self._files.state_dir, here, voter)
         try:
             places = self._gateway.url.endpoints
-            await promotion.become(self._files, service, voter, own, places, self._install(voter), self._life)
+            install = partial(self._unit.install, voter)
+            await promotion.become(self._files, service, voter, own, places, install, self._life)
         finally:
             service.close()
         self._tell("this host becomes a voter of the cluster")
@@ -239,7 +227,7 @@ class Voters:
         await server.stop()
         service = EtcdService(self._files.state_dir, here, voter)
         try:
-            await promotion.move(self._files, service, voter, self._install(voter), self._life)
+            await promotion.move(self._files, service, voter, partial(self._unit.install, voter), self._life)
         finally:
             service.close()
             self._start(self._files.voter() or known)
@@ -275,7 +263,7 @@ class Voters:
             await promotion.retire(self._files, service)
         finally:
             service.close()
-        await asyncio.to_thread(self._uninstall)
+        await asyncio.to_thread(self._unit.uninstall)
         self._tell("this host is no voter of the cluster any more")
 
     async def _look_after(self, server: VoterServer, members: tuple[Member, ...]) -> None:

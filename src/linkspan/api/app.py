@@ -210,8 +210,8 @@ class Api:
         allowed = [a for a in self._agent.allowances.all() if network.name in (a.source, a.target)]
         more = {
             "allowances": msgspec.to_builtins(allowed),
-            "not_switched": self._agent.membership.migration_runner.not_switched(network),
-            "progress": msgspec.to_builtins(self._agent.membership.migration_runner.progress(network)),
+            "not_switched": self._agent.migration_runner.not_switched(network),
+            "progress": msgspec.to_builtins(self._agent.migration_runner.progress(network)),
             "data_path": data_path(network, self._agent.facts),
         }
         return answer(msgspec.to_builtins(network) | more)
@@ -263,7 +263,7 @@ class Api:
         allowance = await body(request, Allowance)
         allowed = request.method == "POST"
         with doing(f"{'allow' if allowed else 'disallow'} {allowance.source} to {allowance.target}"):
-            await self._agent.network_changes.allow(allowance, allowed)
+            await self._agent.network_details.allow(allowance, allowed)
         return answer(allowance)
 
     async def _attach(self, request: web.Request) -> web.Response:
@@ -318,12 +318,12 @@ class Api:
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
         with doing(f"reserve {wanted.cidr} of network {wanted.network}"):
-            made = await self._agent.network_changes.reserve(wanted.network, wanted.cidr)
+            made = await self._agent.network_details.reserve(wanted.network, wanted.cidr)
         held = await self._agent.endpoint_records.holders(made.network, prefix(made.cidr))
         return answer({**msgspec.to_builtins(made), "held": [{"address": a, "holder": who} for a, who in held]}, 201)
 
     async def _unreserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)
         with doing(f"release {wanted.cidr} of network {wanted.network}"):
-            await self._agent.network_changes.unreserve(wanted.network, wanted.cidr)
+            await self._agent.network_details.unreserve(wanted.network, wanted.cidr)
         return answer({"unreserved": wanted.cidr})

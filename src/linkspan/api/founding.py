@@ -81,7 +81,7 @@ class FoundingRoutes:
     async def _init(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, InitBody), self._agent
         token, restarts = await agent.founding.init(
-            agent.membership.host, wanted.advertise, wanted.voters, wanted.replace_after
+            agent.hosts.here, wanted.advertise, wanted.voters, wanted.replace_after
         )
         return answer(self._told(agent.replica.store.cluster, restarts=restarts) | {"token": token.text})
 
@@ -89,30 +89,31 @@ class FoundingRoutes:
         """Return what init and join answer: with the time of this agent's start the caller knows the next one."""
         agent = self._agent
         after = agent.started if restarts else 0
-        return {"cluster": cluster, "host": agent.membership.host.name, "started_after": after}
+        return {"cluster": cluster, "host": agent.hosts.here.name, "started_after": after}
 
     async def _join(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, JoinBody), self._agent
         known = agent.replica.store.cluster if agent.networks.every() else ""
-        cluster = await agent.founding.join(agent.membership.host, wanted.token, known)
+        cluster = await agent.founding.join(agent.hosts.here, wanted.token, known)
         return answer(self._told(cluster, restarts=True))
 
     async def _members(self, request: web.Request) -> web.Response:
-        return answer(await members(self._agent))
+        agent = self._agent
+        return answer(await members(agent.replica.store, agent.hosts, own=agent.own_cluster.own))
 
     async def _tokens(self, request: web.Request) -> web.Response:
-        return answer(await self._agent.founding.tokens())
+        return answer(await self._agent.join_tokens.all())
 
     async def _create_token(self, request: web.Request) -> web.Response:
         wanted = await body(request, TokenBody)
-        token, told = await self._agent.founding.create_token(wanted.seconds, wanted.uses, member=wanted.member)
+        token, told = await self._agent.join_tokens.create(wanted.seconds, wanted.uses, member=wanted.member)
         return answer({"token": token.text, **msgspec.to_builtins(told)}, 201)
 
     async def _token(self, request: web.Request) -> web.Response:
-        return answer(await self._agent.founding.token(request.match_info["id"]))
+        return answer(await self._agent.join_tokens.get(request.match_info["id"]))
 
     async def _revoke_token(self, request: web.Request) -> web.Response:
-        return answer(await self._agent.founding.revoke_token(request.match_info["id"]))
+        return answer(await self._agent.join_tokens.revoke(request.match_info["id"]))
 
     async def _rotation(self, request: web.Request) -> web.Response:
         return answer(await self._agent.founding.rotation())
@@ -128,7 +129,7 @@ class FoundingRoutes:
         def known(host: str) -> bool:
             return host in agent.hosts.all() or bool(agent.leases.held(host))
 
-        id_, name = await agent.founding.forget(request.match_info["name"], agent.membership.host.id, known)
+        id_, name = await agent.founding.forget(request.match_info["name"], agent.hosts.here.id, known)
         if removed := known(id_):
             await agent.leases.remove_host(id_)
         return answer({"forgotten": name, "id": id_, "removed": removed})
@@ -151,7 +152,7 @@ class FoundingRoutes:
                 f"{counted(len(there), 'endpoint')} of the cluster's networks live on this host ({names})",
                 "detach them (or remove their containers) first; --force detaches them",
             )
-        host, cluster = agent.membership.host, agent.replica.store.cluster
+        host, cluster = agent.hosts.here, agent.replica.store.cluster
 
         async def vacate() -> None:
             for id_ in {id_ for id_, _ in agent.endpoints()}:

@@ -125,13 +125,13 @@ class HostRoutes:
 
     async def _keys(self, request: web.Request) -> web.Response:
         """Return the state of this host's own keys."""
-        return answer(self._agent.membership.key_rotation.stand())
+        return answer(self._agent.key_rotation.stand())
 
     async def _rotate(self, request: web.Request) -> web.Response:
         """Start to change this host's own key; the new key comes into force once all others accept it."""
         with doing("rotate the key of this host"):
             await self._agent.membership.rotate()
-        return answer(self._agent.membership.key_rotation.stand())
+        return answer(self._agent.key_rotation.stand())
 
     def _removable(self, name: str) -> Host:
         """Return a host that is known or, by its id, one that has records but no host record."""

@@ -20,7 +20,7 @@ class FileBody(msgspec.Struct, frozen=True):
 
 
 class RecoveryRoutes:
-    """Routes over the agent's part in founding. They also answer while the agent waits for its store."""
+    """Routes over the agent's cluster recovery. They also answer while the agent waits for its store."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -38,7 +38,7 @@ class RecoveryRoutes:
 
     async def _snapshot(self, request: web.Request) -> web.Response:
         file = _absolute(await body(request, FileBody))
-        return answer(await self._agent.founding.snapshot(file))
+        return answer(await self._agent.cluster_recovery.snapshot(file))
 
     async def _restore(self, request: web.Request) -> web.Response:
         return await self._made(_absolute(await body(request, FileBody)))
@@ -49,8 +49,8 @@ class RecoveryRoutes:
     async def _made(self, snapshot: Path | None) -> web.Response:
         agent = self._agent
         cluster, known = self._known()
-        host = agent.membership.host
-        made, restarts = await agent.founding.restore(host, snapshot, cluster, known)
+        host = agent.hosts.here
+        made, restarts = await agent.cluster_recovery.restore(host, snapshot, cluster, known)
         again = sorted((name, id_) for id_, name in made.again.items())
         return answer(
             {

@@ -44,7 +44,7 @@ class StatusRoutes:
         ]
 
     async def _status(self, request: web.Request) -> web.Response:
-        await self._agent.membership.observe_routes()
+        await self._agent.registration.observe_routes(self._agent.networks)
         return answer(status_report.as_status(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -102,7 +102,7 @@ class StatusRoutes:
             states,
             owners,
             absent,
-            self._agent.membership.migration_runner.reasons(),
+            self._agent.migration_runner.reasons(),
             self._worker.machine.namespaces.path,
             shlex.quote(self._agent.config.state_dir),
         )

@@ -33,7 +33,7 @@ def as_status(agent: Agent) -> dict[str, Any]:
             "endpoints": agent.registry.count(n.name),
             "free": agent.free(n.name),
             "names": agent.name_service.standing(n.name),
-            "not_switched": agent.membership.migration_runner.not_switched(n),
+            "not_switched": agent.migration_runner.not_switched(n),
         }
         for n in agent.networks.all()
     ]

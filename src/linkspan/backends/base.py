@@ -12,8 +12,8 @@ from linkspan.core.addresses import FAMILIES
 from linkspan.core.contracts import HostPhase
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
+from linkspan.core.program import Program
 from linkspan.core.states.host import State
-from linkspan.core.states.programs import Program
 
 
 class BaseBackend:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from linkspan.cluster.allocator import IDENTITY
 from linkspan.cluster.blocks import block_of, earlier
 from linkspan.cluster.conflicts import ClaimConflict
+from linkspan.cluster.exact_claims import IDENTITY
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import ITSELF, Leases
 from linkspan.cluster.networks import Networks

@@ -19,6 +19,11 @@ from linkspan.store.request import MOST_KEYS
 log = logging.getLogger("linkspan.cluster.networks")
 
 
+def crosses(network: Network) -> bool:
+    """Return whether a network crosses hosts, so that its addresses come from hosts' blocks."""
+    return backend(network.backend).crosses_hosts
+
+
 class Networks:
     """All networks of the cluster, as this host's replica of the store has them."""
 

@@ -1,4 +1,4 @@
-"""Registration of this host: its own record in the store, and the underlay that the record announces."""
+"""Registration of this host: its own record in the store, and what it observes of its own underlay and routes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import logging
 
 from linkspan import SCHEMA, __version__
 from linkspan.cluster.hosts import Hosts
+from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.config import Config
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Host
+from linkspan.core.supervise import pause
 from linkspan.kernel.worker import Worker
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.registration")
+
+RECORDS_EVERY = 2.0
+"""Seconds between two checks that this host's own records are in the store."""
 
 
 class Registration:
@@ -55,12 +60,30 @@ class Registration:
         log.info("%s", text)
         self._event_log.add("agent", text)
 
-    async def try_to_put(self) -> None:
+    async def begin(self) -> None:
+        """Put this host's record, unless the store is known to be away."""
+        if not self._replica.problem:
+            await self.try_to_put()
+
+    async def keep(self) -> None:
+        """Put this host's record whenever it differs, and put back records that the store lost, until cancelled."""
+        while True:
+            await pause(RECORDS_EVERY)
+            await self.try_to_put()
+            if self._replica.lost:
+                await self._replica.put_back()
+
+    async def announce_move(self) -> None:
+        """Put the record with the new underlay, by new connections: the local address of open ones may be gone."""
+        self._replica.store.renew()
+        await self.try_to_put(logging.WARNING)
+
+    async def try_to_put(self, level: int = logging.DEBUG) -> None:
         """Put this host's record as ``put`` does; an error is logged only."""
         try:
             await self.put()
         except LinkspanError as error:
-            log.debug("host record: %s", error.message)
+            log.log(level, "host record: %s", error.message)
 
     async def put(self) -> None:
         """Put this host's record if the store's differs; after a removal of the host it stays away."""
@@ -91,3 +114,7 @@ class Registration:
             return False
         self.own_record.change(underlay=found, version=__version__)
         return True
+
+    async def observe_routes(self, networks: Networks) -> bool:
+        """Read this host's own routes, and return whether a withheld network may be in force now."""
+        return networks.look(await self._worker.run(self._worker.machine.routes), self.host.underlay)

@@ -10,8 +10,8 @@ import msgspec
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
+from linkspan.core.program import Program
 from linkspan.core.states.host import Key, State
-from linkspan.core.states.programs import Program
 
 
 class Support(msgspec.Struct, frozen=True):

@@ -32,9 +32,9 @@ import msgspec
 from linkspan.core.contracts import Driver
 from linkspan.core.desired import Desired
 from linkspan.core.errors import Conflict
+from linkspan.core.program import Program
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.states.programs import Program
 from linkspan.core.wire import Wire
 
 S = TypeVar("S", bound=State)

@@ -11,7 +11,7 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
-from linkspan.core.states.programs import Program
+from linkspan.core.program import Program
 
 Protocol = Literal["tcp", "udp", "sctp"]
 Runtime = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]

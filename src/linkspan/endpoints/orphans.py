@@ -16,8 +16,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.readiness import Readiness
 from linkspan.core.addresses import Prefix
 from linkspan.core.clock import now
 from linkspan.core.desired import Source
@@ -44,14 +45,16 @@ class Orphans:
         worker: Worker,
         journal: Journal,
         networks: Networks,
-        allocator: Allocator,
+        blocks: HostBlocks,
+        readiness: Readiness,
         event_log: EventLog,
         grace: float,
     ) -> None:
         self._worker = worker
         self._journal = journal
         self._networks = networks
-        self._allocator = allocator
+        self._blocks = blocks
+        self._readiness = readiness
         self._event_log = event_log
         self._grace = grace
         self._until: dict[str, float] = {}
@@ -80,11 +83,11 @@ class Orphans:
         name = link.veth.name
         for network, address in self._held(link):
             with contextlib.suppress(LinkspanError):  # another pair has it as well
-                self._allocator.hold(network, address, f"orphan {name}")
+                self._blocks.hold(network, address, f"orphan {name}")
         if name in self.links:
             return
         if not link.addresses:
-            self._allocator.doubt(name)
+            self._readiness.doubt(name)
         self.links[name], self._until[name] = link, now() + self._grace
         what = f"{reconstruction.text_of(link)} is an orphan, and is removed in {self._grace:.0f} s"
         log.warning("%s", what)
@@ -116,7 +119,7 @@ class Orphans:
         """Remove a pair from the orphans, if it is one: an endpoint has it."""
         self._until.pop(name, None)
         self.links.pop(name, None)
-        self._allocator.trust(name)
+        self._readiness.trust(name)
 
     async def hand_over(self, name: str, wanted: Mapping[Source, Iterable[State]]) -> None:
         """Drop a pair and desire what its endpoint needs.
@@ -160,7 +163,7 @@ class Orphans:
 
     def _give_back(self, link: Link) -> None:
         for network, address in self._held(link):
-            self._allocator.unhold(network, [address])
+            self._blocks.release(network, [address])
 
     def _kept_without(self, name: str, others: bool) -> list[State]:
         """Return what to keep without a pair; nothing after the last orphan (worker thread)."""

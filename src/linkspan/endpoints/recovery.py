@@ -20,6 +20,7 @@ from pathlib import Path
 
 from linkspan.backends import backend
 from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.model import Endpoint
@@ -40,12 +41,14 @@ _ON_PAIRS = (Address, Route, NftElement, TokenBucket)
 class Recovery:
     """Goes through the journal once, and through what the kernel and the store know besides."""
 
-    def __init__(self, registry: Registry, endpoint_records: EndpointRecords, orphans: Orphans) -> None:
+    def __init__(
+        self, registry: Registry, blocks: HostBlocks, endpoint_records: EndpointRecords, orphans: Orphans
+    ) -> None:
         self._registry = registry
         self._worker = registry.worker
         self._journal = registry.journal
         self._networks = registry.networks
-        self._allocator = registry.allocator
+        self._blocks = blocks
         self._ports = registry.ports
         self._event_log = registry.event_log
         self._endpoint_records = endpoint_records
@@ -70,7 +73,7 @@ class Recovery:
         for row, _ in gone:
             self._journal.forget(row.endpoint, now())
         for released in self._journal.released():
-            self._allocator.cool(released.network, released.address, released.at)
+            self._blocks.cool(released.network, released.address, released.at)
         await self._rebuild(reconstruction.unheld(self._registry.endpoints.values(), links), records.values())
         for row, why in gone:
             self._cool(row.endpoint, why)
@@ -123,7 +126,7 @@ class Recovery:
         """Give the addresses of an endpoint that is gone to nobody for a while, and write why it is gone."""
         for address in endpoint.prefixes:
             with contextlib.suppress(LinkspanError):
-                self._allocator.cool(endpoint.network, address, now())
+                self._blocks.cool(endpoint.network, address, now())
         what = f"{endpoint.name or endpoint.id} of network {endpoint.network}: {why}"
         self._event_log.add("recover", what, endpoint=endpoint.id)
 
@@ -298,7 +301,7 @@ class Recovery:
             if endpoint.netns and other.netns == endpoint.netns and other.namespace != endpoint.namespace:
                 raise Conflict(f"{other.called} has a namespace with the inode {other.netns}", "attach it again")
         list(backend(network.backend).endpoint(network, endpoint) if endpoint.host_ifname else ())
-        self._allocator.restore(endpoint)
+        self._blocks.restore(endpoint)
         self._ports.restore(endpoint)
         mates = multihoming.mates(endpoint, self._registry.endpoints.values())
         tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # an older agent gave it no table

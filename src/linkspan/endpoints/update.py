@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 
 import msgspec
 
-from linkspan.cluster.allocator import IDENTITY
+from linkspan.cluster.exact_claims import IDENTITY
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.core.addresses import mac

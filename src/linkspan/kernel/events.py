@@ -1,7 +1,7 @@
 """Kernel events: they carry no state, they only mark kinds to observe.
 
 Our own changes are left out: rtnetlink notifications have the port of the socket that made the change (except
-those of FDB entries: kernel/drivers/neighbours.py notes them), and nftables transactions end with a message
+those of FDB entries: kernel/drivers/neighbours_and_fdb.py notes them), and nftables transactions end with a message
 that names the process (NFT_MSG_NEWGEN).
 
 Of foreign links only a new MAC counts: it may be the underlay's, which other hosts must learn.
@@ -19,7 +19,7 @@ from collections.abc import Collection
 
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
-from linkspan.kernel.drivers.neighbours import Own
+from linkspan.kernel.drivers.neighbours_and_fdb import Own
 from linkspan.kernel.io.link_messages import ADDRESS, ifinfo, link
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
 from linkspan.kernel.io.netlink import (

@@ -13,13 +13,13 @@ from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Desired
 from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Facts, Underlay
+from linkspan.core.program import Program
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.programs import Program
 from linkspan.kernel.drivers import (
     ipip_table,
     ipsec,
     links,
-    neighbours,
+    neighbours_and_fdb,
     nftables_objects,
     processes,
     sysctl,
@@ -54,7 +54,7 @@ class Machine:
         self.sysctls = host.driver(sysctl.driver)
         self.links = host.driver(links.driver)
         self.tunnels = host.driver(tunnels.driver)
-        self.neighbours = host.driver(neighbours.driver)
+        self.neighbours = host.driver(neighbours_and_fdb.driver)
         self.tunnel_table = host.driver(ipip_table.driver)
         self.wireguard = host.driver(wireguard.driver)
         self.firewall = host.driver(nftables_objects.driver)

@@ -11,14 +11,16 @@ from collections.abc import Collection, Mapping
 
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
-from linkspan.store import records, validation
+from linkspan.store import records
+from linkspan.store.record_cache import Decode
 from linkspan.store.records import GONE
 
 
 class Overtaken:
     """The tombstones that do not count, and the revisions that a host knew before it listed the store again."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
         self.graves: dict[str, int] = {}
         """Their revisions in the store, by their keys. Whoever writes the record again removes the tombstone."""
         self._former: dict[str, int] = {}
@@ -34,7 +36,7 @@ class Overtaken:
         if restored is None:
             return found
         try:
-            last = validation.decode(restored.key, restored.value, records.Restored).revision
+            last = self._decode(restored.key, restored.value, records.Restored).revision
         except Invalid:
             return found
         graves = [one for one in found if one.key.startswith(GONE) and one.revision <= last]

@@ -104,7 +104,7 @@ class Replica(RecordCache):
         """True if the store's records were listed since the start."""
         self.fix = ""
         """What to do about the last ``problem``."""
-        self._overtaken = Overtaken()
+        self._overtaken = Overtaken(validation.decode)
         self._ended: dict[str, int] = {}
         """The revisions at which this host's standing records ended: the answer to an earlier put may come later."""
         self.remembered: dict[str, bytes] = {}

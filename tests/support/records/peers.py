@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
-from linkspan.core.states.programs import Program
+from linkspan.core.program import Program
 
 HERE = Underlay("eth0", ("192.0.2.1/24", "fd02::1/64"))
 THERE = Underlay("eth0", ("192.0.2.2/24", "fd02::2/64"))

@@ -102,7 +102,7 @@ class RegistryStage:
         await self.member.replica.start()
         await self.member.replica.write({f"networks/{network.name}": network for network in networks})
         self.member.networks.refresh()
-        self.member.allocator.refresh()
+        self.member.blocks.refresh()
 
     async def stop(self) -> None:
         """End."""

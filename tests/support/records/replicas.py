@@ -15,12 +15,15 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
+from linkspan.cluster.exact_claims import ExactClaims
+from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.participation import Participation
+from linkspan.cluster.readiness import Readiness
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.errors import Exhausted
@@ -81,17 +84,18 @@ class Member:
             lambda _identity: False,
             self.endpoint_records.held,
         )
+        self.blocks = HostBlocks(
+            self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown=0
+        )
+        self.readiness = Readiness(self.hosts, self.leases, lambda: "")
         self.allocator = Allocator(
             self.networks,
-            self.reservations,
-            self.hosts,
             self.leases,
-            self.conflicts,
+            self.blocks,
+            ExactClaims(name, self.leases, self.reservations, self.conflicts, 0, self.exact_addresses.note),
+            self.readiness,
             self.endpoint_records.holder,
-            cooldown=0,
-            stalled=lambda: "",
-            owed=self.exact_addresses.note,
-            take_part=self._take_part,
+            self._take_part,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, self.endpoints)
 
@@ -104,7 +108,7 @@ class Member:
 
     async def _take_part(self, net: Network) -> None:
         await self.leases.claim(net, {})
-        self.allocator.refresh()
+        self.blocks.refresh()
 
     async def join(self) -> None:
         """Follow the store, as a host that it knows."""
@@ -134,7 +138,7 @@ class Member:
         with contextlib.suppress(Exhausted):
             await self.leases.claim(net, {})
         self.conflicts.look([net.name])
-        self.allocator.refresh()
+        self.blocks.refresh()
 
     async def attach(self, net: Network, id_: str, ip: str = "") -> str:
         """Attach a container, but for the kernel; returns its address."""

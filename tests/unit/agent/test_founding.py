@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from linkspan.agent import founding
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.founding import Founding
+from linkspan.agent.join_tokens import JoinTokens
+from linkspan.agent.own_cluster import OwnCluster
 from linkspan.cluster.founding import foundation
 from linkspan.cluster.founding.join_token import JoinToken
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
@@ -44,8 +47,9 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
 
     monkeypatch.setattr(foundation, "found", found)
     monkeypatch.setattr(founding, "change_settings", changed)
-    monkeypatch.setattr(Founding, "_new_token", token)
-    part = Founding(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
+    monkeypatch.setattr(JoinTokens, "new", token)
+    cluster = OwnCluster(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
     host = Host(id="h1", name="h1", version="1")
 
     async def both() -> list[bool]:
@@ -59,7 +63,9 @@ def test_a_move_that_fails_is_waited_for_with_its_reason(tmp_path: Path, monkeyp
     """Whatever the error is: the agent does not end, and `status` is served meanwhile."""
     files = TrustFiles(tmp_path)
     files.keep_voter(VOTER)
-    part = Founding(Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1")), tmp_path, lambda _: None)
+    config = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))
+    cluster = OwnCluster(config, tmp_path, lambda _: None)
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
     outcomes: list[Exception | None] = [Invalid("too large", "less"), Invalid("too large", "less"), None]
     told: list[str] = []
 

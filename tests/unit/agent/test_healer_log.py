@@ -17,7 +17,7 @@ from linkspan.core import supervise
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler, Report
 from linkspan.core.states.host import Key, NftTable, State
-from linkspan.kernel.drivers.neighbours import NeighbourDriver
+from linkspan.kernel.drivers.neighbours_and_fdb import NeighbourDriver
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.machine import Machine
 from linkspan.store.memory import Memory

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.agent.agent import Agent
+from linkspan.agent.arrival import known_cluster
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.core.config import Config
 from linkspan.core.errors import Unavailable
@@ -136,9 +136,9 @@ def test_a_host_that_was_alone_joins_another_cluster_only_without_a_network(
     stored(tmp_path, "h5")
     cluster = own_cluster(tmp_path)
     (tmp_path / SNAPSHOT).write_text(f'{{"cluster":"{cluster}","host":"h5","records":{records}}}')
-    agent = Agent(Config(state_dir=str(tmp_path), store="etcd://192.0.2.1:2379/c"))
+    config = Config(state_dir=str(tmp_path), store="etcd://192.0.2.1:2379/c")
     assert cluster
-    assert agent._known_cluster()[0] == ("" if joins else cluster)
+    assert known_cluster(config)[0] == ("" if joins else cluster)
 
 
 def test_an_id_is_not_written_down_before_the_agent_starts(tmp_path: Path) -> None:

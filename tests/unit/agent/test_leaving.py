@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
+from typing import Any
 
 import pytest
 
 from linkspan.agent import voters
+from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.founding import Founding
+from linkspan.agent.join_tokens import JoinTokens
+from linkspan.agent.own_cluster import OwnCluster
 from linkspan.agent.settings_file import keep_store
 from linkspan.agent.voters import Voters
 from linkspan.cluster.founding import member_list, promotion
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
-from linkspan.cluster.hosts import Hosts
 from linkspan.core.config import Config, load
 from linkspan.core.errors import Unavailable
-from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Member
+from linkspan.store.memory import Memory
+from support.fake_voters import Gateway
+from support.records.replicas import Member as Host
 
 VOTER = Voter("192.0.2.1")
+
+
+class Unit(EtcdUnit):
+    """etcd's unit, of which nothing is installed."""
+
+    def __init__(self, folder: Path, removed: list[str]) -> None:
+        super().__init__(folder)
+        self.removed = removed
+
+    def uninstall(self) -> None:
+        """Note that it is removed."""
+        self.removed.append("unit")
 
 
 def test_a_leave_that_broke_off_is_finished_by_the_next_start(tmp_path: Path) -> None:
@@ -32,10 +47,11 @@ def test_a_leave_that_broke_off_is_finished_by_the_next_start(tmp_path: Path) ->
     file.write_text("cooldown = 5\n")
     keep_store(file, files.url(["192.0.2.2:5379"], "h1"))
     left = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))
-    part = Founding(left, file, lambda _: None)
+    cluster = OwnCluster(left, file, lambda _: None)
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
     assert asyncio.run(part.cleared("h1")).store == ""
     assert (load(str(file), {}).store, file.read_text()) == ("", "cooldown = 5\n")
-    assert not part.own
+    assert not cluster.own
     assert not any(files.folder.iterdir())
 
 
@@ -58,21 +74,19 @@ def test_a_client_with_secrets_of_a_voter_removes_them(tmp_path: Path, monkeypat
     monkeypatch.setattr(member_list, "listed", listed)
     monkeypatch.setattr(promotion, "retire", retire)
     monkeypatch.setattr(voters, "addresses", lambda _host: frozenset({"192.0.2.7"}))
-    hosts = cast("Hosts", SimpleNamespace(here=SimpleNamespace(id="h1")))
-    gateway = cast("Gateway", SimpleNamespace(url=SimpleNamespace(endpoints=())))
-    busy = True
-    part = Voters(
-        files, gateway, hosts, "c1", None, lambda _: lambda _service: None, lambda: removed.append("unit"),
-        lambda _: None, lambda _: None, 3600, lambda: None, lambda: busy, systemd=False,
-    )  # fmt: skip
+    host = Host(Memory(), tmp_path, "h1")
+    gateway: Any = Gateway()
+    cluster = OwnCluster(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", lambda _: None)
+    part = Voters(cluster, Unit(tmp_path, removed), gateway, "c1", host.hosts, None, lambda _: None, lambda: None)
 
     async def run() -> None:
-        nonlocal busy, members
+        nonlocal members
         files.put(files.authority_key, b"secret")
+        await cluster.turn.acquire()
         await part.look()
         members = ()
         await part.look()
-        busy = False
+        cluster.turn.release()
         with pytest.raises(Unavailable, match="full"):
             await part.look()
         assert files.authority_key.exists()

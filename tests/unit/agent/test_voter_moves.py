@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from linkspan.agent import voters as module
+from linkspan.agent.etcd_unit import EtcdUnit
+from linkspan.agent.own_cluster import OwnCluster
+from linkspan.agent.voter_server import VoterServer
 from linkspan.agent.voters import MOVE_AFTER, Voters, moved
 from linkspan.cluster.founding import promotion
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.revocation import Revocation
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.founding.voter_control import VoterControl
+from linkspan.core.config import Config
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.store.etcd_wire import Member
+from linkspan.store.memory import Memory
+from linkspan.store.vault import Vault
 from support.fake_voters import Gateway, member
+from support.records.replicas import Member as Replicas
 
 OLD, NEW, SIX = "192.0.2.2", "192.0.2.22", "2001:db8::2"
 
@@ -40,13 +49,25 @@ def test_a_voter_goes_back_to_the_address_that_others_know_and_ends_what_broke_o
     assert moved(Voter(NEW, former=OLD, moving=True), frozenset({OLD}), 0) == OLD
 
 
-class Server:
-    """A voter's servers."""
+class Asked(Vault):
+    """A vault behind connections in memory."""
 
-    def __init__(self, voter: Voter) -> None:
+    def __init__(self) -> None:
+        self._gateway: Any = Gateway()
+
+    @property
+    def gateway(self) -> Any:
+        """The connections."""
+        return self._gateway
+
+
+class Server(VoterServer):
+    """A voter's servers, of which none runs."""
+
+    def __init__(self, voter: Voter, folder: Path) -> None:
         self.voter = voter
-        self.service = SimpleNamespace(name="voter-2")
-        self.vault = SimpleNamespace(gateway=Gateway())
+        self.service = EtcdService(folder, "2", voter)
+        self.vault = Asked()
         self.settled_ = False
 
     async def stop(self) -> None:
@@ -60,25 +81,45 @@ class Server:
         self.settled_ = True
 
 
+class Revoked(Revocation):
+    """A revocation that fails."""
+
+    def __init__(self) -> None:
+        """Have nothing."""
+
+    async def look(self) -> None:
+        """Fail."""
+        raise Unavailable("the disk is full", "make room")
+
+
+class Looks(VoterControl):
+    """Notes that the voters are observed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def look(self) -> None:
+        """Observe them."""
+        self.count += 1
+
+
 class Host:
     """A voter's agent, as far as it follows the voters."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *places: str) -> None:
-        self.files = TrustFiles(folder)
+        self.folder, self.files = folder, TrustFiles(folder)
         self.gateway = Gateway(*places)
-        none: Any = lambda *_: None  # noqa: E731 - several callbacks
         gateway: Any = self.gateway
-        here: Any = SimpleNamespace(here=SimpleNamespace(id="2"))
-        self.voters = Voters(
-            self.files, gateway, here, "c", None, none, none, none, none, 99, none, bool, systemd=False
-        )
+        cluster = OwnCluster(Config(state_dir=str(folder)), folder / "agent.toml", lambda _: None)
+        hosts = Replicas(Memory(), folder, "2").hosts
+        unit = EtcdUnit(folder)
+        self.voters = Voters(cluster, unit, gateway, "c", hosts, None, lambda _: None, lambda: None)
         self.started: list[Voter] = []
         monkeypatch.setattr(self.voters, "_start", self.started.append)
 
     def move(self, address: str, known: Voter) -> None:
         """Move its etcd."""
-        server: Any = Server(known)
-        asyncio.run(self.voters._move(server, address))
+        asyncio.run(self.voters._move(Server(known, self.folder), address))
 
 
 def test_a_move_that_fails_is_repeated_and_leaves_running_servers(
@@ -97,7 +138,6 @@ def test_a_move_that_fails_is_repeated_and_leaves_running_servers(
     assert (host.files.voter(), host.started) == (broken, [broken])
     assert moved(broken, frozenset({NEW}), 0) == NEW
     monkeypatch.setattr("linkspan.cluster.founding.foundation.make_server", lambda *_: None)
-    monkeypatch.setattr(host.voters, "_install", lambda _voter: lambda _service: None)
     host.move(NEW, broken)
     assert host.files.voter() == Voter(NEW, former=OLD)
     host.move(OLD, Voter(NEW, former=OLD))
@@ -128,22 +168,14 @@ def test_one_of_several_voters_moves_only_while_the_others_have_a_quorum(
 
 def test_a_part_that_fails_keeps_no_other_one_from_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A revocation that no disk takes must not end the replacement of dead voters."""
-    host, done = Host(monkeypatch, tmp_path, f"{OLD}:5379"), []
-    server: Any = Server(Voter(OLD))
-    host.voters.server = server
+    host, looks = Host(monkeypatch, tmp_path, f"{OLD}:5379"), Looks()
+    server = host.voters.server = Server(Voter(OLD), tmp_path)
     host.voters._enrolled = True
-
-    async def fail() -> None:
-        raise Unavailable("the disk is full", "make room")
-
-    async def look() -> None:
-        done.append("voters")
-
-    host.voters.revocation, host.voters.control = (SimpleNamespace(look=one) for one in (fail, look))  # type: ignore[assignment]
+    host.voters.revocation, host.voters.control = Revoked(), looks
     with pytest.raises(LinkspanError, match="the disk is full") as failed:
         asyncio.run(host.voters._look_after(server, ()))
     assert failed.value.hint == "make room"
-    assert done == ["voters"]
+    assert looks.count == 1
 
 
 def test_the_former_address_is_dropped_once_other_voters_know_the_new_one(
@@ -153,9 +185,9 @@ def test_the_former_address_is_dropped_once_other_voters_know_the_new_one(
     host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
 
     def told(voter: Voter, *members: Member) -> bool:
-        server: Any = Server(voter)
+        server = Server(voter, tmp_path)
         asyncio.run(host.voters._tell_address(server, members))
-        return bool(server.settled_)
+        return server.settled_
 
     assert not told(Voter(OLD, former=NEW), member("2"))
     assert told(Voter(OLD, former=NEW), member("1"), member("2"))

@@ -20,13 +20,13 @@ def test_no_address_is_given_while_a_running_container_s_are_not_known(tmp_path:
         await one.replica.start()
         await one.networks.create(net)
         one.networks.refresh()
-        one.allocator.refresh()
-        one.allocator.doubt("lsp3")
+        one.blocks.refresh()
+        one.readiness.doubt("lsp3")
         assert await one.attach(net, "c1"), "the store says which addresses endpoints have"
         one.replica.listed = False
         with pytest.raises(Unavailable, match="it does not know the addresses of lsp3, whose containers run"):
             await one.attach(net, "c2")
-        one.allocator.trust("lsp3")
+        one.readiness.trust("lsp3")
         assert await one.attach(net, "c2")
         await one.replica.stop()
 

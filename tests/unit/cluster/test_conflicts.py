@@ -106,7 +106,7 @@ def test_the_winner_gives_no_address_that_the_loser_s_containers_have(tmp_path: 
         assert one.conflicts.astray(net, "h2") == {prefix("10.244.0.77")}
         with pytest.raises(Conflict, match=r"10\.244\.0\.77 is in use by c2 on host h2"):
             await one.attach(net, "x", "10.244.0.77")
-        given = {await one.attach(net, f"x{number}") for number in range(one.allocator.free("demo"))}
+        given = {await one.attach(net, f"x{number}") for number in range(one.blocks.free("demo"))}
         assert len(given) > 240
         assert "10.244.0.77" not in given
         with pytest.raises(Exhausted):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.cluster.allocator import _cool
+from linkspan.cluster.exact_claims import _cool
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store import record_form

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkspan.cluster.allocator import IDENTITY
+from linkspan.cluster.exact_claims import IDENTITY
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import AttachRequest, Network
@@ -42,7 +42,7 @@ class Machine:
         """Claim a lease."""
         self.member.networks.refresh()
         await self.member.leases.claim(net, {})
-        self.allocator.refresh()
+        self.member.blocks.refresh()
 
     async def attach(self, net: Network, wish: str) -> None:
         """Allocate: an address, the next one, or with an identity ("web")."""

@@ -9,10 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from linkspan.cluster.claims import Claims
+from linkspan.cluster.key_rotation import KeyRotation
 from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.membership import Membership
+from linkspan.cluster.migration_runner import MigrationRunner
+from linkspan.cluster.network_states import NetworkStates
 from linkspan.cluster.participation import chosen
+from linkspan.cluster.peers import Peers
+from linkspan.cluster.presence import Presence
 from linkspan.cluster.registration import Registration
+from linkspan.cluster.shared_states import SharedStates
+from linkspan.cluster.withdrawal import Withdrawal
 from linkspan.core.config import Config
 from linkspan.core.errors import Exhausted, LinkspanError, Unavailable
 from linkspan.core.model import Allowance, AttachRequest, Host, HostView, Lease, Network, Offer, Underlay
@@ -83,25 +91,39 @@ class Stage(Member):
         machine.reconciler = self.kernel = Kernel()
         machine.sockets = Sockets(Namespaces())
         worker, config = worker_of(machine), Config(store="etcd://203.0.113.1")
-        self.membership = Membership(
-            worker,
-            self.replica,
-            Registration(worker, self.replica, self.own_record, self.hosts, self.event_log, config),
-            self.hosts,
-            self.leases,
-            self.networks,
-            self.allocator,
-            self.conflicts,
-            self.participation,
-            Liveness(folder, STALE, lambda _host: 0.0),
-            self.event_log,
-            self._view,
-            self._put_plans,
-            self._nothing,
-            self._nothing,
-            "h1:1:1",
+        registration = Registration(worker, self.replica, self.own_record, self.hosts, self.event_log, config)
+        liveness = Liveness(folder, STALE, lambda _host: 0.0)
+        here = (self.hosts, self.leases, self.networks)
+        self.peers = self.kernel.peers = Peers(
+            worker, *here, self.conflicts, self.participation, self.event_log, self._view
         )
-        self.kernel.peers = self.membership.peers
+        self.claims = Claims(*here, self.conflicts, self.participation, self.blocks, self._view)
+        self.membership = Membership(
+            registration,
+            Presence(self.replica, self.hosts, liveness, self._nothing, "h1:1:1", shared=True),
+            self.networks,
+            self.claims,
+            NetworkStates(
+                worker,
+                self.networks,
+                self.peers,
+                SharedStates(worker, self._view),
+                self._put_plans,
+                self._nothing,
+            ),
+            Withdrawal(self.hosts, liveness, self.peers, self.event_log),
+            KeyRotation(
+                worker,
+                self.own_record,
+                self.hosts,
+                self.event_log,
+                self._view,
+                self._put_plans,
+                registration.put,
+                self._nothing,
+            ),
+            MigrationRunner(self.replica, *here, self.event_log, self._view, self.peers),
+        )
 
     def _view(self) -> HostView:
         networks = self.networks.all()
@@ -155,7 +177,7 @@ class Stage(Member):
     @property
     def met(self) -> set[str]:
         """The networks in which it has its peer."""
-        return {name for name, _ in self.membership.peers.known}
+        return {name for name, _ in self.peers.known}
 
 
 def _underlay(number: int) -> Underlay:
@@ -245,7 +267,7 @@ def test_a_change_in_a_network_without_a_part_here_concerns_no_peer(tmp_path: Pa
         stage = Stage(tmp_path)
         await stage.start()
         await stage.come(1)
-        concerned = stage.membership.peers.concerned
+        concerned = stage.peers.concerned
         assert set(concerned({"leases/two/h2", "blocks/two/10.2.7.0/24"}, everything=False)) == set()
         for key in ("leases/one/h2", "blocks/one/10.1.7.0/24", "hosts/h2"):
             assert set(concerned({key}, everything=False)) == {("one", "h2")}
@@ -269,19 +291,19 @@ def test_a_host_tells_how_many_addresses_it_could_give_before_it_claims(tmp_path
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.start()
-        before = stage.allocator.free("one")
+        before = stage.blocks.free("one")
         stage.replica.lost.add("networks/lost")
-        assert stage.allocator.free("one") == 0
+        assert stage.blocks.free("one") == 0
         stage.replica.lost.clear()
         await stage.come(1)
-        assert stage.allocator.free("one") == before - 1
+        assert stage.blocks.free("one") == before - 1
         every = {block_key("two", f"10.2.{number}.0/24"): BlockRecord("h2", 0.0) for number in range(256)}
         for start in range(0, 256, 64):
             await stage.replica.write(dict(list(every.items())[start : start + 64]))
-        assert stage.allocator.free("two") == 0
+        assert stage.blocks.free("two") == 0
         with pytest.raises(Exhausted):
             await stage.come(2)
-        assert "two" not in stage.membership.unclaimed
+        assert "two" not in stage.claims.refused
         await eventually(lambda: "two" not in stage.leased, "nothing is claimed")
         await stage.replica.stop()
 

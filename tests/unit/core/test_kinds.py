@@ -12,9 +12,9 @@ import pytest
 from linkspan.core.contracts import Support
 from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Link
+from linkspan.core.program import Program
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, Key, State
-from linkspan.core.states.programs import Program
 from linkspan.kernel.kinds import kinds
 
 ROOT = Path(__file__).parents[3]

@@ -44,7 +44,7 @@ class Stage:
         await self.member.replica.start()
         await self.member.replica.write({"networks/demo": DEMO})
         self.member.networks.refresh()
-        self.member.allocator.refresh()
+        self.member.blocks.refresh()
         for number in (5, 6, 7):
             one = endpoint(DEMO, f"10.1.0.{number}", id_=f"c{number}")
             one = msgspec.structs.replace(one, netns=one.netns + number, netns_path="")
@@ -79,7 +79,13 @@ def test_what_is_wrong_is_named_and_put_right(tmp_path: Path) -> None:
         assert _found(await check(stage.registry)) == (["10.1.0.7"], ["10.1.0.5"], ["lsrnobody"])
         member, registry = stage.member, stage.registry
         orphans = Orphans(
-            registry.worker, registry.journal, member.networks, member.allocator, member.event_log, grace=60
+            registry.worker,
+            registry.journal,
+            member.networks,
+            member.blocks,
+            member.readiness,
+            member.event_log,
+            grace=60,
         )
         assert (await repair(registry, orphans)).ok
         assert {id_ for id_, _ in registry.endpoints} == {"c5", "c6"}

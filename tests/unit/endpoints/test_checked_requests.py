@@ -53,10 +53,10 @@ def test_a_refused_request_leaves_nothing(tmp_path: Path) -> None:
     async def run() -> None:
         stage = RegistryStage(tmp_path)
         await stage.start(DEMO)
-        free = stage.member.allocator.free("demo")
+        free = stage.member.blocks.free("demo")
         with pytest.raises(Invalid):
             await attach(stage.registry, replace(REQUEST, mac="no"), -1, "", delivered=True)
-        assert (stage.member.allocator.free("demo"), stage.journal.rows()) == (free, [])
+        assert (stage.member.blocks.free("demo"), stage.journal.rows()) == (free, [])
         await stage.stop()
 
     asyncio.run(run())

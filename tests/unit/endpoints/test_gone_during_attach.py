@@ -88,11 +88,11 @@ def test_a_namespace_that_ends_during_its_attach_is_named_as_the_cause(
         machine = Ending(linked=linked, lives=lives)
         stage, fd = RegistryStage(tmp_path, machine), os.open(tmp_path, os.O_RDONLY)
         await stage.start(DEMO)
-        free = stage.member.allocator.free("demo")
+        free = stage.member.blocks.free("demo")
         with pytest.raises(LinkspanError, match=why):
             await attach(stage.registry, AttachRequest(id="c1", network="demo", ifname="eth0"), fd, "")
         assert not stage.endpoints
-        assert stage.member.allocator.free("demo") == free
+        assert stage.member.blocks.free("demo") == free
         os.close(fd)
         await stage.stop()
 

@@ -9,8 +9,9 @@ from typing import cast
 
 import pytest
 
-from linkspan.cluster.allocator import Allocator
+from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.networks import Networks
+from linkspan.cluster.readiness import Readiness
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict
@@ -33,18 +34,29 @@ def veth(name: str, mtu: int = 1500) -> Veth:
     return Veth(name, bytes(6), mtu, "lsb-demo", 4026532000, "eth0")
 
 
-class _Held(Allocator):
-    """An allocator that knows who holds which address."""
+class _Held(HostBlocks):
+    """Blocks that know who holds which address."""
 
     def __init__(self) -> None:
         self.holders: dict[tuple[str, str], str] = {}
-        self.blind: set[str] = set()
 
     def hold(self, name: str, address: Prefix, holder: str) -> None:
         """Give an address to nobody else."""
         if (name, str(address)) in self.holders:
             raise Conflict("another holds it")
         self.holders[name, str(address)] = holder
+
+    def release(self, name: str, addresses: Iterable[Prefix]) -> None:
+        """Undo that."""
+        for address in addresses:
+            self.holders.pop((name, str(address)), None)
+
+
+class _Doubts(Readiness):
+    """Knows which links' addresses are unknown."""
+
+    def __init__(self) -> None:
+        self.blind: set[str] = set()
 
     def doubt(self, link: str) -> None:
         """Know that a link's addresses are not known."""
@@ -53,11 +65,6 @@ class _Held(Allocator):
     def trust(self, link: str) -> None:
         """Undo that."""
         self.blind.discard(link)
-
-    def unhold(self, name: str, addresses: Iterable[Prefix]) -> None:
-        """Undo that."""
-        for address in addresses:
-            self.holders.pop((name, str(address)), None)
 
 
 class _One(Networks):
@@ -75,12 +82,12 @@ class _Stage:
     """A host whose kernel has a bridge and two pairs that nobody knows."""
 
     def __init__(self, folder: Path, more: Iterable[State] = ()) -> None:
-        self.allocator = _Held()
+        self.blocks, self.readiness = _Held(), _Doubts()
         self.kernel: list[State] = [BRIDGE, veth("lsp1"), TokenBucket("lsp1", 1000, 1000), veth("lsp2"), *more]
         machine = MemoryMachine(self.kernel)
         self.desired = machine.reconciler.desired
         journal, event_log = Journal(folder / "journal.db", boot_id="b1"), EventLog(folder / "events")
-        self.orphans = Orphans(worker_of(machine), journal, _One(), self.allocator, event_log, 9)
+        self.orphans = Orphans(worker_of(machine), journal, _One(), self.blocks, self.readiness, event_log, 9)
         for number, name in enumerate(("lsp1", "lsp2"), 1):
             self.orphans.add(self.link(name, f"10.77.0.{number + 1}"))
         asyncio.run(self.orphans.spare())
@@ -101,7 +108,7 @@ def stage(tmp_path: Path) -> _Stage:
 def test_all_that_the_first_resync_would_remove_is_kept(stage: _Stage) -> None:
     """Bridge, pairs and limits stay, and the addresses are given to nobody."""
     assert stage.wanted() == {state.key for state in stage.kernel}
-    assert set(stage.allocator.holders.values()) == {"orphan lsp1", "orphan lsp2"}
+    assert set(stage.blocks.holders.values()) == {"orphan lsp1", "orphan lsp2"}
 
 
 def test_rules_of_policies_are_nobody_s_but_the_policies(tmp_path: Path) -> None:
@@ -120,9 +127,9 @@ def test_rules_of_policies_are_nobody_s_but_the_policies(tmp_path: Path) -> None
 def test_while_an_orphan_s_addresses_are_not_known_the_allocator_doubts(stage: _Stage) -> None:
     """Its container runs, and nobody knows which address is its own; with the orphan goes the doubt."""
     stage.orphans.add(Link(veth("lsp3"), "", ()))
-    assert stage.allocator.blind == {"lsp3"}
+    assert stage.readiness.blind == {"lsp3"}
     stage.orphans.forget("lsp3")
-    assert stage.allocator.blind == set()
+    assert stage.readiness.blind == set()
 
 
 def test_a_pair_becomes_an_endpoint_s_in_one_step(stage: _Stage) -> None:
@@ -134,7 +141,7 @@ def test_a_pair_becomes_an_endpoint_s_in_one_step(stage: _Stage) -> None:
     assert stage.desired.state(veth("lsp1").key) == veth("lsp1", 1400)
     assert TokenBucket("lsp1", 1000, 1000).key not in stage.wanted()
     assert {veth("lsp2").key, BRIDGE.key} <= stage.wanted()
-    assert set(stage.allocator.holders.values()) == {"orphan lsp2"}
+    assert set(stage.blocks.holders.values()) == {"orphan lsp2"}
 
 
 def test_with_the_last_orphan_goes_all_that_was_kept_for_them(stage: _Stage) -> None:
@@ -145,7 +152,7 @@ def test_with_the_last_orphan_goes_all_that_was_kept_for_them(stage: _Stage) -> 
         asyncio.run(stage.orphans.hand_over(name, {(*OURS[:1], name, "eth0"): [veth(name)]}))
     assert SOURCE not in stage.desired.sources()
     assert stage.wanted() == {veth("lsp1").key, veth("lsp2").key}
-    assert stage.allocator.holders == {}
+    assert stage.blocks.holders == {}
 
 
 def test_an_orphan_whose_container_is_refused_keeps_its_time_and_its_address(
@@ -159,4 +166,4 @@ def test_an_orphan_whose_container_is_refused_keeps_its_time_and_its_address(
     stage.orphans.unhold("lsp1")
     stage.orphans.add(stage.link("lsp1", "10.77.0.2"))
     assert [told["removed_in"] for told in stage.orphans.told()] == left
-    assert set(stage.allocator.holders.values()) == {"orphan lsp1", "orphan lsp2"}
+    assert set(stage.blocks.holders.values()) == {"orphan lsp1", "orphan lsp2"}

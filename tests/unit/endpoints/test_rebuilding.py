@@ -105,12 +105,12 @@ class Start:
         await self.member.replica.start()
         self.member.networks.refresh()
         member = self.member
-        member.allocator.refresh()
+        member.blocks.refresh()
         worker, ports = worker_of(self.kernel), PortTable(NoListener())
-        here = (worker, self.journal, member.networks, member.allocator)
-        self.registry = Registry(*here, ports, member.event_log, "h1", {})
-        self.orphans = Orphans(*here, member.event_log, grace=600)
-        self.recovery = Recovery(self.registry, member.endpoint_records, self.orphans)
+        here = (worker, self.journal, member.networks)
+        self.registry = Registry(*here, member.allocator, ports, member.event_log, "h1", {})
+        self.orphans = Orphans(*here, member.blocks, member.readiness, member.event_log, grace=600)
+        self.recovery = Recovery(self.registry, member.blocks, member.endpoint_records, self.orphans)
         self.inside = await self.recovery.run(listed)
         await self.orphans.spare()
 
@@ -168,7 +168,7 @@ def test_one_of_three_is_enough(tmp_path: Path, known: str) -> None:
         assert [row.endpoint for row in start.journal.rows()] == [made]
         assert start.recovery.rebuilt == (known != "journal")
         assert start.orphans.told() == []
-        assert start.member.allocator.free("demo") == 252
+        assert start.member.blocks.free("demo") == 252
 
     started(start, check)
 
@@ -266,7 +266,7 @@ def test_a_pair_of_a_network_that_nobody_knows_is_what_its_row_says_once_it_is_k
         assert start.endpoints == {}
         await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
         start.member.networks.refresh()
-        start.member.allocator.refresh()
+        start.member.blocks.refresh()
         await start.recovery.learn()
         assert start.orphans.told() == []
         (found,) = start.endpoints.values()
@@ -366,7 +366,7 @@ def test_a_record_that_cannot_be_used_ends_no_container(tmp_path: Path, record: 
         assert start.kernel.difference() == ()
         await start.member.replica.write({"networks/far": msgspec.json.encode(FAR)})
         start.member.networks.refresh()
-        start.member.allocator.refresh()
+        start.member.blocks.refresh()
         await start.recovery.learn()
         assert start.endpoints.keys() == {made.identity}
         await start.stop()

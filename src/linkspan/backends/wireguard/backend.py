@@ -47,10 +47,11 @@ from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Facts, Host, HostView, Network, Other, Peer, Underlay
 from linkspan.core.needs import Need
+from linkspan.core.program import Program
 from linkspan.core.ruleset import element
 from linkspan.core.seal import encrypting
 from linkspan.core.states.host import Route, State, Wireguard
-from linkspan.core.states.programs import Process, Program
+from linkspan.core.states.programs import Process
 from linkspan.core.states.wireguard import (
     DEVICE,
     AllowedIp,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 from linkspan.core.addresses import Prefix
+from linkspan.core.program import Program
 from linkspan.core.states.host import ALTNAME, Key, State
-from linkspan.core.states.programs import Program
 
 Kind = Literal["psk", "key", "certificate", "ca", "crl"]
 """What a file is for: shared key, private key, this host's certificate, its authority's, revocation list."""

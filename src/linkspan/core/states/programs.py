@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from linkspan.core.program import Program
 from linkspan.core.states.host import Key, State
 
 BIRD = "bird"
@@ -15,10 +16,6 @@ BGP_REFUSED = "ls_refused"
 
 SECRET = "{secret}"  # noqa: S105 - it is where one goes
 """The place of the secret in a Secret's text, in quotes."""
-
-
-class Program(msgspec.Struct, frozen=True):
-    """A program that was found on this host: a fact that backends get by its class."""
 
 
 class IpipHelper(Program, frozen=True):

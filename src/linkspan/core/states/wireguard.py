@@ -9,8 +9,8 @@ import msgspec
 
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Invalid
+from linkspan.core.program import Program
 from linkspan.core.states.host import Key, State
-from linkspan.core.states.programs import Program
 
 DEVICE = "lswg"
 PORT = 51820

@@ -1,0 +1,46 @@
+"""Readiness of this host to give out addresses: not while it is drained, was silent too long, or does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from linkspan.cluster.hosts import Hosts
+from linkspan.cluster.leases import Leases
+from linkspan.cluster.networks import crosses
+from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.model import Network
+
+
+class Readiness:
+    """Whether this host may give out an address now."""
+
+    def __init__(self, hosts: Hosts, leases: Leases, stalled: Callable[[], str]) -> None:
+        """``stalled`` returns why a silent host may give out none, '' if it may."""
+        self._hosts = hosts
+        self._leases = leases
+        self._stalled = stalled
+        self._blind: set[str] = set()
+        """Links of running containers on this host whose addresses are unknown."""
+
+    def doubt(self, link: str) -> None:
+        """Record a container's link whose addresses are in use but unknown."""
+        self._blind.add(link)
+
+    def trust(self, link: str) -> None:
+        """Record that a link's addresses are known, or that it is gone."""
+        self._blind.discard(link)
+
+    def require(self, network: Network) -> None:
+        """Raise Conflict or Unavailable, with the reason, if this host gives out no address now."""
+        host = self._hosts.here
+        if host.settings.get("drained"):
+            raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
+        if crosses(network) and (why := self._stalled()):
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
+            )
+        if self._blind and not self._leases.listed:  # once listed, the store's records name these addresses
+            why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
+            )
