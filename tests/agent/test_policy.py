@@ -285,3 +285,17 @@ def test_trace_names_the_policy_and_its_line(yard: Yard) -> None:
     yard.apply(BY_LABEL)
     found = yard.host.json("trace", "z-b", "x-b", "--port", "80", code=3)
     assert "policy b-of-x line 2" in str(found)
+
+
+def test_doctor_names_a_policy_that_selects_nothing(yard: Yard) -> None:
+    """And says that all are well once it selects a container."""
+
+    def found() -> list[tuple[str, str, str]]:
+        checks = yard.host.client.call("GET", "/v1/doctor")
+        return [(one["check"], one["status"], one["detail"]) for one in checks if one["check"].startswith("polic")]
+
+    assert found() == []
+    yard.apply("policy: web\nselect: {labels: {pod: wbe}}\ningress: []\n")
+    assert found() == [("policy web", "warn", "it selects no container")]
+    yard.apply(BY_LABEL)
+    assert found() == [("policies", "ok", "1 policy: each selects a container, and none contradicts another")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -11,11 +11,12 @@ from linkspan.agent.policy_enforcement import Enforcement, policed, unenforceabl
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.networks import Networks
-from linkspan.core.addresses import prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, LinkspanError
-from linkspan.core.model import Allowance, Endpoint
+from linkspan.core.model import Allowance, Endpoint, Host
 from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
 from linkspan.policy.model import Case, End, Policy, Ports, Subject, checked, ports
+from linkspan.policy.review import Finding, Known, review
 
 OUTSIDE = "outside"
 """The word for every address in no pool."""
@@ -124,6 +125,25 @@ class PolicyAnswers:
                 ends = {"source": str(case.source), "target": str(case.target), "port": case.port}
                 failed.append(Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line))
         return failed
+
+    async def review(self, hosts: Mapping[str, Host], resolvers: Collection[Prefix]) -> list[Finding]:
+        """Return what is odd about the policies, given all endpoints; none without policies.
+
+        ``hosts`` are the other hosts, ``resolvers`` what the hosts' name servers ask.
+        """
+        judge = self._judge
+        if not judge.policies:
+            return []
+        known = [
+            Known(
+                Subject(one.called, one.network, one.host, one.labels), tuple(at.single() for at in one.prefixes)
+            )
+            async for some in self._endpoint_records.everywhere()
+            for one in some
+        ]
+        under = [prefix(text).single() for one in hosts.values() if one.underlay for text in one.underlay.addresses]
+        askers = [Party(address, outside=True) for address in under]
+        return await asyncio.to_thread(lambda: list(review(judge, known, resolvers, askers)))
 
     async def _pair(self, source: End, target: End, judge: Judge | None = None) -> tuple[Place, Place]:
         """Return both ends; of containers in several networks the endpoints that meet in one, if there are any.
