@@ -299,3 +299,29 @@ def test_doctor_names_a_policy_that_selects_nothing(yard: Yard) -> None:
     assert found() == [("policy web", "warn", "it selects no container")]
     yard.apply(BY_LABEL)
     assert found() == [("policies", "ok", "1 policy: each selects a container, and none contradicts another")]
+
+
+TESTS = f"""{BY_LABEL}
+tests:
+- {{from: y-a, to: x-b, port: 80, expect: allow}}
+- {{from: y-a, to: x-b, expect: allow}}
+- {{from: y-b, to: x-b, port: 81/udp, expect: allow}}
+- {{from: z-b, to: x-b, port: 80, expect: deny}}
+- {{from: z-b, to: x-b, port: 81/udp, expect: deny}}
+- {{from: z-b, to: x-b, port: icmp, expect: deny}}
+- {{from: z-b, to: x-a, port: icmp, expect: allow}}
+- {{from: z-b, to: x-a, port: 4444, expect: allow}}
+- {{from: outside, to: x-a, expect: allow}}
+"""
+
+
+def test_live_tests_ask_by_packets_what_is_in_force(yard: Yard) -> None:
+    """Before the policy is applied its denials fail; a closed port is no refusal; the outside sends nothing."""
+    file = yard.folder / "tests.yaml"
+    file.write_text(TESTS)
+    before = yard.host.json("policy", "test", "--live", str(file), code=3)
+    assert [(one["line"], one["got"]) for one in before["failed"]] == [(16, "allow"), (17, "allow"), (18, "allow")]
+    yard.host.cli("policy", "apply", str(file))
+    after = yard.host.json("policy", "test", "--live", str(file))
+    assert (after["cases"], after["ok"], after["failed"]) == (9, 8, [])
+    assert [one["line"] for one in after["skipped"]] == [21]

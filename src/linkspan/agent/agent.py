@@ -41,6 +41,7 @@ from linkspan.agent.policies import Policies
 from linkspan.agent.policy_answers import PolicyAnswers
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.agent.policy_metrics import PolicyMetrics
+from linkspan.agent.policy_probes import PolicyProbes
 from linkspan.agent.policy_trials import Trials
 from linkspan.agent.store_health import StoreHealth
 from linkspan.agent.trace_map import TraceMap
@@ -274,6 +275,7 @@ class Agent:
         self.policy_answers = PolicyAnswers(
             self.networks, self.allowances, self.endpoint_records, self.enforcement
         )
+        self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
         self.ports = PortTable(listeners)

@@ -81,7 +81,7 @@ class PolicyAnswers:
 
         Raises NotFound for a name that means nobody, and Invalid for a port that is none.
         """
-        return self._answer(self._judge, *await self._pair(End(name=source), End(name=target)), port)
+        return self._answer(self._judge, *await self.pair(End(name=source), End(name=target)), port)
 
     async def who_can(self, target: str, port: str = "") -> list[Reacher]:
         """Return who may connect to a container: containers of all hosts, and the outside."""
@@ -117,7 +117,7 @@ class PolicyAnswers:
         failed = []
         for case in cases:
             try:
-                answer = self._answer(judge, *await self._pair(case.source, case.target, judge), case.port)
+                answer = self._answer(judge, *await self.pair(case.source, case.target, judge), case.port)
             except LinkspanError as error:
                 raise error.within(f"test at line {case.line}") from error
             got = "allow" if answer.allowed else "deny"
@@ -145,7 +145,7 @@ class PolicyAnswers:
         askers = [Party(address, outside=True) for address in under]
         return await asyncio.to_thread(lambda: list(review(judge, known, resolvers, askers)))
 
-    async def _pair(self, source: End, target: End, judge: Judge | None = None) -> tuple[Place, Place]:
+    async def pair(self, source: End, target: End, judge: Judge | None = None) -> tuple[Place, Place]:
         """Return both ends; of containers in several networks the endpoints that meet in one, if there are any.
 
         Otherwise those whose networks may reach each other.
@@ -181,6 +181,10 @@ class PolicyAnswers:
         address = next((one.single() for one in endpoint.prefixes), None)
         party = Party(address, judge.chosen(subject), policed=policed(endpoint))
         return Place(endpoint.called, endpoint.network, endpoint.host, party)
+
+    def answer(self, source: Place, target: Place, port: str) -> Answer:
+        """Return whether one end may connect to the other, by the recorded policies. Raises Invalid."""
+        return self._answer(self._judge, source, target, port)
 
     def _answer(self, judge: Judge, source: Place, target: Place, port: str) -> Answer:
         probe = _probe(port) if port else None

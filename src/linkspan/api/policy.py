@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.agent.policy_probes import Probed
 from linkspan.api.responses import answer, body, doing
 from linkspan.policy.model import Case, Policy
 
@@ -25,10 +26,11 @@ class ApplyBody(msgspec.Struct, frozen=True):
 
 
 class TestBody(msgspec.Struct, frozen=True):
-    """Policies as if they were recorded, and the cases to answer."""
+    """Policies as if they were recorded, and the cases to answer; ``live``: by packets, as policies are in force."""
 
     policies: tuple[Policy, ...]
     cases: tuple[Case, ...]
+    live: bool = False
 
 
 class PolicyRoutes:
@@ -104,9 +106,14 @@ class PolicyRoutes:
 
     async def _test(self, request: web.Request) -> web.Response:
         wanted = await body(request, TestBody)
-        failed = await self._agent.policy_answers.test(wanted.policies, wanted.cases)
+        if wanted.live:
+            probed = await self._agent.policy_probes.test(wanted.cases)
+        else:
+            failed = await self._agent.policy_answers.test(wanted.policies, wanted.cases)
+            probed = Probed(failed=tuple(failed), skipped=())
         cases = len(wanted.cases)
-        return answer({"cases": cases, "ok": cases - len(failed), "failed": failed})
+        ok = cases - len(probed.failed) - len(probed.skipped)
+        return answer({"cases": cases, "ok": ok, "failed": probed.failed, "skipped": probed.skipped})
 
     async def _drops(self, request: web.Request) -> web.StreamResponse:
         """Answer with a line of JSON for each refused packet that was seen; with ?follow, for new ones alone."""

@@ -200,12 +200,19 @@ def who_can(
 
 
 @app.command("test")
-def run_tests(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Answer the tests in a file, as if its policies were applied; exit 3 if one fails. It sends no packet."""
+def run_tests(
+    file: Path_,
+    live: Annotated[
+        bool, typer.Option("--live", help="Send packets from this host's containers, as policies are in force now.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Answer the tests in a file, as if its policies were applied; exit 3 if one fails. Without --live no packet."""
     wanted = _read(file)
     if not wanted.cases:
         raise NotFound(f"{file} has no tests", "write them below tests: with from, to, port and expect")
-    found = Client(socket).call("POST", "/v1/policy/test", msgspec.to_builtins(wanted))
+    found = Client(socket).call("POST", "/v1/policy/test", {**msgspec.to_builtins(wanted), "live": live})
     if output is Format.JSON:
         as_json(found)
     else:
@@ -214,6 +221,8 @@ def run_tests(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAU
             at = f" at {one['port']}" if one["port"] else ""
             ends = f"{one['from']} to {one['to']}{at}"
             say(f"line {one['line']}: {ends}: expected {one['expected']}, got {one['got']}{by}")
+        for one in found["skipped"]:
+            say(f"line {one['line']}: skipped: {one['why']}")
         say(f"{found['ok']} of {found['cases']} tests pass")
     if found["failed"]:
         raise typer.Exit(FOUND)

@@ -57,7 +57,8 @@ def review(
         for one, other in itertools.product(denying, sections):
             both = one.policy != other.policy and (other not in denying or one.policy < other.policy)
             if both and orders[one.policy] == orders[other.policy]:
-                yield from _opposite(direction, *sorted((one, other), key=lambda it: it.policy), parties)
+                first, second = (one, other) if one.policy < other.policy else (other, one)
+                yield from _opposite(direction, first, second, parties)
     yield from _lost_resolvers(judge, parties, resolvers, askers)
 
 
