@@ -263,8 +263,10 @@ class Enforcement:
             due = {*self._endpoints, *((source[2], source[3]) for source in self._of if source[1] == "endpoint")}
         sources |= {(*_HOSTS, name): list(self._of_hosts(name)) for name in leased}
         for identity in due:
-            parties, sources[policy_source(identity)] = self._of_own(identity)
-            self._stricter |= self._note(policy_source(identity), parties)
+            source = policy_source(identity)
+            parties, sources[source] = self._of_own(identity)
+            self._stricter |= self._of_others(source, sources[source])
+            self._stricter |= self._note(source, parties)
         read = self._remote.complete  # else whoever has not been read yet seems to have no labels
         kept = [] if read or not recorded else _within(self._kept, sources[RULES]) if whole else self._kept
         if kept != self._kept:
@@ -277,6 +279,11 @@ class Enforcement:
             await asyncio.to_thread(conntrack.cut, self.flows(self.regime.judge, local))
         for error in failed.values():  # after the cut: one bad element must not keep forbidden flows
             raise error
+
+    def _of_others(self, source: Source, states: Iterable[State]) -> bool:
+        """Return whether an endpoint that is new here was attached while other policies were in force."""
+        put = self._worker.machine.reconciler.desired.sources().get(source)
+        return source not in self._of and put is not None and put.keys() != {state.key for state in states}
 
     def _note(self, source: Source, parties: dict[str, Party]) -> bool:
         """Record what is known of a source now; return whether something about a known address is different."""
