@@ -6,6 +6,8 @@ commands whose exit code depends on the machine. <!-- run: COMMAND --> runs unse
 empty host: nothing of the machine is seen but its files, and nothing is left. Its resolver is an address that
 documents use, so that pages do not change from machine to machine.
 
+A page in docs/zh is not played: it has the commands and the output of the English page (scripts/translations.py).
+
     sudo .venv/bin/python scripts/docs.py [--check] [PAGE..]
 
 With --check nothing is written, and only a command that ends otherwise than it should is a failure.
@@ -21,6 +23,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import translations
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,6 +121,7 @@ def play(page: Path, folder: Path, check: bool) -> int:
         print(f"{page.relative_to(ROOT)}: {complaint}")
     if not check and not wrong:
         page.write_text("\n".join(new) + "\n")
+        translations.follow(page)
     return 1 if wrong else 0
 
 

@@ -17,6 +17,7 @@ LEVELS = (
     "cli",
     "controller",
     "learn",
+    "web",
     "demo",
     "lab",
     "api",
@@ -60,7 +61,7 @@ Everybody may import the package's own names (its version). The other two start 
 ``daemon`` imports what the API may.
 """
 
-FOLDERS = 18
+FOLDERS = 19
 """Folders directly in src/linkspan, at most: a newcomer reads the list in a minute."""
 
 PURE = frozenset({"__future__", "collections", "contextlib", "hashlib", "msgspec", "re", "struct", "typing"})

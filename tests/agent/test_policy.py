@@ -41,6 +41,12 @@ ingress:
   - {network: y}
   ports: [81/udp]
 """
+ONLY_A = """
+policy: only-a
+select: {name: x-b}
+ingress:
+- from: [{labels: {pod: a}}]
+"""
 
 
 def test_the_answers_from_the_records_are_the_kernels(yard: Yard) -> None:
@@ -102,64 +108,34 @@ def test_a_policy_outlives_its_agent_and_a_restart(yard: Yard) -> None:
 
 def test_an_established_connection_is_cut_by_a_policy_and_another_one_is_not(yard: Yard) -> None:
     """A policy resets the connections that it forbids at both ends, and leaves those that it allows."""
-    server = yard.ips["x-b"][4]
-    with inside(yard.netns["x-b"]):
-        listening = socket.create_server((server, 90))
-    pairs = {}
-    with contextlib.ExitStack() as sockets:
-        sockets.enter_context(listening)
-        for name in ("z-a", "z-b"):
-            with inside(yard.netns[name]):
-                client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
-            pairs[name] = client, sockets.enter_context(listening.accept()[0])
-        yard.apply("policy: cut\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
-        for client, accepted in pairs.values():
-            client.settimeout(10)
-            accepted.settimeout(10)
-        client, accepted = pairs["z-a"]
-        client.sendall(b"still")
-        assert accepted.recv(16) == b"still"
-        client, accepted = pairs["z-b"]
-        client.sendall(b"gone")
-        with pytest.raises(ConnectionResetError):
-            client.recv(16)
-        accepted.sendall(b"gone")
-        with pytest.raises(ConnectionResetError):
-            accepted.recv(16)
+    with yard.connected("z-a") as (kept, kept_at), yard.connected("z-b", 91) as (cut, cut_at):
+        yard.apply(ONLY_A)
+        kept.sendall(b"still")
+        assert kept_at.recv(16) == b"still"
+        for one in (cut, cut_at):
+            one.sendall(b"gone")
+            with pytest.raises(ConnectionResetError):
+                one.recv(16)
 
 
 def test_a_cut_connection_does_not_come_back_when_the_server_speaks_first(yard: Yard) -> None:
     """Its next packet begins no connection of its own: both ends get a reset, whichever of them sends first."""
-    server = yard.ips["x-b"][4]
-    with contextlib.ExitStack() as sockets:
-        with inside(yard.netns["x-b"]):
-            listening = sockets.enter_context(socket.create_server((server, 90)))
-        with inside(yard.netns["z-b"]):
-            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
-        accepted = sockets.enter_context(listening.accept()[0])
-        yard.apply("policy: cut\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
-        accepted.settimeout(10)
-        accepted.sendall(b"gone")
-        with pytest.raises(ConnectionResetError):
-            accepted.recv(16)
-        client.sendall(b"gone")
-        with pytest.raises(ConnectionResetError):
-            client.recv(16)
+    with yard.connected("z-b") as (client, accepted):
+        yard.apply(ONLY_A)
+        for one in (accepted, client):
+            one.sendall(b"gone")
+            with pytest.raises(ConnectionResetError):
+                one.recv(16)
 
 
 def test_a_late_packet_does_not_end_an_allowed_connection(yard: Yard) -> None:
     """Connection tracking takes it for invalid, which is no reason for a reset."""
-    server = yard.ips["x-b"][4]
-    yard.apply("policy: some\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n")
-    with contextlib.ExitStack() as sockets:
-        with inside(yard.netns["x-b"]):
-            listening = sockets.enter_context(socket.create_server((server, 90)))
+    yard.apply(ONLY_A)
+    with yard.connected("z-a") as (client, accepted):
         with inside(yard.netns["z-a"]):
-            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
-            raw = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
-        accepted = sockets.enter_context(listening.accept()[0])
-        accepted.settimeout(10)
-        raw.sendto(late(client), (server, 0))
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        with raw:
+            raw.sendto(late(client), (yard.ips["x-b"][4], 0))
         client.sendall(b"still")
         assert accepted.recv(16) == b"still"
         accepted.sendall(b"there")

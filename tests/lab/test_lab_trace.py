@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,6 +213,30 @@ def test_a_live_trace_shows_the_packet_on_both_hosts(vxlan: LabRun) -> None:
     for hops in (found["hops"], found["reply_hops"]):
         assert {hop["host"] for hop in hops} == {"h1", "h2"}
         assert all(hop["seen"] for hop in hops), hops
+
+
+def test_a_capture_has_the_packet_at_every_device_of_both_hosts(vxlan: LabRun, tmp_path: Path) -> None:
+    """Wireshark's own reader finds an interface for each hop, wrapped and bare packets, in the path's order."""
+    file = tmp_path / "c1-c2.pcapng"
+    found = json.loads(vxlan.exec("h1", f"linkspan trace c1 c2 --pcap {file} -o json"))
+    assert found["reachable"]
+    assert "pcap" not in found
+    ways = [
+        [f"{hop['host']}/{hop['namespace']}/{hop['port'] or hop['device']}" for hop in found[way]]
+        for way in ("hops", "reply_hops")
+    ]
+    fields = ("frame.interface_name", "frame.comment", "vxlan.vni", "icmp.type", "sll.pkttype")
+    command = ["tshark", "-r", str(file), "-T", "fields", *(word for field in fields for word in ("-e", field))]
+    read = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    packets = [dict(zip(fields, line.split("\t"), strict=True)) for line in read]
+    for hops, comment, kind in zip(ways, ("the packet", "the answer"), ("8", "0"), strict=True):
+        seen = [one for one in packets if one["frame.comment"] == comment]
+        order = list(dict.fromkeys(one["frame.interface_name"] for one in seen))
+        assert [name for name in order if name in hops] == list(dict.fromkeys(hops))
+        assert set(order) == {*ways[0], *ways[1]}  # a packet also enters where the other way leaves
+        assert {one["icmp.type"] for one in seen} == {kind}
+        wrapped = {one["frame.interface_name"] for one in seen if one["vxlan.vni"]}
+        assert wrapped == {"h1/host/eth0", "h2/host/eth0"}
 
 
 @pytest.mark.parametrize("port", [8099, 8098])

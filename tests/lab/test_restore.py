@@ -6,76 +6,22 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from linkspan.cluster.founding.etcd_tools import BUMP
 from support.lab.bare_runs import BareRun
-from support.polling import SHARED, until
-
-BACK_WITHIN = 60.0 * SHARED
-"""Seconds until all hosts have listed and put back their records."""
+from support.lab.restores import BACK_WITHIN, endpoints, founded, lost, networks, restore, settled, snapshot
+from support.polling import until
 
 
 @pytest.fixture
 def bare() -> Iterator[BareRun]:
     """Give three bare hosts; the first is the voter of the second, with a network and a container on each."""
-    found = BareRun()
-    try:
-        found.up(3)
-        found.join("h2", found.init(options="--voters 1"))
-        found.exec("h1", "linkspan network create demo --pool 10.244.0.0/16 --backend vxlan")
-        found.run("attach", "h1", "c1")
-        found.run("attach", "h2", "c2")
-        until(lambda: found.pings("c1", found.address("c2")), "c1 reaches c2")
+    with founded() as found:
         yield found
-    finally:
-        found.run("down")
-
-
-def snapshot(bare: BareRun, folder: Path) -> Path:
-    """Take a snapshot on the voter, and return its file."""
-    file = folder / "snapshot.db"
-    told = json.loads(bare.exec("h1", f"linkspan cluster snapshot {file} -o json"))
-    assert told == {"file": str(file), "bytes": file.stat().st_size}
-    assert file.stat().st_mode & 0o777 == 0o600
-    return file
-
-
-def restore(bare: BareRun, file: Path, host: str = "h1") -> dict[str, object]:
-    """Restore a snapshot on a host, and return what it prints."""
-    found: dict[str, object] = json.loads(bare.exec(host, f"linkspan cluster restore {file} -o json"))
-    return found
-
-
-def settled(bare: BareRun, *hosts: str) -> None:
-    """Wait until these hosts have their store, and it has all records."""
-    for host in hosts:
-
-        def well(host: str = host) -> bool:
-            store = bare.status(host)["store"]
-            return bool(store["ok"]) and not store["lost"]
-
-        until(well, f"{host} has its store, and no record is lost", BACK_WITHIN)
-
-
-def lost(bare: BareRun, host: str) -> set[str]:
-    """Return the kinds of the records that a host misses, if it misses one of each at most."""
-    kinds = [key.partition("/")[0] for key in bare.status(host)["store"]["lost"]]
-    return set(kinds) if len(kinds) == len(set(kinds)) else set()
-
-
-def networks(bare: BareRun, host: str) -> list[str]:
-    """Return the names of the networks that a host knows."""
-    return sorted(one["name"] for one in json.loads(bare.exec(host, "linkspan network list -o json")))
-
-
-def endpoints(bare: BareRun, host: str) -> dict[str, list[str]]:
-    """Return the addresses of all containers that a host knows, by name."""
-    return {one["name"]: one["addresses"] for one in json.loads(bare.exec(host, "linkspan endpoint list -o json"))}
 
 
 def test_a_restore_keeps_what_was_made_since_the_snapshot(bare: BareRun, tmp_path: Path) -> None:
@@ -148,78 +94,6 @@ def test_a_rotation_of_authorities_that_was_under_way_ends(bare: BareRun, tmp_pa
     assert not bare.own_etcdctl("get /linkspan-trust/rotation").stdout
     assert json.loads(bare.exec("h1", "linkspan cluster rotate-ca -o json"))["ended"]
     settled(bare, "h1", "h2")
-
-
-@pytest.mark.parametrize(
-    "step", ["etcd.restoring/etcd/data/member/wal", "etcd.restoring/cluster/root.pem", "etcd.restoring/swapping",
-             "+before", "+gone"],
-)  # fmt: skip
-def test_a_restore_that_was_killed_can_be_repeated(bare: BareRun, tmp_path: Path, step: str) -> None:
-    """Whatever it had done: etcd has one of the two data folders at every moment, and no data are deleted."""
-    file = snapshot(bare, tmp_path)
-    bare.run("attach", "h2", "c3")
-    state = bare.folder / "h1" / "state"
-    first = (state / "etcd/data/member/snap/db").stat().st_ino
-    reached: dict[str, Callable[[], bool]] = {
-        "+before": lambda: any(state.glob("etcd/data.before-*")),
-        "+gone": lambda: any(state.glob("etcd/data.before-*")) and not (state / "etcd.restoring").exists(),
-    }
-    bare.killed("h1", f"cluster restore {file}", reached.get(step, (state / step).exists))
-    until(lambda: not (state / "etcd.restoring").exists(), "the next agent removes what was left")
-    settled(bare, "h1", "h2")
-    told = restore(bare, file)
-    settled(bare, "h1", "h2")
-    assert told["join_again"] == []
-    assert not (state / "etcd.restoring").exists()
-    kept = [one.stat().st_ino for one in state.glob("etcd/data.before-*/member/snap/db")]
-    assert first in kept
-    assert sorted(endpoints(bare, "h1")) == ["c1", "c2", "c3"]
-    until(lambda: bare.pings("c1", bare.address("c3")), "c1 reaches c3")
-
-
-def test_a_snapshot_that_is_not_whole_or_not_ours_changes_nothing(bare: BareRun, tmp_path: Path) -> None:
-    """It is refused in words, while etcd goes on."""
-    file = snapshot(bare, tmp_path)
-    whole = file.read_bytes()
-    (pid,) = bare.own_etcd()
-    damaged = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
-    for content, why in (
-        (whole[: len(whole) // 2 + 7], "cut short"), (whole[:-32], "cut short"), (b"", "cut short"),
-        (whole[: len(whole) - 4096], "damaged"), (damaged, "damaged"),
-    ):  # fmt: skip
-        file.write_bytes(content)
-        assert why in bare.refused("h1", f"cluster restore {file}"), (len(content), why)
-    assert "no such file" in bare.refused("h1", f"cluster restore {tmp_path}/none")
-    other = BareRun()
-    try:
-        other.up(1)
-        other.init()
-        snapshot(other, tmp_path)
-        assert "this host belongs to" in bare.refused("h1", f"cluster restore {file}")
-    finally:
-        other.run("down")
-    file.write_bytes(whole)
-    assert "restore on its voter" in bare.refused("h2", f"cluster restore {file}")
-    assert "only a voter" in bare.refused("h2", f"cluster snapshot {file}")
-    assert "its quorum is not lost" in bare.refused("h1", "cluster recover")
-    assert bare.own_etcd() == [pid]
-    assert not any(bare.folder.glob("*/state/etcd/data.before-*"))
-
-
-def test_a_snapshot_that_the_disk_does_not_take_leaves_nothing(bare: BareRun, tmp_path: Path) -> None:
-    """An earlier one under the name stays."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], check=True)
-    try:
-        (disk / "snapshot.db").write_text("earlier")
-        said = bare.refused("h1", f"cluster snapshot {disk}/snapshot.db")
-        assert "no space left on device" in said
-        assert f"free some space on the disk at {disk}" in said
-        assert [one.read_text() for one in disk.iterdir()] == ["earlier"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    assert "no such file" in bare.refused("h1", f"cluster snapshot {tmp_path}/none/snapshot.db")
 
 
 def test_another_host_takes_over_when_the_voter_is_lost(bare: BareRun, tmp_path: Path) -> None:

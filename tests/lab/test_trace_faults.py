@@ -19,12 +19,12 @@ from support.polling import SHARED, until
 
 T = TypeVar("T")
 
-pytestmark = pytest.mark.timeout(900)  # a hundred faults, each with pings, traces and a packet that gets no answer
+pytestmark = pytest.mark.timeout(900)  # dozens of faults, each with pings, traces and a packet that gets no answer
 
 RIGHT = 0.9
 """The part of the faults of which the hop must be the right one."""
-COUNTED = 60
-"""Faults of each backend that must really stop a packet: a battery that stops nothing shows nothing."""
+COUNTED = 0.8
+"""The part of the faults that must really stop a packet: a battery that stops nothing shows nothing."""
 LABS = 3
 """Of each backend."""
 _TRIES = 2
@@ -218,7 +218,7 @@ def test_what_does_not_arrive_is_never_called_reachable(batteries: Batteries) ->
     if left:
         names = ", ".join(map(str, left))
         warnings.warn(f"{batteries.backend}: the agent healed these, which are not counted: {names}", stacklevel=1)
-    assert len(counted) >= COUNTED
+    assert len(counted) >= COUNTED * len(found)
     assert [str(one) for one in counted if one.told and one.told["reachable"]] == []
     assert [(str(one), one.live) for one in counted if one.live != one.fault.live] == []
     wrong = [(str(one), one.at, one.told and one.told["reason"]) for one in counted if not one.right]

@@ -13,6 +13,7 @@ import pytest
 from linkspan.backends.bgp import bird_config as configuration
 from linkspan.backends.bgp.bird_config import Serving
 from linkspan.backends.bgp.settings import Speaker
+from linkspan.core.errors import Unavailable
 from linkspan.core.states.bgp import Session
 from linkspan.core.states.programs import SECRET
 from linkspan.diagnose.doctor import bgp_evidence
@@ -163,6 +164,19 @@ def test_session_that_is_up_needs_no_reason(pair: Pair) -> None:
     pair.peer("frr")
     pair.established()
     assert pair.why() is None
+
+
+def test_another_speaker_is_another_process(pair: Pair) -> None:
+    """Its control socket tells which one listens, so that a start is counted, and nothing else is."""
+    pair.ours()
+    (first,) = pair.bird.processes
+    assert bird_control.speaker(pair.bird.socket) == first.pid
+    pair.bird.kill()
+    with pytest.raises(Unavailable, match="does not answer: connection refused"):
+        bird_control.speaker(pair.bird.socket)
+    pair.bird.start()
+    (second,) = pair.bird.processes
+    assert bird_control.speaker(pair.bird.socket) == second.pid != first.pid
 
 
 def test_refused_by_a_host_without_a_speaker(pair: Pair) -> None:

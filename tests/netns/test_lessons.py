@@ -44,6 +44,17 @@ def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
     assert not Path("/sys/class/net/mybr0").exists()
 
 
+def test_a_name_that_nobody_knows_is_not_waited_for(box: Sandbox) -> None:
+    """The machine's DNS servers would be asked for it, five seconds each time, wherever the default route leads."""
+    code, said = box.script("""
+        ip link add near type veth peer name far; ip link set far up
+        ip link set near up; ip addr add 192.0.2.1/24 dev near
+        ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev near nud permanent; ip route add default via 192.0.2.9
+        timeout 4 getent hosts name.example || echo $?
+    """)
+    assert (code, said.strip()) == (0, "2")
+
+
 def test_a_sandbox_s_current_folder_is_its_own(box: Sandbox) -> None:
     """A relative path leads to the sandbox's /run, never to the machine's: as root it could remove its namespaces."""
     (code, listed), (_, place) = box.results(["ls run; echo; ls /run", "pwd"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.demo import stage
+from linkspan.demo.language import Words
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_what_serves_names_ends_with_the_tour(place: str, tmp_path: Path) -> Non
     server, shell = _running(place, f"--addn-hosts={tmp_path}/names"), _running(place, "shell")
     with server, shell:
         try:
-            stage.Stage().clear()
+            stage.Stage(Words("en")).clear()
             assert server.wait(60) < 0
             assert shell.poll() is None
         finally:

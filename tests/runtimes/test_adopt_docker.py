@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from linkspan.api.client import Client
-from linkspan.runtimes.adoption.bridge_adopter import BridgeAdopter
-from linkspan.runtimes.adoption.outcome import Outcome
 from linkspan.runtimes.docker.docker_adoption import DockerBridges
-from linkspan.runtimes.docker.docker_adoption_plan import Container, Described
 from linkspan.runtimes.docker.docker_engine import Engine
 from support.polling import until
 from support.runtimes.docker_engine import IMAGE, Docker
+from support.runtimes.killed_adoption import Before, KilledAdoption
 from support.runtimes.outage import outage
 from support.runtimes.virtual_host import VirtualHost, reaches
 
@@ -266,14 +262,10 @@ def test_a_network_that_linkspan_refuses_stays_docker_s(docker: Docker) -> None:
     assert _adopt(docker)["left"] == []
 
 
-class _Killed(BaseException):
-    """The end of the process, as far as the adoption can see: nothing of it runs any more."""
-
-
 class _Mortal(Engine):
     """The real engine, for a process that ends at one of its changes; ``before`` is called first each time."""
 
-    def __init__(self, socket: str, before: Callable[[str], None]) -> None:
+    def __init__(self, socket: str, before: Before) -> None:
         super().__init__(socket)
         self.before = before
 
@@ -283,77 +275,24 @@ class _Mortal(Engine):
         return await super()._ask(method, path, body)
 
 
-Adopter = BridgeAdopter[Described, Container]
+def _killed(docker: Docker, addresses: dict[str, str]) -> KilledAdoption:
+    """Return adoptions of `shop` in this process."""
+
+    def bridges(before: Before) -> DockerBridges:
+        return DockerBridges(_Mortal(str(docker.socket), before), docker.socket)  # the plugin's is in the host alone
+
+    return KilledAdoption(docker, bridges, lambda: _driver(docker), addresses)
 
 
-def _adopter(docker: Docker, before: Callable[[str], None]) -> Adopter:
-    """Return an adopter in this process that calls ``before`` with each change of the engine or the agent."""
-    agent = Client(str(docker.host.socket))
-
-    def ask(method: str, url: str, body: object = None) -> Any:
-        if method != "GET":
-            before(f"{method} {url}")
-        return agent.call(method, url, body)
-
-    plugin = docker.socket  # the plugin's own is seen in the host alone
-    engine = DockerBridges(_Mortal(str(docker.socket), before), plugin)
-    return BridgeAdopter(engine, docker.host.folder / "state", ask)
-
-
-@pytest.mark.parametrize("backwards", [False, True], ids=["adopt", "undo"])
-def test_an_adoption_killed_at_any_step_is_continued(
-    docker: Docker, backwards: bool
-) -> None:
-    """The same command finishes it, and every container has its address, wherever the process ended."""
-    addresses = _shop(docker)
-    changes = 0
-    allowed = 0
-
-    def before(_change: str) -> None:
-        nonlocal changes
-        changes += 1
-        if changes > allowed:
-            raise _Killed
-
-    mortal, whole = _adopter(docker, before), _adopter(docker, lambda _change: None)
-
-    def there(adopter: Adopter) -> Outcome:
-        return adopter.undo("shop") if backwards else adopter.adopt("shop", slow=False)
-
-    def back() -> Outcome:
-        return whole.adopt("shop", slow=False) if backwards else whole.undo("shop")
-
-    start, end = ("linkspan", "bridge") if backwards else ("bridge", "linkspan")
-    if backwards:
-        back()
-    for allowed in range(12):
-        assert _driver(docker) == start
-        changes = 0
-        with contextlib.suppress(_Killed):
-            there(mortal)
-        killed = changes > allowed
-        if killed:
-            assert there(whole).left == ()
-        assert _driver(docker) == end
-        assert {name: docker.address(name, "shop") for name in addresses} == addresses
-        assert reaches(docker, "db", addresses["web"])
-        if not killed:
-            break
-        assert back().left == ()
-    assert allowed == 7, "two disconnected, one removed, two networks (one removed for undo) made, two connected"
+def test_an_adoption_killed_at_any_step_is_continued(docker: Docker) -> None:
+    """The same command finishes it, or its undo: two disconnected, one removed, two networks made, two connected."""
+    assert _killed(docker, _shop(docker)).is_continued() == 7
 
 
 def test_an_adoption_that_was_killed_can_be_undone(docker: Docker) -> None:
     """`--undo` goes back from the middle: Docker's network is removed, and linkspan's does not exist yet."""
     addresses = _shop(docker)
-
-    def before(change: str) -> None:
-        if change == "POST /v1/networks":
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        _adopter(docker, before).adopt("shop", slow=False)
-    assert _driver(docker) == ""
+    _killed(docker, addresses).is_killed_in_the_middle()
     assert _adopt(docker, "--undo")["left"] == []
     assert _driver(docker) == "bridge"
     assert {name: docker.address(name, "shop") for name in addresses} == addresses
@@ -368,7 +307,7 @@ def test_a_container_that_comes_meanwhile_is_moved_too(docker: Docker) -> None:
         if change.startswith("DELETE /networks/") and not docker.run("ps -aq --filter name=late"):
             docker.container("late", "--init --network shop --ip 172.31.9.9")
 
-    outcome = _adopter(docker, before).adopt("shop", slow=False)
+    outcome = _killed(docker, addresses).adopter(before).adopt("shop", slow=False)
     assert outcome.left == ()
     assert _driver(docker) == "linkspan"
     assert docker.address("late", "shop") == "172.31.9.9"

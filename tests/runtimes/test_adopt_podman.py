@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from linkspan.api.client import Client
-from linkspan.runtimes.adoption.bridge_adopter import BridgeAdopter
-from linkspan.runtimes.adoption.outcome import Outcome
 from linkspan.runtimes.podman.podman_adoption import PodmanBridges
-from linkspan.runtimes.podman.podman_adoption_plan import Container, Described
 from linkspan.runtimes.podman.podman_command import PodmanCommand
 from support.polling import until
+from support.runtimes.killed_adoption import Before, KilledAdoption
 from support.runtimes.outage import outage
 from support.runtimes.podman_engine import IMAGE, Podman
 from support.runtimes.virtual_host import VirtualHost, reaches
@@ -295,14 +291,10 @@ def test_a_network_that_linkspan_refuses_stays_podman_s(podman: Podman) -> None:
     assert _adopt(podman)["left"] == []
 
 
-class _Killed(BaseException):
-    """The end of the process, as far as the adoption can see: nothing of it runs any more."""
-
-
 class _Mortal(PodmanCommand):
     """The host's Podman, for a process that ends at one of its changes; ``before`` is called first each time."""
 
-    def __init__(self, podman: Podman, before: Callable[[str], None]) -> None:
+    def __init__(self, podman: Podman, before: Before) -> None:
         self.podman = podman
         self.before = before
 
@@ -318,74 +310,25 @@ class _Mortal(PodmanCommand):
         return self.podman.host.inside("env", *environment, "podman", *words)
 
 
-Adopter = BridgeAdopter[Described, Container]
+def _killed(podman: Podman, addresses: dict[str, str]) -> KilledAdoption:
+    """Return adoptions of `shop` in this process."""
 
+    def bridges(before: Before) -> PodmanBridges:
+        return PodmanBridges(_Mortal(podman, before))
 
-def _adopter(podman: Podman, before: Callable[[str], None]) -> Adopter:
-    """Return an adopter in this process that calls ``before`` with each change of Podman or the agent."""
-    agent = Client(str(podman.host.socket))
-
-    def ask(method: str, url: str, body: object = None) -> Any:
-        if method != "GET":
-            before(f"{method} {url}")
-        return agent.call(method, url, body)
-
-    return BridgeAdopter(PodmanBridges(_Mortal(podman, before)), podman.host.folder / "state", ask)
+    return KilledAdoption(podman, bridges, lambda: _driver(podman), addresses)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("backwards", [False, True], ids=["adopt", "undo"])
-def test_an_adoption_killed_at_any_step_is_continued(podman: Podman, backwards: bool) -> None:
-    """The same command finishes it, and every container has its address, wherever the process ended."""
-    addresses = _shop(podman)
-    changes = 0
-    allowed = 0
-
-    def before(_change: str) -> None:
-        nonlocal changes
-        changes += 1
-        if changes > allowed:
-            raise _Killed
-
-    mortal, whole = _adopter(podman, before), _adopter(podman, lambda _change: None)
-
-    def there(adopter: Adopter) -> Outcome:
-        return adopter.undo("shop") if backwards else adopter.adopt("shop", slow=False)
-
-    def back() -> Outcome:
-        return whole.adopt("shop", slow=False) if backwards else whole.undo("shop")
-
-    start, end = ("linkspan", "bridge") if backwards else ("bridge", "linkspan")
-    if backwards:
-        back()
-    for allowed in range(12):
-        assert _driver(podman) == start
-        changes = 0
-        with contextlib.suppress(_Killed):
-            there(mortal)
-        killed = changes > allowed
-        if killed:
-            assert there(whole).left == ()
-        assert _driver(podman) == end
-        assert {name: podman.address(name, "shop") for name in addresses} == addresses
-        assert reaches(podman, "db", addresses["web"])
-        if not killed:
-            break
-        assert back().left == ()
-    assert allowed == 7, "two disconnected, one removed, two networks (one removed for undo) made, two connected"
+def test_an_adoption_killed_at_any_step_is_continued(podman: Podman) -> None:
+    """The same command finishes it, or its undo: two disconnected, one removed, two networks made, two connected."""
+    assert _killed(podman, _shop(podman)).is_continued() == 7
 
 
 def test_an_adoption_that_was_killed_can_be_undone(podman: Podman) -> None:
     """`--undo` goes back from the middle: Podman's network is removed, and linkspan's does not exist yet."""
     addresses = _shop(podman)
-
-    def before(change: str) -> None:
-        if change == "POST /v1/networks":
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        _adopter(podman, before).adopt("shop", slow=False)
-    assert _driver(podman) == ""
+    _killed(podman, addresses).is_killed_in_the_middle()
     assert _adopt(podman, "--undo")["left"] == []
     assert _driver(podman) == "bridge"
     assert {name: podman.address(name, "shop") for name in addresses} == addresses
@@ -400,7 +343,7 @@ def test_a_container_that_comes_meanwhile_is_moved_too(podman: Podman) -> None:
         if change.startswith("network rm") and not podman.run("ps -aq --filter name=late"):
             podman.container("late", "--network shop:ip=172.31.9.9")
 
-    outcome = _adopter(podman, before).adopt("shop", slow=False)
+    outcome = _killed(podman, addresses).adopter(before).adopt("shop", slow=False)
     assert outcome.left == ()
     assert _driver(podman) == "linkspan"
     assert podman.address("late", "shop") == "172.31.9.9"

@@ -147,7 +147,7 @@ class Agent:
         self.join_tokens = JoinTokens(self.own_cluster)
         unit = EtcdUnit(Path(config.state_dir))
         self.founding = Founding(self.own_cluster, unit, self.join_tokens)
-        self.cluster_recovery = ClusterRecovery(self.own_cluster, unit, self.founding.etcd, self.founding.renew)
+        self.cluster_recovery = ClusterRecovery(self.own_cluster, unit, self.founding.etcd_as, self.founding.renew)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -204,7 +204,8 @@ class Agent:
         own_record, endpoints = OwnRecord(host), dict[Identity, Endpoint]()
         liveness = self._make_records(own_record, store, endpoints)
         self._make_endpoints(host, endpoints, parts)
-        self._make_cluster(own_record, store, liveness)
+        self._make_membership(own_record, liveness)
+        self._make_changes(own_record, store)
         self._make_watchers(host, endpoints)
         parts.push_async_callback(self.replica.stop)
         await self.founding.moved(self._waiting(self))
@@ -308,8 +309,8 @@ class Agent:
             name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
         }
 
-    def _make_cluster(self, own_record: OwnRecord, store: Store, liveness: Liveness) -> None:
-        """Make what follows the other hosts, and what changes the records of all."""
+    def _make_membership(self, own_record: OwnRecord, liveness: Liveness) -> None:
+        """Make what follows the records of all hosts, and keeps this host's own."""
         self.registration = Registration(self.worker, self.replica, own_record, self.hosts, self.event_log, self.config)
         instance, shared = arrival.instance(self.config, self.host_name), self.hosts.shared
         self.presence = Presence(self.replica, self.hosts, liveness, self._alone_again, instance, shared=shared)
@@ -354,6 +355,9 @@ class Agent:
             self.key_rotation,
             self.migration_runner,
         )
+
+    def _make_changes(self, own_record: OwnRecord, store: Store) -> None:
+        """Make what operators change networks by, and what looks after the store and the control plane."""
         self.network_changes = NetworkChanges(
             self.registry, self.replica, self.hosts, self.endpoint_records, self.membership, self.view, self._look
         )

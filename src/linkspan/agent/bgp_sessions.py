@@ -94,7 +94,8 @@ class BgpSessions:
         self._event_log = event_log
         self._metrics = metrics
         self._known: dict[str, BgpSession] = {}
-        self._booted = ""
+        self._speaker = 0
+        """The process of the speaker that answered last, 0 before the first one."""
         self._looking = asyncio.Lock()
         self._refused: collections.deque[Mapping[str, int]] = collections.deque(maxlen=KEPT)
         self._task: asyncio.Task[None] | None = None
@@ -178,8 +179,8 @@ class BgpSessions:
         return [BgpSession(s, seen.get(s.protocol), explain(s, seen.get(s.protocol), around)) for s in wanted]
 
     def _seen(self, control: Path, counts: bool) -> dict[str, Protocol]:
-        status, told = bird_control.ask(control, "show status", f"show protocols{' all' if counts else ''}")
-        self._count_boot(bird_control.booted(status))
+        self._note(bird_control.speaker(control))
+        (told,) = bird_control.ask(control, f"show protocols{' all' if counts else ''}")
         found = {protocol.name: protocol for protocol in bird_control.protocols(told)}
         if not counts:
             before = {name: peering.seen for name, peering in self._known.items() if peering.seen}
@@ -193,10 +194,11 @@ class BgpSessions:
             found = {**stayed, **{protocol.name: protocol for protocol in details}}
         return found
 
-    def _count_boot(self, booted: str) -> None:
-        if self._booted not in ("", booted):
+    def _note(self, speaker: int) -> None:
+        """Count a start of the speaker if another process answers than the last time."""
+        if self._speaker not in (0, speaker):
             self._metrics.speaker_restarts.count()
-        self._booted = booted
+        self._speaker = speaker
 
     def refusals(self) -> dict[str, int]:
         """Return how many signatures the kernel refused recently, by reason."""

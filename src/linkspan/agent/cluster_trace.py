@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from linkspan.agent.trace_map import TraceMap
 from linkspan.cluster.questions import Ask, Walked
@@ -12,6 +15,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.model import CONTROLLER
 from linkspan.diagnose.trace import live
 from linkspan.diagnose.trace.bgp_routes import Learning
+from linkspan.diagnose.trace.capture import pcapng
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.live import Heard, Listen
 from linkspan.diagnose.trace.live_packet import new_mark
@@ -20,6 +24,17 @@ from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
 from linkspan.kernel.io.namespaces import Namespaces
+
+
+class Walk(NamedTuple):
+    """A trace by questions alone, and what a real packet needs: ``silent`` hosts did not answer."""
+
+    known: Map
+    source: Place
+    target: Place
+    packet: Packet
+    found: Trace
+    silent: frozenset[str]
 
 
 class ClusterTrace:
@@ -57,6 +72,20 @@ class ClusterTrace:
 
         Raises NotFound, Conflict or Invalid if the arguments do not say what to trace.
         """
+        walk = await self._walk(source, target, to)
+        return _marked(walk, await self._live(walk)) if alive else walk.found
+
+    async def capture(self, source: str, target: str, to: str = "") -> tuple[Trace, bytes]:
+        """Trace with a real packet, and return also a pcapng file of what every device of the path saw of it.
+
+        Raises as ``trace`` does.
+        """
+        walk = await self._walk(source, target, to)
+        heard = await self._live(walk, capture=True)
+        found = _marked(walk, heard)
+        return found, pcapng(found.hops, found.reply_hops, {host: one.frames for host, one in heard.items()})
+
+    async def _walk(self, source: str, target: str, to: str) -> Walk:
         known = await self._map.known(source, target)
         local = self._local(known)
         first, last, packet = await asyncio.to_thread(local.begin, source, target, to)
@@ -72,18 +101,22 @@ class ClusterTrace:
             answer = await self._part(local, host, entry)
             if isinstance(answer, Unanswered):
                 silent.add(host)
-        return await self._live(known, first, last, packet, found, silent) if alive else found
+        return Walk(known, first, last, packet, found, frozenset(silent))
 
-    async def _live(
-        self, known: Map, source: Place, target: Place, packet: Packet, found: Trace, silent: Container[str]
-    ) -> Trace:
-        """Send an echo request or a TCP SYN; the other hosts listen for it, except ``silent`` ones."""
+    async def _live(self, walk: Walk, *, capture: bool = False) -> dict[str, Heard]:
+        """Send an echo request or a TCP SYN, and return what each host saw; ``silent`` ones are not asked."""
+        known, source, target, packet, found, silent = walk
         mark, goal = new_mark(), live.goal(known, target)
+
+        def wanted_of(host: str) -> Listen:
+            wanted = live.listening(found, goal, host, mark, packet.protocol)
+            return msgspec.structs.replace(wanted, capture=capture)
+
         asked = []
         for id_, other in known.others.items():
             if id_ in silent:
                 continue
-            wanted = live.listening(found, goal, other.name, mark, packet.protocol)
+            wanted = wanted_of(other.name)
             if wanted.there or wanted.back:
                 asked.append(asyncio.create_task(self._heard(id_, other.name, wanted)))
 
@@ -91,14 +124,13 @@ class ClusterTrace:
             return not all(task.done() for task in asked)
 
         try:
-            here = live.listening(found, goal, known.host, mark, packet.protocol)
-            local, size = self._local(known), live.unproven(found)
+            local, size, here = self._local(known), live.unproven(found), wanted_of(known.host)
             own = await asyncio.to_thread(local.send, source, packet, here, live.end(found), going, size)
             heard = dict(await asyncio.gather(*asked))
         finally:
             for task in asked:
                 task.cancel()
-        return live.marked(found, {known.host: own, **heard}, known.host, goal)
+        return {known.host: own, **heard}
 
     async def _heard(self, host: str, name: str, wanted: Listen) -> tuple[str, Heard]:
         try:
@@ -115,3 +147,8 @@ class ClusterTrace:
             return await self._ask.ask(host, Walked(entry), Part)
         except Unavailable as error:
             return Unanswered(error.message)
+
+
+def _marked(walk: Walk, heard: dict[str, Heard]) -> Trace:
+    """Return the trace as the packet decides it."""
+    return live.marked(walk.found, heard, walk.known.host, live.goal(walk.known, walk.target))

@@ -43,7 +43,7 @@ MOVE_AGAIN = 1.0
 
 
 class Founding:
-    """What this host does as a voter, and how it becomes one or joins."""
+    """Founds, joins and leaves a cluster, and runs this host's part of it."""
 
     def __init__(self, cluster: OwnCluster, unit: EtcdUnit, tokens: JoinTokens) -> None:
         self._cluster = cluster
@@ -183,7 +183,7 @@ class Founding:
             await self.voters.stop()
 
     @contextlib.contextmanager
-    def etcd(self, host: str, voter: Voter) -> Iterator[EtcdService]:
+    def etcd_as(self, host: str, voter: Voter) -> Iterator[EtcdService]:
         """Give this host's etcd: the one that runs, or one that is not kept alive yet."""
         if (server := self._serving()) is not None:
             yield server.service

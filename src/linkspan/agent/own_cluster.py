@@ -33,7 +33,7 @@ def preferred(address: str) -> tuple[bool, str]:
 
 
 class OwnCluster:
-    """Whether linkspan runs the etcd of this host's store, where its voters are, and what this host is among them."""
+    """This host's part in its cluster: whether linkspan runs the etcd, where the voters are, whether this is one."""
 
     def __init__(self, config: Config, file: Path, restart: Restart) -> None:
         """``file`` is the agent's settings file; ``restart`` makes the agent start again with other settings."""

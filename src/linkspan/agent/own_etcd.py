@@ -31,7 +31,7 @@ def _voter(config: Config) -> Voter | None:
 
 
 class Needed(msgspec.Struct, frozen=True):
-    """Why others need this host's etcd, what to do first, and what the removal does to them otherwise."""
+    """A need of others for this host's etcd: why, what to do first, and what the removal does to them otherwise."""
 
     why: str
     fix: str

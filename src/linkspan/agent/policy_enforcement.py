@@ -238,9 +238,12 @@ class Enforcement:
             await self._replica.save()
             self._everything = True
         mattering, pools, families = self._interest.networks(), self._pools.get(), self._ruled()
+        # Before the hosts are taken: what is read during the pauses below is put the next time. Until all are read,
+        # whoever has not been read seems to have no labels. What was kept goes with all that takes its place.
+        read = self._remote.complete
         filtered = self._bridges(recorded)
         before = self._mattering, self._families, self._filtered
-        whole = self._everything or (mattering, families, filtered) != before
+        whole = self._everything or (mattering, families, filtered) != before or (read and bool(self._kept))
         hosts, self._due_hosts = self._due_hosts, set()
         self._everything = False
         if whole:
@@ -267,7 +270,6 @@ class Enforcement:
             parties, sources[source] = self._of_own(identity)
             self._stricter |= self._of_others(source, sources[source])
             self._stricter |= self._note(source, parties)
-        read = self._remote.complete  # else whoever has not been read yet seems to have no labels
         kept = [] if read or not recorded else _within(self._kept, sources[RULES]) if whole else self._kept
         if kept != self._kept:
             self._stricter, sources[_KEPT] = True, [*kept]

@@ -13,7 +13,8 @@ from linkspan.cluster.founding.authority_rotation import AuthorityRotation
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.handover import Handover
 from linkspan.cluster.founding.reissue import Reissue
-from linkspan.cluster.founding.signer import Signer, serving
+from linkspan.cluster.founding.signer import Signer
+from linkspan.cluster.founding.signer_server import serving
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.errors import LinkspanError
 from linkspan.core.supervise import ended, lasting
@@ -30,7 +31,7 @@ LOOK = 1.0
 
 
 class VoterServer:
-    """What runs on a voter while its agent does; etcd goes on without the agent."""
+    """The servers of a voter while its agent runs; etcd goes on without the agent."""
 
     def __init__(
         self, files: TrustFiles, host: str, voter: Voter, places: Places, life: float, renewed: Callable[[], None]

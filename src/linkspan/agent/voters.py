@@ -43,7 +43,7 @@ SPREAD = 0.25
 
 
 class LivingHosts(Living):
-    """What the records say of hosts."""
+    """The hosts as the records know them."""
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts

@@ -33,8 +33,13 @@ class DiagnoseRoutes:
         ]
 
     async def _trace(self, request: web.Request) -> web.Response:
-        words = (request.query.get(name, "") for name in ("source", "target", "port"))
-        found = await self._agent.cluster_trace.trace(*words, alive=request.method == "POST")
+        words = [request.query.get(name, "") for name in ("source", "target", "port")]
+        alive = request.method == "POST"
+        if alive and request.query.get("pcap"):
+            found, pcap = await self._agent.cluster_trace.capture(*words)
+            answer = msgspec.to_builtins(found) | {"pcap": pcap}  # as base64
+            return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        found = await self._agent.cluster_trace.trace(*words, alive=alive)
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _doctor(self, request: web.Request) -> web.Response:

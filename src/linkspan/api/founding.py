@@ -48,7 +48,7 @@ class TokenBody(msgspec.Struct, frozen=True):
 
 
 class RotationBody(msgspec.Struct, frozen=True):
-    """Which authorities to replace, and hosts that are not waited for, by name or id."""
+    """The authorities to replace, and hosts that are not waited for, by name or id."""
 
     kinds: tuple[Literal["clients", "peers"], ...] = ()
     without: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ def as_status(agent: Agent) -> dict[str, Any]:
     }
     return {
         "ok": condition.ok,
-        "agent": process | {"state_dir": agent.config.state_dir},
+        "agent": process | {"state_dir": agent.config.state_dir, "host": agent.hosts.here.name},
         "store": condition.store,
         "records": condition.records,
         "networks": networks,

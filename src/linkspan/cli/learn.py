@@ -39,10 +39,11 @@ Lang = Annotated[
 
 def _reader(lang: str) -> tuple[Progress, Words]:
     """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for."""
+    from linkspan.core.translation import chosen
     from linkspan.learn import language, progress
 
     kept = progress.Progress(progress.folder())
-    speaks = language.chosen(lang, kept.language)
+    speaks = chosen(lang, kept.language)
     if lang:
         kept.speak(speaks)
     return kept, language.Words(speaks)

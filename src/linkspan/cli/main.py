@@ -34,7 +34,7 @@ COMMANDS = {
     "drops": "",
     **dict.fromkeys(("plan", "diff"), "plan"),
     "version": "status",
-    **dict.fromkeys(("trace", "doctor", "upgrade"), ""),
+    **dict.fromkeys(("trace", "web", "doctor", "upgrade"), ""),
     "uninstall": "install",
     "demo": "",
 }

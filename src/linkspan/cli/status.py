@@ -32,6 +32,9 @@ from linkspan.core.errors import counted
 from linkspan.core.escapes import escaped
 from linkspan.store.etcd_status import bytes_told
 
+SHOWN = 10
+"""Repairs that `status` shows."""
+
 
 def status(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show agent, store, networks, drift, unreachable peers, and the last repairs; exit 3 if there is a problem.
@@ -52,6 +55,16 @@ def disputes(found: list[dict[str, Any]]) -> None:
 
 
 def _show_status(found: dict[str, Any]) -> None:
+    _show_agent(found)
+    print()
+    _show_networks(found)
+    _show_problems(found)
+    _show_sessions(found)
+    _show_heals(found["heals"])
+
+
+def _show_agent(found: dict[str, Any]) -> None:
+    """Print what the agent is, and what is wrong with itself, its store and its objects."""
     agent, store, waits = found["agent"], found["store"], found.get("waiting", "")
     details(
         [
@@ -81,13 +94,19 @@ def _show_status(found: dict[str, Any]) -> None:
         print(f"  {words}")
     if agent["version"] != __version__:
         say(f"  this program is version {__version__}: `sudo linkspan upgrade` restarts the agent with it")
-    print()
+
+
+def _show_networks(found: dict[str, Any]) -> None:
     rows = [(n["name"], n["backend"], n["endpoints"], n["free"]) for n in found["networks"]]
-    none = "no network is known yet" if waits else "no network yet"
+    none = "no network is known yet" if found.get("waiting") else "no network yet"
     table(("network", "backend", "endpoints", "addresses free"), rows, none)
     for network in found["networks"]:
         if network["not_switched"]:
             say(f"network {network['name']}: not switched: {joined(network['not_switched'])}")
+
+
+def _show_problems(found: dict[str, Any]) -> None:
+    """Print conflicts, records that are not used, and hosts that cannot be reached or told apart."""
     if found["disputes"]:
         print()
         disputes(found["disputes"])
@@ -102,6 +121,10 @@ def _show_status(found: dict[str, Any]) -> None:
     for one in found.get("namesakes", ()):  # a running agent may be older
         print()
         say(f"{namesakes.told(one['name'], one['ids'])}; {namesakes.FIX}")
+
+
+def _show_sessions(found: dict[str, Any]) -> None:
+    """Print BGP's and IPsec's sessions that are not up, and who controls the switches."""
     if found["bgp"]["down"]:
         print()
         downs = [(one["peer"], one["state"], one["why"]) for one in found["bgp"]["down"]]
@@ -122,15 +145,17 @@ def _show_status(found: dict[str, Any]) -> None:
         none = "none is active: traffic continues, and switches learn nothing new; `linkspan controller` starts one"
         print()
         say(f"controller: {what if active else none}")
-    if heals := found["heals"][-10:]:
-        print()
-        table(
-            ("repaired", "object", "key", "inside", "what"),
-            [(f"{ago(h['at'])} ago", h["kind"], h["key"], h.get("inside") or "-", h["what"]) for h in heals],
-            "",
-        )
-        if len(found["heals"]) > 10:
-            print("and earlier ones: `linkspan events`")
+
+
+def _show_heals(heals: list[dict[str, Any]]) -> None:
+    """Print the last repairs."""
+    if not heals:
+        return
+    rows = [(f"{ago(h['at'])} ago", h["kind"], h["key"], h.get("inside") or "-", h["what"]) for h in heals[-SHOWN:]]
+    print()
+    table(("repaired", "object", "key", "inside", "what"), rows, "")
+    if len(heals) > SHOWN:
+        print("and earlier ones: `linkspan events`")
 
 
 def _store(store: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -11,7 +13,7 @@ import typer
 from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step, table
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 
 _WHO = "Container name (or DNS name) or id, NAME@NETWORK, an IP address, host:NAME (host: this one)."
 Source = Annotated[str, typer.Argument(metavar="SRC", help=_WHO)]
@@ -27,6 +29,10 @@ def trace(
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
+    pcap: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="As --live, and write for Wireshark what each device saw of the packet."),
+    ] = None,
 ) -> None:
     """Show a packet's path, hop by hop and back: reachable, broken at a hop, or unknown with the reason.
 
@@ -34,7 +40,11 @@ def trace(
     reachable. Nobody can be asked outside the cluster, so there only an answered packet proves reachability.
     """
     query = urlencode({"source": source, "target": target, "port": port})
-    found, live = _traced(Client(socket), f"/v1/trace?{query}", live)
+    if pcap is None:
+        found, live = _traced(Client(socket), f"/v1/trace?{query}", live)
+    else:
+        found, live = Client(socket).call("POST", f"/v1/trace?{query}&pcap=1"), True
+        _written(found.pop("pcap", None), pcap)
     if output is Format.JSON:
         as_json(found)
     else:
@@ -71,6 +81,15 @@ def _traced(client: Client, url: str, live: bool) -> tuple[dict[str, Any], bool]
             return client.call("POST", url), True
     except Invalid:  # no packet can be sent from there, or with this protocol
         return found, False
+
+
+def _written(captured: str | None, path: Path) -> None:
+    if captured is None:
+        raise Unavailable("this host's agent is older, and captures nothing", "upgrade linkspan and restart the agent")
+    try:
+        path.write_bytes(base64.b64decode(captured))
+    except OSError as error:
+        raise LinkspanError(f"cannot write {path}: {error.strerror}", "give another file") from error
 
 
 def _show_way(way: str, hops: list[dict[str, Any]], live: bool, across: bool) -> None:

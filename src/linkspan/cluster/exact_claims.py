@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from linkspan.cluster.blocks import block_of
-from linkspan.cluster.doubled import Doubled
+from linkspan.cluster.doubled_addresses import Doubled
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix, prefix

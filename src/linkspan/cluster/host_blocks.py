@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from linkspan.cluster.blocks import candidates, is_block, is_strange, own_address
-from linkspan.cluster.doubled import Doubled
+from linkspan.cluster.doubled_addresses import Doubled
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks, crosses

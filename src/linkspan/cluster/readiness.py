@@ -12,7 +12,7 @@ from linkspan.core.model import Network
 
 
 class Readiness:
-    """Whether this host may give out an address now."""
+    """Knows whether this host may give out an address now."""
 
     def __init__(self, hosts: Hosts, leases: Leases, stalled: Callable[[], str]) -> None:
         """``stalled`` returns why a silent host may give out none, '' if it may."""

@@ -155,7 +155,7 @@ class RemoteEndpoints:
             self._due({*self.wanted})
 
     def _forget_left(self) -> None:
-        """Forget the hosts that left a network when they are more than those in it; its readers begin anew then."""
+        """Forget the hosts that left a network when they are more than those in it; its readers begin again then."""
         for network, hosts in self._wanted.items():
             known = self._known.get(network, {})
             left = known.keys() - hosts

@@ -13,7 +13,7 @@ log = logging.getLogger("linkspan.cluster.withdrawal")
 
 
 class Withdrawal:
-    """Whether this host has withdrawn: others may have reclaimed its addresses."""
+    """Withdraws this host while others may have reclaimed its addresses."""
 
     def __init__(self, hosts: Hosts, liveness: Liveness, peers: Peers, event_log: EventLog) -> None:
         self._hosts = hosts

@@ -1,6 +1,6 @@
 """The SDN controller: settings, election, the devices that it programs, and its own API.
 
-``holding`` reads claims from the store, ``backends/sdn/fabric`` collects what switches have seen, and
+``holders`` reads claims from the store, ``backends/sdn/fabric`` collects what switches have seen, and
 ``backends/sdn/flows`` is the pure function from both to every switch's flows. A reconciler for each device
 (``devices``) makes observed equal desired, through ``kernel/drivers/openflow`` or ``kernel/drivers/frr``.
 These drivers have the same contract as the agent's. A driver for another kind of device is one file there,

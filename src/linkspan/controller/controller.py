@@ -32,7 +32,7 @@ from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply, Question, Reply, Walked
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
-from linkspan.controller.holding import RECORDS, Holding, holding
+from linkspan.controller.holders import RECORDS, Holding, holding
 from linkspan.controller.settings import Settings, services
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable

@@ -33,7 +33,7 @@ from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fights
-from linkspan.core.judging import Judge, Ports
+from linkspan.core.judgement import Judge, Ports
 from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
 from linkspan.core.left import Left
 from linkspan.core.states.host import HOST, Key, State

@@ -6,13 +6,16 @@ One more container is one more element and no new rule, so a packet's cost does 
                       input: frames to the bridge itself (802.1D's addresses) skip prerouting, and are dropped here
     inet linkspan     guard        prerouting: by the name of the link to ``ours``, and from there to
                       routed       packets of a routed endpoint: its MAC and addresses, no loopback address
-                      control      prerouting, before any translation: containers reach no part of the control plane
-                      closed       of these, packets of a container; and ``refused``, those to the control plane
+                      admitted     packets with a verified source: containers reach no part of the control plane
+                      closed       after a translation: packets of a container; and ``refused``, those to the
+                                   control plane
                       tunnels      packets out of a tunnel: from a pool, by a way of the peer that has it
                       fromN_LEN    packets from other hosts with a pool's source: only by its host's ways
                       forward      isolation between networks, internal networks
+                      outwards     packets to tunnel and BGP ports: not out of a pool
                       outsiders    only if linkspan enabled forwarding: drops what the host did not forward before
-                      input        tunnel packets are accepted from peers only
+                      input        what reaches the host itself
+                      tunnelled    tunnel packets are accepted from peers only
                       errors       ICMP errors of containers: only about their own flows
                       asked        containers' queries to the host's resolvers go to their network's server;
                                    queries of a container in several networks go to a server of all of these
@@ -26,9 +29,11 @@ One more container is one more element and no new rule, so a packet's cost does 
                                    accepted in clear (``seal.py``)
 
 Every packet pays for these rules, so each packet passes few: a chain for each kind of link, the cheapest test
-first, and one lookup of (link, MAC, address) for a sender. ``forward`` accepts established flows before it
-looks up isolation; the guard has checked each of their packets by then. Neither may come before the rules
-that keep containers from peers' tunnel ports: a flow could be older than the peer.
+first, and one lookup of (link, MAC, address) for a sender. Rules that few packets need are in a chain behind
+one lookup, for both families together. Even an empty base chain costs each packet about as much as a lookup.
+``forward`` accepts established flows before it looks up isolation; the guard has checked each of their packets
+by then. Neither may come before the rules that keep containers from peers' tunnel ports: a flow could be older
+than the peer.
 
 Packets from another host with a pool's address as source are looked up by that address. The map ``sources``
 leads from the pool to the chain for its network's block length (or to drop, where the pool does not cross
@@ -42,9 +47,10 @@ remove one of 4,000 elements from a set with ``flags interval`` takes 50 ms (mea
 
 The control plane (the store, the switches, what ``HostView.control`` names) is closed to containers where a
 packet comes in, so before another program's DNAT sends it elsewhere, and again after that, because a DNAT may
-lead to it. Both check every packet, because a connection may be older than the knowledge of the store. A
-store on this host is closed at each address of the host, ``control_here``. No published port may replace an
-address of the control plane: a container would then answer agents instead of it.
+lead to it. For the first, whatever the guard admits goes to the chain ``admitted``. Both check every packet,
+because a connection may be older than the knowledge of the store. A store on this host is closed at each
+address of the host, ``control_here``. No published port may replace an address of the control plane: a
+container would then answer agents instead of it.
 
 The sets of tunnels' outer addresses apply to a protocol's port as a whole: another program's VXLAN on this
 machine needs a port of its own.
@@ -90,6 +96,9 @@ _TUNNEL = "meta l4proto . th dport"
 port, and the bytes in that place differ from packet to packet: it has sets of its own.
 """
 
+_ADMIT = "goto admitted"
+"""Instead of ``accept``, for every packet whose source the guard has verified."""
+
 _CONTROL = "tcp dport @control_ports jump closed"
 """The port first: it excludes all but a few packets."""
 
@@ -112,11 +121,9 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "routed", "", _routed())
     yield _chain(INET, "ours", "", _ours(kinds))
     yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard(kinds))
+    yield _chain(INET, "admitted", "", ["tcp dport @control_ports jump refused", "accept"])
     yield _chain(INET, "refused", "", _refused())
     yield _chain(INET, "closed", "", _closed(kinds))
-    # After connection tracking and before every DNAT (-100): iptables' and ours.
-    hook = "type filter hook prerouting priority dstnat - 10; policy accept;"
-    yield _chain(INET, "control", hook, [_CONTROL])
     closed = [family for family in FAMILIES if family not in facts.forwarding]
     if closed:
         yield _chain(INET, "outsiders", "", _outsiders(closed))
@@ -124,12 +131,14 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
         yield from (element(f"old{family}", link) for family, link in facts.old_links)
         yield from (element("within", link, link) for link in facts.bridges)
     hook = "type filter hook forward priority filter; policy accept;"
+    yield _chain(INET, "outwards", "", _outwards())
     yield _chain(INET, "forward", hook, _forward(closed=bool(closed)))
     yield _chain(INET, "errors", "", _errors())
     yield _chain(INET, "internal", "", _internal())
     yield _chain(INET, "named", "", _named())
     yield _chain(INET, "viewed", "", _viewed())
     yield _chain(INET, "asked", "", _asked())
+    yield _chain(INET, "tunnelled", "", _tunnelled())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
     yield _chain(INET, "publish", "", _publish())
@@ -236,17 +245,17 @@ def _ours(kinds: Kinds) -> Iterable[str]:
     # without a guard.
     yield 'iifname "lsp*" drop'
     yield f'iifname "ls-*" {_NO_LOOPBACK}'
-    yield 'iifname "ls-*" accept'
+    yield f'iifname "ls-*" {_ADMIT}'
 
 
 def _routed() -> Iterable[str]:
     yield _NO_LOOPBACK
     yield "iifname . ether saddr . ip saddr != @senders4 drop"
-    yield "meta nfproto ipv4 accept"
+    yield f"meta nfproto ipv4 {_ADMIT}"
     yield "ip6 saddr :: iifname . ether saddr != @macs drop"
     yield "ip6 saddr != :: iifname . ether saddr . ip6 saddr != @senders6 drop"
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
-    yield "accept"
+    yield _ADMIT
 
 
 def control(view: HostView) -> Iterable[State]:
@@ -274,13 +283,8 @@ def _refused() -> Iterable[str]:
 
 def _forward(*, closed: bool) -> Iterable[str]:
     yield f"ct status dnat {_CONTROL}"
-    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its
-    # host. This holds for every destination: a peer accepts packets at each of its addresses, and this host
-    # does not know all of them.
-    for family in FAMILIES:
-        outwards = f"{_IP[family]} saddr @pools{family} {_IP[family]} daddr != @pools{family}"
-        yield f"{_TUNNEL} @tunnel_ports {outwards} drop"
-        yield f"tcp dport @speaker_ports {outwards} drop"
+    yield f"{_TUNNEL} @tunnel_ports jump outwards"
+    yield "tcp dport @speaker_ports jump outwards"
     yield "@nh,72,8 0x4 ip daddr @ipip_peers ip saddr @pools4 drop"
     yield "ct state established,related accept"
     if closed:
@@ -299,6 +303,16 @@ def _forward(*, closed: bool) -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
         yield f"{ip} saddr @pools{family} {ip} daddr @pools{family} {_REJECT}"
+
+
+def _outwards() -> Iterable[str]:
+    # Masqueraded, a container's own tunnel packet (or BGP session) would reach a peer with the address of its
+    # host. This holds for every destination: a peer accepts packets at each of its addresses, and this host
+    # does not know all of them.
+    for family in FAMILIES:
+        leaving = f"{_IP[family]} saddr @pools{family} {_IP[family]} daddr != @pools{family}"
+        yield f"{_TUNNEL} @tunnel_ports {leaving} drop"
+        yield f"tcp dport @speaker_ports {leaving} drop"
 
 
 def _outsiders(families: list[int]) -> Iterable[str]:
@@ -327,33 +341,38 @@ def admission(pool: Prefix, length: int, kinds: Kinds) -> NftChain:
     source = f"{_IP[family]} saddr"
     mask = Prefix(b"\xff" * len(pool.packed), length).network().address
     block = () if length == BITS[family] else (f"{source} & {mask}",)
-    gated = "iifname . ether saddr @gateways accept"
+    gated = f"iifname . ether saddr @gateways {_ADMIT}"
     # Check the usual gateway's MAC first, which costs others next to nothing; any other gateway's comes last.
     rules = [f"ether saddr {GATEWAY_MAC} {gated}"]
     for name in kinds.admitting(Admission.VTEP):
         vtep = f'iifname "{name}" iifname . ether saddr'
-        rules += [f"{vtep} . {part} @vteps{family} accept" for part in block]
-        rules += [f"{vtep} . {source} @vteps_exact{family} accept", f'iifname "{name}" drop']
-    rules += [f"iifname . ether saddr . {part} @stations{family} accept" for part in block]
-    rules.append(f"iifname . ether saddr . {source} @stations_exact{family} accept")
+        rules += [f"{vtep} . {part} @vteps{family} {_ADMIT}" for part in block]
+        rules += [f"{vtep} . {source} @vteps_exact{family} {_ADMIT}", f'iifname "{name}" drop']
+    rules += [f"iifname . ether saddr . {part} @stations{family} {_ADMIT}" for part in block]
+    rules.append(f"iifname . ether saddr . {source} @stations_exact{family} {_ADMIT}")
     # Another program's: many IPsec daemons use such a name.
     rules += [f'iifname "{name}" iifgroup != {GROUP} drop' for name in _outside(kinds)]
-    rules += [f"iifname . {part} @ways{family} accept" for part in block]
-    rules.append(f"iifname . {source} @ways_exact{family} accept")
+    rules += [f"iifname . {part} @ways{family} {_ADMIT}" for part in block]
+    rules.append(f"iifname . {source} @ways_exact{family} {_ADMIT}")
     for name in kinds.admitting(Admission.MARK):
-        mark, clear = f'iifname "{name}" meta mark', "meta mark set 0x00000000 accept"
+        mark, clear = f'iifname "{name}" meta mark', f"meta mark set 0x00000000 {_ADMIT}"
         rules += [f"{mark} . {part} @marks{family} {clear}" for part in block]
         rules.append(f"{mark} . {source} @marks_exact{family} {clear}")
     return _chain(INET, _chain_of(pool, length), "", [*rules, gated, "drop"])
 
 
+def _tunnelled() -> Iterable[str]:
+    # Whatever the destination: a VXLAN socket accepts packets to any address of the host.
+    for family in FAMILIES:
+        yield f"{_IP[family]} saddr . {_TUNNEL} != @tunnel_peers{family} drop"
+    yield "accept"
+
+
 def _input() -> Iterable[str]:
+    yield f"{_TUNNEL} @tunnel_ports jump tunnelled"
     yield f"ct status dnat {_CONTROL}"
     for family, icmp in ((4, "icmp"), (6, "icmpv6")):
         yield f"{icmp} type {{ {_ERRORS[family]} }} {_IP[family]} saddr @pools{family} jump errors"
-    # Whatever the destination: a VXLAN socket accepts packets to any address of the host.
-    for family in FAMILIES:
-        yield f"{_TUNNEL} @tunnel_ports {_IP[family]} saddr . {_TUNNEL} != @tunnel_peers{family} drop"
     # Protocol 4 (RFC 2003) by its offset in the header: nft's name for it depends on /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
     yield f"{_QUESTIONS} jump named"

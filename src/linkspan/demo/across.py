@@ -10,8 +10,10 @@ from typing import Any
 from linkspan.agent.warnings import KERNEL
 from linkspan.api.client import Client
 from linkspan.backends import BACKENDS, CROSSING
+from linkspan.core.cells import cells, padded
 from linkspan.core.errors import LinkspanError
 from linkspan.demo import sniffer
+from linkspan.demo.language import Words
 from linkspan.demo.screen import Screen, headline, throughput
 from linkspan.lab import agents, build, controllers, faults, inside, matrix, record, switches, topology
 from linkspan.lab.record import Lab
@@ -23,13 +25,16 @@ FAILURE = {"vxlan": "fdb-flush", "bgp": "helper-kill", "sdn": "flows-flush"}
 """The failure to show; for other backends the routes are flushed."""
 
 
-def run(backend: str, step: build.Step, *, keep: bool) -> bool:
-    """Show the tour of one backend, ``step`` by step; return whether everything passed. Raises LinkspanError."""
+def run(backend: str, step: build.Step, words: Words, *, keep: bool) -> bool:
+    """Show the tour of one backend, ``step`` by step, in a language; return whether everything passed.
+
+    Raises LinkspanError.
+    """
     name = f"demo-{backend}"
     build.down(name)  # left by a tour that was kept, or interrupted
-    screen = Screen()
+    screen = Screen(words)
     done = False
-    headline(BACKENDS[backend].summary or backend)
+    headline(words(BACKENDS[backend].summary or backend))
     try:
         lab = _made(screen, name, backend, step)
         _commands(screen, lab)
@@ -44,9 +49,9 @@ def run(backend: str, step: build.Step, *, keep: bool) -> bool:
         if not (keep and done):
             build.down(name)
     if keep:
-        _hints(lab)
+        _hints(screen, lab)
     for text in screen.failed:
-        print(f"failed: {text}", file=sys.stderr)
+        print(words("failed: {text}", text=text), file=sys.stderr)
     return not screen.failed
 
 
@@ -57,7 +62,7 @@ def clear() -> None:
 
 
 def _made(screen: Screen, name: str, backend: str, step: build.Step) -> Lab:
-    screen.title("1. Three hosts on one switch, each with an agent and a container")
+    screen.title(screen.words("1. Three hosts on one switch, each with an agent and a container"))
     screen.say(f"  [cyan]$[/cyan] linkspan lab up --lab {name} --backend {backend}")
     lab = topology.planned(topology.Wishes(lab=name, backend=backend))
     with record.locked(name):
@@ -73,7 +78,8 @@ def _made(screen: Screen, name: str, backend: str, step: build.Step) -> Lab:
 
 def _commands(screen: Screen, lab: Lab) -> None:
     """Show as commands what one host has to reach the others; count what it has for its own containers."""
-    screen.title("2. What h1 has to reach the others, as commands that would make it by hand")
+    words = screen.words
+    screen.title(words("2. What h1 has to reach the others, as commands that would make it by hand"))
     screen.say("  [cyan]$[/cyan] linkspan plan")
     lines: list[dict[str, Any]] = agents.client(lab, "h1").call("GET", "/v1/plan?network=")
     shown = [
@@ -89,18 +95,22 @@ def _commands(screen: Screen, lab: Lab) -> None:
             why = line["why"]
             screen.output([f"# {why}"])
         screen.output(line["command"].splitlines())
-    screen.say(f"    (and {len(lines) - len(shown)} for rules, settings, names and its own container)")
-    screen.expect(all(line["present"] for line in lines), f"all {len(lines)} objects are in the kernel")
+    others = len(lines) - len(shown)
+    screen.say("    " + words("(and {number} for rules, settings, names and its own container)", number=others))
+    all_present = all(line["present"] for line in lines)
+    screen.expect(all_present, words("all {number} objects are in the kernel", number=len(lines)))
     if lab.backend == "bgp":  # their routes are in no plan: the hosts exchange them
-        for words in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
-            screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+        for argv in (["linkspan", "bgp", "peers"], ["ip", "route", "show", "proto", "bird"]):
+            screen.shown(" ".join(argv), inside.command(lab, "h1", argv), inside.environment(lab, "h1"))
     if lab.switches:  # the hosts have almost nothing: this carries the packets
-        for words in (["linkspan", "controller", "status"], ["linkspan", "controller", "flows"]):
-            screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+        for argv in (["linkspan", "controller", "status"], ["linkspan", "controller", "flows"]):
+            screen.shown(" ".join(argv), inside.command(lab, "h1", argv), inside.environment(lab, "h1"))
 
 
 def _matrix(screen: Screen, lab: Lab) -> None:
-    screen.title("3. Everybody reaches everybody: ping, TCP, and full-sized packets that may not be fragmented")
+    words = screen.words
+    title = words("3. Everybody reaches everybody: ping, TCP, and full-sized packets that may not be fragmented")
+    screen.title(title)
     screen.say(f"  [cyan]$[/cyan] linkspan lab test --lab {lab.name}")
     outcome = matrix.test(lab)
     failed = {(one.source, one.target) for one in outcome.failed}
@@ -112,45 +122,50 @@ def _matrix(screen: Screen, lab: Lab) -> None:
             "·" if (place.name, n) not in tried else "✗" if (place.name, n) in failed else "✓" for n in names
         )
         screen.say(f"    {place.name:5}" + "".join(f"{cell:>5}" for cell in cells))
-    screen.expect(not outcome.failed, f"{outcome.ok} of {outcome.pairs} pairs are ok")
+    text = words("{ok} of {pairs} pairs are ok", ok=outcome.ok, pairs=outcome.pairs)
+    screen.expect(not outcome.failed, text)
 
 
 def _path(screen: Screen, lab: Lab) -> None:
-    screen.title("4. A packet's path from c1 to c2, by the kernels' own answers")
-    words = ["linkspan", "trace", "c1", "c2"]
+    screen.title(screen.words("4. A packet's path from c1 to c2, by the kernels' own answers"))
+    argv = ["linkspan", "trace", "c1", "c2"]
     try:
-        screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+        screen.shown(" ".join(argv), inside.command(lab, "h1", argv), inside.environment(lab, "h1"))
     except LinkspanError as error:
         screen.expect(condition=False, text=error.message)
 
 
 def _throughput(screen: Screen, lab: Lab) -> None:
-    screen.title("5. Throughput, against the bare underlay")
+    words = screen.words
+    screen.title(words("5. Throughput, against the bare underlay"))
     if shutil.which("iperf3") is None:
-        screen.say("  (iperf3 is not installed: no throughput)")
+        screen.say("  " + words("(iperf3 is not installed: no throughput)"))
         return
     h1, h2 = lab.host("h1"), lab.host("h2")
     c1, c2 = lab.container("c1"), lab.container("c2")
     under = throughput(h1.namespace, h2.namespace, bare(h2.addresses[0]))
     over = throughput(c1.namespace, c2.namespace, bare(c2.addresses[0]))
-    screen.say(f"    from h1 to h2, the bare underlay   {under / 1e9:6.1f} Gbit/s")
+    bare_words = words("from h1 to h2, the bare underlay")
+    over_words = words("from c1 to c2, with {backend}", backend=lab.backend)
+    room = max(map(cells, (bare_words, over_words))) + 2
+    screen.say(f"    {padded(bare_words, room)}{under / 1e9:6.1f} Gbit/s")
     path = agents.client(lab, "h1").call("GET", f"/v1/networks/{lab.network}")["data_path"]
-    screen.expect(
-        over > 0, f"from c1 to c2, with {lab.backend}  {over / 1e9:6.1f} Gbit/s, {over / under:.0%} of it"
-    )
-    if why := slower(path, switched=bool(lab.switches)):
+    part = words("{part:.0%} of it", part=over / under)
+    screen.expect(over > 0, f"{padded(over_words, room - 2)}{over / 1e9:6.1f} Gbit/s, {part}")
+    if why := slower(path, words, switched=bool(lab.switches)):
         screen.say(f"    {why}")
 
 
-def slower(path: str, *, switched: bool) -> str:
+def slower(path: str, words: Words, *, switched: bool) -> str:
     """Return why a figure is no measure of a backend: a program does the kernel's work. '' if the kernel does."""
     if switched:
-        return "in user space: the lab's switches are programs, where a rack's are hardware"
-    return "" if path == KERNEL else f"{path}; a kernel that has it is many times faster"
+        return words("in user space: the lab's switches are programs, where a rack's are hardware")
+    return "" if path == KERNEL else words("{path}; a kernel that has it is many times faster", path=path)
 
 
 def _mended(screen: Screen, lab: Lab, failure: str) -> None:
-    screen.title("6. Somebody breaks it; linkspan repairs it within two seconds")
+    words = screen.words
+    screen.title(words("6. Somebody breaks it; linkspan repairs it within two seconds"))
     client, url = agents.client(lab, "h1"), "/v1/diff"
     if lab.switches:
         screen.say(f"  [cyan]$[/cyan] linkspan lab break sw1 {failure} --lab {lab.name}")
@@ -162,8 +177,8 @@ def _mended(screen: Screen, lab: Lab, failure: str) -> None:
     begun = time.monotonic()
     while (gone := time.monotonic() - begun) < 2 and any(client.call("GET", url).values()):
         time.sleep(0.02)
-    screen.expect(gone < 2, f"everything is repaired {gone:.2f} s later")
-    screen.expect(not matrix.test(lab).failed, "and everybody reaches everybody")
+    screen.expect(gone < 2, words("everything is repaired {seconds:.2f} s later", seconds=gone))
+    screen.expect(not matrix.test(lab).failed, words("and everybody reaches everybody"))
 
 
 _LOOKS = {
@@ -174,8 +189,8 @@ _LOOKS = {
 """Other commands of `linkspan` on h1 that show the backend."""
 
 
-def _hints(lab: Lab) -> None:
-    headline("The lab is up. What to try")
+def _hints(screen: Screen, lab: Lab) -> None:
+    headline(screen.words("The lab is up. What to try"))
     failure = "link-down" if lab.switches else "partition:h2"
     for line in (
         f"export {inside.LAB}={lab.name}",

@@ -54,18 +54,18 @@ class ByHand:
 
     def show(self) -> None:
         """Go through the steps."""
-        stage = self._stage
-        stage.title("1. Two containers: network namespaces, with nothing in them but lo")
+        stage, words = self._stage, self._stage.words
+        stage.title(words("1. Two containers: network namespaces, with nothing in them but lo"))
         for name in CONTAINERS:
             stage.say(f"  [cyan]$[/cyan] ip netns add {name}")
             stage.add(name)
         states = self._states()
         a, b = (self._of(states, name) for name in CONTAINERS)
         self._bridge(states)
-        stage.title("3. A cable from netns_A to the bridge: a veth pair, its other end born in the container")
+        stage.title(words("3. A cable from netns_A to the bridge: a veth pair, its other end born in the container"))
         stage.typed(self._commands(*(s for s in a if isinstance(s, Veth | Interface | Address))))
         bridge = next(s for s in states if isinstance(s, Bridge))
-        stage.ping("netns_A", GATEWAY, works=False, why="the bridge is down")
+        stage.ping("netns_A", GATEWAY, works=False, why=words("the bridge is down"))
         stage.typed([f"ip link set {bridge.name} up"])
         stage.ping("netns_A", GATEWAY, works=True)
         self._outside(states, a)
@@ -86,51 +86,50 @@ class ByHand:
 
     def _bridge(self, states: list[State]) -> None:
         stage = self._stage
-        stage.title("2. A bridge on the host, whose address is the containers' gateway")
+        stage.title(stage.words("2. A bridge on the host, whose address is the containers' gateway"))
         bridge = next(s for s in states if isinstance(s, Bridge))
         address = next(s for s in states if isinstance(s, Address) and s.device == bridge.name)
         stage.typed(self._commands(msgspec.structs.replace(bridge, up=False), address))
 
     def _outside(self, states: list[State], container: list[State]) -> None:
-        stage = self._stage
-        stage.title(
-            f"4. The way out: {BEYOND} is a machine beyond the host, which has no route to containers"
+        stage, words = self._stage, self._stage.words
+        title = words(
+            "4. The way out: {address} is a machine beyond the host, which has no route to containers", address=BEYOND
         )
-        stage.ping("netns_A", BEYOND, works=False, why="netns_A has no route to it")
+        stage.title(title)
+        stage.ping("netns_A", BEYOND, works=False, why=words("netns_A has no route to it"))
         stage.typed(self._commands(*(s for s in container if isinstance(s, Route))))
-        stage.ping("netns_A", BEYOND, works=False, why="the host does not forward")
+        stage.ping("netns_A", BEYOND, works=False, why=words("the host does not forward"))
         stage.typed(self._commands(*(s for s in states if isinstance(s, Sysctl))))
-        stage.say("  Docker, if installed, makes the host drop forwarded packets:")
+        stage.say("  " + words("Docker, if installed, makes the host drop forwarded packets:"))
         stage.typed(["iptables -P FORWARD DROP"])
-        stage.ping("netns_A", BEYOND, works=False, why="the FORWARD chain drops it")
+        stage.ping("netns_A", BEYOND, works=False, why=words("the FORWARD chain drops it"))
         stage.typed(self._commands(*(s for s in states if isinstance(s, ForwardAccept))))
-        stage.ping(
-            "netns_A",
-            BEYOND,
-            works=False,
-            why="it arrives, but nobody there has a route back to 172.18.0.2",
-        )
-        stage.say("  Source NAT gives outgoing packets the host's own address, to which answers can return:")
+        why = words("it arrives, but nobody there has a route back to {address}", address=CONTAINERS["netns_A"])
+        stage.ping("netns_A", BEYOND, works=False, why=why)
+        text = words("Source NAT gives outgoing packets the host's own address, to which answers can return:")
+        stage.say(f"  {text}")
         stage.typed(self._commands(*map(_shortened, (s for s in states if _is_nat(s)))))
         stage.ping("netns_A", BEYOND, works=True)
 
     def _neighbour(self, container: list[State]) -> None:
-        stage = self._stage
-        stage.title("5. The second container, in the same way, and the two reach each other")
+        stage, words = self._stage, self._stage.words
+        stage.title(words("5. The second container, in the same way, and the two reach each other"))
         stage.typed(self._commands(*container))
         stage.ping("netns_A", CONTAINERS["netns_B"], works=True)
         stage.ping("netns_B", CONTAINERS["netns_A"], works=True)
         stage.typed(["ip -n netns_A neigh show to 172.18.0.3"], HOST)
-        stage.say(
-            "  On one bridge only the other's MAC matters (layer 2); for all else the bridge is the gateway (layer 3)."
+        text = words(
+            "On one bridge only the other's MAC matters (layer 2); for all else the bridge is the gateway (layer 3)."
         )
+        stage.say(f"  {text}")
 
     def _guard(self, states: list[State]) -> None:
-        stage = self._stage
+        stage, words = self._stage, self._stage.words
         rest = [
             s for s in states if isinstance(s, NftTable | NftSet | NftChain | NftElement) and not _is_nat(s)
         ]
-        stage.title("6. What by-hand set-ups leave out: no container may speak with another's address")
+        stage.title(words("6. What by-hand set-ups leave out: no container may speak with another's address"))
         forged = "ip -n netns_B addr add 172.18.0.99/16 dev eth0"
         stage.typed([forged])
         stage.typed(
@@ -139,12 +138,14 @@ class ByHand:
         commands = self._commands(*rest)
         for command in commands:
             stage.quietly("nsenter", f"--net=/run/netns/{HOST}", "sh", "-c", command)
-        stage.say(
-            f"  ({len(commands)} nft commands: `linkspan plan` shows them; one more container is one more element)"
+        text = words(
+            "({number} nft commands: `linkspan plan` shows them; one more container is one more element)",
+            number=len(commands),
         )
+        stage.say(f"  {text}")
         probe = "ip netns exec netns_B ping -c1 -W1 -I 172.18.0.99 172.18.0.2 >/dev/null || echo no answer"
         stage.typed([probe])
-        stage.ping("netns_B", CONTAINERS["netns_A"], works=True, why="its own address is allowed")
+        stage.ping("netns_B", CONTAINERS["netns_A"], works=True, why=words("its own address is allowed"))
 
     def take_away(self) -> None:
         """Remove everything made by hand, so that linkspan starts from nothing."""

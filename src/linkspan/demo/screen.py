@@ -10,7 +10,9 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
+from linkspan.core.cells import cells
 from linkspan.core.errors import LinkspanError
+from linkspan.demo.language import Words
 from linkspan.lab import commands
 
 console = Console(highlight=False, soft_wrap=True)
@@ -18,7 +20,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def headline(text: str) -> None:
     """Show the subject of a tour, or of an act; the title of a rule would be cut on a narrow terminal."""
-    if len(text) + 4 <= console.width:
+    if cells(text) + 4 <= console.width:
         console.rule(f"[bold]{escape(text)}[/bold]")
     else:
         console.rule()
@@ -26,9 +28,10 @@ def headline(text: str) -> None:
 
 
 class Screen:
-    """Shows a tour; ``failed`` collects what was not as expected, and the tour continues."""
+    """Shows a tour in a language; ``failed`` collects what was not as expected, and the tour continues."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Words) -> None:
+        self.words = words
         self.failed: list[str] = []
 
     def say(self, text: str) -> None:
@@ -64,7 +67,7 @@ class Screen:
         console.print(f"    {mark} {escape(text)}")
         if not expected:
             self.failed.append(text)
-            console.print("    [red]that is not what should happen here[/red]")
+            console.print(f"    [red]{self.words('that is not what should happen here')}[/red]")
 
 
 def retried(command: Sequence[str], seconds: float = 5.0) -> str:

@@ -20,27 +20,33 @@ WORD = "secret"
 def show(screen: Screen, lab: Lab) -> None:
     """Ping with a word as payload, and show what was seen of it; with WireGuard, then change a host's key."""
     rotates = lab.backend == wireguard.BACKEND.name  # IPsec credentials are changed by an operator
-    screen.title(f"7. Somebody listens on the underlay{', and a key is changed' if rotates else ''}")
+    words = screen.words
+    if rotates:
+        screen.title(words("7. Somebody listens on the underlay, and a key is changed"))
+    else:
+        screen.title(words("7. Somebody listens on the underlay"))
     one, other = lab.container("c1"), lab.container("c2")
     address = bare(other.addresses[0])
     with sockets.inside(lab.switch):
         listening = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
     command = ["ping", "-c3", "-i0.2", "-p", WORD.encode().hex(), address]
     with listening:
-        screen.say(f"  [cyan]$[/cyan] linkspan lab exec c1 -- {' '.join(command)}    # the payload: {WORD}")
+        payload = words("the payload: {word}", word=WORD)
+        screen.say(f"  [cyan]$[/cyan] linkspan lab exec c1 -- {' '.join(command)}    # {payload}")
         argv = ["ip", "netns", "exec", one.namespace, *command]
         answered = subprocess.run(argv, capture_output=True, check=False).returncode == 0
-        screen.expect(answered, f"{address} answers")
+        screen.expect(answered, words("{address} answers", address=address))
         frames = _taken(listening)
     kinds = Counter(filter(None, map(_kind, frames)))
     for text, count in kinds.most_common(4):
-        screen.output([f"{count:4} frames: {text}"])
+        screen.output([words("{count:4} frames: {text}", count=count, text=text)])
     inner = [socket.inet_aton(bare(c.addresses[0])) for c in (one, other)]
     seen = any(WORD.encode() * 2 in frame or any(a in frame[26:34] for a in inner) for frame in frames)
-    screen.expect(bool(frames) and not seen, "neither the payload nor a container's address is in any of them")
+    text = words("neither the payload nor a container's address is in any of them")
+    screen.expect(bool(frames) and not seen, text)
     if rotates:
-        words = ["linkspan", "host", "rotate-keys"]
-        screen.shown(" ".join(words), inside.command(lab, "h1", words), inside.environment(lab, "h1"))
+        argv = ["linkspan", "host", "rotate-keys"]
+        screen.shown(" ".join(argv), inside.command(lab, "h1", argv), inside.environment(lab, "h1"))
 
 
 def _taken(listening: socket.socket) -> list[bytes]:

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from linkspan.core.errors import LinkspanError
 from linkspan.core.own_command import own_command
+from linkspan.demo.language import Words
 from linkspan.demo.screen import Screen, console
 from linkspan.lab import commands
 
@@ -31,8 +32,8 @@ PATIENCE = 60.0
 class Stage(Screen):
     """Namespaces and the agent in one of them; ``typed`` runs commands as a reader would."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, words: Words) -> None:
+        super().__init__(words)
         self._made = FOLDER / "namespaces"
         self._agent: subprocess.Popen[bytes] | None = None
 
@@ -77,8 +78,20 @@ class Stage(Screen):
         console.print(f"  [cyan]$[/cyan] {escape(' '.join(command))}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         answered = done.returncode == 0
-        words = "answered" if answered else _refusal(done.stdout + done.stderr)
-        self.verdict(answered == works, f"{words}{f': {why}' if why else ''}", good=answered)
+        said = self.words("answered") if answered else self._refusal(done.stdout + done.stderr)
+        self.verdict(answered == works, f"{said}{f': {why}' if why else ''}", good=answered)
+
+    def _refusal(self, output: str) -> str:
+        """Return ping's own words for a failure."""
+        for sentence in (
+            "Network is unreachable",
+            "Packet filtered",
+            "Destination Host Unreachable",
+            "Destination Net Unreachable",
+        ):
+            if sentence in output:
+                return sentence
+        return self.words("no answer")
 
     # The agent
 
@@ -130,16 +143,3 @@ class Stage(Screen):
             with contextlib.suppress(OSError):
                 if os.fsencode(FOLDER) in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(int(pid), signal.SIGTERM)
-
-
-def _refusal(output: str) -> str:
-    """Return ping's own words for a failure."""
-    for words in (
-        "Network is unreachable",
-        "Packet filtered",
-        "Destination Host Unreachable",
-        "Destination Net Unreachable",
-    ):
-        if words in output:
-            return words
-    return "no answer"

@@ -10,31 +10,32 @@ from linkspan.api.client import Client
 from linkspan.core.errors import NotFound
 from linkspan.demo.by_hand import BEYOND, ByHand
 from linkspan.demo.chapter_network import CONTAINERS
+from linkspan.demo.language import Words
 from linkspan.demo.screen import headline, retried, serving, throughput
 from linkspan.demo.stage import FOLDER, HOST, OUTSIDE, Stage
 
 TOOLS = ("ip", "nft", "ping", "iptables", "nsenter", "sysctl")
 
 
-def run(*, keep: bool) -> bool:
-    """Show the whole tour; return whether everything passed. Raises LinkspanError."""
+def run(words: Words, *, keep: bool) -> bool:
+    """Show the whole tour in a language; return whether everything passed. Raises LinkspanError."""
     for tool in TOOLS:
         if shutil.which(tool) is None:
             raise NotFound(
                 f"{tool} is not installed",
                 "apt install iproute2 nftables iputils-ping iptables procps util-linux",
             )
-    stage = Stage()
+    stage = Stage(words)
     stage.clear()
     done = False
     try:
         _world(stage)
-        headline("A container network by hand")
+        headline(words("A container network by hand"))
         by_hand = ByHand(stage)
         by_hand.show()
-        stage.title("7. All away again")
+        stage.title(words("7. All away again"))
         by_hand.take_away()
-        headline("The same by linkspan")
+        headline(words("The same by linkspan"))
         _by_linkspan(stage)
         done = True
     finally:
@@ -43,15 +44,16 @@ def run(*, keep: bool) -> bool:
     if keep:
         _hints(stage)
     for text in stage.failed:
-        print(f"failed: {text}", file=sys.stderr)
+        print(words("failed: {text}", text=text), file=sys.stderr)
     return not stage.failed
 
 
 def _world(stage: Stage) -> None:
     """Make a host with an uplink to a machine outside, which has no route to any container."""
-    stage.say(
+    text = stage.words(
         "The host, two containers and the world outside are network namespaces; your machine is not touched."
     )
+    stage.say(text)
     stage.add(HOST)
     stage.add(OUTSIDE)
     stage.quietly(
@@ -65,7 +67,8 @@ def _world(stage: Stage) -> None:
 
 def _by_linkspan(stage: Stage) -> None:
     a, b = CONTAINERS
-    stage.title("1. An agent, a network, two containers")
+    words = stage.words
+    stage.title(words("1. An agent, a network, two containers"))
     stage.start_agent()
     begun = time.perf_counter()
     stage.typed(
@@ -75,15 +78,16 @@ def _by_linkspan(stage: Stage) -> None:
             f"linkspan attach {b} --network demo",
         ]
     )
-    stage.say(f"    [dim]three commands, {time.perf_counter() - begun:.1f} s[/dim]")
+    took = words("three commands, {seconds:.1f} s", seconds=time.perf_counter() - begun)
+    stage.say(f"    [dim]{took}[/dim]")
     stage.ping(a, CONTAINERS[b], works=True)
     stage.ping(a, BEYOND, works=True)
     _throughput(stage)
-    stage.title("2. The published port, from outside")
+    stage.title(words("2. The published port, from outside"))
     _published(stage, a)
-    stage.title("3. Why a packet goes where it goes")
+    stage.title(words("3. Why a packet goes where it goes"))
     stage.typed([f"linkspan trace {a} {b}", f"linkspan trace {a} {BEYOND}"])
-    stage.title("4. Somebody breaks it; linkspan repairs it within two seconds")
+    stage.title(words("4. Somebody breaks it; linkspan repairs it within two seconds"))
     stage.typed(["nft flush ruleset", "ip link delete ls-demo"])
     _mended(stage)
     stage.typed(["linkspan diff"])
@@ -94,12 +98,12 @@ def _by_linkspan(stage: Stage) -> None:
 def _throughput(stage: Stage) -> None:
     """Measure one TCP stream between the containers for a second, if iperf3 is installed."""
     if shutil.which("iperf3") is None:
-        stage.say("  (iperf3 is not installed: no throughput)")
+        stage.say("  " + stage.words("(iperf3 is not installed: no throughput)"))
         return
     a, b = CONTAINERS
     stage.say(f"  [cyan]$[/cyan] ip netns exec {a} iperf3 --client {CONTAINERS[b]} --time 1")
     rate = throughput(a, b, CONTAINERS[b])
-    stage.expect(rate > 0, f"{rate / 1e9:.1f} Gbit/s from {a} to {b}")
+    stage.expect(rate > 0, stage.words("{rate:.1f} Gbit/s from {a} to {b}", rate=rate / 1e9, a=a, b=b))
 
 
 _SERVE = """\
@@ -120,17 +124,20 @@ _FETCH = "import urllib.request as u; print(u.urlopen('http://{}:8080/', timeout
 
 
 def _published(stage: Stage, container: str) -> None:
+    words = stage.words
     with serving("ip", "netns", "exec", container, sys.executable, "-Ic", _SERVE):
         fetch = ["ip", "netns", "exec", OUTSIDE, sys.executable, "-Ic", _FETCH.format("198.51.100.1")]
-        stage.say(
-            f"  {container} serves on port 80. {OUTSIDE} fetches http://198.51.100.1:8080/, the host's address:"
+        text = words(
+            "{container} serves on port 80. {outside} fetches http://198.51.100.1:8080/, the host's address:",
+            container=container,
+            outside=OUTSIDE,
         )
+        stage.say(f"  {text}")
         said = retried(fetch).strip()
-        stage.expect(
-            said == f"hello {BEYOND}", f"{container} answers `{said}`: it sees the client's own address"
-        )
+        text = words("{container} answers `{said}`: it sees the client's own address", container=container, said=said)
+        stage.expect(said == f"hello {BEYOND}", text)
         local = ["ip", "netns", "exec", HOST, sys.executable, "-Ic", _FETCH.format("127.0.0.1")]
-        stage.expect(retried(local).startswith("hello"), "and it answers the host on 127.0.0.1:8080")
+        stage.expect(retried(local).startswith("hello"), words("and it answers the host on 127.0.0.1:8080"))
 
 
 def _mended(stage: Stage) -> None:
@@ -142,33 +149,35 @@ def _mended(stage: Stage) -> None:
             break
         time.sleep(0.02)
     heals = len([h for h in client.lines("/v1/events") if b'"type":"heal"' in h])
-    stage.expect(
-        heals > 0,
-        f"{heals} objects put back after {time.monotonic() - begun:.2f} s (`linkspan events` lists them)",
+    text = stage.words(
+        "{number} objects put back after {seconds:.2f} s (`linkspan events` lists them)",
+        number=heals,
+        seconds=time.monotonic() - begun,
     )
+    stage.expect(heals > 0, text)
 
 
 def _away(stage: Stage, done: bool) -> None:
     """Remove everything, and show that nothing is left."""
+    words = stage.words
     if done:
-        headline("Away")
+        headline(words("Away"))
         stage.typed(["linkspan uninstall --yes --force --state-dir " + str(FOLDER / "state") + " | tail -1"])
         links = stage.quietly("ip", "-n", HOST, "-br", "link").split()
         rules = stage.quietly("nsenter", f"--net=/run/netns/{HOST}", "nft", "list", "ruleset")
-        stage.expect(
-            not any(name.startswith("ls") for name in links), "no link of linkspan's is left on the host"
-        )
-        stage.expect("linkspan" not in rules, "no rule either")
+        left = any(name.startswith("ls") for name in links)
+        stage.expect(not left, words("no link of linkspan's is left on the host"))
+        stage.expect("linkspan" not in rules, words("no rule either"))
         forwarding = stage.quietly(
             "nsenter", f"--net=/run/netns/{HOST}", "sysctl", "-n", "net.ipv4.ip_forward"
         ).strip()
-        stage.expect(forwarding == "0", "and the kernel forwards no more, as before")
+        stage.expect(forwarding == "0", words("and the kernel forwards no more, as before"))
     stage.clear()
 
 
 def _hints(stage: Stage) -> None:
     a, b = CONTAINERS
-    headline("The tour's objects are kept. What to try")
+    headline(stage.words("The tour's objects are kept. What to try"))
     for line in (
         f"export LINKSPAN_SOCKET={stage.socket}",
         "linkspan status",
@@ -178,6 +187,6 @@ def _hints(stage: Stage) -> None:
         f"linkspan trace {a} {b}",
         f"ip -n {HOST} link set ls-demo down; linkspan events",
         f"linkspan trace {a} {b} --live",
-        "linkspan demo --down     # removes everything again",
+        f"linkspan demo --down     # {stage.words('removes everything again')}",
     ):
         print(f"  {line}")

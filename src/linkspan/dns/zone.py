@@ -245,8 +245,10 @@ def _running(networks: Sequence[Network], server: Server, used: Collection[Prefi
 def _argv(
     networks: Iterable[Network], dnsmasq: Dnsmasq, hosts: Iterable[str], resolvers: str, at: Iterable[str], port: int
 ) -> Iterator[str]:
-    # nohup: a SIGHUP before the server has installed its handler would end it.
-    yield from ("nohup", dnsmasq.program, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
+    # nohup: a SIGHUP before the server has installed its handler would end it. setpriv: dnsmasq gives its log to its
+    # user, and the log is the machine's /dev/null.
+    yield from ("nohup", "setpriv", "--inh-caps=-chown", "--bounding-set=-chown")
+    yield from (dnsmasq.program, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=")
     yield from (f"--user={dnsmasq.user}", "--log-facility=/dev/null")  # its last messages still go to stderr
     yield "--bind-interfaces"
     yield from (f"--listen-address={address}" for address in at)

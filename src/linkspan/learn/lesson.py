@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, of_validation
+from linkspan.core.translation import LANGUAGES
 from linkspan.learn import texts
-from linkspan.learn.language import LANGUAGES
 from linkspan.learn.needs import NEEDS
 from linkspan.learn.texts import Text
 

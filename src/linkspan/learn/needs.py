@@ -1,4 +1,4 @@
-"""What a lesson may need of the machine, each tried in the sandbox before the lesson begins."""
+"""Needs that a lesson may have of the machine, each tried in the sandbox before the lesson begins."""
 
 from __future__ import annotations
 

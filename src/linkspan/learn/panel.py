@@ -1,4 +1,4 @@
-"""What a reader is told: the lesson's text, what is achieved, and what is recognised, as paragraphs in one language."""
+"""Panel of a lesson: the lesson's text, what is achieved, and what is recognised, as paragraphs in one language."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Panel:
 
 
 class News:
-    """What is new for the reader since the last judgement; each thing is told once until it changes back."""
+    """News for the reader since the last judgement; each thing is told once until it changes back."""
 
     def __init__(self, panel: Panel, lesson: Lesson, clock: Callable[[], float] = time.monotonic) -> None:
         self._panel = panel
@@ -93,7 +93,7 @@ class News:
         return lines + [f"  {self._panel.part('wrong', number)}" for number in self._stayed(judged)]
 
     def _stayed(self, judged: Judgement) -> list[int]:
-        """Return the mistakes that have stayed for a while, each once until it was mended."""
+        """Return the mistakes that have stayed for a while, each once until it was corrected."""
         now = self._clock()
         self._mistakes = {number: self._mistakes.get(number, now) for number in judged.wrong}
         stayed = [number for number, since in self._mistakes.items() if now - since >= STAYS]

@@ -35,7 +35,7 @@ class _Document(msgspec.Struct):
 
 
 class Progress:
-    """What is kept; read and written at once each time, because the reader's windows share it."""
+    """The kept progress; read and written at once each time, because the reader's windows share it."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "progress.json"

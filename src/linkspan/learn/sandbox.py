@@ -35,6 +35,8 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
 mount -t proc proc /proc 2>/dev/null || true
 mount -t sysfs sysfs /sys 2>/dev/null || true
+touch {RUN}/resolv.conf
+[ ! -f /etc/resolv.conf ] || mount --bind {RUN}/resolv.conf /etc/resolv.conf 2>/dev/null || true
 ip link set lo up
 cd {RUN}/bin
 printf '#!/bin/sh\\nexec "$@"\\n' > sudo
@@ -47,7 +49,8 @@ echo made
 """
 """Makes /run and the wrappers: in a user namespace of one user tcpdump, dnsmasq and sudo cannot become another one.
 
-A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows.
+A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows. The
+machine's DNS servers do not answer here, and python3's web server would look for its own name for ten seconds.
 """
 _EACH = (
     f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'

@@ -1,4 +1,4 @@
-"""What the kernel has of a lesson: judged at once, and watched by a fingerprint of the sandbox's state."""
+"""Watcher of what the kernel has of a lesson: judged at once, and watched by a fingerprint of the sandbox's state."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ for name in /run/netns/*; do echo "$name"; nsenter --net="$name" sh -c "$one" 2>
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What is true of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
+    """The state of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
 
     ``probe`` is None if it was not sent, because something else is missing.
     """

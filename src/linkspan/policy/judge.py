@@ -111,7 +111,7 @@ class By(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether a connection is allowed, and by which policy and line; by no policy: both empty.
+    """The verdict on a connection: whether it is allowed, and by which policy and line; by no policy: both empty.
 
     ``network`` names the network whose default refuses it.
     """
@@ -192,12 +192,12 @@ class Judge:
 
     @cached_property
     def by_host(self) -> bool:
-        """Whether a selector looks at hosts' names."""
+        """True if a selector looks at hosts' names."""
         return any(selector.hosts for selector in self.selectors.values())
 
     @cached_property
     def by_address(self) -> bool:
-        """Whether a rule looks at addresses."""
+        """True if a rule looks at addresses."""
         every = (section for sections in self.sections.values() for section in sections)
         return any(peer.prefix is not None for one in every for clause in one.clauses for peer in clause.peers)
 

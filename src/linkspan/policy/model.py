@@ -90,7 +90,7 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy allows or denies; without ``peers`` everybody, without ``ports`` everything.
+    """A rule, which allows or denies; without ``peers`` everybody, without ``ports`` everything.
 
     ``line`` is that of the file from which it was read, 0 if it is not known.
     """
@@ -154,7 +154,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What selectors look at of an endpoint; ``host`` is the name of its host."""
+    """An endpoint as selectors see it; ``host`` is the name of its host."""
 
     name: str
     network: str

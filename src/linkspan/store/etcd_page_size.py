@@ -23,7 +23,7 @@ PROMPT = 0.5
 
 
 class PageSize:
-    """How many records the next page of one listing has."""
+    """The number of records of the next page of one listing."""
 
     def __init__(self) -> None:
         self._next = PAGE

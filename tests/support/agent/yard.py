@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from linkspan.policy.model import Policy
 from support.agent import cells
 from support.agent.agent_host import Host, World, first_ip, run
 from support.agent.cells import Cell
+from support.agent.traffic import inside
 
 NETWORKS = {
     "x": ("10.211.0.0/16", "fd00:211::/64"),
@@ -81,6 +83,19 @@ class Yard:
                 call("DELETE", f"/v1/policies/{one['name']}")
         for one in call("GET", "/v1/policy/staged")["policies"]:
             call("DELETE", f"/v1/policies/{one['name']}?staged")
+
+    @contextlib.contextmanager
+    def connected(self, name: str, port: int = 90) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Give a connection from a container to x-b: the client's socket, and the server's."""
+        server = self.ips["x-b"][4], port
+        with inside(self.netns["x-b"]):
+            listening = socket.create_server(server)
+        with listening:
+            with inside(self.netns[name]):
+                client = socket.create_connection(server, timeout=10)
+            with client, listening.accept()[0] as accepted:
+                accepted.settimeout(10)
+                yield client, accepted
 
     def wrong(self, family: int, expected: Callable[[str, str, int, str], bool]) -> list[Cell]:
         """Ask every container from every other one, at each port by each protocol; return where that is not right."""

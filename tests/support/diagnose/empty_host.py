@@ -20,7 +20,7 @@ from linkspan.diagnose.trace.kernel_view import (
 )
 from linkspan.diagnose.trace.packet import Packet
 from linkspan.kernel.probe.path_mtu import Passed
-from linkspan.kernel.probe.policies import Rule, XfrmPolicy
+from linkspan.kernel.probe.xfrm_and_rules import Rule, XfrmPolicy
 
 
 class EmptyHost(KernelView):

@@ -333,16 +333,30 @@ HARMLESS = [
 """What stops nothing, and looks as if it did: the walk does not say "broken", and a packet shows that it arrives."""
 
 FAULTS = [*BY_WHAT_A_PACKET_IS, *IN_CONTAINERS, *ON_HOSTS, *ON_THE_UNDERLAY, *ON_BRIDGES]
+_BETWEEN_HOSTS = (*ON_THE_UNDERLAY, *HARMLESS)
+"""Faults for every backend that has them: the ways between hosts are all that differs in routed networks."""
 
 
 def of(backend: str, faults: Sequence[Fault] = FAULTS) -> list[Fault]:
-    """Return the faults that there can be with a backend: first those for which neighbours are forgotten.
+    """Return the faults to try with a backend: first those for which neighbours are forgotten.
+
+    A fault in a container, or where a host routes, is the same in all routed networks, so it is tried with one of their
+    backends, in turn; and with the bridge, if bridges have it.
 
     A ``served`` fault leaves connections half open. When it is undone, c2 sends their SYN-ACKs again for up to a
     minute, and asks for a MAC before. Who is asked learns c2's MAC from the request, and need not ask any more.
     """
-    found = [fault for fault in faults if not fault.only or backend in fault.only]
+    found = [fault for fault in faults if backend in _tried_with(fault)]
     return sorted(found, key=lambda fault: not fault.forget)
+
+
+def _tried_with(fault: Fault) -> tuple[str, ...]:
+    """Return the backends that a fault is tried with."""
+    if fault in _BETWEEN_HOSTS or fault.only not in ((), _ROUTED):
+        return fault.only or (*_BRIDGE, *_ROUTED)
+    alike = [one for one in FAULTS if one.only in ((), _ROUTED) and one not in _BETWEEN_HOSTS]
+    routed = _ROUTED[alike.index(fault) % len(_ROUTED)]
+    return (routed,) if fault.only else (*_BRIDGE, routed)
 
 
 @contextlib.contextmanager

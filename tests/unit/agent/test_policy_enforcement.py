@@ -229,6 +229,37 @@ def test_with_the_last_policy_goes_what_was_kept_for_a_start(stage: Stage, monke
     asyncio.run(main())
 
 
+def test_what_was_kept_for_a_start_stays_until_its_host_is_put(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a host is read while others are being put, its turn is the next one; nothing of it is missing in between."""
+    monkeypatch.setattr(policy_enforcement, "PATIENCE", 0.0)
+    gate, pages = asyncio.Event(), stage.member.store.pages
+
+    async def gated(start: str) -> AsyncIterator[tuple[list[Record], int]]:
+        await gate.wait()
+        async for page in pages(start):
+            yield page
+
+    monkeypatch.setattr(stage.member.store, "pages", gated)
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.record("proxy", "10.77.9.9/32", app="proxy")
+            await stage.apply(WEB)
+            left = element(f"chosen4_{PROXY.digest}", "10.77.9.9")
+            stage.machine.driver.states[left.key] = left
+            await stage.enforcement.take_over()
+            stage.enforcement.changed(frozenset(f"endpoints/h{number}/c/eth0" for number in range(3, 100)))
+            gate.set()
+            await stage.enforcement.enforce()
+            assert stage.member.remote.complete, "h2 was to be read meanwhile"
+            assert "10.77.9.9" in stage.addresses("chosen4")
+            await stage.enforcement.enforce()
+            assert "10.77.9.9" in stage.addresses("chosen4")
+            assert ("policy", "kept") not in stage.machine.reconciler.desired.sources()
+
+    asyncio.run(main())
+
+
 def test_addresses_that_hosts_have_in_a_network_are_known(stage: Stage) -> None:
     """No endpoint has them, but packets come from them: the gateway's, and those of leases."""
 

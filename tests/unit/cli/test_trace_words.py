@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import typer
 from linkspan.api.client import Client
 from linkspan.cli import trace
 from linkspan.cli.output import Format
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, LinkspanError
 
 
 def _hop(action: str) -> dict[str, Any]:
@@ -92,3 +95,31 @@ def test_a_walk_that_no_packet_can_decide_stays_unknown(
     with pytest.raises(typer.Exit):
         trace.trace("192.0.2.2", "c2", "", False, Format.TABLE, "/run/no.sock")
     assert "unknown whether it is reachable" in capsys.readouterr().out
+
+
+def test_a_capture_is_written_and_is_no_part_of_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet is sent for it, as for a live trace."""
+    answers = {"GET": UNKNOWN, "POST": PROVED | {"pcap": base64.b64encode(b"packets").decode()}}
+    monkeypatch.setattr(Client, "call", lambda _client, method, _url: answers[method])
+    file = tmp_path / "one.pcapng"
+    trace.trace("c1", "c2", "", False, Format.JSON, "/run/no.sock", file)
+    assert file.read_bytes() == b"packets"
+    assert json.loads(capsys.readouterr().out) == PROVED
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "said"),
+    [
+        ({"pcap": "eHg="}, "missing/one.pcapng", "cannot write .*one.pcapng: No such file or directory"),
+        ({}, "one.pcapng", "this host's agent is older, and captures nothing"),
+    ],
+)
+def test_a_capture_that_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str], name: str, said: str
+) -> None:
+    """It says why: the file, or an agent of the release before."""
+    monkeypatch.setattr(Client, "call", lambda *words: PROVED | more)
+    with pytest.raises(LinkspanError, match=said):
+        trace.trace("c1", "c2", "", False, Format.JSON, "/run/no.sock", tmp_path / name)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from linkspan.backends import CROSSING, backend, migration
 from linkspan.backends.wireguard.backend import asked
 from linkspan.cluster.peers import seen
-from linkspan.controller.holding import holding
+from linkspan.controller.holders import holding
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer

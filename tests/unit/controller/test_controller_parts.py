@@ -11,7 +11,7 @@ import pytest
 from linkspan.backends.sdn.backend import BACKEND
 from linkspan.controller import settings
 from linkspan.controller.election import KEY, Election
-from linkspan.controller.holding import holding
+from linkspan.controller.holders import holding
 from linkspan.core import config
 from linkspan.core.addresses import prefix
 from linkspan.core.contracts import LIFE

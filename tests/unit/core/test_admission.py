@@ -38,16 +38,16 @@ def _rules(how: Admission | None) -> list[str]:
         (
             Admission.VTEP,
             [
-                f'iifname "lstube" iifname . ether saddr . {BLOCK} @vteps4 accept',
-                f'iifname "lstube" iifname . ether saddr . {ADDRESS} @vteps_exact4 accept',
+                f'iifname "lstube" iifname . ether saddr . {BLOCK} @vteps4 goto admitted',
+                f'iifname "lstube" iifname . ether saddr . {ADDRESS} @vteps_exact4 goto admitted',
                 'iifname "lstube" drop',
             ],
         ),
         (
             Admission.MARK,
             [
-                f'iifname "lstube" meta mark . {BLOCK} @marks4 meta mark set 0x00000000 accept',
-                f'iifname "lstube" meta mark . {ADDRESS} @marks_exact4 meta mark set 0x00000000 accept',
+                f'iifname "lstube" meta mark . {BLOCK} @marks4 meta mark set 0x00000000 goto admitted',
+                f'iifname "lstube" meta mark . {ADDRESS} @marks_exact4 meta mark set 0x00000000 goto admitted',
             ],
         ),
     ],

@@ -19,8 +19,8 @@ from linkspan.kernel.kinds import kinds
 
 ROOT = Path(__file__).parents[3]
 NAMELESS = (
-    "core/reconcile.py", "core/fights.py", "core/judging.py", "core/desired.py", "agent/healer.py", "kernel/events.py",
-    "kernel/machine.py", "kernel/io/batch.py", "diagnose/plan/plan.py",
+    "core/reconcile.py", "core/fights.py", "core/judgement.py", "core/desired.py", "agent/healer.py",
+    "kernel/events.py", "kernel/machine.py", "kernel/io/batch.py", "diagnose/plan/plan.py",
 )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda page: page.stem
+    "page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_every_link_on_a_page_leads_somewhere(page: Path) -> None:
     """A link within the project leads to a file, and to a heading of it."""

@@ -58,6 +58,18 @@ class Shut(MemoryStore):
         return await super().transaction(puts, *args, **more)
 
 
+async def missed(memory: Memory, folder: Path) -> tuple[Member, Shut]:
+    """Return a host that misses its network since a restore, because its store, the second value, is shut."""
+    store = Shut(memory)
+    one = Member(memory, folder, "h1", store)
+    backup = await removed(one)
+    await made_again(one)
+    store.shut = True
+    restore(memory, backup, 0)
+    await eventually(lambda: one.replica.lost == {KEY}, "the network is missed")
+    return one, store
+
+
 @pytest.mark.parametrize("bump", [0, 1_000_000_000])
 def test_a_record_that_was_made_again_survives_its_old_tombstone(tmp_path: Path, bump: int) -> None:
     """Whether the restore raised the revisions or not; the tombstone is removed from the store."""
@@ -116,13 +128,7 @@ def test_a_host_that_starts_again_before_it_has_put_back_still_knows(tmp_path: P
 
     async def work() -> None:
         memory = Memory()
-        store = Shut(memory)
-        one = Member(memory, tmp_path, "h1", store)
-        backup = await removed(one)
-        await made_again(one)
-        store.shut = True
-        restore(memory, backup, 0)
-        await eventually(lambda: one.replica.lost == {KEY}, "the network is missed")
+        one, _ = await missed(memory, tmp_path)
         await one.replica.stop()
         again = Member(memory, tmp_path, "h1")
         await again.replica.start()
@@ -138,13 +144,7 @@ def test_a_write_over_an_old_tombstone_removes_it(tmp_path: Path) -> None:
 
     async def work() -> None:
         memory = Memory()
-        store = Shut(memory)
-        one = Member(memory, tmp_path, "h1", store)
-        backup = await removed(one)
-        await made_again(one)
-        store.shut = True
-        restore(memory, backup, 0)
-        await eventually(lambda: one.replica.lost == {KEY}, "the network is missed")
+        one, store = await missed(memory, tmp_path)
         store.shut = False
         await one.replica.write({KEY: value(3)})
         assert (memory.entries[KEY][0], memory.entries[GRAVE][0]) == (value(3), None)

@@ -45,7 +45,7 @@ BUSY, IDLE = 1.0, 5.0
 
 
 class RotationProgress(msgspec.Struct, frozen=True):
-    """What an operator sees of a rotation: hosts and voters by their names; ``step`` '': none is under way."""
+    """A rotation as operators see it: hosts and voters by their names; ``step`` '': none is under way."""
 
     id: str = ""
     step: str = ""

@@ -38,7 +38,7 @@ Owner = tuple[int, int]
 
 
 class Note(msgspec.Struct, frozen=True):
-    """Whose data a folder has: the host's id, etcd's minor version ("3.5"), and etcd's id of a member that joined.
+    """The owner of a folder's data: the host's id, etcd's minor version ("3.5"), and etcd's id of a member that joined.
 
     ``begun``: etcd has been seen with data in it, so the folder is never empty again.
     """

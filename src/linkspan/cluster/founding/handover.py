@@ -20,8 +20,8 @@ from linkspan.cluster.founding import data_folder, member_list
 from linkspan.cluster.founding.caller import in_force, presented
 from linkspan.cluster.founding.etcd_service import program
 from linkspan.cluster.founding.exclusion import release
-from linkspan.cluster.founding.signer import Handler, sent
 from linkspan.cluster.founding.signer_client import JOIN_AGAIN, asked
+from linkspan.cluster.founding.signer_server import Handler, sent
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Denied, Unavailable
 from linkspan.kernel.io.private_files import alone
@@ -53,14 +53,14 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """What the chosen host says of itself: the minor version of its etcd, '' if it cannot run one, and why not."""
+    """The chosen host's answer: the minor version of its etcd, '' if it cannot run one, and why not."""
 
     minor: str
     problem: str = ""
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What makes a host a voter: the authorities' keys (PEM), the voters' authority (PEM), root's password in etcd."""
+    """The secrets of a voter: the authorities' keys (PEM), the voters' authority (PEM), root's password in etcd."""
 
     authority_key: str
     peer_authority: str

@@ -77,7 +77,7 @@ def parsed(text: str) -> JoinToken:
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the voters keep of a token: never the secret, only its hash.
+    """A token as the voters keep it: never the secret, only its hash.
 
     ``created`` and ``expires`` are seconds since the epoch. ``uses`` is how many hosts may join with it, 0: any number;
     ``used`` are the ids of those that did. A host of ``member`` tokens may become a voter.

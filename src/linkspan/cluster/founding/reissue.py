@@ -22,7 +22,8 @@ import msgspec
 from aiohttp import web
 
 from linkspan.cluster.founding.caller import in_force, presented
-from linkspan.cluster.founding.signer import HOSTS, Handler, JoinedHost, certified, sent, with_serials
+from linkspan.cluster.founding.signer import HOSTS, JoinedHost, certified, with_serials
+from linkspan.cluster.founding.signer_server import Handler, sent
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.vault import TRIES, Vault, contended
@@ -38,7 +39,7 @@ Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class RenewalWish(msgspec.Struct, frozen=True):
-    """What a host says of itself: the SHA-256 of the authorities that it trusts.
+    """A host's wish for its next certificate: the SHA-256 of the authorities that it trusts.
 
     With this and the certificate that it shows a rotation knows when it need not wait for the host any longer. What it
     gets does not depend on it.

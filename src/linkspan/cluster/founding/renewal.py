@@ -132,7 +132,7 @@ def take(files: TrustFiles, given: Renewed) -> bool:
 
 
 class VoterPart(Protocol):
-    """What a voter has: its part, its etcd, and the vault."""
+    """The voter's side of a renewal: its part, its etcd, and the vault."""
 
     voter: Voter
     service: EtcdService

@@ -32,7 +32,7 @@ AGAIN = 0.2
 
 
 class Restarting(msgspec.Struct, frozen=True):
-    """Which host's etcd restarts, so that no other one does."""
+    """The host whose etcd restarts, so that no other one does."""
 
     host: str
 
@@ -53,7 +53,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What an etcd says of itself: its own id, and that of the leader that it follows, '' if it has none."""
+    """An etcd's answer: its own id, and that of the leader that it follows, '' if it has none."""
 
     header: _Header = _Header()
     leader: str = ""

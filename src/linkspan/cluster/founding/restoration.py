@@ -68,7 +68,7 @@ class Restored(msgspec.Struct, frozen=True):
 
 
 class Aim(msgspec.Struct, frozen=True):
-    """What is restored to, on which host: its part as a voter, its id and name.
+    """The host to restore on: its part as a voter, its id and name.
 
     ``cluster`` is the id of the cluster to which it belongs ('': any), ``known`` the names by id of the hosts that it
     knows, and ``install`` makes etcd's unit and user if systemd runs etcd. ``url`` is its store's URL of before. New

@@ -1,67 +1,44 @@
-"""Signer: a voter's TLS server that takes hosts into the cluster, and what it decides.
+"""Signer of a voter: it decides which hosts come into the cluster, and signs their certificates.
 
-It answers two requests of anybody. One returns the client authority: a joiner compares its hash with the token's. The
-other one is a join, with the token's secret. Whoever asks is known by nothing else, so each field is checked here.
-Requests of hosts, which show their certificates, are ``handover``'s and ``reissue``'s.
+Anybody may ask it for two things (``signer_server``). One is the client authority: a joiner compares its hash with the
+token's. The other one is a join, with the token's secret. Whoever asks is known by nothing else, so each field is
+checked here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
-import logging
 import re
-import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
-from aiohttp import web
 
 from linkspan.cluster.founding import join_token
 from linkspan.cluster.founding.join_token import TokenRecord
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.cluster.founding.validity import FIRST, parsed
-from linkspan.core.addresses import place
-from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError
+from linkspan.core.errors import Conflict, Denied, Invalid
 from linkspan.core.model import checked_name
-from linkspan.core.supervise import ended, lasting
 from linkspan.store.vault import TRIES, Vault, contended
 
 if TYPE_CHECKING:
     from linkspan.cluster.founding.certificates import Authority, Requested, Shown
 
-log = logging.getLogger("linkspan.cluster.founding.signer")
-
-T = TypeVar("T", bound=msgspec.Struct)
-Handler = Callable[[web.Request], Awaitable[msgspec.Struct]]
-NOTHING_MORE: Mapping[str, Handler] = MappingProxyType({})
-AGAIN = 1.0
-"""Seconds until connections are taken again after a failure."""
-LARGEST = 16 << 10
-"""Largest request in bytes."""
-MOST_CONNECTIONS = 64
-"""Connections at once: anybody of the underlay may open them, and the agent needs its file descriptors."""
-SECONDS = 15.0
-"""Seconds for a connection to send its request, and to wait for the next one."""
 MOST_SERIALS = 1000
 """Serial numbers that are kept of a host, the newest: all that are valid, for a host gets one for half of a life."""
 LONGEST_NAME = 253
 """A host's name is as long as DNS allows (RFC 1035)."""
 PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,128}")
 """A password as a host makes it: 192 random bits or more, which nobody can guess."""
-STATUS = {"denied": 403, "conflict": 409, "invalid": 400}
 TOKENS, HOSTS, REVOKED = "tokens/", "hosts/", "revoked/"
 """Prefixes of the vault's keys; an id or a serial number follows."""
 
 
 class JoinWish(msgspec.Struct, frozen=True):
-    """What a joiner sends: the token, its host's id and name, a signing request (PEM), and its password for etcd.
+    """A joiner's request: the token, its host's id and name, a signing request (PEM), and its password for etcd.
 
     A repeated join sends the same password: what the first one left, and what runs, stays good.
     """
@@ -83,7 +60,7 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """What anybody may know of a cluster: its client authority (PEM), and its id."""
+    """The public part of a cluster: its client authority (PEM), and its id."""
 
     authority: str
     cluster: str
@@ -98,7 +75,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class JoinedHost(msgspec.Struct, frozen=True):
-    """What the voters keep of a host: its name, its key's SHA-256, the serial numbers of its certificates.
+    """A host as the voters keep it: its name, its key's SHA-256, the serial numbers of its certificates.
 
     ``token`` is the id of the token that let it in, and ``at`` when (seconds since the epoch). A ``forgotten`` host may
     join again only with another key, and ``recorded`` says that it had anything among the records then. A ``member``
@@ -266,120 +243,3 @@ def _plain(token: str) -> str:
     if not token.isalnum() or not token.isascii() or len(token) > 2 * LONGEST_NAME:
         raise Denied("the token's id is no token's")
     return token
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    signer: Signer, at: str, authority: Path, certificate: Path, key: Path, more: Mapping[str, Handler] = NOTHING_MORE
-) -> AsyncIterator[None]:
-    """Serve a signer by TLS at ADDRESS:PORT. Raises OSError if the port is taken.
-
-    Whoever shows a certificate must have one of ``authority``; a joiner shows none. ``more`` are further requests by
-    their paths, whose answers are values.
-    """
-    refusals = Refusals()
-
-    async def introduce(_request: web.Request) -> web.Response:
-        return _answer(signer.introduction())
-
-    async def join(request: web.Request) -> msgspec.Struct:
-        wish = await sent(request, JoinWish)
-        welcome = await signer.admit(wish)
-        log.info("host %s (%s) joins from %s", wish.name, wish.host, request.remote)
-        return welcome
-
-    def guarded(handler: Handler, what: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Return a handler that answers with the reason where it refuses."""
-
-        async def handle(request: web.Request) -> web.StreamResponse:
-            try:
-                return _answer(await handler(request))
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                return _answer(Problem("invalid", "the request cannot be read"), 400)
-            except TimeoutError:
-                return _answer(Problem("invalid", f"the request was not there after {SECONDS:.0f} s"), 408)
-            except LinkspanError as error:
-                refusals.log(f"{what} from {request.remote} refused: {error.message}", time.monotonic())
-                return _answer(Problem(error.code, error.message, error.hint), STATUS.get(error.code, 503))
-
-        return handle
-
-    app = web.Application(client_max_size=LARGEST)
-    app.add_routes([web.get("/v1/authority", introduce), web.post("/v1/join", guarded(join, "join"))])
-    app.add_routes([web.post(path, guarded(handler, path.rpartition("/")[2])) for path, handler in more.items()])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    context.load_verify_locations(authority)
-    context.verify_mode = ssl.CERT_OPTIONAL
-    where, port = place(at)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, keepalive_timeout=SECONDS)
-    await runner.setup()
-    server = runner.server
-    assert server is not None
-
-    family = socket.AF_INET6 if ":" in where.address else socket.AF_INET
-    try:
-        with socket.create_server((where.address, port), family=family) as listening:
-            listening.setblocking(False)
-            accepting = lasting("taking connections of hosts", lambda: _accept(listening, server, context))
-            try:
-                yield
-            finally:
-                await ended(accepting)
-    finally:
-        await runner.cleanup()
-
-
-async def _accept(listening: socket.socket, server: web.Server, context: ssl.SSLContext) -> None:
-    """Take connections, MOST_CONNECTIONS at once with those whose TLS handshake is under way.
-
-    aiohttp knows a connection only after its handshake. One that is too many is closed before that.
-    """
-    begun = set[asyncio.Task[None]]()
-    async with asyncio.TaskGroup() as handshakes:
-        while True:
-            try:
-                one, _ = await asyncio.get_running_loop().sock_accept(listening)
-            except OSError as error:  # it is gone already, or the agent has no file descriptor left
-                log.info("a connection is not taken: %s", error.strerror)
-                await asyncio.sleep(AGAIN)
-                continue
-            if len(server.connections) + len(begun) >= MOST_CONNECTIONS:
-                one.close()
-                continue
-            begun.add(task := handshakes.create_task(_shake_hands(one, server, context)))
-            task.add_done_callback(begun.discard)
-
-
-async def _shake_hands(one: socket.socket, server: web.Server, context: ssl.SSLContext) -> None:
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(OSError):  # whoever it is says no more, or speaks no TLS
-        await loop.connect_accepted_socket(server, one, ssl=context, ssl_handshake_timeout=SECONDS)
-
-
-async def sent(request: web.Request, kind: type[T]) -> T:
-    """Return the body of a request. Raises TimeoutError if it does not come, and DecodeError."""
-    async with asyncio.timeout(SECONDS):
-        body = await request.read()
-    return msgspec.json.decode(body, type=kind)
-
-
-class Refusals:
-    """Logs refusals, at most one each second: anybody may cause them, and the log has an end."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._left_out = 0
-
-    def log(self, text: str, now: float) -> None:
-        """Log a refusal, or count it until one is logged again; ``now`` is a clock in seconds."""
-        if now < self._next:
-            self._left_out += 1
-            return
-        rest = f" (and {self._left_out} more since the last one)" if self._left_out else ""
-        log.warning("%s%s", text, rest)
-        self._next, self._left_out = now + 1, 0
-
-
-def _answer(value: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")

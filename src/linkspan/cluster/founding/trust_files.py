@@ -103,7 +103,7 @@ class TrustFiles:
 
     @property
     def _voters(self) -> tuple[Path, ...]:
-        """What only a voter has: its secrets, and last the file that says that it is one."""
+        """Files that only a voter has: its secrets, and last the file that says that it is one."""
         secret = (self.authority_key, self.peer_authority, self.peer_authority_key, self.root_password, self.revoked)
         return (*secret, self._voter)
 

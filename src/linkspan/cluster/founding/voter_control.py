@@ -52,7 +52,7 @@ QUOTA_AGE = 1e9
 
 
 class Living(Protocol):
-    """What this agent knows of hosts from their records."""
+    """The hosts as this agent knows them from their records."""
 
     def lives(self, host: str) -> bool | None:
         """Return whether a host's agent lives, None if nobody knows."""

@@ -3,7 +3,7 @@
 One step at a time, and each one leaves etcd with a quorum that answers. A dead voter is replaced only if a living host
 can take its place: without one it costs nothing to wait, and the voter may come back with its data. New voters are
 learners first, so a host that never catches up delays no write. No step leads to an even number of voters for longer
-than to the next one, unless hosts are missing: two voters bear the loss of none, as one does.
+than to the next one, unless hosts are missing: two voters survive the loss of none, as one does.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the deciding voter knows: etcd's members, who may become a voter (the best first), how many hosts there are.
+    """The situation: etcd's members, who may become a voter (the best first), how many hosts there are.
 
     ``refused``: the learner's host cannot become a voter, because it said so, or because nobody wants it any more.
     """
@@ -79,7 +79,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> int:
-        """How many voters the cluster should have."""
+        """Return how many voters the cluster should have."""
         return self.settings.voters or voters_for(self.hosts)
 
 

@@ -38,10 +38,10 @@ from linkspan.kernel.io.route_messages import BIRD
 from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.local_host import LocalHost
-from linkspan.kernel.probe import arp, device_filters, policies, port_owners, route_lookup
+from linkspan.kernel.probe import arp, device_filters, port_owners, route_lookup, xfrm_and_rules
 from linkspan.kernel.probe.path_mtu import Passed, passing
-from linkspan.kernel.probe.policies import Rule, XfrmPolicy
 from linkspan.kernel.probe.route_lookup import Question
+from linkspan.kernel.probe.xfrm_and_rules import Rule, XfrmPolicy
 
 _ASKED = {(4, "icmp"): 1, (6, "icmp"): 58, (4, "tcp"): 6, (6, "tcp"): 6, (4, "udp"): 17, (6, "udp"): 17}
 """The protocols for which a route may be looked up."""
@@ -115,7 +115,7 @@ class KernelAnswers(FirewallAnswers):
         """Return the policy rules, read once."""
         if (netns, family) not in self._rules:
             try:
-                found = tuple(policies.rules(self._sockets.at(netns), family))
+                found = tuple(xfrm_and_rules.rules(self._sockets.at(netns), family))
             except KernelError:
                 found = ()
             self._rules[netns, family] = found
@@ -156,7 +156,7 @@ class KernelAnswers(FirewallAnswers):
         """Return the XFRM policies, read once."""
         if netns not in self._xfrm:
             with self._namespaces.entered(netns):
-                self._xfrm[netns] = tuple(policies.xfrm())
+                self._xfrm[netns] = tuple(xfrm_and_rules.xfrm())
         return self._xfrm[netns]
 
     def _absence(self, packet: Packet) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from linkspan.core.wire import Wire
 from linkspan.diagnose.trace.packet import Packet, Span
 from linkspan.kernel.probe.path_mtu import Passed
-from linkspan.kernel.probe.policies import Rule, XfrmPolicy
+from linkspan.kernel.probe.xfrm_and_rules import Rule, XfrmPolicy
 
 LOCAL, UNICAST, BLACKHOLE, UNREACHABLE, PROHIBIT = 2, 1, 6, 7, 8
 """Types of route, RTN_* of linux/rtnetlink.h."""

@@ -14,7 +14,6 @@ prove the segments after it either.
 from __future__ import annotations
 
 import contextlib
-import errno
 import select
 import socket
 import time
@@ -25,6 +24,7 @@ import msgspec
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.states.host import HOST
 from linkspan.core.wire import ESP, WIREGUARD
+from linkspan.diagnose.trace.capture import Device, Frame, Recorder, ear, received
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Map, Unknown, where
 from linkspan.diagnose.trace.live_packet import BACK, MARK, THERE, Probe, matches, new_mark, way
 from linkspan.diagnose.trace.packet import Packet
@@ -43,10 +43,6 @@ LARGE = 0.5
 """Seconds to wait for the answer to the second ping: all neighbours are known by then."""
 SETTLE = 0.05
 """Seconds for a namespace to process a packet after its device has seen it."""
-_ALL = 0x0003  # ETH_P_ALL, linux/if_ether.h
-
-Device = tuple[str, str]
-"""A namespace's name and a device in it."""
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -71,19 +67,21 @@ class Listen(msgspec.Struct, frozen=True, tag="listen"):
     """Asks at which devices the packet with this mark and its answer are seen, and what drops them.
 
     A host that answers makes sockets and, in the namespaces of these devices, nftables traces while it
-    listens; both end with it.
+    listens; both end with it. With ``capture`` it also returns the frames.
     """
 
     mark: bytes
     there: tuple[Device, ...] = ()
     back: tuple[Device, ...] = ()
     protocol: str = "icmp"
+    capture: bool = False
 
 
 class Heard(msgspec.Struct, frozen=True, tag="heard"):
     """Places that saw the packet and its answer; ``ears`` are those at which somebody listened.
 
     ``drops`` are by rules of nftables, ``lost`` by any other part of a kernel that has a drop monitor.
+    ``frames`` are those that were seen, if they were asked for.
 
     Only the sender's host sets ``answered`` (the answer reached the sender), ``reset`` (the answer is a RST,
     which a rule may have sent in the destination's name), ``refused`` (the sender's own rules dropped the
@@ -95,6 +93,7 @@ class Heard(msgspec.Struct, frozen=True, tag="heard"):
     ears: tuple[Device, ...] = ()
     drops: tuple[Dropped, ...] = ()
     lost: tuple[Dropped, ...] = ()
+    frames: tuple[Frame, ...] = ()
     answered: bool = False
     reset: bool = False
     refused: bool = False
@@ -116,7 +115,7 @@ def goal(known: Map, target: Place) -> Goal | None:
 
 
 def listening(found: Trace, goal: Goal | None, host: str, mark: bytes = b"", protocol: str = "icmp") -> Listen:
-    """Return the devices at which a host must listen."""
+    """Return the devices at which a host must listen; the caller says whether it wants the frames."""
     ways = ([_device(h) for h in hops if h.device and h.host == host] for hops in (found.hops, found.reply_hops))
     there, back = (tuple(dict.fromkeys(devices)) for devices in ways)
     if goal is not None and goal.host == host:
@@ -163,7 +162,8 @@ def send(
         probe = Probe(packet, wanted.mark, lambda: namespaces.entered(source.netns))
         stack.callback(probe.close)
         probe.send()
-        there, back = _listened(ears, probe, end, going)
+        recorder = Recorder(wanted=wanted.capture)
+        there, back = _listened(ears, probe, end, going, recorder)
         # A connection is refused by a RST, which is captured, or by an ICMP error, which is no answer of the
         # destination's.
         answered = probe.answered() and bool(back)
@@ -172,7 +172,7 @@ def send(
             proven = max(proven, _proven(namespaces, source, packet, size))
         return Heard(
             there=tuple(there), back=tuple(back), ears=tuple(ears.values()),
-            drops=_drops(rules), lost=_lost(monitor, wanted), answered=answered,
+            drops=_drops(rules), lost=_lost(monitor, wanted), frames=recorder.frames(), answered=answered,
             reset=probe.reset, refused=probe.refused, proven=proven,
         )  # fmt: skip
 
@@ -193,6 +193,7 @@ def _proven(namespaces: Namespaces, source: Place, packet: Packet, size: int) ->
 def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
     """Listen on this host for another host's packet, until all is seen or LISTENING is over."""
     seen: tuple[set[Device], set[Device]] = (set(), set())
+    recorder = Recorder(wanted=wanted.capture)
     deadline = time.monotonic() + LISTENING
     if len(wanted.mark) != MARK:
         raise Invalid(f"a mark has {MARK} bytes, and not {len(wanted.mark)}")
@@ -204,14 +205,17 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
         while (left := deadline - time.monotonic()) > 0:
             if seen[0].issuperset(wanted.there) and seen[1].issuperset(wanted.back):
                 break
-            for ear in select.select(list(ears), [], [], left)[0]:
-                which = way(wanted.protocol, wanted.mark, _captured(ear))
+            for one in select.select(list(ears), [], [], left)[0]:
+                frame = received(one)
+                which = way(wanted.protocol, wanted.mark, frame.data)
                 if which is not None:
-                    seen[which].add(ears[ear])
+                    seen[which].add(ears[one])
+                    recorder.add(ears[one], frame, back=bool(which))
         time.sleep(SETTLE)
         return Heard(
-            tuple(seen[0]), tuple(seen[1]), tuple(ears.values()), _drops(rules), _lost(monitor, wanted)
-        )
+            tuple(seen[0]), tuple(seen[1]), tuple(ears.values()), _drops(rules), _lost(monitor, wanted),
+            recorder.frames(),
+        )  # fmt: skip
 
 
 def _by_name(known: Map) -> dict[str, int]:
@@ -228,7 +232,7 @@ def _ears(
         if name not in by_name:
             continue
         with contextlib.suppress(OSError, LinkspanError), namespaces.entered(by_name[name]):
-            ears[stack.enter_context(_ear(device))] = (name, device)
+            ears[stack.enter_context(ear(device))] = (name, device)
     return ears
 
 
@@ -284,28 +288,8 @@ def _device(hop: Hop) -> Device:
     return hop.namespace, hop.port or hop.device
 
 
-def _ear(device: str) -> socket.socket:
-    ear = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-    try:
-        ear.bind((device, _ALL))
-    except OSError:
-        ear.close()
-        raise
-    return ear
-
-
-def _captured(ear: socket.socket) -> bytes:
-    """Return the next frame; b'' if the ear's link went down or away, which the kernel reports once."""
-    try:
-        return ear.recv(65535)
-    except OSError as error:
-        if error.errno != errno.ENETDOWN:
-            raise
-        return b""
-
-
 def _listened(
-    ears: dict[socket.socket, Device], probe: Probe, end: Device | None, going: Callable[[], bool]
+    ears: dict[socket.socket, Device], probe: Probe, end: Device | None, going: Callable[[], bool], recorder: Recorder
 ) -> tuple[set[Device], ...]:
     """Collect where the packet and its answer are seen, until the answer is at its end and all have listened."""
     seen: tuple[set[Device], ...] = (set(), set())
@@ -320,11 +304,13 @@ def _listened(
             again = now + AGAIN
         left = (min(again, deadline) if waiting else min(deadline, now + AGAIN)) - now
         ready, _, _ = select.select([*ears, *probe.sockets], [], [], 0 if done else max(left, 0))
-        heard = [ear for ear in ready if ear in ears]
-        for ear in heard:
-            which = probe.way(_captured(ear))
+        heard = [one for one in ready if one in ears]
+        for one in heard:
+            frame = received(one)
+            which = probe.way(frame.data)
             if which is not None:
-                seen[which].add(ears[ear])
+                seen[which].add(ears[one])
+                recorder.add(ears[one], frame, back=bool(which))
         if done and not heard:
             break
     return seen

@@ -36,7 +36,7 @@ from linkspan.diagnose.trace.kernel_view import (
 from linkspan.diagnose.trace.packet import Outer, Packet, towards, within
 from linkspan.diagnose.trace.rule_meanings import meaning
 from linkspan.diagnose.trace.verdict import Frame, Verdict
-from linkspan.kernel.probe.policies import Rule, XfrmPolicy
+from linkspan.kernel.probe.xfrm_and_rules import Rule, XfrmPolicy
 
 _MAC = 6
 """Bytes of a MAC."""

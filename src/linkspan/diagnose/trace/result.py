@@ -9,9 +9,10 @@ from pathlib import Path
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import between_hosts, live
 from linkspan.diagnose.trace.bgp_routes import Learning
+from linkspan.diagnose.trace.capture import Device
 from linkspan.diagnose.trace.hops import OUTSIDE, Map
 from linkspan.diagnose.trace.kernel_answers import KernelAnswers
-from linkspan.diagnose.trace.live import Device, Heard, Listen
+from linkspan.diagnose.trace.live import Heard, Listen
 from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.trace import Place, chosen, place, port

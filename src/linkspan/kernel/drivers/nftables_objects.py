@@ -62,7 +62,7 @@ class FirewallDriver:
 
     @property
     def has_tables(self) -> bool:
-        """Whether all of our tables exist."""
+        """True if all of our tables exist."""
         return all(table_exists(self._netfilter, *table) for table in TABLES)
 
     def observe(self, netns: int) -> Iterable[State]:

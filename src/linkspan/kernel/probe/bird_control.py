@@ -6,8 +6,10 @@ begins with a blank belongs to the code before it. The parsers are pure: they ge
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +40,8 @@ _HOP = re.compile(r"via (\S+) on (\S+)")
 _SAID = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d\S*) (?:\[\d+\] )?<\w+> (\w+): (.*)")
 _STRANGER = re.compile(r"unknown address (\S+)")
 _COMMUNITY = re.compile(r"\(([\d, ]+)\)")
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred (unix(7)): a process, its user and its group."""
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -138,25 +142,42 @@ def enable(path: Path, protocol: str) -> None:
     _asked(path, (f"enable {protocol}",), SECONDS)
 
 
-def _asked(path: Path, commands: Iterable[str], seconds: float) -> list[list[Line]]:
-    end = time.monotonic() + seconds
+def speaker(path: Path) -> int:
+    """Return the process that listens at a control socket, 0 if it is of another pid namespace. Raises Unavailable.
+
+    It tells whether BIRD was started again. BIRD's "Last reboot" does not: BIRD calculates it anew from two clocks each
+    time it is asked, so it differs now and then by a millisecond, and by more if the clock is set.
+    """
+    with _connection(path, SECONDS) as way:
+        pid, _, _ = _CREDENTIALS.unpack(way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return int(pid)
+
+
+@contextlib.contextmanager
+def _connection(path: Path, seconds: float) -> Iterator[socket.socket]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as way:
             way.settimeout(seconds)
             way.connect(str(path))
-            heard = _heard(way, end)
-            _answer(heard, "")  # its greeting
-            found = []
-            for command in commands:
-                way.sendall(command.encode() + b"\n")
-                found.append(_answer(heard, command))
-            return found
+            yield way
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise Unavailable(
             f"BIRD at {path} does not answer: {why}",
             "is it running? bird.log in the state folder shows why not",
         ) from error
+
+
+def _asked(path: Path, commands: Iterable[str], seconds: float) -> list[list[Line]]:
+    end = time.monotonic() + seconds
+    with _connection(path, seconds) as way:
+        heard = _heard(way, end)
+        _answer(heard, "")  # its greeting
+        found = []
+        for command in commands:
+            way.sendall(command.encode() + b"\n")
+            found.append(_answer(heard, command))
+        return found
 
 
 def _heard(way: socket.socket, end: float) -> Iterator[bytes]:
@@ -329,11 +350,6 @@ def said(log: str) -> tuple[Said, ...]:
             stranger = _STRANGER.search(match[4])
             found.append(Said(at, match[3], match[4], stranger[1] if stranger else ""))
     return tuple(found)
-
-
-def booted(lines: Iterable[Line]) -> str:
-    """Return when BIRD was started, from ``show status``."""
-    return next((text.strip() for _, text in lines if "Last reboot" in text), "")
 
 
 def count(lines: Iterable[Line]) -> int:

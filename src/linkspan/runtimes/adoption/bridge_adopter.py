@@ -18,45 +18,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import os
-import socket
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 from urllib.parse import quote
 
 import msgspec
 
-from linkspan.core.addresses import mac, prefix
-from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable, counted, of_errno
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Conflict, LinkspanError, NotFound, Unavailable, counted
 from linkspan.kernel.io.durable_files import Memory
-from linkspan.kernel.io.namespaces import Namespaces, open_namespace
-from linkspan.kernel.probe import gratuitous_arp
-from linkspan.runtimes.adoption.bridge_engine import OURS, Attached, B, BridgeEngine, C, Move, haste
+from linkspan.runtimes.adoption.bridge_engine import OURS, Attached, B, BridgeEngine, C, haste
+from linkspan.runtimes.adoption.bridge_move import Adopted, BridgeMove, moved, remember
 from linkspan.runtimes.adoption.outcome import Ask, Done, Left, Outcome
 
 WITHOUT = "adopted networks can then not be given back"
-SIDE_BY_SIDE = 4
-"""Requests to the engine at one time. With more of them all containers would be without the network at once."""
-ROUNDS = 5
-"""How often containers are looked for that came to the network while others were disconnected."""
-
-AGAIN = "correct that, and give the same command again"
-T = TypeVar("T")
-
-
-class Adopted(msgspec.Struct, Generic[B], frozen=True):
-    """What is remembered of an adoption: the bridge network, and the containers that are to be on its successor.
-
-    ``moves`` are by container id. ``made`` says that linkspan's network of this name is this adoption's, which may
-    delete it. ``finished`` says that no step is left.
-    """
-
-    origin: B
-    moves: dict[str, Move] = {}
-    made: bool = False
-    finished: bool = False
 
 
 def adopted(file: str, state_dir: Path) -> frozenset[str]:
@@ -113,7 +89,7 @@ class BridgeAdopter(Generic[B, C]):
             return Outcome((), tuple(left), tuple(self._engine.notes(origin, containers)))
         moves = dict(known.moves) if known else {}
         moves |= {one.id: one.move for one in attached}
-        done = (self._taken_over(origin), *(Done(f"container {one.name}", _moved(one)) for one in moves.values()))
+        done = (self._taken_over(origin), *(Done(f"container {one.name}", moved(one)) for one in moves.values()))
         return Outcome(done, (), tuple(self._engine.notes(origin, containers)))
 
     def _attached(self, containers: Iterable[C], network: str) -> list[Attached]:
@@ -151,7 +127,7 @@ class BridgeAdopter(Generic[B, C]):
     def _replaced(self, known: Adopted[B], found: B | None) -> bool:
         """Return whether the engine has another bridge network of this name, made since the adoption began.
 
-        One with the same addresses and options is no other one: the adoption itself creates it anew if it fails.
+        One with the same addresses and options is no other one: the adoption itself creates it again if it fails.
         """
         if found is None or found.driver == OURS:
             return False
@@ -183,8 +159,8 @@ class BridgeAdopter(Generic[B, C]):
             if left:
                 raise _refused(network, left)
             notes = tuple(self._engine.notes(origin, containers))
-            _remember(record, network, msgspec.structs.replace(known, origin=origin) if known else Adopted(origin))
-            move = _Move(self._engine, record, network)
+            remember(record, network, msgspec.structs.replace(known, origin=origin) if known else Adopted(origin))
+            move = BridgeMove(self._engine, record, network)
             try:
                 await move.drain(ours=True)
                 await self._create(move)
@@ -202,14 +178,14 @@ class BridgeAdopter(Generic[B, C]):
             if known.made:
                 self._check_alone(network, await self._engine.on(network))
             if known.finished:  # since then users may have taken containers off the network
-                _remember(record, network, msgspec.structs.replace(known, moves={}, finished=False))
-            move = _Move(self._engine, record, network)
+                remember(record, network, msgspec.structs.replace(known, moves={}, finished=False))
+            move = BridgeMove(self._engine, record, network)
             await move.drain(ours=False)
             outcome = await self._restore(move)
         what = f"is {self._engine.called}'s bridge again"
         return Outcome((Done(f"network {network}", what), *outcome.done), outcome.left)
 
-    async def _returned(self, move: _Move[B, C], error: LinkspanError) -> LinkspanError:
+    async def _returned(self, move: BridgeMove[B, C], error: LinkspanError) -> LinkspanError:
         """Give the network back after an error, and return that error with what has become of the network."""
         origin = move.known.origin
         again = f"{self._command} {origin.name} continues, with --undo backwards"
@@ -223,7 +199,7 @@ class BridgeAdopter(Generic[B, C]):
             return Unavailable(f"adopt network {origin.name}: {error.message}; without it now: {lost}", again)
         return error.within(f"adopt network {origin.name}, which stays {self._engine.called}'s bridge")
 
-    async def _restore(self, move: _Move[B, C]) -> Outcome:
+    async def _restore(self, move: BridgeMove[B, C]) -> Outcome:
         """Create the bridge network, and connect the containers; the record is deleted once all are on it.
 
         The agent is asked only if there may be a network to delete: without one it may have ended.
@@ -239,7 +215,7 @@ class BridgeAdopter(Generic[B, C]):
             move.forget()
         return outcome
 
-    async def _create(self, move: _Move[B, C]) -> None:
+    async def _create(self, move: BridgeMove[B, C]) -> None:
         """Create the linkspan network and the engine's of that driver, unless an earlier call has.
 
         Raises Conflict if linkspan has a network of this name that is not the adoption's.
@@ -302,152 +278,12 @@ class BridgeAdopter(Generic[B, C]):
         return Done(f"network {origin.name}", f"is linkspan's: backend bridge, pool {pools}")
 
 
-class _Move(Generic[B, C]):
-    """Moves the containers of one network: off it, and onto its successor of the same name."""
-
-    def __init__(self, engine: BridgeEngine[B, C], record: Memory[Adopted[B]], network: str) -> None:
-        self._engine = engine
-        self._record = record
-        self._network = network
-        self._turns = asyncio.Semaphore(SIDE_BY_SIDE)
-        self._since: dict[str, float] = {}
-        """When each running container's disconnection began (monotonic seconds)."""
-        self._before: dict[str, Attached] = {}
-        """The containers as they were then, by id."""
-
-    async def drain(self, *, ours: bool) -> None:
-        """Disconnect all containers and remove the network, unless it is linkspan's (``ours``) or a bridge already.
-
-        Containers that come meanwhile are taken, too.
-        """
-        for number in range(ROUNDS):
-            found = await self._engine.network(self._network)
-            if found is None or (found.driver == OURS) is ours:
-                return
-            containers = await self._engine.on(self._network)
-            attached = [at for one in containers if (at := self._engine.attached(one, self._network)) is not None]
-            self.remember(moves=self.known.moves | {one.id: one.move for one in attached})
-            await _all(self._part(found, one) for one in attached)
-            try:
-                await self._engine.remove(found)
-            except Unavailable:  # a container has come to it meanwhile
-                if number == ROUNDS - 1:
-                    raise
-                await self._engine.forget_removed(found)
-            else:
-                return
-
-    async def fill(self) -> Outcome:
-        """Connect the containers that are not on the network; return those that were, and those that cannot be."""
-        found = await self._engine.network(self._network)
-        if found is None:
-            what = f"{self._engine.called}'s network {self._network} was removed meanwhile"
-            raise NotFound(what, "give the same command again")
-        results = await _all(self._join(found, id_, move) for id_, move in self.known.moves.items())
-        done = tuple(one for one in results if isinstance(one, Done))
-        return Outcome(done, tuple(one for one in results if isinstance(one, Left)))
-
-    def forget(self) -> None:
-        """Delete the record of this adoption."""
-        del self._record.entries[self._network]
-        self._record.save()
-
-    @property
-    def known(self) -> Adopted[B]:
-        """Return what is remembered of this adoption."""
-        return self._record.entries[self._network]
-
-    def remember(self, **changed: Any) -> None:
-        """Change fields of what is remembered."""
-        _remember(self._record, self._network, msgspec.structs.replace(self.known, **changed))
-
-    async def _now(self, container: str) -> tuple[bool, Attached | None]:
-        """Return whether a container exists, and its part of the network."""
-        found = await self._engine.container(container)
-        return found is not None, None if found is None else self._engine.attached(found, self._network)
-
-    async def _part(self, network: B, container: Attached) -> None:
-        async with self._turns:
-            self._since[container.id] = time.monotonic()
-            self._before[container.id] = container
-            try:
-                await self._engine.disconnect(network, container.id)
-            except Unavailable:
-                if (await self._now(container.id))[1] is not None:
-                    raise
-
-    async def _join(self, network: B, container: str, move: Move) -> Done | Left | None:
-        """Connect one container; return None if it is gone, or is on the network already."""
-        async with self._turns:
-            try:
-                await self._engine.connect(network, container, move)
-            except Unavailable as error:
-                exists, attached = await self._now(container)
-                if not exists or attached is not None:
-                    return None
-                return Left(f"container {move.name}", f"it is without the network: {error.message}", AGAIN)
-            began = self._since.get(container) if move.running else None
-            if move.running:
-                await self._announce(container, move)
-            gap = 0.0 if began is None else round(time.monotonic() - began, 3)
-            return Done(f"container {move.name}", _moved(move), gap)
-
-    async def _announce(self, container: str, move: Move) -> None:
-        """Let a container announce its addresses: who asked for them meanwhile would ask again only after a second.
-
-        That second is the kernel's (net.ipv4.neigh.default.retrans_time_ms), and neither engine nor agent announces.
-        """
-        now = self._before.get(container)
-        if now is None or not move.mac:  # with its MAC it is as it was, and nobody need be asked
-            _, now = await self._now(container)
-        if now is not None and now.pid:
-            with contextlib.suppress(LinkspanError):  # the container has just ended, for example
-                _announce(f"/proc/{now.pid}/ns/net", now)
-
-
-def _announce(path: str, at: Attached) -> None:
-    """Announce addresses on the interface that has their MAC, in the namespace at this path. Raises LinkspanError."""
-    hardware = mac(at.mac)
-    namespaces, fd = Namespaces(), open_namespace(path)
-    try:
-        with namespaces.holding(fd) as number, namespaces.entered(number):
-            for _, name in socket.if_nameindex():
-                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as raw:
-                    raw.bind((name, 0))
-                    found = raw.getsockname()[4]
-                if found == hardware:
-                    gratuitous_arp.announce(name, hardware, [prefix(ip) for ip in at.move.ips])
-    except OSError as error:
-        raise of_errno(error.errno or 0, f"announce addresses in {path}") from error
-    finally:
-        os.close(fd)
-        namespaces.close()
-
-
-async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Await all, and only then raise the first error: none goes on behind it."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for one in results:
-        if isinstance(one, BaseException):
-            raise one
-    return [one for one in results if not isinstance(one, BaseException)]
-
-
 def _already(network: str) -> Done:
     return Done(f"network {network}", "is adopted already; --undo gives it back, --confirm keeps it")
 
 
-def _moved(move: Move) -> str:
-    return ", ".join(move.ips) if move.running else "not running"
-
-
 def _record(engine: BridgeEngine[B, C], state_dir: Path) -> Memory[Adopted[B]]:
     return Memory(state_dir / engine.file, Adopted[engine.bridge], without=WITHOUT)  # type: ignore[name-defined]
-
-
-def _remember(record: Memory[Adopted[B]], network: str, known: Adopted[B]) -> None:
-    record.entries[network] = known
-    record.save()
 
 
 def _refused(network: str, left: list[Left]) -> Conflict:

@@ -27,7 +27,7 @@ class Left(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What an adoption, its reversal or a dry run did, what it left, and what is different from before."""
+    """The outcome of an adoption, its reversal or a dry run: what it did, left and changed."""
 
     done: tuple[Done, ...] = ()
     left: tuple[Left, ...] = ()

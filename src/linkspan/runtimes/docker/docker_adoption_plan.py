@@ -43,7 +43,7 @@ class Subnet(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
 
 
 class Ipam(msgspec.Struct, frozen=True, rename="pascal"):
-    """Who gives a network's addresses, and of which subnets."""
+    """The IPAM driver of a network, and its subnets."""
 
     driver: str = "default"
     options: dict[str, str] | None = None

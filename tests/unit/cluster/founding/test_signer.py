@@ -14,9 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster.founding import signer as signers
+from linkspan.cluster.founding import signer_server
 from linkspan.cluster.founding.certificates import Authority, new_authority, new_key
-from linkspan.cluster.founding.signer import Introduction, JoinWish, Refusals, Signer, Welcome, serving
+from linkspan.cluster.founding.signer import Introduction, JoinWish, Signer, Welcome
+from linkspan.cluster.founding.signer_server import Refusals, serving
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Denied
 from linkspan.store.vault import Vault
@@ -72,8 +73,8 @@ async def answer(connection: Connection, request: bytes) -> bytes:
 
 def test_connections_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is closed; those that say nothing, or only half of a request, make room again."""
-    monkeypatch.setattr(signers, "MOST_CONNECTIONS", 3)
-    monkeypatch.setattr(signers, "SECONDS", 3.0)
+    monkeypatch.setattr(signer_server, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(signer_server, "SECONDS", 3.0)
 
     async def run() -> None:
         async with served(tmp_path) as port:
@@ -92,7 +93,7 @@ def test_connections_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_join_that_does_not_come_to_its_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its body is announced and never sent."""
-    monkeypatch.setattr(signers, "SECONDS", 1.0)
+    monkeypatch.setattr(signer_server, "SECONDS", 1.0)
 
     async def run() -> None:
         async with served(tmp_path) as port:

@@ -1,0 +1,60 @@
+"""Questions to an agent, asked from an event loop: its answers, and its events as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from linkspan.api.client import Client
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.escapes import shown
+
+LONGEST_LINE = 1 << 20
+"""Bytes of an event: a longer one is no event of an agent."""
+
+
+class AgentQuestions:
+    """Asks the agent of one socket. Texts in its answers have no control characters left: they may be anybody's.
+
+    Every call raises LinkspanError: the agent's own, or Unavailable if the agent does not answer.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    async def get(self, url: str) -> Any:
+        """Return the answer to a GET."""
+        return await asyncio.to_thread(self._ask, "GET", url)
+
+    async def post(self, url: str) -> Any:
+        """Return the answer to a POST, which only root may send."""
+        return await asyncio.to_thread(self._ask, "POST", url)
+
+    def _ask(self, method: str, url: str) -> Any:
+        return shown(Client(self.path).call(method, url))
+
+    async def list(self, url: str) -> list[Any]:
+        """Return the items of a long list."""
+        return await asyncio.to_thread(lambda: [shown(one) for one in Client(self.path).items(url)])
+
+    async def events(self, last: int, since: float) -> AsyncIterator[dict[str, Any]]:
+        """Yield the ``last`` events since a time, then each new one, until the agent ends: then raise Unavailable."""
+        connector = aiohttp.UnixConnector(self.path)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        wanted = {"follow": "", "last": str(last), "since": repr(since)}
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=LONGEST_LINE) as session,
+                session.get("http://linkspan/v1/events", params=wanted) as answer,
+            ):
+                if answer.status != 200:
+                    raise LinkspanError(f"the agent does not tell its events: status {answer.status}")
+                async for line in answer.content:
+                    yield shown(msgspec.json.decode(line))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unavailable(f"agent at {self.path}: {str(error).lower()}") from error
+        raise Unavailable(f"agent at {self.path} has ended")

@@ -1,0 +1,112 @@
+// The page: its frame, and which view is in it.
+import { render } from "preact";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { Details } from "/details.js";
+import { useLive } from "/live.js";
+import { byName, health, hostsOf } from "/model.js";
+import { Badge, html } from "/parts.js";
+import { MAPPED, address, useRoute } from "/route.js";
+import { Containers, Hosts, Networks } from "/tables.js";
+import { Trace, useTrace } from "/trace.js";
+import { Addresses, Bgp, Doctor, Drift, Events, Migrations, Peers } from "/views.js";
+import { LANGUAGES, language, setLanguage, t, useWords } from "/words.js";
+
+const VIEWS = {
+  containers: ["Containers", Containers], hosts: ["Hosts", Hosts], networks: ["Networks", Networks],
+  addresses: ["Addresses", Addresses], events: ["Events", Events], doctor: ["Doctor", Doctor], peers: ["Peers", Peers],
+  bgp: ["BGP", Bgp], drift: ["Drift", Drift], migrations: ["Migrations", Migrations],
+};
+const COLOURS = 8; // in style.css
+
+function App() {
+  useWords();
+  const live = useLive();
+  const [route, go] = useRoute();
+  const { state } = live;
+  const changes = useMemo(() => (state ? JSON.stringify([state.problems, Object.values(state.hosts).map((one) => one.state), state.about.away]) : ""), [state]);
+  const trace = useTrace(state, route, changes);
+  const main = useRef(null);
+  useEffect(() => {
+    document.title = `${t(VIEWS[route.view][0])} · linkspan`;
+  }, [route.view, language()]);
+  const order = useMemo(() => (state ? byName(state.networks).map((one) => one.name) : []), [state?.networks]);
+  if (state === null) return html`<${Waiting} link=${live.link} />`;
+
+  const colour = (network) => `var(--net-${Math.max(0, order.indexOf(network)) % COLOURS})`;
+  // A first choice shows what it is; a second one traces from the first to it.
+  const pick = (ref) => {
+    const traceable = !ref.startsWith("n:");
+    if (traceable && route.sel && !route.sel.startsWith("n:") && route.sel !== ref && !route.b) go({ a: route.sel, b: ref, sel: "" });
+    else go({ sel: ref, a: "", b: "" });
+  };
+  const close = () => go({ sel: "", a: "", b: "", port: "" });
+  const kind = { containers: "c:", hosts: "h:", networks: "n:" }[route.view];
+  const marks = {};
+  for (const [ref, mark] of [[route.sel, "selected"], [route.a, "end from"], [route.b, "end to"]]) {
+    if (ref.startsWith(kind)) marks[ref.slice(2)] = mark;
+  }
+  const View = VIEWS[route.view][1];
+  const mapped = MAPPED.includes(route.view);
+  return html`
+    <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>${t("To the content")}</a>
+    <${Bar} state=${state} live=${live} route=${route} />
+    <${Nav} state=${state} route=${route} />
+    <main id="main" tabindex="-1" ref=${main} class=${`${mapped ? "mapped" : ""} ${route.sel || route.b ? "opened" : ""}`}
+      onKeyDown=${(event) => event.key === "Escape" && close()}>
+      <section class="list"><${View} ...${{ state, events: live.events, route, go, pick, marks, colour }} /></section>
+      ${mapped && html`<${LaterGraph} ...${{ state, route, trace: trace.found, pick, order }} />`}
+      ${route.b ? html`<${Trace} ...${{ state, route, go, trace, close }} />`
+        : route.sel && html`<${Details} state=${state} refOf=${route.sel} go=${go} close=${close} />`}
+    </main>`;
+}
+
+// The graph comes after the table: its library is most of the page.
+function LaterGraph(properties) {
+  const [Graph, setGraph] = useState(null);
+  useEffect(() => {
+    import("/graph.js").then((found) => setGraph(() => found.Graph));
+  }, []);
+  return Graph ? html`<${Graph} ...${properties} />` : html`<section class="map"></section>`;
+}
+
+function Waiting({ link }) {
+  const words = { out: t("The session is over. Press Enter where `linkspan web` runs: it prints another link."), lost: t("`linkspan web` does not answer.") };
+  return html`<p class="waiting" role="status">${words[link] ?? t("Asking the agent …")}</p>`;
+}
+
+function Bar({ state, live, route }) {
+  const { about } = state;
+  const hosts = hostsOf(state);
+  const bad = hosts.filter((one) => health(state, one).level !== "ok" && health(state, one).level !== "idle").length;
+  const problems = Object.keys(state.problems).length;
+  return html`<header class="bar">
+    <a class="brand" href=${address({ ...route, view: "containers", sel: "", a: "", b: "" })}><img src="/icon.svg" alt="" width="24" height="24" />linkspan</a>
+    <span class="asked clip">${about.lab ? t("lab {lab}, host {host}", { lab: about.lab, host: about.here }) : about.here}</span>
+    <span class="space"></span>
+    <span role="status" class="condition">${
+      live.link === "lost" ? html`<${Badge} level="bad">${t("`linkspan web` does not answer")}</${Badge}>`
+      : live.link === "out" ? html`<${Badge} level="bad">${t("The session is over")}</${Badge}>`
+      : about.away ? html`<${Badge} level="bad" title=${about.away}>${t("The agent does not answer")}</${Badge}>`
+      : about.waiting ? html`<${Badge} level="warn" title=${about.waiting}>${t("The agent waits for its store")}</${Badge}>`
+      : problems ? html`<details class="problems"><summary><${Badge} level=${about.ok ? "warn" : "bad"}>${t(problems === 1 ? "1 problem" : "{n} problems", { n: problems })}</${Badge}></summary>
+        <ul>${Object.entries(state.problems).map(([key, one]) => html`<li key=${key}>${[one.host, one.network].filter(Boolean).map((name) => html`<b key=${name}>${name}</b> `)}${one.why}</li>`)}</ul></details>`
+      : html`<${Badge} level=${bad ? "warn" : "ok"}>${bad ? t("{n} hosts silent", { n: bad }) : t("all well")}</${Badge}>`}</span>
+    <label class="language"><span class="hidden">${t("Language")}</span><select onChange=${(event) => setLanguage(event.target.value)}>
+      ${Object.entries(LANGUAGES).map(([code, name]) => html`<option key=${code} value=${code} lang=${code} selected=${language() === code}>${name}</option>`)}
+    </select></label>
+  </header>`;
+}
+
+function Nav({ state, route }) {
+  const counts = {
+    containers: state.about.total, hosts: hostsOf(state).length, networks: Object.keys(state.networks).length,
+    migrations: Object.values(state.networks).filter((one) => one.migration).length || "",
+  };
+  const link = (view) => address({ ...route, view, q: "", ...(MAPPED.includes(view) ? {} : { sel: "", a: "", b: "" }) });
+  return html`<nav class="views" aria-label=${t("Views")}>${Object.entries(VIEWS).map(([view, [title]]) => html`
+    <a key=${view} href=${link(view)} aria-current=${route.view === view ? "page" : undefined}>${t(title)}<small>${counts[view] ?? ""}</small></a>`)}</nav>`;
+}
+
+const place = document.getElementById("app");
+place.textContent = "";
+render(html`<${App} />`, place);

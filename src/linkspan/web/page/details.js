@@ -1,0 +1,87 @@
+// What one object is: its facts, the commands that make it, who owns it, and its last repairs.
+import { useState } from "preact/hooks";
+import { useAnswer } from "/live.js";
+import { health, label, problemsOf } from "/model.js";
+import { Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
+import { t } from "/words.js";
+
+export function Details({ state, refOf, go, close }) {
+  const name = refOf.slice(2);
+  const views = { "c:": Container, "h:": Host, "n:": Network };
+  const of = { "c:": state.containers[name], "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": state.networks[name] }[refOf.slice(0, 2)];
+  const View = views[refOf.slice(0, 2)];
+  return html`<section class="panel details" aria-label=${t("Details")}>
+    ${of && View
+      ? html`<${View} key=${refOf} ...${{ state, one: of, go, close, refOf }} />`
+      : html`<${Head} title=${name} close=${close} /><${Empty}>${t("It is gone.")}</${Empty}>`}
+  </section>`;
+}
+
+function Head({ title, close, children }) {
+  return html`<header><h2><span class="clip" title=${title}>${title}</span></h2><div class="actions">${children}
+    <button type="button" class="close" aria-label=${t("Close")} onClick=${close}>×</button></div></header>`;
+}
+
+function Container({ state, one, close }) {
+  const ports = (one.ports ?? []).map((port) => `${port.host_ip || "*"}:${port.host_port} → ${port.port}/${port.protocol}`);
+  const labels = Object.entries(one.labels ?? {}).map(([key, value]) => `${key}=${value}`);
+  return html`<${Head} title=${label(one)} close=${close} />
+    <p class="hint">${t("Choose a second container or host to trace a packet to it.")}</p>
+    <${Facts} pairs=${[
+      [t("Network"), one.network], [t("Host"), one.host], [t("Addresses"), html`<code>${one.addresses.join(" ")}</code>`],
+      [t("Interface"), html`<code>${one.ifname}</code>`], [t("On the host"), one.host_ifname && html`<code>${one.host_ifname}</code>`],
+      ["MAC", one.mac && html`<code>${one.mac}</code>`], ["MTU", one.mtu], [t("Published ports"), ports.join(", ")],
+      [t("Labels"), labels.join(", ")], [t("Owner"), one.managed || "linkspan"], ["ID", html`<code class="clip">${one.id}</code>`],
+    ]} />
+    <${Repairs} state=${state} fits=${(heal) => heal.inside === label(one) || (one.host_ifname && heal.key.includes(one.host_ifname))} />
+    <${Commands} host=${one.host} word=${`container ${one.id.slice(0, 12)}, interface ${one.ifname}`} />`;
+}
+
+function Host({ state, one, close }) {
+  const now = health(state, one);
+  const problems = problemsOf(state, one.name);
+  return html`<${Head} title=${one.name} close=${close}><${Badge} level=${now.level}>${t(now.word)}</${Badge}></${Head}>
+    ${problems.map((problem, index) => html`<${Problem} key=${index}>${problem.network && html`<b>${problem.network}</b> `}${problem.why}</${Problem}>`)}
+    <${Facts} pairs=${[
+      [t("Underlay"), one.underlay && html`<code>${one.underlay.ifname} ${one.underlay.addresses.join(" ")}</code>`],
+      [t("Last seen"), one.last_seen && html`<${Ago} at=${one.last_seen} />`],
+      [t("Version"), one.version], [t("Containers"), one.containers],
+      [t("Blocks"), one.leases.map((lease) => html`<div key=${lease.network}><b>${lease.network}</b> <code>${lease.prefixes.join(" ")}</code></div>`)],
+      [t("Settings"), Object.entries(one.settings).map(([key, value]) => `${key}=${value}`).join(", ")], ["ID", html`<code class="clip">${one.id}</code>`],
+    ]} />
+    ${one.name === state.about.here && html`<${Repairs} state=${state} fits=${() => true} />`}
+    <${Commands} host=${one.name} word="this host" />`;
+}
+
+function Network({ state, one, close }) {
+  const options = Object.entries(one.options).map(([key, value]) => `${key}=${value}`);
+  return html`<${Head} title=${one.name} close=${close}><span class="tag">${one.backend}</span></${Head}>
+    ${one.migration && html`<p class="hint">${t("It migrates to {backend}.", { backend: one.migration.backend })}</p>`}
+    <${Facts} pairs=${[
+      [t("Pools"), html`<code>${one.pools.join(" ")}</code>`], ["MTU", one.mtu], [t("Containers"), one.containers],
+      [t("Free addresses here"), one.free], [t("Options"), options.join(", ")],
+      [t("Internal"), one.internal ? t("yes") : t("no")], [t("Policy"), one.policy], [t("Addresses from"), one.ipam],
+    ]} />
+    <${Repairs} state=${state} fits=${(heal) => heal.key.includes(one.name)} />
+    <${Commands} host=${state.about.here} word=${`network ${one.name}`} network=${one.name} />`;
+}
+
+function Repairs({ state, fits }) {
+  const found = Object.values(state.repairs).filter(fits).reverse();
+  if (!found.length) return null;
+  return html`<h3>${t("Last repairs")}</h3><ul class="plain">${found.slice(0, 8).map((one, index) => html`
+    <li key=${index}><b>${one.kind}</b> <code>${one.key}</code> ${t(one.what)} <small><${Ago} at=${one.at} /></small></li>`)}</ul>`;
+}
+
+// The commands that would make the object, as `linkspan plan` prints them; asked for when they are opened.
+function Commands({ host, word, network = "" }) {
+  const [open, setOpen] = useState(false);
+  const found = useAnswer("/api/plan", { host, word, network }, open);
+  return html`<details class="commands" onToggle=${(event) => setOpen(event.target.open)}>
+    <summary>${t("Commands that make it")}</summary>
+    ${open && html`<${Answer} found=${found}>${(lines) => lines.length
+      ? html`<ol class="plan">${lines.map((one, index) => html`<li key=${index}>
+          <small class=${one.present ? "" : "absent"}># ${one.why}${one.present ? "" : ` (${t("missing in the kernel")})`}</small><code>${one.command}</code></li>`)}</ol>`
+      : html`<${Empty}>${t("No command names it.")}</${Empty}>`}</${Answer}>`}
+  </details>`;
+}

@@ -1,0 +1,147 @@
+// What the state means: pure functions, without the page.
+
+export const MOST_IN_MAP = 2500; // containers that the graph draws without being asked
+
+const { compare } = new Intl.Collator(undefined, { numeric: true });
+
+export function byName(items) {
+  return Object.values(items).sort((a, b) => compare(a.name, b.name));
+}
+
+// Returns a function of an object that remembers what it returned, as long as the object is there. Objects of the state
+// never change.
+function remembered(work) {
+  const known = new WeakMap();
+  return (one) => {
+    if (!known.has(one)) known.set(one, work(one));
+    return known.get(one);
+  };
+}
+
+export function hostsOf(state) {
+  return byName(state.hosts).filter((host) => host.state !== "removed");
+}
+
+export function label(container) {
+  return container.name || container.id.slice(0, 12);
+}
+
+export function containersOf(state) {
+  return sorted(state.containers);
+}
+
+const sorted = remembered((containers) =>
+  Object.entries(containers)
+    .map(([key, one]) => ({ ...one, key }))
+    .sort((a, b) => compare(label(a), label(b)) || compare(a.ifname, b.ifname)),
+);
+
+// Returns the problems that concern a host; those without a host are the agent's own.
+export function problemsOf(state, name) {
+  return Object.values(state.problems).filter((one) =>
+    one.host ? one.host.split(", ").includes(name) : name === state.about.here,
+  );
+}
+
+const LEVELS = { alive: "ok", drained: "idle", silent: "warn", unknown: "warn" };
+
+// Returns {level, word, why} of a host: level is ok, idle, warn or bad.
+export function health(state, host) {
+  const problems = problemsOf(state, host.name);
+  const cut = problems.find((one) => one.network || !one.host);
+  if (cut) return { level: "bad", word: host.state, why: cut.why };
+  const level = LEVELS[host.state] ?? "warn";
+  return { level: problems.length && level === "ok" ? "warn" : level, word: host.state, why: problems[0]?.why ?? "" };
+}
+
+export const SIGNS = { ok: "✓", idle: "‖", warn: "!", bad: "✕" };
+
+// Returns whether a container contains the words of a search.
+export function matches(container, words) {
+  const text = textOf(container);
+  return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+}
+
+const textOf = remembered((container) => {
+  const labels = Object.entries(container.labels ?? {}).map(([key, value]) => `${key}=${value}`);
+  const words = [container.name, container.id, container.host, container.network, ...container.addresses, ...labels];
+  return words.join("\n").toLowerCase();
+});
+
+export function bare(address) {
+  return address.split("/")[0];
+}
+
+// Returns what `trace` calls an object of the page: c:KEY is a container, h:NAME a host.
+export function traceName(state, ref) {
+  const [kind, name] = [ref.slice(0, 2), ref.slice(2)];
+  if (kind === "h:") return `host:${name}`;
+  const container = state.containers[name];
+  if (!container) return name.split("/")[0];
+  return container.addresses.length ? bare(container.addresses[0]) : container.id;
+}
+
+// Returns the name of an object for people.
+export function refName(state, ref) {
+  const name = ref.slice(2);
+  if (!ref.startsWith("c:")) return name;
+  return state.containers[name] ? label(state.containers[name]) : name.split("/")[0].slice(0, 12);
+}
+
+// Returns the pairs of hosts that exchange packets: {a, b, networks, backends, problem}.
+export function links(state, hosts) {
+  const members = new Map();
+  for (const host of hosts) members.set(host.name, new Set(host.leases.map((lease) => lease.network)));
+  const crossing = new Set(
+    Object.values(state.networks)
+      .filter((network) => !["bridge", "host"].includes(network.backend))
+      .map((network) => network.name),
+  );
+  const found = [];
+  hosts.forEach((a, index) => {
+    for (const b of hosts.slice(index + 1)) {
+      const networks = [...members.get(a.name)].filter((name) => crossing.has(name) && members.get(b.name).has(name));
+      if (!networks.length) continue;
+      const backends = [...new Set(networks.map((name) => state.networks[name].backend))];
+      found.push({ a: a.name, b: b.name, networks, backends, problem: cut(state, a.name, b.name) });
+    }
+  });
+  return found;
+}
+
+// The agent's host knows of its own peers only.
+function cut(state, a, b) {
+  const here = state.about.here;
+  if (a !== here && b !== here) return "";
+  const other = a === here ? b : a;
+  return Object.values(state.problems).find((one) => one.network && one.host.split(", ").includes(other))?.why ?? "";
+}
+
+// Returns the nodes of the graph that a trace's hops pass, each once in a row: k:HOST is a host's kernel, c:KEY a
+// container, x:NAME something that the state does not have (a router, a switch, a machine outside).
+export function path(state, hops) {
+  const nodes = [];
+  for (const hop of hops) {
+    const node = hopNode(state, hop);
+    if (nodes.at(-1) !== node) nodes.push(node);
+  }
+  return nodes;
+}
+
+function hopNode(state, hop) {
+  const host = Object.values(state.hosts).find((one) => one.name === hop.host && one.state !== "removed");
+  if (!host) return `x:${hop.namespace && hop.namespace !== "host" ? hop.namespace : hop.host || "outside"}`;
+  if (hop.namespace === "host") return `k:${hop.host}`;
+  const [name, network] = hop.namespace.split("@");
+  const found = Object.entries(state.containers).find(
+    ([, one]) => one.host === hop.host && label(one) === name && (!network || one.network === network),
+  );
+  return found ? `c:${found[0]}` : `x:${hop.namespace}`;
+}
+
+// Returns for how many containers a host's blocks have addresses: a container has one of each family.
+export function capacity(prefixes) {
+  const sizes = prefixes.map((prefix) => [prefix.includes(":"), 2 ** ((prefix.includes(":") ? 128 : 32) - Number(prefix.split("/")[1]))]);
+  const sum = (six) => sizes.filter(([family]) => family === six).reduce((total, [, size]) => total + size, 0);
+  return sum(false) || sum(true);
+}

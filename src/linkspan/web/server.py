@@ -1,0 +1,282 @@
+"""Server of the page: login, data, live changes, and questions to the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from urllib.parse import quote, urlencode
+
+import msgspec
+from aiohttp import web
+
+from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.supervise import ended, lasting
+from linkspan.web import files, view_state
+from linkspan.web.access import Access, Session
+from linkspan.web.agent_questions import AgentQuestions
+from linkspan.web.feed import Feed
+from linkspan.web.pace import Pace
+from linkspan.web.shared_answers import SharedAnswers
+
+log = logging.getLogger("linkspan.web.server")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+IDLE = 15.0
+"""Seconds without a message after which a viewer gets a comment: one that is gone is noticed by it."""
+LARGEST = 4096
+"""Bytes of a request's body, at most."""
+LONGEST = 300
+"""Characters of a word in a question, at most."""
+PACKETS = 5, 2.0
+"""Traces with a real packet: so many at once, and one more each so many seconds."""
+SURVEYS = 1, 15.0
+"""The same for probes between all hosts, which take five seconds."""
+
+QUESTIONS = {
+    "doctor": "/v1/doctor",
+    "drift": "/v1/diff",
+    "bgp": "/v1/bgp/peers",
+    "address-check": "/v1/address-check",
+    "policies": "/v1/policies",
+}
+"""What the page asks the agent without further words."""
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "linkspan",
+}
+
+STATUS = {"invalid": 400, "denied": 403, "not_found": 404, "conflict": 409, "unavailable": 503}
+
+_PLAIN = "<!doctype html><html lang=en><meta charset=utf-8>{head}<title>linkspan</title><p>{text}</p></html>"
+
+
+class PacketBody(msgspec.Struct, frozen=True):
+    """A trace with a real packet: its ends and port."""
+
+    source: str
+    target: str
+    port: str = ""
+
+
+class PageServer:
+    """Serves the page of one agent; ``others`` are agents of other hosts that answer here, too, by their hosts' names.
+
+    ``sends`` says whether the agent lets this user send packets. ``lab`` is the lab's name, '' if it is none.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        agent: AgentQuestions,
+        others: Mapping[str, AgentQuestions],
+        lab: str,
+        *,
+        sends: bool,
+    ) -> None:
+        self._access = access
+        self._agent = agent
+        self._others = others
+        self._sends = sends
+        self._feed = Feed(agent, {"lab": lab, "sends": sends, "others": sorted(others)})
+        self._answers = SharedAnswers(agent.get)
+        self._plans = {name: SharedAnswers(one.get) for name, one in others.items()}
+        self._packets, self._surveys = Pace(*PACKETS), Pace(*SURVEYS)
+        self._files = files.read()
+        self._policy = files.policy()
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = web.Application(middlewares=[self._guarded], client_max_size=LARGEST)
+        app.on_response_prepare.append(self._with_headers)
+        app.cleanup_ctx.append(self._running)
+        app.on_shutdown.append(self._end_streams)
+        app.add_routes(
+            [
+                web.get("/login", self._log_in, allow_head=False),
+                web.get("/", self._file, allow_head=False),
+                web.get("/api/state", self._state, allow_head=False),
+                web.get("/api/stream", self._stream, allow_head=False),
+                web.get("/api/containers", self._containers, allow_head=False),
+                web.get("/api/trace", self._trace, allow_head=False),
+                web.post("/api/trace", self._packet),
+                web.post("/api/peers", self._peers),
+                web.get("/api/plan", self._plan, allow_head=False),
+                web.get("/api/addresses", self._addresses, allow_head=False),
+                web.get("/api/migration/{network}", self._migration, allow_head=False),
+                web.get("/api/bgp/{peer}", self._explain, allow_head=False),
+                web.get("/api/{question}", self._question, allow_head=False),
+                web.get("/{file:.+}", self._file, allow_head=False),
+            ]
+        )
+        return app
+
+    async def _running(self, _app: web.Application) -> AsyncIterator[None]:
+        task = lasting("the page's feed", self._feed.run)
+        yield
+        await ended(task)
+
+    async def _end_streams(self, _app: web.Application) -> None:
+        self._feed.end()
+
+    async def _with_headers(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Content-Security-Policy"] = self._policy
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.update(HEADERS)
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse what does not come from the page of a user who has logged in, and answer errors as JSON."""
+        entry = not request.path.startswith("/api/")
+        try:
+            why = self._access.refusal(
+                request.method,
+                request.headers.getall("Host", []),
+                request.headers.get("Origin"),
+                request.headers.get("Sec-Fetch-Site"),
+                entry=entry,
+            )
+            if why:
+                raise Denied(why)
+            if request.path != "/login" and self._session(request) is None:
+                return _refused("open the link that `linkspan web` prints; Enter in its terminal prints another")
+            return await handler(request)
+        except LinkspanError as error:
+            told = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+            return _json(told, STATUS.get(error.code, 500))
+        except web.HTTPException as error:
+            return _json({"error": {"code": "error", "message": error.reason, "hint": ""}}, error.status)
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("%s %s", request.method, request.path)
+            return _json({"error": {"code": "error", "message": "the server failed", "hint": "its log says more"}}, 500)
+
+    def _session(self, request: web.Request) -> Session | None:
+        return self._access.session(request.cookies.get(self._access.cookie, ""))
+
+    async def _log_in(self, request: web.Request) -> web.Response:
+        cookie = self._access.log_in(request.query.get("token", ""))
+        if not cookie:
+            return _refused("this link was used, or is older than a minute; press Enter where `linkspan web` runs")
+        # A page that goes on by itself, and no redirect: see the head of the package.
+        head = '<meta http-equiv="refresh" content="0; url=/">'
+        text = _PLAIN.format(head=head, text='<a href="/">linkspan</a>')
+        response = web.Response(text=text, content_type="text/html")
+        response.set_cookie(
+            self._access.cookie, cookie, path="/", httponly=True, secure=self._access.secure, samesite="Strict"
+        )
+        return response
+
+    async def _file(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("file", "index.html")
+        found = self._files.get(name)
+        if found is None:
+            raise NotFound(f"the page has no file {name[:LONGEST]!r}")
+        tag = f'"{found.etag}"'
+        headers = {"Cache-Control": "no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers=headers)
+        return web.Response(
+            body=found.content, headers={**headers, "Content-Type": found.type, "Content-Encoding": "gzip"}
+        )
+
+    async def _state(self, request: web.Request) -> web.Response:
+        session = self._session(request)
+        assert session is not None, "the guard has found it"
+        return _json({"state": await self._feed.state(), "packet_token": session.packet_token})
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        messages = self._feed.view(IDLE)
+        first = await anext(messages)  # raises before the answer begins
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        async with contextlib.aclosing(messages):
+            with contextlib.suppress(ConnectionError):
+                await response.write(first)
+                async for message in messages:
+                    await response.write(message)
+        return response
+
+    async def _containers(self, request: web.Request) -> web.Response:
+        words = {name: _word(request, name) for name in ("search", "host", "network")}
+        page = request.query.get("page", "0")
+        if not page.isascii() or not page.isdigit() or len(page) > 6:
+            raise Invalid("page is no number")
+        return _json(view_state.part(await self._feed.endpoints(), **words, page=int(page)))
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        words = {name: _word(request, name) for name in ("source", "target", "port")}
+        return _json(await self._answers.get(f"/v1/trace?{urlencode(words)}"))
+
+    async def _packet(self, request: web.Request) -> web.Response:
+        self._may_send(request, self._packets)
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=PacketBody)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Invalid(f"the request is wrong: {error}") from error
+        words = {name: getattr(wanted, name)[:LONGEST] for name in ("source", "target", "port")}
+        return _json(await self._agent.post(f"/v1/trace?{urlencode(words)}"))
+
+    async def _peers(self, request: web.Request) -> web.Response:
+        self._may_send(request, self._surveys)
+        return _json(await self._agent.post("/v1/doctor/peers"))
+
+    def _may_send(self, request: web.Request, pace: Pace) -> None:
+        """Raise Denied unless this request may send packets, and Unavailable if there were too many."""
+        session, given = self._session(request), request.headers.get("X-Linkspan-Token", "")
+        if session is None or not session.sent_by(given):
+            raise Denied("the request has no token of this page", "load the page again")
+        if not self._sends:
+            raise Denied("only root may send packets", "run `sudo linkspan web`, or `sudo linkspan trace --live`")
+        if (seconds := pace.wait()) > 0:
+            raise Unavailable(f"too many packets were sent; the next one may be sent in {seconds:.0f} s")
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        """Answer with the commands of one host that name a word: a container's id, an interface, a host, a network."""
+        host, word = _word(request, "host"), _word(request, "word")
+        here = (await self._feed.state())["about"]["here"]
+        answers = self._answers if host == here else self._plans.get(host)
+        if answers is None:
+            raise NotFound(f"this page asks the agent of host {here}", f"run `linkspan plan` on host {host}")
+        network = _word(request, "network")
+        lines = await answers.get(f"/v1/plan?{urlencode({'network': network})}" if network else "/v1/plan")
+        return _json([line for line in lines if not word or word in line["why"] or word in line["command"]])
+
+    async def _addresses(self, request: web.Request) -> web.Response:
+        network = _word(request, "network")
+        return _json(await self._answers.get(f"/v1/addresses?{urlencode({'network': network})}"))
+
+    async def _migration(self, request: web.Request) -> web.Response:
+        return _json(await self._answers.get(f"/v1/networks/{quote(request.match_info['network'], safe='')}"))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        return _json(await self._answers.get(f"/v1/bgp/explain/{quote(request.match_info['peer'], safe='')}"))
+
+    async def _question(self, request: web.Request) -> web.Response:
+        url = QUESTIONS.get(request.match_info["question"])
+        if url is None:
+            raise NotFound("the page has no such question")
+        return _json(await self._answers.get(url))
+
+
+def _word(request: web.Request, name: str) -> str:
+    word = request.query.get(name, "")
+    if len(word) > LONGEST:
+        raise Invalid(f"{name} has {len(word)} characters, more than {LONGEST}")
+    return word
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _refused(text: str) -> web.Response:
+    """Return a page for somebody without a session."""
+    return web.Response(text=_PLAIN.format(head="", text=text), status=401, content_type="text/html")

@@ -1,0 +1,263 @@
+"""`linkspan web` in Chromium, at a real lab of three hosts: what it shows, and what it does when things break."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.lab.cluster_runs import ClusterRun
+from support.polling import until
+from support.web import chromium
+from support.web.chromium import Browser, Keys
+
+ROOT = Path(__file__).parents[2]
+VIEWS = {
+    "containers": "c6", "hosts": "192.0.2.3", "networks": "10.244.0.0/16", "addresses": "no leaks",
+    "events": "the agent started", "doctor": "kernel veth", "peers": "vxlan", "bgp": "No network here uses BGP.",
+    "drift": "no drift", "migrations": "No network migrates.",
+}  # fmt: skip
+"""By view: what is shown there."""
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[ClusterRun]:
+    """Give a lab of three hosts with six containers; two labels are hostile."""
+    found = ClusterRun()
+    found.run("up", "--containers-per-host 2 --store etcd")
+    try:
+        labels = {"set": {"note": HOSTILE, "long": "x" * 10_000}}
+        found.call("h1", "PATCH", "/v1/endpoints/c4/labels", labels)
+        yield found
+    finally:
+        found.run("down")
+
+
+@pytest.fixture(scope="module")
+def place(lab: ClusterRun) -> Iterator[str]:
+    """Give the namespace of the page and the browser."""
+    with chromium.namespace(f"{lab.name}-view") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def page(lab: ClusterRun, place: str) -> Iterator[Browser]:
+    """Give a browser that has opened the link."""
+    with chromium.page_process(place, "--lab", lab.name) as link, chromium.browser(place) as found:
+        found.size(1440, 900)
+        found.driver.get(link())
+        found.shows("c6")
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def fresh(page: Browser) -> Iterator[None]:
+    """Begin each test with the table of containers, and let none leave a complaint of the browser."""
+    page.run("location.hash = '#/containers'")
+    page.shows("c6", ".list")
+    yield
+    own = [one for one in page.complaints() if "127.0.0.1" in one]
+    assert [one for one in own if "Failed to load resource" not in one] == []
+
+
+def mended(lab: ClusterRun, host: str) -> None:
+    """Mend a host, and wait until the others answer it again."""
+    lab.run("mend", host)
+    until(lambda: not lab.status("h1")["unreachable"], "h1 reaches its peers again")
+
+
+def test_every_view_shows_the_lab(page: Browser) -> None:
+    """Each by its link; none makes a request that the policy refuses (`fresh`)."""
+    for view, text in VIEWS.items():
+        page.view(view)
+        page.shows(text, ".list")
+        assert f"#/{view}" in page.driver.current_url
+
+
+def test_two_clicks_show_the_way_and_why_there_is_none(page: Browser, lab: ClusterRun) -> None:
+    """The first chooses, the second traces; a link that goes down is the first broken hop, in red."""
+    page.row("c1")
+    page.shows("10.244.", ".details")
+    page.row("c3")
+    page.shows("Reachable", ".verdict")
+    page.shows("encapsulated", ".hops")
+    page.shows("vxlan", ".hops")
+    page.shows("MTU 1450", ".hops")
+    page.click(".ways button:nth-child(2)")
+    until(lambda: "h3" in page.text(".hops li:first-child"), "the way back begins at h3")
+    lab.run("break", "h3 link-down")
+    try:
+        page.click(".trace header button:nth-of-type(2)")
+        page.shows("192.0.2.3 does not answer on eth0", ".verdict.bad")
+        page.shows("192.0.2.3 does not answer on eth0", ".hops li.broken .reason")
+    finally:
+        mended(lab, "h3")
+    page.shows("Reachable", ".verdict")
+
+
+def test_the_keyboard_is_enough(page: Browser) -> None:
+    """Enter chooses a row, Escape closes the panel, and the address bar keeps the rest."""
+    page.run("[...document.querySelectorAll('button.row')].find((one) => one.innerText.trim() === 'c2').focus()")
+    page.press(Keys.ENTER)
+    page.shows("c2", ".details")
+    page.press(Keys.ESCAPE)
+    until(lambda: page.find(".details") is None, "the panel is closed")
+    page.run("document.querySelector('input.search').focus()")
+    page.press("c5")
+    until(lambda: page.run("return document.querySelectorAll('tbody tr').length") == 1, "one row is left")
+    assert "q=c5" in page.driver.current_url
+    page.driver.refresh()
+    page.shows("c5", ".list")
+    assert "c4" not in page.text(".list")
+
+
+def test_a_real_packet_is_seen_at_the_hops(page: Browser) -> None:
+    """Root may send one."""
+    page.row("c1")
+    page.row("c2")
+    page.shows("Reachable", ".verdict")
+    page.click(".ways button.strong")
+    page.shows("seen", ".hops")
+
+
+def test_an_object_shows_the_commands_that_make_it(page: Browser) -> None:
+    """Of a container on another host, from that host's agent."""
+    page.row("c2")
+    page.click(".commands summary")
+    page.shows("ip -n", ".plan")
+    page.shows("container c2", ".plan")
+
+
+def test_hostile_text_is_text(page: Browser) -> None:
+    """A label with a tag runs nothing, and a long one breaks nothing."""
+    page.row("c4")
+    page.shows(HOSTILE, ".details")
+    assert page.run("return document.querySelectorAll('.details img').length") == 0
+    width = page.run("return document.documentElement.scrollWidth - innerWidth")
+    assert width <= 0
+
+
+def test_an_attached_container_appears_by_itself(page: Browser, lab: ClusterRun) -> None:
+    """And goes; the others keep their places in the graph."""
+    before = page.text(".list")
+    lab.run("attach", "h1 c9")
+    page.shows("c9", ".list")
+    lab.run("detach", "c9")
+    until(lambda: page.text(".list") == before, "c9 is gone from the table")
+
+
+def test_an_agent_restarts_under_the_page(page: Browser, lab: ClusterRun) -> None:
+    """The bar says that it does not answer, the picture stays, and all comes back without a new login."""
+    lab.run("break", "h1 agent-kill")
+    page.shows("The agent does not answer", ".bar")
+    assert "c6" in page.text(".list")
+    lab.run("mend", "h1")
+    page.shows("all well", ".bar")
+
+
+def test_a_store_that_is_away_is_told(page: Browser, lab: ClusterRun) -> None:
+    """As a problem; traces still work, because they ask the kernels."""
+    lab.run("break", "h1 store-cut")
+    try:
+        page.shows("problem", ".bar")
+        page.row("c1")
+        page.row("c4")
+        page.shows("Reachable", ".verdict")
+    finally:
+        lab.run("mend", "h1")
+    page.shows("all well", ".bar")
+
+
+def test_tabs_share_one_stream(page: Browser) -> None:
+    """Eight tabs are live, though a browser has six connections to a server."""
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    opened = []
+    try:
+        for _ in range(7):
+            page.driver.switch_to.new_window("tab")
+            opened.append(page.driver.current_window_handle)
+            page.driver.get(address)
+        page.shows("c6", ".list")
+    finally:
+        for handle in opened:
+            page.driver.switch_to.window(handle)
+            page.driver.close()
+        page.driver.switch_to.window(first)
+
+
+def test_chinese_is_chosen_and_kept(page: Browser) -> None:
+    """After a reload, too."""
+    choose = (
+        "const found = document.querySelector('.language select'); found.value = arguments[0];"
+        "found.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    page.run(choose, "zh")
+    try:
+        page.shows("容器", ".list h1")
+        page.driver.refresh()
+        page.shows("一切正常", ".bar")
+        assert page.run("return document.documentElement.lang") == "zh-Hans"
+    finally:
+        page.run(choose, "en")
+    page.shows("Containers", ".list h1")
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """Give axe-core, from npm."""
+    folder = ROOT / ".venv" / "cache" / "axe-core"
+    script = folder / "axe.js"
+    command = [sys.executable, str(ROOT / "scripts" / "vendor.py"), "--into", str(folder), "axe-core"]
+    if not script.exists():
+        subprocess.run(command, check=True)
+    return script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_fault(page: Browser, axe: str, dark: bool) -> None:
+    """In every view, with a trace, and in light and dark."""
+    page.dark(dark)
+    try:
+        for view, text in VIEWS.items():
+            page.view(view)
+            page.shows(text, ".list")
+            assert faults(page, axe, dark) == [], view
+        page.view("containers")
+        page.row("c1")
+        assert faults(page, axe, dark) == []
+        page.row("c3")
+        page.shows("Reachable", ".verdict")
+        assert faults(page, axe, dark) == []
+    finally:
+        page.dark(False)
+
+
+def faults(page: Browser, axe: str, colours: bool) -> list[str]:
+    """Return axe's serious findings; about ``colours`` alone, or all."""
+    page.devtools("Runtime.evaluate", {"expression": f"if (!window.axe) {{ {axe} }}"})
+    script = (
+        "const done = arguments[1];"
+        "const wanted = {resultTypes: ['violations'], ...(arguments[0] && {runOnly: ['color-contrast']})};"
+        "axe.run(wanted).then((found) => done(found.violations"
+        ".filter((one) => ['serious', 'critical'].includes(one.impact))"
+        ".map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ').slice(0, 300)}`)))"
+    )
+    found: list[str] = page.driver.execute_async_script(script, colours)
+    return found
+
+
+@pytest.mark.parametrize("width", [360, 1440, 3840])
+def test_no_width_needs_to_be_scrolled_sideways(page: Browser, width: int) -> None:
+    """From a phone to a wall."""
+    page.size(width, 900)
+    try:
+        page.row("c1")
+        page.row("c2")
+        page.shows("Reachable", ".verdict")
+        assert page.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.size(1440, 900)

@@ -1,0 +1,98 @@
+"""State of the page: an agent's answers, differences of two states, and lists in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from linkspan.web import view_state
+from linkspan.web.view_state import State, away, difference, part, view
+from support.web.answers import answers, endpoint
+
+
+def applied(state: State, change: dict[str, view_state.SectionChange]) -> dict[str, dict[str, Any]]:
+    """Do what the page does with a change."""
+    after = {name: dict(items) for name, items in state.items()}
+    for name, one in change.items():
+        after[name].update(one.put)
+        for key in one.drop:
+            del after[name][key]
+    return after
+
+
+def test_a_state_has_what_the_agent_answers() -> None:
+    """Hosts with their blocks and how full they are, networks, containers."""
+    found = view(answers(endpoint("c1", "h1"), endpoint("c2", "h1"), endpoint("c3", "h2")), {"lab": ""})
+    assert {one["name"]: one["containers"] for one in found["hosts"].values()} == {"h1": 2, "h2": 1}
+    assert found["hosts"]["id-h1"]["leases"][0]["used"] == 2
+    assert found["networks"]["demo"]["containers"] == 3
+    assert set(found["containers"]) == {"c1/eth0", "c2/eth0", "c3/eth0"}
+    assert found["about"]["here"] == "h1"
+    assert found["about"]["total"] == 3
+
+
+def test_a_living_host_does_not_change_all_the_time() -> None:
+    """The moment at which it was last seen would be a change a second."""
+    first, second = answers(), answers()
+    second.hosts[1]["last_seen"] += 5
+    assert difference(view(first, {}), view(second, {})) == {}
+
+
+def test_problems_are_told_with_host_and_network() -> None:
+    """All kinds that a status has."""
+    told = answers()
+    told.status["unreachable"] = [{"host": "h2", "network": "demo", "why": "no answer"}]
+    told.status["drift"] = ["route is missing"]
+    told.status["store"] = {"ok": False, "state": "away", "problem": "store does not answer", "fix": "look at it"}
+    found = list(view(told, {})["problems"].values())
+    assert {"host": "h2", "network": "demo", "why": "no answer"} in found
+    whys = [one["why"] for one in found[1:]]
+    assert whys == ["cannot repair: route is missing", "store: does not answer; look at it"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((), ("c1",)),
+        (("c1", "c2"), ("c2",)),
+        (("c1", "c2"), ("c2", "c3")),
+        (("c1",), ("c1",)),
+    ],
+)
+def test_a_change_leads_from_one_state_to_the_other(before: tuple[str, ...], after: tuple[str, ...]) -> None:
+    """And has nothing of what stayed the same."""
+    first, second = (view(answers(*(endpoint(name, "h1") for name in names)), {}) for names in (before, after))
+    change = difference(first, second)
+    assert applied(first, change) == second
+    assert set(change) == ({"containers", "hosts", "networks", "about"} if len(before) != len(after) else
+        {"containers"} if before != after else set())  # fmt: skip
+
+
+def test_an_agent_that_is_away_keeps_the_picture() -> None:
+    """Only the page's bar says so."""
+    before = view(answers(endpoint("c1", "h1")), {})
+    change = difference(before, away(before, "no agent answers"))
+    assert set(change) == {"about"}
+    assert change["about"].put == {"away": "no agent answers", "ok": False}
+
+
+def test_a_large_cluster_has_numbers_instead_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page asks for lists in parts."""
+    monkeypatch.setattr(view_state, "MOST", 2)
+    found = view(answers(*(endpoint(f"c{n}", "h1") for n in range(3))), {})
+    assert found["containers"] == {}
+    assert not found["about"]["complete"]
+    assert found["about"]["total"] == 3
+
+
+def test_a_part_of_a_list_is_searched_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, address or label, of a host and a network."""
+    monkeypatch.setattr(view_state, "PAGE", 2)
+    every = [endpoint(f"web{n}", "h1") for n in range(5)] + [endpoint("db", "h2", labels={"tier": "data"})]
+    first = part(every, search="WEB", host="h1")
+    assert (first["total"], first["pages"], list(first["containers"])) == (5, 3, ["web0/eth0", "web1/eth0"])
+    assert list(part(every, host="h1", page=2)["containers"]) == ["web4/eth0"]
+    assert list(part(every, search="tier=data")["containers"]) == ["db/eth0"]
+    assert part(every, page=99)["containers"] == {}
+    assert part(every, network="other")["total"] == 0

@@ -1,0 +1,103 @@
+"""The command: where it listens, its certificate, and the browser that it opens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import stat
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from linkspan.core.errors import Invalid
+from linkspan.web import browser, serving
+from linkspan.web.listening import place
+from support.certificates import Authority
+
+LINK = "http://127.0.0.1:8080/login?token=secret&more=\"'<"
+
+
+def test_the_browser_is_opened_by_a_file_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token is in no command line, and nobody else may read the file, which goes afterwards."""
+    opened: list[str] = []
+
+    def open_(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_)
+    with browser.leading_to(LINK) as path:
+        assert browser.open_file(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        text = path.read_text(encoding="utf-8")
+        assert "token=secret&amp;more=&quot;&#x27;&lt;" in text
+    assert opened == [f"file://{path}"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "root", "opens"),
+    [
+        ({"DISPLAY": ":0"}, False, True),
+        ({"WAYLAND_DISPLAY": "w"}, False, True),
+        ({}, False, False),
+        ({"DISPLAY": ":0"}, True, False),
+    ],
+)
+def test_a_browser_is_opened_where_there_is_a_screen(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], root: bool, opens: bool
+) -> None:
+    """Not over SSH, and not for root."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    assert browser.can_open(environment) is opens
+
+
+def test_with_a_certificate_the_page_is_served_by_tls(tmp_path: Path) -> None:
+    """At the certificate's names only, and the cookie never leaves in clear."""
+    authority = Authority(tmp_path / "ca")
+    pair = authority.certificate("page")
+
+    async def run() -> None:
+        trust = ssl.create_default_context(cafile=authority.cert)
+        where = place("127.0.0.1:0", pair.cert, pair.key)
+        served = serving.page(where, str(tmp_path / "agent.sock"), {}, "")
+        async with served as new_link, aiohttp.ClientSession() as session:
+            link = new_link()
+            assert link.startswith("https://127.0.0.1:")
+            async with session.get(link, ssl=trust) as answer:
+                assert answer.status == 200
+                assert "Secure" in answer.headers["Set-Cookie"]
+            port = link.split(":")[2].partition("/")[0]
+            for host, status in ((f"127.0.1.1:{port}", 401), (f"127.0.0.2:{port}", 403)):
+                async with session.get(link.partition("/login")[0], ssl=trust, headers={"Host": host}) as answer:
+                    assert answer.status == status, host
+
+    asyncio.run(run())
+
+
+def test_wrong_certificates_are_named(tmp_path: Path) -> None:
+    """With the option and the cause."""
+    authority = Authority(tmp_path / "ca")
+    first, second = authority.certificate("first"), authority.certificate("second")
+    with pytest.raises(Invalid, match=r"--cert .*: no such file"):
+        place("192.0.2.1:443", str(tmp_path / "none"), first.key)
+    with pytest.raises(Invalid, match="belong together"):
+        place("192.0.2.1:443", first.cert)
+    with pytest.raises(Invalid, match=r"--cert .* and --key"):
+        place("192.0.2.1:443", first.cert, second.key)
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    """With what to do."""
+
+    async def run() -> None:
+        async with serving.page(place("127.0.0.1:0"), str(tmp_path / "agent.sock"), {}, "") as new_link:
+            port = new_link().split(":")[2].partition("/")[0]
+            with pytest.raises(Invalid, match="address already in use") as error:
+                async with serving.page(place(f"127.0.0.1:{port}"), str(tmp_path / "agent.sock"), {}, ""):
+                    pass
+            assert "give --listen another port" in error.value.hint
+
+    asyncio.run(run())
