@@ -30,7 +30,7 @@ def host() -> Iterator[Host]:
 
 POLICY = """
 policy: web
-ingress: []
+ingress: [{from: [outside]}]
 tests: [{from: outside, to: web, expect: allow}]
 """
 FILE = "web.yaml"
@@ -49,6 +49,7 @@ COMMANDS = {
     "policy diff": (FILE,),
     "policy test": (FILE,),
     "policy apply": (FILE,),
+    "policy staged": (),
     "policy list": (),
     "policy show": ("web",),
     "policy can": ("outside", "web"),

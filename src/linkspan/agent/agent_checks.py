@@ -22,11 +22,14 @@ from linkspan.core.errors import Unavailable, counted
 from linkspan.core.model import CONTROLLER, Facts, Network, Peer
 from linkspan.diagnose.doctor import host_checks, store_checks, system_checks
 from linkspan.diagnose.doctor.checks import Check, Status
+from linkspan.policy.review import Finding
 from linkspan.store.replica import Replica
 
 _RECORDS = "docs/clusters.md (Checks of records) explains each, with the fix"
 _HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --peers` what the underlay lets through"
 _LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
+MOST_FINDINGS = 20
+"""Findings about policies that a report has."""
 _SHOWN = 6
 """Places named in one line."""
 
@@ -67,6 +70,20 @@ def views(problems: Mapping[tuple[str, ...], str]) -> list[Check]:
     """Return why containers in several networks do not find all names; examine() covers single networks."""
     found = problems.items()
     return [Check(f"names of {' and '.join(zones)}", "warn", why) for zones, why in found if len(zones) > 1]
+
+
+def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
+    """Return what is odd about the policies, of which there are ``number``."""
+    if not number:
+        return []
+    if not findings:
+        what = "1 policy" if number == 1 else f"{number} policies"
+        return [Check("policies", "ok", f"{what}: each selects a container, and none contradicts another")]
+    found = [Check(f"policy {one.policy}", "warn", one.what, one.fix) for one in findings[:MOST_FINDINGS]]
+    if len(findings) > len(found):
+        more = len(findings) - len(found)
+        found.append(Check("policies", "warn", f"{more} more findings like these", "mend those first"))
+    return found
 
 
 def forwarding(facts: Facts, unnoticed: str) -> list[Check]:

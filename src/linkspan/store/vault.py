@@ -28,7 +28,7 @@ HOSTS, VOTERS = "hosts", "voters"
 """The roles of all hosts, and of voters."""
 SHARED = (
     "addresses/", "allowances/", "answer/", "ask/", "blocks/", "claims/", "gone/", "leases/", "networks/",
-    "policies/", "reservations/", "settings/", "upkeep/",
+    "policies/", "reservations/", "settings/", "staged/", "upkeep/",
 )  # fmt: skip
 """Prefixes of the records that every host may write."""
 TRIES = 5
