@@ -78,6 +78,8 @@ def test_every_view_shows_the_lab(page: Browser) -> None:
         page.view(view)
         page.shows(text, ".list")
         assert f"#/{view}" in page.driver.current_url
+    page.run("location.hash = '#/addresses?network=demo'")
+    page.shows("every container", ".list")  # the gateway's holder
 
 
 def test_two_clicks_show_the_way_and_why_there_is_none(page: Browser, lab: ClusterRun) -> None:
