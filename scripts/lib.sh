@@ -41,7 +41,7 @@ installed() {
     [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
 
-# missing LIST: the packages of the list that are not there, one a line.
+# missing LIST: the lines of the list of which no package is there.
 missing() {
     local line name found names
     while read -r line; do
@@ -53,8 +53,21 @@ missing() {
                 found=1
             fi
         done
-        [[ -n $found ]] || printf '%s\n' "${names[0]}"
+        [[ -n $found ]] || printf '%s\n' "$line"
     done <"$1"
+}
+
+# offered "a|b": the first of them that apt has, because releases differ; a if it has none.
+offered() {
+    local name names
+    IFS='|' read -ra names <<<"$1"
+    for name in "${names[@]}"; do
+        if apt-cache show "$name" >/dev/null 2>&1; then
+            printf '%s\n' "$name"
+            return
+        fi
+    done
+    printf '%s\n' "${names[0]}"
 }
 
 POLICY=/usr/sbin/policy-rc.d
@@ -75,9 +88,9 @@ service_of() {
     esac
 }
 
-# apt_install NAME..: without starting, or enabling for the next boot, what it brings.
+# apt_install NAME.. ("a|b": any of them): without starting, or enabling for the next boot, what it brings.
 apt_install() {
-    local log name
+    local log name names=()
     say "installing $# package(s): $*"
     if [[ ! -e $POLICY ]]; then
         POLICY_IS_OURS=1
@@ -87,15 +100,19 @@ apt_install() {
     fi
     log=$(mktemp)
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-    if ! { apt-get -q update && apt-get -q -y --no-remove --no-install-recommends install "$@"; } </dev/null >"$log" 2>&1; then
+    apt-get -q update </dev/null >"$log" 2>&1 || true # without it, installing fails and says why
+    for name in "$@"; do
+        names+=("$(offered "$name")")
+    done
+    if ! apt-get -q -y --no-remove --no-install-recommends install "${names[@]}" </dev/null >>"$log" 2>&1; then
         tail -n 20 "$log" >&2
         stop "apt-get could not install $*" "the lines above say why (no network? a held package?); the whole log: $log"
     fi
     rm -f "$log"
     remove_policy
-    for name in "$@"; do
+    for name in "${names[@]}"; do
         case $name in
-        bird2 | charon-systemd | containerd | firewalld | frr | openssh-server | openvswitch-switch)
+        bird2 | charon-systemd | containerd | firewalld | frr | openssh-server | openvswitch-switch | prometheus)
             # Debian enables them for the next boot; the tests start their own, in namespaces of their own.
             if command -v systemctl >/dev/null; then
                 systemctl --quiet disable "$(service_of "$name")" 2>/dev/null || true
@@ -114,7 +131,7 @@ packages() {
         return
     fi
     [[ ${#names[@]} -gt 0 ]] || return 0
-    is_root || stop "these packages are missing: ${names[*]}" "sudo apt-get install ${names[*]}"
+    is_root || stop "these packages are missing: ${names[*]}" "sudo apt-get install ${names[*]%%|*}"
     apt_install "${names[@]}"
 }
 

@@ -25,7 +25,7 @@ COLOURS = {  # role: strong and pale colour, on light and on dark paper
     "net": ("#0969da", "#ddf4ff", "#4493f8", "#10233d"),  # a container's own packet
     "way": ("#bc4c00", "#fff1e5", "#f0883e", "#341c0c"),  # what the backend adds
     "lock": ("#8250df", "#fbefff", "#ab7df8", "#271a45"),  # encrypted
-    "talk": ("#1a7f37", "#dafbe1", "#3fb950", "#0f2a17"),  # what hosts and devices tell each other
+    "talk": ("#1a7f37", "#dafbe1", "#3fb950", "#0f2a17"),  # what hosts and devices announce to each other
     "bad": ("#d1242f", "#ffebe9", "#f85149", "#3a1417"),
 }
 MONO = "ui-monospace, 'SF Mono', 'Cascadia Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -195,7 +195,7 @@ class Way(NamedTuple):
     headers: Sequence[Header]
     cost: str = ""  # in bytes, of the headers that the backend adds
     between: str = "cloud"  # what is between the hosts: cloud, switch, router, switches
-    speaker: str = ""  # a program on each host that tells the others
+    speaker: str = ""  # a program on each host that announces to the others
 
 
 CHECK = ("guard", "10.244.1.0/24 ✓")
@@ -216,7 +216,7 @@ WAYS = {
         (("route", "10.244.2.0/24 → 192.0.2.2"),),
         "lsipip",
         (CHECK, LAST),
-        (ETHERNET, Header("IP 192.0.2.1 → 192.0.2.2, 4", "way"), *INNER),
+        (ETHERNET, Header("IP 192.0.2.1 → 192.0.2.2 proto 4", "way"), *INNER),
         "20",
     ),
     "host-gw": Way(
@@ -361,7 +361,7 @@ class Crossing:
         self.picture.text(MIDDLE, self.wire + 46, "10.244.2.0/24 → MAC h2, port 2", label="flow", anchor="middle")
 
     def _speakers(self) -> None:
-        """Draw the programs of the two hosts that tell each other, or the router between them."""
+        """Draw the programs of the two hosts, which talk to each other or to the router between them."""
         if not self.way.speaker:
             return
         y = self.bottom - 36

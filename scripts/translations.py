@@ -52,7 +52,8 @@ class Section:
 
     def words(self) -> Counter[str]:
         """Return the words in backticks; a line break in one is a blank."""
-        return Counter(re.sub(r"\s+", " ", word) for word in re.findall(r"`([^`]+)`", "\n".join(self.lines)))
+        text = "\n".join(line for line in self.lines if not line.startswith("<!--"))
+        return Counter(re.sub(r"\s+", " ", word) for word in re.findall(r"`([^`]+)`", text))
 
     def hidden(self) -> list[str]:
         """Return the commands that run unseen."""

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOTLESS = [Path(__file__).parent / name for name in ("unit", "store")]
+TESTS = Path(__file__).parent
+
+ROOTLESS = [TESTS / name for name in ("unit", "store")]
 """What needs root in them has the marker ``root``; in the other folders every test has it."""
 
 KERNELS = "tests/kernels/"
 
 UNEXPECTED_SKIPS = 10
 """Exit code of a whole run in CI that skipped other tests than expected (pytest itself uses 0 to 5)."""
+
+LONG = {
+    "runtimes/test_docs.py", "runtimes/test_package.py", "netns/test_lessons.py", "lab/test_trace_faults.py",
+    "lab/test_voters.py", "lab/test_restore.py", "store/test_upkeep.py",
+}  # fmt: skip
+"""Files that take several minutes: the last one to begin would leave one worker alone with it."""
+
+ENDS = {"runtimes": 0.7, "lab": 0.7, "agent": 0.85, "netns": 0.85, "cni": 0.9, "store": 0.9, "unit": 1.0}
+"""By folder: the part of a whole run after which its last file begins. Short files fill up the end."""
 
 WORKER_DIED = 11
 """Exit code of a run in which a test ended its worker's process: the tests that the worker had left did not run."""
@@ -31,14 +43,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs root, and skip it, with the reason, where there is none."""
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Mark what needs root, and skip it, with the reason, where there is none; let folders take turns."""
+    if hasattr(config, "workerinput"):
+        places = _in_turn([item.path for item in items])
+        items.sort(key=lambda item: places[item.path])
     needs_root = pytest.mark.skip(reason="needs root: sudo scripts/test")
     for item in items:
         if not any(item.path.is_relative_to(folder) for folder in ROOTLESS):
             item.add_marker(pytest.mark.root)
         if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(needs_root)
+
+
+def _in_turn(paths: Iterable[Path]) -> dict[Path, float]:
+    """Return the files' places in a run of several workers.
+
+    A test of a lab mostly waits, and a unit test computes. If files of all folders run at the same time, the machine
+    does not wait, too.
+    """
+    folders: dict[str, dict[Path, None]] = {}
+    for path in paths:
+        folders.setdefault(path.relative_to(TESTS).parts[0], {})[path] = None
+    places = {path: -1.0 for paths in folders.values() for path in paths if str(path.relative_to(TESTS)) in LONG}
+    for folder, files in folders.items():
+        for number, path in enumerate(files):
+            places.setdefault(path, ENDS.get(folder, 0.0) * number / len(files))
+    return places
 
 
 def _expected() -> tuple[set[str], set[str]] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER
+from support.json_page import documented
 from support.lab.bare_runs import BareRun
 from support.polling import SHARED, until
 
@@ -64,6 +65,22 @@ def test_three_commands_make_a_network(cluster: BareRun) -> None:
     until(lambda: cluster.pings("c3", cluster.address("c4")), "c3 reaches c4")
     assert "1 voter, and none may be lost" in cluster.exec("h3", "linkspan cluster members")
     assert not (cluster.folder / "h1" / "state" / "store").exists()
+
+
+def test_commands_print_what_the_page_says(cluster: BareRun, tmp_path: Path) -> None:
+    """Each field of docs/json.md, and no other one; init and join are repeated for that, and two hosts keep roles."""
+    page, id_ = documented(), cluster.token("--uses 1")["id"]
+    commands = {
+        "h1": ("cluster init", "cluster members", f"cluster snapshot {tmp_path / 'one.db'}", "cluster token create",
+               "cluster token list", f"cluster token show {id_}", f"cluster token revoke {id_}"),
+        "h2": (f"cluster join {cluster.token()['token']}", "cluster members"),
+    }  # fmt: skip
+    for host, words in commands.items():
+        for command in words:
+            told = json.loads(cluster.exec(host, f"linkspan {command} -o json"))
+            is_list, fields = page[next(one for one in page if f"{command} ".startswith(f"{one} "))]
+            assert isinstance(told, list) == is_list, command
+            assert set(told[0] if is_list else told) == fields, command
 
 
 def test_init_and_join_may_be_repeated(cluster: BareRun, token: str) -> None:
@@ -191,6 +208,29 @@ def test_without_the_first_host_what_runs_continues(cluster: BareRun, token: str
     until(lambda: cluster.pings("c1", cluster.address("c2")), "c1 reaches c2")
 
 
+def test_a_host_that_knows_no_voter_any_more_is_called_by_one(cluster: BareRun) -> None:
+    """Its settings name an address that nobody has, as if the voter had moved while it was off."""
+    settings = cluster.folder / "h2" / "agent.toml"
+    cluster.run("break", "h2", "agent-kill")
+    settings.write_text(settings.read_text().replace("192.0.2.1:", "192.0.2.99:"))
+    cluster.run("mend", "h2")
+    until(lambda: cluster.status("h2")["store"]["ok"], "h2 has its store again")
+    assert "//192.0.2.1:" in settings.read_text()
+    assert "the voter at 192.0.2.1 has called this host" in cluster.exec("h2", "linkspan events")
+
+
+def test_a_host_that_waits_for_a_store_that_is_elsewhere_joins_again(cluster: BareRun) -> None:
+    """It has no record of the cluster, so its agent has not begun; no call can reach it."""
+    state, settings = cluster.folder / "h2" / "state", cluster.folder / "h2" / "agent.toml"
+    cluster.run("detach", "c2")
+    cluster.run("break", "h2", "agent-kill")
+    settings.write_text(settings.read_text().replace("192.0.2.1:", "192.0.2.99:"))
+    (state / "replica.json").unlink()
+    assert cluster.join("h2", cluster.token()["token"])["host"] == "h2"
+    cluster.run("attach", "h2", "c2")
+    until(lambda: cluster.pings("c1", cluster.address("c2")), "c1 reaches c2")
+
+
 def _watches(cluster: BareRun, seen: Path) -> bool:
     """Change a key that no agent reads; return whether the watch has seen it."""
     cluster.own_etcdctl("put /linkspan/upkeep/test x")
@@ -202,7 +242,8 @@ def _forget(cluster: BareRun) -> None:
     assert "no host nobody" in cluster.refused("h1", "cluster forget nobody")
     assert "is the voter that you ask" in cluster.refused("h1", "cluster forget h1")
     assert "only a voter" in cluster.refused("h2", "cluster forget h3")
-    cluster.exec("h1", "linkspan cluster forget h3")
+    told = json.loads(cluster.exec("h1", "linkspan cluster forget h3 -o json"))
+    assert set(told) == documented()["cluster forget"][1]
 
 
 def test_a_forgotten_host_reads_nothing_and_comes_back_as_a_new_one(cluster: BareRun, tmp_path: Path) -> None:

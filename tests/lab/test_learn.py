@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
-import pty
-import select
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import linkspan
-from linkspan.core.errors import NotFound
-from linkspan.learn import sandbox
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
-from support.polling import SHARED, until
+from support.lab.reader import SOURCE, Window, any_process, inside, learn, state
+from support.polling import until
 
-MAIN = (sys.executable, "-m", "linkspan.cli.main", "learn")
-NOBODY = 65534
-SOURCE = Path(linkspan.__file__).parents[1]
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a state folder of this test's own; what a failed test left in it ends."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")
-    yield tmp_path
-    sandbox.end_all(str(tmp_path / "linkspan" / "learn"))
-
-
-def learn(*words: str, code: int = 0) -> str:
-    """Run a command; return what it printed."""
-    done = typed("learn", *words)
-    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def inside(state: Path, script: str) -> None:
-    """Type commands in the sandbox of the open lesson, as in a second window."""
-    code, output = sandbox.found(str(state / "linkspan" / "learn")).script(script)
-    assert code == 0, output
+__all__ = ["state"]
 
 
 def test_a_lesson_in_a_second_window(state: Path) -> None:
@@ -67,11 +37,27 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     assert "Answer" in learn("answer")
     listed = {one["number"]: one for one in json.loads(learn("list", "-o", "json"))}
     assert (listed[4]["name"], listed[4]["state"], listed[5]["state"]) == ("container", "passed", "new")
-    told = json.loads(learn("report", "-o", "json"))["lessons"][3]
+    report = json.loads(learn("report", "-o", "json"))
+    told = report["lessons"][3]
+    assert report["who"] == getpass.getuser()
     assert (told["tries"], told["hints"], told["solution_seen"], told["state"]) == (1, 3, True, "passed")
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 1}
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 0}
     assert typed("learn", "status").returncode == 1
+
+
+def test_a_broken_network_is_explained_after_a_try(state: Path) -> None:
+    """Looking is no try, changing a setting is one, and the reason is told at the end."""
+    shown = learn("start", "case-1")
+    assert "Why" not in shown
+    inside(state, "ip netns exec netns_A ping -c1 -W0.5 172.18.0.3 || ip -n netns_B link")
+    assert "try first" in typed("learn", "explain").stderr
+    inside(state, "ip -n netns_B link set eth0 mtu 1400")
+    assert "link vethB in host is down" in learn("explain")
+    inside(state, "ip -n netns_B link set eth0 mtu 1500; ip link set vethB up")
+    until(lambda: json.loads(learn("status", "-o", "json"))["passed"], "the lesson is passed")
+    assert "The packet arrives" in learn("explain")
+    learn("reset")
 
 
 def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> None:
@@ -109,47 +95,6 @@ def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
     assert found["problems"] == ["solution 1 does not pass: check 3"]
 
 
-class Window:
-    """A terminal in which a reader types."""
-
-    def __init__(self, *words: str, columns: int = 80, main: tuple[str, ...] = MAIN) -> None:
-        self.pid, self._fd = pty.fork()
-        if not self.pid:
-            os.environ |= {"TERM": "xterm", "COLUMNS": str(columns)}
-            os.execv(main[0], [*main, *words])  # noqa: S606 - no shell is meant
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        """Type a line."""
-        os.write(self._fd, text.encode() + b"\r")
-
-    def shows(self, text: str, seconds: float = 30.0 * SHARED) -> None:
-        """Wait until the terminal has shown a text, after what earlier calls waited for."""
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            left = end - time.monotonic()
-            assert left > 0, f"{text!r} is not shown within {seconds:g} s: {self.seen[-3000:]!r}"
-            if select.select([self._fd], [], [], left)[0]:
-                try:
-                    self.seen += os.read(self._fd, 4096).decode(errors="replace")
-                except OSError:
-                    break
-        assert text in self.seen, f"{text!r} is not shown: {self.seen[-3000:]!r}"
-        self.seen = self.seen.partition(text)[2]
-
-    def ends(self) -> int:
-        """Wait for its end; return the exit code."""
-        while True:
-            try:
-                if not os.read(self._fd, 4096):
-                    break
-            except OSError:
-                break
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self._fd)
-        return os.waitstatus_to_exitcode(status)
-
-
 def test_the_first_lesson_in_one_window(state: Path) -> None:
     """What is achieved is said above the prompt, a half-typed line stays, and `next` goes on."""
     window = Window()
@@ -181,7 +126,7 @@ def test_two_panes_end_with_a_killed_learn(state: Path) -> None:
     window = Window("start", "1", "--split")
     window.shows("[learn 1] #")
     os.kill(window.pid, signal.SIGKILL)
-    until(lambda: not _any(str(state / "linkspan" / "learn")), "all processes of the sandbox have ended")
+    until(lambda: not any_process(str(state / "linkspan" / "learn")), "all processes of the sandbox have ended")
     window.ends()
 
 
@@ -195,7 +140,7 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     window.type("exit")
     window.shows("The sandbox is gone")
     assert window.ends() == 0
-    assert not _any(str(state / "linkspan" / "learn"))
+    assert not any_process(str(state / "linkspan" / "learn"))
 
 
 def test_a_reader_is_told_that_nobody_watches_any_more() -> None:
@@ -221,84 +166,18 @@ def test_a_line_that_is_being_typed_is_shown_again_below_the_message(state: Path
     assert window.ends() == 0
 
 
-@pytest.mark.parametrize("moment", ["at once", "at the prompt"])
+@pytest.mark.parametrize("moment", ["at once", "at the prompt", "in an exam"])
 def test_a_killed_learn_leaves_nothing(state: Path, moment: str) -> None:
-    """The sandbox ends with it, even before `learn reset`."""
+    """The sandbox ends with it, even before `learn reset`, and the next lesson has its hints again."""
     name = str(state / "linkspan" / "learn")
-    window = Window("start", "6")
-    if moment == "at the prompt":
-        window.shows("[learn 6] #")
+    exam = moment == "in an exam"
+    window = Window("exam", "start", "6", "--file", str(state / "exam.json")) if exam else Window("start", "6")
+    if moment != "at once":
+        window.shows("[exam 6] #" if exam else "[learn 6] #")
     else:
-        until(lambda: _any(name), "the sandbox is being made")
+        until(lambda: any_process(name), "the sandbox is being made")
     os.kill(window.pid, signal.SIGKILL)
     window.ends()
-    until(lambda: not _any(name), "all processes of the sandbox have ended")
+    until(lambda: not any_process(name), "all processes of the sandbox have ended")
     learn("reset")
-
-
-def _any(name: str) -> bool:
-    """Return whether any process has the sandbox's mark."""
-    mark = f"{sandbox.MARK}={name}".encode()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    return True
-            except OSError:
-                continue
-    return False
-
-
-USER = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-READS = (*USER, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-"""User nobody, who may also read this interpreter, wherever it is: in a user namespace that counts nothing."""
-
-
-def _as_nobody(*words: str) -> str:
-    """Run this interpreter as user nobody; return what it printed."""
-    env = os.environ | {"PYTHONPATH": str(SOURCE), "HOME": "/", "XDG_STATE_HOME": "/nonexistent"}
-    command = [*READS, sys.executable, *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def nobody() -> None:
-    """Skip where users make no user namespaces."""
-    tried = subprocess.run([*USER, "unshare", "-Umnpfr", "true"], check=False, capture_output=True, text=True)
-    if tried.returncode:
-        pytest.skip(f"no user namespaces here: {tried.stderr.strip()}")
-
-
-def test_all_lessons_can_be_played_without_root(nobody: None) -> None:
-    """In a user namespace; those that this kernel cannot do say what they lack."""
-    for one in json.loads(_as_nobody("-m", "linkspan.cli.main", "learn", "play", "all", "-o", "json")):
-        assert one.get("unavailable") or (one["passed_by_solution"], one["passed_by_nothing"]) == (True, False)
-
-
-def test_another_user_s_namespaces_are_never_entered(nobody: None, state: Path) -> None:
-    """They are marked as root's sandbox, but nobody made them: root would run that user's programs."""
-    name = str(state / "linkspan" / "learn")
-    argv = [*USER, "unshare", "-Umnpfr", "--kill-child", "sleep", "600"]
-    forger = subprocess.Popen(argv, env=os.environ | {sandbox.MARK: name})
-    try:
-        until(lambda: _any(name), "the forged mark is there")
-        until(lambda: Path(f"/proc/{forger.pid}/task/{forger.pid}/children").read_text(), "the namespaces are there")
-        with pytest.raises(NotFound):
-            sandbox.found(name)
-        assert sandbox.end_all(name) == 0
-    finally:
-        forger.kill()
-        forger.wait()
-
-
-def test_the_programs_that_a_user_namespace_breaks_work(nobody: None) -> None:
-    """Tcpdump sees a ping, and sudo is no obstacle."""
-    code = (
-        "from linkspan.learn import sandbox\n"
-        "with sandbox.passing('nobody-tools') as box:\n"
-        "    print(box.script('sudo timeout 20 tcpdump -c1 -ni lo icmp & '\n"
-        "        'until ping -c1 -W1 127.0.0.1 >/dev/null; ! kill -0 $! 2>/dev/null; do :; done'))"
-    )
-    assert "ICMP echo request" in _as_nobody("-c", code)
+    assert "no lesson is open" in typed("learn", "hint").stderr

@@ -78,12 +78,14 @@ def _has_store(cluster: BareRun, host: str) -> bool:
 def test_all_is_replaced_while_pings_flow(cluster: BareRun, tmp_path: Path) -> None:
     """Both authorities and all certificates; old tokens and old certificates are worth nothing."""
     old, token = authorities(cluster, "h1"), cluster.token("--ttl 1h")
+    root = cluster.files("h1").root_password.read_text()
     shutil.copytree(cluster.files("h2").folder, tmp_path / "old")
     peers = cluster.files("h1").peer_authority.read_bytes()
     with cluster.no_loss("c2", cluster.address("c3")), cluster.no_loss("c1", cluster.address("c2")):
         told = json.loads(cluster.exec("h1", "linkspan cluster rotate-ca -o json"))
     assert told["kinds"] == ["clients", "peers"]
     assert told["ended"]
+    assert cluster.files("h1").root_password.read_text() != root
     assert cluster.files("h1").peer_authority.read_bytes() != peers
     all_is_well(cluster, old)
     refused = cluster.refused("h2", f"cluster join {token['token']}")
@@ -112,7 +114,7 @@ def test_all_is_replaced_while_pings_flow(cluster: BareRun, tmp_path: Path) -> N
 def test_it_goes_on_by_itself_after_the_voters_agent_was_killed_at_each_step(cluster: BareRun) -> None:
     """In the middle of what the voter writes, and before the hosts have followed."""
     old, files = authorities(cluster, "h1"), cluster.files("h1")
-    key = files.authority_key.read_bytes()
+    key, root = files.authority_key.read_bytes(), files.root_password.read_bytes()
     etcd = cluster.folder / "h1" / "state" / "etcd" / "client-ca.pem"
     copy = etcd.read_bytes()
     reached: tuple[Callable[[], bool], ...] = (
@@ -121,6 +123,7 @@ def test_it_goes_on_by_itself_after_the_voters_agent_was_killed_at_each_step(clu
         lambda: files.authority_key.read_bytes() != key,
         lambda: authorities(cluster, "h1")[0] not in old,
         lambda: len(authorities(cluster, "h1")) == 1 and authorities(cluster, "h1") != old,
+        lambda: files.root_password.read_bytes() != root,
     )
     with cluster.no_loss("c2", cluster.address("c3")):
         assert not json.loads(cluster.exec("h1", "linkspan cluster rotate-ca --clients --no-wait -o json"))["ended"]
@@ -185,6 +188,10 @@ def test_three_voters_restart_one_after_the_other(cluster: BareRun) -> None:
         cluster.run("mend", "h3")
         until(lambda: ended(cluster), "it has ended")
     all_is_well(cluster, old)
+    voters = [cluster.files(host) for host in ("h1", "h2", "h3")]
+    until(lambda: not any(one.other_root_password.exists() for one in voters), "all have root's password")
+    assert len({one.root_password.read_text() for one in voters}) == 1
+    assert cluster.own_etcdctl("user list").returncode == 0
     trusted = {cluster.files(host).peer_authority.read_bytes() for host in ("h1", "h2", "h3")}
     assert len(trusted) == 1
     assert not trusted & peers

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.model import Allowance
-from linkspan.core.states.host import LinkSysctl, State, Sysctl
+from linkspan.core.states.host import BridgeFilter, LinkSysctl, State, Sysctl
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.machine import Machine
 from support.netns import sample
@@ -27,7 +27,8 @@ def planned(world: World, routed: bool) -> list[State]:
     """All states of a network with two containers, in no useful order."""
     network = sample.network(routed=routed)
     endpoints = [sample.endpoint(world, name, network, n) for n, name in enumerate(("a", "b"), 2)]
-    return sample.states([network], endpoints)[::-1]
+    filters = [] if routed else [BridgeFilter(network.bridge)]
+    return [*sample.states([network], endpoints), *filters][::-1]
 
 
 def planned_twice(world: World, routed: bool) -> list[State]:

@@ -11,8 +11,8 @@ from linkspan.core.states.host import NftChain, NftSet
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from linkspan.kernel.kinds import kinds
 from linkspan.policy import document, rules
-from linkspan.policy.judge import Judge
 from linkspan.policy.model import Policy, Subject
+from linkspan.policy.regime import Regime
 from support import policies as samples
 from support.netns.machine_fixtures import fresh_namespace, inside
 
@@ -35,10 +35,13 @@ egress:
 
 def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
     """It has no memory of how nft printed them, and changes nothing."""
-    judge = Judge(document.parsed(EVERYTHING, "").policies, ["shop"])
-    wanted = [*rules.states(judge, [4, 6])]
-    web = judge.chosen(Subject("w", "shop", "h1", {"app": "web"}))
-    wanted += rules.elements(judge, web, [prefix("10.1.0.2"), prefix("fd00::2")], policed=True)
+    policies = document.parsed(EVERYTHING, "").policies
+    regime = Regime(policies, policies, ["shop"])
+    wanted = [*rules.states(regime, [4, 6]), *rules.bridge_states(regime, [4, 6])]
+    web = regime.chosen(Subject("w", "shop", "h1", {"app": "web"}))
+    addresses = [prefix("10.1.0.2"), prefix("fd00::2")]
+    wanted += rules.elements(regime, web, addresses, policed=True)
+    wanted += rules.bridge_elements(regime, web, "lsp1", addresses)
     with fresh_namespace() as netns, inside(netns):
         first, second = FirewallDriver(), FirewallDriver()
         try:
@@ -56,7 +59,7 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
 @given(samples.policies("p"))
 def test_nft_reads_any_policy(policy: Policy) -> None:
     """Whatever a valid policy says, its sets and chains are there after one transaction."""
-    wanted = [*rules.states(Judge([policy]), [4, 6])]
+    wanted = [*rules.states(Regime([policy], [policy]), [4, 6])]
     with fresh_namespace() as netns, inside(netns):
         driver = FirewallDriver()
         try:

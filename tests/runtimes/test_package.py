@@ -26,6 +26,20 @@ linkspan attach green --network demo
 """
 
 
+DISTRIBUTION = """
+cat >/tmp/spec <<SPEC
+Name: distribution
+Version: $glibc
+Release: 1
+Summary: What a distribution has
+License: none
+BuildArch: noarch
+Provides: glibc = $glibc, /bin/sh
+%description
+%files
+SPEC
+rpmbuild --quiet --define '_topdir /tmp' --define '_rpmdir /tmp/rpms' -bb /tmp/spec
+"""
 NEWER = "0.99.0"
 PINGS = """
 ip netns exec blue ping -D -i 0.01 10.244.0.3 >/tmp/pings 2>&1 &
@@ -96,23 +110,26 @@ CHECK
 
 @pytest.mark.timeout(600)
 def test_the_rpm(built: Path, tmp_path: Path) -> None:
-    """It is installed on an empty database and upgraded in place; its removal is refused, or leaves nothing.
+    """Rpm finds what it depends on, installs it and upgrades it in place; its removal is refused, or leaves nothing.
 
-    --nodeps: Debian's rpm knows no package of Debian.
+    rpm knows no package of Debian: one of ours, which has no file, says what RHEL 9 and RHEL 10 have.
     """
     root = DebianRoot("trixie", tmp_path / "root")
     (file,) = built.glob("*.rpm")
     root.put(file)
     said = root.run(f"""
         rpm --initdb
+        for glibc in 2.34 2.39; do {DISTRIBUTION} done
+        rpm -i /tmp/rpms/noarch/distribution-2.34-1.noarch.rpm
+        ! rpm -i /tmp/{file.name}
+        rpm -U /tmp/rpms/noarch/distribution-2.39-1.noarch.rpm
         {LIST} >/tmp/before
-        rpm -qp --requires /tmp/{file.name}
-        rpm -i --nodeps /tmp/{file.name}
+        rpm -i /tmp/{file.name}
         linkspan --version
         {START}
         {NETWORK}
         {PINGS}
-        rpm -U --nodeps --replacepkgs /tmp/{file.name}
+        rpm -U --replacepkgs /tmp/{file.name}
         ip netns exec blue ping -c 3 -i 0.2 10.244.0.3
         grep ExecStart /etc/systemd/system/linkspan.service
         ! rpm -e linkspan
@@ -123,7 +140,7 @@ def test_the_rpm(built: Path, tmp_path: Path) -> None:
         {LIST} >/tmp/after
         diff /tmp/before /tmp/after && echo nothing left
     """)
-    assert "glibc >= 2.36" in said
+    assert "glibc >= 2.36 is needed by linkspan" in said
     assert "3 packets transmitted, 3 received" in said
     assert "ExecStart=/opt/linkspan/bin/linkspan agent" in said
     assert "2 endpoints live on this host" in said
@@ -211,7 +228,7 @@ def test_an_upgrade_that_is_interrupted_between_program_and_agent(built: Path, n
 
 @pytest.mark.timeout(900)
 def test_a_debian_with_systemd(built: Path, newer: Path, tmp_path: Path) -> None:
-    """The services start, survive and are upgraded; a cluster's etcd is one of them; a removal leaves nothing."""
+    """The services start, survive and are upgraded; a cluster's etcd is one, and is restored; nothing is left."""
     root = BootedRoot("trixie", tmp_path / "root")
     root.put(deb(built))
     root.put(newer)
@@ -233,6 +250,11 @@ def test_a_debian_with_systemd(built: Path, newer: Path, tmp_path: Path) -> None
             echo etcd: $(systemctl is-active linkspan-etcd) $(systemctl is-enabled linkspan-etcd)
             echo user: $(ps -o user:20= -p $(systemctl show -P MainPID linkspan-etcd))
             linkspan cluster members
+            linkspan network create gone --pool 10.246.0.0/16
+            linkspan cluster snapshot /tmp/monday.db
+            linkspan network delete gone
+            linkspan cluster restore /tmp/monday.db
+            echo restored: $(systemctl is-active linkspan-etcd) $(linkspan network list | grep -c ^gone)
             systemctl restart linkspan-etcd
             for _ in $(seq 100); do linkspan network create two --pool 10.245.0.0/16 && break; sleep 0.2; done
             systemctl restart linkspan
@@ -251,6 +273,7 @@ def test_a_debian_with_systemd(built: Path, newer: Path, tmp_path: Path) -> None
     assert "agent: active enabled" in said
     assert "etcd: active enabled" in said
     assert "user: linkspan-etcd" in said
+    assert "restored: active 1" in said
     killed = next(line.split() for line in said.splitlines() if line.startswith("killed: "))
     assert killed[1] != killed[2]
     assert killed[3] == "active"

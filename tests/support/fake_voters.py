@@ -33,6 +33,8 @@ class Gateway:
         """The hosts whose etcd does not answer."""
         self.url = etcd_parts(f"etcd://{','.join(places) or '192.0.2.1:5379'}/linkspan-trust")
         self.endpoint = "any"
+        self.promoted: list[tuple[str, str]] = []
+        """Where a member was to be promoted, and its id."""
         self.refusal: Exception | None = None
         """What etcd says to a new member."""
 
@@ -44,8 +46,10 @@ class Gateway:
         """Return the members."""
         return Members(members=self.members)
 
-    async def at(self, place: str, path: str, _body: Json, _seconds: float) -> bytes:
+    async def at(self, place: str, path: str, body: Json, _seconds: float) -> bytes:
         """Return what one etcd says of itself; the first member leads."""
+        if path.endswith("member/promote"):
+            self.promoted.append((place, str(body["ID"])))
         if path.endswith("member/add") and self.refusal is not None:
             raise self.refusal
         host = place.removeprefix("192.0.2.").removesuffix(":5379")

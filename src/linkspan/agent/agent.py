@@ -23,6 +23,7 @@ from linkspan.agent.bgp_sessions import BgpSessions
 from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.condition import Condition
+from linkspan.agent.drop_log import DropLog
 from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding
@@ -37,7 +38,11 @@ from linkspan.agent.own_cluster import OwnCluster, Restart
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
+from linkspan.agent.policy_answers import PolicyAnswers
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_metrics import PolicyMetrics
+from linkspan.agent.policy_probes import PolicyProbes
+from linkspan.agent.policy_trials import Trials
 from linkspan.agent.store_health import StoreHealth
 from linkspan.agent.trace_map import TraceMap
 from linkspan.backends import BACKENDS, PROBLEMS, backend
@@ -98,8 +103,9 @@ from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Identity, Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, relabel, stranded
 from linkspan.kernel import kinds
-from linkspan.kernel.probe import underlay
+from linkspan.kernel.probe import nflog, underlay
 from linkspan.kernel.worker import Worker
+from linkspan.policy import rules
 from linkspan.runtimes import runtimes
 from linkspan.store import upkeep
 from linkspan.store.contact import STALE
@@ -261,16 +267,16 @@ class Agent:
             self.remote,
             self.interest,
             endpoints,
+            logs=nflog.available(rules.GROUP),
         )
-        self.policies = Policies(
-            self.replica,
-            self.networks,
-            self.allowances,
-            self.hosts,
-            self.endpoint_records,
-            self.enforcement,
-            self.event_log,
+        self.policies = Policies(self.replica, self.networks, self.hosts, self.enforcement, self.event_log)
+        self.policy_trials = Trials(self.worker, self.enforcement)
+        self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
+        self.drop_log = DropLog(self.enforcement, always=self.config.log_drops)
+        self.policy_answers = PolicyAnswers(
+            self.networks, self.allowances, self.endpoint_records, self.enforcement
         )
+        self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
         self.ports = PortTable(listeners)
@@ -366,7 +372,7 @@ class Agent:
             self._tell_of_store,
             self.metrics.upkeep.count,
         )
-        url = self.config.store or f"sqlite://{self.config.state_dir}/store"
+        url = self.own_cluster.url
         self.store_health = StoreHealth(self.replica, self.remote, self.hosts, self.upkeep, url, self.started)
         self.control = ControlPlane(
             Path(self.config.state_dir),
@@ -487,7 +493,7 @@ class Agent:
         # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest, self.enforcement,
+            self.interest, self.enforcement, self.drop_log,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)

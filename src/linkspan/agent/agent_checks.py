@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import control_plane, controller_status
+from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.snapshots import Keeper, age, kept
 from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Unavailable, counted
 from linkspan.core.model import CONTROLLER, Facts, Network, Peer
-from linkspan.diagnose.doctor import host_checks, store_checks
+from linkspan.diagnose.doctor import host_checks, store_checks, system_checks
 from linkspan.diagnose.doctor.checks import Check, Status
+from linkspan.policy.review import Finding
 from linkspan.store.replica import Replica
 
 _RECORDS = "docs/clusters.md (Checks of records) explains each, with the fix"
 _HOSTS = "`linkspan status` on that host shows its state, `linkspan doctor --peers` what the underlay lets through"
 _LOOK = "`linkspan controller status`, where it runs, shows switches, links and hosts"
+MOST_FINDINGS = 20
+"""Findings about policies that a report has."""
 _SHOWN = 6
 """Places named in one line."""
 
@@ -34,6 +40,20 @@ def snapshots(keeper: Keeper | None, started: float) -> list[Check]:
         return []
     now, folder = time.time(), keeper.folder
     return [store_checks.snapshots(folder, len(kept(folder)), age(folder, now), keeper.problem, now - started)]
+
+
+def own_etcd(service: EtcdService | None, state_dir: Path) -> list[Check]:
+    """Return whether a voter's etcd runs, and has space if its disk is not the state folder's; None: a client."""
+    if service is None:
+        return []
+    found = []
+    if service.problem:
+        why = f"this voter's etcd does not run: {service.problem}"
+        found.append(Check("etcd", "fail", why, "once the cause is gone, it starts within half a minute"))
+    with contextlib.suppress(OSError):  # no data yet, which is the problem above
+        if service.folder.stat().st_dev != state_dir.stat().st_dev:
+            found.append(system_checks.space("disk of etcd", service.folder))
+    return found
 
 
 def certificates(held: Sequence[Mapping[str, Any]]) -> list[Check]:
@@ -50,6 +70,20 @@ def views(problems: Mapping[tuple[str, ...], str]) -> list[Check]:
     """Return why containers in several networks do not find all names; examine() covers single networks."""
     found = problems.items()
     return [Check(f"names of {' and '.join(zones)}", "warn", why) for zones, why in found if len(zones) > 1]
+
+
+def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
+    """Return what is odd about the policies, of which there are ``number``."""
+    if not number:
+        return []
+    if not findings:
+        what = "1 policy" if number == 1 else f"{number} policies"
+        return [Check("policies", "ok", f"{what}: each selects a container, and none contradicts another")]
+    found = [Check(f"policy {one.policy}", "warn", one.what, one.fix) for one in findings[:MOST_FINDINGS]]
+    if len(findings) > len(found):
+        more = len(findings) - len(found)
+        found.append(Check("policies", "warn", f"{more} more findings like these", "mend those first"))
+    return found
 
 
 def forwarding(facts: Facts, unnoticed: str) -> list[Check]:

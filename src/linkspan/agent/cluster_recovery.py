@@ -79,7 +79,7 @@ class ClusterRecovery:
         cluster = self._cluster
         async with cluster.turn:
             cluster.refuse_foreign("restore an etcd of your own with etcdutl")
-            await self._refuse_living(host.id, recovers=snapshot is None)
+            await self._refuse_living(host.id, known, recovers=snapshot is None)
             voter = cluster.required("recover") if snapshot is None else cluster.chosen(host, "")
             from linkspan.cluster.founding import restoration  # cryptography: 10 MB
 
@@ -100,18 +100,19 @@ class ClusterRecovery:
             self._renew()
             return made, cluster.use(made.url)
 
-    async def _refuse_living(self, host: str, *, recovers: bool) -> None:
+    async def _refuse_living(self, host: str, known: Mapping[str, str], *, recovers: bool) -> None:
         """Raise Conflict if the cluster's etcd answers, and would go on beside the restored one."""
         if not self._cluster.own:
             return
         answering = await member_list.answering(self._cluster.config.store, PATIENCE)
-        others = sorted(map(member_list.host_of, answering))
-        if not others:
+        ids = [*map(member_list.host_of, answering)]
+        if not ids:
             return
         if recovers:
             raise Conflict("the cluster's etcd answers, so its quorum is not lost", "linkspan cluster members")
-        if others != [host]:
+        if ids != [host]:
+            names = ", ".join(sorted(known.get(one, one) for one in ids))
             raise Conflict(
-                f"the cluster's etcd answers, on {', '.join(others)}: it would go on beside the restored one",
+                f"the cluster's etcd answers, on {names}: it would go on beside the restored one",
                 "restore on its voter; if there are several, demote the others first (linkspan cluster members)",
             )

@@ -95,6 +95,10 @@ class Founding:
         if authority_rotation.HINT in keys:
             self.renew()
 
+    def running_etcd(self) -> EtcdService | None:
+        """Return the etcd of this host, None if it is no voter."""
+        return None if (server := self._serving()) is None else server.service
+
     def _serving(self) -> VoterServer | None:
         return self.voters.server if self.voters is not None else self._server
 

@@ -34,7 +34,11 @@ class Counter:
 
     def count(self, *values: str) -> None:
         """Count one event with these values of the labels."""
-        self._values[values] = self._values.get(values, 0.0) + 1
+        self.add(1, *values)
+
+    def add(self, number: int, *values: str) -> None:
+        """Count several events with these values of the labels."""
+        self._values[values] = self._values.get(values, 0.0) + number
 
     def metric(self) -> Metric:
         """Return it as Prometheus has it."""
@@ -81,6 +85,8 @@ class Metrics:
         self.upkeep = Counter("linkspan_store_upkeep", "What this agent did for the store, by verb", "verb")
         self.session_drops = Counter("linkspan_bgp_session_drops", "BGP sessions that went down", "peer")
         self.speaker_restarts = Counter("linkspan_bgp_speaker_restarts", "Starts of the BGP speaker after its first")
+        what = "Packets that policies refused, or would refuse if they were not staged"
+        self.refusals = Counter("linkspan_policy_refused_packets", what, "policy", "direction", "effect")
 
     def operation(self, verb: str, result: str, seconds: float) -> None:
         """Count an attach or a detach."""
@@ -90,8 +96,9 @@ class Metrics:
     def text(self, gauges: Iterable[Gauge]) -> bytes:
         """Return the counters and these gauges in Prometheus' text format."""
         counted = (
-            self._operations, self._seconds, self.heals, self.upkeep, self.session_drops, self.speaker_restarts
-        )
+            self._operations, self._seconds, self.heals, self.upkeep, self.session_drops, self.speaker_restarts,
+            self.refusals,
+        )  # fmt: skip
         return _text(one.metric() for one in counted) + exposition(map(_table, gauges))
 
 

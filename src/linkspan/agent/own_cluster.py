@@ -50,6 +50,10 @@ class OwnCluster:
         """Return whether this host's store is an etcd that linkspan runs."""
         return self.files.owns(self.config.store)
 
+    def url(self) -> str:
+        """Return the store's URL, with the voters as this host knows them now."""
+        return self.config.store or f"sqlite://{self.config.state_dir}/store"
+
     def voter(self) -> Voter | None:
         """Return this host's part as a voter of its cluster, None if it is a client, or has no such cluster."""
         return self.files.voter() if self.own else None

@@ -22,17 +22,19 @@ from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
-from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.addresses import Prefix, link_local, mac, prefix
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint
-from linkspan.core.states.host import NftElement, NftSet, State
+from linkspan.core.model import Endpoint, Network
+from linkspan.core.states.host import BridgeFilter, NftElement, NftSet, State
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints.registry import Identity, policy_source
+from linkspan.kernel.drivers import bridge_filters
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
 from linkspan.policy.judge import Judge, Party
 from linkspan.policy.model import Policy, Subject
+from linkspan.policy.regime import Regime
 from linkspan.store.derived import Derived
 from linkspan.store.records import ENDPOINTS
 from linkspan.store.replica import Replica
@@ -42,7 +44,7 @@ log = logging.getLogger("linkspan.agent.policy_enforcement")
 AGAIN, SELDOM = 1.0, 30.0
 """Seconds until a failed change is tried again: at first, and after several failures. AGAIN is also the time between
 looks whether other hosts' endpoints have been read."""
-_OF_ALL = ("policies/", "networks/", "allowances/")
+_OF_ALL = ("policies/", "staged/", "networks/", "allowances/")
 """Kinds of records after whose change everything is compared."""
 Source = tuple[str, ...]
 RULES: Source = ("policy", "rules")
@@ -63,7 +65,10 @@ class Enforcement:
         remote: RemoteEndpoints,
         interest: Interest,
         endpoints: Mapping[Identity, Endpoint],
+        *,
+        logs: bool = True,
     ) -> None:
+        """Take the parts that it follows; ``logs`` says whether this kernel has nflog."""
         self._worker = worker
         self._replica = replica
         self._networks = networks
@@ -73,11 +78,13 @@ class Enforcement:
         self._interest = interest
         self._endpoints = endpoints
         self._closed = Derived(networks.all, self._read_closed)
-        self._recorded = Derived(lambda: (replica.changes("policies"), self._closed.get()), self._read)
+        self._recorded = Derived(
+            lambda: (replica.changes("policies"), replica.changes("staged"), self._closed.get()), self._read
+        )
         self._pools = Derived(networks.all, self._read_pools)
         self._families: frozenset[int] = frozenset()
         """The families for which there are sets."""
-        self.judge = Judge()
+        self.regime = Regime()
         """The policies that are in force here."""
         self._parties: dict[str, tuple[Source, Party]] = {}
         """By address of an endpoint that is known here: the source of its elements, and what the judge sees."""
@@ -96,6 +103,9 @@ class Enforcement:
         """Networks of which a lease changed since the addresses of hosts were put last."""
         self._hosted: frozenset[str] = frozenset()
         """Networks of which the addresses of hosts were put last."""
+        self._filtered: frozenset[str] = frozenset()
+        """The bridges whose frames pass the rules."""
+        self._logs = logs
         self._mattering: frozenset[str] = frozenset()
         """The networks whose endpoints mattered when everything was compared last."""
         self._due: set[Identity] = set()
@@ -104,11 +114,13 @@ class Enforcement:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def _read(self) -> Judge:
-        return Judge(self._replica.read("policies/", Policy).values(), self._closed.get())
+    def _read(self) -> Regime:
+        enforced, staged = (self._replica.read(kind, Policy).values() for kind in ("policies/", "staged/"))
+        return Regime(enforced, staged, self._closed.get())
 
     def _read_closed(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self._networks.all() if one.policy == "default-deny" and one.routed)
+        closed = (one for one in self._networks.all() if one.policy == "default-deny")
+        return tuple(one.name for one in closed if not unenforceable(one))
 
     def _read_pools(self) -> dict[str, tuple[Prefix, ...]]:
         return {one.name: tuple(one.prefixes) for one in self._networks.all() if not one.on_host}
@@ -117,16 +129,17 @@ class Enforcement:
 
     def learn(self) -> None:
         """Take in the recorded policies, so that the endpoints that are taken over get their elements."""
-        self.judge = self._recorded.get()
+        self.regime = self._recorded.get()
         self._families = self._of_pools()  # whose sets come with the networks' own rules, before the first resync
-        self._remote.want_labels(self.judge.keys)
+        self._remote.want_labels(self.regime.keys)
 
     async def take_over(self) -> None:
         """Desire the rules, and keep the last agent's elements; after the networks' rules, before the first resync."""
-        if not self.judge:
+        if not self.regime:
             return
         self._families = self._ruled()
-        sources: dict[Source, list[State]] = {RULES: list(rules.states(self.judge, self._families))}
+        self._filtered = self._bridges(self.regime)
+        sources: dict[Source, list[State]] = {RULES: self._rules()}
         self._kept = await self._worker.run(self._keep, sources)
 
     def _keep(self, sources: Mapping[Source, list[State]]) -> list[NftElement]:
@@ -151,7 +164,8 @@ class Enforcement:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Follow changed records."""
-        if not self.judge and not self._replica.keys_under("policies/") and not self._closed.get():
+        recorded = self._replica.keys_under("policies/") or self._replica.keys_under("staged/")
+        if not self.regime and not recorded and not self._closed.get():
             return
         for key in keys:
             if key.startswith(ENDPOINTS):
@@ -160,7 +174,7 @@ class Enforcement:
                 _, network, host = key.split("/", 2)
                 self._leased.add(network)
                 self._due_hosts.add(host)
-            elif key.startswith(_OF_ALL) or (key.startswith("hosts/") and self.judge.by_host):
+            elif key.startswith(_OF_ALL) or (key.startswith("hosts/") and self.regime.by_host):
                 self._everything = True
             else:
                 continue
@@ -168,15 +182,16 @@ class Enforcement:
 
     def note(self, identity: Identity) -> None:
         """Follow an endpoint of this host that was added, changed or removed."""
-        if self.judge:
+        if self.regime:
             self._due.add(identity)
             self._wake.set()
 
     def look(self) -> None:
         """Follow the networks, whose own rules are there now: the rules of policies may have waited for them."""
         recorded = self._recorded.get()
-        before = self.judge, self._families, self._mattering
-        if (recorded or self.judge) and (recorded, self._ruled(), self._interest.networks()) != before:
+        before = self.regime, self._families, self._mattering, self._filtered
+        now = recorded, self._ruled(), self._interest.networks(), self._bridges(recorded)
+        if (recorded or self.regime) and now != before:
             self._everything = True
             self._wake.set()
 
@@ -196,7 +211,7 @@ class Enforcement:
                 self._wake.set()
                 pause = min(2 * pause, SELDOM)
 
-    def recorded(self) -> Judge:
+    def recorded(self) -> Regime:
         """Return the policies as they are recorded."""
         return self._recorded.get()
 
@@ -212,10 +227,10 @@ class Enforcement:
 
     async def _put(self) -> None:
         recorded = self._recorded.get()
-        if not (recorded or self.judge):
+        if not (recorded or self.regime):
             self._stricter = False
             return
-        if recorded is not self.judge:
+        if recorded is not self.regime:
             # The new rules need labels that were not kept. Without them they would refuse what they allow.
             self._remote.want_labels(recorded.keys)
             await self._remote.caught_up(PATIENCE)
@@ -226,13 +241,14 @@ class Enforcement:
         # Before the hosts are taken: what is read during the pauses below is put the next time. Until all are read,
         # whoever has not been read seems to have no labels. What was kept goes with all that takes its place.
         read = self._remote.complete
-        whole = self._everything or mattering != self._mattering or families != self._families
-        whole |= read and bool(self._kept)
+        filtered = self._bridges(recorded)
+        before = self._mattering, self._families, self._filtered
+        whole = self._everything or (mattering, families, filtered) != before or (read and bool(self._kept))
         hosts, self._due_hosts = self._due_hosts, set()
         self._everything = False
         if whole:
             hosts = self._remote.owners() | {source[2] for source in self._of if source[1] == "host"}
-            self._stricter |= recorded is not self.judge or pools != self._put_pools
+            self._stricter |= recorded is not self.regime or pools != self._put_pools
             self._mattering, self._put_pools = mattering, pools
         sources: dict[Source, list[State]] = {}
         hosts |= {host for host in self._unlabelled if self._remote.labelled(host)}
@@ -241,17 +257,19 @@ class Enforcement:
             self._stricter |= self._note(_of_host(host), parties)
             await asyncio.sleep(0)  # there may be tens of thousands of endpoints
         # No pause from here until the worker is called: attaches that see the new rules come after their sets.
-        self.judge, self._families = recorded, families
+        self.regime, self._families, self._filtered = recorded, families, filtered
         due, self._due = self._due, set()
         leased, self._leased = self._leased & self._hosted, set()
         if whole:
             leased, self._hosted = {*mattering, *self._hosted}, mattering
-            sources[RULES] = list(rules.states(recorded, families))
+            sources[RULES] = self._rules()
             due = {*self._endpoints, *((source[2], source[3]) for source in self._of if source[1] == "endpoint")}
         sources |= {(*_HOSTS, name): list(self._of_hosts(name)) for name in leased}
         for identity in due:
-            parties, sources[policy_source(identity)] = self._of_own(identity)
-            self._stricter |= self._note(policy_source(identity), parties)
+            source = policy_source(identity)
+            parties, sources[source] = self._of_own(identity)
+            self._stricter |= self._of_others(source, sources[source])
+            self._stricter |= self._note(source, parties)
         kept = [] if read or not recorded else _within(self._kept, sources[RULES]) if whole else self._kept
         if kept != self._kept:
             self._stricter, sources[_KEPT] = True, [*kept]
@@ -260,9 +278,14 @@ class Enforcement:
         if self._stricter and read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-            await asyncio.to_thread(conntrack.cut, self._forbidden(local))
+            await asyncio.to_thread(conntrack.cut, self.flows(self.regime.judge, local))
         for error in failed.values():  # after the cut: one bad element must not keep forbidden flows
             raise error
+
+    def _of_others(self, source: Source, states: Iterable[State]) -> bool:
+        """Return whether an endpoint that is new here was attached while other policies were in force."""
+        put = self._worker.machine.reconciler.desired.sources().get(source)
+        return source not in self._of and put is not None and put.keys() != {state.key for state in states}
 
     def _note(self, source: Source, parties: dict[str, Party]) -> bool:
         """Record what is known of a source now; return whether something about a known address is different."""
@@ -290,17 +313,43 @@ class Enforcement:
 
     def _of_hosts(self, name: str) -> Iterator[State]:
         """Yield the elements of the addresses that hosts have in a network: no endpoint has them, but somebody does."""
-        for network in self._networks.all() if self.judge else ():
+        for network in self._networks.all() if self.regime else ():
             if network.name == name and name in self._hosted:
                 texts = [*network.gateways, *(a for lease in self._leases.all(network.name) for a in lease.addresses)]
                 found = (prefix(text).single() for text in texts)
                 yield from (rules.known(one) for one in found if one.family in self._families)
 
+    def _bridges(self, regime: Regime) -> frozenset[str]:
+        """Return the bridges on this host whose frames a regime needs to see."""
+        desired = self._worker.machine.reconciler.desired
+        return frozenset(
+            network.bridge
+            for network in self._networks.all()
+            if not (network.routed or unenforceable(network)) and regime.concerns(network.name)
+            if desired.owners(("Bridge", network.bridge))
+        )
+
+    def filtered(self) -> frozenset[str]:
+        """Return the bridges whose frames pass the rules."""
+        return self._filtered
+
+    def _rules(self) -> list[State]:
+        """Return the rules that are wanted now, and the bridges whose frames pass them."""
+        found = list(rules.states(self.regime, self._families, logs=self._logs))
+        if self._filtered:
+            found += rules.bridge_states(self.regime, self._families)
+        return found + [BridgeFilter(bridge) for bridge in sorted(self._filtered)]
+
     def elements(self, endpoint: Endpoint) -> list[State]:
         """Return the elements that an endpoint of this host needs."""
-        chosen = self.judge.chosen(self.subject(endpoint)) if self.judge else frozenset()
-        addresses = [one.single() for one in endpoint.prefixes if one.family in self._families]
-        return [*rules.elements(self.judge, chosen, addresses, policed=policed(endpoint))]
+        if not self.regime:
+            return []
+        chosen = self.regime.chosen(self.subject(endpoint))
+        addresses = [one for one in _addresses(endpoint) if one.family in self._families]
+        found = [*rules.elements(self.regime, chosen, addresses, policed=policed(endpoint))]
+        if _bridged(endpoint) and self._filtered:
+            found += rules.bridge_elements(self.regime, chosen, endpoint.host_ifname, addresses)
+        return [*found]
 
     def subject(self, endpoint: Endpoint) -> Subject:
         """Return what selectors look at of an endpoint of this host."""
@@ -308,13 +357,13 @@ class Enforcement:
 
     def _of_own(self, identity: Identity) -> tuple[dict[str, Party], list[State]]:
         endpoint = self._endpoints.get(identity)
-        if endpoint is None or not self.judge:
+        if endpoint is None or not self.regime:
             return {}, []
-        chosen = self.judge.chosen(self.subject(endpoint))
-        return {one.address: Party(one.single(), chosen) for one in endpoint.prefixes}, self.elements(endpoint)
+        chosen = self.regime.chosen(self.subject(endpoint))
+        return {one.address: Party(one, chosen) for one in _addresses(endpoint)}, self.elements(endpoint)
 
     def _of_other(
-        self, judge: Judge, families: frozenset[int], host: str
+        self, regime: Regime, families: frozenset[int], host: str
     ) -> tuple[dict[str, Party], list[State]]:
         """Return what is known of another host's endpoints, and their elements.
 
@@ -324,40 +373,53 @@ class Enforcement:
         """
         parties: dict[str, Party] = {}
         states: list[State] = []
-        if not judge or not self._remote.labelled(host):
-            (self._unlabelled.add if judge else self._unlabelled.discard)(host)
+        if not regime or not self._remote.labelled(host):
+            (self._unlabelled.add if regime else self._unlabelled.discard)(host)
             return parties, states
         self._unlabelled.discard(host)
         name, pools = self._hosts.name(host), self._pools.get()
         for network, one in self._remote.of_host(host):
-            chosen = judge.chosen(Subject(one.container, network, name, dict(one.labels)))
+            chosen = regime.chosen(Subject(one.container, network, name, dict(one.labels)))
             inside = [at for at in one.prefixes if any(pool.holds(at) for pool in pools.get(network, ()))]
             parties |= {at.address: Party(at, chosen) for at in inside}
-            states += rules.elements(judge, chosen, [at for at in inside if at.family in families], policed=False)
+            states += rules.elements(regime, chosen, [at for at in inside if at.family in families], policed=False)
         return parties, states
 
     # What is cut
 
-    def _forbidden(self, local: frozenset[str]) -> Flows:
+    def flows(self, judge: Judge, local: frozenset[str] = frozenset()) -> Flows:
+        """Return which flows through this host a judge forbids; ``local`` are the host's own addresses."""
         here = {
             address.address
             for endpoint in self._endpoints.values()
             if policed(endpoint)
-            for address in endpoint.prefixes
+            for address in _addresses(endpoint)
         }
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
         own = local | {prefix(text).address for network in self._networks.all() for text in network.gateways}
-        return Flows(self.judge, {address: party for address, (_, party) in self._parties.items()}, here, pools, own)
+        return Flows(judge, {address: party for address, (_, party) in self._parties.items()}, here, pools, own)
+
+    def name_of(self, address: str) -> str:
+        """Return the name of the endpoint that has an address here; the address itself if none is known."""
+        source = self._parties[address][0] if address in self._parties else ()
+        match source:
+            case (_, "endpoint", container, ifname):
+                own = self._endpoints.get((container, ifname))
+                return own.called if own is not None else address
+            case (_, "host", host):
+                every = self._remote.of_host(host)
+                return next((one.container for _, one in every if address in _texts(one.prefixes)), address)
+        return address
 
     def unenforced(self) -> list[str]:
         """Return a sentence for each container of this host that policies select, and that cannot be policed."""
         found = []
-        for endpoint in self._endpoints.values() if self.judge else ():
+        for endpoint in self._endpoints.values() if self.regime else ():
             if not policed(endpoint):
-                chosen = self.judge.chosen(self.subject(endpoint))
+                chosen = self.regime.chosen(self.subject(endpoint))
                 names = {
                     section.policy
-                    for sections in self.judge.sections.values()
+                    for sections in self.regime.judge.sections.values()
                     for section in sections
                     if section.subject in chosen
                 }
@@ -367,6 +429,10 @@ class Enforcement:
                     for name in sorted(names)
                 ]
         return found
+
+
+def _texts(prefixes: Iterable[Prefix]) -> list[str]:
+    return [one.address for one in prefixes]
 
 
 def _of_host(host: str) -> Source:
@@ -380,5 +446,26 @@ def _within(elements: Iterable[NftElement], states: Iterable[State]) -> list[Nft
 
 
 def policed(endpoint: Endpoint) -> bool:
-    """Return whether an endpoint's packets pass the chains of policies: it is routed, and on no bridge."""
-    return endpoint.host_ifname.startswith("lsr")
+    """Return whether an endpoint's packets pass the chains of policies: not without br_netfilter, on a bridge."""
+    return endpoint.host_ifname.startswith("lsr") or (_bridged(endpoint) and bridge_filters.available())
+
+
+def _bridged(endpoint: Endpoint) -> bool:
+    return endpoint.host_ifname.startswith("lsp")
+
+
+def _addresses(endpoint: Endpoint) -> list[Prefix]:
+    """Return the addresses that an endpoint has for others, without length: on a bridge link-local ones, too."""
+    found = [one.single() for one in endpoint.prefixes]
+    if _bridged(endpoint) and any(one.family == 6 for one in found):
+        found += [link_local(mac(text)) for text in dict.fromkeys((endpoint.mac, endpoint.born_mac or endpoint.mac))]
+    return found
+
+
+def unenforceable(network: Network) -> str:
+    """Return why linkspan enforces no policy in a network on this host, '' if it does."""
+    if network.on_host:
+        return "its containers have the host's own addresses, so no rule knows them"
+    if network.routed or bridge_filters.available():
+        return ""
+    return f"its containers are on a bridge, and {bridge_filters.MISSING}"

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 
 from linkspan.core.addresses import Prefix
 from linkspan.kernel.probe import conntrack
-from linkspan.policy.judge import Judge, Party, Probe
-from linkspan.policy.model import Direction
+from linkspan.policy.judge import Judge, Party, Probe, Verdict, is_outside
 
 
 class Flows:
@@ -33,20 +32,24 @@ class Flows:
 
     def __call__(self, flow: conntrack.Flow) -> bool:
         """Return whether policies that this host enforces forbid a flow."""
+        return self.refusal(flow) is not None
+
+    def refusal(self, flow: conntrack.Flow) -> Verdict | None:
+        """Return by which policy and line this host refuses a flow, None if it does not."""
         source, target = flow.source.address, flow.target.address
         if self._own(source) or self._own(target):
-            return False
+            return None
         probe = Probe(flow.protocol, flow.port)
-        if source in self._here and not self._allowed("egress", flow.source, flow.target, probe):
-            return True
-        return target in self._here and not self._allowed("ingress", flow.target, flow.source, probe)
+        ends = self._party(flow.source), self._party(flow.target)
+        if source in self._here and not (out := self._judge.judged("egress", *ends, probe)).allowed:
+            return out
+        if target in self._here and not (into := self._judge.judged("ingress", *ends[::-1], probe)).allowed:
+            return into
+        return None
 
     def _own(self, address: str) -> bool:
         return address in self._local or address.startswith("127.") or address == "::1"
 
-    def _allowed(self, direction: Direction, own: Prefix, other: Prefix, probe: Probe) -> bool:
-        return self._judge.judged(direction, self._party(own), self._party(other), probe).allowed
-
     def _party(self, address: Prefix) -> Party:
         known = self._parties.get(address.address)
-        return known or Party(address, outside=not any(pool.holds(address) for pool in self._pools))
+        return known or Party(address, outside=is_outside(address, self._pools))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
@@ -28,10 +29,16 @@ _LOOK = "look at the store's own log, and at the path to it"
 
 
 class StoreHealth:
-    """Store health of one host; ``url`` names the store, and ``started`` is when the agent was (since the epoch)."""
+    """Store health of one host; ``url`` returns the store's, ``started`` is when the agent was (since the epoch)."""
 
     def __init__(
-        self, replica: Replica, remote: RemoteEndpoints, hosts: Hosts, upkeep: Upkeep, url: str, started: float
+        self,
+        replica: Replica,
+        remote: RemoteEndpoints,
+        hosts: Hosts,
+        upkeep: Upkeep,
+        url: Callable[[], str],
+        started: float,
     ) -> None:
         self._replica = replica
         self._remote = remote
@@ -67,7 +74,7 @@ class StoreHealth:
         replica = self._replica
         now, why, fix = self.state()
         return {
-            "url": self._url,
+            "url": self._url(),
             "ok": now in WELL,
             "state": now,
             "problem": why,

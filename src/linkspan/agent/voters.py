@@ -1,8 +1,9 @@
 """Voters, as a part of the agent: which endpoints etcd has, and whether this host becomes a voter or stops being one.
 
-Every host of a cluster that linkspan founded follows etcd's list of members: the store's endpoints are its voters. A
-host that finds itself in it as a learner was chosen, and makes itself ready. A voter also looks after the others
-(``voter_control``), and after what is revoked.
+Every host of a cluster that linkspan founded follows etcd's list of members: the store's endpoints are its voters. If
+none answers, it looks for etcd where voters call it from (``voter_call``). A host that finds itself in the list as a
+learner was chosen, and makes itself ready. A voter also looks after the others (``voter_control``), and after what is
+revoked.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import msgspec
 from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.own_cluster import OwnCluster, addresses, preferred
 from linkspan.agent.voter_server import VoterServer
-from linkspan.cluster.founding import member_list, promotion
+from linkspan.cluster.founding import member_list, promotion, voter_call
 from linkspan.cluster.founding.etcd_service import VOTER, EtcdService
 from linkspan.cluster.founding.revocation import Revocation
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.cluster.founding.voter_control import Living, VoterControl, chosen
 from linkspan.cluster.hosts import Hosts
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import LinkspanError, Rejected
 from linkspan.core.supervise import ended, lasting
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Member
@@ -38,6 +39,8 @@ OTHERS_LOOK = 20.0
 """Seconds between two questions to each other voter, whether it goes on without this one: it may have been restored."""
 MOVE_AFTER = 60.0
 """Seconds for which a voter's address is waited for: a lease of DHCP may end for a while, and an interface be down."""
+CALL_EVERY, MOST_CALLED = 10.0, 256
+"""Seconds between two calls of hosts that are silent, and how many of them are called at a time."""
 SPREAD = 0.25
 """Fraction by which a wait may be longer, so that not all hosts ask at once."""
 
@@ -112,6 +115,9 @@ class Voters:
         """Since when this host lacks its etcd's address (monotonic clock)."""
         self._ask_others = 0.0
         """When each of the other voters is asked next (monotonic clock)."""
+        self._next_call = 0.0
+        """When silent hosts are called next (monotonic clock)."""
+        self._ear = voter_call.Ear()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -123,6 +129,7 @@ class Voters:
     async def stop(self) -> None:
         """End; etcd goes on by itself."""
         await ended(self._task)
+        self._ear.close()
 
     @property
     def _life(self) -> float:
@@ -147,10 +154,13 @@ class Voters:
             try:
                 await self.look()
                 self._said = ""
+                self._ear.close()
             except LinkspanError as error:  # the store may be away, which `status` says
                 if error.message != self._said:
                     log.info("voters: %s", error.told)
                 self._said = error.message
+                if self.server is None and not isinstance(error, Rejected):
+                    await self._seek()
             pause = VOTER_LOOK if self.server is not None else CLIENT_LOOK
             await asyncio.sleep(pause * (1 + random.uniform(0, SPREAD)))  # noqa: S311 - it spreads, and hides nothing
 
@@ -171,6 +181,25 @@ class Voters:
         elif self._files.voters_left() and not self._cluster.turn.locked() and not await self._is_member():
             # A restore that makes a voter of this host has the turn.
             await self._be_client(self._files.voter() or Voter("", self._unit.systemd))  # what broke off left secrets
+
+    async def _seek(self) -> None:
+        """Look for etcd where voters call from, because none answers at the places that this host knows."""
+        self._ear.open()
+        for address in self._ear.callers():
+            url = self._files.url([Voter(address).clients], self._hosts.here.id)
+            if places := member_list.endpoints(await member_list.answering(url, member_list.LOOK)):
+                self._use(places)
+                self._tell(f"etcd was not found where it had been; the voter at {address} has called this host")
+                return
+
+    async def _call(self, server: VoterServer) -> None:
+        """Call the hosts that are silent: they may know none of the voters' addresses."""
+        if time.monotonic() < self._next_call:
+            return
+        self._next_call = time.monotonic() + CALL_EVERY
+        silent = [host for id_, host in self._hosts.all().items() if self._hosts.lives(id_) is False]
+        called = random.sample(silent, min(len(silent), MOST_CALLED))
+        voter_call.call(server.voter.address, [one for host in called for one in sorted(addresses(host))])
 
     def _use(self, places: tuple[str, ...]) -> None:
         """Use the voters as the store's endpoints."""
@@ -272,7 +301,9 @@ class Voters:
         One part that fails, as on a full disk, keeps no other one from going on: nobody else may do it meanwhile.
         """
         server.follow()
-        parts: list[Callable[[], Awaitable[None]]] = [partial(self._tell_address, server, members), self._enrol]
+        parts: list[Callable[[], Awaitable[None]]] = [
+            partial(self._tell_address, server, members), self._enrol, partial(self._call, server),
+        ]  # fmt: skip
         if self.revocation is not None:
             parts.append(self.revocation.look)
         if self.control is not None:

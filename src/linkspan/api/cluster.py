@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 from aiohttp import web
 
@@ -10,6 +12,7 @@ from linkspan.agent.agent import Agent
 from linkspan.api.responses import answer, body, doing
 from linkspan.cluster.host_settings import change_cluster
 from linkspan.core.errors import Conflict
+from linkspan.core.model import Host
 
 
 class SettingsBody(msgspec.Struct, frozen=True):
@@ -57,15 +60,26 @@ class ClusterRoutes:
         return answer(self._told())
 
     async def _finalize(self, request: web.Request) -> web.Response:
-        """Make all hosts write the newest schema that all of them can read."""
-        hosts, now = self._agent.hosts.all().values(), self._agent.replica.settings.writes
-        lowest = min((host.reads for host in hosts), default=SCHEMA)
-        if lowest <= now:
-            behind = ", ".join(sorted(host.name for host in hosts if host.reads <= now))
-            raise Conflict(
-                f"the cluster writes schema {now} already, and {behind or 'no host'} can read a newer one",
-                "upgrade these hosts first, or remove those that are gone",
-            )
-        with doing(f"write schema {lowest}"):
-            await change_cluster(self._agent.replica, writes=lowest)
+        """Make all hosts write the newest schema that all of them can read, if there is a newer one."""
+        now = self._agent.replica.settings.writes
+        wanted = next_schema(self._agent.hosts.all().values(), now)
+        if wanted > now:
+            with doing(f"write schema {wanted}"):
+                await change_cluster(self._agent.replica, writes=wanted)
         return answer(self._told())
+
+
+def next_schema(hosts: Iterable[Host], now: int) -> int:
+    """Return the newest schema that all hosts can read, ``now`` if none of them can read a newer one.
+
+    Raises Conflict if some can and others cannot.
+    """
+    hosts = [*hosts]
+    if max((host.reads for host in hosts), default=now) <= now:
+        return now
+    if behind := sorted(host.name for host in hosts if host.reads <= now):
+        raise Conflict(
+            f"the cluster writes schema {now}, and {', '.join(behind)} can read no newer one",
+            "upgrade these hosts first, or remove those that are gone",
+        )
+    return min(host.reads for host in hosts)

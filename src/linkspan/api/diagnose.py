@@ -10,7 +10,10 @@ from aiohttp import web
 
 from linkspan.agent.agent import Agent
 from linkspan.backends import BACKENDS
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import Unavailable
 from linkspan.diagnose.doctor.checks import Check, Surroundings
+from linkspan.kernel.probe import dnsmasq
 from linkspan.runtimes import checks as checks_of_runtimes
 
 
@@ -63,8 +66,10 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.settings(unknown)
     found += agent_checks.control(agent.control.closed().places, agent.config.store)
     found += await agent.store_health.checks()
+    found += agent_checks.own_etcd(agent.founding.running_etcd(), state_dir)
     found += agent_checks.snapshots(agent.cluster_recovery.keeper, agent.started)
     found += agent_checks.stations(networks, agent.peers.known)
+    found += await _of_policies(agent)
     condition = agent.condition()
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)
@@ -75,3 +80,20 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.associations(**agent.ipsec_sessions.counts())
     found += await agent_checks.controller(agent.replica, networks, agent.ask)
     return found
+
+
+async def _of_policies(agent: Agent) -> list[Check]:
+    from linkspan.agent import agent_checks
+
+    here, every = agent.hosts.here.id, agent.hosts.all()
+    others = {id_: host for id_, host in every.items() if id_ != here}
+    try:
+        text = Path(agent.config.resolv_conf).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""  # other checks name it
+    resolvers = [prefix(address).single() for address in dnsmasq.upstream(text, ()) if "%" not in address]
+    try:
+        findings = await agent.policy_answers.review(others, resolvers)
+    except Unavailable as error:
+        return [Check("policies", "skip", error.message, error.hint)]
+    return agent_checks.policies(len(agent.policies.all()), findings)

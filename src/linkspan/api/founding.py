@@ -12,7 +12,7 @@ from linkspan.agent.members import members
 from linkspan.api.responses import answer, body
 from linkspan.cluster.founding.join_token import NEW_SECONDS
 from linkspan.cluster.founding.voting import LEAST_REPLACE, MOST
-from linkspan.core.errors import Conflict, counted
+from linkspan.core.errors import Conflict, Unavailable, counted
 
 
 class InitBody(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ class FoundingRoutes:
         """Return the routes."""
         return [
             web.post("/v1/cluster/init", self._init),
-            web.post("/v1/cluster/join", self._join),
+            *self.joining(),
             web.get("/v1/cluster/members", self._members),
             web.get("/v1/cluster/tokens", self._tokens),
             web.post("/v1/cluster/tokens", self._create_token),
@@ -77,6 +77,10 @@ class FoundingRoutes:
             web.get("/v1/cluster/rotation", self._rotation),
             web.post("/v1/cluster/rotation", self._rotate),
         ]
+
+    def joining(self) -> list[web.RouteDef]:
+        """Return the route that needs no records: a host may join again while it waits for an etcd that has moved."""
+        return [web.post("/v1/cluster/join", self._join)]
 
     async def _init(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, InitBody), self._agent
@@ -93,6 +97,8 @@ class FoundingRoutes:
 
     async def _join(self, request: web.Request) -> web.Response:
         wanted, agent = await body(request, JoinBody), self._agent
+        if not agent.own_cluster.own and not (agent.replica.records or agent.replica.listed):
+            raise Unavailable("the agent has not read its own store yet, which may have networks", "try again")
         known = agent.replica.store.cluster if agent.networks.every() else ""
         cluster = await agent.founding.join(agent.hosts.here, wanted.token, known)
         return answer(self._told(cluster, restarts=True))

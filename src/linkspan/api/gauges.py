@@ -21,6 +21,7 @@ async def look(agent: Agent) -> dict[str, float]:
     The agent keeps BGP's counters.
     """
     await agent.bgp_sessions.look()
+    await agent.policy_metrics.look()
     ages: dict[str, float] = {}
     if any(map(wireguard.serves, agent.networks.all())):
         table = await asyncio.to_thread(agent.worker.machine.wireguard.device.table)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.agent.policy_probes import Probed
 from linkspan.api.responses import answer, body, doing
 from linkspan.policy.model import Case, Policy
 
+LOOK = 1.0
+"""Seconds between looks whether somebody still follows drops."""
+_LINES = "application/x-ndjson"
+
 
 class ApplyBody(msgspec.Struct, frozen=True):
-    """Policies to record."""
+    """Policies to record; ``staged`` ones are only counted."""
 
     policies: tuple[Policy, ...]
+    staged: bool = False
 
 
 class TestBody(msgspec.Struct, frozen=True):
-    """Policies as if they were recorded, and the cases to answer."""
+    """Policies as if they were recorded, and the cases to answer; ``live``: by packets, as policies are in force."""
 
     policies: tuple[Policy, ...]
     cases: tuple[Case, ...]
+    live: bool = False
 
 
 class PolicyRoutes:
@@ -36,6 +46,9 @@ class PolicyRoutes:
             web.put("/v1/policies", self._apply),
             web.get("/v1/policies/{name}", self._show),
             web.delete("/v1/policies/{name}", self._delete),
+            web.get("/v1/policy/staged", self._staged),
+            web.post("/v1/policy/staged/{name}/enforce", self._enforce),
+            web.get("/v1/drops", self._drops),
             web.get("/v1/policy/can", self._can),
             web.get("/v1/policy/who-can", self._who_can),
             web.post("/v1/policy/test", self._test),
@@ -63,24 +76,58 @@ class PolicyRoutes:
     async def _apply(self, request: web.Request) -> web.Response:
         wanted = await body(request, ApplyBody)
         with doing("apply policies"):
-            return answer(await self._agent.policies.apply(wanted.policies))
+            return answer(await self._agent.policies.apply(wanted.policies, staged=wanted.staged))
 
     async def _delete(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         with doing(f"delete policy {name}"):
-            await self._agent.policies.delete(name)
+            await self._agent.policies.delete(name, staged="staged" in request.query)
         return answer({"deleted": name})
+
+    async def _staged(self, _request: web.Request) -> web.Response:
+        known = {policy.name for policy in self._agent.policies.all()}
+        staged = self._agent.policies.staged()
+        trial = await self._agent.policy_trials.trial()
+        listed = [{**self._told(one), "change": "changed" if one.name in known else "created"} for one in staged]
+        return answer({"policies": listed, "refused": trial.refused, "cuts": trial.cuts})
+
+    async def _enforce(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        with doing(f"enforce policy {name}"):
+            return answer(await self._agent.policies.enforce(name))
 
     async def _can(self, request: web.Request) -> web.Response:
         ends = request.query.get("from", ""), request.query.get("to", "")
-        return answer(await self._agent.policies.can(*ends, request.query.get("port", "")))
+        return answer(await self._agent.policy_answers.can(*ends, request.query.get("port", "")))
 
     async def _who_can(self, request: web.Request) -> web.Response:
         target, port = request.query.get("to", ""), request.query.get("port", "")
-        return answer(await self._agent.policies.who_can(target, port))
+        return answer(await self._agent.policy_answers.who_can(target, port))
 
     async def _test(self, request: web.Request) -> web.Response:
         wanted = await body(request, TestBody)
-        failed = await self._agent.policies.test(wanted.policies, wanted.cases)
+        if wanted.live:
+            probed = await self._agent.policy_probes.test(wanted.cases)
+        else:
+            failed = await self._agent.policy_answers.test(wanted.policies, wanted.cases)
+            probed = Probed(failed=tuple(failed), skipped=())
         cases = len(wanted.cases)
-        return answer({"cases": cases, "ok": cases - len(failed), "failed": failed})
+        ok = cases - len(probed.failed) - len(probed.skipped)
+        return answer({"cases": cases, "ok": ok, "failed": probed.failed, "skipped": probed.skipped})
+
+    async def _drops(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a line of JSON for each refused packet that was seen; with ?follow, for new ones alone."""
+        log = self._agent.drop_log
+        if "follow" not in request.query:
+            lines = [msgspec.json.encode(one) + b"\n" for one in log.kept()]
+            return web.Response(body=b"".join(lines), content_type=_LINES)
+        with log.following() as drops, contextlib.suppress(ConnectionError):
+            response = web.StreamResponse(headers={"Content-Type": _LINES})
+            await response.prepare(request)
+            while request.transport is not None and not request.transport.is_closing():
+                with contextlib.suppress(TimeoutError):  # nothing was refused: does the follower still follow?
+                    async with asyncio.timeout(LOOK):
+                        drop = await drops.get()
+                    await response.write(msgspec.json.encode(drop) + b"\n")
+            return response
+        return response

@@ -15,6 +15,7 @@ from aiohttp import web
 from linkspan.agent.agent import Agent
 from linkspan.api import status_report
 from linkspan.api.app import errors_and_rights
+from linkspan.api.founding import FoundingRoutes
 from linkspan.api.recovery import RecoveryRoutes
 from linkspan.api.responses import answer, error_body
 from linkspan.api.sockets import listening, on_socket
@@ -39,7 +40,7 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
         return answer(error_body(Unavailable(why, "`linkspan status` shows the store")), 503)
 
     app = web.Application(middlewares=[errors_and_rights])
-    app.add_routes(RecoveryRoutes(agent).restoring())
+    app.add_routes([*RecoveryRoutes(agent).restoring(), *FoundingRoutes(agent).joining()])
     app.router.add_route("*", "/{path:.*}", refuse)
     path = Path(agent.config.socket)
     async with listening(app) as runner:

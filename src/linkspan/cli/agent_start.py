@@ -20,24 +20,39 @@ LOG = "agent.log"
 """The log of an agent that no service manager started, in the state folder."""
 
 
-def ensure_agent(client: Client, config_file: str) -> None:
-    """Start an agent unless one runs, and wait until it has its records. Raises LinkspanError."""
-    process, log = None, f"journalctl -u {systemd.UNIT_NAME}"
+def ensure_agent(client: Client, config_file: str, patience: float = PATIENCE) -> None:
+    """Start an agent unless one runs, and wait until it has its records. Raises LinkspanError.
+
+    One that answers, and waits for its store, gets ``patience`` seconds.
+    """
+    process, log, deadline = None, f"journalctl -u {systemd.UNIT_NAME}", time.monotonic() + PATIENCE
     if (waits := _waits(client)) == "":
         return
     if waits:
         log = "linkspan status"
+        deadline = time.monotonic() + patience
     elif client.path == config.SOCKET and systemd.runs():
         from linkspan.cli import install
 
         install.service()
     else:
         process, log = _started(client, config_file)
-    deadline = time.monotonic() + PATIENCE
     while (waits := _waits(client)) != "":
         if (process is not None and process.poll() is not None) or time.monotonic() > deadline:
             raise Unavailable(f"the agent waits: {waits}" if waits else "the agent does not start", f"see {log}")
         time.sleep(AGAIN)
+
+
+def ensure_answer(client: Client, config_file: str, patience: float) -> None:
+    """Start an agent unless one runs, and wait for its records, but only ``patience`` seconds once it answers.
+
+    For what an agent that waits for its store takes as well, because it gives it another store. Raises LinkspanError.
+    """
+    try:
+        ensure_agent(client, config_file, patience)
+    except Unavailable:
+        if not _waits(client):
+            raise
 
 
 def _waits(client: Client) -> str | None:

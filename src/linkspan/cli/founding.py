@@ -12,7 +12,7 @@ from urllib.parse import quote
 import typer
 
 from linkspan.api.client import Client
-from linkspan.cli.agent_start import ensure_agent
+from linkspan.cli.agent_start import ensure_agent, ensure_answer
 from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, ago, as_json, step, table
 from linkspan.core import config
@@ -20,6 +20,8 @@ from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 
 PATIENCE = 90.0
 """Seconds for an agent's restart with its new store."""
+WAITS = 10.0
+"""Seconds for an agent that waits for its store: it may have begun just now."""
 PROMOTION = 600.0
 """Seconds for a promotion: a minute of health, and the time in which a slow host may get the records."""
 AGAIN = 0.1
@@ -86,7 +88,7 @@ def join(
     token = sys.stdin.readline().strip() if word == "-" else word
     client = Client(socket)
     with step("agent"):
-        ensure_agent(client, config_file)
+        ensure_answer(client, config_file, WAITS)
     with step("certificate and user"):
         made = client.call("POST", "/v1/cluster/join", {"token": token})
     with step("the agent starts with the cluster's records"):

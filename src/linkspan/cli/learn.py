@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from linkspan.cli import layout
+from linkspan.cli import exam, usage
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.output import Format, Output, as_json, say, step, table, width
+from linkspan.cli.lesson_session import Lang, fitted, helped, introduce, opened, prepared, reader, user
+from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.own_command import own_command
 from linkspan.learn import INSIDE
@@ -31,31 +32,7 @@ app = typer.Typer(
     invoke_without_command=True,
     help="Lessons: build a container network by hand in a sandbox, in English or Chinese.",
 )
-
-Lang = Annotated[
-    str, typer.Option("--lang", metavar="zh|en", help="The language; default: the last one, else the locale's.")
-]
-
-
-def _reader(lang: str) -> tuple[Progress, Words]:
-    """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for."""
-    from linkspan.core.translation import chosen
-    from linkspan.learn import language, progress
-
-    kept = progress.Progress(progress.folder())
-    speaks = chosen(lang, kept.language)
-    if lang:
-        kept.speak(speaks)
-    return kept, language.Words(speaks)
-
-
-def _open(kept: Progress, words: Words) -> Lesson:
-    """Return the lesson that is open. Raises NotFound."""
-    from linkspan.learn import lesson
-
-    if not kept.current:
-        raise NotFound(words("no lesson is open"), "linkspan learn start N")
-    return lesson.numbered(kept.current)
+app.add_typer(exam.app, name="exam", cls=usage.Commands)
 
 
 @app.callback()
@@ -64,7 +41,7 @@ def learn(context: typer.Context, lang: Lang = "") -> None:
     if context.invoked_subcommand is None:
         start("", lang=lang)
     elif lang:
-        _reader(lang)
+        reader(lang)
 
 
 @app.command("list")
@@ -72,7 +49,7 @@ def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
     """List the lessons, and which are passed."""
     from linkspan.learn import lesson
 
-    kept, words = _reader(lang)
+    kept, words = reader(lang)
     found = [
         {
             "number": one.number,
@@ -116,16 +93,16 @@ def start(
 
     if os.environ.get(INSIDE):
         raise Conflict("this shell is in a sandbox already", "type `next` for the next lesson, or `exit` first")
-    kept, words = _reader(lang)
+    kept, words = reader(lang)
     kept.speak(words.language)  # the sandbox has a locale of its own: there `learn` speaks what is kept
     every = list(lesson.lessons().values())
     first = next((one for one in every if kept.entry(one.name).state != "passed"), every[0])
     one: Lesson | None = lesson.numbered(number) if number else first
     while one is not None:
         on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        box = _begun(one, kept, words, lasting=not on_terminal)
+        box = prepared(one, kept, words, lasting=not on_terminal)
         if not on_terminal:
-            _introduce(one, words)
+            introduce(one, words)
             say(words("The sandbox is ready: `linkspan learn shell` enters it, `linkspan learn reset` removes it."))
             return
         try:
@@ -140,42 +117,13 @@ def start(
     say(words("The sandbox is gone. `linkspan learn` goes on with the next lesson."))
 
 
-def _begun(one: Lesson, kept: Progress, words: Words, *, lasting: bool) -> Sandbox:
-    """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
-    from linkspan.learn import needs, play, sandbox
-
-    sandbox.end_all(kept.sandbox)
-    with step(words("making the sandbox of lesson {number}", number=one.number)):
-        box = sandbox.make(kept.sandbox, lasting=lasting)
-        try:
-            if lacking := needs.lacking(box, one.data.needs):
-                what = ", ".join(one.what for one in lacking)
-                fix = "; ".join(one.fix for one in lacking)
-                raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
-            play.begin(box, one)
-            kept.start(one.name)
-        except BaseException:
-            box.end()
-            raise
-    return box
-
-
-def _introduce(one: Lesson, words: Words) -> None:
-    from linkspan.learn.panel import Panel
-
-    for paragraph in Panel(one, words).introduction():
-        say(paragraph)
-        if not paragraph.startswith("  "):
-            print()
-
-
 def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
     """Let the reader type in the sandbox, and say what is achieved; return the shell's exit code."""
     from linkspan.learn import terminal
     from linkspan.learn.panel import News, Panel
     from linkspan.learn.watcher import PAUSE, Watcher
 
-    _introduce(one, words)
+    introduce(one, words)
     say(words("Type the commands here. `learn hint` helps, `learn task` shows the task again, `exit` ends the lesson."))
     watcher, news = Watcher(box, one), News(Panel(one, words), one)
     begun = time.monotonic()
@@ -186,18 +134,12 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
             return ""
         if judged.passed:
             kept.spend(one.name, time.monotonic() - begun, passed=True)
-        return _fitted(news.of(judged))
+        return fitted(news.of(judged))
 
     argv, environment = box.shell(f"learn {one.number}")
     code = terminal.run(argv, environment, look, PAUSE)
     kept.spend(one.name, time.monotonic() - begun, passed=False)
     return code
-
-
-def _fitted(lines: list[str]) -> str:
-    """Return paragraphs as text that fits the terminal."""
-    room = width()
-    return "\n".join(layout.filled(line, room) if room and line else line for line in lines)
 
 
 def _split() -> int:
@@ -221,11 +163,11 @@ def watch(lang: Lang = "") -> None:
     from linkspan.learn.panel import News, Panel
     from linkspan.learn.watcher import PAUSE, Watcher
 
-    kept, words = _reader(lang)
-    one, box = _open(kept, words), sandbox.found(kept.sandbox)
+    kept, words = reader(lang)
+    one, box = helped(kept, words), sandbox.found(kept.sandbox)
     watcher, panel, begun = Watcher(box, one), Panel(one, words), time.monotonic()
     news = News(panel, one)
-    _introduce(one, words)
+    introduce(one, words)
     try:
         while True:
             judged = watcher.look()
@@ -233,7 +175,7 @@ def watch(lang: Lang = "") -> None:
                 kept.spend(one.name, time.monotonic() - begun, passed=judged.passed)
                 begun = time.monotonic()
                 if lines := news.of(judged):
-                    print(_fitted(lines), flush=True)
+                    print(fitted(lines), flush=True)
             time.sleep(PAUSE)
     except LinkspanError:
         say(words("The sandbox is gone."))
@@ -244,17 +186,17 @@ def shell(lang: Lang = "") -> None:
     """Open one more shell in the sandbox of the open lesson."""
     from linkspan.learn import sandbox
 
-    kept, words = _reader(lang)
-    one = _open(kept, words)
-    argv, environment = sandbox.found(kept.sandbox).shell(f"learn {one.number}")
+    kept, words = reader(lang)
+    one = opened(kept, words)
+    argv, environment = sandbox.found(kept.sandbox).shell(f"learn {one.number}", logged=kept.exam)
     os.execvpe(argv[0], argv, environment)  # noqa: S606 - no shell is meant
 
 
 @app.command()
 def task(lang: Lang = "") -> None:
     """Show the open lesson's text again."""
-    kept, words = _reader(lang)
-    _introduce(_open(kept, words), words)
+    kept, words = reader(lang)
+    introduce(opened(kept, words), words, exam=kept.exam)
 
 
 @app.command()
@@ -265,8 +207,8 @@ def hint(
     """Show a hint for the open lesson; the next one tells more, up to the third."""
     from linkspan.learn.panel import Panel
 
-    kept, words = _reader(lang)
-    one = _open(kept, words)
+    kept, words = reader(lang)
+    one = helped(kept, words)
     shown = number or min(kept.entry(one.name).hints + 1, 3)
     kept.hint(one.name, shown)
     say(Panel(one, words).part("hint", shown))
@@ -275,8 +217,8 @@ def hint(
 @app.command()
 def solution(lang: Lang = "") -> None:
     """Show the commands that solve the open lesson."""
-    kept, words = _reader(lang)
-    one = _open(kept, words)
+    kept, words = reader(lang)
+    one = helped(kept, words)
     kept.solve(one.name)
     print(one.data.solutions[0].strip())
 
@@ -286,8 +228,8 @@ def answer(lang: Lang = "") -> None:
     """Show the answer to the open lesson's question, and how to clean up on a machine of your own."""
     from linkspan.learn.panel import Panel
 
-    kept, words = _reader(lang)
-    one = _open(kept, words)
+    kept, words = reader(lang)
+    one = helped(kept, words)
     if kept.entry(one.name).state != "passed":
         raise Conflict(words("the question comes after the task"), words("`learn task` shows it, `learn hint` helps"))
     for name in ("question", "answer", "clean"):
@@ -298,16 +240,19 @@ def answer(lang: Lang = "") -> None:
 def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     """Trace the open lesson's packet through what you have built, as `linkspan trace` does."""
     from linkspan.learn import sandbox
+    from linkspan.learn.watcher import tried
 
-    kept, words = _reader(lang)
-    one = _open(kept, words)
+    kept, words = reader(lang)
+    one = helped(kept, words)
     if not one.data.trace:
         raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
     box = sandbox.found(kept.sandbox)
+    if one.data.fault and not tried(box, one):
+        raise Conflict(words("try first: it explains after you have changed something"), "learn hint")
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
-    from linkspan.learn.comparison import walked
+    from linkspan.learn.comparison import narrow, walked
 
     found = walked(*one.data.trace)
     if output is Format.JSON:
@@ -321,6 +266,18 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
         print()
     if found.reachable:
         say(words("The packet arrives, and so does the answer."))
+        if narrower := narrow(found):
+            sender, place = narrower
+            say(
+                words(
+                    "But {sender} sends up to {largest} bytes, and only {fitting} fit through {device} in {place}.",
+                    sender=sender.namespace,
+                    largest=sender.mtu,
+                    fitting=found.path_mtu,
+                    device=place.device,
+                    place=place.namespace,
+                )
+            )
     elif found.broken_at:
         say(words("Broken at {place}: {reason}", place=found.broken_at, reason=found.reason))
     else:
@@ -334,10 +291,10 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
     from linkspan.learn.panel import Panel
     from linkspan.learn.watcher import judge
 
-    kept, words = _reader(lang)
-    one = _open(kept, words)
+    kept, words = reader(lang)
+    one = opened(kept, words)
     judged = judge(sandbox.found(kept.sandbox), one)
-    if judged.passed:
+    if judged.passed and not kept.exam:
         kept.spend(one.name, 0, passed=True)
     if output is Format.JSON:
         text = one.texts[words.language]
@@ -348,7 +305,7 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
                 "checks": [{"text": text.part("check", n), "ok": ok} for n, ok in enumerate(judged.checks, 1)],
                 "keep": [{"text": text.part("keep", n), "ok": ok} for n, ok in enumerate(judged.keeps, 1)],
                 "probe": {"command": one.data.probe, "ok": judged.probe},
-                "wrong": judged.wrong,
+                "wrong": () if kept.exam else judged.wrong,
                 "passed": judged.passed,
             }
         )
@@ -359,7 +316,7 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
         say(line)
     if judged.passed:
         say(words("Passed: {title}", title=one.texts[words.language].title))
-    else:
+    elif not kept.exam:
         for number in judged.wrong:
             say(panel.part("wrong", number))
 
@@ -369,11 +326,12 @@ def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
     """Show the tries, hints and time of each lesson: for a teacher, to whom nothing is sent by itself."""
     from linkspan.learn import lesson
 
-    kept, words = _reader(lang)
+    kept, words = reader(lang)
     found = [(one, kept.entry(one.name)) for one in lesson.lessons().values()]
     if output is Format.JSON:
         as_json(
             {
+                "who": user(),
                 "lessons": [
                     {
                         "number": one.number,
@@ -406,7 +364,7 @@ def reset(
     """Remove the sandbox with everything in it, also one that a killed `learn` left."""
     from linkspan.learn import sandbox
 
-    kept, words = _reader(lang)
+    kept, words = reader(lang)
     if os.environ.get(INSIDE):
         raise Conflict("this shell is in the sandbox", "type `exit` first; the sandbox ends with the lesson")
     count = sandbox.end_all(kept.sandbox)

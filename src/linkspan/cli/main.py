@@ -31,6 +31,7 @@ COMMANDS = {
     "agent": "",
     **dict.fromkeys(("attach", "detach"), "endpoint"),
     **dict.fromkeys(("status", "events"), "status"),
+    "drops": "",
     **dict.fromkeys(("plan", "diff"), "plan"),
     "version": "status",
     **dict.fromkeys(("trace", "web", "doctor", "upgrade"), ""),

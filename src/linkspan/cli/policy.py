@@ -1,4 +1,4 @@
-"""`linkspan policy`: apply, list, show, delete, diff, can, who-can, test."""
+"""`linkspan policy`: apply, list, show, delete, diff, staged, enforce, can, who-can, test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, say, table
-from linkspan.core.errors import NotFound
+from linkspan.core.errors import NotFound, counted
 
 if TYPE_CHECKING:
     from linkspan.policy.document import Document
@@ -35,16 +35,24 @@ def _read(path: Path) -> Document:
 
 
 @app.command()
-def apply(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+def apply(
+    file: Path_,
+    stage: Annotated[bool, typer.Option("--stage", help="Only count what they would refuse (`staged`).")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
     """Record the policies of a file, also Kubernetes' NetworkPolicy; other policies stay."""
-    body = {"policies": msgspec.to_builtins(_read(file).policies)}
-    found = Client(socket).call("PUT", "/v1/policies", body)
+    body = {"policies": msgspec.to_builtins(_read(file).policies), "staged": stage}
+    _applied(Client(socket).call("PUT", "/v1/policies", body), output, ", staged" if stage else "")
+
+
+def _applied(found: dict[str, Any], output: Format, how: str = "") -> None:
     if output is Format.JSON:
         as_json(found)
         return
     for word in ("created", "changed", "same"):
         for name in found[word]:
-            print(f"policy {name}: {'unchanged' if word == 'same' else word}")
+            print(f"policy {name}: {'unchanged' if word == 'same' else word}{how}")
     for words in found["warnings"]:
         say(f"warning: {words}", sys.stderr)
 
@@ -93,10 +101,42 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
 
 
 @app.command()
-def delete(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+def delete(
+    name: Name,
+    staged: Annotated[bool, typer.Option("--staged", help="Only its staged version; what is enforced stays.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
     """Delete a policy."""
-    gone = Client(socket).call("DELETE", f"/v1/policies/{quote(name)}")
-    as_json(gone) if output is Format.JSON else print(f"policy {name} is deleted")
+    gone = Client(socket).call("DELETE", f"/v1/policies/{quote(name)}{'?staged' if staged else ''}")
+    what = "not staged any more" if staged else "deleted"
+    as_json(gone) if output is Format.JSON else print(f"policy {name} is {what}")
+
+
+@app.command()
+def staged(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Show the staged policies, and what they would have refused on this host: from whom, to whom, how often."""
+    found = Client(socket).call("GET", "/v1/policy/staged")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    if not found["policies"]:
+        say("no policy is staged: linkspan policy apply --stage FILE")
+        return
+    for one in found["policies"]:
+        print(f"policy {one['name']} would be {one['change']}")
+    keys = ("policy", "line", "from", "to", "port", "packets")
+    rows = [[one[key] or "-" for key in keys] for one in found["refused"]]
+    columns = ("refused by", "line", "from", "to", "port", "packets")
+    table(columns, rows, "on this host nothing was seen that they would refuse")
+    if found["cuts"]:
+        say(f"`policy enforce` would end {counted(found['cuts'], 'open connection')} of this host now")
+
+
+@app.command()
+def enforce(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+    """Enforce a staged policy from now on."""
+    _applied(Client(socket).call("POST", f"/v1/policy/staged/{quote(name)}/enforce"), output, ", enforced")
 
 
 @app.command()
@@ -160,12 +200,19 @@ def who_can(
 
 
 @app.command("test")
-def run_tests(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
-    """Answer the tests in a file, as if its policies were applied; exit 3 if one fails. It sends no packet."""
+def run_tests(
+    file: Path_,
+    live: Annotated[
+        bool, typer.Option("--live", help="Send packets from this host's containers, as policies are in force now.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Answer the tests in a file, as if its policies were applied; exit 3 if one fails. Without --live no packet."""
     wanted = _read(file)
     if not wanted.cases:
         raise NotFound(f"{file} has no tests", "write them below tests: with from, to, port and expect")
-    found = Client(socket).call("POST", "/v1/policy/test", msgspec.to_builtins(wanted))
+    found = Client(socket).call("POST", "/v1/policy/test", {**msgspec.to_builtins(wanted), "live": live})
     if output is Format.JSON:
         as_json(found)
     else:
@@ -174,6 +221,8 @@ def run_tests(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAU
             at = f" at {one['port']}" if one["port"] else ""
             ends = f"{one['from']} to {one['to']}{at}"
             say(f"line {one['line']}: {ends}: expected {one['expected']}, got {one['got']}{by}")
+        for one in found["skipped"]:
+            say(f"line {one['line']}: skipped: {one['why']}")
         say(f"{found['ok']} of {found['cases']} tests pass")
     if found["failed"]:
         raise typer.Exit(FOUND)

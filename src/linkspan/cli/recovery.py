@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from linkspan.api.client import Client
-from linkspan.cli.agent_start import ensure_agent
+from linkspan.cli.agent_start import ensure_answer
 from linkspan.cli.founding import AGAIN, PATIENCE, ConfigFile
 from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, step
@@ -66,13 +66,7 @@ def _agent(socket: str, config_file: str) -> Client:
     require_root()
     client = Client(socket)
     with step("agent"):
-        try:
-            client.call("GET", "/v1/status")
-        except LinkspanError:
-            try:
-                ensure_agent(client, config_file)
-            except Unavailable:  # it may wait for the store that is to be restored, and takes the command then
-                client.call("GET", "/v1/status")
+        ensure_answer(client, config_file, 0)
     return client
 
 

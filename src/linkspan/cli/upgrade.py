@@ -22,7 +22,7 @@ from linkspan.agent import file_ownership, installation
 from linkspan.api.client import Client
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.install import require_root
-from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say
+from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, say, step
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.states.programs import File
 from linkspan.runtimes import runtimes, systemd
@@ -48,7 +48,8 @@ def upgrade(
     """
     require_root()
     if to is not None:
-        install(to)
+        with step(f"{to.name} is installed"):
+            install(to)
         words = ["upgrade", "--wait", str(wait), "--output", output.value, "--socket", socket]
         sys.stdout.flush()
         os.execv(PACKAGED, [PACKAGED, *words])  # noqa: S606  # the new version knows what it needs
@@ -58,17 +59,20 @@ def upgrade(
             f"no agent answers at {socket}, so there is none to restart",
             f"start one: `sudo systemctl start {systemd.UNIT_NAME}`, or `sudo linkspan agent`",
         )
-    renewed = _renewed(Path(before["agent"]["state_dir"]), socket)
+    with step("units and plugins"):
+        renewed = _renewed(Path(before["agent"]["state_dir"]), socket)
     done = [f"File {path}" for path in renewed]
     if systemd.runs():
-        _run("systemctl", "daemon-reload")
-        for unit in others(renewed):
-            _run("systemctl", "try-restart", unit)
-        _run("systemctl", "restart", systemd.UNIT_NAME)
+        with step("services restart"):
+            _run("systemctl", "daemon-reload")
+            for unit in others(renewed):
+                _run("systemctl", "try-restart", unit)
+            _run("systemctl", "restart", systemd.UNIT_NAME)
     else:
         pid = before["agent"]["pid"]
         say(f"systemd does not run here: end the agent (kill {pid}), and start it again as before; waiting", sys.stderr)
-    left = _awaited(Client(socket), before, time.monotonic() + wait)
+    with step("the agent begins, and looks at what it has"):
+        left = _awaited(Client(socket), before, time.monotonic() + wait)
     if not left:
         done.append(f"agent {before['agent']['version']} to {__version__}")
     if output is Format.JSON:

@@ -60,7 +60,7 @@ class Interest:
     def _concerns(self, key: str) -> bool:
         if key.startswith("leases/"):
             return key.split("/", 2)[1] in self._until
-        return key.startswith(("allowances/", "policies/"))
+        return key.startswith(("allowances/", "policies/", "staged/"))
 
     def networks(self) -> frozenset[str]:
         """Return the networks that matter here."""
@@ -84,7 +84,7 @@ class Interest:
         """Find the networks and hosts that matter, and tell ``RemoteEndpoints``."""
         now = time.monotonic()
         here = {endpoint.network for endpoint in self._endpoints.values()}
-        if self._replica.keys_under("policies/"):
+        if self._replica.keys_under("policies/") or self._replica.keys_under("staged/"):
             allowed = [{one.source, one.target} for one in self._replica.read("allowances/", Allowance).values()]
             here = here.union(*(pair for pair in allowed if pair & here))
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}

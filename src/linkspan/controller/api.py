@@ -134,7 +134,7 @@ async def _asked(
 
 def status(one: Controller) -> dict[str, Any]:
     """Return the status in the documented format."""
-    where, held = one.where, one.holding
+    where, held = one.where, one.holders
     places, macs = dict(where.places), dict(held.held.macs)
     wrong = one.misplaced()
     return {
@@ -203,13 +203,13 @@ def _prefixes(one: Controller) -> list[dict[str, Any]]:
             total[1] += counted.octets
     places = dict(one.where.places)
     told = []
-    for claim in one.holding.claims:
+    for claim in one.holders.claims:
         sent, received = (_count(counts, kind, str(claim.prefix)) for kind in ("source", "forward"))
         told.append(
             {
                 "prefix": str(claim.prefix),
                 "network": claim.network,
-                "host": one.holding.name(claim.host),
+                "host": one.holders.name(claim.host),
                 "switch": places[claim.host][0] if claim.host in places else "",
                 "sent": {"packets": sent[0], "bytes": sent[1]},
                 "received": {"packets": received[0], "bytes": received[1]},

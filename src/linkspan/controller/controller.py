@@ -32,7 +32,7 @@ from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply, Question, Reply, Walked
 from linkspan.controller.devices import Device, Router, Switch, devices
 from linkspan.controller.election import Election
-from linkspan.controller.holders import RECORDS, Holding, holding
+from linkspan.controller.holders import RECORDS, Holders, holders
 from linkspan.controller.settings import Settings, services
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
@@ -85,7 +85,7 @@ class Controller:
         )
         self.fabric = Fabric()
         self.where = Map()
-        self.holding = Holding()
+        self.holders = Holders()
         self.wanted: dict[str, list[Flow]] = {}
         self.since = 0.0
         """When this one became active, by the monotonic clock."""
@@ -165,8 +165,8 @@ class Controller:
         if self._stale:
             self._stale = False
             self.networks.refresh()
-            self.holding = holding(self.networks, self.allowances.all(), self.hosts.all(), self.leases)
-            self.wanted = steered(self.holding.held, self.where)
+            self.holders = holders(self.networks, self.allowances.all(), self.hosts.all(), self.leases)
+            self.wanted = steered(self.holders.held, self.where)
 
     # Switches.
 
@@ -177,7 +177,7 @@ class Controller:
         self._saw(one.name, seen)
         wanted = self.wanted.get(one.name, [])
         there = [counted.flow for counted in one.driver.counted.values()] + one.flows
-        kept = spared(self.holding.held, self.where, one.name, there, wanted, whole=self._whole())
+        kept = spared(self.holders.held, self.where, one.name, there, wanted, whole=self._whole())
         if not self.election.active:
             await one.call(lambda: one.stand_by([*wanted, *kept]))
             return ROUND
@@ -190,7 +190,7 @@ class Controller:
         if name not in self.fabric.seen:
             self._newest = now
         self._senders.update((mac_text(self._sender(name, port.number)), (name, port.number)) for port in seen.ports)
-        held, before = self.holding.held, self.wanted
+        held, before = self.holders.held, self.wanted
         where = self.fabric.take({name: seen}, dict(held.macs), self._senders, now)
         if where != self.where:
             self.where, self.wanted = where, steered(held, where)
@@ -208,7 +208,7 @@ class Controller:
 
     async def _seek(self, one: Switch, seen: Seen) -> bool:
         """Ask for hosts by a switch, and announce it; return whether this was the first time."""
-        held, now = self.holding.held, time.monotonic()
+        held, now = self.holders.held, time.monotonic()
         if not held.networks:
             self._begun = 0.0
             return False
@@ -219,7 +219,7 @@ class Controller:
         found = {host for host, (name, port) in self.where.places if self.fabric.seen[name].up(port)}
         frames: list[bytes] = []
         lost = early = len(self.switches) > 1 and now - self._begun < LINKS
-        for host in () if early else self.holding.hosts:
+        for host in () if early else self.holders.hosts:
             asked = self._asked.get((one.name, host.id))
             every = SEEK if host.id in found else ROUND
             if host.id in macs and (asked is None or now - asked >= every * 0.9):
@@ -256,7 +256,7 @@ class Controller:
     async def _tell(self, one: Router) -> float:
         """Give a router its routes; return the seconds until the next time."""
         self._read()
-        routes = list(_routes(self.holding))
+        routes = list(_routes(self.holders))
         if self.election.active:
             await one.call(lambda: one.put(routes))
         else:
@@ -279,20 +279,20 @@ class Controller:
     def problems(self) -> list[str]:
         """Return the problems, a sentence each: devices, hosts, prefixes."""
         lines = [one.problem for one in self.devices if one.problem]
-        lines += [f"host {self.holding.name(host)}: {why}" for host, why in self.misplaced().items()]
-        return [*lines, *self.holding.problems]
+        lines += [f"host {self.holders.name(host)}: {why}" for host, why in self.misplaced().items()]
+        return [*lines, *self.holders.problems]
 
     def misplaced(self) -> dict[str, str]:
         """Return the problems with hosts' places, by their ids."""
         places = dict(self.where.places)
-        missing = [host for host, _ in self.holding.held.macs if host not in places and self.switches]
-        return {**dict.fromkeys(missing, "it answers at no port"), **self.fabric.doubles, **self.holding.twins}
+        missing = [host for host, _ in self.holders.held.macs if host not in places and self.switches]
+        return {**dict.fromkeys(missing, "it answers at no port"), **self.fabric.doubles, **self.holders.twins}
 
     def view(self) -> switches.Underlay:
         """Return the view for a trace through the switches."""
         hosts = {
             host.id: (host.name, tuple(prefix(text).packed for text in _texts(host)), host.underlay.mtu)
-            for host in self.holding.hosts
+            for host in self.holders.hosts
             if host.underlay is not None
         }
 
@@ -301,7 +301,7 @@ class Controller:
             return list(device.driver.dump())
 
         away = {one.name: one.problem for one in self.switches if one.away}
-        return switches.Underlay(self.holding.held, self.where, dict(self.fabric.seen), hosts, away, dump)
+        return switches.Underlay(self.holders.held, self.where, dict(self.fabric.seen), hosts, away, dump)
 
 
 def _texts(host: Host) -> tuple[str, ...]:
@@ -313,7 +313,7 @@ def _addresses(host: Host) -> list[bytes]:
     return [prefix(text).packed for text in host.underlay.addresses] if host.underlay is not None else []
 
 
-def _routes(held: Holding) -> Iterable[RouterRoute]:
+def _routes(held: Holders) -> Iterable[RouterRoute]:
     """Yield each prefix with its host's underlay address, if it has one of the family."""
     hosts = {host.id: host for host in held.hosts}
     for claim in held.claims:

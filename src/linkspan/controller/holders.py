@@ -16,10 +16,10 @@ from linkspan.core.model import Allowance, Host, Lease, Network, Peer
 from linkspan.core.states.openflow import Claim, Held, Served
 
 RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")
-"""The records from which a ``Holding`` is made."""
+"""The records from which ``Holders`` are made."""
 
 
-class Holding(msgspec.Struct, frozen=True):
+class Holders(msgspec.Struct, frozen=True):
     """Owners of prefixes, where to ask for each host, host names, and problems.
 
     ``claims`` are all, for routers; ``held`` has those of networks whose gateway is the switches. ``twins``
@@ -37,9 +37,9 @@ class Holding(msgspec.Struct, frozen=True):
         return next((one.name for one in self.hosts if one.id == host), host)
 
 
-def holding(
+def holders(
     networks: Networks, allowances: Collection[Allowance], hosts: Mapping[str, Host], leases: Leases
-) -> Holding:
+) -> Holders:
     """Return the present owners; ``hosts`` are all of the cluster, by id."""
     problems: list[str] = []
     carried = [(n, w) for n in networks.all() for w in n.ways if w.backend == sdn.BACKEND.name]
@@ -78,7 +78,7 @@ def holding(
     held = Held(tuple(served), steered, tuple(macs))
     used = sorted(set(claims.values()))
     twins = dict(_twins(macs, hosts))
-    return Holding(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems), twins)
+    return Holders(held, tuple(kept), tuple(hosts[host] for host in used), tuple(problems), twins)
 
 
 def _is_mac(text: str) -> bool:

@@ -75,6 +75,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Seconds for which orphaned links stay: neither journal, store nor kernel says whose they are."""
     certificate_life: Life = 365 * 86400.0
     """Seconds for which certificates are valid that this host signs as a voter of linkspan's own etcd."""
+    log_drops: bool = False
+    """Whether connections that policies refuse are always logged (`linkspan drops`), and not only while one follows."""
     metrics: str = ""
     """ADDRESS:PORT for Prometheus besides the socket's /metrics; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -14,7 +14,7 @@ from linkspan.core.states.host import HOST, Key, State
 _NEVER = object()
 
 
-class Judge:
+class Judgement:
     """The faults that one resync finds: each object counts once, however many passes there are."""
 
     def __init__(self, kinds: Kinds, fights: Fights, desired: Desired) -> None:

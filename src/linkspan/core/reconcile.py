@@ -33,7 +33,7 @@ from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fights
-from linkspan.core.judgement import Judge, Ports
+from linkspan.core.judgement import Judgement, Ports
 from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
 from linkspan.core.left import Left
 from linkspan.core.states.host import HOST, Key, State
@@ -268,7 +268,7 @@ class Reconciler:
         refused: dict[Key, LinkspanError] = {}
         touched = list(self._by_kind) if kinds is None else list(kinds)
         inside = set(namespaces)
-        judge = Judge(self.kinds, self.fights, self.desired)
+        judgement = Judgement(self.kinds, self.fights, self.desired)
         told: set[Key] = set()
         try:
             for _ in range(PASSES):
@@ -276,7 +276,7 @@ class Reconciler:
                 change = self._left.without(change)
                 self._forgive(change, touched, inside)
                 shut = self.fights.closed()
-                held, left = judge.held(change, seen, touched) if log else ({}, set())
+                held, left = judgement.held(change, seen, touched) if log else ({}, set())
                 refused |= held
                 put = tuple(state for state in change.put if state.key not in refused and state.key not in left)
                 delete = tuple(state for state in change.delete if state.key not in held and state.key not in left)
@@ -284,9 +284,9 @@ class Reconciler:
                 failed = self.apply(Change(put, delete)) if put or delete else {}
                 report.failed = {**refused, **failed}
                 if log:
-                    fought = judge.fought((*put, *delete))
+                    fought = judgement.fought((*put, *delete))
                     for state in (*put, *delete):
-                        judge.note(state, seen.get(state.key), failed.get(state.key))
+                        judgement.note(state, seen.get(state.key), failed.get(state.key))
                         if state.key not in failed and state.key not in told:
                             told.add(state.key)
                             report.add(state, words[state.key], fought=state.key in fought)

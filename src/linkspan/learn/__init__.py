@@ -34,6 +34,15 @@ A window of its own, or the reader's
     `terminal.py` runs the reader's shell behind a pseudo-terminal and prints what the watcher found above the prompt.
     With tmux, the lesson and what is achieved are in a pane of their own (`learn watch`).
 
+An exam proves that lines solve a task
+    `exam.py` has the result file. The shell of an exam writes down each line before it runs, and `learn exam verify`
+    types them again in a new sandbox (`replay.py`), in the same shells, with ^C for what does not end. Those lines are
+    another person's: `closed_files.py` puts a user namespace around that sandbox in which all files are read-only.
+
+A fault is found by whoever looks
+    A lesson with a ``fault`` begins broken. Its reason is told at the end, and linkspan's trace answers only after the
+    reader has changed a setting. `learn check` asks the trace at the beginning: it must find the fault.
+
 Two languages
     A lesson's texts have the same parts and the same commands in both. The interface's own strings are gettext's:
     English in the code, others in ``locale/*.po``, which `language.py` reads. Tests say what is missing or stale.

@@ -11,17 +11,25 @@ from typing import Any
 
 import msgspec
 
+from linkspan.core.addresses import Prefix
+from linkspan.core.errors import Unavailable
 from linkspan.core.model import Endpoint, Network
+from linkspan.core.states.bgp import Session
 from linkspan.demo.chapter_network import CONTAINERS, planned
+from linkspan.diagnose.doctor import bgp_reasons
 from linkspan.diagnose.plan import plan
-from linkspan.diagnose.trace.hops import Map
+from linkspan.diagnose.trace.bgp_routes import Learning, Told
+from linkspan.diagnose.trace.hops import Hop, Map, show
 from linkspan.diagnose.trace.parts import Part
 from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Trace, Unanswered, trace
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe import bird_control
 from linkspan.learn.sandbox import Sandbox
 
 NETNS = Path("/run/netns")
+BIRD = Path("/run/bird/bird.ctl")
+"""The control socket of the host's BIRD, if a lesson has one: BIRD's own default."""
 
 
 def commands(kinds: Sequence[str]) -> list[str]:
@@ -42,7 +50,7 @@ def walked(source: str, target: str) -> Trace:
     with contextlib.closing(Namespaces()) as namespaces:
         networks, endpoints = _built(namespaces)
         known = Map("host", endpoints, networks)
-        local = Local(namespaces, known, Path("/nonexistent"))
+        local = Local(namespaces, known, Path("/nonexistent"), _speaker())
         first, last, packet = local.begin(source, target)
         going = trace(known, first, last, packet)
         answer: Part | Unanswered | None = None
@@ -51,8 +59,60 @@ def walked(source: str, target: str) -> Trace:
                 _, entry = going.send(answer) if answer is not None else next(going)
             except StopIteration as end:
                 found: Trace = end.value
-                return found
+                return _with_holders(found, endpoints, packet.target)
             answer = local.part(entry)
+
+
+def finding(found: Trace) -> str:
+    """Return in one sentence what is wrong by a trace, '' if nothing is."""
+    if not found.reachable:
+        return f"{found.broken_at}: {found.reason}" if found.broken_at else found.reason
+    if (narrower := narrow(found)) is None:
+        return ""
+    sender, place = narrower
+    return (
+        f"{sender.namespace} sends up to {sender.mtu} bytes, and only {found.path_mtu} fit through {place.device} "
+        f"in {place.namespace}"
+    )
+
+
+def narrow(found: Trace) -> tuple[Hop, Hop] | None:
+    """Return the sending hop and the first one through which packets of its size do not fit; None if all do."""
+    if not found.hops:
+        return None
+    first = found.hops[0]
+    place = next((hop for hop in (*found.hops, *found.reply_hops) if hop.mtu < first.mtu), None)
+    return (first, place) if place else None
+
+
+def _with_holders(found: Trace, endpoints: Sequence[Endpoint], target: bytes) -> Trace:
+    """Return a trace that says so if several have the destination: whose answer comes first gets the packets."""
+    holders = sorted({one.name for one in endpoints if any(p.packed == target for p in one.prefixes)})
+    if found.reachable or len(holders) < 2:
+        return found
+    return msgspec.structs.replace(found, reason=f"{found.reason}; {show(target)} is in {' and in '.join(holders)}")
+
+
+def _speaker() -> Learning | None:
+    """Return what the host's BIRD knows, None if none runs: why a route was not learnt."""
+    try:
+        (lines,) = bird_control.ask(BIRD, "show protocols all")
+    except Unavailable:
+        return None
+    sessions = []
+    for seen in bird_control.protocols(lines):
+        wanted = Session(
+            name=seen.name,
+            protocol=seen.name,
+            mesh=False,
+            address=seen.address,
+            source=seen.source,
+            local_as=seen.local_as,
+            remote_as=seen.remote_as,
+        )
+        why = bgp_reasons.explain(wanted, seen, bgp_reasons.Evidence())
+        sessions.append(Told(seen.address, seen.name, why.reason if why else ""))
+    return Learning(BIRD, sessions, [Prefix(bytes(4), 0)])
 
 
 class _Bridge(Network, frozen=True):
@@ -84,7 +144,8 @@ def _built(namespaces: Namespaces) -> tuple[dict[str, Network], list[Endpoint]]:
             )
     first = next(iter(networks), _ROUTED.name)
     networks[_ROUTED.name] = _ROUTED
-    ends = {link["ifindex"]: link for link in host}
+    names = {one["nsid"]: one.get("name", "") for one in _parsed("ip -j netns list-id")}
+    ends = {(names.get(link.get("link_netnsid")), link.get("link_index")): link for link in host}
     endpoints = []
     for path in sorted(NETNS.iterdir()) if NETNS.is_dir() else ():
         inode = path.stat().st_ino
@@ -93,7 +154,7 @@ def _built(namespaces: Namespaces) -> tuple[dict[str, Network], list[Endpoint]]:
         plugged = [link for link in links if link["ifname"] != "lo"]
         more = [one for link in links if link["ifname"] == "lo" for one in _addresses(link)]
         for link in plugged or [{"ifname": "eth0"}]:
-            end = ends.get(link.get("link_index", 0), {})
+            end = ends.get((path.name, link.get("ifindex")), {})
             endpoints.append(
                 Endpoint(
                     id=path.name,
@@ -119,5 +180,9 @@ def _addresses(link: Mapping[str, Any]) -> list[str]:
 
 def _links(netns: str) -> list[dict[str, Any]]:
     inside = f"-n {netns}" if re.fullmatch(r"[\w.-]+", netns) else ""
-    ((_, output),) = Sandbox(0).results([f"ip {inside} -d -j address show"])
+    return _parsed(f"ip {inside} -d -j address show")
+
+
+def _parsed(command: str) -> list[dict[str, Any]]:
+    ((_, output),) = Sandbox(0).results([command])
     return list(msgspec.json.decode(output or "[]"))

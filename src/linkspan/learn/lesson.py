@@ -59,6 +59,9 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     needs: tuple[str, ...] = ()
     begins: str = ""
     prepare: str = ""
+    fault: bool = False
+    finds: str = ""
+    look: str = ""
     probe: str
     trace: tuple[str, ...] = ()
     plan: tuple[str, ...] = ()
@@ -119,8 +122,10 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         yield f"it needs {', '.join(unknown)}, which nobody can check; the known needs are {', '.join(NEEDS)}"
     if len(data.trace) not in (0, 2):
         yield "trace must name a source and a destination"
+    if data.fault != bool(data.finds) or (data.fault and not data.trace):
+        yield "a fault needs trace, and in finds what `learn explain` must say of it; other lessons have no finds"
     for check in (*data.check, *data.keep, *(one.sign for one in (*data.wrong, *data.also))):
-        for pattern in (check.has, check.lacks):
+        for pattern in (check.has, check.lacks, data.finds):
             try:
                 re.compile(pattern)
             except re.error as error:

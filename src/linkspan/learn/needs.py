@@ -38,9 +38,18 @@ NEEDS = {
     "curl": _program("curl", "curl"),
     "dnsmasq": _program("dnsmasq", "dnsmasq-base"),
     "udhcpc": Need("busybox --list | grep -x udhcpc", "`busybox udhcpc`", "apt install busybox"),
+    "bird": _program("birdc", "bird2"),
+    "wg": _program("wg", "wireguard-tools"),
+    "openvswitch": Need(
+        "command -v ovs-vswitchd ovs-vsctl ovs-ofctl ovsdb-server && true <>/dev/net/tun",
+        "`ovs-vswitchd`, /dev/net/tun",
+        "apt install openvswitch-switch; sudo linkspan learn",
+    ),
     "bridge": _link("bridge"),
     "veth": _link("veth", "peer name lsneed1"),
     "vxlan": _link("vxlan", "id 1 dstport 4789"),
+    "ipip": _link("ipip", "local 192.0.2.1 remote 192.0.2.2"),
+    "wireguard": _link("wireguard"),
     "iptables": Need("iptables -S", "`iptables`", "apt install iptables; sudo modprobe ip_tables"),
     "iptables-nat": Need("iptables -t nat -S", "`iptables -t nat`", "sudo modprobe iptable_nat"),
     "br_netfilter": Need(

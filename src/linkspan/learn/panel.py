@@ -35,9 +35,11 @@ class Panel:
         mark = "\uff1a" if self._words.language == "zh" else ": "
         return f"{heading(self._words.language, named)}{mark}{self._text.part(name, number)}"
 
-    def introduction(self) -> list[str]:
-        """Return what is read before the task is done."""
-        parts = [self.part(name) for name in ("goal", "predict", "see", "why", "task")]
+    def introduction(self, *, exam: bool = False) -> list[str]:
+        """Return what is read before the task is done; in an exam nothing is explained."""
+        why = () if self._lesson.data.fault else ("why",)
+        names = ("goal", "see", "task") if exam else ("goal", "predict", "see", *why, "task")
+        parts = [self.part(name) for name in names]
         return [self.title, *parts, *self.steps(None)]
 
     def steps(self, judged: Judgement | None) -> list[str]:
@@ -56,6 +58,8 @@ class Panel:
         lines = [words("Passed: {title}", title=self._text.title)]
         lines += [self._text.part("also", number) for number in also]
         lines.append(self.part("works"))
+        if self._lesson.data.fault:
+            lines.append(self.part("why"))
         if self._text.part("linkspan"):
             lines.append(self.part("linkspan"))
             lines += [f"  {command}" for command in comparison.commands(self._lesson.data.plan)]
@@ -66,8 +70,12 @@ class Panel:
 class News:
     """News for the reader since the last judgement; each thing is told once until it changes back."""
 
-    def __init__(self, panel: Panel, lesson: Lesson, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, panel: Panel, lesson: Lesson, clock: Callable[[], float] = time.monotonic, *, exam: bool = False
+    ) -> None:
+        """``exam``: no mistake is answered, and the end is one line."""
         self._panel = panel
+        self._exam = exam
         self._clock = clock
         self._mistakes: dict[int, float] = {}  # since when; infinity after it was told
         self._before = Judgement((False,) * len(lesson.data.check), (True,) * len(lesson.data.keep), None)
@@ -89,7 +97,10 @@ class News:
         ]
         if judged.passed:
             self.passed = True
-            return [*lines, "", *self._panel.ending(judged.also)]
+            ending = self._panel.ending(judged.also)
+            return [*lines, "", *(ending[:1] if self._exam else ending)]
+        if self._exam:
+            return lines
         return lines + [f"  {self._panel.part('wrong', number)}" for number in self._stayed(judged)]
 
     def _stayed(self, judged: Judgement) -> list[int]:

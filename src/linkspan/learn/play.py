@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from linkspan.learn import lesson as lesson_files
 from linkspan.learn import needs, sandbox
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
-from linkspan.learn.watcher import Judgement, judge
+from linkspan.learn.watcher import Judgement, judge, remember, tried
 
 _SETTLED = 5.0
 """Seconds in which a played solution must pass: a busy machine delays carriers and neighbour entries."""
@@ -50,6 +53,8 @@ def begin(box: Sandbox, lesson: Lesson) -> None:
     """Make a lesson's beginning in a new sandbox. Raises LinkspanError with the command's output if that fails."""
     for script in lesson_files.opening(lesson):
         _typed(box, script, f"the beginning of lesson {lesson.name}")
+    if lesson.data.fault:
+        remember(box, lesson)
 
 
 def play(lesson: Lesson) -> Played | Unavailable:
@@ -85,6 +90,8 @@ def problems(folder: Path) -> Iterator[str]:
         ((code, output),) = box.results([data.probe])
         if lesson.probe.holds(code, output):
             yield "the probe works at the beginning: it must fail there"
+        if data.fault and not re.search(data.finds, found := explained(box, lesson)):
+            yield f"explain does not find the fault: {found}"
         if judged.wrong or judged.also:
             yield f"doing nothing is recognised as wrong {judged.wrong} or also {judged.also}"
     for number, solution in enumerate(data.solutions, 1):
@@ -92,7 +99,7 @@ def problems(folder: Path) -> Iterator[str]:
             _typed(box, solution, f"solution {number}")
             judged = settled(box, lesson)
             if not judged.passed:
-                yield f"solution {number} does not pass: {_told(judged)}"
+                yield f"solution {number} does not pass: {told(judged)}"
             elif judged.also:
                 yield f"solution {number} is recognised as also {judged.also}"
     for number, attempt in enumerate(data.wrong, 1):
@@ -103,12 +110,21 @@ def problems(folder: Path) -> Iterator[str]:
                 yield f"wrong {number} passes the lesson"
             if number not in judged.wrong:
                 yield f"wrong {number} is not recognised by its own sign"
+            if data.fault and not tried(box, lesson):
+                yield f"wrong {number} is no change that opens `learn explain`: name it in look"
     for number, attempt in enumerate(data.also, 1):
         with _begun(lesson) as box:
             _typed(box, attempt.attempt, f"also {number}")
             judged = settled(box, lesson)
             if not judged.passed or number not in judged.also:
-                yield f"also {number} does not pass, or is not recognised: {_told(judged)}"
+                yield f"also {number} does not pass, or is not recognised: {told(judged)}"
+
+
+def explained(box: Sandbox, lesson: Lesson) -> str:
+    """Return what linkspan's trace says of a lesson's packet, '' if all is well; it runs inside the sandbox."""
+    code = f"from linkspan.learn.comparison import finding, walked; print(finding(walked(*{lesson.data.trace!r})))"
+    _, output = box.script(shlex.join([sys.executable, "-P", "-c", code]))
+    return output
 
 
 def _recognised(box: Sandbox, lesson: Lesson, wrong: int) -> Judgement:
@@ -133,7 +149,7 @@ def _typed(box: Sandbox, script: str, what: str) -> None:
         raise LinkspanError(f"{what} fails: {output or f'exit code {code}'}")
 
 
-def _told(judged: Judgement) -> str:
+def told(judged: Judgement) -> str:
     """Return a judgement in words for authors."""
     missing = [f"check {n}" for n, one in enumerate(judged.checks, 1) if not one]
     missing += [f"keep {n}" for n, one in enumerate(judged.keeps, 1) if not one]

@@ -31,6 +31,7 @@ class _Document(msgspec.Struct):
     schema: int = 1
     language: str = ""
     current: str = ""
+    exam: bool = False
     lessons: dict[str, Entry] = {}
 
 
@@ -55,6 +56,11 @@ class Progress:
         """Return the name of the lesson that is open, '' if none is. Raises Invalid as above."""
         return self._read().current
 
+    @property
+    def exam(self) -> bool:
+        """Return whether the open lesson is one of an exam. Raises Invalid as above."""
+        return self._read().exam
+
     def entry(self, name: str) -> Entry:
         """Return a lesson's entry. Raises Invalid as above."""
         return self._read().lessons.get(name, Entry())
@@ -70,7 +76,12 @@ class Progress:
             entry = kept.lessons.setdefault(name, Entry())
             entry.tries += 1
             entry.state = "started" if entry.state == "new" else entry.state
-            kept.current = name
+            kept.current, kept.exam = name, False
+
+    def sit(self, name: str) -> None:
+        """Note that a lesson is open in an exam, which counts as no try."""
+        with self._changed() as kept:
+            kept.current, kept.exam = name, True
 
     def hint(self, name: str, number: int) -> None:
         """Note that hint ``number`` was shown."""
@@ -94,7 +105,7 @@ class Progress:
     def close(self) -> None:
         """Note that no lesson is open."""
         with self._changed() as kept:
-            kept.current = ""
+            kept.current, kept.exam = "", False
 
     def forget(self) -> None:
         """Remove all that is kept."""

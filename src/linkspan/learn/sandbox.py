@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,10 @@ RUN = "/run/learn"
 """Folder of a sandbox's own programs and files, on its own /run."""
 PATIENCE = 60.0
 """Seconds for a script that makes a lesson's beginning or plays a solution."""
+TYPED = f"{RUN}/typed"
+"""The log of commands in logged shells, in a sandbox: entries of time (seconds since the epoch), shell, and line."""
+FIELD, ENTRY = "\x1f", "\x1e"
+"""The ends of a field and of an entry of that log."""
 COMMAND = 15
 """Seconds for one command of a check: a busy machine is slow, and only one that hangs is ended."""
 
@@ -56,6 +60,16 @@ _EACH = (
     f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
     " printf '%s\\0%d\\0' \"$out\" $code; done"
 )
+
+
+_LOG = f"""; shopt -s cmdhist lithist; HISTCONTROL=; HISTSIZE=100000
+__typed() {{
+  local entry=$(HISTTIMEFORMAT= builtin history 1)
+  [[ $entry =~ ^\\ *[0-9]+.\\ (.*)$ ]] || return
+  printf '%s\\x1f%s\\x1f%s\\x1e' "$EPOCHREALTIME" $$ "${{BASH_REMATCH[1]}}" >> {TYPED}
+}}
+PS0='$(__typed)'"""
+"""For bash: what is printed before a line runs is nothing, and to find that out it runs the function."""
 
 
 class Sandbox:
@@ -120,15 +134,16 @@ class Sandbox:
         said.seek(0)
         return done.returncode
 
-    def shell(self, greeting: str) -> tuple[list[str], dict[str, str]]:
+    def shell(self, greeting: str, *, logged: bool = False) -> tuple[list[str], dict[str, str]]:
         """Return the words and the environment of the reader's shell in the sandbox.
 
-        ``greeting`` is the prompt's first word. The key that redraws the line is for messages (terminal.py).
+        ``greeting`` is the prompt's first word. The key that redraws the line is for messages (terminal.py). A
+        ``logged`` one writes down each line before it runs, which only bash does.
         """
         rc = (
             f"PS1={shlex.quote(f'[{greeting}] # ')}; unset PROMPT_COMMAND; next() {{ exit {NEXT}; }}; "
             'bind \'"\\e[5577~": redraw-current-line\' 2>/dev/null; alias ls="ls --color=auto"; HISTFILE='
-        )
+        ) + (_LOG if logged else "")
         self.script(f"printf '%s\\n' {shlex.quote(rc)} > {RUN}/bashrc")
         found = f"command -v bash >/dev/null && exec bash --rcfile {RUN}/bashrc -i; exec sh -i"
         return [*self.entering(), "sh", "-c", found], self.environment()
@@ -151,9 +166,10 @@ NEXT = 42
 """Exit code of a shell in which the reader typed `next`."""
 
 
-def make(name: str, *, lasting: bool = False) -> Sandbox:
+def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
     """Make a sandbox. Unless it is ``lasting``, it ends with this process, even if that is killed.
 
+    In a ``closed`` one files are read-only and homes are hidden (closed_files.py), which root cannot be held to.
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
     ending = "sleep infinity; exit" if lasting else "cat >/dev/null; exit"  # without exec: the shell reaps orphans
@@ -161,6 +177,11 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
     for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
         if shutil.which(program, path=_path()) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
+    shut_in: Callable[[], None] | None = None
+    if closed:
+        from linkspan.learn import closed_files  # only a teacher needs ctypes
+
+        shut_in = closed_files.enter
     words = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"]
     reading, pipe = os.pipe()
     try:
@@ -170,9 +191,13 @@ def make(name: str, *, lasting: bool = False) -> Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=own_environment() | {"PATH": _path(), MARK: name},
+            preexec_fn=shut_in,
             start_new_session=True,
             text=True,
         )
+    except subprocess.SubprocessError as error:
+        os.close(pipe)
+        raise Denied("this machine does not shut a sandbox in (Linux 5.12, user namespaces)", obstacle()) from error
     finally:
         os.close(reading)
     assert process.stdout is not None
@@ -205,9 +230,9 @@ _reaped: list[subprocess.Popen[str]] = []
 
 
 @contextlib.contextmanager
-def passing(name: str) -> Iterator[Sandbox]:
+def passing(name: str, *, closed: bool = False) -> Iterator[Sandbox]:
     """Make a sandbox for a while."""
-    made = make(name)
+    made = make(name, closed=closed)
     try:
         yield made
     finally:

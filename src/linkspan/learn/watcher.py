@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from linkspan.learn.lesson import Lesson
-from linkspan.learn.sandbox import Sandbox
+from linkspan.learn.sandbox import RUN, Sandbox
 
 PAUSE = 0.4
 """Seconds between two fingerprints: a reader is told within a second."""
@@ -40,6 +41,15 @@ one={shlex.quote(_ONE)}
 sh -c "$one"
 for name in /run/netns/*; do echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; done
 """
+
+_BY_ITSELF = re.compile(
+    r"^.*(?:::|\binet6\b|\bproto bird\b).*\n"
+    r"|\bNO-CARRIER,|,LOWER_UP\b|,M-DOWN\b|\bstate [A-Z]+\b| linkdown\b",
+    re.MULTILINE,
+)
+"""Changes that the kernel and BIRD make by themselves: carriers, IPv6's own addresses, learnt routes."""
+_BEGINNING = f"{RUN}/beginning"
+"""In a sandbox: the fingerprint of its settings at the lesson's beginning."""
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -81,6 +91,26 @@ def _numbers(held: list[bool]) -> tuple[int, ...]:
     return tuple(number for number, one in enumerate(held, 1) if one)
 
 
+def remember(sandbox: Sandbox, lesson: Lesson) -> None:
+    """Remember the settings of a lesson's beginning. Raises LinkspanError if the sandbox is gone."""
+    sandbox.script(f"echo {_settings(sandbox, lesson)} > {_BEGINNING}")
+
+
+def tried(sandbox: Sandbox, lesson: Lesson) -> bool:
+    """Return whether somebody has changed a setting since `remember`. Raises LinkspanError if the sandbox is gone."""
+    ((_, before),) = sandbox.results([f"cat {_BEGINNING}"])
+    return before.strip() != _settings(sandbox, lesson)
+
+
+def _settings(sandbox: Sandbox, lesson: Lesson) -> str:
+    """Return a fingerprint of what only somebody's commands change."""
+    return hashlib.sha256(_BY_ITSELF.sub("", _state(sandbox, lesson)).encode()).hexdigest()
+
+
+def _state(sandbox: Sandbox, lesson: Lesson) -> str:
+    return "\n".join(output for _, output in sandbox.results([_LOOK, lesson.data.look or "true"]))
+
+
 class Watcher:
     """Judges a lesson whenever the sandbox's state has changed, and a little later once more."""
 
@@ -98,8 +128,7 @@ class Watcher:
 
         Raises LinkspanError if the sandbox is gone.
         """
-        ((_, state),) = self._sandbox.results([_LOOK])
-        seen = hashlib.sha256(state.encode()).digest()
+        seen = hashlib.sha256(_state(self._sandbox, self._lesson).encode()).digest()
         now = self._clock()
         if seen != self._seen:
             self._seen = seen

@@ -16,7 +16,16 @@ matches decides. If none does, an endpoint that a policy isolates is refused, an
 policy isolates a direction that it has if it allows something there, or nothing at all (no rule); one that only denies
 leaves the rest as it was. These are the semantics of Kubernetes' NetworkPolicy, with order and deny in addition. A
 default-deny network is a last policy that isolates all its endpoints for what comes in. Tiers (ClusterNetworkPolicy)
-fit in as a first part of the order, and staged policies as sections whose verdict is only counted.
+fit in as a first part of the order.
+
+**Staged policies** are records of another kind, ``staged/NAME``, so agents of earlier versions never enforce them. What
+would be is a judge of its own (``regime``): the enforced policies, with staged ones in their places. Its chains,
+``staged_out`` and ``staged_in``, are like those below, come after them, and pass everything. Only endpoints that a
+staged policy selects, or the version that it replaces, enter them. What they would refuse is counted in dynamic sets,
+by both addresses, protocol and port. The kernel keeps these counts over restarts; the judge says whose each is.
+
+**The log** of refused packets is a rule with nflog in the chain to which all refusing rules lead. The kernel copies
+packets only while somebody listens, so it costs nothing to have the rule. The judge says which line refused a packet.
 
 **Enforcement.** Ingress is enforced on the receiver's host, egress on the sender's, each in a base chain of its own at
 ``forward``, because ``accept`` ends only one base chain. Without policies there are no such chains, so no packet pays.
@@ -26,8 +35,8 @@ fit in as a first part of the order, and staged policies as sections whose verdi
     policy_out4  an invalid packet (late, or out of its connection's window): drop
                  a TCP packet that begins no connection and belongs to none: reset
                  an address of a pool that no known endpoint or host has: drop, so that a retry succeeds
-                 for each policy: its chain, if it selects the endpoint (the rules; each ends with accept or reject)
-                 for each policy that isolates: reject what it selects
+                 for each policy: its chain, if it selects the endpoint (the rules; each ends with accept or there)
+                 for each policy that isolates: what it selects goes to policy_refused (log, reject)
     policy_in    the same for packets to a policed endpoint
 
 Each selector is a set of addresses, ``chosen4_DIGEST``, which several rules share. So rules grow with policies, and an
@@ -43,6 +52,12 @@ next packet. If the policed end sends that one, it is a flow that this end begin
 **A container and its own host** always reach each other, as in Kubernetes: neither passes ``forward``. Networks stay
 isolated from each other, whatever a policy allows (``core/ruleset.py``).
 
-What is not enforced is said: a bridge's frames pass no hook of the inet family here, so policies that name a bridged
-network are refused, and those that may select its endpoints are accepted with a warning.
+**Bridges.** The bridge family has no connection tracking and no reject on many kernels. So a bridge whose network a
+policy may be about passes its frames to the inet family (``BridgeFilter``: br_netfilter, for this bridge alone), where
+they come in and go out by the bridge. Addresses there are those of the guard: also link-local ones. One rule is the
+bridge family's own: a container under ingress gets only packets to its addresses, because broadcasts would pass the
+rules above, which go by the receiver's address.
+
+What is not enforced is said: policies that name a network of backend host, or a bridged one without br_netfilter, are
+refused, and those that may select its endpoints are accepted with a warning.
 """

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import msgspec
 
-from linkspan.core.addresses import Prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.policy.model import (
     DIRECTIONS,
     Action,
@@ -24,6 +24,8 @@ from linkspan.policy.model import (
 )
 
 _PORTS = 65536
+LINK_LOCAL = prefix("fe80::/10")
+"""Addresses that a container has on its bridge besides its own (RFC 4291, 2.5.6): in no pool, and not outside."""
 PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "sctp", "icmp")
 
 
@@ -46,6 +48,11 @@ class Party(msgspec.Struct, frozen=True):
     chosen: frozenset[str] | None = None
     outside: bool = False
     policed: bool = True
+
+
+def is_outside(address: Prefix, pools: Iterable[Prefix]) -> bool:
+    """Return whether an address is neither in a pool nor one that only a bridge's containers have."""
+    return not LINK_LOCAL.holds(address) and not any(pool.holds(address) for pool in pools)
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -96,6 +103,13 @@ class Section(msgspec.Struct, frozen=True):
     network: str = ""
 
 
+class By(msgspec.Struct, frozen=True):
+    """The policy and line that decide, for people; of a network's default the line is 0."""
+
+    policy: str
+    line: int
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The verdict on a connection: whether it is allowed, and by which policy and line; by no policy: both empty.
 
@@ -106,6 +120,13 @@ class Verdict(msgspec.Struct, frozen=True):
     policy: str = ""
     line: int = 0
     network: str = ""
+
+    @property
+    def by(self) -> By | None:
+        """Return what decides, None if no policy does."""
+        if self.network:
+            return By(f"default of network {self.network}", 0)
+        return By(self.policy, self.line) if self.policy else None
 
 
 def _within(ports: Ports, probe: Probe) -> bool:

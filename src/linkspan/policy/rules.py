@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from linkspan.core.addresses import Prefix
-from linkspan.core.ruleset import INET, TABLE, element, pool_text
-from linkspan.core.states.host import NftChain, NftElement, NftSet, State
-from linkspan.policy.judge import Clause, Judge, Match, Section
+from linkspan.core.ruleset import BRIDGE, INET, TABLE, element, pool_text
+from linkspan.core.states.host import BridgeFilter, NftChain, NftElement, NftSet, State
+from linkspan.policy.judge import LINK_LOCAL, Clause, Judge, Match, Section
 from linkspan.policy.model import DIRECTIONS, Direction, Ports
+from linkspan.policy.regime import Regime
 
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
 _ICMP = {4: "icmp", 6: "ipv6-icmp"}
@@ -18,9 +21,20 @@ _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
 _OWN: dict[Direction, str] = {"ingress": "daddr", "egress": "saddr"}
 _OTHER: dict[Direction, str] = {"ingress": "saddr", "egress": "daddr"}
 _OPPOSITE: dict[Direction, Direction] = {"ingress": "egress", "egress": "ingress"}
-_PRIORITY: dict[Direction, int] = {"egress": 5, "ingress": 6}
-"""After ``forward``, whose order does not matter: a drop is final, and an accept ends one base chain."""
-_REFUSED = "reject with icmpx admin-prohibited"
+_LINKS = ("lsr*", "ls-*")
+"""The links of containers: those of routed ones, and bridges, by which a bridge's own frames come and go, too."""
+_REJECT = "reject with icmpx admin-prohibited"
+GROUP = 7615
+"""The group of nflog to which refused packets are logged; nobody pays for it while nobody listens."""
+ENFORCED, STAGED = "linkspan refused", "linkspan staged"
+"""The log's prefixes of packets that were refused, and of those that staged policies would refuse."""
+TALLIES = ("staged_ports", "staged_hosts")
+"""The sets that count what staged policies would refuse: by both addresses, protocol and port; without a port."""
+_PORTS, _RECEIVERS = "filtered_ports", "receivers"
+"""Sets of the bridge family: ports of containers under ingress, and the addresses that each may get packets for."""
+_REMEMBERED = 7 * 86400
+"""Seconds for which such a count is kept after its last packet."""
+_WITH_PORTS = "{ tcp, udp, sctp }"
 _KNOWN = "policy_known"
 _STRAY = "ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
 """It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose).
@@ -30,64 +44,181 @@ A late packet of a known connection is no such packet but an invalid one: a rese
 _INVALID = "ct state invalid drop"
 _LONGEST = 128
 """Bytes of a comment (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl)."""
+_NEIGHBOURS = "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+"""On a bridge containers find each other by these, whatever policies say."""
 
 
-def states(judge: Judge, families: Iterable[int]) -> Iterator[State]:
-    """Return the sets and chains of all policies, for the families of the networks' pools; none without policies."""
+class _Tier(msgspec.Struct, frozen=True):
+    """One reading of policies, in chains of its own: what is enforced, or what is only counted.
+
+    ``sets`` begins the names of the sets of addresses whose packets pass its chains. ``priority`` is that of egress;
+    ingress follows.
+    """
+
+    judge: Judge
+    name: str
+    sets: str
+    priority: int
+
+    @property
+    def enforces(self) -> bool:
+        """Whether it refuses anything."""
+        return self.name == "policy"
+
+    def chain(self, direction: Direction, family: int | str = "") -> str:
+        """Return the name of a chain."""
+        return f"{self.name}_{_SHORT[direction]}{family}"
+
+    def refuses(self, family: int) -> str:
+        """Return the verdict of a rule that refuses."""
+        return f"counter goto {'policy_refused' if self.enforces else f'staged_refused{family}'}"
+
+
+def _tiers(regime: Regime) -> list[_Tier]:
+    """Return the tiers that have policies; after ``forward``, whose order does not matter: a drop is final.
+
+    Staged policies come last: what the others refuse is not theirs.
+    """
+    tiers = _Tier(regime.judge, "policy", "policed", 5), _Tier(regime.trial, "staged", "watched", 7)
+    return [tier for tier in tiers if tier.judge]
+
+
+def states(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Iterator[State]:
+    """Return the sets and chains of all policies, for the families of the networks' pools; none without policies.
+
+    ``logs`` says whether this kernel has nflog.
+    """
     wanted = sorted(set(families))
-    if not judge or not wanted:
+    if not regime or not wanted:
         return
+    tiers = _tiers(regime)
     for family in wanted:
-        for name in (_KNOWN, "policed_in", "policed_out"):
+        subjects = (f"{tier.sets}_{_SHORT[direction]}" for tier in tiers for direction in DIRECTIONS)
+        for name in (_KNOWN, *subjects):
             yield NftSet(INET, TABLE, f"{name}{family}", _TYPE[family])
-        for digest in judge.selectors:
+        for digest in regime.selectors:
             yield NftSet(INET, TABLE, _chosen(digest, family), _TYPE[family])
-    for direction in DIRECTIONS:
-        if not judge.sections[direction]:
-            continue
-        short, link, own = _SHORT[direction], _LINK[direction], _OWN[direction]
-        back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
-        rules = ["ct state established,related accept"]
-        for family in wanted:
-            ip, policed = _IP[family], f"@policed_{short}{family}"
-            rules.append(f'{link} "lsr*" {ip} {own} {policed} jump policy_{short}{family}')
-            # Whoever speaks first after a cut: else an answer would begin a connection that nobody judges.
-            rules.append(f'{back} "lsr*" {ip} {other} {policed} {_STRAY}')
-            yield from _of_family(judge.sections[direction], direction, family)
-        hook = f"type filter hook forward priority filter + {_PRIORITY[direction]}; policy accept;"
-        yield NftChain(INET, TABLE, f"policy_{short}", hook, tuple(rules))
+    for tier in tiers:
+        yield from _counted(wanted, logs=logs) if not tier.enforces else (_refused(logs=logs),)
+        for direction in DIRECTIONS:
+            if tier.judge.sections[direction]:
+                yield from _of_direction(tier, direction, wanted)
 
 
-def _of_family(sections: tuple[Section, ...], direction: Direction, family: int) -> Iterator[State]:
-    ip, own, other, short = _IP[family], _OWN[direction], _OTHER[direction], _SHORT[direction]
-    rules = [_INVALID, _STRAY, f"{ip} {other} @pools{family} {ip} {other} != @{_KNOWN}{family} drop"]
+def bridge_states(regime: Regime, families: Iterable[int]) -> Iterator[State]:
+    """Return the sets and chains of the bridge family: a port under ingress takes no packet that is not for it.
+
+    Otherwise a container would reach its neighbours past their policies by broadcasts, multicasts, and packets with
+    such an address in a frame to one of them.
+    """
+    wanted = sorted(set(families))
+    if not wanted or not regime.judge.sections["ingress"]:
+        return
+    yield NftSet(BRIDGE, TABLE, _PORTS, "ifname")
+    rules = []
+    for family in wanted:
+        receivers = f"{_RECEIVERS}{family}"
+        yield NftSet(BRIDGE, TABLE, receivers, f"ifname . {_TYPE[family]}")
+        rules += [_NEIGHBOURS] if family == LINK_LOCAL.family else []
+        rules.append(f"oifname . {_IP[family]} daddr != @{receivers} drop")
+    yield NftChain(BRIDGE, TABLE, "policy_port", "", tuple(rules))
+    hook = "type filter hook forward priority filter; policy accept;"
+    yield NftChain(BRIDGE, TABLE, "policy_ports", hook, (f"oifname @{_PORTS} jump policy_port",))
+
+
+def bridge_elements(
+    regime: Regime, chosen: frozenset[str], port: str, addresses: Iterable[Prefix]
+) -> Iterator[NftElement]:
+    """Return the elements of the bridge family for a container's port with its addresses."""
+    if not chosen.isdisjoint(regime.judge.subjects["ingress"]):
+        yield element(_PORTS, port, table=BRIDGE)
+        yield from (element(f"{_RECEIVERS}{one.family}", port, one.address, table=BRIDGE) for one in addresses)
+
+
+def _of_direction(tier: _Tier, direction: Direction, families: list[int]) -> Iterator[State]:
+    link, own = _LINK[direction], _OWN[direction]
+    back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
+    rules = ["ct state established,related accept", *([_NEIGHBOURS] if 6 in families else [])]
+    for family in families:
+        ip, subjects = _IP[family], f"@{tier.sets}_{_SHORT[direction]}{family}"
+        for name in _LINKS:
+            rules.append(f'{link} "{name}" {ip} {own} {subjects} jump {tier.chain(direction, family)}')
+            if tier.enforces:
+                # Whoever speaks first after a cut: else an answer would begin a connection that nobody judges.
+                rules.append(f'{back} "{name}" {ip} {other} {subjects} {_STRAY}')
+        yield from _of_family(tier, direction, family)
+    hook = f"type filter hook forward priority filter + {tier.priority + DIRECTIONS[::-1].index(direction)};"
+    yield NftChain(INET, TABLE, tier.chain(direction), f"{hook} policy accept;", tuple(rules))
+
+
+def _of_family(tier: _Tier, direction: Direction, family: int) -> Iterator[State]:
+    ip, own, sections = _IP[family], _OWN[direction], tier.judge.sections[direction]
+    unknown = (f"{match} {ip} {_OTHER[direction]} != @{_KNOWN}{family}" for match in _near(direction, family))
+    rules = [f"{match} {'drop' if tier.enforces else 'accept'}" for match in unknown]
+    if tier.enforces:
+        rules = [_INVALID, _STRAY, *rules]
     for section in sections:
         if section.clauses:
-            name = f"policy_{short}{family}_{_digest(section.policy)}"
+            name = f"{tier.chain(direction, family)}_{_digest(section.policy)}"
             chosen = f"{ip} {own} @{_chosen(section.subject, family)}"
             rules.append(f'{chosen} jump {name} comment "policy {section.policy}"')
-            lines = [rule for clause in section.clauses for rule in _clause(section, clause, direction, family)]
+            lines = [rule for clause in section.clauses for rule in _clause(tier, section, clause, direction, family)]
             yield NftChain(INET, TABLE, name, "", tuple(lines))
     rules += [
-        f"{ip} {own} @{_chosen(section.subject, family)} {_REFUSED}{comment(section, section.line)}"
+        f"{ip} {own} @{_chosen(section.subject, family)} {tier.refuses(family)}{comment(section, section.line)}"
         for section in sections
         if section.isolates
     ]
-    yield NftChain(INET, TABLE, f"policy_{short}{family}", "", tuple(rules))
+    yield NftChain(INET, TABLE, tier.chain(direction, family), "", tuple(rules))
 
 
-def _clause(section: Section, clause: Clause, direction: Direction, family: int) -> Iterator[str]:
-    verdict = "accept" if clause.action == "allow" else _REFUSED
-    for peer in _peers(clause.peers, _OTHER[direction], family) if clause.peers else ("",):
+def _near(direction: Direction, family: int) -> Iterator[str]:
+    """Yield the conditions by which the other end is an address that only a container or a host can have."""
+    at = f"{_IP[family]} {_OTHER[direction]}"
+    yield f"{at} @pools{family}"
+    if family == LINK_LOCAL.family:
+        yield f"{at} {LINK_LOCAL}"
+
+
+def _refused(*, logs: bool) -> NftChain:
+    """Return the chain to which each rule that refuses leads."""
+    return NftChain(INET, TABLE, "policy_refused", "", (*_log(ENFORCED, logs=logs), _REJECT))
+
+
+def _counted(families: list[int], *, logs: bool) -> Iterator[State]:
+    """Yield the chains and sets that count what staged policies would refuse."""
+    for family in families:
+        ip, ends = _IP[family], f"{_TYPE[family]} . {_TYPE[family]} . inet_proto"
+        pair = f"{ip} saddr . {ip} daddr . meta l4proto"
+        ports, hosts = (f"{name}{family}" for name in TALLIES)
+        yield NftSet(INET, TABLE, ports, f"{ends} . inet_service", dynamic=True, timeout=_REMEMBERED)
+        yield NftSet(INET, TABLE, hosts, ends, dynamic=True, timeout=_REMEMBERED)
+        rules = (
+            f"meta l4proto {_WITH_PORTS} update @{ports} {{ {pair} . th dport counter }}",
+            f"meta l4proto != {_WITH_PORTS} update @{hosts} {{ {pair} counter }}",
+            *_log(STAGED, logs=logs),
+            "accept",
+        )
+        yield NftChain(INET, TABLE, f"staged_refused{family}", "", rules)
+
+
+def _log(prefix: str, *, logs: bool) -> list[str]:
+    return [f'limit rate 20/second burst 100 packets log prefix "{prefix}" group {GROUP} snaplen 128'] if logs else []
+
+
+def _clause(tier: _Tier, section: Section, clause: Clause, direction: Direction, family: int) -> Iterator[str]:
+    verdict = "accept" if clause.action == "allow" else tier.refuses(family)
+    for peer in _peers(clause.peers, direction, family) if clause.peers else ("",):
         for port in _ports(clause.ports, family) if clause.ports else ("",):
             yield f"{peer}{port}{verdict}{comment(section, clause.line or section.line)}"
 
 
-def _peers(peers: Iterable[Match], other: str, family: int) -> Iterator[str]:
-    at = f"{_IP[family]} {other}"
+def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterator[str]:
+    at = f"{_IP[family]} {_OTHER[direction]}"
     for peer in peers:
         if peer.outside:
-            yield f"{at} != @pools{family} "
+            link_local = f"{at} != {LINK_LOCAL} " if family == LINK_LOCAL.family else ""
+            yield f"{at} != @pools{family} {link_local}"
         elif peer.prefix is None:
             yield f"{at} @{_chosen(peer.digest, family)} "
         elif peer.prefix.family == family:
@@ -121,23 +252,25 @@ def comment(section: Section, line: int) -> str:
 
 
 def elements(
-    judge: Judge, chosen: frozenset[str], addresses: Iterable[Prefix], *, policed: bool
+    regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix], *, policed: bool
 ) -> Iterator[NftElement]:
     """Return the elements of an endpoint with its ``addresses``, without length.
 
     ``policed``: it is on this host, and packets to and from it pass the chains. Of another endpoint only those that
     make it a peer are needed.
     """
-    if not judge:
+    if not regime:
         return
-    wanted = chosen if policed else chosen & judge.peers
+    wanted = chosen if policed else chosen & regime.peers
+    subjects = ("policed", regime.judge.subjects), ("watched", regime.watched)
     for address in addresses:
         family, text = address.family, address.address
         yield known(address)
         yield from (element(_chosen(digest, family), text) for digest in sorted(wanted))
         for direction in DIRECTIONS if policed else ():
-            if not chosen.isdisjoint(judge.subjects[direction]):
-                yield element(f"policed_{_SHORT[direction]}{family}", text)
+            for name, about in subjects:
+                if not chosen.isdisjoint(about[direction]):
+                    yield element(f"{name}_{_SHORT[direction]}{family}", text)
 
 
 def known(address: Prefix) -> NftElement:
@@ -148,11 +281,14 @@ def known(address: Prefix) -> NftElement:
 def ours(state: State) -> bool:
     """Return whether a set, chain or element belongs to policies."""
     match state:
-        case NftElement(family=family, table=table, set=name) | NftSet(family=family, table=table, name=name):
-            return (family, table) == (INET, TABLE) and name.startswith(("chosen", _KNOWN, "policed_"))
-        case NftChain(family=family, table=table, name=name):
-            return (family, table) == (INET, TABLE) and name.startswith("policy_")
-    return False
+        case NftElement(table=table, set=name) | NftSet(table=table, name=name):
+            return table == TABLE and name.startswith(_SETS)
+        case NftChain(table=table, name=name):
+            return table == TABLE and name.startswith(("policy_", "staged_"))
+    return isinstance(state, BridgeFilter)
+
+
+_SETS = ("chosen", _KNOWN, "policed_", "watched_", *TALLIES, _PORTS, _RECEIVERS)
 
 
 def by_peers(state: NftElement) -> bool:

@@ -22,6 +22,17 @@ UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11
 _INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED = 3, 5, 8, 7, 9
 _SAME_EVERYWHERE = {_INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED, _OUT_OF_RANGE}
 
+_LOOKS = "etcdctl endpoint status"
+_NO_QUORUM = (
+    "are more than half of the voters up, and do TCP 5379 and 5380 pass? If most are lost for good, on one that is "
+    "left: linkspan cluster recover"
+)
+_FOUND_AGAIN = (
+    "is the voter up, does its agent run, and does TCP 5379 pass to it? If the voters have other addresses now, they "
+    "call this host at UDP 5381; if that cannot pass, on a voter: linkspan cluster token create, and here: linkspan "
+    "cluster join TOKEN (it keeps what it has)"
+)
+_WRONG = "wrong password in"
 _NO_TLS = "take ca, cert and key out of the store's URL"
 
 
@@ -36,6 +47,11 @@ class Refused(Rejected):
     def compacted(self) -> bool:
         """True if etcd has compacted the requested revision."""
         return self.number == _OUT_OF_RANGE
+
+    @property
+    def wrong_password(self) -> bool:
+        """True if etcd does not let the user in with this password."""
+        return _WRONG in self.message
 
     @property
     def missing(self) -> bool:
@@ -61,7 +77,7 @@ class Failed(Unavailable):
 
 def failure(url: EtcdUrl, endpoint: str, error: Exception, seconds: float) -> Failed:
     """Return the linkspan error for the exception of a call that had ``seconds``."""
-    where = f"etcd {endpoint}"
+    where, own = f"etcd {endpoint}", url.user.startswith(HOST_USER)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
         hint = "is it the right etcd, and is ca the authority that signed its certificate?"
@@ -69,11 +85,11 @@ def failure(url: EtcdUrl, endpoint: str, error: Exception, seconds: float) -> Fa
     if tls := next((each for each in _causes(error) if isinstance(each, ssl.SSLError)), None):
         return Failed(*_tls_words(where, tls), False)
     if isinstance(error, TimeoutError):
-        hint = "does it hang, has it lost its quorum, or is a firewall between? etcdctl endpoint status"
+        hint = _NO_QUORUM if own else "does it hang, has it lost its quorum, or is a firewall between? " + _LOOKS
         return Failed(f"{where}: no answer within {seconds:.0f} s", hint, True, unanswered=True)
-    hint = f"is etcd running there? curl {url.base(endpoint)}/health"
+    hint = _FOUND_AGAIN if own else f"is etcd running there? curl {url.base(endpoint)}/health"
     if isinstance(error, aiohttp.ClientConnectorError):
-        if error.os_error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        if error.os_error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) and not own:
             hint = "look at this host's links and routes: ip link; ip route"
         if url.tls and not error.os_error.errno:
             return Failed(f"{where}: it does not speak TLS: it hung up", _NO_TLS, False)
@@ -103,7 +119,7 @@ def refusal(url: EtcdUrl, endpoint: str, status: int, answer: bytes) -> Linkspan
 
 def _words(url: EtcdUrl, why: str, code: int) -> str:
     if "invalid user ID or password" in why:
-        return f"user {url.user} is refused: wrong name, or wrong password in {url.password_file}"
+        return f"user {url.user} is refused: wrong name, or {_WRONG} {url.password_file}"
     if "user name is empty" in why or (code == UNAUTHENTICATED and not url.user):
         return "it lets only users in that it knows, and the store's URL names none"
     if code == _DENIED:

@@ -25,6 +25,7 @@ _WORDS = {
     "allowances": 5,
     "reservations": 4,
     "policies": 2,
+    "staged": 2,
 }
 """Number of words, separated by slashes, in the keys of each kind of record."""
 

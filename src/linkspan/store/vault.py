@@ -28,7 +28,7 @@ HOSTS, VOTERS = "hosts", "voters"
 """The roles of all hosts, and of voters."""
 SHARED = (
     "addresses/", "allowances/", "answer/", "ask/", "blocks/", "claims/", "gone/", "leases/", "networks/",
-    "policies/", "reservations/", "settings/", "upkeep/",
+    "policies/", "reservations/", "settings/", "staged/", "upkeep/",
 )  # fmt: skip
 """Prefixes of the records that every host may write."""
 TRIES = 5
@@ -88,6 +88,10 @@ class Vault:
             await self._make("role/add", {"name": role})
             await self._grant(role, kind, keys)
         await self._make("enable", {})
+
+    async def change_root(self, password: str) -> None:
+        """Give root another password; logins with the one before end. Raises Unavailable."""
+        await self._ask("user/changepw", {"name": ROOT, "password": password})
 
     async def share(self) -> None:
         """Let all hosts write what they share in this version: an earlier one may have founded the cluster.

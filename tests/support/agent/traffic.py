@@ -67,10 +67,10 @@ def serving(netns: str, port: int, protocol: str = "tcp", address: str = "::") -
                 if protocol == "tcp":
                     connection, peer = server.accept()
                     with connection:
-                        connection.sendall(_seen(peer[0], netns))
+                        connection.sendall(seen_from(peer[0], netns))
                 else:
                     _, peer = server.recvfrom(2048)
-                    server.sendto(_seen(peer[0], netns), peer)
+                    server.sendto(seen_from(peer[0], netns), peer)
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
@@ -82,7 +82,8 @@ def serving(netns: str, port: int, protocol: str = "tcp", address: str = "::") -
         server.close()
 
 
-def _seen(address: str, netns: str) -> bytes:
+def seen_from(address: str, netns: str) -> bytes:
+    """Return a server's answer: the client's address as it sees it, and its own namespace."""
     return f"{address.removeprefix('::ffff:')} {netns}".encode()
 
 

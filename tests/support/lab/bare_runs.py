@@ -19,7 +19,14 @@ from support.polling import explained, until
 
 
 class BareRun(ClusterRun):
-    """Hosts with nothing but the program."""
+    """Hosts with nothing but the program.
+
+    ``wrapped`` has, by host, the words before the command that starts its agent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapped: dict[str, tuple[str, ...]] = {}
 
     def up(self, hosts: int = 3) -> None:
         """Make the hosts."""
@@ -29,6 +36,7 @@ class BareRun(ClusterRun):
         """Run a command in a host or container; those that may start an agent are in the host's namespaces."""
         if command.startswith(tuple(f"linkspan cluster {verb}" for verb in ("init", "join", "restore", "recover"))):
             lab, words = record.load(self.name), [sys.executable, "-m", "linkspan.cli.main", *command.split()[1:]]
+            words = [*self.wrapped.get(place, ()), *words]
             argv, environment = inside.command(lab, place, words), inside.environment(lab, place)
             done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
             assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"

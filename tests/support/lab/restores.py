@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.json_page import documented
 from support.lab.bare_runs import BareRun
 from support.polling import SHARED, until
 
@@ -42,6 +43,7 @@ def snapshot(bare: BareRun, folder: Path) -> Path:
 def restore(bare: BareRun, file: Path, host: str = "h1") -> dict[str, object]:
     """Restore a snapshot on a host, and return what it prints."""
     found: dict[str, object] = json.loads(bare.exec(host, f"linkspan cluster restore {file} -o json"))
+    assert set(found) == documented()["cluster restore"][1]
     return found
 
 

@@ -27,7 +27,8 @@ from support.records.replicas import Member, network
 DEMO = network(backend="host-gw", options={})
 
 
-def _underlay(number: int) -> Underlay:
+def underlay_of(number: int) -> Underlay:
+    """Return the underlay of host h``number``."""
     return Underlay("eth0", (f"192.0.2.{number}/24",))
 
 
@@ -62,7 +63,7 @@ class PeerStage(Member):
     def __init__(self, folder: Path, others: int) -> None:
         super().__init__(Memory(), folder, "h1")
         self.count = others + 1
-        self.own_record.change(underlay=_underlay(1))
+        self.own_record.change(underlay=underlay_of(1))
         machine = MemoryMachine()
         machine.reconciler = self.kernel = Kernel()
         machine.sockets = Sockets(Namespaces())
@@ -82,7 +83,7 @@ class PeerStage(Member):
         )
 
     def _host(self, number: int) -> Host:
-        return Host(id=f"h{number}", name=f"h{number}", underlay=_underlay(number))
+        return Host(id=f"h{number}", name=f"h{number}", underlay=underlay_of(number))
 
     def _view(self) -> HostView:
         self.views.append(threading.get_ident())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from linkspan.agent import agent_checks
+from linkspan.cluster.founding.etcd_service import EtcdService
+from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.model import Facts, Underlay
 from support.records.peers import network, peer
 
@@ -105,3 +108,20 @@ def test_a_certificate_that_expires_soon_is_a_warning_and_an_expired_one_a_failu
     assert sound.detail.startswith("expires on 20")
     assert (soon.status, soon.detail, soon.fix) == ("warn", "it expires on", "look")
     assert (late.status, late.detail, late.fix) == ("fail", "it expired on", "restart")
+
+
+def test_a_voter_says_why_its_etcd_does_not_run(tmp_path: Path) -> None:
+    """A client has none; the disk is named only if it is another one than the state folder's."""
+    assert agent_checks.own_etcd(None, tmp_path) == []
+    own = EtcdService(tmp_path, "h1", Voter("192.0.2.1"))
+    assert agent_checks.own_etcd(own, tmp_path) == []
+    own.folder.mkdir()
+    own.problem = "etcd ended 5 times soon after its start: no space left on device"
+    (check,) = agent_checks.own_etcd(own, tmp_path)
+    assert (check.check, check.status) == ("etcd", "fail")
+    assert "no space left on device" in check.detail
+    own.problem, own.folder = "", Path("/proc")
+    (check,) = agent_checks.own_etcd(own, tmp_path)
+    assert check.check == "disk of etcd"
+    assert "free for /proc" in check.detail
+    own.close()

@@ -17,6 +17,7 @@ from linkspan.core.errors import KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Key, NftElement, NftTable, State
+from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.policy.model import Peer, Policy, Rule, Selector
 from linkspan.store.memory import Memory
@@ -197,12 +198,12 @@ def test_a_change_of_a_network_alone_cuts_nothing(stage: Stage) -> None:
         async with stage.running():
             await stage.apply(WEB)
             await stage.settled()
-            judge, cuts = stage.enforcement.judge, stage.cuts
+            regime, cuts = stage.enforcement.regime, stage.cuts
             assert cuts
             await stage.member.replica.write({"networks/demo": msgspec.structs.replace(NET, mtu=1400)})
             stage.member.networks.refresh()
             await stage.enforcement.enforce()
-            assert stage.enforcement.judge is judge
+            assert stage.enforcement.regime is regime
             assert stage.cuts == cuts
 
     asyncio.run(main())
@@ -271,5 +272,48 @@ def test_addresses_that_hosts_have_in_a_network_are_known(stage: Stage) -> None:
             await eventually(lambda: lease in stage.member.leases.all("demo"), "it is known")
             await stage.enforcement.enforce()
             assert "10.77.0.5" in stage.addresses("policy_known4")
+
+    asyncio.run(main())
+
+
+def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> None:
+    """It was put with the elements of then; flows that began since may be forbidden."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(msgspec.structs.replace(WEB, select=Selector(names=("nobody",))))
+            await stage.settled()
+            other = msgspec.structs.replace(HERE, id="c2", addresses=("10.77.0.3/32",), host_ifname="lsr2")
+            planned = stage.enforcement.elements(other)
+            await stage.apply(WEB)
+            cuts = stage.cuts
+            stage.machine.reconciler.change(policy_source(other.identity), planned)
+            stage.member.endpoints[other.identity] = other
+            stage.enforcement.note(other.identity)
+            await stage.enforcement.enforce()
+            assert stage.cuts == cuts + 1
+            late = msgspec.structs.replace(HERE, id="c3", addresses=("10.77.0.4/32",), host_ifname="lsr3")
+            stage.machine.reconciler.change(policy_source(late.identity), stage.enforcement.elements(late))
+            stage.member.endpoints[late.identity] = late
+            stage.enforcement.note(late.identity)
+            await stage.enforcement.enforce()
+            assert stage.cuts == cuts + 1, "it was attached under these"
+
+    asyncio.run(main())
+
+
+def test_a_staged_policy_is_counted_and_not_enforced(stage: Stage) -> None:
+    """Its endpoints are watched; they are policed once it is enforced."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"staged/web": WEB})
+            await stage.enforcement.enforce()
+            assert stage.addresses("watched_in4") == {"10.77.0.2"}
+            assert stage.addresses("policed_") == set()
+            await stage.member.replica.write({"policies/web": WEB}, deletes=["staged/web"])
+            await stage.enforcement.enforce()
+            assert stage.addresses("watched_in4") == set()
+            assert stage.addresses("policed_in4") == {"10.77.0.2"}
 
     asyncio.run(main())

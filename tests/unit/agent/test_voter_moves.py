@@ -14,13 +14,17 @@ from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.own_cluster import OwnCluster
 from linkspan.agent.voter_server import VoterServer
 from linkspan.agent.voters import MOVE_AFTER, Voters, moved
-from linkspan.cluster.founding import promotion
+from linkspan.cluster.founding import member_list, promotion, voter_call
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.revocation import Revocation
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
+from linkspan.cluster.founding.voter_call import Ear
 from linkspan.cluster.founding.voter_control import VoterControl
+from linkspan.cluster.hosts import Hosts
 from linkspan.core.config import Config
 from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.model import Host as Record
+from linkspan.core.model import Underlay
 from linkspan.store.etcd_wire import Member
 from linkspan.store.memory import Memory
 from linkspan.store.vault import Vault
@@ -208,3 +212,37 @@ def test_the_time_without_the_address_counts_from_its_loss(tmp_path: Path, monke
     assert host.voters._moved(Voter(OLD)) == ""
     now += MOVE_AFTER
     assert host.voters._moved(Voter(OLD)) == NEW
+
+
+def test_a_host_that_finds_no_voter_follows_the_one_that_calls_and_is_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever else calls is asked, and nothing follows from that."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
+    asked: list[str] = []
+    monkeypatch.setattr(Ear, "callers", lambda _ear: ("203.0.113.66", NEW))
+    monkeypatch.setattr(Ear, "open", lambda _ear: None)
+
+    async def answering(url: str, _seconds: float) -> tuple[Member, ...]:
+        asked.append(url.partition("/linkspan")[0])
+        return (member("22"),) if NEW in url else ()
+
+    monkeypatch.setattr(member_list, "answering", answering)
+    asyncio.run(host.voters._seek())
+    assert asked == ["etcd://203.0.113.66:5379", f"etcd://{NEW}:5379"]
+    assert f"etcd://{NEW}:5379/" in (tmp_path / "agent.toml").read_text()
+    assert host.gateway.url.endpoints == (f"{NEW}:5379",)
+
+
+def test_a_voter_calls_the_hosts_that_are_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that live, nor those of which nobody knows, and not at each look."""
+    host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
+    called: list[object] = []
+    lives = {"2": True, "3": False, "4": None}
+    known = {id_: Record(id=id_, name=f"h{id_}", underlay=Underlay("eth0", (f"192.0.2.{id_}/24",))) for id_ in lives}
+    monkeypatch.setattr(Hosts, "all", lambda _hosts: known)
+    monkeypatch.setattr(Hosts, "lives", lambda _hosts, id_: lives[id_])
+    monkeypatch.setattr(voter_call, "call", lambda *words: called.append(words))
+    for _ in range(2):
+        asyncio.run(host.voters._call(Server(Voter(OLD), tmp_path)))
+    assert called == [(OLD, ["192.0.2.3"])]

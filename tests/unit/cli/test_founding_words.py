@@ -27,13 +27,13 @@ def test_members_say_how_many_voters_may_be_lost() -> None:
 
 
 def test_an_agent_that_waits_is_not_started_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command waits for it, and says in the end why it waits."""
+    """The command waits for it, and says in the end why it waits, or goes on with an agent that waits."""
     said = [{"waiting": "etcd does not answer"}] * 2 + [{"waiting": ""}]
     monkeypatch.setattr(Client, "call", lambda *_: said.pop(0))
     monkeypatch.setattr(agent_start, "_started", lambda *_: pytest.fail("a second agent"))
     agent_start.ensure_agent(Client("/run/none"), "")
     assert not said
     said += [{"waiting": "etcd does not answer"}] * 5
-    monkeypatch.setattr(agent_start, "PATIENCE", -1.0)
     with pytest.raises(Unavailable, match="the agent waits: etcd does not answer"):
-        agent_start.ensure_agent(Client("/run/none"), "")
+        agent_start.ensure_agent(Client("/run/none"), "", -1.0)
+    agent_start.ensure_answer(Client("/run/none"), "", -1.0)  # for a command that gives it another store

@@ -31,7 +31,7 @@ def test_a_token_is_an_argument_or_a_line_of_input(
     """Other users of the host see arguments, and not the input."""
     monkeypatch.setattr(Agent, "bodies", ())
     monkeypatch.setattr(founding, "Client", Agent)
-    monkeypatch.setattr(founding, "ensure_agent", lambda *_: None)
+    monkeypatch.setattr(founding, "ensure_answer", lambda *_: None)
     monkeypatch.setattr(founding, "_await_member", lambda *_: None)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     done = CliRunner().invoke(main.app(), ["cluster", "join", *words], input=typed)

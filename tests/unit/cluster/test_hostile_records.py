@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from linkspan.backends import CROSSING, backend, migration
 from linkspan.backends.wireguard.backend import asked
 from linkspan.cluster.peers import seen
-from linkspan.controller.holders import holding
+from linkspan.controller.holders import holders
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer
@@ -227,7 +227,7 @@ def test_nothing_in_the_store_fails_an_agent_or_leads_outside_the_pools(
             await eventually(seen_all, "the records are known")
         demo = _network(way)
         await member.converge(demo)
-        holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
+        holders(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         member.leases.refused(member.networks.all())
         assert demo in member.networks.all()
         told = list(_wanted(member, here))

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from linkspan.cluster.claims import Claims
-from linkspan.cluster.key_rotation import KeyRotation
-from linkspan.cluster.liveness import Liveness
-from linkspan.cluster.membership import Membership
-from linkspan.cluster.migration_runner import MigrationRunner
-from linkspan.cluster.network_states import NetworkStates
 from linkspan.cluster.participation import chosen
-from linkspan.cluster.peers import Peers
-from linkspan.cluster.presence import Presence
-from linkspan.cluster.registration import Registration
-from linkspan.cluster.shared_states import SharedStates
-from linkspan.cluster.withdrawal import Withdrawal
-from linkspan.core.config import Config
-from linkspan.core.errors import Exhausted, LinkspanError, Unavailable
-from linkspan.core.model import Allowance, AttachRequest, Host, HostView, Lease, Network, Offer, Underlay
-from linkspan.core.states.host import Key
-from linkspan.kernel.io.namespaces import Namespaces
-from linkspan.kernel.io.sockets import Sockets
-from linkspan.store.contact import STALE
-from linkspan.store.memory import Memory
+from linkspan.core.errors import Exhausted, Unavailable
+from linkspan.core.model import Allowance, AttachRequest, Host, Lease, Network, Offer
 from linkspan.store.records import BlockRecord, Common, block_key, lease_key
-from support.memory_machine import MemoryMachine, worker_of
 from support.polling import eventually
-from support.records.peer_stage import Kernel, one_link
-from support.records.replicas import Member, network, together
+from support.records.membership_stage import MembershipStage
+from support.records.peer_stage import one_link, underlay_of
+from support.records.replicas import network, together
 
 NAMES = ("one", "two", "three")
 
@@ -71,83 +54,14 @@ def test_a_host_takes_part_where_containers_or_the_setting_or_an_allowance_want_
     assert chosen((*NETWORKS, LONELY), allowed, containers, setting) == wanted
 
 
-class Machine(MemoryMachine):
-    """A machine without routes of its own."""
-
-    def routes(self) -> dict[Any, str]:
-        """Return none."""
-        return {}
-
-
-class Stage(Member):
-    """Host h1 with an underlay, and its cluster; h2 has a lease in each network."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(Memory(), folder, "h1")
-        self.planned = 0
-        """How often something was followed."""
-        self.own_record.change(underlay=_underlay(1))
-        machine = Machine()
-        machine.reconciler = self.kernel = Kernel()
-        machine.sockets = Sockets(Namespaces())
-        worker, config = worker_of(machine), Config(store="etcd://203.0.113.1")
-        registration = Registration(worker, self.replica, self.own_record, self.hosts, self.event_log, config)
-        liveness = Liveness(folder, STALE, lambda _host: 0.0)
-        here = (self.hosts, self.leases, self.networks)
-        self.peers = self.kernel.peers = Peers(
-            worker, *here, self.conflicts, self.participation, self.event_log, self._view
-        )
-        self.claims = Claims(*here, self.conflicts, self.participation, self.blocks, self._view)
-        self.membership = Membership(
-            registration,
-            Presence(self.replica, self.hosts, liveness, self._nothing, "h1:1:1", shared=True),
-            self.networks,
-            self.claims,
-            NetworkStates(
-                worker,
-                self.networks,
-                self.peers,
-                SharedStates(worker, self._view),
-                self._put_plans,
-                self._nothing,
-            ),
-            Withdrawal(self.hosts, liveness, self.peers, self.event_log),
-            KeyRotation(
-                worker,
-                self.own_record,
-                self.hosts,
-                self.event_log,
-                self._view,
-                self._put_plans,
-                registration.put,
-                self._nothing,
-            ),
-            MigrationRunner(self.replica, *here, self.event_log, self._view, self.peers),
-        )
-
-    def _view(self) -> HostView:
-        networks = self.networks.all()
-        return HostView(networks, self.allowances.all(), host=self.hosts.here, leases=self.leases.serving(networks))
-
-    async def _put_plans(self) -> Mapping[Key, LinkspanError]:
-        self.planned += 1
-        return {}
-
-    async def _nothing(self) -> None:
-        pass
-
-    async def _changed(self, keys: frozenset[str]) -> None:
-        await super()._changed(keys)
-        await self.membership.changed(keys)
-
-    async def _take_part(self, net: Network) -> None:
-        await self.membership.take_part(net)
+class Stage(MembershipStage):
+    """Host h1, and its cluster; h2 has a lease in each network."""
 
     async def start(self) -> None:
         """Have the networks, and h2 in them."""
         await self.replica.start()
         written: dict[str, msgspec.Struct] = {f"networks/{net.name}": net for net in NETWORKS}
-        written |= {"hosts/h1": self.hosts.here, "hosts/h2": Host(id="h2", name="h2", underlay=_underlay(2))}
+        written |= {"hosts/h1": self.hosts.here, "hosts/h2": Host(id="h2", name="h2", underlay=underlay_of(2))}
         for number, name in enumerate(NAMES, 1):
             block = f"10.{number}.7.0/24"
             written[block_key(name, block)] = BlockRecord("h2", 0.0)
@@ -178,10 +92,6 @@ class Stage(Member):
     def met(self) -> set[str]:
         """The networks in which it has its peer."""
         return {name for name, _ in self.peers.known}
-
-
-def _underlay(number: int) -> Underlay:
-    return Underlay("eth0", (f"192.0.2.{number}/24",))
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def _health(one: Member, *, shared: bool = True) -> StoreHealth:
     """Return the store's health as a host sees it that has just started."""
     one.hosts.shared = shared
     upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
-    return StoreHealth(one.replica, one.remote, one.hosts, upkeep, "etcd://203.0.113.1", time.time())
+    return StoreHealth(one.replica, one.remote, one.hosts, upkeep, lambda: "etcd://203.0.113.1", time.time())
 
 
 async def _two_hosts(folder: Path) -> Member:

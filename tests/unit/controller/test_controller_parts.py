@@ -11,7 +11,7 @@ import pytest
 from linkspan.backends.sdn.backend import BACKEND
 from linkspan.controller import settings
 from linkspan.controller.election import KEY, Election
-from linkspan.controller.holders import holding
+from linkspan.controller.holders import holders
 from linkspan.core import config
 from linkspan.core.addresses import prefix
 from linkspan.core.contracts import LIFE
@@ -62,7 +62,7 @@ def test_each_prefix_has_its_host_and_each_host_its_mac(tmp_path: Path) -> None:
             (lease_key("demo", "id2"), _lease(2, "10.244.2.0/24")),
             (lease_key("demo", "id3"), late),
         )
-        found = holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
+        found = holders(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         assert found.problems == ()
         assert found.held.claims == (
             Claim("demo", prefix("10.244.1.0/24"), "id1"), Claim("demo", prefix("10.244.2.0/24"), "id2"),
@@ -87,13 +87,13 @@ def test_of_two_that_claim_a_prefix_the_owner_of_the_block_has_it(tmp_path: Path
             *((lease_key("demo", f"id{n}"), _lease(n, block)) for n in (1, 2)),
         )
         await member.replica.write({}, deletes=[block_key("demo", block)])
-        found = holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
+        found = holders(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         assert found.held.claims == ()
         why = f"{block}: no record says that it is its block"
         assert found.problems == tuple(f"lease of host {host} in network demo: {why}" for host in ("h1", "h2"))
         record = msgspec.json.encode(BlockRecord("id2", 1.0))
         await member.replica.write({block_key("demo", block): record})
-        found = holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
+        found = holders(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         assert found.held.claims == (Claim("demo", prefix(block), "id2"),)
         assert found.problems == ()
         await member.replica.stop()
@@ -108,7 +108,7 @@ def test_a_host_that_does_not_say_its_mac_is_named(tmp_path: Path) -> None:
         member = Member(Memory(), tmp_path, "ctl")
         lease = (lease_key("demo", "id1"), _lease(1, "10.244.1.0/24"))
         await _written(member, ("hosts/id1", _host(1, mac="")), lease)
-        found = holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
+        found = holders(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         assert found.problems == ("host h1 does not announce its underlay's MAC: is its agent older?",)
         assert found.held.macs == ()
         await member.replica.stop()
@@ -126,7 +126,7 @@ def test_hosts_with_one_mac_name_each_other(tmp_path: Path) -> None:
             *((f"hosts/id{n}", _host(n, mac="06:00:00:00:00:09" if n < 3 else None)) for n in (1, 2, 3)),
             *((lease_key("demo", f"id{n}"), _lease(n, f"10.244.{n}.0/24")) for n in (1, 2, 3)),
         )
-        found = holding(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
+        found = holders(member.networks, member.allowances.all(), member.hosts.all(), member.leases)
         assert set(found.twins) == {"id1", "id2"}
         assert "06:00:00:00:00:09 is also that of host h2" in found.twins["id1"]
         assert "06:00:00:00:00:09 is also that of host h1" in found.twins["id2"]

@@ -21,9 +21,11 @@ ADDRESS = ("eth0", 0x0800, 4, 1, bytes(6))
 DATA = bytes(20) + b"\x45" + bytes(63)
 
 
-def seen(device: tuple[str, str], *, back: bool = False, at: int = 5, data: bytes = DATA) -> Frame:
+def seen(
+    device: tuple[str, str], *, back: bool = False, at: int = 5, data: bytes = DATA, attempt: int = 1
+) -> Frame:
     """Return a frame as a host reports it."""
-    return Frame(device, back, at, len(data), data)
+    return Frame(device, back, at, len(data), data, attempt)
 
 
 def blocks(file: bytes) -> Iterator[tuple[int, bytes]]:
@@ -74,6 +76,13 @@ def test_packets_are_in_the_order_of_the_path_whatever_the_clocks_say() -> None:
     ]  # fmt: skip
 
 
+def test_the_file_has_the_attempt_that_came_farthest() -> None:
+    """The first ones are sent before the other host listens, and the last ones before it has reported."""
+    a, b = ("c1", "eth0"), ("c2", "eth0")
+    frames = {"h1": [seen(a, at=n, attempt=n) for n in (1, 2, 3)], "h2": [seen(b, at=9, attempt=2)]}
+    assert [(number, at) for number, at, _ in packets(pcapng(HOPS, REPLY, frames))] == [(0, 2), (4, 9)]
+
+
 @pytest.mark.parametrize(
     "frame",
     [
@@ -101,7 +110,7 @@ def test_a_recorder_keeps_the_beginning_of_so_many_frames() -> None:
     recorder, idle = Recorder(wanted=True), Recorder(wanted=False)
     for one in (recorder, idle):
         for _ in range(MOST + 5):
-            one.add(("c1", "eth0"), Received(b"\x45" + bytes(1400), 3, ADDRESS), back=False)
+            one.add(("c1", "eth0"), Received(b"\x45" + bytes(1400), 3, ADDRESS), back=False, attempt=1)
     assert idle.frames() == ()
     kept = recorder.frames()
     assert len(kept) == MOST

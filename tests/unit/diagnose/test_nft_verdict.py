@@ -300,6 +300,20 @@ def test_jumps_and_maps_lead_to_chains_and_back() -> None:
     assert not passed(Kernel(chain, there), "forward", ANSWER).passes
 
 
+def test_the_last_comment_on_the_way_to_a_refusal_names_the_rule() -> None:
+    """A chain in which all refused packets end says nothing about them."""
+    end = Chain("inet", "t", "end", rules=((DROP,),))
+    led = ({"goto": {"target": "end"}}, {"comment": "policy web line 3"})
+    of_web = Chain("inet", "t", "of_web", rules=(led,))
+    jump = ({"jump": {"target": "of_web"}}, {"comment": "policy web"})
+    found = passed(Kernel(base(jump), of_web, end), "forward", PING)
+    assert not found.passes
+    assert found.by is not None
+    assert (found.where, found.by.comment) == ("inet t of_web", "policy web line 3")
+    bare = base(({"jump": {"target": "end"}},))
+    assert passed(Kernel(bare, end), "forward", PING).where == "inet t end"
+
+
 def test_a_named_map_is_asked_for_the_key_first() -> None:
     """A missing key decides nothing; a key that cannot be asked leaves a doubt."""
     cases = (PING, "@known", False, 0), (ANSWER, "@known", True, 0), (PING, "@no", True, 1)

@@ -53,14 +53,15 @@ def test_a_lesson_shows_what_linkspan_would_do(one: Lesson) -> None:
     assert announced == bool(one.data.plan)
 
 
-def test_the_page_has_every_lesson_and_every_command() -> None:
+@pytest.mark.parametrize("name", ["learn.md", "zh/learn.md"])
+def test_the_page_has_every_lesson_and_every_command(name: str) -> None:
     """And says which lessons have a packet to trace."""
-    page = (Path(__file__).parents[3] / "docs" / "learn.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| ([a-z-]+) \|", page, re.MULTILINE)
+    page = (Path(__file__).parents[3] / "docs" / name).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([a-z0-9-]+) \|", page, re.MULTILINE)
     assert rows == [(str(one.number), one.name) for one in ALL]
     told = set(re.findall(r"`learn ([a-z]+)", "\n".join(line for line in page.splitlines() if line[:1] == "|")))
     assert told == set(main.commands("learn").commands["learn"].commands)
-    assert [one.number for one in ALL if one.data.trace] == [4, 5, 6, 7, 8, 10]
+    assert [one.number for one in ALL if one.data.trace] == [4, 5, 6, 7, 8, 10, 20, *range(23, 32)]
 
 
 def test_a_beginning_is_that_of_the_lesson_before_with_its_solution() -> None:
@@ -84,6 +85,8 @@ def test_a_beginning_is_that_of_the_lesson_before_with_its_solution() -> None:
         ("lesson.toml", '"nft"', '"nftables"', "needs nftables, which nobody can check"),
         ("lesson.toml", "has = '^0'", "has = '(0'", "'(0' is no pattern"),
         ("lesson.toml", "[[also]]", "[also", "lesson.toml:"),
+        ("lesson.toml", "minutes = 8", "minutes = 8\nfault = true", "a fault needs trace, and in finds what"),
+        ("lesson.toml", "minutes = 8", "minutes = 8\nfinds = 'x'", "other lessons have no finds"),
     ],
 )
 def test_a_damaged_lesson_is_refused_and_the_fault_named(
@@ -153,6 +156,18 @@ def test_news_are_told_once_and_again_after_they_changed_back() -> None:
     assert "Question" in end
     assert news.passed
     assert news.of(none) == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_is_broken_is_told_at_the_end(language: str) -> None:
+    """Not before the task is done, as the reason of other lessons is."""
+    broken, other = (Panel(numbered(name), Words(language)) for name in ("case-1", "forward"))
+    why = broken.part("why")
+    assert "vethB" in why
+    assert why not in broken.introduction()
+    assert why in broken.ending()
+    assert other.part("why") in other.introduction()
+    assert other.part("why") not in other.ending()
 
 
 def test_a_lesson_that_begins_with_itself_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from linkspan.core.errors import Invalid
 from linkspan.core.states.host import NftChain
 from linkspan.policy import rules
-from linkspan.policy.judge import Judge
 from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector
+from linkspan.policy.regime import Regime
 from linkspan.store import validation
 from support import policies as samples
 
@@ -26,9 +26,11 @@ spoilt: st.SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 RULE = re.compile(
-    r'[a-z0-9 .:/@_!={},()|&-]*(?:accept|drop|reject with (?:tcp reset|icmpx admin-prohibited)|jump [a-z0-9_]+)'
+    r'[a-z0-9 .:/@_!={},()|&-]*'
+    r'(?:accept|drop|reject with (?:tcp reset|icmpx admin-prohibited)|(?:jump|goto) [a-z0-9_]+|counter \})'
     r'(?: comment "(?:policy|default of network) [\w .-]+")?'
-    r'|(?:i|o)ifname "lsr\*" [a-z0-9 @_]+(?: tcp flags [a-z&(|) !=]+)?'
+    r'|(?:i|o)ifname "ls(?:r|-)\*" [a-z0-9 @_]+(?: tcp flags [a-z&(|) !=]+)?'
+    r'|limit rate [a-z0-9 /]+ log prefix "linkspan (?:refused|staged)" group 7615 snaplen 128'
 )  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def test_a_spoilt_record_is_refused_or_becomes_rules(policy: Policy, data: st.Da
         read = validation.decode("policies/p", record, Policy)
     except Invalid:
         return
-    for state in rules.states(Judge([read], ["demo"]), [4, 6]):
+    for state in rules.states(Regime([read], [read], ["demo"]), [4, 6]):
         for rule in state.rules if isinstance(state, NftChain) else ():
             assert RULE.fullmatch(rule), rule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from linkspan.core.addresses import prefix
 from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.policy import rules
-from linkspan.policy.judge import Judge
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject
+from linkspan.policy.regime import Regime
 
 PROXY = Selector(labels={"app": "proxy"})
 WEB = Policy(
@@ -25,8 +25,8 @@ WEB = Policy(
 
 def test_a_rule_is_one_line_for_each_peer_and_protocol() -> None:
     """Spans that meet are one, and each line has the policy's name and line; IPv6 has no IPv4 address."""
-    judge = Judge([WEB])
-    chains = {one.name: one.rules for one in rules.states(judge, [4, 6]) if isinstance(one, NftChain)}
+    regime = Regime([WEB])
+    chains = {one.name: one.rules for one in rules.states(regime, [4, 6]) if isinstance(one, NftChain)}
     (name,) = (one for one in chains if one.startswith("policy_in4_"))
     chosen, said = f"ip saddr @chosen4_{PROXY.digest}", 'accept comment "policy web line 5"'
     assert chains[name] == (
@@ -41,12 +41,12 @@ def test_a_rule_is_one_line_for_each_peer_and_protocol() -> None:
 
 def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
     """Of another host's endpoint only those count that make it a peer."""
-    judge = Judge([WEB], ["x"])
+    regime = Regime([WEB], closed=["x"])
     web, proxy = (Subject(app, "x", "h1", {"app": app}) for app in ("web", "proxy"))
     address = prefix("10.1.0.2")
 
     def sets(subject: Subject, *, policed: bool) -> set[str]:
-        found = rules.elements(judge, judge.chosen(subject), [address], policed=policed)
+        found = rules.elements(regime, regime.chosen(subject), [address], policed=policed)
         return {one.set.partition("_")[0] if one.set.startswith("chosen") else one.set for one in found}
 
     assert sets(web, policed=True) == {"policy_known4", "chosen4", "policed_in4"}
@@ -56,16 +56,64 @@ def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
 
 def test_without_policies_there_is_nothing() -> None:
     """No packet pays for what nobody uses, and a default-deny network alone is a policy."""
-    assert [*rules.states(Judge(), [4])] == []
-    assert [*rules.elements(Judge(), frozenset(), [prefix("10.1.0.2")], policed=True)] == []
-    assert [*rules.states(Judge([WEB]), [])] == []
-    assert [*rules.states(Judge((), ["x"]), [4])] != []
+    assert [*rules.states(Regime(), [4])] == []
+    assert [*rules.elements(Regime(), frozenset(), [prefix("10.1.0.2")], policed=True)] == []
+    assert [*rules.states(Regime([WEB]), [])] == []
+    assert [*rules.states(Regime(closed=["x"]), [4])] != []
 
 
 def test_policies_that_select_alike_share_a_set() -> None:
     """A selector is one set for each family, however many rules use it."""
     ingress = (Rule(peers=(Peer(select=PROXY),)),)
     more = [Policy(name=f"p{number}", select=PROXY, ingress=ingress) for number in range(9)]
-    sets = [one for one in rules.states(Judge(more), [4]) if isinstance(one, NftSet)]
+    sets = [one for one in rules.states(Regime(more), [4]) if isinstance(one, NftSet)]
     assert sum(one.name.startswith("chosen4") for one in sets) == 1
-    assert all(isinstance(one, NftElement) for one in rules.elements(Judge(more), frozenset(), [], policed=True))
+    assert all(isinstance(one, NftElement) for one in rules.elements(Regime(more), frozenset(), [], policed=True))
+
+
+def test_a_staged_policy_has_chains_that_refuse_nothing() -> None:
+    """They count in sets and accept; what is enforced keeps its own chains."""
+    shut = Policy(name="shut", select=PROXY, egress=(), line=7)
+    regime = Regime([WEB], [shut])
+    chains = {one.name: one.rules for one in rules.states(regime, [4]) if isinstance(one, NftChain)}
+    assert "policy_out" not in chains
+    assert 'goto staged_refused4 comment "policy shut line 7"' in chains["staged_out4"][-1]
+    assert not any("reject" in rule or "drop" in rule for name in chains if "staged" in name for rule in chains[name])
+    assert chains["staged_refused4"][-1] == "accept"
+    chosen = regime.chosen(Subject("p", "x", "h1", {"app": "proxy"}))
+    sets = {one.set for one in rules.elements(regime, chosen, [prefix("10.1.0.3")], policed=True)}
+    assert "watched_out4" in sets
+    assert not any(name.startswith("policed") for name in sets)
+
+
+def test_an_endpoint_is_watched_if_a_staged_version_selects_it_no_more() -> None:
+    """The version that is enforced may allow what the staged one does not."""
+    moved = Policy(name="web", select=PROXY, ingress=())
+    regime = Regime([WEB], [moved])
+    assert regime.watched["ingress"] == {WEB.select.digest, PROXY.digest}
+    assert regime.watched["egress"] == frozenset()
+    assert [one.name for one in regime.trial.policies] == ["web"]
+    assert regime.judge.policies == (WEB,)
+
+
+def test_link_local_addresses_are_not_outside() -> None:
+    """A neighbour on a bridge has one; a rule for the outside must not let it in."""
+    policy = Policy(name="out", ingress=(Rule(peers=(Peer(outside=True),)),))
+    chains = {one.name: one.rules for one in rules.states(Regime([policy]), [6]) if isinstance(one, NftChain)}
+    (lines,) = (one for name, one in chains.items() if name.startswith("policy_in6_"))
+    assert lines[0].startswith("ip6 saddr != @pools6 ip6 saddr != fe80::/10 ")
+    assert "ip6 saddr fe80::/10 ip6 saddr != @policy_known6 drop" in chains["policy_in6"]
+
+
+def test_a_port_on_a_bridge_gets_only_packets_for_its_container() -> None:
+    """Its addresses are elements; a container that is under no ingress has none."""
+    regime = Regime([WEB])
+    chains = {one.name: one.rules for one in rules.bridge_states(regime, [4, 6]) if isinstance(one, NftChain)}
+    assert "oifname . ip daddr != @receivers4 drop" in chains["policy_port"]
+    web, other = (regime.chosen(Subject(app, "x", "h1", {"app": app})) for app in ("web", "other"))
+    found = rules.bridge_elements(regime, web, "lsp1", [prefix("10.1.0.2"), prefix("fe80::1")])
+    assert [(one.set, one.parts) for one in found] == [
+        ("filtered_ports", ("lsp1",)), ("receivers4", ("lsp1", "10.1.0.2")), ("receivers6", ("lsp1", "fe80::1")),
+    ]  # fmt: skip
+    assert [*rules.bridge_elements(regime, other, "lsp2", [prefix("10.1.0.3")])] == []
+    assert [*rules.bridge_states(Regime([Policy(name="out", egress=())]), [4])] == []

@@ -166,23 +166,6 @@ def test_a_dashboard_asks_for_metrics_that_there_are(name: str) -> None:
         assert beside or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
 
 
-def test_dashboards_show_every_metric() -> None:
-    """A metric that nobody can see is none. The few that only scripts want are named here."""
-    shown = {name for board in DASHBOARDS.values() for name in re.findall(r"linkspan_\w+", json.dumps(board))}
-    shown = {re.sub(r"_bucket$", "", name) for name in shown}
-    assert _metrics().keys() - shown == {
-        "linkspan_bgp_prefixes_received",
-        "linkspan_bgp_prefixes_sent",
-        "linkspan_bgp_session_drops_total",
-        "linkspan_bgp_speaker_restarts_total",
-        "linkspan_store_alarms",
-        "linkspan_store_full",
-        "linkspan_store_members",
-        "linkspan_store_upkeep_timestamp_seconds",
-        "linkspan_store_upkeep_total",
-    }
-
-
 @needs_promtool
 def test_prometheus_understands_the_dashboards(tmp_path: Path) -> None:
     """Their expressions are valid PromQL."""

@@ -68,3 +68,17 @@ def test_a_test_that_ends_its_worker_gets_no_second_try(tmp_path: Path) -> None:
     done = in_ci(tmp_path, suite, "", "-n1", "--dist=loadfile", "--max-worker-restart=0")
     assert done.returncode == 11, done.stdout
     assert "crashed while running 'unit/test_it.py::test_dies'" in done.stdout
+
+
+def test_folders_take_turns_beside_each_other(tmp_path: Path) -> None:
+    """Several workers begin with the long files, and then with the first ones of each folder."""
+    for name in ("lab/test_a", "lab/test_b", "lab/test_voters", "unit/test_c", "unit/test_d"):
+        file = tmp_path / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("def test_it(): pass\n")
+    shutil.copy(CONFTEST, tmp_path)
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--dist", "loadfile"]
+    words += ["--no-loadscope-reorder", "-n", "1", "lab", "unit"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ran = [line.split()[-1].partition(":")[0] for line in done.stdout.splitlines() if line.startswith("[gw0]")]
+    assert [Path(name).stem for name in ran] == ["test_voters", "test_a", "test_c", "test_b", "test_d"], done.stdout

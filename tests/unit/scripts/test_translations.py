@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import translations  # noqa: E402 - scripts are no package
 
-PAGES = {"backends", "first-cluster", "first-steps", "learn", "networks", "troubleshooting"}
+PAGES = {"backends", "clusters", "first-cluster", "first-steps", "learn", "networks", "troubleshooting"}
 
 
 def test_a_reader_of_chinese_finds_the_first_pages() -> None:

@@ -1,7 +1,7 @@
 """Authority keys: new authorities, their keys' way to the other voters, and the files of one step on one voter.
 
-A voter needs the new keys to sign. They reach it through the vault, sealed with a key that is made from root's password
-of etcd: voters alone have that. The record is deleted when the rotation has ended.
+A voter needs the new keys to sign, and root's next password of etcd. They reach it through the vault, sealed with a key
+that is made from root's present password: voters alone have that. The record is deleted when the rotation has ended.
 
 ``cryptography`` costs 10 MB, so this module is imported only while authorities change.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import datetime
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +21,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from linkspan.cluster.founding import foundation
-from linkspan.cluster.founding.authority_plan import CLIENTS, NAMES, PEERS, SIGN, RotationRecord, arranged
+from linkspan.cluster.founding import foundation, root_password
+from linkspan.cluster.founding.authority_plan import (
+    CLIENTS,
+    NAMES,
+    PEERS,
+    SIGN,
+    TRUST,
+    RotationRecord,
+    arranged,
+)
 from linkspan.cluster.founding.certificates import new_authority, new_key
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
@@ -40,24 +49,49 @@ class NewAuthority(msgspec.Struct, frozen=True):
     key: str
 
 
-def make(files: TrustFiles, id_: str, kinds: tuple[str, ...]) -> tuple[dict[str, str], str]:
-    """Return the certificates of new authorities by their kinds, and all of them sealed with their keys."""
+def make(files: TrustFiles, id_: str, kinds: tuple[str, ...]) -> RotationRecord:
+    """Return a rotation in its first step, with new authorities of these kinds."""
     made = {}
     for kind in kinds:
         key = new_key()
         certificate = new_authority(key, NAMES[kind], datetime.datetime.now(datetime.UTC))
         made[kind] = NewAuthority(certificate.decode(), key.decode())
+    root = root_password.new()
+    return RotationRecord(
+        id=id_,
+        step=TRUST,
+        begun=time.time(),
+        authorities={kind: one.certificate for kind, one in made.items()},
+        sealed=_sealed(files, id_, msgspec.json.encode(made)),
+        root=root_password.digest(root),
+        sealed_root=_sealed(files, _of_root(id_), root.encode()),
+    )
+
+
+def _of_root(id_: str) -> str:
+    """Return what root's next password is sealed for: it is taken for nothing else."""
+    return f"{id_}/root"
+
+
+def _sealed(files: TrustFiles, purpose: str, text: bytes) -> str:
     nonce = os.urandom(NONCE)
-    text = AESGCM(_sealing(files)).encrypt(nonce, msgspec.json.encode(made), id_.encode())
-    return {kind: one.certificate for kind, one in made.items()}, base64.b64encode(nonce + text).decode()
+    return base64.b64encode(nonce + AESGCM(_sealing(files)).encrypt(nonce, text, purpose.encode())).decode()
 
 
-def opened(files: TrustFiles, rotation: RotationRecord) -> Mapping[str, NewAuthority]:
-    """Return the new authorities of a rotation. Raises Unavailable if they cannot be read."""
+def _unsealed(files: TrustFiles, purpose: str, sealed: str) -> bytes:
+    raw = base64.b64decode(sealed)
+    return AESGCM(_sealing(files)).decrypt(raw[:NONCE], raw[NONCE:], purpose.encode())
+
+
+def opened(files: TrustFiles, rotation: RotationRecord) -> tuple[Mapping[str, NewAuthority], str]:
+    """Return the new authorities of a rotation, and root's next password, '' if it stays.
+
+    Raises Unavailable if they cannot be read.
+    """
     try:
-        raw = base64.b64decode(rotation.sealed)
-        text = AESGCM(_sealing(files)).decrypt(raw[:NONCE], raw[NONCE:], rotation.id.encode())
-        return msgspec.json.decode(text, type=dict[str, NewAuthority])
+        made = msgspec.json.decode(_unsealed(files, rotation.id, rotation.sealed), type=dict[str, NewAuthority])
+        root = _unsealed(files, _of_root(rotation.id), rotation.sealed_root) if rotation.root else b""
+        return made, root.decode()
     except (ValueError, InvalidTag, msgspec.DecodeError) as error:
         why = "the new authorities' keys in etcd cannot be opened with this voter's root password"
         raise Unavailable(why, f"compare {files.root_password} with that of the other voters") from error
@@ -75,8 +109,9 @@ def carry_out(
     Each file is changed in one step. While they change, an authority signs with the certificate that belongs to its
     key (``Authority``), so what is signed is always good.
     """
-    made = opened(files, rotation)
+    made, root = opened(files, rotation)
     restart = False
+    root_password.keep_next(files, root)
     for kind, new in made.items():
         authority, key, copy = _files(files, kind)
         if rotation.step == SIGN and alone(str(key)).strip() != new.key.encode().strip():

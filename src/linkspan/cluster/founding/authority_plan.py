@@ -4,7 +4,7 @@ Three steps, as one record in the vault has them:
 
 1. ``trust``: all trust the new authorities beside the old ones.
 2. ``sign``: the new ones sign. Each voter gets new certificates for its servers, and each host another one.
-3. ``drop``: the old ones are trusted no longer.
+3. ``drop``: the old ones are trusted no longer. At its end etcd's root gets another password (``root_password``).
 
 Each voter carries out a step by itself and writes that down; the hosts follow when all voters have. The next step
 begins when every host has said, with the certificate that it shows, that it is ready (``reissue``). So whatever breaks
@@ -33,10 +33,12 @@ NAMES = {CLIENTS: "linkspan clients", PEERS: "linkspan voters"}
 
 
 class RotationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A rotation that is under way: its step, the new authorities (PEM, by kind), and these with their keys, sealed.
+    """A rotation that is under way: its step, the new authorities (PEM, by kind), and the new secrets, sealed.
 
-    ``done`` are the ids of the voters that have carried out the step. ``told``: the hosts know of the step. ``without``
-    are the ids of hosts that nobody waits for.
+    ``root`` is the SHA-256 of root's next password, ``sealed_root`` the password, sealed; both are '' if it stays. So
+    it does if a voter is of release 0.2.0, which drops both when it writes. ``done`` are the ids of the voters that
+    have carried out the step. ``told``: the hosts know of the step. ``without`` are the ids of hosts that nobody waits
+    for.
     """
 
     id: str
@@ -44,6 +46,8 @@ class RotationRecord(msgspec.Struct, frozen=True, kw_only=True):
     begun: float
     authorities: dict[str, str]
     sealed: str
+    root: str = ""
+    sealed_root: str = ""
     done: tuple[str, ...] = ()
     told: bool = False
     without: tuple[str, ...] = ()

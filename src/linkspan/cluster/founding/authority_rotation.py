@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from linkspan.cluster.founding import member_list
+from linkspan.cluster.founding import member_list, root_password
 from linkspan.cluster.founding.authority_plan import (
     CLIENTS,
     DROP,
@@ -34,6 +33,7 @@ from linkspan.cluster.founding.restart_turn import places, restart_in_turn, stan
 from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.vault import TRIES, Vault, contended
 
 log = logging.getLogger("linkspan.cluster.founding.authority_rotation")
@@ -101,8 +101,14 @@ class AuthorityRotation:
 
     async def look(self) -> bool:
         """Do what is this voter's part now; return whether a rotation is under way. Raises LinkspanError."""
-        rotation, revision = await self._vault.get(ROTATION, RotationRecord)
+        try:
+            rotation, revision = await self._vault.get(ROTATION, RotationRecord)
+        except Refused as error:
+            if not error.wrong_password or not await asyncio.to_thread(root_password.exchanged, self._files):
+                raise
+            return True  # another voter has changed root's password in etcd
         if rotation is None:
+            await asyncio.to_thread(root_password.drop_other, self._files)  # etcd has taken the one that is in use
             return False
         if await _learners(self._vault):
             return True  # it has what its voter had when it was chosen, and carries out the step once it is a voter
@@ -149,6 +155,7 @@ class AuthorityRotation:
                 await self._vault.put({ROTATION: (rotation, revision)})
                 return
         if rotation.step == DROP:
+            await root_password.change(self._files, self._vault, rotation.root)
             await self._vault.put({ROTATION: (None, revision)})
             log.info("the authorities' rotation has ended")
             return
@@ -194,9 +201,7 @@ async def begin(files: TrustFiles, vault: Vault, kinds: Sequence[str], without: 
         if rotation is None:
             from linkspan.cluster.founding import authority_keys  # cryptography: 10 MB
 
-            id_ = uuid.uuid4().hex
-            made, sealed = await asyncio.to_thread(authority_keys.make, files, id_, tuple(kinds) or KINDS)
-            rotation = RotationRecord(id=id_, step=TRUST, begun=time.time(), authorities=made, sealed=sealed)
+            rotation = await asyncio.to_thread(authority_keys.make, files, uuid.uuid4().hex, tuple(kinds) or KINDS)
         elif kinds and {*kinds} != {*rotation.authorities}:
             raise Conflict(
                 f"the authorities of {' and '.join(rotation.authorities)} are being rotated",

@@ -81,6 +81,8 @@ class TrustFiles:
         self.peer_authority = self.folder / "peer-ca.pem"
         self.peer_authority_key = self.folder / "peer-ca.key"
         self.root_password = self.folder / "root-password"
+        self.other_root_password = self.folder / "root-password-other"
+        """The next one while it is changed (``root_password``), and the one before until etcd has taken the next."""
         self.revoked = self.folder / "revoked.json"
         """The serial numbers that this voter's etcd refuses, as ``revocation`` marks them."""
         self.left = self.folder / "left"
@@ -104,8 +106,8 @@ class TrustFiles:
     @property
     def _voters(self) -> tuple[Path, ...]:
         """Files that only a voter has: its secrets, and last the file that says that it is one."""
-        secret = (self.authority_key, self.peer_authority, self.peer_authority_key, self.root_password, self.revoked)
-        return (*secret, self._voter)
+        authorities = (self.authority_key, self.peer_authority, self.peer_authority_key)
+        return (*authorities, self.root_password, self.other_root_password, self.revoked, self._voter)
 
     def voters_left(self) -> bool:
         """Return whether this host has anything that only a voter has."""

@@ -137,7 +137,7 @@ class VoterControl:
         if not await self._vault.put({TURN: (mine, revision)}):
             return
         try:
-            await self._carry_out(step, turn, joined)
+            await self._carry_out(step, turn, joined, next((one.id for one in seen if one.leader), ""))
         except Refused as error:
             if isinstance(step, Add) and any(word in error.message for word in UNFIT):
                 await self._refuse(step.candidate)
@@ -149,7 +149,9 @@ class VoterControl:
         if turn is not None and turn.host == candidate.host:
             await self._vault.put({TURN: (handover.refused(turn, candidate.host), revision)})
 
-    async def _carry_out(self, step: Add | Promote | Remove, turn: Turn, joined: Mapping[str, JoinedHost]) -> None:
+    async def _carry_out(
+        self, step: Add | Promote | Remove, turn: Turn, joined: Mapping[str, JoinedHost], leader: str
+    ) -> None:
         def name(host: str) -> str:
             return joined[host].name if host in joined else host
 
@@ -159,7 +161,7 @@ class VoterControl:
             self._tell(f"host {name(step.candidate.host)} is to become a voter")
         elif isinstance(step, Promote):
             try:
-                await member_list.promote(gateway, step.member.id)
+                await member_list.promote(gateway, step.member.id, leader)
             except LinkspanError as error:
                 if "in sync" in error.message:  # it still catches up
                     return

@@ -209,6 +209,17 @@ class Bridge(State, frozen=True, gc=False):
         return f"{ALTNAME}{self.name}"
 
 
+class BridgeFilter(State, frozen=True, gc=False):
+    """A bridge's frames pass the rules of IPv4 and IPv6, as packets that the host forwards do."""
+
+    device: str
+    amiss: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("BridgeFilter", self.device)
+
+
 class Veth(State, frozen=True, gc=False):
     """A veth pair: the host end ``name``, up, and its peer, created as ``peer_name`` in namespace ``peer_netns``.
 

@@ -66,7 +66,8 @@ def br_netfilter(asked: KernelView, _around: Surroundings) -> Iterator[Check]:
     if value == "":
         yield Check("br_netfilter", "ok", "not loaded: bridged frames do not pass iptables")
     elif value == "0":
-        yield Check("br_netfilter", "ok", "loaded and off: bridged frames do not pass iptables")
+        detail = "loaded and off: bridged frames do not pass iptables, except in networks with policies"
+        yield Check("br_netfilter", "ok", detail)
     else:
         detail = "on: frames within a bridge pass iptables' FORWARD, which is checked for each pool"
         yield Check("br_netfilter", "ok", detail)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 from linkspan.diagnose.trace.kernel_view import KernelView
@@ -89,19 +90,23 @@ def _wide(around: Surroundings) -> str:
 
 def disk(_asked: KernelView, around: Surroundings) -> Iterator[Check]:
     """Yield the free space: an attach writes a record before it touches the kernel, and fails on a full disk."""
-    folder = around.state_dir
+    yield space("disk", around.state_dir)
+
+
+def space(name: str, wanted: Path) -> Check:
+    """Return how much space is free for a folder."""
+    folder = wanted
     while not folder.exists():
         folder = folder.parent
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
-    detail = f"{free >> 20} MiB free for {around.state_dir}"
+    detail = f"{free >> 20} MiB free for {wanted}"
     fix = f"free some space: df {folder}; du -xh {folder} | sort -h | tail"
     if found.f_files and not found.f_favail:
-        yield Check("disk", "fail", f"no inode is left for {around.state_dir}", f"df -i {folder}")
-    elif free < LITTLE:
-        yield Check("disk", "fail" if free < LEAST else "warn", detail, fix)
-    else:
-        yield Check("disk", "ok", detail)
+        return Check(name, "fail", f"no inode is left for {wanted}", f"df -i {folder}")
+    if free < LITTLE:
+        return Check(name, "fail" if free < LEAST else "warn", detail, fix)
+    return Check(name, "ok", detail)
 
 
 def clock(_asked: KernelView, _around: Surroundings) -> Iterator[Check]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ class Frame(msgspec.Struct, frozen=True):
     """A packet that a device saw, with its cooked header, at most SNAP bytes of it.
 
     ``back`` is true for the answer, ``at`` in nanoseconds since the epoch by that host's clock, ``size`` the
-    whole packet's with the header.
+    whole packet's with the header. The packet is sent again while other hosts do not listen yet: ``attempt``
+    says which one this is, 0 if the packet does not say.
     """
 
     device: Device
@@ -56,6 +58,7 @@ class Frame(msgspec.Struct, frozen=True):
     at: int
     size: int
     data: bytes
+    attempt: int = 0
 
 
 def ear(device: str) -> socket.socket:
@@ -89,7 +92,7 @@ class Recorder:
         self._wanted = wanted
         self._frames: list[Frame] = []
 
-    def add(self, device: Device, frame: Received, *, back: bool) -> None:
+    def add(self, device: Device, frame: Received, *, back: bool, attempt: int) -> None:
         """Keep a frame, unless there are too many."""
         if not self._wanted or len(self._frames) >= MOST:
             return
@@ -97,7 +100,7 @@ class Recorder:
         # The index is of another namespace, and the file's interface says which device it is.
         header = _COOKED.pack(protocol, 0, 0, link, kind, min(len(address), 8), address[:8])
         size = len(header) + len(frame.data)
-        self._frames.append(Frame(device, back, frame.at, size, (header + frame.data)[:SNAP]))
+        self._frames.append(Frame(device, back, frame.at, size, (header + frame.data)[:SNAP], attempt))
 
     def frames(self) -> tuple[Frame, ...]:
         """Return what was kept."""
@@ -108,6 +111,7 @@ def pcapng(there: Sequence[Hop], back: Sequence[Hop], frames: Mapping[str, Seque
     """Return a pcapng file (draft-ietf-opsawg-pcapng) of the frames that each host saw at the hops' devices.
 
     Other hosts' frames are what those say, so of each host at most MOST count, and only those at devices of the path.
+    Of several attempts the file has the one that came farthest.
     """
     places = _path(there, back)
     numbers = {place: number for number, place in enumerate(places)}
@@ -117,7 +121,7 @@ def pcapng(there: Sequence[Hop], back: Sequence[Hop], frames: Mapping[str, Seque
         blocks.append(_block(1, struct.pack("<HHI", _LINKTYPE, 0, SNAP) + _options((2, name), (9, b"\x09"))))
     steps = (numbers, {place: step for step, place in enumerate(_path(back, there))})
     found = []
-    for host, frame in _counted(frames):
+    for host, frame in _farthest([*_counted(frames)]):
         place = (host, *frame.device)
         if place in numbers:
             found.append(((frame.back, steps[frame.back][place], frame.at), numbers[place], frame))
@@ -151,6 +155,13 @@ def _counted(frames: Mapping[str, Sequence[Frame]]) -> Iterator[tuple[str, Frame
         for frame in seen[:MOST]:
             if _COOKED.size <= len(frame.data) <= SNAP and 0 <= frame.at < 2**63:
                 yield host, frame
+
+
+def _farthest(frames: Sequence[tuple[str, Frame]]) -> list[tuple[str, Frame]]:
+    """Leave out the attempts that fewer devices saw, of those the later ones."""
+    seen = Counter(one[-1] for one in {(host, one.device, one.back, one.attempt) for host, one in frames})
+    best = max(sorted(seen), key=lambda attempt: seen[attempt], default=0)
+    return [(host, frame) for host, frame in frames if frame.attempt == best]
 
 
 def _packet(number: int, frame: Frame) -> bytes:

@@ -46,6 +46,7 @@ from linkspan.kernel.probe.xfrm_and_rules import Rule, XfrmPolicy
 _ASKED = {(4, "icmp"): 1, (6, "icmp"): 58, (4, "tcp"): 6, (6, "tcp"): 6, (4, "udp"): 17, (6, "udp"): 17}
 """The protocols for which a route may be looked up."""
 # linux/if_link.h
+_NF_CALL = {4: 36, 6: 37}  # IFLA_BR_NF_CALL_IPTABLES and IP6TABLES, linux/if_link.h
 _VLAN_FILTERING = 7
 _PORT_STATE, _FORWARDING = 1, 3
 _LEARNING, _FLOOD, _BROADCASTS, _ISOLATED, _LOCKED = 8, 9, 30, 33, 39
@@ -183,6 +184,9 @@ class KernelAnswers(FirewallAnswers):
             found.group,
             bool(found.flags & IFF_NOARP),
             kind == "bridge" and bool(found.data.get(_VLAN_FILTERING, b"\0")[0]),
+            frozenset(family for family, number in _NF_CALL.items() if found.data.get(number) == b"\1")
+            if kind == "bridge"
+            else frozenset(),
         )
 
     def addresses(self, netns: int) -> Mapping[bytes, str]:

@@ -96,7 +96,8 @@ class Device(msgspec.Struct, frozen=True):
     """A link; ``carrier`` says that its other end is up too, ``port`` has its settings as a bridge's port.
 
     ``group`` is its device group, ``silent`` says that it neither asks nor answers for MACs (``arp off``),
-    and ``filters`` that it is a bridge with VLAN filtering.
+    and ``filters`` that it is a bridge with VLAN filtering. ``calls`` are the families whose rules a bridge's frames
+    pass by its own switches, if br_netfilter is loaded.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Device(msgspec.Struct, frozen=True):
     group: int = 0
     silent: bool = False
     filters: bool = False
+    calls: frozenset[int] = frozenset()
 
 
 class Attached(msgspec.Struct, frozen=True):

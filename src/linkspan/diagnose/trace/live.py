@@ -26,7 +26,7 @@ from linkspan.core.states.host import HOST
 from linkspan.core.wire import ESP, WIREGUARD
 from linkspan.diagnose.trace.capture import Device, Frame, Recorder, ear, received
 from linkspan.diagnose.trace.hops import OUTSIDE, Hop, Map, Unknown, where
-from linkspan.diagnose.trace.live_packet import BACK, MARK, THERE, Probe, matches, new_mark, way
+from linkspan.diagnose.trace.live_packet import BACK, MARK, THERE, Probe, attempt, matches, new_mark, way
 from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.trace import BROKEN, REACHABLE, UNKNOWN, Place, Trace
 from linkspan.kernel.io.namespaces import Namespaces
@@ -210,7 +210,7 @@ def hear(namespaces: Namespaces, known: Map, wanted: Listen) -> Heard:
                 which = way(wanted.protocol, wanted.mark, frame.data)
                 if which is not None:
                     seen[which].add(ears[one])
-                    recorder.add(ears[one], frame, back=bool(which))
+                    recorder.add(ears[one], frame, back=bool(which), attempt=attempt(frame.data))
         time.sleep(SETTLE)
         return Heard(
             tuple(seen[0]), tuple(seen[1]), tuple(ears.values()), _drops(rules), _lost(monitor, wanted),
@@ -310,7 +310,7 @@ def _listened(
             which = probe.way(frame.data)
             if which is not None:
                 seen[which].add(ears[one])
-                recorder.add(ears[one], frame, back=bool(which))
+                recorder.add(ears[one], frame, back=bool(which), attempt=attempt(frame.data))
         if done and not heard:
             break
     return seen

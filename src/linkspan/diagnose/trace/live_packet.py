@@ -52,6 +52,12 @@ def way(protocol: str, mark: bytes, frame: bytes) -> int | None:
     return _echo_way(mark, frame) if protocol == "icmp" else _syn_way(mark, frame)
 
 
+def attempt(frame: bytes) -> int:
+    """Return which one of the pings with one mark this is, or the answer to it; 0 if it is no ping."""
+    found = _payload(frame, _ECHOES)
+    return int.from_bytes(found[6:8], "big") if found else 0
+
+
 def _echo_way(mark: bytes, frame: bytes) -> int | None:
     found = _payload(frame, _ECHOES)  # an ICMP error quotes the request behind headers of its own
     return None if found is None else _of_echo(mark, found)
@@ -158,6 +164,7 @@ class Probe:
         self.refused = False
         self.reset = False
         self._answered = False
+        self._sent = 0
         self._connecting: list[socket.socket] = []
 
     def close(self) -> None:
@@ -211,9 +218,10 @@ class Probe:
 
     def _ask(self) -> None:
         kind = _ECHO[self._packet.family][0]
+        self._sent += 1
         # An id of its own: with another probe's id, connection tracking would send this one along the other's
         # path.
-        body = struct.pack("!BBH2sH", kind, 0, 0, self._mark[:2], 1) + self._mark
+        body = struct.pack("!BBH2sH", kind, 0, 0, self._mark[:2], self._sent) + self._mark
         body += bytes(self.size - _HEADER[self._packet.family] - len(body))
         body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]  # the kernel computes IPv6's again
         raw = self._opened(socket.SOCK_RAW, _ICMP[self._packet.family])

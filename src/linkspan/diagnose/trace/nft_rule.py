@@ -26,6 +26,11 @@ class Rule(msgspec.Struct, frozen=True):
         """The rule, near to what nft prints."""
         return words(self.expressions)
 
+    @property
+    def comment(self) -> str:
+        """The rule's comment, '' without one."""
+        return next((str(one["comment"]) for one in self.expressions if "comment" in one), "")
+
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
 

@@ -204,6 +204,9 @@ class _Evaluation:
                 target = self._chains.get((chain.family, chain.table, name))
                 if target is not None and depth < _DEPTH:
                     inner = self._walk(target, depth + 1)
+                    if inner is not None and not inner.passes and rule.comment:
+                        # The last comment on the way says why: a chain in which packets end has none.
+                        return inner if inner.by is not None and inner.by.comment else _by(rule, passes=False)
                     return inner if inner is not None or "jump" in final else "return"
         self._doubts.add(str(rule), PASS, DROP, CHANGE)
         return None

@@ -56,8 +56,8 @@ def meaning(rule: Rule | None, packet: Packet) -> str:
     """Return for people the purpose of the rule that drops a packet, if it is one of ours."""
     if rule is None or not is_ours(rule):
         return UNKNOWN
-    if said := next((str(one["comment"]) for one in rule.expressions if "comment" in one), ""):
-        return f"{said} refuses it"  # only rules of policies have comments (`policy/rules.py`)
+    if rule.comment:
+        return f"{rule.comment} refuses it"  # only rules of policies have comments (`policy/rules.py`)
     values = {value for expression in rule.expressions for value in _values(expression)}
     alone = rule.expressions[0] if len(rule.expressions) == 1 else {}
     found = [text for value, text in MEANINGS if value in values]

@@ -262,7 +262,8 @@ class Walk(Passage):
         """Send a frame by a bridge's port: one that came by the port ``source``, or the host's own."""
         packet = frame.packet
         call = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}[packet.family]
-        if source is not None and self._asked.setting(HOST, f"net/bridge/{call}") == "1":
+        every = self._asked.setting(HOST, f"net/bridge/{call}")  # '': br_netfilter is not loaded
+        if source is not None and (every == "1" or (every and packet.family in bridge.calls)):
             packet = self._seen_by_ip(bridge, source, msgspec.structs.replace(frame, to_mac=mac))
         owner = self._known.holding(following)
         learnt = self._asked.bridge_port(bridge.name, mac)

@@ -7,7 +7,7 @@ in a table here, or no value of it has such an effect. The last are: alias, grou
 encrypt), txqueuelen, GSO and GRO sizes, promiscuity, allmulti; of a bridge forward delay, priorities, the
 group address, multicast snooping and its timers and versions, statistics; of a port priority, cost, fast
 leave, multicast to unicast and multicast router. An XDP or tc program belongs to another program: ``trace``
-names it.
+names it. Whether a bridge's frames pass the rules of IPv4 and IPv6 is a kind of its own (``bridge_filters``).
 
 An attribute that a kernel does not have is missing in its answer, and is not checked.
 """
@@ -72,8 +72,6 @@ _BRIDGE = (  # IFLA_BR_*
     (7, "vlan_filtering", _OFF),
     (9, "group_fwd_mask", _FORWARDED),
     (25, "mcast_querier", _OFF),
-    (36, "nf_call_iptables", _OFF),
-    (37, "nf_call_ip6tables", _OFF),
     (38, "nf_call_arptables", _OFF),
     (49, "fdb_max_learned", _NONE),
 )

@@ -84,9 +84,14 @@ class Nft:
         finally:
             self._library.nft_ctx_output_set_flags(self._context, 0)
 
-    def json(self, command: str, *, terse: bool = False) -> list[dict[str, dict[str, object]]]:
-        """List as JSON: a list of objects such as {"set": {...}}; ``terse`` leaves sets' elements out."""
-        flags = _JSON | _STATELESS | (_TERSE if terse else 0)
+    def json(
+        self, command: str, *, terse: bool = False, counters: bool = False
+    ) -> list[dict[str, dict[str, object]]]:
+        """List as JSON: a list of objects such as {"set": {...}}; ``terse`` leaves sets' elements out.
+
+        ``counters`` includes their numbers.
+        """
+        flags = _JSON | (0 if counters else _STATELESS) | (_TERSE if terse else 0)
         self._library.nft_ctx_output_set_flags(self._context, flags)
         try:
             listed = msgspec.json.decode(self.run(command))

@@ -29,6 +29,8 @@ from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attr, attribu
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _NESTED = 0x8000
 _ORIGINAL, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_PROTOCOL_INFO, _TCP_INFO, _TCP_STATE = 4, 1, 1  # CTA_PROTOINFO and what is in it
+_TCP_ESTABLISHED = b"\3"  # TCP_CONNTRACK_ESTABLISHED, nf_conntrack_tcp.h
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _PROTO_NUMBER, _PROTO_FROM_PORT, _PROTO_TO_PORT = 1, 2, 3
 _FILTER_FLAGS = {_ORIGINAL: 1, _REPLY: 2}
@@ -42,9 +44,8 @@ Measured: 9 ms for a dump of the usual 262,144 buckets, whatever the filter. So 
 cheaper than several filtered ones as long as there are few entries.
 """
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-
-
-_NAMES = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
+PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
+"""Names of protocols by their numbers, as policies have them."""
 
 
 class Flow(msgspec.Struct, frozen=True):
@@ -123,17 +124,39 @@ def cut(forbidden: Callable[[Flow], bool]) -> int:
 
     It works in the calling thread's namespace, and takes about 10 microseconds for each entry. Raises KernelError.
     """
+    return _with_flows(forbidden, _delete)
+
+
+def count(wanted: Callable[[Flow], bool]) -> int:
+    """Return the number of established TCP connections that are ``wanted``, as ``cut`` would find them.
+
+    Raises KernelError.
+    """
+    return _with_flows(wanted, lambda _netlink, keys: len(keys), _established)
+
+
+def _established(entry: dict[int, bytes]) -> bool:
+    tcp = attributes(attributes(entry.get(_PROTOCOL_INFO, b"")).get(_TCP_INFO, b""))
+    return tcp.get(_TCP_STATE) == _TCP_ESTABLISHED
+
+
+def _with_flows(
+    wanted: Callable[[Flow], bool],
+    what: Callable[[Socket, list[bytes]], int],
+    only: Callable[[dict[int, bytes]], bool] = lambda _entry: True,
+) -> int:
+    """Call a function with the keys of the entries of these flows; return its result."""
     if not _number("net/netfilter/nf_conntrack_count"):
         return 0
     netlink = Socket(NETFILTER)
     try:
-        doomed = []
+        keys = []
         for payload in netlink.dump(_GET, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0), "list connections"):
             entry = attributes(payload, 4)
             flow = _flow(entry)
-            if flow is not None and forbidden(flow):
-                doomed.append(_key(payload, entry))
-        return _delete(netlink, doomed)
+            if flow is not None and only(entry) and wanted(flow):
+                keys.append(_key(payload, entry))
+        return what(netlink, keys)
     finally:
         netlink.close()
 
@@ -147,7 +170,7 @@ def _flow(entry: dict[int, bytes]) -> Flow | None:
     ends, answers = attributes(sent.get(_TUPLE_IP, b"")), attributes(replied.get(_TUPLE_IP, b""))
     reply = attributes(replied.get(_TUPLE_PROTO, b""))
     number = reply.get(_PROTO_NUMBER, b"\0")[0]
-    protocol = _NAMES.get(number, str(number))
+    protocol = PROTOCOL_NAMES.get(number, str(number))
     for family in FAMILIES:
         source, target = ends.get(_FROM[family]), answers.get(_FROM[family])
         if source and target:

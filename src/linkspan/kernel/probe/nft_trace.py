@@ -26,8 +26,9 @@ _GROUP = 9  # NFNLGRP_NFTRACE, linux/netfilter/nfnetlink.h
 _TRACE = (10 << 8) | 17  # NFNL_SUBSYS_NFTABLES, NFT_MSG_TRACE
 _NAME, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _IIF, _OIF, _POLICY = 1, 2, 3, 4, 5, 6, 10, 12, 16  # NFTA_TRACE_*
 _BY_POLICY, _BY_RULE = 1, 3  # NFT_TRACETYPE_*
-_CODE = 1  # NFTA_VERDICT_CODE
+_CODE, _TO = 1, 2  # NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
 _DROP = 0  # NF_DROP; a reject ends with it, too
+_GOTO = -4  # NFT_GOTO
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_*, linux/netfilter.h
 
 
@@ -58,6 +59,8 @@ class RuleTrace:
         self._own = TABLE + tag
         self._names: dict[int, str] = {}
         self._drops: list[tuple[str, int, str, str, int]] = []
+        self._led: dict[int, tuple[str, tuple[str, int]]] = {}
+        """By packet: the chain to which a rule sent it for good, and that rule's chain and handle."""
         self._nft = Nft()
         try:
             self._socket = Socket(NETFILTER, (_GROUP,))
@@ -116,12 +119,19 @@ class RuleTrace:
         if kind == _BY_POLICY:
             verdict = int.from_bytes(found.get(_POLICY, b"\xff"), "big")
         elif kind == _BY_RULE and _VERDICT in found:
-            verdict = struct.unpack(">i", attributes(found[_VERDICT]).get(_CODE, b"\xff\xff\xff\xff"))[0]
+            what = attributes(found[_VERDICT])
+            verdict = struct.unpack(">i", what.get(_CODE, b"\xff\xff\xff\xff"))[0]
+            if verdict == _GOTO:
+                at = chain, int.from_bytes(found.get(_HANDLE, b""), "big")
+                self._led[packet] = string(what.get(_TO, b"")), at
         else:
             return
         if verdict == _DROP:
             handle = int.from_bytes(found.get(_HANDLE, b""), "big") if kind == _BY_RULE else 0
-            self._drops.append((self._names.get(packet, ""), body[0], table, chain, handle))
+            to, rule = self._led.get(packet, ("", (chain, handle)))
+            # A chain in which every packet ends says less than the rule that led there.
+            name, handle = rule if to == chain else (chain, handle)
+            self._drops.append((self._names.get(packet, ""), body[0], table, name, handle))
 
     def _rule(self, family: int, table: str, chain: str, handle: int) -> str:
         """Return a rule as nft writes it, or its handle if it is gone already."""

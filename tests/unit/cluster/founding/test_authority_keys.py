@@ -33,8 +33,7 @@ def files(tmp_path: Path) -> TrustFiles:
 
 def begun(files: TrustFiles, kinds: tuple[str, ...] = KINDS) -> RotationRecord:
     """Return a rotation in its first step."""
-    made, sealed = authority_keys.make(files, "r1", kinds)
-    return RotationRecord(id="r1", step=TRUST, begun=0, authorities=made, sealed=sealed)
+    return authority_keys.make(files, "r1", kinds)
 
 
 def carried_out(files: TrustFiles, rotation: RotationRecord, step: str) -> bool:
@@ -96,7 +95,7 @@ def test_an_agent_that_ends_between_key_and_certificate_still_signs_well(files: 
     """The authority signs with the certificate that belongs to its key; without one it does not sign at all."""
     rotation = begun(files)
     carried_out(files, rotation, TRUST)
-    made = authority_keys.opened(files, rotation)
+    made, _ = authority_keys.opened(files, rotation)
     files.put(files.authority_key, made[CLIENTS].key.encode())
     foundation.sign_again(files, EtcdService(files.state_dir, "h1", VOTER), VOTER, "h1", {"host"}, 3600)
     good(files)
@@ -108,8 +107,9 @@ def test_an_agent_that_ends_between_key_and_certificate_still_signs_well(files: 
 def test_the_new_keys_are_sealed_with_what_voters_alone_have(files: TrustFiles) -> None:
     """Neither another password nor another rotation opens them, and nothing of them can be read."""
     rotation = begun(files)
-    keys = [one.key for one in authority_keys.opened(files, rotation).values()]
-    assert not any(key in msgspec.json.encode(rotation).decode() for key in keys)
+    made, root = authority_keys.opened(files, rotation)
+    secret = [root, *(one.key for one in made.values())]
+    assert not any(one in msgspec.json.encode(rotation).decode() for one in secret)
     assert "PRIVATE" not in msgspec.json.encode(rotation).decode()
     other = msgspec.structs.replace(rotation, id="r2")
     cut = msgspec.structs.replace(rotation, sealed=rotation.sealed[:-8])

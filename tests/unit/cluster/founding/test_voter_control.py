@@ -14,7 +14,7 @@ from linkspan.cluster.founding.authority_plan import ROTATION, TRUST, RotationRe
 from linkspan.cluster.founding.handover import TURN, Turn
 from linkspan.cluster.founding.signer import HOSTS, JoinedHost
 from linkspan.cluster.founding.voter_control import RETRY_SECONDS, Living, VoterControl, candidates, chosen
-from linkspan.cluster.founding.voting import Add, Candidate, Seen, VotingSettings
+from linkspan.cluster.founding.voting import Add, Candidate, Promote, Seen, VotingSettings
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd_errors import Refused
@@ -134,6 +134,18 @@ def test_a_host_whose_address_etcd_refuses_does_not_stop_the_others(monkeypatch:
         assert turn.failed == {}  # that is no fault of the host
 
     asyncio.run(run())
+
+
+def test_a_learner_is_promoted_by_the_leader_whichever_etcd_answered_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one would pass the request on without the user, and the leader refuse it for ever."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    voters.gateway.endpoint = "192.0.2.2:5379"
+    learner = Seen(id="3", host="3", learner=True)
+    monkeypatch.setattr(voter_control, "next_step", lambda _seen: Promote(learner))
+    monkeypatch.setattr(Vault, "enrol", lambda _vault, _host: asyncio.sleep(0))
+    control = VoterControl(voters.vault, "1", Records(), lambda _text: None)
+    asyncio.run(control._step((Seen(id="1", host="1", leader=True), Seen(id="2", host="2"), learner)))
+    assert voters.gateway.promoted == [("192.0.2.1:5379", "3")]
 
 
 def test_no_host_is_chosen_while_authorities_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,264 @@
+"""Answers about policies from the records alone, without a packet: who can reach whom, and by which line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from linkspan.agent.policy_enforcement import Enforcement, policed, unenforceable
+from linkspan.cluster.allowances import Allowances
+from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.model import Allowance, Endpoint, Host
+from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
+from linkspan.policy.model import Case, End, Policy, Ports, Subject, checked, ports
+from linkspan.policy.review import Finding, Known, review
+
+OUTSIDE = "outside"
+"""The word for every address in no pool."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether one end may connect to the other, at which ports, and by what (None: no policy decides)."""
+
+    allowed: bool
+    ports: tuple[str, ...]
+    by: By | None
+    why: str
+
+
+class Reacher(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who can connect to a container: a container of ``network`` on ``host``, or the outside."""
+
+    name: str
+    network: str
+    host: str
+    ports: tuple[str, ...]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
+    """A case whose answer is not the expected one."""
+
+    source: str
+    target: str
+    port: str
+    expected: str
+    got: str
+    by: By | None
+    line: int
+
+
+class Place(msgspec.Struct, frozen=True):
+    """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees."""
+
+    name: str
+    network: str
+    host: str
+    party: Party
+
+
+class PolicyAnswers:
+    """Answers questions about policies, as they are recorded."""
+
+    def __init__(
+        self, networks: Networks, allowances: Allowances, endpoint_records: EndpointRecords, enforcement: Enforcement
+    ) -> None:
+        self._networks = networks
+        self._allowances = allowances
+        self._endpoint_records = endpoint_records
+        self._enforcement = enforcement
+
+    @property
+    def _judge(self) -> Judge:
+        return self._enforcement.recorded().judge
+
+    async def can(self, source: str, target: str, port: str = "") -> Answer:
+        """Return whether a container, an address or the outside may connect to another one.
+
+        Raises NotFound for a name that means nobody, and Invalid for a port that is none.
+        """
+        return self._answer(self._judge, *await self.pair(End(name=source), End(name=target)), port)
+
+    async def who_can(self, target: str, port: str = "") -> list[Reacher]:
+        """Return who may connect to a container: containers of all hosts, and the outside."""
+        judge = self._judge
+        places = await self._places(judge, End(name=target))
+        found = []
+        known: dict[Place, tuple[str, ...]] = {}
+
+        async def ports_of(one: Place) -> tuple[str, ...]:
+            """Return at which ports; most endpoints are like others, and answers take a millisecond."""
+            party = one.party if judge.by_address else msgspec.structs.replace(one.party, address=None)
+            like = Place("", one.network, "", party)
+            if like not in known:
+                await asyncio.sleep(0)
+                answers = [self._answer(judge, one, place, port) for place in places]
+                known[like] = tuple(dict.fromkeys(t for answer in answers if answer.allowed for t in answer.ports))
+            return known[like]
+
+        async for some in self._endpoint_records.everywhere():
+            for endpoint in some:
+                one = self._place(judge, endpoint)
+                itself = any(place.party.address == one.party.address for place in places)
+                if one.network and not itself and (reached := await ports_of(one)):
+                    found.append(Reacher(name=one.name, network=one.network, host=one.host, ports=reached))
+        if reached := await ports_of(Place(OUTSIDE, "", "", Party(None, outside=True))):
+            found.append(Reacher(name=OUTSIDE, network="", host="", ports=reached))
+        return found
+
+    async def test(self, policies: Iterable[Policy], cases: Iterable[Case]) -> list[Failure]:
+        """Return the cases that would fail if these policies were applied."""
+        after = {policy.name: policy for policy in (*self._judge.policies, *map(checked, policies))}
+        judge = Judge(after.values(), self._judge.closed)
+        failed = []
+        for case in cases:
+            try:
+                answer = self._answer(judge, *await self.pair(case.source, case.target, judge), case.port)
+            except LinkspanError as error:
+                raise error.within(f"test at line {case.line}") from error
+            got = "allow" if answer.allowed else "deny"
+            if got != case.expect:
+                ends = {"source": str(case.source), "target": str(case.target), "port": case.port}
+                failed.append(Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line))
+        return failed
+
+    async def review(self, hosts: Mapping[str, Host], resolvers: Collection[Prefix]) -> list[Finding]:
+        """Return what is odd about the policies, given all endpoints; none without policies.
+
+        ``hosts`` are the other hosts, ``resolvers`` what the hosts' name servers ask.
+        """
+        judge = self._judge
+        if not judge.policies:
+            return []
+        known = [
+            Known(
+                Subject(one.called, one.network, one.host, one.labels), tuple(at.single() for at in one.prefixes)
+            )
+            async for some in self._endpoint_records.everywhere()
+            for one in some
+        ]
+        under = [prefix(text).single() for one in hosts.values() if one.underlay for text in one.underlay.addresses]
+        askers = [Party(address, outside=True) for address in under]
+        return await asyncio.to_thread(lambda: list(review(judge, known, resolvers, askers)))
+
+    async def pair(self, source: End, target: End, judge: Judge | None = None) -> tuple[Place, Place]:
+        """Return both ends; of containers in several networks the endpoints that meet in one, if there are any.
+
+        Otherwise those whose networks may reach each other.
+        """
+        judge = judge or self._judge
+        sources, targets = await self._places(judge, source), await self._places(judge, target)
+        pairs = [(one, other) for one in sources for other in targets]
+        near = (pair for pair in pairs if pair[0].network == pair[1].network)
+        allowed = (pair for pair in pairs if self._gates(pair[0].network, pair[1].network))
+        return next(near, next(allowed, pairs[0]))
+
+    async def _places(self, judge: Judge, end: End) -> list[Place]:
+        if end.network:
+            self._networks.get(end.network)
+            chosen = judge.chosen(Subject("", end.network, "", end.labels))
+            routed = not unenforceable(self._networks.get(end.network))
+            return [Place(str(end), end.network, "", Party(None, chosen, policed=routed))]
+        if end.name == OUTSIDE:
+            return [Place(OUTSIDE, "", "", Party(None, outside=True))]
+        try:
+            address = prefix(end.name).single()
+        except Invalid:
+            address = None
+        every = [] if address is None else [e async for some in self._endpoint_records.everywhere() for e in some]
+        mine = [e for e in every if any(one.single() == address for one in e.prefixes)]
+        if address is not None and not mine:
+            outside = is_outside(address, [pool for one in self._networks.all() for pool in one.prefixes])
+            return [Place(address.address, "", "", Party(address, outside=outside))]
+        return [self._place(judge, endpoint) for endpoint in mine or await self._endpoint_records.find(end.name)]
+
+    def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
+        subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
+        address = next((one.single() for one in endpoint.prefixes), None)
+        party = Party(address, judge.chosen(subject), policed=policed(endpoint))
+        return Place(endpoint.called, endpoint.network, endpoint.host, party)
+
+    def answer(self, source: Place, target: Place, port: str) -> Answer:
+        """Return whether one end may connect to the other, by the recorded policies. Raises Invalid."""
+        return self._answer(self._judge, source, target, port)
+
+    def _answer(self, judge: Judge, source: Place, target: Place, port: str) -> Answer:
+        probe = _probe(port) if port else None
+        gates = self._gates(source.network, target.network)
+        if own := self._own(source, target):
+            return Answer(allowed=True, ports=(str(_ports(probe)) if probe else "all",), by=None, why=own)
+        if inner := self._internal(source, target):
+            why = f"network {inner} is internal: nothing passes between it and the outside, whatever a policy says"
+            return Answer(allowed=False, ports=(), by=None, why=why)
+        if not any(_passes(gate, probe) for gate in gates):
+            pair = f"networks {source.network} and {target.network}"
+            why = f"{pair} are isolated from each other (`linkspan network allow`), whatever a policy says"
+            return Answer(allowed=False, ports=(), by=None, why=why)
+        if probe is None:
+            spans = judge.openings(source.party, target.party)
+            if all(gate.port for gate in gates):
+                wanted = [Probe(gate.protocol, gate.port) for gate in gates]
+                spans = tuple(_ports(one) for one in wanted if judge.verdict(source.party, target.party, one).allowed)
+            probe = Probe(spans[0].protocol, spans[0].first) if spans else Probe("tcp", 1)
+            names = tuple(map(str, spans))
+            names = ("all",) if names == PROTOCOLS else names
+        else:
+            allowed = judge.verdict(source.party, target.party, probe).allowed
+            names = (str(_ports(probe)),) if allowed else ()
+        verdict = judge.verdict(source.party, target.party, probe)
+        why = _why(verdict)
+        if bare := [place.network for place in (source, target) if not place.party.policed]:
+            why += f"; linkspan enforces no policy for containers of network {bare[0]}"
+        return Answer(allowed=bool(names), ports=names, by=verdict.by, why=why)
+
+    def _own(self, source: Place, target: Place) -> str:
+        """Return why packets between two ends pass no rule of policies: one is the other one's gateway; '' if not."""
+        networks = {network.name: network for network in self._networks.all()}
+        for one, other in ((source, target), (target, source)):
+            if one.network in networks and not other.network and other.party.address is not None:
+                gateways = {prefix(text).address for text in networks[one.network].gateways}
+                if other.party.address.address in gateways:
+                    return "it is the container's own host, which no policy is about"
+        return ""
+
+    def _internal(self, source: Place, target: Place) -> str:
+        """Return the internal network between which and the outside nothing passes, '' if no end is in one."""
+        internal = {network.name for network in self._networks.all() if network.internal}
+        for one, other in ((source, target), (target, source)):
+            if one.network in internal and not other.network and other.party.outside:
+                return one.network
+        return ""
+
+    def _gates(self, source: str, target: str) -> list[Allowance]:
+        """Return the ways by which one network may reach another one; the outside and a network itself need none."""
+        if source == target or not source or not target:
+            return [Allowance(source, target)]
+        return [one for one in self._allowances.all() if (one.source, one.target) == (source, target)]
+
+
+def _passes(gate: Allowance, probe: Probe | None) -> bool:
+    return not gate.port or probe is None or (gate.protocol, gate.port) == (probe.protocol, probe.port)
+
+
+def _probe(text: str) -> Probe:
+    found = ports(text)
+    if found.first != found.last or (not found.first and found.protocol != "icmp"):
+        raise Invalid(f"{text!r} is not one port", "write 80/tcp, or icmp")
+    return Probe(found.protocol, found.first)
+
+
+def _ports(probe: Probe) -> Ports:
+    return ports(f"{probe.port}/{probe.protocol}" if probe.port else probe.protocol)
+
+
+def _why(verdict: Verdict) -> str:
+    does = "allows" if verdict.allowed else "refuses"
+    if verdict.network:
+        return f"no policy allows it, and network {verdict.network} is default-deny"
+    if verdict.policy:
+        return f"policy {verdict.policy} {does} it" + (f" (line {verdict.line})" if verdict.line else "")
+    return "no policy is about it"

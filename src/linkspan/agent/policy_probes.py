@@ -1,0 +1,103 @@
+"""Policy probes: the cases of a policy file's tests, asked by real packets from the containers of this host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from linkspan.agent.policy_answers import Failure, Place, PolicyAnswers
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Endpoint
+from linkspan.endpoints.registry import Identity
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.probe import connection_attempt
+from linkspan.policy.model import Case, Ports, ports
+
+AT_ONCE = 16
+"""Cases that are asked at the same time, each in a thread."""
+
+
+class Skipped(msgspec.Struct, frozen=True, kw_only=True):
+    """A case that cannot be asked from here, by its line, and why."""
+
+    line: int
+    why: str
+
+
+class Probed(msgspec.Struct, frozen=True, kw_only=True):
+    """What the packets found; ``by`` of a failure is what the records say decides."""
+
+    failed: tuple[Failure, ...]
+    skipped: tuple[Skipped, ...]
+
+
+class PolicyProbes:
+    """Sends packets from one container to another one, and learns whether they are refused."""
+
+    def __init__(
+        self, namespaces: Namespaces, endpoints: Mapping[Identity, Endpoint], answers: PolicyAnswers
+    ) -> None:
+        self._namespaces = namespaces
+        self._endpoints = endpoints
+        self._answers = answers
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def test(self, cases: Iterable[Case]) -> Probed:
+        """Ask each case as policies are in force now, whatever a file says.
+
+        Raises NotFound for a name that means nobody.
+        """
+        found = await asyncio.gather(*map(self._test, cases))
+        failed = tuple(one for one in found if isinstance(one, Failure))
+        return Probed(failed=failed, skipped=tuple(one for one in found if isinstance(one, Skipped)))
+
+    async def _test(self, case: Case) -> Failure | Skipped | None:
+        try:
+            source, target = await self._answers.pair(case.source, case.target)
+        except LinkspanError as error:
+            raise error.within(f"test at line {case.line}") from error
+        answer = self._answers.answer(source, target, case.port)
+        opened = next((text for text in answer.ports if text != "all"), "")
+        wanted = _one(ports(case.port or opened or "80/tcp"))
+        netns = self._netns(source)
+        if why := self._unable(source, target, netns, wanted):
+            return Skipped(line=case.line, why=why)
+        assert netns is not None
+        assert target.party.address is not None
+        async with self._room:
+            passes = await asyncio.to_thread(self._ask, netns, target.party.address.address, wanted)
+        got = "allow" if passes else "deny"
+        if got == case.expect:
+            return None
+        ends = {"source": str(case.source), "target": str(case.target), "port": str(wanted)}
+        return Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line)
+
+    def _unable(self, source: Place, target: Place, netns: int | None, wanted: Ports) -> str:
+        if netns is None:
+            where = f"it is on host {source.host}" if source.host else "it is no running container"
+            return f"{source.name} sends nothing from here: {where}"
+        if target.party.address is None:
+            return f"{target.name} has no address that a packet could be sent to"
+        if wanted.protocol not in connection_attempt.PROTOCOLS:
+            return f"no packet of {wanted.protocol} can be sent"
+        return ""
+
+    def _netns(self, source: Place) -> int | None:
+        """Return the namespace of a container of this host, None for any other end."""
+        address = source.party.address
+        for endpoint in self._endpoints.values():
+            if endpoint.network == source.network and any(one.single() == address for one in endpoint.prefixes):
+                return endpoint.netns or None
+        return None
+
+    def _ask(self, netns: int, target: str, wanted: Ports) -> bool:
+        with self._namespaces.entered(netns):
+            return connection_attempt.passes(target, wanted.protocol, wanted.first)
+
+
+def _one(found: Ports) -> Ports:
+    """Return one port of a span; of a whole protocol with ports the one that web servers have."""
+    first = found.first or (0 if found.protocol == "icmp" else 80)
+    return Ports(found.protocol, first, first)

@@ -1,0 +1,151 @@
+"""`linkspan learn exam`: lessons without help and with a time limit, and the replay of what was typed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from linkspan.cli.address import NOT_WELL
+from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user
+from linkspan.cli.output import Format, Output, as_json, say, step, table
+from linkspan.core.errors import Conflict, Invalid, LinkspanError
+from linkspan.core.escapes import shown
+from linkspan.learn import INSIDE
+
+if TYPE_CHECKING:
+    from linkspan.learn.exam import Sat
+    from linkspan.learn.language import Words
+    from linkspan.learn.lesson import Lesson
+    from linkspan.learn.progress import Progress
+
+app = typer.Typer(no_args_is_help=True, help="Lessons as an exam: without help, with a time limit and a result file.")
+
+
+@app.command()
+def start(
+    lessons: Annotated[list[str], typer.Argument(metavar="LESSON...", help="Numbers or names, in their order.")],
+    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Time for all of them.")] = 30,
+    who: Annotated[str, typer.Option("--who", metavar="NAME", help="Name in the result; default: the user's.")] = "",
+    file: Annotated[
+        Path, typer.Option("--file", metavar="FILE", help="The result, which must not exist yet.")
+    ] = Path("exam.json"),
+    lang: Lang = "",
+) -> None:
+    """Sit an exam: one lesson after the other, without hints, solutions and explanations. `next` goes on."""
+    from linkspan.learn import exam, lesson, sandbox
+
+    if os.environ.get(INSIDE):
+        raise Conflict("this shell is in a sandbox already", "`exit` first")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise Conflict("an exam needs a terminal: what is typed is its result", "start it in a terminal")
+    if minutes > exam.DAY:
+        raise Invalid(f"an exam of {minutes} minutes is longer than a day", f"give at most {exam.DAY}")
+    if file.exists():
+        raise Conflict(f"{file} exists", "name another --file")
+    chosen = list({one.name: one for one in map(lesson.numbered, lessons)}.values())
+    kept, words = reader(lang)
+    kept.speak(words.language)
+    with step(words("looking at what the lessons need")), sandbox.passing(kept.sandbox) as box:
+        for one in chosen:
+            require(box, one, words, exam.NEEDS)
+    begun = time.time()
+    asked = tuple(one.number for one in chosen)
+    result = exam.Result(who=(who or user())[:200], begun=exam.stamp(begun), minutes=minutes, asked=asked)
+    exam.write(file, result)
+    end = time.monotonic() + 60.0 * minutes
+    sat: list[Sat] = []
+    for one in chosen:
+        code, found = _sit(one, kept, words, end)
+        sat.append(found)
+        spent = round(time.time() - begun, 1)
+        result = exam.Result(result.who, result.begun, minutes, asked, spent, tuple(sat))
+        exam.write(file, result)
+        if code != sandbox.NEXT or time.monotonic() >= end:
+            break
+    passed = sum(one.passed_after is not None for one in sat)
+    say(words("{passed} of {all} lessons passed. The result is in {file}.", passed=passed, all=len(chosen), file=file))
+
+
+def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sat]:
+    """Let a student work on a lesson until the shell ends or the time is up; return the shell's exit code, too."""
+    from linkspan.learn import exam, terminal
+    from linkspan.learn.panel import News, Panel
+    from linkspan.learn.watcher import PAUSE, Watcher
+
+    box = prepared(one, kept, words, exam=True)
+    try:
+        introduce(one, words, exam=True)
+        left = max(end - time.monotonic(), 0.0) / 60
+        say(words("{minutes:.0f} minutes are left. `next` ends this lesson, `exit` the exam.", minutes=left))
+        say(words("Write files by commands (cat, printf, sed): the result has lines, and no keys in an editor."))
+        watcher, news = Watcher(box, one), News(Panel(one, words), one, exam=True)
+        began, since = time.time(), time.monotonic()
+        passed: list[float] = []
+        log: list[exam.Typed] = []
+
+        def look() -> str:
+            over = time.monotonic() >= end
+            judged = None if over else watcher.look()
+            if over or judged is not None:  # now, because another window may end the sandbox
+                log[:] = exam.commands(box, began)
+            if over:
+                box.end()  # the shell ends with it
+            if judged is None:
+                return ""
+            if judged.passed and not passed:
+                passed.append(round(time.monotonic() - since + 0.05, 1))
+            return fitted(news.of(judged))
+
+        argv, environment = box.shell(f"exam {one.number}", logged=True)
+        code = terminal.run(argv, environment, look, PAUSE)
+        if time.monotonic() >= end:
+            say(words("The time is up."))
+        else:
+            with contextlib.suppress(LinkspanError):
+                log[:] = exam.commands(box, began)
+    finally:
+        if box.end():
+            kept.close()
+    after = passed[0] if passed else None
+    return code, exam.Sat(one.number, one.name, exam.version(one), after, tuple(log))
+
+
+@app.command()
+def verify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of `learn exam start`.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let the commands do what you may do; else files are read-only.")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Replay what was typed in a new sandbox; exit 3 if a lesson that the result calls passed does not pass."""
+    from linkspan.learn import exam
+
+    found = []
+    for path in files:
+        result = exam.read(path)
+        with step(f"replaying {path}"):
+            lessons = list(exam.verify(result, trust=trust))
+        given = result.begun, result.minutes, result.asked, result.seconds
+        found.append(exam.Verification(str(path), result.who, *given, lessons))
+    if output is Format.JSON:
+        as_json(found)
+    else:
+        rows = [
+            (shown(one.who), each.number, shown(each.name), _yes(each.passed), _yes(each.verified), shown(each.why))
+            for one in found
+            for each in one.lessons
+        ]
+        table(("who", "number", "name", "passed", "verified", "why"), rows, "")
+    if any(each.verified is False for one in found for each in one.lessons):
+        raise typer.Exit(NOT_WELL)
+
+
+def _yes(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[value]

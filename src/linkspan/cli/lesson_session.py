@@ -1,0 +1,102 @@
+"""The common part of lessons' and exams' commands: the reader, the open lesson, and its sandbox."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from linkspan.cli import layout
+from linkspan.cli.output import say, step, width
+from linkspan.core.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from linkspan.learn.language import Words
+    from linkspan.learn.lesson import Lesson
+    from linkspan.learn.progress import Progress
+    from linkspan.learn.sandbox import Sandbox
+
+Lang = Annotated[
+    str, typer.Option("--lang", metavar="zh|en", help="The language; default: the last one, else the locale's.")
+]
+
+
+def reader(lang: str) -> tuple[Progress, Words]:
+    """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for."""
+    from linkspan.core.translation import chosen
+    from linkspan.learn import language, progress
+
+    kept = progress.Progress(progress.folder())
+    speaks = chosen(lang, kept.language)
+    if lang:
+        kept.speak(speaks)
+    return kept, language.Words(speaks)
+
+
+def user() -> str:
+    """Return this user's name, or number if it has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+def opened(kept: Progress, words: Words) -> Lesson:
+    """Return the lesson that is open. Raises NotFound."""
+    from linkspan.learn import lesson
+
+    if not kept.current:
+        raise NotFound(words("no lesson is open"), "linkspan learn start N")
+    return lesson.numbered(kept.current)
+
+
+def helped(kept: Progress, words: Words) -> Lesson:
+    """Return the lesson that is open, for help with it. Raises NotFound, or Conflict in an exam."""
+    if kept.exam:
+        raise Conflict(words("an exam is running: it has no hints, solutions and explanations"), "learn task")
+    return opened(kept, words)
+
+
+def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ()) -> None:
+    """Raise Conflict, with the way out, if this machine lacks what a lesson needs, or ``more`` besides."""
+    from linkspan.learn import needs
+
+    if lacking := needs.lacking(box, (*one.data.needs, *more)):
+        what = ", ".join(one.what for one in lacking)
+        fix = "; ".join(one.fix for one in lacking)
+        raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
+
+
+def prepared(one: Lesson, kept: Progress, words: Words, *, lasting: bool = False, exam: bool = False) -> Sandbox:
+    """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
+    from linkspan.learn import play, sandbox
+
+    sandbox.end_all(kept.sandbox)
+    with step(words("making the sandbox of lesson {number}", number=one.number)):
+        box = sandbox.make(kept.sandbox, lasting=lasting)
+        try:
+            require(box, one, words)
+            play.begin(box, one)
+            (kept.sit if exam else kept.start)(one.name)
+        except BaseException:
+            box.end()
+            raise
+    return box
+
+
+def introduce(one: Lesson, words: Words, *, exam: bool = False) -> None:
+    """Show a lesson's text."""
+    from linkspan.learn.panel import Panel
+
+    for paragraph in Panel(one, words).introduction(exam=exam):
+        say(paragraph)
+        if not paragraph.startswith("  "):
+            print()
+
+
+def fitted(lines: list[str]) -> str:
+    """Return paragraphs as text that fits the terminal."""
+    room = width()
+    return "\n".join(layout.filled(line, room) if room and line else line for line in lines)

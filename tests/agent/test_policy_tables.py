@@ -1,0 +1,255 @@
+"""Truth tables of policies: every cell between nine containers is what the table says, routed and bridged."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from linkspan.core.addresses import prefix
+from linkspan.policy import document
+from linkspan.policy.judge import Judge, Party, Probe
+from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector, Subject
+from support.agent.yard import PODS, Yard, yard_in
+from support.policy_cases import END, Case, peer_cases, port_cases, rule_cases
+
+FAMILIES = (4, 6)
+
+
+@pytest.fixture(scope="module", params=["routed", "bridged"])
+def yard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    """Return a host with nine containers, in routed networks or on bridges."""
+    with yard_in(tmp_path_factory.mktemp("tables"), request.param) as made:
+        yield made
+
+
+def _text(container: str, case: Case) -> str:
+    """Return a case as a policy about one container."""
+    end = "from" if case.direction == "ingress" else "to"
+    rules = [{end if key == END else key: value for key, value in rule.items()} for rule in case.rules]
+    # JSON is YAML, too, without aliases for what two rules share.
+    return json.dumps({"policy": f"about-{container}", "select": {"name": container}, case.direction: rules}) + "\n"
+
+
+def _play(yard: Yard, cases: Iterable[Case]) -> list[str]:
+    """Give each container a case of one direction, nine at a time; return the cells that are wrong."""
+    found = []
+    for direction in ("ingress", "egress"):
+        waiting = [case for case in cases if case.direction == direction]
+        for start in range(0, len(waiting), len(PODS)):
+            about = dict(zip(PODS, waiting[start : start + len(PODS)], strict=False))
+            yard.apply("---\n".join(_text(name, case) for name, case in about.items()))
+            for family in FAMILIES:
+                for cell in yard.wrong(family, partial(_expected, about, family)):
+                    names = {about[end].name for end in cell[:2] if end in about}
+                    found.append(f"{cell} by IPv{family}, {direction}: one of {names}")
+    return found
+
+
+def _expected(about: Mapping[str, Case], family: int, source: str, target: str, port: int, protocol: str) -> bool:
+    for own, other, direction in ((target, source, "ingress"), (source, target, "egress")):
+        case = about.get(own)
+        if case is not None and case.direction == direction:
+            return other in case.ends[family] and (port, protocol) in case.ports
+    return True
+
+
+def test_every_peer_means_whom_the_table_says(yard: Yard) -> None:
+    """By labels, each operator, networks, names, addresses and exceptions, in both directions."""
+    cases = peer_cases()
+    assert len(cases) == 128
+    assert _play(yard, cases) == []
+
+
+def test_every_list_of_ports_opens_what_the_table_says(yard: Yard) -> None:
+    """By single ports, spans, whole protocols, and several of them."""
+    cases = port_cases()
+    assert len(cases) == 70
+    assert _play(yard, cases) == []
+
+
+def test_of_several_rules_the_first_one_decides(yard: Yard) -> None:
+    """Allows and denies of one policy, in either order."""
+    assert _play(yard, rule_cases()) == []
+    assert yard.host.differences() == []
+
+
+ALLOW = "{action: allow}"
+CONFLICTS: tuple[tuple[str, str, str], ...] = (
+    ("two isolate, one allows", "ingress: []", f"ingress: [{ALLOW}]"),
+    ("both allow a part", "ingress: [{from: [{network: x}]}]", "ingress: [{from: [{network: y}]}]"),
+    ("the first denies a part", "ingress: [{action: deny, from: [{network: x}]}]", f"ingress: [{ALLOW}]"),
+    ("the second denies a part", f"ingress: [{ALLOW}]", "ingress: [{action: deny, from: [{network: x}]}]"),
+    ("the first denies a port", "ingress: [{action: deny, ports: [81]}]", "ingress: [{from: [{network: z}]}]"),
+    ("both deny", "ingress: [{action: deny, ports: [81]}]", "ingress: [{action: deny, ports: [udp]}]"),
+    ("one for each direction", "ingress: [{ports: [tcp]}]", "egress: [{ports: [80]}]"),
+    ("nothing out, everything in", "egress: []", f"ingress: [{ALLOW}]"),
+    ("nothing at all", "ingress: []", "egress: []"),
+)
+OPEN: dict[str, tuple[str, str]] = {
+    "two isolate, one allows": ("xyz tcp udp 80 81", "xyz tcp udp 80 81"),
+    "both allow a part": ("xy tcp udp 80 81", "xyz tcp udp 80 81"),
+    "the first denies a part": ("yz tcp udp 80 81", "xyz tcp udp 80 81"),
+    "the second denies a part": ("xyz tcp udp 80 81", "xyz tcp udp 80 81"),
+    "the first denies a port": ("z tcp udp 80 81 -81/tcp", "xyz tcp udp 80 81"),
+    "both deny": ("xyz tcp 80", "xyz tcp udp 80 81"),
+    "one for each direction": ("xyz tcp 80 81", "xyz tcp 80"),
+    "nothing out, everything in": ("xyz tcp udp 80 81", ""),
+    "nothing at all": ("", ""),
+}
+"""By conflict: from whom the container is reached at what, and whom it reaches."""
+
+
+def _within(words: str, network: str, port: int, protocol: str) -> bool:
+    networks, *rest = words.split() or [""]
+    there = network in networks and protocol in rest and str(port) in rest
+    return there and f"-{port}/{protocol}" not in rest
+
+
+def test_policies_that_meet_are_looked_at_by_their_order(yard: Yard) -> None:
+    """Two policies about each container: whichever comes first decides, and isolation adds up."""
+    about = dict(zip(PODS, CONFLICTS, strict=True))
+    texts = [
+        f"policy: {name}-{order}\norder: {order}\nselect: {{name: {name}}}\n{said}\n"
+        for name, (_, *both) in about.items()
+        for order, said in enumerate(both)
+    ]
+    yard.apply("---\n".join(texts))
+
+    def expected(source: str, target: str, port: int, protocol: str) -> bool:
+        into, out = OPEN[about[target][0]][0], OPEN[about[source][0]][1]
+        return _within(into, source[0], port, protocol) and _within(out, target[0], port, protocol)
+
+    assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
+
+
+def test_a_changed_label_and_a_deleted_policy_change_the_cells(yard: Yard) -> None:
+    """The same cells follow labels of both ends, and everything is open again at the end."""
+    yard.apply("policy: p\nselect: {labels: {pod: a}}\ningress: [{from: [{labels: {pod: b}}]}]\n")
+
+    def between(targets: str, sources: str) -> list[object]:
+        """Return what is wrong if only these targets are closed, and only these sources reach them."""
+        return [
+            yard.wrong(family, lambda s, t, _port, _protocol: t not in targets.split() or s in sources.split())
+            for family in FAMILIES
+        ]
+
+    assert between("x-a y-a z-a", "x-b y-b z-b") == [[], []]
+    yard.host.cli("endpoint", "label", "x-c", "pod=a")
+    yard.host.cli("endpoint", "label", "y-b", "pod=c")
+    try:
+        assert between("x-a y-a z-a x-c", "x-b z-b") == [[], []]
+    finally:
+        yard.host.cli("endpoint", "label", "x-c", "pod=c")
+        yard.host.cli("endpoint", "label", "y-b", "pod=b")
+    yard.apply("")
+    assert between("", "") == [[], []]
+
+
+KUBERNETES = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: z}
+spec:
+  podSelector: {matchLabels: {pod: a}}
+  policyTypes: [Ingress]
+  ingress:
+  - from:
+    - podSelector: {}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: y}}
+      podSelector: {matchExpressions: [{key: pod, operator: In, values: [b, c]}]}
+    ports:
+    - {port: 80, endPort: 81}
+"""
+
+
+def test_a_policy_of_kubernetes_means_the_same_here(yard: Yard) -> None:
+    """A namespace is a network, and a peer without one is in the policy's own."""
+    yard.apply(KUBERNETES)
+
+    def expected(source: str, target: str, _port: int, protocol: str) -> bool:
+        return target != "z-a" or (protocol == "tcp" and (source[0] == "z" or source in ("y-b", "y-c")))
+
+    assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
+
+
+_values = st.sampled_from("abc")
+_requirements = st.builds(
+    Requirement,
+    st.sampled_from(("pod", "tier")),
+    st.sampled_from(("In", "NotIn")),
+    st.lists(_values, min_size=1, max_size=2, unique=True).map(tuple),
+) | st.builds(Requirement, st.sampled_from(("pod", "tier")), st.sampled_from(("Exists", "DoesNotExist")))
+_selectors = st.builds(
+    Selector,
+    labels=st.dictionaries(st.just("pod"), _values, max_size=1),
+    expressions=st.lists(_requirements, max_size=1).map(tuple),
+    networks=st.sampled_from(((), ("x",), ("y", "z"))),
+    names=st.sampled_from(((), (), (), ("x-a",))),
+)
+_cidrs = st.sampled_from(
+    (
+        Peer(cidr="10.211.0.0/16", excepts=("10.211.0.0/30",)),
+        Peer(cidr="0.0.0.0/0"),
+        Peer(cidr="fd00:212::/64"),
+        Peer(outside=True),
+    )
+)
+_ports = st.sampled_from(
+    (Ports("tcp", 80, 80), Ports("tcp"), Ports("udp", 80, 81), Ports("udp", 81, 81), Ports("icmp"))
+)
+_rules = st.builds(
+    Rule,
+    action=st.sampled_from(("allow", "allow", "deny")),
+    peers=st.lists(st.builds(Peer, select=_selectors) | _cidrs, max_size=2).map(tuple),
+    ports=st.lists(_ports, max_size=2, unique=True).map(tuple),
+)
+_directions = st.lists(_rules, max_size=2).map(tuple)
+_ways = st.tuples(_directions, _directions) | st.tuples(st.none(), _directions) | st.tuples(_directions, st.none())
+_policies = st.lists(
+    st.builds(
+        lambda select, ways, order: Policy(name="p", select=select, ingress=ways[0], egress=ways[1], order=order),
+        _selectors,
+        _ways,
+        st.integers(0, 2),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(made=_policies)
+def test_the_kernel_and_the_judge_agree_on_random_policies(yard: Yard, made: list[Policy]) -> None:
+    """Whatever four policies say, each cell is what the judge says of it, by IPv4 and IPv6."""
+    named = [msgspec.structs.replace(one, name=f"p{number}") for number, one in enumerate(made)]
+    yard.enforce(*named)
+    judge = Judge(named)
+    text = "---\n".join(map(document.printed, named))
+    for family in FAMILIES:
+        parties = {
+            name: Party(
+                prefix(yard.ips[name][family]),
+                judge.chosen(Subject(name, name[0], "", {"pod": name[2], "ns": name[0]})),
+            )
+            for name in PODS
+        }
+        verdicts = {
+            (source, target, port, protocol): judge.verdict(
+                parties[source], parties[target], Probe(protocol, port)
+            ).allowed
+            for source, target in itertools.permutations(PODS, 2)
+            for port, protocol in itertools.product((80, 81), ("tcp", "udp"))
+        }
+        assert yard.wrong(family, lambda *cell: verdicts[cell]) == [], text  # noqa: B023 - called at once
