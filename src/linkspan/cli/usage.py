@@ -56,6 +56,7 @@ PHRASES = {
         **dict.fromkeys(("create",), "network create"),
         **dict.fromkeys(("delete",), "network delete"),
         **dict.fromkeys(("drift",), "diff"),
+        **dict.fromkeys(("ui", "gui", "dashboard", "browser", "map", "topology"), "web"),
         **dict.fromkeys(("tutorial", "lesson", "lessons", "teach"), "learn"),
     },
     "linkspan network": {"connect": "attach", "attach": "attach", "disconnect": "detach", "detach": "detach"},

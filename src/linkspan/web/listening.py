@@ -15,6 +15,8 @@ from linkspan.core.remedies import reason, remedy
 
 DEFAULT = "127.0.0.1:0"
 """Only this machine, at a free port."""
+EVERY = "0.0.0.0", "::"
+"""Addresses that stand for all of the machine's: browsers call the page by the certificate's names."""
 _FORM = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -35,7 +37,8 @@ class Place(msgspec.Struct, frozen=True):
     def authorities(self, port: int) -> tuple[str, ...]:
         """Return the values that the header Host may have, the one for links first; ``port`` is the real one."""
         own = f"[{self.address}]" if ":" in self.address else self.address
-        hosts = [own, *(["localhost"] if _is_loopback(self.address) else []), *self.names]
+        addresses = [] if self.address in EVERY else [own]
+        hosts = [*addresses, *(["localhost"] if _is_loopback(self.address) else []), *self.names]
         found = [f"{host}:{port}" for host in hosts]
         return (*found, *(hosts if port == _DEFAULT_PORTS[self.scheme] else ()))
 
@@ -66,7 +69,10 @@ def place(text: str, certificate: str = "", key: str = "") -> Place:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
         raise Invalid(f"--cert {certificate} and --key {key}: {error.reason or error}", "are they a pair?") from error
-    return Place(address, int(match[3]), context, _names(Path(certificate)))
+    names = _names(Path(certificate))
+    if address in EVERY and not names:
+        raise Invalid(f"--cert {certificate} names no host, and --listen no address", "listen on one address")
+    return Place(address, int(match[3]), context, names)
 
 
 def _names(certificate: Path) -> tuple[str, ...]:

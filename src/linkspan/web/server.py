@@ -29,6 +29,8 @@ LARGEST = 4096
 """Bytes of a request's body, at most."""
 LONGEST = 300
 """Characters of a word in a question, at most."""
+ADDRESSES = 500
+"""Addresses that one answer has at most."""
 PACKETS = 5, 2.0
 """Traces with a real packet: so many at once, and one more each so many seconds."""
 SURVEYS = 1, 15.0
@@ -251,8 +253,10 @@ class PageServer:
         return _json([line for line in lines if not word or word in line["why"] or word in line["command"]])
 
     async def _addresses(self, request: web.Request) -> web.Response:
+        """Answer with the first addresses in use of a network, and how many there are."""
         network = _word(request, "network")
-        return _json(await self._answers.get(f"/v1/addresses?{urlencode({'network': network})}"))
+        found = await self._answers.get(f"/v1/addresses?{urlencode({'network': network})}")
+        return _json({"total": len(found), "addresses": found[:ADDRESSES]})
 
     async def _migration(self, request: web.Request) -> web.Response:
         return _json(await self._answers.get(f"/v1/networks/{quote(request.match_info['network'], safe='')}"))

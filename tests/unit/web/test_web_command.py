@@ -77,6 +77,12 @@ def test_with_a_certificate_the_page_is_served_by_tls(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_page_at_all_addresses_is_called_by_the_certificates_names(tmp_path: Path) -> None:
+    """The link leads to one of them, and never to 0.0.0.0."""
+    pair = Authority(tmp_path / "ca").certificate("page")
+    assert place("0.0.0.0:443", pair.cert, pair.key).authorities(8443) == ("127.0.0.1:8443", "127.0.1.1:8443")
+
+
 def test_wrong_certificates_are_named(tmp_path: Path) -> None:
     """With the option and the cause."""
     authority = Authority(tmp_path / "ca")

@@ -11,12 +11,14 @@ const AGAIN = 10_000; // milliseconds until a trace that is looked at is asked a
 
 // Returns {found, error, busy, live, sendPacket, again} of the trace between the ends in the address bar. It is asked
 // again when hosts or problems change (`changes` is different then), and from time to time: what was true may be so no
-// more. The result of a real packet stays until something changes.
+// more. The result of a real packet stays until somebody asks again.
 export function useTrace(state, route, changes) {
   const [trace, setTrace] = useState({ found: null, error: "", busy: false, live: false });
   const [round, setRound] = useState(0);
   const ends = route.a && route.b && state ? { source: traceName(state, route.a), target: traceName(state, route.b), port: route.port } : null;
   const key = JSON.stringify([ends, round]);
+  const shown = useRef("");
+  shown.current = JSON.stringify(ends);
   const run = (asking, live, isCurrent = () => true) => {
     setTrace((now) => ({ ...now, busy: true }));
     asking.then(
@@ -26,13 +28,13 @@ export function useTrace(state, route, changes) {
   };
   useEffect(() => setTrace({ found: null, error: "", busy: false, live: false }), [JSON.stringify(ends)]);
   useEffect(() => {
-    if (!ends) return undefined;
+    if (!ends || trace.live) return undefined;
     let current = true;
     run(ask("/api/trace", ends), false, () => current);
     return () => {
       current = false;
     };
-  }, [key, changes]);
+  }, [key, trace.live, changes]);
   useEffect(() => {
     if (!ends || trace.live) return undefined;
     const timer = setInterval(() => document.visibilityState === "visible" && setRound((now) => now + 1), AGAIN);
@@ -40,8 +42,14 @@ export function useTrace(state, route, changes) {
   }, [JSON.stringify(ends), trace.live]);
   return {
     ...trace,
-    sendPacket: () => run(send("/api/trace", ends), true),
-    again: () => setRound((now) => now + 1),
+    sendPacket: () => {
+      const sent = shown.current;
+      run(send("/api/trace", ends), true, () => shown.current === sent);
+    },
+    again: () => {
+      setTrace((now) => ({ ...now, live: false }));
+      setRound((now) => now + 1);
+    },
   };
 }
 

@@ -37,7 +37,9 @@ function Holdings({ network }) {
     { name: "state", title: t("State"), of: (one) => t(one.state) },
     { name: "name", title: t("Holder"), of: (one) => one.holder }, { name: "host", title: t("Host"), of: (one) => one.host },
   ];
-  return html`<h2>${t("Addresses in use")}</h2><${Answer} found=${found}>${(all) => html`<${Table} label=${t("Addresses in use")} columns=${columns} rows=${all.slice(0, 500)} keyOf=${(one) => `${one.address} ${one.holder}`} />`}</${Answer}>`;
+  return html`<h2>${t("Addresses in use")}</h2><${Answer} found=${found}>${({ total, addresses }) => html`
+    <${Table} label=${t("Addresses in use")} columns=${columns} rows=${addresses} keyOf=${(one) => `${one.address} ${one.holder}`} />
+    ${total > addresses.length && html`<p class="hint">${t("{n} more", { n: total - addresses.length })}</p>`}`}</${Answer}>`;
 }
 
 export function Events({ events, route, go }) {
