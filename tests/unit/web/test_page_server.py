@@ -295,14 +295,18 @@ def test_an_agent_that_goes_and_comes_back_is_told() -> None:
                 async with page.stream() as message:
                     _, told = await message()
                     assert "no agent answers" in told["state"]["about"]["away"]
-                    async with agent.serving():
-                        while (put := (await message())[1]["change"].get("about", {}).get("put")) is None:
-                            pass
-                        assert put["away"] == ""
+                    async def away() -> str | None:
+                        change = (await message())[1]["change"]
+                        found: str | None = change.get("about", {}).get("put", {}).get("away")
+                        return found
 
-                    while not (put := (await message())[1]["change"].get("about", {}).get("put", {})).get("away"):
+                    async with agent.serving():
+                        while await away() != "":
+                            pass
+                    while not await away():
                         pass
-                    assert set(put) == {"away", "ok"}
+                state = json.loads((await page.get("/api/state"))[1])["state"]
+                assert set(state["containers"]) == {"c1/eth0", "c2/eth0"}
 
     asyncio.run(run())
 

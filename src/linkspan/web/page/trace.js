@@ -16,39 +16,34 @@ export function useTrace(state, route, changes) {
   const [trace, setTrace] = useState({ found: null, error: "", busy: false, live: false });
   const [round, setRound] = useState(0);
   const ends = route.a && route.b && state ? { source: traceName(state, route.a), target: traceName(state, route.b), port: route.port } : null;
-  const key = JSON.stringify([ends, round]);
-  const shown = useRef("");
-  shown.current = JSON.stringify(ends);
-  const run = (asking, live, isCurrent = () => true) => {
-    setTrace((now) => ({ ...now, busy: true }));
+  const asked = JSON.stringify(ends);
+  const now = useRef({});
+  now.current = { asked, ...trace };
+  // Answers count that are of the ends which are shown; a walk's never replaces that of a real packet.
+  const run = (asking, live) => {
+    setTrace((before) => ({ ...before, busy: true }));
+    const counts = () => now.current.asked === asked && (live || !now.current.live);
     asking.then(
-      (found) => isCurrent() && setTrace({ found, error: "", busy: false, live }),
-      (error) => isCurrent() && setTrace({ found: null, error: error.message, busy: false, live }),
+      (found) => counts() && setTrace({ found, error: "", busy: false, live }),
+      (error) => counts() && setTrace((before) => ({ ...before, found: live ? before.found : null, error: error.message, busy: false })),
     );
   };
-  useEffect(() => setTrace({ found: null, error: "", busy: false, live: false }), [JSON.stringify(ends)]);
+  useEffect(() => setTrace({ found: null, error: "", busy: false, live: false }), [asked]);
   useEffect(() => {
-    if (!ends || trace.live) return undefined;
-    let current = true;
-    run(ask("/api/trace", ends), false, () => current);
-    return () => {
-      current = false;
-    };
-  }, [key, trace.live, changes]);
+    if (ends && !trace.live) run(ask("/api/trace", ends), false);
+  }, [asked, round, trace.live, changes]);
   useEffect(() => {
-    if (!ends || trace.live) return undefined;
-    const timer = setInterval(() => document.visibilityState === "visible" && setRound((now) => now + 1), AGAIN);
+    if (!ends) return undefined;
+    const again = () => document.visibilityState === "visible" && !now.current.busy && setRound((number) => number + 1);
+    const timer = setInterval(again, AGAIN);
     return () => clearInterval(timer);
-  }, [JSON.stringify(ends), trace.live]);
+  }, [asked]);
   return {
     ...trace,
-    sendPacket: () => {
-      const sent = shown.current;
-      run(send("/api/trace", ends), true, () => shown.current === sent);
-    },
+    sendPacket: () => run(send("/api/trace", ends), true),
     again: () => {
-      setTrace((now) => ({ ...now, live: false }));
-      setRound((now) => now + 1);
+      setTrace((before) => ({ ...before, live: false }));
+      setRound((number) => number + 1);
     },
   };
 }
