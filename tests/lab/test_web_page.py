@@ -239,6 +239,37 @@ def test_tabs_share_one_stream(page: Browser) -> None:
         page.driver.switch_to.window(first)
 
 
+def test_a_second_link_leads_back(page: Browser, lab: ClusterRun, place: str) -> None:
+    """The session ends with the server; the next one's link opens in a tab beside, and the first tab is live again."""
+    words = ("--lab", lab.name, "--listen", "127.0.0.1:8099")
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    page.driver.switch_to.new_window("tab")
+    old = page.driver.current_window_handle
+    opened = [old]
+    try:
+        with chromium.page_process(place, *words) as link:
+            page.driver.get(link())
+            page.shows("all well", ".bar")
+        page.shows("does not answer", ".bar")
+        with chromium.page_process(place, *words) as link:
+            page.shows("The session is over", ".bar")
+            page.driver.switch_to.new_window("tab")
+            opened.append(page.driver.current_window_handle)
+            page.driver.get(link())
+            page.shows("all well", ".bar")
+            page.row("c1")
+            page.row("c3")
+            page.shows("Reachable", ".verdict")
+            page.driver.switch_to.window(old)
+            page.shows("all well", ".bar")
+    finally:
+        for handle in opened:
+            page.driver.switch_to.window(handle)
+            page.driver.close()
+        page.driver.switch_to.window(first)
+        page.driver.get(address)
+
+
 def test_chinese_is_chosen_and_kept(page: Browser) -> None:
     """After a reload, too."""
     choose = (

@@ -55,6 +55,10 @@ HEADERS = {
 
 STATUS = {"invalid": 400, "denied": 403, "not_found": 404, "conflict": 409, "unavailable": 503}
 
+HEADER = "X-Linkspan-Token"
+"""The header in which the page sends its session's token."""
+OPEN_LINK = "open the link that `linkspan web` prints; Enter in its terminal prints another"
+
 _PLAIN = "<!doctype html><html lang=en><meta charset=utf-8>{head}<title>linkspan</title><p>{text}</p></html>"
 
 
@@ -145,8 +149,10 @@ class PageServer:
             )
             if why:
                 raise Denied(why)
-            if request.path != "/login" and self._session(request) is None:
-                return _refused("open the link that `linkspan web` prints; Enter in its terminal prints another")
+            if request.path != "/login":
+                session = self._session(request)
+                if session is None or not (entry or session.may_ask(request.headers.get(HEADER, ""))):
+                    return _refused(OPEN_LINK)
             return await handler(request)
         except LinkspanError as error:
             told = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
@@ -163,11 +169,13 @@ class PageServer:
         return self._access.session(request.cookies.get(self._access.cookie, ""))
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        cookie = self._access.log_in(request.query.get("token", ""))
-        if not cookie:
+        browser = "text/html" in request.headers.get("Accept", "")
+        cookie = self._access.log_in(request.query.get("token", ""), browser=browser)
+        session = self._access.session(cookie)
+        if session is None:
             return _refused("this link was used, or is older than a minute; press Enter where `linkspan web` runs")
         # A page that goes on by itself, and no redirect: see the head of the package.
-        head = '<meta http-equiv="refresh" content="0; url=/">'
+        head = f'<meta name="token" content="{session.token}"><script type="module" src="/login.js"></script>'
         text = _PLAIN.format(head=head, text='<a href="/">linkspan</a>')
         response = web.Response(text=text, content_type="text/html")
         response.set_cookie(
@@ -191,7 +199,7 @@ class PageServer:
     async def _state(self, request: web.Request) -> web.Response:
         session = self._session(request)
         assert session is not None, "the guard has found it"
-        return _json({"state": await self._feed.state(), "packet_token": session.packet_token})
+        return _json({"state": await self._feed.state(), "packet_token": session.token})
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         messages = self._feed.view(IDLE)
@@ -233,7 +241,7 @@ class PageServer:
 
     def _may_send(self, request: web.Request, pace: Pace) -> None:
         """Raise Denied unless this request may send packets, and Unavailable if there were too many."""
-        session, given = self._session(request), request.headers.get("X-Linkspan-Token", "")
+        session, given = self._session(request), request.headers.get(HEADER, "")
         if session is None or not session.sent_by(given):
             raise Denied("the request has no token of this page", "load the page again")
         if not self._sends:
