@@ -25,6 +25,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 IDLE = 15.0
 """Seconds without a message after which a viewer gets a comment: one that is gone is noticed by it."""
+STATE_WITHIN = 15.0
+"""Seconds after which an agent that is asked for its state counts as hanging: the page says so."""
 LARGEST = 4096
 """Bytes of a request's body, at most."""
 LONGEST = 300
@@ -89,7 +91,8 @@ class PageServer:
         self._agent = agent
         self._others = others
         self._sends = sends
-        self._feed = Feed(agent, {"lab": lab, "sends": sends, "others": sorted(others)})
+        about = {"lab": lab, "sends": sends, "others": sorted(others)}
+        self._feed = Feed(AgentQuestions(agent.path, STATE_WITHIN), about)
         self._answers = SharedAnswers(agent.get)
         self._plans = {name: SharedAnswers(one.get) for name, one in others.items()}
         self._packets, self._surveys = Pace(*PACKETS), Pace(*SURVEYS)
