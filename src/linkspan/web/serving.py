@@ -49,7 +49,7 @@ async def serve(
         async with contextlib.AsyncExitStack() as stack:
             if opens_browser and browser.can_open():
                 path = stack.enter_context(browser.leading_to(link))
-                await asyncio.to_thread(browser.open_file, path)
+                browser.open_file(path)
                 loop.call_later(TOKEN_LIFE, path.unlink, True)
             if sys.stdin is not None and sys.stdin.isatty():
                 loop.add_reader(sys.stdin, _on_enter, loop, lambda: say(new_link()))
