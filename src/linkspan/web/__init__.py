@@ -19,7 +19,9 @@ the user. So a request must pass these checks (`access.py`):
 - Every request is a GET, except those that send packets. Those need the session's token from scripts, too, and are
   limited in number (`pace.py`). The agent takes them from root only.
 
-The browser is opened by a file of mode 0600 that leads to the link: other users can read a command line.
+Connections on which no session asks are few, and closed after a while (`connections.py`): other users and machines can
+open them without end. The browser is opened by a file of mode 0600 that leads to the link: other users can read a
+command line.
 
 **What the agent pays.** One request follows its events and one loop reads its state, whatever the number of viewers
 (`feed.py`). If the state is read because time has passed, at most a hundredth of the time is spent on it. If it is read

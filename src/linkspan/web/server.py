@@ -15,6 +15,7 @@ from linkspan.core.supervise import ended, lasting
 from linkspan.web import files, view_state
 from linkspan.web.access import Access, Session
 from linkspan.web.agent_questions import AgentQuestions
+from linkspan.web.connections import Connections
 from linkspan.web.feed import Feed
 from linkspan.web.pace import Pace
 from linkspan.web.shared_answers import SharedAnswers
@@ -87,6 +88,7 @@ class PageServer:
         *,
         sends: bool,
     ) -> None:
+        self.connections = Connections()
         self._access = access
         self._agent = agent
         self._others = others
@@ -154,7 +156,9 @@ class PageServer:
                 raise Denied(why)
             if request.path != "/login":
                 session = self._session(request)
-                if session is None or not (entry or session.may_ask(request.headers.get(HEADER, ""))):
+                if session is not None and session.may_ask(request.headers.get(HEADER, "")):
+                    self.connections.known(request.protocol)
+                elif session is None or not entry:
                     return _refused(OPEN_LINK)
             return await handler(request)
         except LinkspanError as error:
