@@ -31,8 +31,8 @@ Without viewers nothing is read.
 **What a viewer gets.** First the whole state, then differences, at most four a second. Each viewer has a bounded queue.
 A viewer that does not keep up loses the queue and gets the whole state again. The tabs of a browser share one stream by
 a SharedWorker, because with HTTP/1.1 a browser has six connections to a host. A stream is read by fetch, because an
-EventSource sends no header. A cluster may have 100,000 containers: if
-there are more than ``MOST`` (`view_state.py`), the state has only their numbers, and the page asks for lists in parts.
+EventSource sends no header. A cluster may have 100,000 containers: if there are more than ``MOST`` (`view_state.py`),
+the state has only their numbers, and the page asks for lists in parts.
 
 **What was rejected.** A page served by the agent would put a web server for browsers into a process that runs as root.
 WebSockets have no advantage here, because the page has nothing to send. A framework with a build step would need npm
