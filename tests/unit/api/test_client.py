@@ -46,29 +46,23 @@ def test_a_caller_waits_for_its_turn_where_many_ask_at_once(tmp_path: Path) -> N
         one.close()
 
 
-def test_an_agent_that_hangs_is_told_of_and_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_that_hangs_is_told_of_and_not_waited_for(tmp_path: Path) -> None:
     """Its socket takes the question, and no answer comes: the error names the socket, and what to look at."""
-    monkeypatch.setattr(client, "PATIENCE", 0.2)
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as hanging:
         hanging.bind(str(path))
         hanging.listen()
         with pytest.raises(Unavailable, match="has not answered for") as error:
-            client.Client(str(path)).call("GET", "/v1/status")
+            client.Client(str(path), 0.2).call("GET", "/v1/status")
     assert str(path) in error.value.message
     assert "systemctl status linkspan" in error.value.hint
 
 
-def test_an_agent_that_hangs_with_a_full_backlog_is_told_of_as_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_that_hangs_with_a_full_backlog_is_told_of_as_well(tmp_path: Path) -> None:
     """Nobody waits for ever to be let in."""
-    monkeypatch.setattr(client, "PATIENCE", 0.2)
     server, waiting = full(tmp_path / "agent.sock")
     with server, pytest.raises(Unavailable, match="has not answered for"):
-        client.Client(str(tmp_path / "agent.sock")).call("GET", "/v1/status")
+        client.Client(str(tmp_path / "agent.sock"), 0.2).call("GET", "/v1/status")
     for one in waiting:
         one.close()
 
