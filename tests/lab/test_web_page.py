@@ -302,6 +302,25 @@ def test_a_second_link_leads_back(page: Browser, lab: ClusterRun, place: str) ->
         page.driver.get(address)
 
 
+def test_a_tab_whose_shared_worker_does_not_start_is_live(page: Browser, lab: ClusterRun) -> None:
+    """A browser's policy may forbid such workers: the tab has a stream of its own then."""
+    fails = (
+        "window.SharedWorker = class extends EventTarget { port = { postMessage() {} };"
+        "constructor() { super(); setTimeout(() => this.dispatchEvent(new Event('error'))); } }"
+    )
+    script = page.devtools("Page.addScriptToEvaluateOnNewDocument", {"source": fails})
+    try:
+        page.driver.refresh()
+        page.shows("c6", ".list")
+        lab.run("attach", "h1 c8")
+        page.shows("c8", ".list")
+        lab.run("detach", "c8")
+        until(lambda: "c8" not in page.text(".list"), "c8 is gone from the table")
+    finally:
+        page.devtools("Page.removeScriptToEvaluateOnNewDocument", script)
+        page.driver.refresh()
+
+
 def test_chinese_is_chosen_and_kept(page: Browser) -> None:
     """After a reload, too."""
     choose = (
