@@ -133,6 +133,20 @@ def test_broadcasts_and_frames_to_no_address_of_its_own_reach_no_container_under
         assert closed.recv(64) == b"allowed"
 
 
+def test_a_container_under_egress_opens_no_way_to_its_neighbours_by_a_broadcast(yard: Yard) -> None:
+    """It may talk to the outside, where a broadcast's address is; a neighbour that answers would open the way back."""
+    sender = _mac(yard, "x-b")
+    with _hearing(yard, "x-a") as neighbour:
+        yard.apply("policy: out\nselect: {name: x-b}\negress:\n- to: [outside]\n")
+        for address in ("255.255.255.255", "224.0.0.1", "192.0.2.77"):
+            for target in ("ff:ff:ff:ff:ff:ff", _mac(yard, "x-a")):
+                frame = _datagram(sender, target, yard.ips["x-b"][4], address, b"closed")
+                send_frame(yard.netns["x-b"], "eth0", frame)
+        _say(yard, "x-b", yard.ips["x-a"][4], b"refused")
+        _say(yard, "x-c", "10.211.255.255", b"open")
+        assert neighbour.recv(64) == b"open"
+
+
 def test_a_forged_source_does_not_pass_for_an_allowed_one(yard: Yard) -> None:
     """The guard drops a frame with another container's address before any rule of policies sees it."""
     yard.apply(ONE)
