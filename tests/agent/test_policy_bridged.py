@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -173,6 +175,34 @@ def test_a_new_container_on_a_new_bridge_is_under_its_policies_at_once(yard: Yar
         for netns in (one, other):
             yard.host.detach(netns)
         yard.host.cli("network", "delete", "fresh")
+
+
+def test_a_restart_of_the_agent_takes_no_guard_of_a_port_away(yard: Yard) -> None:
+    """The ports under ingress stay in their set while the new agent takes over."""
+    yard.apply(NOBODY)
+    command = ["ip", "netns", "exec", yard.host.netns, "nft", "monitor", "elements"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as monitor:
+        try:
+            assert monitor.stdout is not None
+            _mark(yard)
+            while "mark_of_tests" not in monitor.stdout.readline():
+                _mark(yard)
+            yard.host.restart()
+            yard.host.cli("policy", "list")
+            _mark(yard)
+            told = list(itertools.takewhile(lambda line: "mark_of_tests" not in line, monitor.stdout))
+        finally:
+            monitor.terminate()
+            run("nft", "delete", "table", "inet", "mark_of_tests", netns=yard.host.netns, check=False)
+    assert [line for line in told if line.startswith("delete element bridge linkspan")] == []
+
+
+def _mark(yard: Yard) -> None:
+    """Let the monitor say something that no agent does."""
+    for words in ("add table inet mark_of_tests", "add set inet mark_of_tests some { type inet_service; }"):
+        run("nft", *words.split(" "), netns=yard.host.netns)
+    for verb in ("add", "delete"):
+        run("nft", verb, "element", "inet", "mark_of_tests", "some", "{ 1 }", netns=yard.host.netns)
 
 
 @pytest.mark.parametrize("staged", [False, True])

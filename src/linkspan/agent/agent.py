@@ -291,6 +291,7 @@ class Agent:
             endpoints,
             self.metrics.operation,
             self.enforcement.elements,
+            self.enforcement.cover,
         )
         for follower in (self.endpoint_records, self.name_service, self.interest, self.enforcement):
             self.registry.subscribe(follower.note)
@@ -432,8 +433,6 @@ class Agent:
 
     async def _take_part(self, network: Network) -> None:
         await self.membership.take_part(network)
-        self.enforcement.look()
-        await self.enforcement.enforce()  # before its first container: it may be the first one of its family
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
@@ -565,6 +564,7 @@ class Agent:
 
         The first network that needs a program looks, too.
         """
+        self.enforcement.look_at_module()
         ways = {way.backend for network in self.networks.all() for way in network.ways}
         for kind in {kind for way in ways for kind in backend(way).watches}:
             if await self.worker.run(self.worker.machine.program, kind) != self._facts.program(kind):

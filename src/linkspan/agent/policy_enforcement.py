@@ -105,6 +105,8 @@ class Enforcement:
         """Networks of which the addresses of hosts were put last."""
         self._filtered: frozenset[str] = frozenset()
         """The bridges whose frames pass the rules."""
+        self._could_filter = False
+        """Whether the kernel could pass bridges' frames to the rules when that was looked at last."""
         self._logs = logs
         self._mattering: frozenset[str] = frozenset()
         """The networks whose endpoints mattered when everything was compared last."""
@@ -119,8 +121,7 @@ class Enforcement:
         return Regime(enforced, staged, self._closed.get())
 
     def _read_closed(self) -> tuple[str, ...]:
-        closed = (one for one in self._networks.all() if one.policy == "default-deny")
-        return tuple(one.name for one in closed if not unenforceable(one))
+        return tuple(one.name for one in self._networks.all() if one.policy == "default-deny")
 
     def _read_pools(self) -> dict[str, tuple[Prefix, ...]]:
         return {one.name: tuple(one.prefixes) for one in self._networks.all() if not one.on_host}
@@ -130,7 +131,9 @@ class Enforcement:
     def learn(self) -> None:
         """Take in the recorded policies, so that the endpoints that are taken over get their elements."""
         self.regime = self._recorded.get()
-        self._families = self._of_pools()  # whose sets come with the networks' own rules, before the first resync
+        # Their sets come with the networks' own rules, before the first resync; so do the bridges.
+        self._families = self._of_pools()
+        self._filtered = self._concerned(self.regime)
         self._remote.want_labels(self.regime.keys)
 
     async def take_over(self) -> None:
@@ -194,6 +197,37 @@ class Enforcement:
         if (recorded or self.regime) and now != before:
             self._everything = True
             self._wake.set()
+
+    def look_at_module(self) -> None:
+        """Follow br_netfilter, which is loaded or removed without an event."""
+        if bridge_filters.available() != self._could_filter:
+            self._could_filter = not self._could_filter
+            self.look()
+
+    async def cover(self, network: Network) -> None:
+        """Wait until the rules see the packets of a network, before a container of it comes.
+
+        Raises LinkspanError if they do not; failures that concern others only are logged, and tried again.
+        """
+        if self._covers(network):
+            return
+        self.look()
+        try:
+            await self.enforce()
+        except LinkspanError as error:
+            if not self._covers(network):
+                raise
+            log.warning("policies are not enforced as recorded: %s", error.message)
+
+    def _covers(self, network: Network) -> bool:
+        """Return whether the rules see a network's packets, as far as a policy may be about it."""
+        recorded = self._recorded.get()
+        if not recorded.concerns(network.name) or unenforceable(network):
+            return True
+        if recorded is not self.regime or not self._families.issuperset(one.family for one in network.prefixes):
+            return False
+        failing = self._worker.machine.reconciler.failing
+        return network.routed or (network.bridge in self._filtered and BridgeFilter(network.bridge).key not in failing)
 
     async def _follow(self) -> None:
         pause = AGAIN
@@ -322,11 +356,14 @@ class Enforcement:
     def _bridges(self, regime: Regime) -> frozenset[str]:
         """Return the bridges on this host whose frames a regime needs to see."""
         desired = self._worker.machine.reconciler.desired
+        return frozenset(one for one in self._concerned(regime) if desired.owners(("Bridge", one)))
+
+    def _concerned(self, regime: Regime) -> frozenset[str]:
+        """Return the bridges that networks with policies have, or will have, on a host that can filter them."""
         return frozenset(
             network.bridge
             for network in self._networks.all()
             if not (network.routed or unenforceable(network)) and regime.concerns(network.name)
-            if desired.owners(("Bridge", network.bridge))
         )
 
     def filtered(self) -> frozenset[str]:
@@ -412,23 +449,26 @@ class Enforcement:
         return address
 
     def unenforced(self) -> list[str]:
-        """Return a sentence for each container of this host that policies select, and that cannot be policed."""
-        found = []
+        """Return a sentence for each policy and network here of which containers are not protected."""
+        known = {network.name: network for network in self._networks.all()}
+        found: dict[tuple[str, str], list[str]] = {}
         for endpoint in self._endpoints.values() if self.regime else ():
-            if not policed(endpoint):
-                chosen = self.regime.chosen(self.subject(endpoint))
-                names = {
-                    section.policy
-                    for sections in self.regime.judge.sections.values()
-                    for section in sections
-                    if section.subject in chosen
-                }
-                found += [
-                    f"policy {name} selects container {endpoint.called} of network {endpoint.network}, where "
-                    "linkspan does not enforce policies (docs/policy.md)"
-                    for name in sorted(names)
-                ]
-        return found
+            if endpoint.network in known and not policed(endpoint):
+                for whose in self.regime.judge.about(self.regime.chosen(self.subject(endpoint))):
+                    found.setdefault((endpoint.network, whose), []).append(endpoint.called)
+        return [
+            f"network {name}: {whose} does not protect {_listed(called)}: {unenforceable(known[name])}"
+            for (name, whose), called in sorted(found.items())
+        ]
+
+
+_SHOWN = 3
+"""Containers that one sentence names."""
+
+
+def _listed(called: list[str]) -> str:
+    names = ", ".join(called[:_SHOWN])
+    return f"{names} and {len(called) - _SHOWN} more" if len(called) > _SHOWN else names
 
 
 def _texts(prefixes: Iterable[Prefix]) -> list[str]:

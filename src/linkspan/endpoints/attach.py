@@ -78,7 +78,7 @@ async def _attach(
             cookie = await registry.worker.run_brief(machine.namespaces.cookie, namespace_fd)
             await make_way(registry, number, cookie, namespace_fd)
         place = Place(number, cookie, namespace_fd, namespace_path, delivered)
-        await registry.allocator.take_part(network)
+        await registry.prepare(network)
         if request.ifname:
             return await _attach_one(registry, request, place)
         async with registry.one_at_a_time((request.id, "")):  # two callers that ask for the next free name get two

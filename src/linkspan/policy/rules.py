@@ -253,10 +253,7 @@ def _ports(ports: Iterable[Ports], family: int) -> Iterator[str]:
 
 def comment(section: Section, line: int) -> str:
     """Return the comment that says in a rule whose it is; a trace shows it."""
-    if section.network:
-        text = f"default of network {section.network}"
-    else:
-        text = f"policy {section.policy}" + (f" line {line}" if line else "")
+    text = section.called + (f" line {line}" if line else "")
     return f' comment "{text[:_LONGEST]}"'
 
 
