@@ -15,6 +15,8 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
+
 from linkspan.agent.policy_flows import Flows
 from linkspan.cluster.endpoint_records import PATIENCE
 from linkspan.cluster.hosts import Hosts
@@ -52,6 +54,14 @@ _HOSTS: Source = ("policy", "addresses of hosts")
 _KEPT: Source = ("policy", "kept")
 
 
+class _Known(msgspec.Struct, frozen=True, gc=False):
+    """What is known of an endpoint at one of its addresses: the source of its elements, the judge's view, its name."""
+
+    source: Source
+    party: Party
+    name: str
+
+
 class Enforcement:
     """The states of policies on this host."""
 
@@ -86,9 +96,9 @@ class Enforcement:
         """The families for which there are sets."""
         self.regime = Regime()
         """The policies that are in force here."""
-        self._parties: dict[str, tuple[Source, Party]] = {}
-        """By address of an endpoint that is known here: the source of its elements, and what the judge sees."""
-        self._of: dict[Source, dict[str, Party]] = {}
+        self._parties: dict[str, _Known] = {}
+        """By address: the endpoints that are known here."""
+        self._of: dict[Source, dict[str, _Known]] = {}
         """The same by source: what was put last."""
         self._kept: list[NftElement] = []
         """The last agent's elements that stay until the other hosts' endpoints have been read."""
@@ -321,17 +331,17 @@ class Enforcement:
         put = self._worker.machine.reconciler.desired.sources().get(source)
         return source not in self._of and put is not None and put.keys() != {state.key for state in states}
 
-    def _note(self, source: Source, parties: dict[str, Party]) -> bool:
+    def _note(self, source: Source, parties: dict[str, _Known]) -> bool:
         """Record what is known of a source now; return whether something about a known address is different."""
         before = self._of.pop(source, {})
         if parties:
             self._of[source] = parties
-        differs = any(address in before and before[address] != party for address, party in parties.items())
+        differs = any(at in before and before[at].party != known.party for at, known in parties.items())
         for address in before.keys() - parties.keys():
             known = self._parties.get(address)
-            if known is not None and known[0] == source:
+            if known is not None and known.source == source:
                 del self._parties[address]
-        self._parties.update({address: (source, party) for address, party in parties.items()})
+        self._parties.update(parties)
         return differs
 
     # What is wanted
@@ -392,23 +402,24 @@ class Enforcement:
         """Return what selectors look at of an endpoint of this host."""
         return Subject(endpoint.called, endpoint.network, self._hosts.here.name, endpoint.labels)
 
-    def _of_own(self, identity: Identity) -> tuple[dict[str, Party], list[State]]:
+    def _of_own(self, identity: Identity) -> tuple[dict[str, _Known], list[State]]:
         endpoint = self._endpoints.get(identity)
         if endpoint is None or not self.regime:
             return {}, []
-        chosen = self.regime.chosen(self.subject(endpoint))
-        return {one.address: Party(one, chosen) for one in _addresses(endpoint)}, self.elements(endpoint)
+        chosen, source = self.regime.chosen(self.subject(endpoint)), policy_source(identity)
+        known = {at.address: _Known(source, Party(at, chosen), endpoint.called) for at in _addresses(endpoint)}
+        return known, self.elements(endpoint)
 
     def _of_other(
         self, regime: Regime, families: frozenset[int], host: str
-    ) -> tuple[dict[str, Party], list[State]]:
+    ) -> tuple[dict[str, _Known], list[State]]:
         """Return what is known of another host's endpoints, and their elements.
 
         Whatever address a record has: it counts in its network's pools only. Without its labels an endpoint has no
         elements. So it is nobody that is known, and its packets are dropped; otherwise a rule that denies would not
         find it.
         """
-        parties: dict[str, Party] = {}
+        parties: dict[str, _Known] = {}
         states: list[State] = []
         if not regime or not self._remote.labelled(host):
             (self._unlabelled.add if regime else self._unlabelled.discard)(host)
@@ -418,7 +429,7 @@ class Enforcement:
         for network, one in self._remote.of_host(host):
             chosen = regime.chosen(Subject(one.container, network, name, dict(one.labels)))
             inside = [at for at in one.prefixes if any(pool.holds(at) for pool in pools.get(network, ()))]
-            parties |= {at.address: Party(at, chosen) for at in inside}
+            parties |= {at.address: _Known(_of_host(host), Party(at, chosen), one.container) for at in inside}
             states += rules.elements(regime, chosen, [at for at in inside if at.family in families], policed=False)
         return parties, states
 
@@ -434,19 +445,15 @@ class Enforcement:
         }
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
         own = local | {prefix(text).address for network in self._networks.all() for text in network.gateways}
-        return Flows(judge, {address: party for address, (_, party) in self._parties.items()}, here, pools, own)
+        return Flows(judge, {address: known.party for address, known in self._parties.items()}, here, pools, own)
 
     def name_of(self, address: str) -> str:
-        """Return the name of the endpoint that has an address here; the address itself if none is known."""
-        source = self._parties[address][0] if address in self._parties else ()
-        match source:
-            case (_, "endpoint", container, ifname):
-                own = self._endpoints.get((container, ifname))
-                return own.called if own is not None else address
-            case (_, "host", host):
-                every = self._remote.of_host(host)
-                return next((one.container for _, one in every if address in _texts(one.prefixes)), address)
-        return address
+        """Return the name of the endpoint that has an address here; the address itself if none is known.
+
+        Any thread may ask.
+        """
+        known = self._parties.get(address)
+        return address if known is None else known.name
 
     def unenforced(self) -> list[str]:
         """Return a sentence for each policy and network here of which containers are not protected."""
@@ -469,10 +476,6 @@ _SHOWN = 3
 def _listed(called: list[str]) -> str:
     names = ", ".join(called[:_SHOWN])
     return f"{names} and {len(called) - _SHOWN} more" if len(called) > _SHOWN else names
-
-
-def _texts(prefixes: Iterable[Prefix]) -> list[str]:
-    return [one.address for one in prefixes]
 
 
 def _of_host(host: str) -> Source:
