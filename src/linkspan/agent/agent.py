@@ -508,13 +508,14 @@ class Agent:
         skipped = {**self.remote.reasons, **self.replica.reasons}
         refused = self.leases.refused(concerned)
         unmet = [told for service in self.services.values() for told in service.problems]
+        unmet += [*self.name_service.problems.values(), *self.enforcement.unenforced(), *self.drop_log.problems()]
         return Condition(
             here=self.hosts.here.name,
             store=self.store_health.told(),
             records=condition.unused_records(self.networks, self.hosts, skipped, refused),
             disputes=self.claimed_twice(),
             drift=condition.drift(self.worker.machine.reconciler, self.reaper.orphaned),
-            unmet=[*unmet, *self.name_service.problems.values(), *self.enforcement.unenforced()],
+            unmet=unmet,
             orphans=self.orphans.told(),
             unreachable=self._unreachable(),
             bgp=self.bgp_sessions.problems(),
