@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from linkspan.agent import policy_enforcement
+from linkspan.agent.policies import Policies
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.core.contracts import Record
-from linkspan.core.errors import KernelError, LinkspanError, Unavailable
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Bridge, BridgeFilter, Key, NftElement, NftTable, State
@@ -301,6 +303,35 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
             stage.enforcement.note(late.identity)
             await stage.enforcement.enforce()
             assert stage.cuts == cuts + 1, "it was attached under these"
+
+    asyncio.run(main())
+
+
+def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
+    policies = Policies(
+        stage.member.replica, stage.member.networks, stage.member.hosts, stage.enforcement, stage.member.event_log
+    )
+    monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
+    transaction, store = stage.member.store.transaction, stage.member.store
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"staged/web": WEB})
+
+            async def late(*args: Any, **more: Any) -> int:
+                theirs = stage.other.replica.encoded("staged/web", DENY)
+                await stage.other.store.transaction({"staged/web": theirs})
+                return await transaction(*args, **more)
+
+            with monkeypatch.context() as raced:
+                raced.setattr(store, "transaction", late)
+                with pytest.raises(Conflict, match="staged anew"):
+                    await policies.enforce("web")
+            assert policies.all() == []
+            assert policies.get_staged("web") == DENY
+            await policies.enforce("web")
+            assert (policies.all(), policies.staged()) == ([DENY], [])
 
     asyncio.run(main())
 
