@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +16,7 @@ from linkspan.core.addresses import link_local, mac
 from support.agent.agent_host import run
 from support.agent.traffic import answers, inside, send_frame, serving
 from support.agent.yard import Yard, yard_in
-from support.polling import HEALED_WITHIN, until
+from support.polling import HEALED_WITHIN, SHARED, until
 
 ONE = "policy: web\nselect: {name: x-b}\ningress:\n- from: [{labels: {pod: a}}]\n"
 NOBODY = "policy: web\nselect: {name: x-b}\ningress: []\n"
@@ -180,29 +180,29 @@ def test_a_new_container_on_a_new_bridge_is_under_its_policies_at_once(yard: Yar
 def test_a_restart_of_the_agent_takes_no_guard_of_a_port_away(yard: Yard) -> None:
     """The ports under ingress stay in their set while the new agent takes over."""
     yard.apply(NOBODY)
+    told = yard.folder / "monitored"
     command = ["ip", "netns", "exec", yard.host.netns, "nft", "monitor", "elements"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as monitor:
+    with told.open("w") as file, subprocess.Popen(command, stdout=file) as monitor:
         try:
-            assert monitor.stdout is not None
-            _mark(yard)
-            while "mark_of_tests" not in monitor.stdout.readline():
-                _mark(yard)
+            until(lambda: _marked(yard, told, "begins"), "the monitor sees what is changed", SHARED)
             yard.host.restart()
             yard.host.cli("policy", "list")
-            _mark(yard)
-            told = list(itertools.takewhile(lambda line: "mark_of_tests" not in line, monitor.stdout))
+            until(lambda: _marked(yard, told, "ends"), "the monitor has seen all", SHARED)
         finally:
             monitor.terminate()
-            run("nft", "delete", "table", "inet", "mark_of_tests", netns=yard.host.netns, check=False)
-    assert [line for line in told if line.startswith("delete element bridge linkspan")] == []
+            run("nft", "delete", "table", "inet", "marks", netns=yard.host.netns, check=False)
+    gone = [line for line in told.read_text().splitlines() if line.startswith("delete element bridge linkspan")]
+    assert gone == []
+    assert not answers(yard.netns["x-a"], yard.ips["x-b"][4], 80)
 
 
-def _mark(yard: Yard) -> None:
-    """Let the monitor say something that no agent does."""
-    for words in ("add table inet mark_of_tests", "add set inet mark_of_tests some { type inet_service; }"):
+def _marked(yard: Yard, told: Path, name: str) -> bool:
+    """Change a set that no agent has, and return whether the monitor has told of it."""
+    for words in ("add table inet marks", f"add set inet marks {name} {{ type inet_service; }}"):
         run("nft", *words.split(" "), netns=yard.host.netns)
     for verb in ("add", "delete"):
-        run("nft", verb, "element", "inet", "mark_of_tests", "some", "{ 1 }", netns=yard.host.netns)
+        run("nft", verb, "element", "inet", "marks", name, "{ 1 }", netns=yard.host.netns)
+    return f"inet marks {name}" in told.read_text()
 
 
 @pytest.mark.parametrize("staged", [False, True])
