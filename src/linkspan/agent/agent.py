@@ -80,7 +80,7 @@ from linkspan.cluster.shared_states import SharedStates, learning
 from linkspan.cluster.withdrawal import Withdrawal
 from linkspan.core.config import CONFIG_FILE, Config
 from linkspan.core.contracts import Store
-from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.errors import Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import (
     AttachRequest,
@@ -483,6 +483,8 @@ class Agent:
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
+        with contextlib.suppress(KernelError):  # then the metric begins with what was counted before
+            await self.policy_metrics.begin()
         for part in (
             self.healer, self.forwarding, self.peer_pings, self.bgp_sessions, self.ipsec_sessions,
         ):  # fmt: skip
