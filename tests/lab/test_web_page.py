@@ -167,6 +167,27 @@ def test_hostile_text_is_text(page: Browser) -> None:
     assert width <= 0
 
 
+def test_names_that_objects_inherit_are_no_containers(page: Browser) -> None:
+    """A link with one breaks nothing."""
+    for name in ("__proto__", "constructor"):
+        page.run("location.hash = `#/containers?sel=c:${arguments[0]}`", name)
+        page.shows("It is gone.", ".details")
+        page.run("location.hash = `#/containers?a=c:${arguments[0]}&b=c:c1/eth0`", name)
+        page.shows(name, ".trace h2")
+        page.shows("c6", ".list")
+        page.run("location.hash = `#/networks?sel=n:${arguments[0]}`", name)
+        page.shows("It is gone.", ".details")
+
+
+def test_a_view_that_fails_says_so(page: Browser) -> None:
+    """And the page can be loaded again, without what failed."""
+    page.run("Object.values = () => { throw new Error('a fault of the test'); }; location.hash = '#/hosts'")
+    page.shows("The page failed: a fault of the test")
+    page.click("button.quiet")
+    page.shows("c6", ".list")
+    page.complaints()
+
+
 def test_an_attached_container_appears_by_itself(page: Browser, lab: ClusterRun) -> None:
     """And goes; the others keep their places in the graph."""
     before = page.text(".list")
@@ -237,6 +258,48 @@ def test_tabs_share_one_stream(page: Browser) -> None:
             page.driver.switch_to.window(handle)
             page.driver.close()
         page.driver.switch_to.window(first)
+
+
+def test_the_cookie_alone_opens_nothing(page: Browser) -> None:
+    """Browsers send it to every port of the host; the token is neither in a cookie nor in the address."""
+    script = "const done = arguments[0]; fetch('/api/state').then((answer) => done(answer.status))"
+    assert page.driver.execute_async_script(script) == 401
+    token = page.run("return localStorage.getItem('linkspan-token')")
+    assert len(token) == 43
+    assert token not in page.driver.current_url
+    assert token not in str(page.driver.get_cookies())
+
+
+def test_a_second_link_leads_back(page: Browser, lab: ClusterRun, place: str) -> None:
+    """The session ends with the server; the next one's link opens in a tab beside, and the first tab is live again."""
+    words = ("--lab", lab.name, "--listen", "127.0.0.1:8099")
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    page.driver.switch_to.new_window("tab")
+    old = page.driver.current_window_handle
+    opened = [old]
+    try:
+        with chromium.page_process(place, *words) as link:
+            page.driver.get(link())
+            page.shows("all well", ".bar")
+            until(lambda: page.find(".map .legend"), "the page's last file is loaded")
+        page.shows("does not answer", ".bar")
+        with chromium.page_process(place, *words) as link:
+            page.shows("The session is over", ".bar")
+            page.driver.switch_to.new_window("tab")
+            opened.append(page.driver.current_window_handle)
+            page.driver.get(link())
+            page.shows("all well", ".bar")
+            page.row("c1")
+            page.row("c3")
+            page.shows("Reachable", ".verdict")
+            page.driver.switch_to.window(old)
+            page.shows("all well", ".bar")
+    finally:
+        for handle in opened:
+            page.driver.switch_to.window(handle)
+            page.driver.close()
+        page.driver.switch_to.window(first)
+        page.driver.get(address)
 
 
 def test_chinese_is_chosen_and_kept(page: Browser) -> None:

@@ -83,7 +83,8 @@ class ClusterTrace:
         walk = await self._walk(source, target, to)
         heard = await self._live(walk, capture=True)
         found = _marked(walk, heard)
-        return found, pcapng(found.hops, found.reply_hops, {host: one.frames for host, one in heard.items()})
+        frames = {host: one.frames for host, one in heard.items()}
+        return found, await asyncio.to_thread(pcapng, found.hops, found.reply_hops, frames)
 
     async def _walk(self, source: str, target: str, to: str) -> Walk:
         known = await self._map.known(source, target)

@@ -60,12 +60,14 @@ class Client:
         """Apply this function to all text from agents from now on."""
         cls.shown = staticmethod(shown)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience: float = PATIENCE) -> None:
+        """``patience`` is in seconds without a byte."""
         self.path = path
+        self._patience = patience
 
     def call(self, method: str, url: str, body: object = None) -> Any:
         """Return the decoded answer."""
-        response = self._send(method, url, body, PATIENCE)
+        response = self._send(method, url, body, self._patience)
         try:
             data = response.read()
         except TimeoutError as error:
@@ -84,7 +86,7 @@ class Client:
 
     def parts(self, url: str) -> Iterator[str]:
         """Yield a list as it comes: parts of it, each of which is a list of some items, in one line of JSON."""
-        response = self._send("GET", url, None, PATIENCE)
+        response = self._send("GET", url, None, self._patience)
         opened, left = b"[", b""
         try:
             if response.status >= 400:
@@ -121,7 +123,7 @@ class Client:
 
     def _hangs(self) -> Unavailable:
         return Unavailable(
-            f"the agent at {self.path} has not answered for {PATIENCE:.0f} s",
+            f"the agent at {self.path} has not answered for {self._patience:.0f} s",
             "does its process hang, or is it stopped? `systemctl status linkspan` shows its state",
         )
 

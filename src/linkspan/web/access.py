@@ -21,14 +21,24 @@ SAFE_SITES = ("same-origin", "none")
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A browser that has logged in. Its requests that send packets carry ``packet_token``."""
+    """A browser or a script that has logged in.
 
-    packet_token: str
+    A browser sends the cookie to every port of the host, so whoever listens at one of them has it. The page keeps
+    ``token`` where browsers divide by the port too, and sends it with each question. A script keeps its cookie to
+    itself, and needs the token only for packets.
+    """
+
+    token: str
     ends: float
+    browser: bool
 
     def sent_by(self, token: str) -> bool:
         """Return whether this is the token of its page."""
-        return secrets.compare_digest(self.packet_token.encode(), token.encode(errors="replace"))
+        return secrets.compare_digest(self.token.encode(), token.encode(errors="replace"))
+
+    def may_ask(self, token: str) -> bool:
+        """Return whether a request with the session's cookie and this token, '' if it has none, gets data."""
+        return not self.browser or self.sent_by(token)
 
 
 class Access:
@@ -55,14 +65,14 @@ class Access:
         self._tokens[_hash(token)] = self._clock() + TOKEN_LIFE
         return token
 
-    def log_in(self, token: str) -> str:
-        """Use a token up, and return the cookie's value, '' if the token does not count."""
+    def log_in(self, token: str, *, browser: bool) -> str:
+        """Use a link's token up, and return the cookie's value, '' if the token does not count."""
         ends = self._tokens.pop(_hash(token), None)
         if ends is None or self._clock() > ends:
             return ""
         cookie = secrets.token_urlsafe(32)
         _keep(self._sessions, SESSIONS)
-        self._sessions[_hash(cookie)] = Session(secrets.token_urlsafe(32), self._clock() + SESSION_LIFE)
+        self._sessions[_hash(cookie)] = Session(secrets.token_urlsafe(32), self._clock() + SESSION_LIFE, browser)
         return cookie
 
     def session(self, cookie: str) -> Session | None:

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from linkspan.api.client import Client
+from linkspan.api.client import PATIENCE, Client
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.escapes import shown
 
@@ -23,8 +23,10 @@ class AgentQuestions:
     Every call raises LinkspanError: the agent's own, or Unavailable if the agent does not answer.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience: float = PATIENCE) -> None:
+        """``patience``: the seconds without a byte of an answer after which the agent counts as hanging."""
         self.path = path
+        self._client = Client(path, patience)
 
     async def get(self, url: str) -> Any:
         """Return the answer to a GET."""
@@ -35,11 +37,11 @@ class AgentQuestions:
         return await asyncio.to_thread(self._ask, "POST", url)
 
     def _ask(self, method: str, url: str) -> Any:
-        return shown(Client(self.path).call(method, url))
+        return shown(self._client.call(method, url))
 
     async def list(self, url: str) -> list[Any]:
         """Return the items of a long list."""
-        return await asyncio.to_thread(lambda: [shown(one) for one in Client(self.path).items(url)])
+        return await asyncio.to_thread(lambda: [shown(one) for one in self._client.items(url)])
 
     async def events(self, last: int, since: float) -> AsyncIterator[dict[str, Any]]:
         """Yield the ``last`` events since a time, then each new one, until the agent ends: then raise Unavailable."""

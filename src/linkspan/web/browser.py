@@ -6,6 +6,7 @@ import contextlib
 import html
 import os
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,13 @@ def can_open(environment: Mapping[str, str] = os.environ) -> bool:
 
 @contextlib.contextmanager
 def leading_to(link: str) -> Iterator[Path]:
-    """Give a file that leads a browser to a link; only this user can read it, and it goes with the block."""
-    descriptor, name = tempfile.mkstemp(prefix="linkspan-", suffix=".html")  # mode 0600
+    """Give a file that leads a browser to a link; only this user can read it, and it goes with the block.
+
+    It is in the home, because a browser that is a snap sees neither the machine's /tmp nor hidden folders.
+    """
+    home = Path("~").expanduser()
+    folder = home if os.access(home, os.W_OK) else None
+    descriptor, name = tempfile.mkstemp(prefix="linkspan-", suffix=".html", dir=folder)  # mode 0600
     path = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -31,8 +37,14 @@ def leading_to(link: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def open_file(path: Path) -> bool:
-    """Open a file in the user's browser; return whether one was started."""
-    with contextlib.suppress(webbrowser.Error, OSError):
-        return webbrowser.open(path.as_uri())
-    return False
+def open_file(path: Path) -> None:
+    """Open a file in the user's browser, if there is one.
+
+    Nobody waits for it: a browser that BROWSER names may run in the foreground until the user closes it.
+    """
+
+    def run() -> None:
+        with contextlib.suppress(webbrowser.Error, OSError):
+            webbrowser.open(path.as_uri())
+
+    threading.Thread(target=run, name="browser", daemon=True).start()

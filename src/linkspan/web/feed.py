@@ -22,7 +22,8 @@ RENEW = 5.0
 SHARE, SHARE_OF_EVENTS = 100, 10
 """How many times as long as reading takes is the pause after it: then the agent spends at most 1 % (10 %) on it.
 
-The shortest of the last READINGS counts: the others waited for a store or for a busy machine, and did not work."""
+The shortest of the last READINGS that succeeded counts: the others waited for a store or for a busy machine, and did
+not work."""
 READINGS = 3
 AGAIN = 1.0
 """Seconds until the next try if the agent does not answer."""
@@ -30,8 +31,8 @@ EVENTS = 300
 """Events that a new viewer gets."""
 LISTS = "hosts", "networks", "endpoints"
 """What is read beside the status."""
-QUEUE = 16
-"""Messages that wait for one viewer. If there are more, it gets the whole state instead."""
+QUEUE, QUEUE_BYTES = 16, 4 << 20
+"""Messages that wait for one viewer, and their bytes. If there are more, it gets the whole state instead."""
 VIEWERS = 64
 """Streams at a time: a browser needs one."""
 
@@ -46,8 +47,8 @@ class Viewer:
         self._ready = asyncio.Event()
 
     def put(self, message: bytes) -> None:
-        """Queue a message. A viewer that has QUEUE of them already loses all."""
-        if len(self._queue) >= QUEUE:
+        """Queue a message. A viewer for which it is one too many loses all."""
+        if len(self._queue) >= QUEUE or sum(map(len, self._queue)) + len(message) > QUEUE_BYTES:
             self._queue.clear()
             self.behind = True
         elif not self.behind:
@@ -184,7 +185,7 @@ class Feed:
         while True:
             self._event_came.clear()
             await self._read()
-            took = min(self._took)
+            took = min(self._took, default=0.0)
             soon, late = max(PUBLISH, SHARE_OF_EVENTS * took), max(RENEW, SHARE * took)
             await asyncio.sleep(soon)
             with contextlib.suppress(TimeoutError):
@@ -205,11 +206,11 @@ class Feed:
                         self._lists[name] = await self._agent.list(f"/v1/{name}")
                     except LinkspanError as error:
                         problems.append(f"{name} may be out of date: {error.message}")
+                self._took.append(self._clock() - begun)
                 self._set(view(Answers(status=status, **self._lists, problems=problems), self._about))
             except LinkspanError as error:
                 self._set(away(self._state, error.message))
             self._read_at = self._clock()
-            self._took.append(self._read_at - begun)
 
     def _set(self, state: State) -> None:
         self._state = state
@@ -229,6 +230,6 @@ class Feed:
         self._sent, self._events = self._state, []
         self._sent_events += events
         if change or events:
-            told = msgspec.json.encode({"change": change, "events": events})
+            told = b"event: change\ndata: " + msgspec.json.encode({"change": change, "events": events}) + b"\n\n"
             for viewer in self._viewers:
-                viewer.put(b"event: change\ndata: " + told + b"\n\n")
+                viewer.put(told)

@@ -15,6 +15,7 @@ from linkspan.core.supervise import ended, lasting
 from linkspan.web import files, view_state
 from linkspan.web.access import Access, Session
 from linkspan.web.agent_questions import AgentQuestions
+from linkspan.web.connections import Connections
 from linkspan.web.feed import Feed
 from linkspan.web.pace import Pace
 from linkspan.web.shared_answers import SharedAnswers
@@ -25,6 +26,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 IDLE = 15.0
 """Seconds without a message after which a viewer gets a comment: one that is gone is noticed by it."""
+STATE_WITHIN = 15.0
+"""Seconds after which an agent that is asked for its state counts as hanging: the page says so."""
 LARGEST = 4096
 """Bytes of a request's body, at most."""
 LONGEST = 300
@@ -55,6 +58,10 @@ HEADERS = {
 
 STATUS = {"invalid": 400, "denied": 403, "not_found": 404, "conflict": 409, "unavailable": 503}
 
+HEADER = "X-Linkspan-Token"
+"""The header in which the page sends its session's token."""
+OPEN_LINK = "open the link that `linkspan web` prints; Enter in its terminal prints another"
+
 _PLAIN = "<!doctype html><html lang=en><meta charset=utf-8>{head}<title>linkspan</title><p>{text}</p></html>"
 
 
@@ -81,11 +88,13 @@ class PageServer:
         *,
         sends: bool,
     ) -> None:
+        self.connections = Connections()
         self._access = access
         self._agent = agent
         self._others = others
         self._sends = sends
-        self._feed = Feed(agent, {"lab": lab, "sends": sends, "others": sorted(others)})
+        about = {"lab": lab, "sends": sends, "others": sorted(others)}
+        self._feed = Feed(AgentQuestions(agent.path, STATE_WITHIN), about)
         self._answers = SharedAnswers(agent.get)
         self._plans = {name: SharedAnswers(one.get) for name, one in others.items()}
         self._packets, self._surveys = Pace(*PACKETS), Pace(*SURVEYS)
@@ -145,8 +154,12 @@ class PageServer:
             )
             if why:
                 raise Denied(why)
-            if request.path != "/login" and self._session(request) is None:
-                return _refused("open the link that `linkspan web` prints; Enter in its terminal prints another")
+            if request.path != "/login":
+                session = self._session(request)
+                if session is not None and session.may_ask(request.headers.get(HEADER, "")):
+                    self.connections.known(request.protocol)
+                elif session is None or not entry:
+                    return _refused(OPEN_LINK)
             return await handler(request)
         except LinkspanError as error:
             told = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
@@ -163,11 +176,13 @@ class PageServer:
         return self._access.session(request.cookies.get(self._access.cookie, ""))
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        cookie = self._access.log_in(request.query.get("token", ""))
-        if not cookie:
+        browser = "text/html" in request.headers.get("Accept", "")
+        cookie = self._access.log_in(request.query.get("token", ""), browser=browser)
+        session = self._access.session(cookie)
+        if session is None:
             return _refused("this link was used, or is older than a minute; press Enter where `linkspan web` runs")
         # A page that goes on by itself, and no redirect: see the head of the package.
-        head = '<meta http-equiv="refresh" content="0; url=/">'
+        head = f'<meta name="token" content="{session.token}"><script type="module" src="/login.js"></script>'
         text = _PLAIN.format(head=head, text='<a href="/">linkspan</a>')
         response = web.Response(text=text, content_type="text/html")
         response.set_cookie(
@@ -191,7 +206,7 @@ class PageServer:
     async def _state(self, request: web.Request) -> web.Response:
         session = self._session(request)
         assert session is not None, "the guard has found it"
-        return _json({"state": await self._feed.state(), "packet_token": session.packet_token})
+        return _json({"state": await self._feed.state(), "packet_token": session.token})
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         messages = self._feed.view(IDLE)
@@ -233,7 +248,7 @@ class PageServer:
 
     def _may_send(self, request: web.Request, pace: Pace) -> None:
         """Raise Denied unless this request may send packets, and Unavailable if there were too many."""
-        session, given = self._session(request), request.headers.get("X-Linkspan-Token", "")
+        session, given = self._session(request), request.headers.get(HEADER, "")
         if session is None or not session.sent_by(given):
             raise Denied("the request has no token of this page", "load the page again")
         if not self._sends:

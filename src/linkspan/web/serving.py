@@ -15,6 +15,7 @@ from aiohttp import web
 
 from linkspan.core.errors import Invalid
 from linkspan.core.remedies import reason
+from linkspan.core.supervise import ended, lasting
 from linkspan.web import browser
 from linkspan.web.access import TOKEN_LIFE, Access
 from linkspan.web.agent_questions import AgentQuestions
@@ -39,22 +40,22 @@ async def serve(
     ``others`` are the sockets of other hosts' agents, by the hosts' names. ``say`` gets each link. Raises Invalid if
     nobody can listen there.
     """
-    ended = asyncio.Event()
+    stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, stopped.set)
     async with page(place, agent, others, lab) as new_link:
         link = new_link()
         say(link)
         async with contextlib.AsyncExitStack() as stack:
             if opens_browser and browser.can_open():
                 path = stack.enter_context(browser.leading_to(link))
-                await asyncio.to_thread(browser.open_file, path)
+                browser.open_file(path)
                 loop.call_later(TOKEN_LIFE, path.unlink, True)
             if sys.stdin is not None and sys.stdin.isatty():
                 loop.add_reader(sys.stdin, _on_enter, loop, lambda: say(new_link()))
                 stack.callback(loop.remove_reader, sys.stdin)
-            await ended.wait()
+            await stopped.wait()
 
 
 @contextlib.asynccontextmanager
@@ -64,6 +65,7 @@ async def page(
     """Serve the page within the block; give a function that makes a new link."""
     # The port is known only after it was bound, and the checks of the header Host need it.
     listener = _bound(place)
+    listener.setblocking(False)
     port = listener.getsockname()[1]
     authorities = place.authorities(port)
     access = Access(place.scheme, authorities)
@@ -73,10 +75,14 @@ async def page(
     application = server.application()
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=ENDS_WITHIN, handler_cancellation=True)
     await runner.setup()
+    handler = runner.server
+    assert handler is not None
+    taking = lasting("taking connections", lambda: server.connections.take(listener, handler, place.tls))
     try:
-        await web.SockSite(runner, listener, ssl_context=place.tls).start()
         yield lambda: f"{place.scheme}://{authorities[0]}/login?token={access.token()}"
     finally:
+        await ended(taking)
+        listener.close()
         await runner.cleanup()
 
 

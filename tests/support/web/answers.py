@@ -48,7 +48,7 @@ def answers(*endpoints: dict[str, Any]) -> Answers:
 class FakeAgent:
     """An agent's socket that gives these answers; ``asked`` are the requests, without the stream of events.
 
-    ``refused`` are lists that it cannot give now.
+    ``refused`` are lists that it cannot give now. While it is ``hanging``, nobody gets an answer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,12 +56,15 @@ class FakeAgent:
         self.answers = answers(endpoint("c1", "h1"), endpoint("c2", "h2"))
         self.asked: list[str] = []
         self.refused: set[str] = set()
+        self.hanging = False
         self.streams = 0
         self._streams: list[web.StreamResponse] = []
         self._broken = asyncio.Event()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path_qs}")
+        if self.hanging:
+            await asyncio.Event().wait()  # until the caller goes
         lists = {"hosts": self.answers.hosts, "networks": self.answers.networks, "endpoints": self.answers.endpoints}
         name = request.path.removeprefix("/v1/")
         if name in self.refused:

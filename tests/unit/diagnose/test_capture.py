@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.diagnose.trace.capture import MOST, SNAP, Frame, Received, Recorder, pcapng
+from linkspan.diagnose.trace.capture import (
+    LONGEST_NAME,
+    MOST,
+    MOST_HOPS,
+    SNAP,
+    Frame,
+    Received,
+    Recorder,
+    pcapng,
+)
 from linkspan.diagnose.trace.hops import Hop
 
 HOPS = (
@@ -103,6 +112,16 @@ def test_a_host_cannot_fill_the_file_and_sizes_stay_possible() -> None:
     """Only the first frames count."""
     huge = Frame(("c1", "eth0"), back=False, at=1, size=2**40, data=DATA)
     assert len(packets(pcapng(HOPS, REPLY, {"h1": [huge] * (MOST + 5)}))) == MOST
+
+
+def test_hostile_devices_leave_a_file_that_can_be_read() -> None:
+    """However long their names are, and however many they are."""
+    long = Hop("h1", "c1", "é" * 70_000, "sent", "")
+    many = tuple(Hop("h2", "host", f"eth{number}", "routed", "") for number in range(20_000))
+    names = interfaces(pcapng((long, *many), many[::-1], {}))
+    assert len(names) <= 2 * MOST_HOPS
+    assert all(len(name.encode()) <= LONGEST_NAME for name in names)
+    assert names[0] == "h1/c1/" + "é" * 124
 
 
 def test_a_recorder_keeps_the_beginning_of_so_many_frames() -> None:

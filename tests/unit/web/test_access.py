@@ -34,38 +34,38 @@ def access(clock: Clock) -> Access:
 def test_a_token_logs_in_once(access: Access) -> None:
     """The second browser that opens the link gets nothing."""
     token = access.token()
-    cookie = access.log_in(token)
+    cookie = access.log_in(token, browser=True)
     assert access.session(cookie) is not None
-    assert access.log_in(token) == ""
+    assert access.log_in(token, browser=True) == ""
 
 
 def test_a_token_is_good_for_a_minute(access: Access, clock: Clock) -> None:
     """A link that somebody finds later is worth nothing."""
     early, late = access.token(), access.token()
     clock.now += TOKEN_LIFE - 1
-    assert access.log_in(early)
+    assert access.log_in(early, browser=True)
     clock.now += 2
-    assert access.log_in(late) == ""
+    assert access.log_in(late, browser=True) == ""
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "\ud800", "a" * 100_000])
 def test_a_wrong_token_or_cookie_does_not_count(access: Access, wrong: str) -> None:
     """Whatever its form."""
     access.token()
-    assert access.log_in(wrong) == ""
+    assert access.log_in(wrong, browser=True) == ""
     assert access.session(wrong) is None
 
 
 def test_a_session_ends(access: Access, clock: Clock) -> None:
     """A cookie that was left in a browser counts for some hours."""
-    cookie = access.log_in(access.token())
+    cookie = access.log_in(access.token(), browser=True)
     clock.now += SESSION_LIFE + 1
     assert access.session(cookie) is None
 
 
 def test_sessions_are_bounded(access: Access) -> None:
     """The oldest browser has to log in again."""
-    cookies = [access.log_in(access.token()) for _ in range(SESSIONS + 1)]
+    cookies = [access.log_in(access.token(), browser=True) for _ in range(SESSIONS + 1)]
     assert access.session(cookies[0]) is None
     assert access.session(cookies[-1]) is not None
 
@@ -75,14 +75,26 @@ def test_every_server_has_a_cookie_of_its_own() -> None:
     assert Access("http", [HERE]).cookie != Access("http", [HERE]).cookie
 
 
-def test_every_session_has_a_token_of_its_own_for_packets(access: Access) -> None:
+def test_every_session_has_a_token_of_its_own(access: Access) -> None:
     """Another session's does not count."""
-    first, second = (access.session(access.log_in(access.token())) for _ in range(2))
+    first, second = (access.session(access.log_in(access.token(), browser=True)) for _ in range(2))
     assert first is not None
     assert second is not None
-    assert first.sent_by(first.packet_token)
-    assert not first.sent_by(second.packet_token)
+    assert first.sent_by(first.token)
+    assert not first.sent_by(second.token)
     assert not first.sent_by("")
+
+
+def test_a_browser_needs_its_token_for_every_question(access: Access) -> None:
+    """Its cookie is no secret: it goes to all ports of the host. A script's is one."""
+    browser = access.session(access.log_in(access.token(), browser=True))
+    script = access.session(access.log_in(access.token(), browser=False))
+    assert browser is not None
+    assert script is not None
+    assert browser.may_ask(browser.token)
+    assert not browser.may_ask("")
+    assert not browser.may_ask(script.token)
+    assert script.may_ask("")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 import stat
+import threading
 from pathlib import Path
 
 import aiohttp
@@ -15,26 +16,43 @@ from linkspan.core.errors import Invalid
 from linkspan.web import browser, serving
 from linkspan.web.listening import place
 from support.certificates import Authority
+from support.polling import PATIENCE, until
 
 LINK = "http://127.0.0.1:8080/login?token=secret&more=\"'<"
 
 
-def test_the_browser_is_opened_by_a_file_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token is in no command line, and nobody else may read the file, which goes afterwards."""
+def test_the_browser_is_opened_by_a_file_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The token is in no command line, and nobody else may read the file, which goes afterwards.
+
+    Nobody waits for a browser that runs in the foreground. The file is where browsers from a snap see it.
+    """
     opened: list[str] = []
+    closed = threading.Event()
 
     def open_(url: str) -> bool:
         opened.append(url)
-        return True
+        return closed.wait(PATIENCE)
 
     monkeypatch.setattr("webbrowser.open", open_)
+    monkeypatch.setenv("HOME", str(tmp_path))
     with browser.leading_to(LINK) as path:
-        assert browser.open_file(path)
+        assert path.parent == tmp_path
+        browser.open_file(path)
+        until(lambda: opened, "the browser is opened")
+        assert not closed.is_set()
+        closed.set()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         text = path.read_text(encoding="utf-8")
         assert "token=secret&amp;more=&quot;&#x27;&lt;" in text
     assert opened == [f"file://{path}"]
     assert not path.exists()
+
+
+def test_without_a_home_the_file_is_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of the system may have none."""
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with browser.leading_to(LINK) as path:
+        assert path.exists()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ Place = tuple[str, str, str]
 
 SNAP = 512
 """Bytes that are kept of a packet: a usual ping has 84, and no tunnel adds more than 100."""
+MOST_HOPS = 256
+"""Hops of each way that count: other hosts say what they are, and a packet passes 64 routers at most."""
+LONGEST_NAME = 255
+"""Bytes of an interface's name in the file: its parts are what other hosts say."""
 MOST = 64
 """Frames that a host keeps of one trace: they are an answer to another host's question, through the store."""
 
@@ -113,11 +117,12 @@ def pcapng(there: Sequence[Hop], back: Sequence[Hop], frames: Mapping[str, Seque
     Other hosts' frames are what those say, so of each host at most MOST count, and only those at devices of the path.
     Of several attempts the file has the one that came farthest.
     """
+    there, back = there[:MOST_HOPS], back[:MOST_HOPS]
     places = _path(there, back)
     numbers = {place: number for number, place in enumerate(places)}
     blocks = [_block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + _options((4, b"linkspan")))]
     for place in places:
-        name = "/".join(place).encode()
+        name = "/".join(place).encode()[:LONGEST_NAME].decode(errors="ignore").encode()
         blocks.append(_block(1, struct.pack("<HHI", _LINKTYPE, 0, SNAP) + _options((2, name), (9, b"\x09"))))
     steps = (numbers, {place: step for step, place in enumerate(_path(back, there))})
     found = []

@@ -1,5 +1,5 @@
 // The page: its frame, and which view is in it.
-import { render } from "preact";
+import { Component, render } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Details } from "/details.js";
 import { useLive } from "/live.js";
@@ -60,6 +60,22 @@ function App() {
     </main>`;
 }
 
+// What is shown if a view fails: the address leads to it, so a reload of the same one would fail again.
+class Guarded extends Component {
+  state = { error: null };
+
+  componentDidCatch(error) {
+    this.setState({ error });
+    console.error(error);
+  }
+
+  render({ children }, { error }) {
+    if (error === null) return children;
+    return html`<div class="waiting" role="alert"><p>${t("The page failed: {why}", { why: String(error?.message ?? error) })}</p>
+      <p><button type="button" class="quiet" onClick=${() => { location.hash = "#/containers"; location.reload(); }}>${t("Load it again")}</button></p></div>`;
+  }
+}
+
 // The graph comes after the table: its library is most of the page.
 function LaterGraph(properties) {
   const [Graph, setGraph] = useState(null);
@@ -109,4 +125,4 @@ function Nav({ state, route }) {
 
 const place = document.getElementById("app");
 place.textContent = "";
-render(html`<${App} />`, place);
+render(html`<${Guarded}><${App} /></${Guarded}>`, place);

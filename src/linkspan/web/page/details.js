@@ -1,14 +1,14 @@
 // What one object is: its facts, the commands that make it, who owns it, and its last repairs.
 import { useState } from "preact/hooks";
 import { useAnswer } from "/live.js";
-import { health, label, problemsOf } from "/model.js";
+import { health, itemOf, label, problemsOf } from "/model.js";
 import { Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
 import { t } from "/words.js";
 
 export function Details({ state, refOf, close }) {
   const name = refOf.slice(2);
   const views = { "c:": Container, "h:": Host, "n:": Network };
-  const of = { "c:": state.containers[name], "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": state.networks[name] }[refOf.slice(0, 2)];
+  const of = { "c:": itemOf(state.containers, name), "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": itemOf(state.networks, name) }[refOf.slice(0, 2)];
   const View = views[refOf.slice(0, 2)];
   return html`<section class="panel details" aria-label=${t("Details")}>
     ${of && View
@@ -27,7 +27,7 @@ function Head({ title, close, children }) {
 // A container of a large cluster: the server has it.
 function Asked({ state, name, close }) {
   const found = useAnswer("/api/containers", { search: name.split("/")[0] });
-  return html`<${Answer} found=${found}>${({ containers }) => name in containers
+  return html`<${Answer} found=${found}>${({ containers }) => itemOf(containers, name)
     ? html`<${Container} ...${{ state, one: containers[name], close }} />`
     : html`<${Head} title=${name} close=${close} /><${Empty}>${t("It is gone.")}</${Empty}>`}</${Answer}>`;
 }

@@ -1,18 +1,28 @@
 // The live state for this tab, and questions to the server.
 import { useEffect, useState } from "preact/hooks";
+import { KEPT_AS, carrying, kept } from "/session.js";
 import { Stream, changed, together } from "/stream.js";
 
 // Calls tell with each message of the stream, which the tabs of this browser share where the browser can.
 function listen(tell) {
   if (!("SharedWorker" in self)) {
-    new Stream(tell);
+    listenAlone(tell);
     return;
   }
-  const { port } = new SharedWorker("/worker.js", { type: "module", name: "linkspan" });
+  const worker = new SharedWorker("/worker.js", { type: "module", name: "linkspan" });
+  const { port } = worker;
+  const hello = () => port.postMessage({ hello: kept() });
   port.onmessage = ({ data }) => tell(data);
-  port.postMessage("hello");
-  addEventListener("pagehide", () => port.postMessage("bye"));
-  addEventListener("pageshow", (event) => event.persisted && port.postMessage("hello"));
+  worker.addEventListener("error", () => listenAlone(tell), { once: true }); // it did not start
+  hello();
+  addEventListener("pagehide", () => port.postMessage({ bye: true }));
+  addEventListener("pageshow", (event) => event.persisted && hello());
+}
+
+function listenAlone(tell) {
+  const stream = new Stream(tell);
+  stream.use(kept());
+  addEventListener("storage", (event) => event.key === KEPT_AS && stream.use(kept())); // another tab has logged in
 }
 
 // Returns {state, events, link}: link is "", "lost" (the server does not answer) or "out" (the session is over).
@@ -34,15 +44,12 @@ export function useLive() {
 
 // Returns the server's answer. Throws an Error whose message is for people.
 export async function ask(path, words = {}) {
-  return answered(await fetch(`${path}?${new URLSearchParams(words)}`));
+  return answered(await fetch(`${path}?${new URLSearchParams(words)}`, { headers: carrying(kept()) }));
 }
-
-let packetToken = null;
 
 // Asks for something that sends packets.
 export async function send(path, body = {}) {
-  packetToken ??= (await ask("/api/state")).packet_token;
-  const headers = { "X-Linkspan-Token": packetToken, "Content-Type": "application/json" };
+  const headers = { ...carrying(kept()), "Content-Type": "application/json" };
   return answered(await fetch(path, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 

@@ -4,6 +4,11 @@ export const MOST_IN_MAP = 2500; // containers that the graph draws without bein
 
 const { compare } = new Intl.Collator(undefined, { numeric: true });
 
+// Returns what a section of the state has by a key, which may be any text of the address bar.
+export function itemOf(section, key) {
+  return Object.hasOwn(section, key) ? section[key] : undefined;
+}
+
 export function byName(items) {
   return Object.values(items).sort((a, b) => compare(a.name, b.name));
 }
@@ -76,7 +81,7 @@ export function bare(address) {
 export function traceName(state, ref) {
   const [kind, name] = [ref.slice(0, 2), ref.slice(2)];
   if (kind === "h:") return `host:${name}`;
-  const container = state.containers[name];
+  const container = itemOf(state.containers, name);
   if (!container) return name.split("/")[0];
   return container.addresses.length ? bare(container.addresses[0]) : container.id;
 }
@@ -85,7 +90,8 @@ export function traceName(state, ref) {
 export function refName(state, ref) {
   const name = ref.slice(2);
   if (!ref.startsWith("c:")) return name;
-  return state.containers[name] ? label(state.containers[name]) : name.split("/")[0].slice(0, 12);
+  const container = itemOf(state.containers, name);
+  return container ? label(container) : name.split("/")[0].slice(0, 12);
 }
 
 // Returns the pairs of hosts that exchange packets: {a, b, networks, backends, problem}. With `among`, a set of names, one

@@ -1,42 +1,71 @@
 // The live state: one stream of server-sent events, and the state that it makes.
+import { carrying } from "/session.js";
 
-const AGAIN = 2000; // milliseconds until the next try after the server refused the stream
+const AGAIN = 2000; // milliseconds until the next try after the stream ended
 
 export class Stream {
   // tell(message) gets {kind: "state", state, events}, {kind: "change", change, events}, {kind: "lost"}: the server does
-  // not answer, or {kind: "out"}: the session is over.
+  // not answer, or {kind: "out"}: the session is over. Nothing is asked before `use`.
   constructor(tell) {
     this.tell = tell;
     this.state = null;
     this.events = [];
+    this.status = "out";
+    this.token = null;
+  }
+
+  // Follows the server with the token of a session, unless it does already.
+  use(token) {
+    if (token === this.token && this.status !== "out") return;
+    this.token = token;
     this.status = "";
-    this.open();
+    this.follow(token);
   }
 
-  open() {
-    const source = new EventSource("/api/stream");
-    source.addEventListener("state", (event) => {
-      const whole = JSON.parse(event.data);
-      this.state = whole.state;
-      this.events = whole.events;
-      this.status = "";
-      this.tell(this.whole());
-    });
-    source.addEventListener("change", (event) => {
-      const { change, events } = JSON.parse(event.data);
-      this.state = changed(this.state, change);
-      this.events = together(this.events, events);
-      this.tell({ kind: "change", change, events });
-    });
-    source.addEventListener("error", () => this.failed(source));
+  // Follows the server until the session is over, or another one began.
+  async follow(token) {
+    while (token === this.token) {
+      const answer = await fetch("/api/stream", { headers: carrying(token) }).catch(() => null);
+      if (answer?.status === 401) {
+        if (token === this.token) this.say("out");
+        return;
+      }
+      if (answer?.ok) await this.read(answer.body, token).catch(() => {});
+      if (token !== this.token) return;
+      this.say("lost");
+      await new Promise((done) => setTimeout(done, AGAIN));
+    }
   }
 
-  async failed(source) {
-    this.say("lost");
-    if (source.readyState !== EventSource.CLOSED) return; // the browser tries again
-    const answer = await fetch("/api/state").catch(() => null);
-    if (answer?.status === 401) this.say("out");
-    else setTimeout(() => this.open(), AGAIN);
+  async read(body, token) {
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    let kind = "";
+    let begun = []; // parts of a line whose end has not come: a large state comes in many
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (token !== this.token) await reader.cancel();
+      if (done || token !== this.token) return;
+      const [first, ...rest] = value.split("\n");
+      begun.push(first);
+      for (const next of rest) {
+        const line = begun.join("");
+        begun = [next];
+        if (line.startsWith("event: ")) kind = line.slice(7);
+        else if (line.startsWith("data: ")) this.take(kind, JSON.parse(line.slice(6)));
+      }
+    }
+  }
+
+  take(kind, told) {
+    this.status = "";
+    if (kind === "state") {
+      this.state = told.state;
+      this.events = told.events;
+    } else {
+      this.state = changed(this.state, told.change);
+      this.events = together(this.events, told.events);
+    }
+    this.tell({ kind, ...told });
   }
 
   say(kind) {
