@@ -73,9 +73,26 @@ def test_an_exam_is_sat_and_its_commands_lead_to_what_it_claims(state: Path) -> 
     assert [one["verified"] for one in found["lessons"]] == [True, False, None]
 
 
+def test_what_the_last_line_does_counts(state: Path) -> None:
+    """Also if `next` follows at once, in another locale, and with nonsense in the log; a lost claim is found again."""
+    path = state / "exam.json"
+    window = Window("exam", "start", "1", "--file", str(path))
+    window.shows("[exam 1] #")
+    window.type("export LC_ALL=de_DE.UTF-8; printf 'x\\036' >> /run/learn/typed")
+    window.type("for n in A B; do ip netns add netns_$n; ip -n netns_$n link set lo up; done; next")
+    window.shows("1 of 1 lessons passed")
+    assert window.ends() == 0
+    result = json.loads(path.read_text())
+    result["lessons"][0]["passed_after"] = None
+    path.write_text(json.dumps(result))
+    (found,) = json.loads(learn("exam", "verify", "--trust", str(path), "-o", "json"))
+    assert [(one["passed"], one["verified"]) for one in found["lessons"]] == [(False, True)]
+
+
 def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
-    """What was typed before is in the result."""
+    """What was typed before is in the result, also if looking fails."""
     code = (
+        "from linkspan.learn.watcher import Watcher; Watcher.look = lambda self: 1 / 0; "
         "import time; from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
         "from linkspan.learn.lesson import numbered; one = numbered('namespaces'); "
         "print(exam._sit(one, *reader('en'), time.monotonic() + 12))"
