@@ -13,8 +13,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-SHOWN = frozenset({"bin", "dev", "etc", "nix", "opt", "proc", "sbin", "sys", "usr"})
+SHOWN = frozenset({"bin", "dev", "etc", "proc", "sbin", "sys", "usr"})
 """Folders of / that are not empty inside, besides lib*: programs, their settings, the kernel, and /dev anew."""
+BELOW = ("/usr/local/var",)
+"""Folders below these that are empty, too: services that were built here have their sockets there."""
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero", "net/tun")
 """Devices that are there: no terminal, camera or disk of this user."""
 FOLDERS = ("/var/lib/misc", "/var/log", "/var/tmp", "/dev/pts", "/dev/shm")  # noqa: S108 - to make them
@@ -65,7 +67,7 @@ def enter() -> None:
         with contextlib.suppress(OSError):  # a container's own /proc may be locked as read-only
             _set(path, clear=_RDONLY)
     devices = {name: os.open(f"/dev/{name}", os.O_PATH) for name in DEVICES if Path("/dev", name).exists()}
-    for path in sorted({*_hidden(), *([home] if home.strip("/") else [])}):
+    for path in sorted({*_hidden(), *BELOW, *([home] if home.strip("/") else [])}):
         if Path(path).is_dir():
             _mount("tmpfs", path, "tmpfs", b"size=64m,mode=1777")
     _mount("tmpfs", "/dev", "tmpfs", b"size=1m,mode=0755")  # in a sticky folder of all, > /dev/null is forbidden
