@@ -21,8 +21,8 @@ _MORE = 3.0
 """Seconds besides the time that a line took: this machine may be slower."""
 _SPARE = 120.0
 """Seconds for all lines of a lesson besides twice their time: this machine may be slower, and busy."""
-_ENDING = 3.0
-"""Seconds for a program to end after ^C."""
+_ENDING = 10.0
+"""Seconds for a program to end after ^C: one that waits for the kernel's lock of all links hears nothing meanwhile."""
 _READY = 30.0
 """Seconds for a shell to start, on a busy machine."""
 SHELLS = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ import msgspec
 import pytest
 
 from linkspan.cli.lesson_session import helped
-from linkspan.core.errors import Conflict, Denied, Invalid, Unavailable
-from linkspan.learn import exam
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, Unavailable
+from linkspan.learn import exam, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.exam import Result, Sat, Typed
 from linkspan.learn.language import Words
@@ -152,6 +153,27 @@ def test_the_lessons_of_an_exam_share_its_time(tmp_path: Path) -> None:
         "it was passed after 3400 s", "it was not asked", "it was passed after 6800 s", "it was not begun",
     ]  # fmt: skip
     assert [one.verified for one in found.lessons] == [False, False, False, False, None]
+
+
+@pytest.mark.parametrize(("works", "replayed"), [((False, True), True), ((False, False), False), ((True,), True)])
+def test_a_busy_machine_gets_a_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: tuple[bool, ...], replayed: bool
+) -> None:
+    """With more time for each line: only then an honest line that was late is told from one that does not end."""
+    tries: list[int] = []
+
+    def late(_box: object, _lines: object, _end: float, slower: int) -> None:
+        tries.append(slower)
+        if not works[len(tries) - 1]:
+            raise LinkspanError("a command does not end")
+
+    monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
+    monkeypatch.setattr(needs, "lacking", lambda *_: [])
+    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "settled", lambda *_: Judgement((True,), (), True))
+    monkeypatch.setattr(replay, "typed", late)
+    (found,) = verified(tmp_path / "exam.json", SAT).lessons
+    assert (found.verified, tries) == (replayed, [1, exam.SLOWER][: len(works)])
 
 
 def test_an_exam_with_more_time_than_was_given_is_refused(tmp_path: Path) -> None:
