@@ -301,3 +301,19 @@ def test_live_tests_ask_by_packets_what_is_in_force(yard: Yard) -> None:
     after = yard.host.json("policy", "test", "--live", str(file))
     assert (after["cases"], after["ok"], after["failed"]) == (9, 8, [])
     assert [one["line"] for one in after["skipped"]] == [21]
+
+
+def test_live_tests_take_no_lost_refusal_for_an_open_way(yard: Yard) -> None:
+    """As on any machine: the kernel sends a receiver six refusals at once, and then one a second."""
+    cases = "".join(f"- {{from: x-a, to: x-b, port: {port}/udp, expect: allow}}\n" for port in range(1000, 1012))
+    file = yard.folder / "datagrams.yaml"
+    file.write_text(f"policy: web\nselect: {{name: x-b}}\ningress: []\ntests:\n{cases}")
+    yard.host.cli("policy", "apply", str(file))
+    run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=1000", netns=yard.host.netns)
+    try:
+        found = yard.host.json("policy", "test", "--live", str(file), code=3)
+    finally:
+        run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0", netns=yard.host.netns)
+    assert found["ok"] == 0, "all are refused"
+    assert found["failed"]
+    assert len(found["failed"]) + len(found["skipped"]) == found["cases"] == 12

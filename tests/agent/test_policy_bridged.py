@@ -6,7 +6,9 @@ import contextlib
 import json
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -112,7 +114,8 @@ def test_link_local_addresses_are_under_the_same_policies(yard: Yard) -> None:
                 return False
         return True
 
-    assert reaches("x-c")
+    for name in ("x-a", "x-c"):  # the kernel looks for duplicates of such an address first, for a second or two
+        until(lambda name=name: reaches(name), f"{name} reaches it")
     yard.apply(ONE)
     assert reaches("x-a")
     assert not reaches("x-c")
@@ -131,6 +134,20 @@ def test_broadcasts_and_frames_to_no_address_of_its_own_reach_no_container_under
         assert open_.recv(64) == b"broadcast"
         _say(yard, "x-a", yard.ips["x-b"][4], b"allowed")
         assert closed.recv(64) == b"allowed"
+
+
+def test_a_container_under_egress_opens_no_way_to_its_neighbours_by_a_broadcast(yard: Yard) -> None:
+    """It may talk to the outside, where a broadcast's address is; a neighbour that answers would open the way back."""
+    sender = _mac(yard, "x-b")
+    with _hearing(yard, "x-a") as neighbour:
+        yard.apply("policy: out\nselect: {name: x-b}\negress:\n- to: [outside]\n")
+        for address in ("255.255.255.255", "224.0.0.1"):
+            _say(yard, "x-b", address, b"closed")
+            frame = _datagram(sender, _mac(yard, "x-a"), yard.ips["x-b"][4], address, b"closed")
+            send_frame(yard.netns["x-b"], "eth0", frame)
+        _say(yard, "x-b", yard.ips["x-a"][4], b"refused")
+        _say(yard, "x-c", "10.211.255.255", b"open")
+        assert neighbour.recv(64) == b"open"
 
 
 def test_a_forged_source_does_not_pass_for_an_allowed_one(yard: Yard) -> None:
@@ -159,6 +176,34 @@ def test_a_new_container_on_a_new_bridge_is_under_its_policies_at_once(yard: Yar
         for netns in (one, other):
             yard.host.detach(netns)
         yard.host.cli("network", "delete", "fresh")
+
+
+def test_a_restart_of_the_agent_takes_no_guard_of_a_port_away(yard: Yard) -> None:
+    """The ports under ingress stay in their set while the new agent takes over."""
+    yard.apply(NOBODY)
+    told = yard.folder / "monitored"
+    command = ["ip", "netns", "exec", yard.host.netns, "nft", "monitor", "elements"]
+    with told.open("w") as file, subprocess.Popen(command, stdout=file) as monitor:
+        try:
+            until(lambda: _marked(yard, told, "begins"), "the monitor sees what is changed")
+            yard.host.restart()
+            yard.host.cli("policy", "list")
+            until(lambda: _marked(yard, told, "ends"), "the monitor has seen all")
+        finally:
+            monitor.terminate()
+            run("nft", "delete", "table", "inet", "marks", netns=yard.host.netns, check=False)
+    gone = [line for line in told.read_text().splitlines() if line.startswith("delete element bridge linkspan")]
+    assert gone == []
+    assert not answers(yard.netns["x-a"], yard.ips["x-b"][4], 80)
+
+
+def _marked(yard: Yard, told: Path, name: str) -> bool:
+    """Change a set that no agent has, and return whether the monitor has told of it."""
+    for words in ("add table inet marks", f"add set inet marks {name} {{ type inet_service; }}"):
+        run("nft", *words.split(" "), netns=yard.host.netns)
+    for verb in ("add", "delete"):
+        run("nft", verb, "element", "inet", "marks", name, "{ 1 }", netns=yard.host.netns)
+    return f"inet marks {name}" in told.read_text()
 
 
 @pytest.mark.parametrize("staged", [False, True])

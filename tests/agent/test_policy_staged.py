@@ -69,7 +69,7 @@ def test_a_staged_policy_counts_what_it_would_refuse_and_refuses_nothing(yard: Y
     yard.host.cli("policy", "enforce", "web")
     assert not answers(yard.netns["z-b"], server[4], 80)
     assert answers(yard.netns["z-a"], server[4], 80)
-    assert yard.host.json("policy", "staged") == {"policies": [], "refused": [], "cuts": 0}
+    assert yard.host.json("policy", "staged") == {"policies": [], "refused": [], "more": 0, "full": False, "cuts": 0}
     assert [one["name"] for one in yard.host.json("policy", "list")] == ["web"]
     assert yard.host.differences() == []
 

@@ -153,10 +153,10 @@ def test_a_resolver_that_asks_the_gateway_is_left_out(cluster: OutsideRun, outsi
     try:
         cluster.resolvers(cluster.underlay)
         until(lambda: cluster.ask("c1", cluster.fresh()).code == REFUSED, "the resolver is left out")
-        server.asked.clear()
-        for _ in range(20):
-            assert cluster.ask("c1", cluster.fresh()).code == REFUSED
-        assert not server.asked
+        names = {cluster.fresh() for _ in range(20)}
+        for name in names:
+            assert cluster.ask("c1", name).code == REFUSED
+        assert not server.names() & names
         assert cluster.knows("c1", "c2")
     finally:
         server.close()

@@ -77,6 +77,13 @@ def create(lab: LabRun, name: str, backend: str, more: str = "") -> None:
     """Create a network of two families."""
     lengths = "--subnet-len 24,64" if backend != "bridge" else ""
     lab.exec("h1", f"linkspan network create {name} --pool {POOLS[name]} --backend {backend} {lengths} {more}")
+    known(lab, "h2", name)
+
+
+def known(lab: LabRun, host: str, network: str) -> None:
+    """Wait until a host knows a network that another one created."""
+    lines = f"linkspan network show {network}"
+    until(lambda: network in lab.exec(host, lines, code=-1).split(), f"{host} knows network {network}")
 
 
 def addresses(endpoint: dict[str, list[str]]) -> dict[int, str]:
@@ -176,6 +183,7 @@ def test_families_that_networks_share_only_in_part(several: LabRun) -> None:
     lab.exec("h1", "linkspan network create six --pool fd47::/48 --subnet-len 64 --backend vxlan")
     lab.json("attach", "h1", "mixed", "--network demo")
     six = lab.json("attach", "h1", "mixed", "--network six")
+    known(lab, "h2", "six")
     peer = lab.json("attach", "h2", "peer6", "--network six")
     assert lab.pings("mixed", addresses(peer)[6])
     assert lab.pings("mixed", "192.0.2.2")
@@ -270,6 +278,7 @@ def test_a_network_reaches_another_one_across_hosts_where_it_is_allowed(several:
     lab = several
     for name, pool in (("near", "10.250.0.0/16"), ("far", "10.251.0.0/16")):
         lab.exec("h1", f"linkspan network create {name} --pool {pool} --subnet-len 24 --backend {backend}")
+        known(lab, "h2", name)
     one, two = (lab.json("attach", host, host + "x", f"--network {n}") for host, n in (("h1", "near"), ("h2", "far")))
     with serving(lab, "h2x", addresses(two)[4], 8001), serving(lab, "h1x", addresses(one)[4], 8001):
         assert asked(lab, "h1x", addresses(two)[4], 8001) == ""

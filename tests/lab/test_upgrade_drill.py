@@ -83,7 +83,7 @@ class Drill(ClusterRun):
         line = [*self.installed[name].command(), "upgrade", "--socket", socket, "--output", "json"]
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
             assert command.stderr is not None
-            assert "systemd does not run here" in command.stderr.readline()
+            assert any("systemd does not run here" in line for line in command.stderr), "the command says what to do"
             self.stop(name)
             self.start(name)
             said, errors = command.communicate(timeout=240)

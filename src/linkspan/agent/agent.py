@@ -80,7 +80,7 @@ from linkspan.cluster.shared_states import SharedStates, learning
 from linkspan.cluster.withdrawal import Withdrawal
 from linkspan.core.config import CONFIG_FILE, Config
 from linkspan.core.contracts import Store
-from linkspan.core.errors import Invalid, LinkspanError, Unavailable
+from linkspan.core.errors import Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import (
     AttachRequest,
@@ -291,6 +291,7 @@ class Agent:
             endpoints,
             self.metrics.operation,
             self.enforcement.elements,
+            self.enforcement.cover,
         )
         for follower in (self.endpoint_records, self.name_service, self.interest, self.enforcement):
             self.registry.subscribe(follower.note)
@@ -432,8 +433,6 @@ class Agent:
 
     async def _take_part(self, network: Network) -> None:
         await self.membership.take_part(network)
-        self.enforcement.look()
-        await self.enforcement.enforce()  # before its first container: it may be the first one of its family
 
     async def _changed(self, keys: frozenset[str]) -> None:
         self.ask.changed(keys)
@@ -484,6 +483,8 @@ class Agent:
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
+        with contextlib.suppress(KernelError):  # then the metric begins with what was counted before
+            await self.policy_metrics.begin()
         for part in (
             self.healer, self.forwarding, self.peer_pings, self.bgp_sessions, self.ipsec_sessions,
         ):  # fmt: skip
@@ -509,13 +510,14 @@ class Agent:
         skipped = {**self.remote.reasons, **self.replica.reasons}
         refused = self.leases.refused(concerned)
         unmet = [told for service in self.services.values() for told in service.problems]
+        unmet += [*self.name_service.problems.values(), *self.enforcement.unenforced(), *self.drop_log.problems()]
         return Condition(
             here=self.hosts.here.name,
             store=self.store_health.told(),
             records=condition.unused_records(self.networks, self.hosts, skipped, refused),
             disputes=self.claimed_twice(),
             drift=condition.drift(self.worker.machine.reconciler, self.reaper.orphaned),
-            unmet=[*unmet, *self.name_service.problems.values(), *self.enforcement.unenforced()],
+            unmet=unmet,
             orphans=self.orphans.told(),
             unreachable=self._unreachable(),
             bgp=self.bgp_sessions.problems(),
@@ -565,6 +567,7 @@ class Agent:
 
         The first network that needs a program looks, too.
         """
+        self.enforcement.look_at_module()
         ways = {way.backend for network in self.networks.all() for way in network.ways}
         for kind in {kind for way in ways for kind in backend(way).watches}:
             if await self.worker.run(self.worker.machine.program, kind) != self._facts.program(kind):

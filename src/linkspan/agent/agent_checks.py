@@ -22,6 +22,7 @@ from linkspan.core.errors import Unavailable, counted
 from linkspan.core.model import CONTROLLER, Facts, Network, Peer
 from linkspan.diagnose.doctor import host_checks, store_checks, system_checks
 from linkspan.diagnose.doctor.checks import Check, Status
+from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.review import Finding
 from linkspan.store.replica import Replica
 
@@ -84,6 +85,12 @@ def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
         more = len(findings) - len(found)
         found.append(Check("policies", "warn", f"{more} more findings like these", "mend those first"))
     return found
+
+
+def unprotected(sentences: Iterable[str]) -> list[Check]:
+    """Return which containers of this host policies do not protect."""
+    fix = f"on a bridge: {bridge_filters.FIX}; on the host's own network: put them on another one"
+    return [Check("policies", "fail", sentence, fix) for sentence in sentences]
 
 
 def forwarding(facts: Facts, unnoticed: str) -> list[Check]:

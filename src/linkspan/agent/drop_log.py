@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 
@@ -18,12 +19,16 @@ import msgspec
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.agent.policy_trials import port_text
 from linkspan.core.errors import KernelError, Unavailable
+from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.probe.nflog import Logged, Nflog
 from linkspan.policy import rules
 from linkspan.policy.judge import By
 
-KEPT = 1000
+log = logging.getLogger("linkspan.agent.drop_log")
 
+KEPT = 1000
+AGAIN = 30.0
+"""Seconds until an agent that always listens tries again, if it could not begin."""
 
 _FIELDS = {"source": "from", "source_address": "from_address", "target": "to", "target_address": "to_address"}
 
@@ -54,14 +59,32 @@ class DropLog:
         self._kept: collections.deque[Drop] = collections.deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[Drop]] = set()
         self._nflog: Nflog | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._problem = ""
 
     def start(self) -> None:
-        """Begin to listen, if the setting says so. Raises Unavailable."""
+        """Begin to listen, if the setting says so; if it cannot, try again and again."""
         if self._always:
-            self._listen()
+            self._task = lasting("logging refused connections", self._begin)
+
+    async def _begin(self) -> None:
+        while self._nflog is None:
+            try:
+                self._listen()
+            except Unavailable as error:
+                if not self._problem:
+                    log.warning("%s", error.told)
+                self._problem = error.told
+                await asyncio.sleep(AGAIN)
+        self._problem = ""
+
+    def problems(self) -> list[str]:
+        """Return why the agent does not listen, though the setting says that it always does."""
+        return [self._problem] if self._problem else []
 
     async def stop(self) -> None:
         """Stop listening."""
+        await ended(self._task)
         self._always = False
         self._followers.clear()
         self._rest()

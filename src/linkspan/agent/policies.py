@@ -66,11 +66,13 @@ class Policies:
             raise NotFound(f"policy {name!r} is not staged", hint)
         return found
 
-    async def apply(self, policies: Collection[Policy], *, staged: bool = False) -> Applied:
+    async def apply(
+        self, policies: Collection[Policy], *, staged: bool = False, only_if: Mapping[str, int] | None = None
+    ) -> Applied:
         """Record policies, new ones and changed ones, and return when this host enforces them, or counts for them.
 
         A policy that is enforced is not staged any more. Raises Invalid or Conflict, before anything is recorded, for
-        what some host could not enforce.
+        what some host could not enforce, and if a record of ``only_if`` has not this revision any more.
         """
         self._require_hosts("apply policies")
         for policy in policies:
@@ -89,7 +91,7 @@ class Policies:
                 wanted[key] = policy
         keys = list(wanted)
         for start in range(0, len(keys), AT_ONCE):
-            await self._write({key: wanted[key] for key in keys[start : start + AT_ONCE]})
+            await self._write({key: wanted[key] for key in keys[start : start + AT_ONCE]}, only_if or {})
         for policy in wanted.values():
             does = "staged" if staged else "applied"
             self._event_log.add("policy", f"policy {policy.name} was {does}", policy=policy.name)
@@ -112,22 +114,26 @@ class Policies:
                     "`linkspan policy apply --stage` a minute earlier keeps them"
                 )
 
-    async def _write(self, values: Mapping[str, Policy]) -> None:
+    async def _write(self, values: Mapping[str, Policy], only_if: Mapping[str, int]) -> None:
         """Write policies; those that are enforced are not staged any more, in the same transaction."""
         encoded = {key: self._replica.encoded(key, value) for key, value in values.items()}
         if sum(len(key) + len(value) for key, value in encoded.items()) > MOST_BYTES and len(values) > 1:
             first = dict(list(values.items())[: len(values) // 2])
-            await self._write(first)
-            await self._write({key: value for key, value in values.items() if key not in first})
+            await self._write(first, only_if)
+            await self._write({key: value for key, value in values.items() if key not in first}, only_if)
             return
         for _ in range(TRIES):
             enforced = (value.name for key, value in values.items() if not key.startswith(STAGED))
             over = [_key(name, staged=True) for name in enforced if self._is_staged(name)]
-            unchanged = {key: self._replica.known_revision(key) for key in values}
-            if await self._replica.write(values, deletes=over, unchanged=unchanged):
+            unchanged = {key: self._replica.known_revision(key) for key in (*values, *over)}
+            if await self._replica.write(values, deletes=over, unchanged={**unchanged, **only_if}):
                 return
-            for key in values:
+            for key in (*values, *over):
                 await self._current(key)
+            for key, revision in only_if.items():
+                if self._replica.known_revision(key) != revision:
+                    name = key.removeprefix(STAGED)
+                    raise Conflict(f"policy {name} was staged anew meanwhile", "`linkspan policy staged` shows it")
         raise Conflict("apply policies: others change them all the while", "try again")
 
     def _is_staged(self, name: str) -> bool:
@@ -140,8 +146,12 @@ class Policies:
             return
 
     async def enforce(self, name: str) -> Applied:
-        """Enforce a staged policy, and return when this host does. Raises NotFound, and what ``apply`` raises."""
-        return await self.apply([self.get_staged(name)])
+        """Enforce a staged policy, and return when this host does. Raises NotFound, and what ``apply`` raises.
+
+        If another version is staged meanwhile, neither is enforced.
+        """
+        key = _key(name, staged=True)
+        return await self.apply([self.get_staged(name)], only_if={key: self._replica.known_revision(key)})
 
     async def delete(self, name: str, *, staged: bool = False) -> None:
         """Delete a policy with its staged version, or this one alone, and return when this host does without them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
@@ -18,6 +19,7 @@ from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, i
 from linkspan.policy.model import Case, End, Policy, Ports, Subject, checked, ports
 from linkspan.policy.review import Finding, Known, review
 
+_BROADCAST = "255.255.255.255"
 OUTSIDE = "outside"
 """The word for every address in no pool."""
 
@@ -169,6 +171,11 @@ class PolicyAnswers:
             address = prefix(end.name).single()
         except Invalid:
             address = None
+        if address is not None and _of_many(address):
+            raise Invalid(
+                f"{address.address} is the address of many, and policies decide about two ends",
+                "name a container, or an address of one; docs/policy.md (Bridged networks) says who gets broadcasts",
+            )
         every = [] if address is None else [e async for some in self._endpoint_records.everywhere() for e in some]
         mine = [e for e in every if any(one.single() == address for one in e.prefixes)]
         if address is not None and not mine:
@@ -238,6 +245,10 @@ class PolicyAnswers:
         if source == target or not source or not target:
             return [Allowance(source, target)]
         return [one for one in self._allowances.all() if (one.source, one.target) == (source, target)]
+
+
+def _of_many(address: Prefix) -> bool:
+    return address.address == _BROADCAST or ipaddress.ip_address(address.address).is_multicast
 
 
 def _passes(gate: Allowance, probe: Probe | None) -> bool:

@@ -15,6 +15,8 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
+
 from linkspan.agent.policy_flows import Flows
 from linkspan.cluster.endpoint_records import PATIENCE
 from linkspan.cluster.hosts import Hosts
@@ -52,6 +54,14 @@ _HOSTS: Source = ("policy", "addresses of hosts")
 _KEPT: Source = ("policy", "kept")
 
 
+class _Known(msgspec.Struct, frozen=True, gc=False):
+    """What is known of an endpoint at one of its addresses: the source of its elements, the judge's view, its name."""
+
+    source: Source
+    party: Party
+    name: str
+
+
 class Enforcement:
     """The states of policies on this host."""
 
@@ -86,9 +96,9 @@ class Enforcement:
         """The families for which there are sets."""
         self.regime = Regime()
         """The policies that are in force here."""
-        self._parties: dict[str, tuple[Source, Party]] = {}
-        """By address of an endpoint that is known here: the source of its elements, and what the judge sees."""
-        self._of: dict[Source, dict[str, Party]] = {}
+        self._parties: dict[str, _Known] = {}
+        """By address: the endpoints that are known here."""
+        self._of: dict[Source, dict[str, _Known]] = {}
         """The same by source: what was put last."""
         self._kept: list[NftElement] = []
         """The last agent's elements that stay until the other hosts' endpoints have been read."""
@@ -105,6 +115,8 @@ class Enforcement:
         """Networks of which the addresses of hosts were put last."""
         self._filtered: frozenset[str] = frozenset()
         """The bridges whose frames pass the rules."""
+        self._could_filter = False
+        """Whether the kernel could pass bridges' frames to the rules when that was looked at last."""
         self._logs = logs
         self._mattering: frozenset[str] = frozenset()
         """The networks whose endpoints mattered when everything was compared last."""
@@ -119,8 +131,7 @@ class Enforcement:
         return Regime(enforced, staged, self._closed.get())
 
     def _read_closed(self) -> tuple[str, ...]:
-        closed = (one for one in self._networks.all() if one.policy == "default-deny")
-        return tuple(one.name for one in closed if not unenforceable(one))
+        return tuple(one.name for one in self._networks.all() if one.policy == "default-deny")
 
     def _read_pools(self) -> dict[str, tuple[Prefix, ...]]:
         return {one.name: tuple(one.prefixes) for one in self._networks.all() if not one.on_host}
@@ -130,7 +141,9 @@ class Enforcement:
     def learn(self) -> None:
         """Take in the recorded policies, so that the endpoints that are taken over get their elements."""
         self.regime = self._recorded.get()
-        self._families = self._of_pools()  # whose sets come with the networks' own rules, before the first resync
+        # Their sets come with the networks' own rules, before the first resync; so do the bridges.
+        self._families = self._of_pools()
+        self._filtered = self._concerned(self.regime)
         self._remote.want_labels(self.regime.keys)
 
     async def take_over(self) -> None:
@@ -194,6 +207,37 @@ class Enforcement:
         if (recorded or self.regime) and now != before:
             self._everything = True
             self._wake.set()
+
+    def look_at_module(self) -> None:
+        """Follow br_netfilter, which is loaded or removed without an event."""
+        if bridge_filters.available() != self._could_filter:
+            self._could_filter = not self._could_filter
+            self.look()
+
+    async def cover(self, network: Network) -> None:
+        """Wait until the rules see the packets of a network, before a container of it comes.
+
+        Raises LinkspanError if they do not; failures that concern others only are logged, and tried again.
+        """
+        if self._covers(network):
+            return
+        self.look()
+        try:
+            await self.enforce()
+        except LinkspanError as error:
+            if not self._covers(network):
+                raise
+            log.warning("policies are not enforced as recorded: %s", error.message)
+
+    def _covers(self, network: Network) -> bool:
+        """Return whether the rules see a network's packets, as far as a policy may be about it."""
+        recorded = self._recorded.get()
+        if not recorded.concerns(network.name) or unenforceable(network):
+            return True
+        if recorded is not self.regime or not self._families.issuperset(one.family for one in network.prefixes):
+            return False
+        failing = self._worker.machine.reconciler.failing
+        return network.routed or (network.bridge in self._filtered and BridgeFilter(network.bridge).key not in failing)
 
     async def _follow(self) -> None:
         pause = AGAIN
@@ -287,17 +331,17 @@ class Enforcement:
         put = self._worker.machine.reconciler.desired.sources().get(source)
         return source not in self._of and put is not None and put.keys() != {state.key for state in states}
 
-    def _note(self, source: Source, parties: dict[str, Party]) -> bool:
+    def _note(self, source: Source, parties: dict[str, _Known]) -> bool:
         """Record what is known of a source now; return whether something about a known address is different."""
         before = self._of.pop(source, {})
         if parties:
             self._of[source] = parties
-        differs = any(address in before and before[address] != party for address, party in parties.items())
+        differs = any(at in before and before[at].party != known.party for at, known in parties.items())
         for address in before.keys() - parties.keys():
             known = self._parties.get(address)
-            if known is not None and known[0] == source:
+            if known is not None and known.source == source:
                 del self._parties[address]
-        self._parties.update({address: (source, party) for address, party in parties.items()})
+        self._parties.update(parties)
         return differs
 
     # What is wanted
@@ -322,11 +366,14 @@ class Enforcement:
     def _bridges(self, regime: Regime) -> frozenset[str]:
         """Return the bridges on this host whose frames a regime needs to see."""
         desired = self._worker.machine.reconciler.desired
+        return frozenset(one for one in self._concerned(regime) if desired.owners(("Bridge", one)))
+
+    def _concerned(self, regime: Regime) -> frozenset[str]:
+        """Return the bridges that networks with policies have, or will have, on a host that can filter them."""
         return frozenset(
             network.bridge
             for network in self._networks.all()
             if not (network.routed or unenforceable(network)) and regime.concerns(network.name)
-            if desired.owners(("Bridge", network.bridge))
         )
 
     def filtered(self) -> frozenset[str]:
@@ -355,23 +402,24 @@ class Enforcement:
         """Return what selectors look at of an endpoint of this host."""
         return Subject(endpoint.called, endpoint.network, self._hosts.here.name, endpoint.labels)
 
-    def _of_own(self, identity: Identity) -> tuple[dict[str, Party], list[State]]:
+    def _of_own(self, identity: Identity) -> tuple[dict[str, _Known], list[State]]:
         endpoint = self._endpoints.get(identity)
         if endpoint is None or not self.regime:
             return {}, []
-        chosen = self.regime.chosen(self.subject(endpoint))
-        return {one.address: Party(one, chosen) for one in _addresses(endpoint)}, self.elements(endpoint)
+        chosen, source = self.regime.chosen(self.subject(endpoint)), policy_source(identity)
+        known = {at.address: _Known(source, Party(at, chosen), endpoint.called) for at in _addresses(endpoint)}
+        return known, self.elements(endpoint)
 
     def _of_other(
         self, regime: Regime, families: frozenset[int], host: str
-    ) -> tuple[dict[str, Party], list[State]]:
+    ) -> tuple[dict[str, _Known], list[State]]:
         """Return what is known of another host's endpoints, and their elements.
 
         Whatever address a record has: it counts in its network's pools only. Without its labels an endpoint has no
         elements. So it is nobody that is known, and its packets are dropped; otherwise a rule that denies would not
         find it.
         """
-        parties: dict[str, Party] = {}
+        parties: dict[str, _Known] = {}
         states: list[State] = []
         if not regime or not self._remote.labelled(host):
             (self._unlabelled.add if regime else self._unlabelled.discard)(host)
@@ -381,7 +429,7 @@ class Enforcement:
         for network, one in self._remote.of_host(host):
             chosen = regime.chosen(Subject(one.container, network, name, dict(one.labels)))
             inside = [at for at in one.prefixes if any(pool.holds(at) for pool in pools.get(network, ()))]
-            parties |= {at.address: Party(at, chosen) for at in inside}
+            parties |= {at.address: _Known(_of_host(host), Party(at, chosen), one.container) for at in inside}
             states += rules.elements(regime, chosen, [at for at in inside if at.family in families], policed=False)
         return parties, states
 
@@ -397,42 +445,37 @@ class Enforcement:
         }
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
         own = local | {prefix(text).address for network in self._networks.all() for text in network.gateways}
-        return Flows(judge, {address: party for address, (_, party) in self._parties.items()}, here, pools, own)
+        return Flows(judge, {address: known.party for address, known in self._parties.items()}, here, pools, own)
 
     def name_of(self, address: str) -> str:
-        """Return the name of the endpoint that has an address here; the address itself if none is known."""
-        source = self._parties[address][0] if address in self._parties else ()
-        match source:
-            case (_, "endpoint", container, ifname):
-                own = self._endpoints.get((container, ifname))
-                return own.called if own is not None else address
-            case (_, "host", host):
-                every = self._remote.of_host(host)
-                return next((one.container for _, one in every if address in _texts(one.prefixes)), address)
-        return address
+        """Return the name of the endpoint that has an address here; the address itself if none is known.
+
+        Any thread may ask.
+        """
+        known = self._parties.get(address)
+        return address if known is None else known.name
 
     def unenforced(self) -> list[str]:
-        """Return a sentence for each container of this host that policies select, and that cannot be policed."""
-        found = []
+        """Return a sentence for each policy and network here of which containers are not protected."""
+        known = {network.name: network for network in self._networks.all()}
+        found: dict[tuple[str, str], list[str]] = {}
         for endpoint in self._endpoints.values() if self.regime else ():
-            if not policed(endpoint):
-                chosen = self.regime.chosen(self.subject(endpoint))
-                names = {
-                    section.policy
-                    for sections in self.regime.judge.sections.values()
-                    for section in sections
-                    if section.subject in chosen
-                }
-                found += [
-                    f"policy {name} selects container {endpoint.called} of network {endpoint.network}, where "
-                    "linkspan does not enforce policies (docs/policy.md)"
-                    for name in sorted(names)
-                ]
-        return found
+            if endpoint.network in known and not policed(endpoint):
+                for whose in self.regime.judge.about(self.regime.chosen(self.subject(endpoint))):
+                    found.setdefault((endpoint.network, whose), []).append(endpoint.called)
+        return [
+            f"network {name}: {whose} does not protect {_listed(called)}: {unenforceable(known[name])}"
+            for (name, whose), called in sorted(found.items())
+        ]
 
 
-def _texts(prefixes: Iterable[Prefix]) -> list[str]:
-    return [one.address for one in prefixes]
+_SHOWN = 3
+"""Containers that one sentence names."""
+
+
+def _listed(called: list[str]) -> str:
+    names = ", ".join(called[:_SHOWN])
+    return f"{names} and {len(called) - _SHOWN} more" if len(called) > _SHOWN else names
 
 
 def _of_host(host: str) -> Source:

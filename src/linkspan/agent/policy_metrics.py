@@ -22,9 +22,16 @@ class PolicyMetrics:
         self._counter = counter
         self._before: dict[policy_counts.Counted, int] = {}
 
+    async def begin(self) -> None:
+        """Take what the rules have counted under the last agent as counted. Raises KernelError."""
+        self._before = await self._read()
+
+    async def _read(self) -> dict[policy_counts.Counted, int]:
+        return await asyncio.to_thread(policy_counts.of_rules, TABLE) if self._enforcement.regime else {}
+
     async def look(self) -> None:
         """Count what the rules have refused since the last look. Raises KernelError."""
-        found = await asyncio.to_thread(policy_counts.of_rules, TABLE) if self._enforcement.regime else {}
+        found = await self._read()
         for rule, packets in found.items():
             whose = _WHOSE.fullmatch(rule.comment)
             tier, _, way = rule.chain.partition("_")

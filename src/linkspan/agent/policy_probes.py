@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from linkspan.agent.policy_answers import Failure, Place, PolicyAnswers
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Endpoint
 from linkspan.endpoints.registry import Identity
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe import connection_attempt
 from linkspan.policy.model import Case, Ports, ports
 
-AT_ONCE = 16
-"""Cases that are asked at the same time, each in a thread."""
+AT_ONCE, MOST = 16, 1000
+"""Cases that are asked at the same time, each in a thread, and of one test: they take two minutes."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,17 +48,29 @@ class PolicyProbes:
     async def test(self, cases: Iterable[Case]) -> Probed:
         """Ask each case as policies are in force now, whatever a file says.
 
-        Raises NotFound for a name that means nobody.
+        Raises NotFound for a name that means nobody, before any packet is sent, and Invalid for more cases than MOST.
         """
-        found = await asyncio.gather(*map(self._test, cases))
+        wanted = list(cases)
+        if len(wanted) > MOST:
+            raise Invalid(f"{len(wanted)} cases are too many to ask by packets", f"give at most {MOST}")
+        asked = [(case, *await self._ends(case)) for case in wanted]
+        threads = ThreadPoolExecutor(AT_ONCE, "policy-probe")  # those of the agent must not wait for silent servers
+        try:
+            found = await asyncio.gather(*(self._test(*one, threads) for one in asked))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
         failed = tuple(one for one in found if isinstance(one, Failure))
         return Probed(failed=failed, skipped=tuple(one for one in found if isinstance(one, Skipped)))
 
-    async def _test(self, case: Case) -> Failure | Skipped | None:
+    async def _ends(self, case: Case) -> tuple[Place, Place]:
         try:
-            source, target = await self._answers.pair(case.source, case.target)
+            return await self._answers.pair(case.source, case.target)
         except LinkspanError as error:
             raise error.within(f"test at line {case.line}") from error
+
+    async def _test(
+        self, case: Case, source: Place, target: Place, threads: ThreadPoolExecutor
+    ) -> Failure | Skipped | None:
         answer = self._answers.answer(source, target, case.port)
         opened = next((text for text in answer.ports if text != "all"), "")
         wanted = _one(ports(case.port or opened or "80/tcp"))
@@ -66,8 +79,12 @@ class PolicyProbes:
             return Skipped(line=case.line, why=why)
         assert netns is not None
         assert target.party.address is not None
+        address, loop = target.party.address.address, asyncio.get_running_loop()
         async with self._room:
-            passes = await asyncio.to_thread(self._ask, netns, target.party.address.address, wanted)
+            passes = await loop.run_in_executor(threads, self._ask, netns, address, wanted)
+        if passes is None:
+            why = f"nothing answered datagrams to {target.name} at {wanted}, and nothing refused them"
+            return Skipped(line=case.line, why=why)
         got = "allow" if passes else "deny"
         if got == case.expect:
             return None
@@ -92,7 +109,7 @@ class PolicyProbes:
                 return endpoint.netns or None
         return None
 
-    def _ask(self, netns: int, target: str, wanted: Ports) -> bool:
+    def _ask(self, netns: int, target: str, wanted: Ports) -> bool | None:
         with self._namespaces.entered(netns):
             return connection_attempt.passes(target, wanted.protocol, wanted.first)
 

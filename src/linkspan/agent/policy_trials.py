@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_flows import Flows
 from linkspan.core.ruleset import TABLE
+from linkspan.kernel.drivers.nftables_objects import MOST as MOST_ELEMENTS
 from linkspan.kernel.probe import conntrack, policy_counts, underlay
+from linkspan.kernel.probe.policy_counts import Tally
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
 from linkspan.policy.model import Ports
+
+MOST = 1000
+"""Entries that an answer has."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
@@ -29,9 +36,15 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What staged policies would do on this host: what they would have refused, and how many flows they would cut."""
+    """What staged policies would do on this host: what they would have refused, and how many flows they would cut.
+
+    ``refused`` has at most MOST entries; ``more`` flows were counted that are not among them. If a set of the kernel's
+    is ``full``, later flows were not even counted.
+    """
 
     refused: tuple[Refusal, ...]
+    more: int
+    full: bool
     cuts: int
 
 
@@ -46,22 +59,45 @@ class Trials:
         """Return what staged policies would do. Raises KernelError."""
         regime = self._enforcement.regime
         if not regime.staged:
-            return Trial(refused=(), cuts=0)
+            return Trial(refused=(), more=0, full=False, cuts=0)
         local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
         flows = self._enforcement.flows(regime.trial, local)
-        found: dict[tuple[str, int, str, str, str], int] = {}
-        for tally in await asyncio.to_thread(policy_counts.tallies, TABLE, rules.TALLIES):
-            verdict = flows.refusal(tally.flow)
-            if verdict is None or (by := verdict.by) is None:
-                continue  # it was counted for a version of the policies that is gone
-            source, target = (self._enforcement.name_of(end.address) for end in (tally.flow.source, tally.flow.target))
-            key = (by.policy, by.line, source, target, port_text(tally.flow))
-            found[key] = found.get(key, 0) + tally.packets
-        refused = [
-            Refusal(policy=policy, line=line, source=source, target=target, port=port, packets=packets)
-            for (policy, line, source, target, port), packets in sorted(found.items(), key=lambda one: -one[1])
-        ]
-        return Trial(refused=tuple(refused), cuts=await asyncio.to_thread(conntrack.count, flows))
+        return await asyncio.to_thread(self._of, flows)
+
+    def _of(self, flows: Flows) -> Trial:
+        """Read and judge in a thread of its own: a container that scans ports fills sets with 65,535 flows."""
+        sets = policy_counts.tallies(TABLE, rules.TALLIES)
+        counted = sorted((one for some in sets for one in some), key=lambda one: -one.packets)
+        refused, more = summed(counted, flows, self._enforcement.name_of)
+        full = any(len(some) >= MOST_ELEMENTS for some in sets)
+        return Trial(refused=refused, more=more, full=full, cuts=conntrack.count(flows))
+
+
+def summed(
+    tallies: Sequence[Tally], flows: Flows, name_of: Callable[[str], str]
+) -> tuple[tuple[Refusal, ...], int]:
+    """Return who would be refused by what, the most packets first, and how many tallies are left out.
+
+    The tallies come with the most packets first. Those after the MOSTth entry are not judged.
+    """
+    found: dict[tuple[str, int, str, str, str], int] = {}
+    more = 0
+    for number, tally in enumerate(tallies):
+        if len(found) == MOST:
+            more = len(tallies) - number
+            break
+        verdict = flows.refusal(tally.flow)
+        if verdict is None or (by := verdict.by) is None:
+            continue  # it was counted for a version of the policies that is gone
+        source, target = (name_of(end.address) for end in (tally.flow.source, tally.flow.target))
+        key = (by.policy, by.line, source, target, port_text(tally.flow))
+        found[key] = found.get(key, 0) + tally.packets
+    listed = sorted(found.items(), key=lambda one: -one[1])
+    refused = tuple(
+        Refusal(policy=policy, line=line, source=source, target=target, port=port, packets=packets)
+        for (policy, line, source, target, port), packets in listed
+    )
+    return refused, more
 
 
 def port_text(flow: conntrack.Flow) -> str:

@@ -70,6 +70,7 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.snapshots(agent.cluster_recovery.keeper, agent.started)
     found += agent_checks.stations(networks, agent.peers.known)
     found += await _of_policies(agent)
+    found += agent_checks.unprotected(agent.enforcement.unenforced())
     condition = agent.condition()
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)

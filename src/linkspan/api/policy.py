@@ -89,7 +89,7 @@ class PolicyRoutes:
         staged = self._agent.policies.staged()
         trial = await self._agent.policy_trials.trial()
         listed = [{**self._told(one), "change": "changed" if one.name in known else "created"} for one in staged]
-        return answer({"policies": listed, "refused": trial.refused, "cuts": trial.cuts})
+        return answer({"policies": listed, **msgspec.structs.asdict(trial)})
 
     async def _enforce(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

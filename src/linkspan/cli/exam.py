@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,10 +20,13 @@ from linkspan.core.escapes import shown
 from linkspan.learn import INSIDE
 
 if TYPE_CHECKING:
-    from linkspan.learn.exam import Sat
+    from linkspan.learn.exam import Sat, Verification
     from linkspan.learn.language import Words
     from linkspan.learn.lesson import Lesson
     from linkspan.learn.progress import Progress
+
+MINUTES = 30
+"""The time of an exam, unless another one is given."""
 
 app = typer.Typer(no_args_is_help=True, help="Lessons as an exam: without help, with a time limit and a result file.")
 
@@ -30,7 +34,7 @@ app = typer.Typer(no_args_is_help=True, help="Lessons as an exam: without help, 
 @app.command()
 def start(
     lessons: Annotated[list[str], typer.Argument(metavar="LESSON...", help="Numbers or names, in their order.")],
-    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Time for all of them.")] = 30,
+    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="Time for all of them.")] = MINUTES,
     who: Annotated[str, typer.Option("--who", metavar="NAME", help="Name in the result; default: the user's.")] = "",
     file: Annotated[
         Path, typer.Option("--file", metavar="FILE", help="The result, which must not exist yet.")
@@ -74,7 +78,7 @@ def start(
 
 def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sat]:
     """Let a student work on a lesson until the shell ends or the time is up; return the shell's exit code, too."""
-    from linkspan.learn import exam, terminal
+    from linkspan.learn import exam, play, terminal
     from linkspan.learn.panel import News, Panel
     from linkspan.learn.watcher import PAUSE, Watcher
 
@@ -89,26 +93,45 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         passed: list[float] = []
         log: list[exam.Typed] = []
 
-        def look() -> str:
-            over = time.monotonic() >= end
-            judged = None if over else watcher.look()
-            if over or judged is not None:  # now, because another window may end the sandbox
+        def note() -> None:
+            with contextlib.suppress(LinkspanError):  # another window may have ended the sandbox
                 log[:] = exam.commands(box, began)
-            if over:
-                box.end()  # the shell ends with it
+
+        def expire() -> None:
+            note()
+            if box.end():  # the shell ends with it
+                kept.close()
+
+        def look() -> str:
+            if time.monotonic() >= end:
+                return ""
+            try:
+                judged = watcher.look()
+            except LinkspanError:  # a command was late: the next look comes soon
+                return ""
             if judged is None:
                 return ""
+            note()  # now, because another window may end the sandbox
             if judged.passed and not passed:
                 passed.append(round(time.monotonic() - since + 0.05, 1))
             return fitted(news.of(judged))
 
         argv, environment = box.shell(f"exam {one.number}", logged=True)
-        code = terminal.run(argv, environment, look, PAUSE)
+        timer = threading.Timer(max(end - time.monotonic(), 0.0), expire)
+        timer.start()
+        try:
+            code = terminal.run(argv, environment, look, PAUSE)
+        finally:
+            timer.cancel()
+            timer.join()
+        spent = time.monotonic() - since
         if time.monotonic() >= end:
             say(words("The time is up."))
         else:
-            with contextlib.suppress(LinkspanError):
-                log[:] = exam.commands(box, began)
+            note()
+            with step(words("looking at what is achieved")), contextlib.suppress(LinkspanError):
+                if not passed and play.settled(box, one).passed:  # by the last line, before anybody looked
+                    passed.append(round(spent, 1))
     finally:
         if box.end():
             kept.close()
@@ -122,29 +145,35 @@ def verify(
     trust: Annotated[
         bool, typer.Option("--trust", help="Let the commands do what you may do; else files are read-only.")
     ] = False,
+    minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="The time that you gave.")] = MINUTES,
     output: Output = Format.TABLE,
 ) -> None:
-    """Replay what was typed in a new sandbox; exit 3 if a lesson that the result calls passed does not pass."""
+    """Replay what was typed in a new sandbox; exit 3 if a lesson that a result calls passed does not pass."""
     from linkspan.learn import exam
 
+    exam.allowed(trust=trust)
     found = []
     for path in files:
-        result = exam.read(path)
         with step(f"replaying {path}"):
-            lessons = list(exam.verify(result, trust=trust))
-        given = result.begun, result.minutes, result.asked, result.seconds
-        found.append(exam.Verification(str(path), result.who, *given, lessons))
+            found.append(exam.verify(path, minutes, trust=trust))
+        if output is not Format.JSON:  # at once: a class takes hours
+            _show(found[-1])
     if output is Format.JSON:
         as_json(found)
-    else:
-        rows = [
-            (shown(one.who), each.number, shown(each.name), _yes(each.passed), _yes(each.verified), shown(each.why))
-            for one in found
-            for each in one.lessons
-        ]
-        table(("who", "number", "name", "passed", "verified", "why"), rows, "")
-    if any(each.verified is False for one in found for each in one.lessons):
+    if not all(one.well for one in found):
         raise typer.Exit(NOT_WELL)
+
+
+def _show(found: Verification) -> None:
+    """Print what became of a result file."""
+    who = shown(found.who)
+    rows: list[tuple[object, ...]] = [
+        (who, found.minutes, one.number, shown(one.name), _yes(one.passed), _yes(one.verified), shown(one.why))
+        for one in found.lessons
+    ]
+    if found.why:
+        rows.append((who or found.file, found.minutes or "-", "-", "-", "-", "no", shown(found.why)))
+    table(("who", "minutes", "number", "name", "passed", "verified", "why"), rows, f"{found.file} has no lessons")
 
 
 def _yes(value: bool | None) -> str:

@@ -129,6 +129,10 @@ def staged(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
     rows = [[one[key] or "-" for key in keys] for one in found["refused"]]
     columns = ("refused by", "line", "from", "to", "port", "packets")
     table(columns, rows, "on this host nothing was seen that they would refuse")
+    if found["more"]:
+        say(f"{counted(found['more'], 'counted flow')} more, with at most as many packets each")
+    if found["full"]:
+        say("the kernel counts no more flows than these: what else would be refused is not known")
     if found["cuts"]:
         say(f"`policy enforce` would end {counted(found['cuts'], 'open connection')} of this host now")
 

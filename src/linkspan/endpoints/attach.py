@@ -78,7 +78,7 @@ async def _attach(
             cookie = await registry.worker.run_brief(machine.namespaces.cookie, namespace_fd)
             await make_way(registry, number, cookie, namespace_fd)
         place = Place(number, cookie, namespace_fd, namespace_path, delivered)
-        await registry.allocator.take_part(network)
+        await registry.prepare(network)
         if request.ifname:
             return await _attach_one(registry, request, place)
         async with registry.one_at_a_time((request.id, "")):  # two callers that ask for the next free name get two
@@ -124,10 +124,10 @@ async def _attach_one(registry: Registry, request: AttachRequest, place: Place) 
 
 
 def _one_with(registry: Registry, request: AttachRequest) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serialise requests for the same MAC, so that the second of two concurrent ones sees the first."""
+    """Serialise requests for the same MAC, in any network, so that the second of two sees the first."""
     if not request.mac:
         return contextlib.nullcontext()
-    return registry.one_at_a_time((f"/mac/{request.network}", request.mac))
+    return registry.one_at_a_time(("/mac", request.mac))
 
 
 def _checked_namespace(registry: Registry, fd: int) -> int:
@@ -209,8 +209,20 @@ async def _refuse_known(registry: Registry, request: AttachRequest, number: int)
                 f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",
                 "choose another --ifname, or leave it out",
             )
-        if request.mac and other.network == request.network and other.mac == request.mac:
+        if request.mac and request.mac in (other.mac, other.born_mac) and _near(registry, request, other):
             raise Conflict(f"MAC {request.mac} is used by {other.name or other.id}", "choose another, or leave it out")
+
+
+def _near(registry: Registry, request: AttachRequest, other: Endpoint) -> bool:
+    """Return whether one MAC cannot be both: in one network, or on two bridges with IPv6.
+
+    There policies know a container by its link-local address, too, which follows from the MAC.
+    """
+    if other.network == request.network:
+        return True
+    network = registry.networks.get(request.network)
+    bridged = not network.routed and other.host_ifname.startswith("lsp")
+    return bridged and all(any(at.family == 6 for at in of) for of in (network.prefixes, other.prefixes))
 
 
 def _plumb(

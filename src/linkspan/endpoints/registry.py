@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
 import msgspec
 
@@ -102,10 +102,12 @@ class Registry:
         endpoints: dict[Identity, Endpoint],
         count: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None,
         policed: Callable[[Endpoint], Iterable[State]] = lambda _endpoint: (),
+        cover: Callable[[Network], Awaitable[None]] | None = None,
     ) -> None:
         """``count`` takes in each attach and detach: the verb, ok or error, and the seconds that it took.
 
-        ``policed`` returns the elements by which policies know an endpoint.
+        ``policed`` returns the elements by which policies know an endpoint, and ``cover`` returns when their rules
+        see the packets of a network.
         """
         self.worker = worker
         self.journal = journal
@@ -116,6 +118,7 @@ class Registry:
         self.host = host
         self._count = count
         self._policed = policed
+        self._cover = cover
         self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
         self._unforgotten: list[Endpoint] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,6 +175,15 @@ class Registry:
     def busy(self, identity: Identity) -> bool:
         """Return whether an attach or detach of an identity is under way."""
         return identity in self._locks
+
+    async def prepare(self, network: Network) -> None:
+        """Make a network ready for a container. Raises LinkspanError.
+
+        The caller must have no lock, because what follows from the network's first lease may need it.
+        """
+        await self.allocator.take_part(network)
+        if self._cover is not None:
+            await self._cover(network)
 
     @contextlib.contextmanager
     def counted(self, verb: str) -> Iterator[None]:

@@ -37,7 +37,8 @@ A window of its own, or the reader's
 An exam proves that lines solve a task
     `exam.py` has the result file. The shell of an exam writes down each line before it runs, and `learn exam verify`
     types them again in a new sandbox (`replay.py`), in the same shells, with ^C for what does not end. Those lines are
-    another person's: `closed_files.py` puts a user namespace around that sandbox in which all files are read-only.
+    another person's: `closed_files.py` puts a user namespace around that sandbox. There all files are read-only, and
+    homes, sockets, terminals and the machine's processes are hidden.
 
 A fault is found by whoever looks
     A lesson with a ``fault`` begins broken. Its reason is told at the end, and linkspan's trace answers only after the

@@ -1,7 +1,8 @@
-"""Read-only files and hidden homes for the commands of others: a user namespace around a sandbox's own.
+"""Read-only files, hidden sockets and homes for the commands of others: a user namespace around a sandbox's own.
 
 The sandbox is root of its own mount namespace, and could undo what was done there. What the namespace around it has
-made read-only is locked for it (mount_namespaces(7)).
+mounted or made read-only is locked for it (mount_namespaces(7)). A read-only socket or device is as open as before, and
+this user's id and groups stay: so what the commands may not reach is covered, and only a few folders are not.
 """
 
 from __future__ import annotations
@@ -9,17 +10,36 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-HIDDEN = ("/tmp", "/var/tmp", "/home", "/root", "/mnt", "/media", "/srv", "/dev/shm")  # noqa: S108 - to hide them
-"""Folders that are empty inside, besides the user's home: files of people, and sockets of their programs."""
+SHOWN = frozenset({"bin", "dev", "etc", "proc", "sbin", "sys", "usr"})
+"""Folders of / that are not empty inside, besides lib*: programs, their settings, the kernel, and /dev anew."""
+BELOW = ("/usr/local/var",)
+"""Folders below these that are empty, too: services that were built here have their sockets there."""
+DEVICES = ("full", "null", "random", "tty", "urandom", "zero", "net/tun")
+"""Devices that are there: no terminal, camera or disk of this user."""
+FOLDERS = ("/var/lib/misc", "/var/log", "/var/tmp", "/dev/pts", "/dev/shm")  # noqa: S108 - to make them
+LINKS = {
+    "/var/run": "/run",
+    "/var/lock": "/run/lock",
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "fd/0",
+    "/dev/stdout": "fd/1",
+    "/dev/stderr": "fd/2",
+    "/dev/ptmx": "pts/ptmx",
+}
+"""What programs expect in the new, empty folders."""
 WRITABLE = ("/proc", "/sys")
 """File systems whose settings a lesson changes: those of the network belong to the sandbox's namespace."""
+OWN_PROC = 'mount -t proc proc /proc && exec "$@"'
+"""Script of the first process of the PID namespace: /proc has the processes of that one only, and is locked, too."""
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
+_BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _RDONLY = 1
-_NOSUID_NODEV = 6
+_NOSUID, _NODEV = 2, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,14 +61,39 @@ def enter() -> None:
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     os.chdir("/")
+    _checked(_libc.mount(b"none", b"/", b"", _RECURSIVE | _PRIVATE, b""), "mount --make-rprivate /")
     _set("/", recursive=True, set_=_RDONLY)
     for path in WRITABLE:
         with contextlib.suppress(OSError):  # a container's own /proc may be locked as read-only
             _set(path, clear=_RDONLY)
-    for path in sorted({*HIDDEN, *([home] if home.strip("/") else [])}):
+    devices = {name: os.open(f"/dev/{name}", os.O_PATH) for name in DEVICES if Path("/dev", name).exists()}
+    for path in sorted({*_hidden(), *BELOW, *([home] if home.strip("/") else [])}):
         if Path(path).is_dir():
-            options = b"size=64m,mode=1777"
-            _checked(_libc.mount(b"tmpfs", path.encode(), b"tmpfs", _NOSUID_NODEV, options), f"hide {path}")
+            _mount("tmpfs", path, "tmpfs", b"size=64m,mode=1777")
+    _mount("tmpfs", "/dev", "tmpfs", b"size=1m,mode=0755")  # in a sticky folder of all, > /dev/null is forbidden
+    for path in FOLDERS:
+        Path(path).mkdir(parents=True)
+    for path, target in LINKS.items():
+        Path(path).symlink_to(target)
+    for name, device in devices.items():
+        Path("/dev", name).parent.mkdir(exist_ok=True)
+        Path("/dev", name).touch()
+        _mount(f"/proc/self/fd/{device}", f"/dev/{name}", flags=_BIND)
+        os.close(device)
+    _mount("devpts", "/dev/pts", "devpts", b"newinstance,ptmxmode=0666,mode=0620", _NOSUID)
+
+
+def _hidden() -> Iterator[str]:
+    """Yield the folders of / that are empty inside."""
+    with os.scandir("/") as folders:
+        for one in folders:
+            if one.is_dir(follow_symlinks=False) and one.name not in SHOWN and not one.name.startswith("lib"):
+                yield one.path
+
+
+def _mount(source: str, path: str, kind: str = "", options: bytes = b"", flags: int = _NOSUID | _NODEV) -> None:
+    result = _libc.mount(source.encode(), path.encode(), kind.encode(), flags, options)
+    _checked(result, f"mount {path}")
 
 
 def _set(path: str, *, recursive: bool = False, set_: int = 0, clear: int = 0) -> None:

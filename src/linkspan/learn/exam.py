@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -25,8 +26,24 @@ DAY = 1440
 """Minutes of an exam, at most."""
 _LARGEST = 4_000_000
 """Bytes of a result file, at most: it is another person's."""
+SLOWER = 4
+"""How many times as long lines may take when a lesson that did not pass is replayed again: this machine may be busy."""
+_LONGEST = 20_000
+"""Characters of a line, at most."""
+_ROOM = 100_000
+"""Bytes of a lesson's lines in a result file, at most: all lessons fit into one."""
 
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+_SPARE = 900.0
+"""Seconds for the replay of a file besides three times its exam's time."""
+_LAYOUT = 60
+"""Bytes that a line's entry has besides, in a file that people can read."""
+_LATEST = 1e6
+"""Seconds after an exam's beginning, at most."""
+_PIDS = 2**32
+"""A shell's number is below."""
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LATEST)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 _Short = Annotated[str, msgspec.Meta(max_length=200)]
 
 
@@ -34,14 +51,14 @@ class Typed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A command line: ``at`` seconds after the lesson's beginning, in the shell with this number."""
 
     at: _Seconds
-    shell: Annotated[int, msgspec.Meta(ge=0)]
-    line: Annotated[str, msgspec.Meta(max_length=20_000, pattern=r"\A[^\x00]*\Z")]
+    shell: Annotated[int, msgspec.Meta(ge=0, le=_PIDS)]
+    line: Annotated[str, msgspec.Meta(max_length=_LONGEST, pattern=r"\A[^\x00]*\Z")]
 
 
 class Sat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One lesson of an exam; ``passed_after`` seconds, None if it was not passed. ``version`` is of its data."""
 
-    number: int
+    number: _Number
     name: _Short
     version: _Short
     passed_after: _Seconds | None = None
@@ -54,7 +71,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     who: _Short
     begun: _Short
     minutes: Annotated[int, msgspec.Meta(ge=1, le=DAY)]
-    asked: Annotated[tuple[int, ...], msgspec.Meta(max_length=200)]
+    asked: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=200)]
     seconds: _Seconds = 0.0
     lessons: Annotated[tuple[Sat, ...], msgspec.Meta(max_length=200)] = ()
     schema: Literal[1] = 1
@@ -71,15 +88,21 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 class Verification(msgspec.Struct, frozen=True):
-    """A result file, and what became of its lessons."""
+    """A result file, and what became of its lessons; ``why`` says why it was not replayed, to its end or at all."""
 
     file: str
-    who: str
-    begun: str
-    minutes: int
-    asked: tuple[int, ...]
-    seconds: float
-    lessons: list[Verified]
+    who: str = ""
+    begun: str = ""
+    minutes: int = 0
+    asked: tuple[int, ...] = ()
+    seconds: float = 0.0
+    lessons: tuple[Verified, ...] = ()
+    why: str = ""
+
+    @property
+    def well(self) -> bool:
+        """Return whether all that the file claims was replayed, and no lesson failed."""
+        return not self.why and all(one.verified is not False for one in self.lessons)
 
 
 def version(lesson: Lesson) -> str:
@@ -120,12 +143,24 @@ def commands(box: Sandbox, begun: float) -> tuple[Typed, ...]:
     Raises LinkspanError if the sandbox is gone.
     """
     ((_, log),) = box.results([f"cat {sandbox.TYPED}"])
+    return tuple(_entries(log, begun))
+
+
+def _entries(log: str, begun: float) -> Iterator[Typed]:
+    """Yield the lines of a log, as far as a result file has room. The student's programs may have written there."""
     found = []
     for entry in log.split(sandbox.ENTRY)[:-1]:
         at, _, rest = entry.partition(sandbox.FIELD)
         shell, _, line = rest.partition(sandbox.FIELD)
-        found.append(Typed(round(max(float(at) - begun, 0.0), 2), int(shell), line))
-    return tuple(sorted(found, key=lambda one: one.at))
+        with contextlib.suppress(ValueError):
+            after = max(float(at.replace(",", ".")) - begun, 0.0)  # in some locales, EPOCHREALTIME has a comma
+            if after <= _LATEST and 0 <= int(shell) <= _PIDS:
+                found.append(Typed(round(after, 2), int(shell), line.replace("\0", "")[:_LONGEST]))
+    room = _ROOM
+    for one in sorted(found, key=lambda one: one.at):
+        room -= len(msgspec.json.encode(one)) + _LAYOUT
+        if room >= 0:
+            yield one
 
 
 def stamp(seconds: float) -> str:
@@ -133,43 +168,95 @@ def stamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def verify(result: Result, *, trust: bool = False) -> Iterator[Verified]:
-    """Replay each lesson that a result claims as passed, in a new sandbox.
-
-    A student's commands run with this user's rights. Unless they are trusted, all files are read-only for them, and
-    homes are hidden; root cannot be shut in so. Raises Denied for root, or if this machine makes no such sandbox.
-    """
+def allowed(*, trust: bool) -> None:
+    """Raise Denied if this user is root, and does not trust the commands of a result: they are another person's."""
     if os.geteuid() == 0 and not trust:
         raise Denied(
             "the commands of a result are another person's, and this is root",
             "verify as an ordinary user; lessons that need root only with --trust, on a machine for it",
         )
+
+
+def verify(path: Path, minutes: int, *, trust: bool = False) -> Verification:
+    """Replay what the lines of a result file lead to, each lesson in a new sandbox; ``minutes`` is the exam's time.
+
+    A student's commands run with this user's rights. Unless they are trusted, all files are read-only for them, and
+    homes and sockets are hidden; root cannot be shut in so. A file that is no result, or cannot be replayed, is told of
+    in ``why``, because others follow it.
+    """
+    try:
+        result = read(path)
+    except LinkspanError as error:
+        return Verification(str(path), why=error.message)
+    found: list[Verified] = []
+    why = ""
+    try:
+        if result.minutes > minutes:
+            raise Invalid(f"its exam had {result.minutes} minutes, and {minutes} were given")
+        found.extend(_lessons(result, closed=not trust))
+    except LinkspanError as error:
+        why = f"{error.message} ({error.hint})" if error.hint else error.message
+    given = result.begun, result.minutes, result.asked, result.seconds
+    return Verification(str(path), result.who, *given, tuple(found), why)
+
+
+def _lessons(result: Result, *, closed: bool) -> Iterator[Verified]:
+    """Yield the outcome of each lesson: the lessons follow each other, so their times add up."""
+    seen: set[int] = set()
+    spent, limit = 0.0, 60.0 * result.minutes
+    deadline = time.monotonic() + 3 * limit + _SPARE
     for one in result.lessons:
-        yield _verified(one, 60.0 * result.minutes, closed=not trust)
+        claimed = one.passed_after is not None
+        end = max((typed.at for typed in one.commands), default=0.0) if one.passed_after is None else one.passed_after
+        if one.number not in result.asked or one.number in seen:
+            yield Verified(one.number, one.name, claimed, False, "it was not asked, or is there twice")
+        elif spent + end > limit:
+            why = f"it was passed after {spent + end:.0f} s, and the exam had {limit:.0f} s" if claimed else ""
+            yield Verified(one.number, one.name, claimed, False if claimed else None, why)
+        elif time.monotonic() > deadline:
+            raise LinkspanError("its replay takes much longer than its exam")
+        else:
+            yield _verified(one, end, closed=closed)
+        spent += end if claimed else 0.0
+        seen.add(one.number)
+    for number in dict.fromkeys(result.asked):
+        if number not in seen:
+            yield Verified(number, _name(number), False, None, "it was not begun")
 
 
-def _verified(sat: Sat, limit: float, *, closed: bool) -> Verified:
-    lesson = lesson_files.lessons().get(sat.name)
-    if lesson is None or lesson.number != sat.number:
-        return Verified(sat.number, sat.name, False, False, "there is no such lesson")
-    after = sat.passed_after
-    if after is None:
-        return Verified(sat.number, sat.name, False, None)
+def _name(number: int) -> str:
+    return next((one.name for one in lesson_files.lessons().values() if one.number == number), "")
+
+
+def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
+    """Replay a lesson's lines until ``end``, also if it is not claimed: the exam may have missed its last state."""
+    claimed = sat.passed_after is not None
+    wrong = False if claimed else None
+    lines = [(one.at, one.shell, one.line) for one in sat.commands if one.at <= end]
 
     def found(verified: bool | None, why: str = "") -> Verified:
-        return Verified(sat.number, sat.name, True, verified, why)
+        return Verified(sat.number, sat.name, claimed, verified, why)
 
-    if after > limit:
-        return found(False, f"it was passed after {after:.0f} s, and the exam had {limit:.0f} s")
+    lesson = lesson_files.lessons().get(sat.name)
+    if lesson is None or lesson.number != sat.number:
+        return found(False, "there is no such lesson")
+    if not claimed and not replay.work(lines):
+        return found(None)
     if sat.version != version(lesson):
-        return found(False, "it is another version of this lesson: verify with the version of linkspan that was used")
-    with sandbox.passing(play.name(), closed=closed) as box:
-        if lacking := needs.lacking(box, (*lesson.data.needs, *NEEDS)):
-            return found(None, f"this machine lacks {', '.join(one.what for one in lacking)}")
-        try:
-            play.begin(box, lesson)
-            replay.typed(box, [(one.at, one.shell, one.line) for one in sat.commands if one.at <= after], after)
-            judged = play.settled(box, lesson)
-        except LinkspanError as error:
-            return found(False, error.message)
-    return found(True) if judged.passed else found(False, f"its commands do not pass it: {play.told(judged)}")
+        return found(wrong, "it is another version of this lesson: verify with the version of linkspan that was used")
+    why = ""
+    for slower in (1, SLOWER):
+        with sandbox.passing(play.name(), closed=closed) as box:
+            if lacking := needs.lacking(box, (*lesson.data.needs, *NEEDS)):
+                return found(None, f"this machine lacks {', '.join(one.what for one in lacking)}")
+            try:
+                play.begin(box, lesson)
+                replay.typed(box, lines, end, slower)
+                judged = play.settled(box, lesson)
+            except LinkspanError as error:
+                why = error.message
+                continue
+        if judged.passed:
+            return found(True, "" if claimed else "its commands pass it, and the exam missed that")
+        why = f"its commands do not pass it: {play.told(judged)}"
+    return found(wrong, why if claimed else "")

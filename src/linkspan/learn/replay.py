@@ -21,8 +21,8 @@ _MORE = 3.0
 """Seconds besides the time that a line took: this machine may be slower."""
 _SPARE = 120.0
 """Seconds for all lines of a lesson besides twice their time: this machine may be slower, and busy."""
-_ENDING = 3.0
-"""Seconds for a program to end after ^C."""
+_ENDING = 10.0
+"""Seconds for a program to end after ^C: one that waits for the kernel's lock of all links hears nothing meanwhile."""
 _READY = 30.0
 """Seconds for a shell to start, on a busy machine."""
 SHELLS = 16
@@ -34,16 +34,16 @@ _OURS = re.compile(r"\s*(sudo\s+)?((linkspan\s+)?learn|exit|logout|next)\b")
 _RC = f"PS1=; PROMPT_COMMAND='echo >&{_FD}'; HISTFILE=; set +H"
 
 
-def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float) -> None:
+def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slower: int = 1) -> None:
     """Type lines, each of which is (seconds when it was typed, number of its shell, text), in their order.
 
-    ``end``: the seconds at which the last one was over. Raises LinkspanError if one does not end even by ^C, or if all
-    together take much longer than they did.
+    ``end``: the seconds at which the last one was over. ``slower``: how many times as slow this machine may be. Raises
+    LinkspanError if a line does not end even by ^C, or if all together take much longer than they did.
     """
     if len({shell for _, shell, _ in lines}) > SHELLS:
         raise LinkspanError(f"its lines are of more than {SHELLS} shells")
-    deadline = time.monotonic() + 2 * end + _SPARE
-    wanted = [one for one in lines if not _OURS.match(one[2])]
+    deadline = time.monotonic() + 2 * end + slower * _SPARE
+    wanted = work(lines)
     nexts = [*(at for at, _, _ in wanted), end][1:]
     shells: dict[int, _Shell] = {}
     try:
@@ -54,10 +54,15 @@ def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float) -> 
                 shells[shell] = _Shell(box)
             file = f"{RUN}/replayed-{number}"
             box.script(f"printf '%s\\n' {shlex.quote(line)} > {file}")
-            shells[shell].run(file, min(max(following - at, 0.0) + _MORE, LONGEST))
+            shells[shell].run(file, min(max(following - at, 0.0) + slower * _MORE, LONGEST), slower * _ENDING)
     finally:
         for one in shells.values():
             one.close()
+
+
+def work(lines: Sequence[tuple[float, int, str]]) -> list[tuple[float, int, str]]:
+    """Return the lines that work on the lesson: without those that ask linkspan or end the shell."""
+    return [one for one in lines if not _OURS.match(one[2])]
 
 
 class _Shell:
@@ -82,10 +87,10 @@ class _Shell:
             self.close()
             raise LinkspanError("no shell starts in the sandbox")
 
-    def run(self, file: str, seconds: float) -> None:
-        """Run a file in this shell; interrupt it after a while."""
+    def run(self, file: str, seconds: float, ending: float) -> None:
+        """Run a file in this shell; interrupt it after some seconds, and wait ``ending`` for its end."""
         os.write(self._master, f". {file}\n".encode())
-        for key, more in (("", seconds), ("\x03", _ENDING), ("\x1c", _ENDING)):
+        for key, more in (("", seconds), ("\x03", ending), ("\x1c", ending)):
             os.write(self._master, key.encode())
             if self._await(more) or self.ended:
                 return

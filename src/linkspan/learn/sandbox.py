@@ -75,9 +75,13 @@ PS0='$(__typed)'"""
 class Sandbox:
     """A sandbox that exists; ``init`` is the pid of its first process, 0 for the one that this process is in."""
 
-    def __init__(self, init: int, name: str = "", pipe: int = -1) -> None:
-        """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does."""
+    def __init__(self, init: int, name: str = "", pipe: int = -1, around: int = 0) -> None:
+        """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does.
+
+        ``around``: pid of a process in the user namespace around a closed one, 0 if it is not closed.
+        """
         self.init = init
+        self._around = around
         self._name = name
         self._pipe = pipe
 
@@ -85,12 +89,14 @@ class Sandbox:
         """Return the words before a command that runs in the sandbox.
 
         Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
-        is then the machine's, and relative paths lead out of the sandbox.
+        is then the machine's, and relative paths lead out of the sandbox. The PID namespace of a closed sandbox belongs
+        to the user namespace around it. So that one is entered first, by a process that the sandbox cannot see.
         """
         if not self.init:
             return []
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--pid"]
+        around = ["nsenter", f"--user=/proc/{self._around}/ns/user", "--preserve-credentials"] if self._around else []
+        return [*around, "nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", "--pid"]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs."""
@@ -118,7 +124,10 @@ class Sandbox:
             return code, said.read().decode(errors="replace").strip()
 
     def _run(self, argv: Sequence[str], said: IO[bytes], seconds: float) -> int:
-        """Run a command with its output in a file, which can be read from its beginning then; return the exit code."""
+        """Run a command with its output in a file, which can be read from its beginning then; return the exit code.
+
+        It has no controlling terminal: a program of the sandbox could type there.
+        """
         try:
             done = subprocess.run(
                 [*self.entering(), *argv],
@@ -127,6 +136,7 @@ class Sandbox:
                 stderr=subprocess.STDOUT,
                 check=False,
                 timeout=seconds,
+                start_new_session=True,
                 env=self.environment(),
             )
         except subprocess.TimeoutExpired as error:
@@ -169,7 +179,7 @@ NEXT = 42
 def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
     """Make a sandbox. Unless it is ``lasting``, it ends with this process, even if that is killed.
 
-    In a ``closed`` one files are read-only and homes are hidden (closed_files.py), which root cannot be held to.
+    In a ``closed`` one files are read-only, and homes and sockets are hidden (closed_files.py). Root has no closed one.
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
     ending = "sleep infinity; exit" if lasting else "cat >/dev/null; exit"  # without exec: the shell reaps orphans
@@ -178,11 +188,13 @@ def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
         if shutil.which(program, path=_path()) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     shut_in: Callable[[], None] | None = None
+    words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
     if closed:
         from linkspan.learn import closed_files  # only a teacher needs ctypes
 
         shut_in = closed_files.enter
-    words = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c"]
+        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh"]
+        words += ["unshare", *user, "--mount", "--net", "--ipc", "sh", "-c"]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
@@ -222,7 +234,7 @@ def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
     if not await_(seen):
         raise LinkspanError("the sandbox ended at once")
     _reaped.append(process)
-    return Sandbox(inits[0], name, pipe)
+    return Sandbox(inits[0], name, pipe, process.pid if closed else 0)
 
 
 _reaped: list[subprocess.Popen[str]] = []

@@ -102,6 +102,11 @@ class Section(msgspec.Struct, frozen=True):
     isolates: bool
     network: str = ""
 
+    @property
+    def called(self) -> str:
+        """Return what people call it."""
+        return f"default of network {self.network}" if self.network else f"policy {self.policy}"
+
 
 class By(msgspec.Struct, frozen=True):
     """The policy and line that decide, for people; of a network's default the line is 0."""
@@ -212,6 +217,11 @@ class Judge:
         for pair in subject.labels.items():
             found += self._anchored.get(pair, ())
         return frozenset(digest for digest in found if selects(self.selectors[digest], subject))
+
+    def about(self, chosen: frozenset[str]) -> frozenset[str]:
+        """Return what is about an endpoint that these selectors select: policies and defaults, for people."""
+        every = (section for sections in self.sections.values() for section in sections)
+        return frozenset(one.called for one in every if one.subject in chosen)
 
     def verdict(self, source: Party, target: Party, probe: Probe) -> Verdict:
         """Return the verdict of both ends: the source's egress first, then the target's ingress."""

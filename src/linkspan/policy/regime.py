@@ -68,6 +68,10 @@ class Regime:
 
     def concerns(self, network: str) -> bool:
         """Return whether a policy, enforced or staged, may be about an endpoint of a network."""
+        return "" in self._networks or network in self._networks
+
+    @cached_property
+    def _networks(self) -> frozenset[str]:
+        """The networks of endpoints that a policy may be about; with "" all are."""
         subjects = {digest for about in (self.judge.subjects, self.watched) for one in about.values() for digest in one}
-        every = (self.selectors[digest].networks for digest in subjects)
-        return any(not networks or network in networks for networks in every)
+        return frozenset(name for digest in subjects for name in self.selectors[digest].networks or ("",))

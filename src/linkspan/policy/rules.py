@@ -21,7 +21,8 @@ _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
 _OWN: dict[Direction, str] = {"ingress": "daddr", "egress": "saddr"}
 _OTHER: dict[Direction, str] = {"ingress": "saddr", "egress": "daddr"}
 _OPPOSITE: dict[Direction, Direction] = {"ingress": "egress", "egress": "ingress"}
-_LINKS = ("lsr*", "ls-*")
+_BRIDGES = "ls-*"
+_LINKS = ("lsr*", _BRIDGES)
 """The links of containers: those of routed ones, and bridges, by which a bridge's own frames come and go, too."""
 _REJECT = "reject with icmpx admin-prohibited"
 GROUP = 7615
@@ -153,8 +154,11 @@ def _of_direction(tier: _Tier, direction: Direction, families: list[int]) -> Ite
 
 def _of_family(tier: _Tier, direction: Direction, family: int) -> Iterator[State]:
     ip, own, sections = _IP[family], _OWN[direction], tier.judge.sections[direction]
-    unknown = (f"{match} {ip} {_OTHER[direction]} != @{_KNOWN}{family}" for match in _near(direction, family))
-    rules = [f"{match} {'drop' if tier.enforces else 'accept'}" for match in unknown]
+    silent = [f"{match} {ip} {_OTHER[direction]} != @{_KNOWN}{family}" for match in _near(direction, family)]
+    if direction == "egress":
+        # To its neighbours by an address that none of them has: a broadcast or multicast, above all.
+        silent.append(f'oifname "{_BRIDGES}" {_not_near(direction, family)}')
+    rules = [f"{match} {'drop' if tier.enforces else 'accept'}" for match in silent]
     if tier.enforces:
         rules = [_INVALID, _STRAY, *rules]
     for section in sections:
@@ -178,6 +182,12 @@ def _near(direction: Direction, family: int) -> Iterator[str]:
     yield f"{at} @pools{family}"
     if family == LINK_LOCAL.family:
         yield f"{at} {LINK_LOCAL}"
+
+
+def _not_near(direction: Direction, family: int) -> str:
+    """Return the condition by which the other end is no such address."""
+    at = f"{_IP[family]} {_OTHER[direction]}"
+    return f"{at} != @pools{family}" + (f" {at} != {LINK_LOCAL}" if family == LINK_LOCAL.family else "")
 
 
 def _refused(*, logs: bool) -> NftChain:
@@ -217,8 +227,7 @@ def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterato
     at = f"{_IP[family]} {_OTHER[direction]}"
     for peer in peers:
         if peer.outside:
-            link_local = f"{at} != {LINK_LOCAL} " if family == LINK_LOCAL.family else ""
-            yield f"{at} != @pools{family} {link_local}"
+            yield f"{_not_near(direction, family)} "
         elif peer.prefix is None:
             yield f"{at} @{_chosen(peer.digest, family)} "
         elif peer.prefix.family == family:
@@ -244,10 +253,7 @@ def _ports(ports: Iterable[Ports], family: int) -> Iterator[str]:
 
 def comment(section: Section, line: int) -> str:
     """Return the comment that says in a rule whose it is; a trace shows it."""
-    if section.network:
-        text = f"default of network {section.network}"
-    else:
-        text = f"policy {section.policy}" + (f" line {line}" if line else "")
+    text = section.called + (f" line {line}" if line else "")
     return f' comment "{text[:_LONGEST]}"'
 
 

@@ -125,3 +125,14 @@ def test_a_voter_says_why_its_etcd_does_not_run(tmp_path: Path) -> None:
     assert check.check == "disk of etcd"
     assert "free for /proc" in check.detail
     own.close()
+
+
+def test_containers_that_policies_do_not_protect_fail_the_doctor() -> None:
+    """With what to load now, and for the next boot."""
+    (found,) = agent_checks.unprotected(["network br: policy web does not protect web: br_netfilter is not loaded"])
+    assert (found.status, found.detail) == (
+        "fail", "network br: policy web does not protect web: br_netfilter is not loaded"
+    )  # fmt: skip
+    assert "modprobe br_netfilter" in found.fix
+    assert "/etc/modules-load.d/linkspan.conf" in found.fix
+    assert agent_checks.unprotected([]) == []

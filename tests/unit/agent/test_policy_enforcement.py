@@ -6,18 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from linkspan.agent import policy_enforcement
+from linkspan.agent.policies import Policies
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.core.contracts import Record
-from linkspan.core.errors import KernelError, LinkspanError, Unavailable
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import Key, NftElement, NftTable, State
+from linkspan.core.states.host import Bridge, BridgeFilter, Key, NftElement, NftTable, State
 from linkspan.endpoints.registry import policy_source
+from linkspan.kernel.drivers import bridge_filters
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.policy.model import Peer, Policy, Rule, Selector
 from linkspan.store.memory import Memory
@@ -41,18 +44,20 @@ async def _unread(_prefix: str) -> AsyncIterator[tuple[list[Record], int]]:
 
 
 class Refusing(MemoryMachine):
-    """A kernel that refuses elements of some addresses."""
+    """A kernel that refuses elements of some addresses, and some states."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sockets = None  # type: ignore[assignment]
         self.refused: set[str] = set()
+        self.unable: set[Key] = set()
         self._apply = self.driver.apply
         self.driver.apply = self.apply  # type: ignore[method-assign]
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Put the others."""
         bad = {s.key: KernelError("refused") for s in put if isinstance(s, NftElement) and s.parts[0] in self.refused}
+        bad |= {state.key: KernelError("refused") for state in put if state.key in self.unable}
         return {**self._apply([state for state in put if state.key not in bad], delete), **bad}
 
 
@@ -298,6 +303,125 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
             stage.enforcement.note(late.identity)
             await stage.enforcement.enforce()
             assert stage.cuts == cuts + 1, "it was attached under these"
+
+    asyncio.run(main())
+
+
+def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
+    policies = Policies(
+        stage.member.replica, stage.member.networks, stage.member.hosts, stage.enforcement, stage.member.event_log
+    )
+    monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
+    transaction, store = stage.member.store.transaction, stage.member.store
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"staged/web": WEB})
+
+            async def late(*args: Any, **more: Any) -> int:
+                theirs = stage.other.replica.encoded("staged/web", DENY)
+                await stage.other.store.transaction({"staged/web": theirs})
+                return await transaction(*args, **more)
+
+            with monkeypatch.context() as raced:
+                raced.setattr(store, "transaction", late)
+                with pytest.raises(Conflict, match="staged anew"):
+                    await policies.enforce("web")
+            assert policies.all() == []
+            assert policies.get_staged("web") == DENY
+            await policies.enforce("web")
+            assert (policies.all(), policies.staged()) == ([DENY], [])
+
+    asyncio.run(main())
+
+
+BRIDGED = msgspec.structs.replace(
+    network("bridge"), name="br", pools=("10.78.0.0/24",), gateways=("10.78.0.1/24",), policy="default-deny"
+)
+PORT = msgspec.structs.replace(
+    HERE, network="br", addresses=("10.78.0.2/24",), host_ifname="lsp1", mac="02:00:00:00:00:02"
+)
+FILTER = BridgeFilter(BRIDGED.bridge)
+
+
+def bridged(stage: Stage) -> None:
+    """Make the bridge of the network."""
+    stage.machine.reconciler.change(("network", "br"), [Bridge(BRIDGED.bridge, b"\2\0\0\0\0\1", 1500)])
+
+
+def test_a_default_that_cannot_be_enforced_is_told_and_counts_once_it_can(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reboot br_netfilter may be missing: no event tells of the module, which comes while the agent runs."""
+    loaded: list[bool] = []
+    monkeypatch.setattr(bridge_filters, "available", lambda: bool(loaded))
+    stage.member.endpoints[PORT.identity] = PORT
+
+    async def main() -> None:
+        async with stage.running():
+            bridged(stage)
+            await stage.member.replica.write({"networks/br": BRIDGED})
+            stage.member.networks.refresh()
+            stage.enforcement.start()
+            try:
+                await stage.enforcement.enforce()
+                (told,) = stage.enforcement.unenforced()
+                assert told.startswith("network br: default of network br does not protect web: ")
+                assert "br_netfilter is not loaded" in told
+                assert FILTER.key not in stage.machine.driver.states
+                loaded.append(True)
+                stage.enforcement.look_at_module()
+                await eventually(lambda: FILTER.key in stage.machine.driver.states, "its frames pass the rules")
+                assert stage.addresses("policed_in4") == {"10.78.0.2"}
+                assert stage.addresses("filtered_ports") == {"lsp1"}
+                assert stage.enforcement.unenforced() == []
+            finally:
+                await stage.enforcement.stop()
+
+    asyncio.run(main())
+
+
+def test_the_first_container_of_a_network_waits_until_its_bridge_is_filtered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its network crosses no hosts, and something else is refused; a filter that is refused is an error."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            stage.machine.refused = {"10.77.0.2"}
+            stage.enforcement.note(HERE.identity)
+            await stage.member.replica.write({"networks/br": BRIDGED})
+            stage.member.networks.refresh()
+            bridged(stage)
+            stage.machine.unable = {FILTER.key}
+            with pytest.raises(KernelError, match="refused"):
+                await stage.enforcement.cover(BRIDGED)
+            stage.machine.unable = set()
+            stage.machine.reconciler.resync([BridgeFilter])
+            await stage.enforcement.cover(BRIDGED)
+            assert FILTER.key in stage.machine.driver.states
+            found = {one.set for one in stage.enforcement.elements(PORT) if isinstance(one, NftElement)}
+            assert {"policed_in4", "filtered_ports", "receivers4"} <= found
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_starts_wants_the_guard_of_ports_from_the_first_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoints are taken over before the rules; a resync in between would remove what is not wanted."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"networks/br": BRIDGED})
+            stage.member.networks.refresh()
+            stage.enforcement.learn()
+            found = {one.set for one in stage.enforcement.elements(PORT) if isinstance(one, NftElement)}
+            assert {"filtered_ports", "receivers4"} <= found
 
     asyncio.run(main())
 

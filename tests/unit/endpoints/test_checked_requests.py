@@ -105,6 +105,24 @@ def test_of_two_attaches_with_one_mac_at_the_same_time_one_is_refused(tmp_path: 
     asyncio.run(run())
 
 
+def test_a_mac_on_two_bridges_with_ipv6_is_refused(tmp_path: Path) -> None:
+    """It makes one link-local address, by which policies would take one container for the other."""
+
+    async def run() -> None:
+        stage = RegistryStage(tmp_path)
+        six = [network(name, f"fd00:{name}::/64", routed=False) for name in ("a", "b")]
+        four = network("four", "10.3.0.0/24", routed=False)
+        await stage.start(*six, four)
+        wish = replace(REQUEST, mac="02:00:00:00:00:ab")
+        await attach(stage.registry, replace(wish, network="a"), -1, "", delivered=True)
+        await attach(stage.registry, replace(wish, id="c2", network="four"), -1, "", delivered=True)
+        with pytest.raises(Conflict, match="MAC 02:00:00:00:00:ab is used by c1"):
+            await attach(stage.registry, replace(wish, id="c3", network="b"), -1, "", delivered=True)
+        await stage.stop()
+
+    asyncio.run(run())
+
+
 def test_one_host_address_in_two_spellings_is_one_port(tmp_path: Path) -> None:
     """The endpoint has it as others compare it, and a second container cannot publish it."""
     wish = PortRange("2001:DB8:0::1", 8001, 8001, 80, "tcp")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from linkspan.cli.lesson_session import helped
-from linkspan.core.errors import Conflict, Denied, Invalid, Unavailable
-from linkspan.learn import exam
+from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, Unavailable
+from linkspan.learn import exam, needs, play, replay, sandbox
+from linkspan.learn import lesson as lesson_files
 from linkspan.learn.exam import Result, Sat, Typed
 from linkspan.learn.language import Words
 from linkspan.learn.lesson import numbered
 from linkspan.learn.panel import News, Panel
 from linkspan.learn.progress import Progress
+from linkspan.learn.sandbox import ENTRY, FIELD, Sandbox
 from linkspan.learn.watcher import Judgement
+from support.command_line import linkspan
 
 ONE = numbered("container")
 SAT = Sat(4, "container", exam.version(ONE), 60.0, (Typed(1.5, 7, "ip netns"),))
@@ -72,28 +78,129 @@ def test_a_result_that_is_not_there_is_named(tmp_path: Path) -> None:
         exam.write(tmp_path / "none" / "exam.json", result())
 
 
+class Logged(Sandbox):
+    """A sandbox that has only a log."""
+
+    def __init__(self, log: str) -> None:
+        super().__init__(0)
+        self._log = log
+
+    def results(self, commands: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the log."""
+        return [(0, self._log)]
+
+
+def entry(at: str, shell: str = "7", line: str = "ip netns") -> str:
+    """Return an entry as a shell writes it."""
+    return f"{at}{FIELD}{shell}{FIELD}{line}{ENTRY}"
+
+
+def test_a_line_that_cannot_be_read_loses_no_other_one() -> None:
+    """A locale's comma, a line with the log's own marks, and what a program wrote there."""
+    times, shells = ("x", "nan", "1e999"), ("-1", "9" * 99, "9" * 5000)
+    nonsense = [*(entry(at) for at in times), *(entry("1", shell) for shell in shells)]
+    log = entry("11,5") + "".join(nonsense) + entry("13.25", line=f"a{ENTRY}b{FIELD}c") + entry("12", line="a\0b")
+    found = exam.commands(Logged(log), 10.0)
+    assert found == (Typed(1.5, 7, "ip netns"), Typed(2.0, 7, "ab"), Typed(3.25, 7, "a"))
+
+
+def test_whatever_was_typed_can_be_read_again(tmp_path: Path) -> None:
+    """Long lines are cut, and all lessons have room in one file."""
+    long = exam.commands(Logged(entry("1", line="x" * 30_000)), 0.0)
+    assert [len(one.line) for one in long] == [20_000]
+    many = exam.commands(Logged("".join(entry(str(at), line="\x01" * 20) for at in range(9000))), 0.0)
+    assert len(many) > 400
+    path = tmp_path / "exam.json"
+    lessons = tuple(Sat(one.number, one.name, "0", 1.0, many) for one in lesson_files.lessons().values())
+    exam.write(path, result(*lessons))
+    assert exam.read(path) == result(*lessons)
+
+
+def verified(path: Path, *lessons: Sat, minutes: int = 30) -> exam.Verification:
+    """Verify a result file."""
+    exam.write(path, result(*lessons))
+    return exam.verify(path, minutes, trust=True)
+
+
 @pytest.mark.parametrize(
-    ("change", "verified", "why"),
+    ("change", "replayed", "why"),
     [
-        ({"passed_after": None}, None, ""),
+        ({"passed_after": None, "commands": ()}, None, ""),
+        ({"passed_after": None, "commands": (Typed(1.5, 7, "exit"),)}, None, ""),
         ({"name": "nothing"}, False, "no such lesson"),
-        ({"number": 5}, False, "no such lesson"),
+        ({"number": 5}, False, "was not asked"),
         ({"version": "0"}, False, "another version"),
         ({"passed_after": 1801.0}, False, "after 1801 s, and the exam had 1800 s"),
     ],
 )
-def test_what_cannot_be_true_is_not_replayed(change: dict[str, object], verified: bool | None, why: str) -> None:
-    """Nor is a lesson that was not passed."""
-    (found,) = exam.verify(result(msgspec.structs.replace(SAT, **change)), trust=True)
-    assert found.verified is verified
+def test_what_cannot_be_true_is_not_replayed(
+    tmp_path: Path, change: dict[str, object], replayed: bool | None, why: str
+) -> None:
+    """Nor is a lesson that was not passed and has no lines."""
+    found = verified(tmp_path / "exam.json", msgspec.structs.replace(SAT, **change)).lessons[0]
+    assert found.verified is replayed
     assert why in found.why
+
+
+def test_the_lessons_of_an_exam_share_its_time(tmp_path: Path) -> None:
+    """Each within the time is not enough, and none counts twice; one that was not begun is named."""
+    path = tmp_path / "exam.json"
+    old = tuple(Sat(n, numbered(str(n)).name, "0", 1700.0) for n in (4, 5, 5, 6))
+    exam.write(path, msgspec.structs.replace(result(*old), asked=(4, 5, 6, 7)))
+    found = exam.verify(path, 30, trust=True)
+    assert [one.why.partition(",")[0] for one in found.lessons] == [
+        "it is another version of this lesson: verify with the version of linkspan that was used",
+        "it was passed after 3400 s", "it was not asked", "it was passed after 6800 s", "it was not begun",
+    ]  # fmt: skip
+    assert [one.verified for one in found.lessons] == [False, False, False, False, None]
+
+
+@pytest.mark.parametrize(("works", "replayed"), [((False, True), True), ((False, False), False), ((True,), True)])
+def test_a_busy_machine_gets_a_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: tuple[bool, ...], replayed: bool
+) -> None:
+    """With more time for each line: only then an honest line that was late is told from one that does not end."""
+    tries: list[int] = []
+
+    def late(_box: object, _lines: object, _end: float, slower: int) -> None:
+        tries.append(slower)
+        if not works[len(tries) - 1]:
+            raise LinkspanError("a command does not end")
+
+    monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
+    monkeypatch.setattr(needs, "lacking", lambda *_: [])
+    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "settled", lambda *_: Judgement((True,), (), True))
+    monkeypatch.setattr(replay, "typed", late)
+    (found,) = verified(tmp_path / "exam.json", SAT).lessons
+    assert (found.verified, tries) == (replayed, [1, exam.SLOWER][: len(works)])
+
+
+def test_an_exam_with_more_time_than_was_given_is_refused(tmp_path: Path) -> None:
+    """The minutes in the file are the student's own."""
+    found = verified(tmp_path / "exam.json", SAT, minutes=29)
+    assert (found.why, found.lessons, found.well) == ("its exam had 30 minutes, and 29 were given", (), False)
+
+
+def test_a_file_that_is_no_result_keeps_nobody_from_the_next_one(tmp_path: Path) -> None:
+    """It is a row, and the exit code says that not all is well."""
+    (tmp_path / "a.json").write_text("{}")
+    exam.write(tmp_path / "b.json", result(msgspec.structs.replace(SAT, passed_after=None, commands=())))
+    files = [str(tmp_path / name) for name in ("a.json", "none.json", "b.json")]
+    done = linkspan("learn", "exam", "verify", "--trust", *files)
+    assert done.returncode == 3
+    assert "a.json" in done.stdout
+    assert "cannot be read" in done.stdout
+    assert "Li Lei" in done.stdout
+    done = linkspan("learn", "exam", "verify", "--trust", *files, "-o", "json")
+    assert [bool(one["why"]) for one in json.loads(done.stdout)] == [True, True, False]
 
 
 def test_root_replays_nobody_s_commands_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read-only files do not keep root."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(Denied) as caught:
-        list(exam.verify(result(SAT)))
+        exam.allowed(trust=False)
     assert "--trust" in caught.value.hint
 
 

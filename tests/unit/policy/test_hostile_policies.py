@@ -29,7 +29,7 @@ RULE = re.compile(
     r'[a-z0-9 .:/@_!={},()|&-]*'
     r'(?:accept|drop|reject with (?:tcp reset|icmpx admin-prohibited)|(?:jump|goto) [a-z0-9_]+|counter \})'
     r'(?: comment "(?:policy|default of network) [\w .-]+")?'
-    r'|(?:i|o)ifname "ls(?:r|-)\*" [a-z0-9 @_]+(?: tcp flags [a-z&(|) !=]+)?'
+    r'|(?:i|o)ifname "ls(?:r|-)\*" [a-z0-9 @_!=:/]+(?: tcp flags [a-z&(|) !=]+)?'
     r'|limit rate [a-z0-9 /]+ log prefix "linkspan (?:refused|staged)" group 7615 snaplen 128'
 )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from linkspan.core.addresses import prefix
 from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.policy import rules
@@ -103,6 +105,18 @@ def test_link_local_addresses_are_not_outside() -> None:
     (lines,) = (one for name, one in chains.items() if name.startswith("policy_in6_"))
     assert lines[0].startswith("ip6 saddr != @pools6 ip6 saddr != fe80::/10 ")
     assert "ip6 saddr fe80::/10 ip6 saddr != @policy_known6 drop" in chains["policy_in6"]
+
+
+def test_a_container_under_egress_reaches_no_neighbour_by_an_address_of_none() -> None:
+    """A broadcast is outside of all pools, and on a bridge it goes to every neighbour; what is staged ignores it."""
+    policy = Policy(name="out", select=PROXY, egress=(Rule(peers=(Peer(outside=True),)),))
+    regime = Regime([policy], [msgspec.structs.replace(policy, egress=())])
+    chains = {one.name: one.rules for one in rules.states(regime, [4, 6]) if isinstance(one, NftChain)}
+    four, six = 'oifname "ls-*" ip daddr != @pools4', 'oifname "ls-*" ip6 daddr != @pools6 ip6 daddr != fe80::/10'
+    wanted = {"policy_out4": f"{four} drop", "policy_out6": f"{six} drop", "staged_out4": f"{four} accept"}
+    for name, rule in wanted.items():
+        jump = next(number for number, one in enumerate(chains[name]) if " jump " in one or " goto " in one)
+        assert rule in chains[name][:jump]
 
 
 def test_a_port_on_a_bridge_gets_only_packets_for_its_container() -> None:

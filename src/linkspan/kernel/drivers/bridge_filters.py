@@ -25,7 +25,11 @@ _SWITCHES = {36: "nf_call_iptables", 37: "nf_call_ip6tables"}
 _ON, _OFF = b"\1", b"\0"
 _MODULE = Path("/proc/sys/net/bridge")
 MISSING = "the kernel's module br_netfilter is not loaded"
-FIX = "modprobe br_netfilter (net.bridge.bridge-nf-call-iptables then decides about all other bridges)"
+FIX = (
+    "modprobe br_netfilter, and for the next boot: echo br_netfilter >/etc/modules-load.d/linkspan.conf "
+    "(net.bridge.bridge-nf-call-iptables then decides about all other bridges)"
+)
+"""linkspan does not load it: the module switches the frames of other programs' bridges to the rules of IP, too."""
 
 
 def available() -> bool:
@@ -53,7 +57,13 @@ class BridgeFilterDriver:
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Turn the switches on or off; a bridge that is gone has none."""
-        return each(put, lambda state: self._set(state, _ON)) | each(delete, self._delete)
+        return each(put, self._put) | each(delete, self._delete)
+
+    def _put(self, state: State) -> None:
+        assert isinstance(state, BridgeFilter)
+        if not available():
+            raise KernelError(f"filter bridge {state.device}: {MISSING}", hint=FIX)
+        self._set(state, _ON)
 
     def _delete(self, state: State) -> None:
         assert isinstance(state, BridgeFilter)
@@ -61,10 +71,7 @@ class BridgeFilterDriver:
         if there is not None and there.ours:
             self._set(state, _OFF)
 
-    def _set(self, state: State, value: bytes) -> None:
-        assert isinstance(state, BridgeFilter)
-        if not available():
-            raise KernelError(f"filter bridge {state.device}: {MISSING}", hint=FIX)
+    def _set(self, state: BridgeFilter, value: bytes) -> None:
         data = b"".join(attr(number, value) for number in _SWITCHES)
         info = text(INFO_KIND, "bridge") + attr(INFO_DATA | NESTED, data)
         body = ifinfo() + text(IFNAME, state.device) + attr(LINKINFO | NESTED, info)
@@ -84,7 +91,7 @@ def _filter(state: BridgeFilter, _shell: Shell) -> tuple[str, ...]:
 KINDS = (
     Kind(
         state=BridgeFilter,
-        rank=41,
+        rank=40,
         driver=driver,
         known_by="its bridge",
         purpose="policies see the frames between a bridge's containers",

@@ -421,7 +421,7 @@ _EVENTS = frozenset({Event.LINK})
 KINDS = (
     Kind(
         state=Bridge,
-        rank=40,
+        rank=39,
         driver=driver,
         known_by="an alternative name `linkspan:NAME`",
         purpose="a switch in the kernel, to which containers are connected",

@@ -86,15 +86,15 @@ def _comment(userdata: bytes) -> str:
     return ""
 
 
-def tallies(table: str, sets: tuple[str, ...]) -> list[Tally]:
-    """Return what sets with counters have, whose names end with the family; a set that does not exist has nothing.
+def tallies(table: str, sets: tuple[str, ...]) -> list[list[Tally]]:
+    """Return what each set with counters has, whose name ends with the family; one that does not exist has nothing.
 
     Their elements are two addresses, a protocol, and a port or none. It works in the calling thread's namespace, and
     takes 10 ms for a thousand elements. Raises KernelError.
     """
     nft = Nft()
     try:
-        return [one for name in sets for family in FAMILIES for one in _of_set(nft, table, f"{name}{family}")]
+        return [[*_of_set(nft, table, f"{name}{family}")] for name in sets for family in FAMILIES]
     finally:
         nft.close()
 
