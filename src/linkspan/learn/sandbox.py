@@ -1,4 +1,4 @@
-"""The sandbox: mount, network and PID namespaces that end with one process, and need no root.
+"""The sandbox: mount, network, IPC and PID namespaces that end with one process, and need no root.
 
 Without root they are in a user namespace, in which this user is root. The package's docstring says why it is made so.
 """
