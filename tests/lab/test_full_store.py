@@ -95,8 +95,8 @@ def test_agents_free_an_etcd_of_their_own(cluster: ClusterRun) -> None:
     assert any("was defragmented" in words for words in told), told
 
     def well() -> bool:
-        etcd = cluster.status("h1")["store"]["etcd"]
-        return (etcd["alarms"], etcd["upkeep"]) == ([], "all")
+        etcd = cluster.status("h1")["store"]["etcd"] or {}  # None until the agent has asked
+        return (etcd.get("alarms"), etcd.get("upkeep")) == ([], "all")
 
     until(well, "h1 knows that the alarm is over", 60 * SHARED)
 

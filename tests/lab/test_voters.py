@@ -139,6 +139,7 @@ def killed_at(bare: BareRun, host: str, there: Callable[[], bool], what: str) ->
     until(there, what)
     for pid in bare.agents(host):
         os.kill(pid, signal.SIGKILL)
+    until(lambda: not bare.agents(host), f"the agent of {host} has ended")
     bare.run("mend", host)
 
 

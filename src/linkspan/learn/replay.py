@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from linkspan.core.errors import LinkspanError
 from linkspan.learn.sandbox import RUN, Sandbox
+from linkspan.learn.terminal import become
 
 LONGEST = 20.0
 """Seconds for one line: whoever thinks after a command makes its time longer than it took."""
@@ -79,7 +80,7 @@ class _Shell:
             try:
                 os.dup2(waiting, _FD)
                 os.set_inheritable(_FD, True)
-                os.execvpe(argv[0], argv, environment)  # noqa: S606 - no shell is meant
+                become(argv, environment)
             finally:
                 os._exit(127)
         os.close(waiting)

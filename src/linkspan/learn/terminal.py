@@ -15,10 +15,21 @@ import threading
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 REDRAW = b"\x1b[5577~"
 """The key that the sandbox's bashrc binds to redraw-current-line."""
 _SIZE = 4096
+
+
+def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a program that ^C ends, also if a script started linkspan in the background.
+
+    Such a script's programs ignore both signals, and a shell cannot change that for its own commands.
+    """
+    for key in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(key, signal.SIG_DFL)
+    os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is meant
 
 
 def run(
@@ -31,7 +42,7 @@ def run(
     """
     pid, master = pty.fork()
     if not pid:
-        os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is meant
+        become(argv, environment)
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
     waking, wake = os.pipe()
     ended = threading.Event()

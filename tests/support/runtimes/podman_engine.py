@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 
+from support.polling import until
 from support.runtimes.images import layer
 from support.runtimes.virtual_host import VirtualHost
 
@@ -82,5 +83,5 @@ class Podman:
         return str(found["IPAddress"])
 
     def remove_all(self) -> None:
-        """Remove all containers."""
-        self.run("rm -af -t 0")
+        """Remove all containers; Podman's own name server may be busy for a moment."""
+        until(lambda: self.attempt("rm -af -t 0").returncode == 0, "all containers are removed")
