@@ -211,14 +211,7 @@ def test_an_allowed_connection_outlives_a_policy_that_was_staged_first(yard: Yar
     """Rules know no connection that was open before they saw its bridge: an apply says so, and staging avoids it."""
     file = yard.folder / "bridged.yaml"
     file.write_text(ONE)
-    server = yard.ips["x-b"][4]
-    with contextlib.ExitStack() as sockets:
-        with inside(yard.netns["x-b"]):
-            listening = sockets.enter_context(socket.create_server((server, 91)))
-        with inside(yard.netns["x-a"]):
-            client = sockets.enter_context(socket.create_connection((server, 91), timeout=10))
-        accepted = sockets.enter_context(listening.accept()[0])
-        accepted.settimeout(10)
+    with yard.connected("x-a", 91) as (client, accepted):
         if staged:
             yard.host.cli("policy", "apply", "--stage", str(file))
             for one, other in ((client, accepted), (accepted, client)):  # each end sends, and the rules see it

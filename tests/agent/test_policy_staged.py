@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,17 +88,10 @@ def test_a_staged_version_leaves_the_enforced_one_in_force(yard: Yard) -> None:
 
 def test_staged_says_how_many_open_connections_it_would_end(yard: Yard) -> None:
     """And that many end when it is enforced."""
-    server = yard.ips["x-b"][4]
-    with contextlib.ExitStack() as sockets:
-        with inside(yard.netns["x-b"]):
-            listening = sockets.enter_context(socket.create_server((server, 90)))
-        with inside(yard.netns["z-b"]):
-            client = sockets.enter_context(socket.create_connection((server, 90), timeout=10))
-        accepted = sockets.enter_context(listening.accept()[0])
+    with yard.connected("z-b") as (client, accepted):
         _stage(yard, SHUT, "--stage")
         assert yard.host.json("policy", "staged")["cuts"] == 1
         client.sendall(b"still")
-        accepted.settimeout(10)
         assert accepted.recv(16) == b"still"
         yard.host.cli("policy", "enforce", "web")
         client.sendall(b"gone")
