@@ -168,7 +168,7 @@ class PageServer:
             return _json({"error": {"code": "error", "message": error.reason, "hint": ""}}, error.status)
         except ConnectionError:
             raise
-        except Exception:
+        except Exception:  # a defect in one answer: the page shows that it failed, and all others go on
             log.exception("%s %s", request.method, request.path)
             return _json({"error": {"code": "error", "message": "the server failed", "hint": "its log says more"}}, 500)
 
