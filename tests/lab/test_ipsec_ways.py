@@ -25,7 +25,7 @@ def test_all_pairs_reach_each_other(wishes: str) -> None:
             before, since = cluster.spis(host), time.monotonic()
             cluster.run("break", host, "helper-kill")
             cluster.back(since, "c3", "c1")
-            until(partial(_other, cluster, host, before), f"{host} has other associations")
+            until(partial(_other, cluster, host, before), f"{host} has other associations than {sorted(before)}")
             cluster.reaches("c3", "c1")
             cluster.reaches("c1", "c3")
         cluster.well()
@@ -35,12 +35,15 @@ def test_all_pairs_reach_each_other(wishes: str) -> None:
 
 
 def _other(cluster: IpsecRun, host: str, before: set[str]) -> bool:
-    """Return whether a host's new daemon has associations, and none of before."""
+    """Return whether a host's new daemon has associations, and none of before.
+
+    How many says nothing: if both ends begin at once, a pair of hosts has two associations for a while.
+    """
     try:
         now = cluster.spis(host)
     except LinkspanError:  # it has not begun yet
         return False
-    return len(now) == len(before) and not now & before
+    return bool(now) and not now & before
 
 
 def test_two_hosts_behind_nats_are_told_that_they_cannot_meet() -> None:

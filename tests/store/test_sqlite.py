@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
@@ -18,7 +19,8 @@ import pytest
 
 from linkspan import SCHEMA
 from linkspan.core.database import open_database
-from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.errors import NotFound, Unavailable, of_errno
+from linkspan.store import sqlite
 from linkspan.store.sqlite import SqliteStore
 from support.polling import eventually
 from support.store.engines import SqliteEngine, Watched
@@ -81,15 +83,20 @@ async def test_another_agents_change_is_heard_at_once(engine: SqliteEngine) -> N
     await watched.stop()
 
 
-async def test_a_change_is_seen_without_inotify(engine: SqliteEngine) -> None:
-    """If the machine has no instance left, the poll finds it."""
+async def test_a_change_is_seen_without_inotify(engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the user has no instance left, an agent sees each change of another's long before the poll would find it."""
+
+    def none_left(folder: Path, told: object) -> None:
+        raise of_errno(errno.EMFILE, "make an inotify instance")
+
+    monkeypatch.setattr(sqlite, "FolderWatch", none_left)
+    monkeypatch.setattr(sqlite, "POLL_SECONDS", 3600.0)
     one, other = engine.connect(), engine.connect()
-    assert isinstance(one, SqliteStore)
     _, revision = await one.list("")
-    one._notice.close()
     watched = Watched(one, "", revision)
-    await other.transaction({"a": b"1"})
-    await watched.has({"a": b"1"})
+    for value in (b"1", b"2"):
+        await other.transaction({"a": value})
+        await watched.has({"a": value})
     await watched.stop()
 
 

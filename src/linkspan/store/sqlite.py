@@ -5,8 +5,8 @@ SQLite's locks do not work on a folder that several machines share, so another m
 
 The store has a thread of its own for all work on the file, because a commit waits for the disk and for the other
 agents' commits. After a commit the agent opens and closes the file ``changed`` beside the store, which inotify reports
-to the other agents (0.4 ms; the event of the write-ahead log would come before the commit can be seen). A poll each
-second finds records that expire, and changes if the machine has no inotify instance left.
+to the other agents (0.4 ms; the event of the write-ahead log would come before the commit can be seen). If the user has
+no inotify instance left, an agent looks at that file's time instead. A poll each second finds records that expire.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,8 +33,9 @@ FILE = "store.db"
 MACHINE_ID = Path("/etc/machine-id")
 
 POLL_SECONDS = 1.0
-"""Seconds between two polls: without inotify another agent's change is seen at most so late, and a record expires at
-most so late."""
+"""Seconds between two polls: a record expires at most so late."""
+LOOK_SECONDS = 0.1
+"""Seconds between two looks at the time of ``changed``: without inotify another agent's change is seen so late."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -214,7 +216,7 @@ class SqliteStore:
         return True
 
     async def _keep_time(self) -> None:
-        """Delete records that expire, and notice changes that inotify did not report."""
+        """Delete records that expire, and notice changes of which nobody told."""
         loop = asyncio.get_running_loop()
         seen = (0, -1)
         while True:
@@ -250,17 +252,34 @@ class Notice:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "changed"
         self._watch: FolderWatch | None = None
+        self._looks: asyncio.Task[None] | None = None
         self._rung = asyncio.Event()
         self._closed = False
         self.count = 0
 
     def listen(self) -> None:
-        """Start to receive notifications; if the machine has no inotify instance left, only the poll finds changes."""
+        """Start to receive notifications."""
         self._deafen()
         if self._closed:
             return
-        with contextlib.suppress(KernelError):
+        try:
             self._watch = FolderWatch(self._file.parent, self.ring)
+        except KernelError:  # the user has no inotify instance left
+            self._looks = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        seen = self._time()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if (now := self._time()) != seen:
+                seen = now
+                self.ring()
+
+    def _time(self) -> int:
+        """Return the time of the last notification, 0 before the first."""
+        with contextlib.suppress(OSError):
+            return self._file.stat().st_mtime_ns
+        return 0
 
     def ring(self) -> None:
         """Wake the waiting tasks of this process."""
@@ -271,7 +290,12 @@ class Notice:
     def give(self) -> None:
         """Notify every process. The change itself is committed, so a failed notification is no error."""
         with contextlib.suppress(OSError):
-            os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            file = os.open(self._file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                now = time.time_ns()  # the kernel's own time of a file has steps of some milliseconds
+                os.utime(file, ns=(now, now))
+            finally:
+                os.close(file)
 
     async def wait(self, seen: int, seconds: float) -> bool:
         """Wait until more than ``seen`` notifications have come, at most ``seconds``; return whether they have."""
@@ -289,6 +313,9 @@ class Notice:
         if self._watch:
             self._watch.close()
             self._watch = None
+        if self._looks:
+            self._looks.cancel()
+            self._looks = None
 
 
 def make_folder(folder: Path) -> None:
