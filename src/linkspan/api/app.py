@@ -101,7 +101,7 @@ class ReservationBody(msgspec.Struct, frozen=True):
 _PUBLIC = tuple(
     name
     for name in Endpoint.__struct_fields__
-    if name not in ("netns_path", "netns_cookie", "metric", "bandwidth")
+    if name not in ("netns_path", "netns_cookie", "metric")
 )
 _PublicEndpoint = msgspec.defstruct("_PublicEndpoint", _PUBLIC, frozen=True, gc=False)
 _public_fields = operator.attrgetter(*_PUBLIC)
