@@ -82,6 +82,7 @@ class UpdateBody(msgspec.Struct, frozen=True):
     mtu: int = 0
     options: dict[str, str] = {}
     policy: NetworkPolicy | None = None
+    egress: tuple[str, ...] | None = None
 
 
 class MigrationBody(msgspec.Struct, frozen=True):
@@ -213,6 +214,7 @@ class Api:
             "not_switched": self._agent.migration_runner.not_switched(network),
             "progress": msgspec.to_builtins(self._agent.migration_runner.progress(network)),
             "data_path": data_path(network, self._agent.facts),
+            "exits": self._agent.egress.told(network),
         }
         return answer(msgspec.to_builtins(network) | more)
 
@@ -237,7 +239,7 @@ class Api:
             if change.policy == "default-deny":
                 self._agent.policies.require_default(self._agent.network(name))
             changed = await self._agent.network_changes.update(
-                name, change.add_pools, change.mtu, change.options, change.policy
+                name, change.add_pools, change.mtu, change.options, change.policy, change.egress
             )
             if change.policy is not None:
                 await self._agent.enforcement.enforce()

@@ -111,7 +111,7 @@ def pool_states(view: HostView, network: Network) -> Iterable[State]:
         family, text = pool.family, pool_text(pool)
         yield Route(pool, metric=UNREACHABLE_METRIC)
         yield element(f"pools{family}", text)
-        if network.masquerade and not network.internal:
+        if network.masquerade and not network.internal and family not in network.exits:
             yield element(f"masquerade{family}", text)
         if network.internal:
             yield element(f"internal{family}", text)

@@ -15,9 +15,10 @@ Links
     mark, or as from any other link.
 
 Marks
-    Policy rules, and routes of tables from 76000 on, are in containers only; at its start the agent removes those
-    that no endpoint wants. The record of a volatile file says only that it is ours. The group ``linkspan`` is no
-    state: a record in the state folder says that linkspan made it.
+    Policy rules, and routes of other tables than the main one, are in containers (tables from 76000 on), where the
+    agent removes at its start those that no endpoint wants, and on the host for egress addresses (`core/egress.py`).
+    The record of a volatile file says only that it is ours. The group ``linkspan`` is no state: a record in the state
+    folder says that linkspan made it.
 """
 
 from __future__ import annotations
