@@ -39,9 +39,12 @@ from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
 from linkspan.agent.policy_answers import PolicyAnswers
+from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_flows import Parties
 from linkspan.agent.policy_metrics import PolicyMetrics
 from linkspan.agent.policy_probes import PolicyProbes
+from linkspan.agent.policy_records import PolicyRecords
 from linkspan.agent.policy_trials import Trials
 from linkspan.agent.store_health import StoreHealth
 from linkspan.agent.trace_map import TraceMap
@@ -258,24 +261,23 @@ class Agent:
             self.config,
             self.event_log,
         )
+        records, parties = PolicyRecords(self.replica, self.networks), Parties(self.networks, endpoints)
         self.enforcement = Enforcement(
             self.worker,
-            self.replica,
-            self.networks,
-            self.hosts,
-            self.leases,
+            records,
+            PolicyElements(self.networks, self.hosts, self.leases, self.remote, endpoints),
+            parties,
             self.remote,
             self.interest,
-            endpoints,
             logs=nflog.available(rules.GROUP),
         )
-        self.policies = Policies(self.replica, self.networks, self.hosts, self.enforcement, self.event_log)
-        self.policy_trials = Trials(self.worker, self.enforcement)
-        self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
-        self.drop_log = DropLog(self.enforcement, always=self.config.log_drops)
-        self.policy_answers = PolicyAnswers(
-            self.networks, self.allowances, self.endpoint_records, self.enforcement
+        self.policies = Policies(
+            self.replica, records, self.networks, self.hosts, self.enforcement, self.event_log
         )
+        self.policy_trials = Trials(self.worker, self.enforcement, parties)
+        self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
+        self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
+        self.policy_answers = PolicyAnswers(self.networks, self.allowances, self.endpoint_records, records)
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
