@@ -89,6 +89,10 @@ class Peers:
         """Set whether the next ``follow`` removes all states for peers; the caller follows all pairs then."""
         self.withdrawn = withdrawn
 
+    def networks(self) -> set[str]:
+        """Return the networks in which this host has peers."""
+        return {network for network, _ in self.known}
+
     def start(self) -> None:
         """Start to ask which peers answer on the underlay's own link."""
         self._segment.start()
@@ -375,6 +379,8 @@ def _reachable(lease: Lease, astray: set[Prefix]) -> Lease:
 
     If the host has lost its own address together with a block, the lowest address of its containers takes its place.
     """
+    if not astray:
+        return lease
     own = list(lease.addresses)
     for family in {a.family for a in astray} - {prefix(text).family for text in own}:
         own.append(str(min(a for a in astray if a.family == family)))

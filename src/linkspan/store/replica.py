@@ -24,7 +24,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +42,7 @@ from linkspan.store.lost_records import LostRecords, anew
 from linkspan.store.overtaken import Overtaken
 from linkspan.store.record_cache import RecordCache
 from linkspan.store.records import ALIVE, CLAIMS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
-from linkspan.store.snapshot import Content, Snapshot
+from linkspan.store.snapshot import Content, Kept, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
 
@@ -114,7 +114,7 @@ class Replica(RecordCache):
         self._keeping = ""
         self._unkept: float | None = None
         """Since when the store answers no keepalive, by the loop's time; None while it answers."""
-        self._snapshot = Snapshot(snapshot, self._content)
+        self._snapshot = Snapshot(snapshot, self._kept)
         self._cluster = ""
         self._host = host
         self._own_endpoints = f"{ENDPOINTS}{host}/"
@@ -141,9 +141,12 @@ class Replica(RecordCache):
         known = Content("", []) if new else self._snapshot.read()
         for record in known.records:
             self._index.keep(record)
+        self._cluster = known.cluster
+        if known.host != self._host:
+            self._snapshot.note()
+        del known  # of a large cluster it has 15 MB
         self._losses.recall()
         self.remembered = {key: record.value for key, record in self.under("networks/").items()}
-        self._cluster = known.cluster
         work = {
             "following the store": self._follow,
             "keeping the snapshot": self._snapshot.follow,
@@ -299,6 +302,8 @@ class Replica(RecordCache):
                 f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
                 f"correct the agent's store; {JOIN}",
             )
+        if self._cluster != self.store.cluster or self._overtaken.differs(found):
+            self._snapshot.note()  # it has revisions, too
         self._cluster = self.store.cluster
         self._reading = ""
         there = {record.key for record in found}
@@ -334,14 +339,16 @@ class Replica(RecordCache):
             if self._known(record.key) > record.revision:
                 continue
             old = self.records.get(record.key)
+            same = old is not None and old.value == record.value
             self._replace(old, record)
             self.absences.back(record.key)
+            self.lost.discard(record.key)
+            if same:  # as most of a listing
+                continue
             if old is not None and record.key.startswith(CLAIMS):
                 self._losses.compare(old, record)
-            self.lost.discard(record.key)
-            if old is None or old.value != record.value:
-                self._judge(record.key)
-                touched.add(record.key)
+            self._judge(record.key)
+            touched.add(record.key)
         for key in batch.deletes:
             if key in self._ended:
                 self._ended[key] = max(batch.revision, self._ended[key])
@@ -438,7 +445,8 @@ class Replica(RecordCache):
     async def accepted(self) -> None:
         """Write snapshots from now on: the cluster has accepted this host's id."""
         self._provisional = False
-        await self._snapshot.save()
+        if self._snapshot.due:
+            await self._snapshot.save()
 
     def withhold(self, keys: Iterable[str]) -> None:
         """Leave the records with these keys out of the snapshot, because they contradict others.
@@ -448,13 +456,15 @@ class Replica(RecordCache):
         self._losses.withhold(keys)
         self.remembered = {}
 
-    def _content(self) -> Content | None:
+    def _kept(self) -> Kept | None:
         """Return the content of the snapshot, None while it must stay as it is."""
-        if self._provisional:
-            return None
+        return None if self._provisional else Kept(self._cluster, self._kept_records(), self._host)
+
+    def _kept_records(self) -> Iterator[Record]:
         left_out = self._losses.withheld
-        known = [r for r in self._index.all() if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
-        return Content(self._cluster, [self._lasting(record) for record in known], self._host)
+        for record in self._index.all():
+            if not record.key.startswith(EPHEMERAL) and record.key not in left_out:
+                yield self._lasting(record)
 
     def _lasting(self, record: Record) -> Record:
         """Return the version of a record that belongs into the snapshot: the last valid one."""
