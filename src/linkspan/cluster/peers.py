@@ -358,19 +358,23 @@ def seen(
     for name, other in pairs:
         wanted.setdefault(name, set()).add(other)
     exact = {name: leases.counted(there[name], others) for name, others in wanted.items() if name in there}
+    records = {other: host for other in set[str]().union(*wanted.values()) if (host := hosts.record(other)) is not None}
+    # Of each host once: it may be in many networks, and a pool of any network may cover its address.
+    covered = {other: why for other, host in records.items() if (why := networks.covering(host))}
+    whole = {other: hosts.whole(host) for other, host in records.items()}
     found: dict[Pair, Peer | LinkspanError] = {}
     for name, other in pairs:
-        lease, host = leases.of(name, other), hosts.record(other)
+        lease, host = leases.of(name, other), whole.get(other)
         if name not in there or host is None or lease is None:
             continue
-        if covered := networks.covering(host):
-            found[name, other] = Invalid(f"host {host.name} cannot be reached: {covered}")
+        if other in covered:
+            found[name, other] = Invalid(f"host {host.name} cannot be reached: {covered[other]}")
             continue
         astray = conflicts.astray(there[name], other)
         counted = exact[name].get(other, ())
         grant = leases.grant(there[name], lease)
         addresses = tuple(sorted({*counted, *astray}))
-        found[name, other] = Peer(hosts.whole(host), _reachable(grant.lease, astray), exact=addresses)
+        found[name, other] = Peer(host, _reachable(grant.lease, astray), exact=addresses)
     return found
 
 

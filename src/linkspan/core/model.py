@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -103,11 +104,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pairs(self) -> tuple[tuple[Prefix, Prefix], ...]:
         """Return each pool with its gateway: with the pool's length on a bridge, without (/32, /128) if routed."""
-        found = []
-        for pool, text in zip(self.prefixes, self.gateways, strict=True):
-            gateway = prefix(text)
-            found.append((pool, gateway if self.routed else Prefix(gateway.packed, pool.length)))
-        return tuple(found)
+        return _pairs(self.pools, self.gateways, routed=self.routed)
 
     @property
     def on_host(self) -> bool:
@@ -148,6 +145,15 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         """Return the bridge's name: ``ls-NAME``, or a hash if that is too long for an interface name."""
         digest = hashlib.blake2b(self.name.encode(), digest_size=6).hexdigest()
         return f"ls-{self.name if len(self.name) <= 12 else digest}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _pairs(pools: tuple[str, ...], gateways: tuple[str, ...], *, routed: bool) -> tuple[tuple[Prefix, Prefix], ...]:
+    """Return the pairs of a network: each update of names asks for those of all networks, several times."""
+    found = []
+    for pool, gateway in zip(map(prefix, pools), map(prefix, gateways), strict=True):
+        found.append((pool, gateway if routed else Prefix(gateway.packed, pool.length)))
+    return tuple(found)
 
 
 class Port(msgspec.Struct, frozen=True, order=True, gc=False):

@@ -9,6 +9,7 @@ read.
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +21,8 @@ _NO_REVISION = _REVISION.pack(0)
 _HEAD = _REVISION.size
 _LEVEL, _WINDOW, _MEMORY = 1, -9, 1
 """Of zlib: the least work, no header, and a window of 512 bytes, because values are short."""
+_BY_HOST = "leases"
+"""The kind whose keys end with the same words in each network: the hosts' ids. They are in memory once."""
 _SAMPLE = 512
 """Bytes of a kind's first value that are its dictionary: as many as the window has."""
 
@@ -87,6 +90,8 @@ class RecordIndex(Mapping[str, Record]):
         some = self._kinds.setdefault(kind, {}).setdefault(group, {})
         if (old := some.get(rest)) is None or old[_HEAD:] != value:
             self._note(kind, group)
+        if old is None and kind == _BY_HOST:
+            rest = sys.intern(rest)
         some[rest] = _REVISION.pack(record.revision) + value
 
     def touch(self, key: str, revision: int) -> None:

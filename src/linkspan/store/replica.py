@@ -61,6 +61,12 @@ SPREAD = 30.0
 """The most seconds in which all hosts list again."""
 
 
+MANY = ("blocks/", "hosts/", "leases/")
+"""Kinds of which a large cluster has many records."""
+SAME = b"the value that this host knows"
+"""Stands for a value in a listing, and is compared by identity: whoever writes records may write any bytes."""
+
+
 class Aside(Protocol):
     """The part that follows the other hosts' endpoints."""
 
@@ -293,7 +299,7 @@ class Replica(RecordCache):
     async def _list(self) -> int:
         self._ended = dict.fromkeys(self._ended, 0)
         self._overtaken.note(self._index.forget_revisions())
-        found, revision = await self.store.list("", beside=ENDPOINTS)
+        found, revision = await self.store.list("", ENDPOINTS, self._shortened)
         found = self._overtaken.sifted(found)
         # Only this host writes these, so a later snapshot does no harm.
         found += (await self.store.list(self._own_endpoints))[0]
@@ -323,6 +329,18 @@ class Replica(RecordCache):
         self._first.set()
         return revision
 
+    def _shortened(self, record: Record) -> Record:
+        """Return a record of a listing, with SAME instead of a value that is known.
+
+        So most records are compared while the store sends others, and their values are not kept until all have come.
+        """
+        if not record.key.startswith(MANY) or record.key in self.reasons:
+            return record
+        known = self.records.get(record.key)
+        if known is None or known.value != record.value:
+            return record
+        return Record(record.key, SAME, record.revision)
+
     async def _apply(self, batch: Batch) -> None:
         """Adopt changes, and put back this host's lost records."""
         await self._take(batch)
@@ -338,12 +356,16 @@ class Replica(RecordCache):
                 continue
             if self._known(record.key) > record.revision:
                 continue
+            if record.value is SAME:
+                if record.key in self.records:  # else it was removed while the store was listed
+                    self._index.touch(record.key, record.revision)
+                    self.lost.discard(record.key)
+                continue
             old = self.records.get(record.key)
-            same = old is not None and old.value == record.value
             self._replace(old, record)
             self.absences.back(record.key)
             self.lost.discard(record.key)
-            if same:  # as most of a listing
+            if old is not None and old.value == record.value:
                 continue
             if old is not None and record.key.startswith(CLAIMS):
                 self._losses.compare(old, record)

@@ -10,7 +10,7 @@ import pytest
 
 from linkspan.core.contracts import Record
 from linkspan.core.model import Host
-from linkspan.store import snapshot
+from linkspan.store import replica, snapshot
 from linkspan.store.lost_records import LostRecords
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord
@@ -93,6 +93,41 @@ def test_a_listing_compares_only_claims_that_changed(tmp_path: Path, monkeypatch
         two = Member(memory, tmp_path, "h1")
         await two.replica.start()
         assert compared == ["blocks/demo/10.244.7.0/24"]
+        await two.replica.stop()
+
+    together(work)
+
+
+def test_a_listing_keeps_no_value_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are compared while others are on their way; another value is adopted, and revisions are those of now."""
+
+    async def work() -> None:
+        memory, listed = Memory(), list[Record]()
+        one = Member(memory, tmp_path, "h1")
+        await one.replica.start()
+        await one.replica.write({f"hosts/h{n}": Host(id=f"h{n}", name=f"h{n}") for n in range(9)})
+        await one.replica.accepted()
+        await one.replica.stop()
+        other = Member(memory, tmp_path, "h2")
+        await other.replica.start()
+        await other.replica.write({"hosts/h7": Host(id="h7", name="other"), "hosts/h8": Host(id="h8", name="h8")})
+        revision = other.replica.known_revision("hosts/h7")
+        await other.replica.stop()
+        two = Member(memory, tmp_path, "h1")
+        shortened = two.replica._shortened
+
+        def noted(record: Record) -> Record:
+            listed.append(shortened(record))
+            return listed[-1]
+
+        monkeypatch.setattr(two.replica, "_shortened", noted)
+        await two.replica.start()
+        kept = {record.key for record in listed if record.key.startswith("hosts/") and record.value is not replica.SAME}
+        assert kept == {"hosts/h7"}
+        assert two.hosts.names()["h7"] == "other"
+        revisions = [two.replica.known_revision(f"hosts/h{n}") for n in range(9)]
+        assert revisions[7:] == [revision, revision]
+        assert 0 < min(revisions) < revision
         await two.replica.stop()
 
     together(work)
