@@ -21,8 +21,8 @@ _NO_REVISION = _REVISION.pack(0)
 _HEAD = _REVISION.size
 _LEVEL, _WINDOW, _MEMORY = 1, -9, 1
 """Of zlib: the least work, no header, and a window of 512 bytes, because values are short."""
-_BY_HOST = "leases"
-"""The kind whose keys end with the same words in each network: the hosts' ids. They are in memory once."""
+_BY_HOST = ("alive", "hosts", "leases")
+"""Kinds whose keys end with a host's id, leases in each network: it is in memory once."""
 _SAMPLE = 512
 """Bytes of a kind's first value that are its dictionary: as many as the window has."""
 
@@ -90,7 +90,7 @@ class RecordIndex(Mapping[str, Record]):
         some = self._kinds.setdefault(kind, {}).setdefault(group, {})
         if (old := some.get(rest)) is None or old[_HEAD:] != value:
             self._note(kind, group)
-        if old is None and kind == _BY_HOST:
+        if old is None and kind in _BY_HOST:
             rest = sys.intern(rest)
         some[rest] = _REVISION.pack(record.revision) + value
 
