@@ -135,10 +135,10 @@ def shares(seconds: float, *pids: int) -> list[float]:
 
 def idle(one: Measured, etcd: int, seconds: float) -> dict[str, Metric]:
     """Measure while nothing changes."""
-    seen = one.hosts.run(one.hosts.watch())
-    before = one.hosts.run(one.hosts.status())
-    agent, store = shares(seconds, one.pid, etcd)
-    after: Status = one.hosts.run(one.hosts.status())
+    with one.hosts.seeing() as seen:
+        before = one.hosts.run(one.hosts.status())
+        agent, store = shares(seconds, one.pid, etcd)
+        after: Status = one.hosts.run(one.hosts.status())
     return {
         "agent's resident memory": result(one.memory("VmRSS"), "MB", "<= 90"),
         "agent's CPU when nothing changes": result(agent * 100, "%", "<= 0.5"),
