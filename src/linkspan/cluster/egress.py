@@ -185,7 +185,8 @@ class Exits:
     async def _look(self) -> None:
         wanted = {(n.name, family): exit_ for n in self._networks.all() for family, exit_ in n.exits.items()}
         for key in self._held.keys() - wanted.keys():
-            del self._held[key]
+            with contextlib.suppress(Unavailable):
+                await self._give_up(key)
         await self._put(wanted)  # first: to ask the store may take a while
         for key, exit_ in wanted.items():
             with contextlib.suppress(Unavailable):
@@ -222,7 +223,7 @@ class Exits:
         if held is not None and holder == here:
             elsewhere = exit_ != held.wish and exit_.host not in (here, "") and self._hosts.lives(exit_.host)
             if elsewhere or self._hosts.here.settings.get("drained"):
-                await self._give_up(key, name)
+                await self._give_up(key)
             return
         if not self._is_known() or (not holder and not await self._may_hold(key, exit_)):
             return
@@ -246,8 +247,9 @@ class Exits:
         place = self._worker.machine.egress.place
         return bool(await self._worker.run_brief(place, exit_.prefix))
 
-    async def _give_up(self, key: Exit, name: str) -> None:
+    async def _give_up(self, key: Exit) -> None:
         """Remove an address first, and then its record, so that another host may take it."""
+        name = _key(*key)
         del self._held[key]
         await self._remove(key)
         await self._replica.write({}, deletes=[name], unchanged={name: self._replica.known_revision(name)})

@@ -278,13 +278,14 @@ def test_the_preferred_host_comes_first_and_an_operator_moves_it(tmp_path: Path)
 
 
 def test_a_network_without_one_leaves_nothing(tmp_path: Path) -> None:
-    """Neither in a kernel nor, after a while, in the store."""
+    """Neither in a kernel nor in the store."""
 
     async def work(cluster: Cluster) -> None:
         await cluster.one()
         assert not any(host.exits.told(network()) for host in cluster.hosts.values())
         await next(iter(cluster.hosts.values())).replica.write({"networks/demo": network()})
         await soon(lambda: cluster.having() == [], "it is gone", 2)
+        assert cluster.memory.entries["alive/(egress)/demo/4"][0] is None
         assert not any(list(host.exits.problems()) for host in cluster.hosts.values())
 
     played(tmp_path, work)
