@@ -17,6 +17,7 @@ from linkspan.core import supervise
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler, Report
 from linkspan.core.states.host import Interface, Key, NftTable, State, TokenBucket
+from linkspan.kernel.drivers.links import Leaving, LinkDriver
 from linkspan.kernel.drivers.neighbours_and_fdb import NeighbourDriver
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.machine import Machine
@@ -123,6 +124,17 @@ class Unasked(NeighbourDriver):
         self.own = {}
 
 
+class Still(LinkDriver):
+    """Links of which none is being deleted."""
+
+    def __init__(self) -> None: ...
+
+    @property
+    def leaving(self) -> Leaving:
+        """Return none."""
+        return {}
+
+
 class Helpers(ProcessDriver):
     """Helpers of which none dies."""
 
@@ -139,7 +151,7 @@ class Watched(MemoryMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.neighbours, self.processes = Unasked(), Helpers()
+        self.links, self.neighbours, self.processes = Still(), Unasked(), Helpers()
 
     def ports(self) -> frozenset[int]:
         """Return no netlink sockets."""
