@@ -204,7 +204,7 @@ def test_only_answers_come_in_and_by_the_holder_alone(run: EgressRun) -> None:
 
 
 @pytest.mark.usefixtures("seen")
-@pytest.mark.parametrize("how", ["killed", "frozen"])
+@pytest.mark.parametrize("how", ["agent-kill", "store-cut", "frozen"])
 def test_another_host_takes_it_and_never_two_have_it(run: EgressRun, how: str) -> None:
     """Within eight seconds; the holder before, back or thawed, does not take it again, and connections go on."""
     before = run.held()
@@ -212,17 +212,17 @@ def test_another_host_takes_it_and_never_two_have_it(run: EgressRun, how: str) -
     with contextlib.ExitStack() as open_, Watch(run) as watch:
         talks = [open_.enter_context(run.talking(place)) for place in far]
         pid, begun = run.agent(before), time.monotonic()
-        if how == "killed":
-            run.run("break", before, "agent-kill")
-        else:
+        if how == "frozen":
             os.kill(pid, signal.SIGSTOP)
+        else:
+            run.run("break", before, how)
         try:
             until(lambda: set(run.holders()) - {before}, "another host has it", FAILOVER - time.monotonic() + begun)
         finally:
-            if how == "killed":
-                run.run("mend", before)
-            else:
+            if how == "frozen":
                 os.kill(pid, signal.SIGCONT)
+            else:
+                run.run("mend", before)
         until(lambda: run.host(before)["state"] == "alive", "it lives again")
         after = run.held()
         for talk in talks:
