@@ -87,7 +87,8 @@ def _network(network: Network, name: str) -> None:
         _within(f"the length of IPv{one.family} blocks", length, range(BITS[one.family] + 1))
         if crosses and not one.length <= length <= BITS[one.family] - 2:
             raise Invalid(f"blocks of /{length} do not fit pool {one}")
-    _bounded("egress addresses", network.egress, 2)
+    if len(network.exits) != len(network.egress):
+        raise Invalid("it has two egress addresses of one family")
     for exit_ in network.egress:
         host_address(exit_.address)
         _within("an egress address's number", exit_.number, GENERATIONS)
