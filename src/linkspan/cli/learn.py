@@ -171,6 +171,7 @@ def watch(lang: Lang = "") -> None:
     watcher, panel, begun = Watcher(box, one), Panel(one, words), time.monotonic()
     news = News(panel, one)
     introduce(one, words)
+    say(words("Type in the other window: `learn hint` helps, `learn task` shows the task again, `exit` ends it."))
     try:
         while True:
             judged = watcher.look()

@@ -19,6 +19,8 @@ LESSONS = Path(__file__).with_name("lessons")
 _FOLDER = re.compile(r"(\d\d)-([a-z0-9]+(?:-[a-z0-9]+)*)")
 _PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer", "clean")
 """What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
+_OPTIONAL = ("probe", "linkspan")
+"""What a lesson may have once."""
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,7 +144,7 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         for name in wanted:
             if not text.parts.get(name):
                 yield f"{language}.md lacks the part {texts.heading(language, name)!r}"
-        for name in text.parts.keys() - {*wanted, "linkspan"}:
+        for name in text.parts.keys() - {*wanted, *_OPTIONAL}:
             yield f"{language}.md has {texts.heading(language, name)!r}, which lesson.toml does not"
     first, *others = lesson.texts.items()
     for language, text in others:
