@@ -436,9 +436,11 @@ class Agent:
         return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
 
     async def _take_part(self, network: Network) -> None:
+        """Get a lease in a network: the allocator asks for it, and is made before the membership."""
         await self.membership.take_part(network)
 
     async def _changed(self, keys: frozenset[str]) -> None:
+        """Pass the keys of changed records on; each part wakes a task of its own for them."""
         self.ask.changed(keys)
         self.founding.changed(keys)
         if self.endpoint_records.has_own(keys):
@@ -466,6 +468,7 @@ class Agent:
         await self.membership.changed(frozenset({"networks/"}))
 
     async def _answer(self, question: Question) -> Reply:
+        """Answer another host's question. Raises LinkspanError."""
         if isinstance(question, Probe):
             return await self.peer_survey.answer(question)
         if isinstance(question, HealthQuestion):
@@ -505,7 +508,7 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
+        # ``interest`` reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
             self.interest, self.enforcement, self.drop_log, self.egress,
