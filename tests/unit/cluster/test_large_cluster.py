@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,8 +150,8 @@ def test_a_host_s_containers_are_decoded_once_for_a_burst_of_changes(monkeypatch
     remote = RemoteEndpoints(MemoryStore(Memory()), "h1", ignored)
     remote.want({"demo": ["h2"], "other": ["h2"]})
     decoded = 0
-    endpoints = remote_endpoints._Held.endpoints.fget
-    assert endpoints is not None
+    endpoints: Callable[[remote_endpoints._Held], dict[str, remote_endpoints.Packed]]
+    endpoints = vars(remote_endpoints._Held)["endpoints"].fget
 
     def counted(held: remote_endpoints._Held) -> dict[str, remote_endpoints.Packed]:
         nonlocal decoded
