@@ -511,6 +511,8 @@ class Agent:
         refused = self.leases.refused(concerned)
         unmet = [told for service in self.services.values() for told in service.problems]
         unmet += [*self.name_service.problems.values(), *self.enforcement.unenforced(), *self.drop_log.problems()]
+        if (etcd := self.founding.running_etcd()) is not None and etcd.trouble:
+            unmet.append(etcd.trouble)
         return Condition(
             here=self.hosts.here.name,
             store=self.store_health.told(),
