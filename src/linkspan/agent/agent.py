@@ -11,9 +11,10 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -34,6 +35,7 @@ from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.network_details import NetworkDetails
+from linkspan.agent.news import News
 from linkspan.agent.own_cluster import OwnCluster, Restart
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
@@ -113,6 +115,8 @@ from linkspan.store.factory import maintenance, open_store
 from linkspan.store.replica import Replica
 from linkspan.store.snapshot import SNAPSHOT
 from linkspan.store.upkeep import Upkeep
+
+T = TypeVar("T")
 
 EVENTS = "events.jsonl"
 log = logging.getLogger("linkspan.agent.agent")
@@ -356,6 +360,7 @@ class Agent:
             self.key_rotation,
             self.migration_runner,
         )
+        self.news = News(self.replica, self.membership.converge)
 
     def _make_changes(self, own_record: OwnRecord, store: Store) -> None:
         """Make what operators change networks by, and what looks after the store and the control plane."""
@@ -624,6 +629,10 @@ class Agent:
     def network(self, name: str) -> Network:
         """Return a network. Raises NotFound."""
         return self.networks.get(name)
+
+    async def with_news(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call, and once more if it misses a record that another host has just written."""
+        return await self.news.known(call)
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return the addresses of the DNS server of the container's network."""

@@ -171,7 +171,7 @@ class Api:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(middlewares=[errors_and_rights], client_max_size=LARGEST)
+        app = web.Application(middlewares=[errors_and_rights, self._with_news], client_max_size=LARGEST)
         app.add_routes(
             [
                 *routes(self._agent.services),
@@ -201,6 +201,11 @@ class Api:
             ]
         )
         return app
+
+    @web.middleware
+    async def _with_news(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer by what other hosts have just written, too."""
+        return await self._agent.with_news(lambda: handler(request))
 
     async def _list_networks(self, request: web.Request) -> web.Response:
         return answer(self._agent.networks.every())
