@@ -49,7 +49,7 @@ def unpacked(sources: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         nonlocal answers, known
         answers, known = bool(version), version or known
         found.clear()
-        sources.debian("bookworm", ["libssl3"], Path("/nowhere"))
+        sources.debian("bookworm", ["libssl3"], Path("/nowhere"), "amd64")
         return list(found)
 
     return unpack
@@ -61,7 +61,7 @@ def test_a_build_takes_the_newest_packages(
     """Also if an older one is kept, and with security updates; without the archive it says that they may be old."""
     assert unpacked("3.0.20") == ["3.0.20"]
     assert unpacked("3.0.22") == ["3.0.22"]
-    lists = (sources.CACHE / "debian/bookworm/sources.list").read_text()
+    lists = (sources.CACHE / "debian/bookworm-amd64/sources.list").read_text()
     assert "http://mirror/debian-security/ bookworm-security main" in lists
     assert capsys.readouterr().err == ""
     assert unpacked("") == ["3.0.22"]
@@ -73,7 +73,7 @@ def test_a_kept_package_that_is_not_debian_s_is_had_again(
 ) -> None:
     """A download that was cut off, for example: apt tells the hash."""
     unpacked("3.0.20")
-    file = sources.CACHE / "debian/bookworm/kept/libssl3_3.0.20_amd64.deb"
+    file = sources.CACHE / "debian/bookworm-amd64/kept/libssl3_3.0.20_amd64.deb"
     file.write_text("spoilt")
     assert unpacked("3.0.20") == ["3.0.20"]
     assert file.read_text() == ""
@@ -103,5 +103,5 @@ def test_a_folder_with_other_files_is_not_emptied(sources: ModuleType, tmp_path:
     (tmp_path / "linkspan-1-py3-none-any.whl").touch()
     (tmp_path / "letter").touch()
     with pytest.raises(sources.Missing, match="letter, which no build made"):
-        build.build(tmp_path)
+        build.build(tmp_path, build.ARCHES["amd64"])
     assert (tmp_path / "letter").exists()
