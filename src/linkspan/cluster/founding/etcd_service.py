@@ -285,6 +285,8 @@ class EtcdService:
         async with self._turn:
             if self._voter.systemd and UNIT_FILE.exists():
                 await asyncio.to_thread(_systemctl, "disable", "--now", UNIT_NAME)
+                with contextlib.suppress(LinkspanError):  # it may have ended well
+                    await asyncio.to_thread(_systemctl, "reset-failed", UNIT_NAME)  # it was killed after GRACE
             await asyncio.to_thread(self.stop)
 
     def clear(self, names: Iterable[str] = FILES) -> None:
