@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,12 @@ class Late(MemoryStore):
         super().__init__(memory)
         self.asked: list[str] = []
 
-    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+    async def list(
+        self, prefix: str, beside: str = "", each: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], int]:
         """Return the records of a prefix."""
         self.asked.append(prefix)
-        return await super().list(prefix, beside)
+        return await super().list(prefix, beside, each)
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
         """Wait."""
