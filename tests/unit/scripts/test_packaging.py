@@ -79,6 +79,29 @@ def test_a_kept_package_that_is_not_debian_s_is_had_again(
     assert file.read_text() == ""
 
 
+def test_packages_for_another_machine_have_that_machines_parts(
+    sources: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's packages and Python's are those for arm64, and the versions are Debian's own words."""
+    said: list[tuple[str, ...]] = []
+
+    def run(*argv: str | Path, **_: object) -> str:
+        words = tuple(map(str, argv))
+        said.append(words)
+        if "indextargets" in words:
+            return "http://mirror/debian/ http://mirror/debian-security/"
+        return "'http://mirror/x' zlib1g_1%3a1.2-1_arm64.deb 0 SHA256:0\n" if "--print-uris" in words else ""
+
+    monkeypatch.setattr(sources, "run", run)
+    assert sources.debian("bookworm", ["zlib1g"], tmp_path, "arm64") == {"zlib1g": "1:1.2-1"}
+    settings = (sources.CACHE / "debian/bookworm-arm64/apt.conf").read_text()
+    assert 'APT::Architecture "arm64";' in settings
+    sources.wheels(tmp_path / "linkspan.whl", tmp_path, "3.11", "aarch64")
+    platforms = {word for word in said[-1] if word.startswith(("linux", "manylinux"))}
+    assert {"linux_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64"} <= platforms
+    assert not any("x86" in word for word in platforms)
+
+
 def test_a_broken_linkspan_gives_no_empty_completion(
     sources: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
