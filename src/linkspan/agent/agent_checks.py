@@ -48,9 +48,8 @@ def own_etcd(service: EtcdService | None, state_dir: Path) -> list[Check]:
     if service is None:
         return []
     found = []
-    if service.problem:
-        why = f"this voter's etcd does not run: {service.problem}"
-        found.append(Check("etcd", "fail", why, "once the cause is gone, it starts within half a minute"))
+    if service.trouble:
+        found.append(Check("etcd", "fail", service.trouble, "once the cause is gone, it starts within half a minute"))
     with contextlib.suppress(OSError):  # no data yet, which is the problem above
         if service.folder.stat().st_dev != state_dir.stat().st_dev:
             found.append(system_checks.space("disk of etcd", service.folder))

@@ -51,6 +51,8 @@ AWAY = 3.0
 for that time."""
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
+LOOK = 2.0
+"""Seconds for the store's answer to somebody who waits, and looks for what may not exist."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds until the store is listed again that did not answer, or up to a half less."""
 LISTED = 9e-6
@@ -270,6 +272,23 @@ class Replica(RecordCache):
             raise NotFound(f"record {key} is not in the store")
         await self._take(Batch(record.revision, (record,), ()))
         return record.revision
+
+    async def look(self, prefix: str) -> bool:
+        """Read the records whose keys begin with ``prefix`` now; return whether any of them was not known here.
+
+        The watch would report them a moment later. A store that is away, or takes longer than LOOK, has nothing new.
+        """
+        if self.problem:
+            return False
+        try:
+            async with asyncio.timeout(LOOK):
+                found, _ = await self.store.list(prefix)
+        except (LinkspanError, TimeoutError):
+            return False
+        new = tuple(record for record in found if self._known(record.key) < record.revision)
+        if new:
+            await self._take(Batch(max(record.revision for record in new), new, ()))
+        return bool(new)
 
     async def _follow(self) -> None:
         """List the records, watch from that revision, and list again whenever the watch ends."""
