@@ -6,6 +6,7 @@ import ipaddress
 
 from hypothesis import strategies as st
 
+from linkspan.core import icmp
 from linkspan.policy.judge import Probe
 from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector, Subject
 
@@ -31,10 +32,15 @@ peers = (
     | st.builds(Peer, cidr=st.sampled_from(CIDRS))
     | st.just(Peer(cidr="192.0.2.0/24", excepts=("192.0.2.128/25",)))
 )
-ports = st.builds(Ports, st.sampled_from(("tcp", "udp", "sctp", "icmp"))) | st.builds(
-    lambda protocol, ends: Ports(protocol, *sorted(ends)),
-    st.sampled_from(("tcp", "udp")),
-    st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)),
+requests = st.sampled_from(tuple(icmp.REQUESTS))
+ports = (
+    st.builds(Ports, st.sampled_from(("tcp", "udp", "sctp", "icmp")))
+    | st.builds(
+        lambda protocol, ends: Ports(protocol, *sorted(ends)),
+        st.sampled_from(("tcp", "udp")),
+        st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)),
+    )
+    | requests.map(lambda number: Ports("icmp", number, number))
 )
 rules = st.builds(
     Rule,
@@ -62,7 +68,9 @@ subjects = st.builds(
     host=st.sampled_from(HOSTS),
     labels=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=2),
 )
-probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)) | st.just(Probe("icmp"))
+probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)) | st.builds(
+    Probe, st.just("icmp"), requests
+)
 
 End = Subject | str
 """An endpoint, or an address outside."""

@@ -12,11 +12,12 @@ from linkspan.agent.policy_enforcement import Enforcement, policed, unenforceabl
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.networks import Networks
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Allowance, Endpoint, Host
 from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
-from linkspan.policy.model import Case, End, Policy, Ports, Subject, checked, ports
+from linkspan.policy.model import Case, End, Policy, Ports, Protocol, Subject, checked, ports
 from linkspan.policy.review import Finding, Known, review
 
 _BROADCAST = "255.255.255.255"
@@ -256,14 +257,17 @@ def _passes(gate: Allowance, probe: Probe | None) -> bool:
 
 
 def _probe(text: str) -> Probe:
+    """Return what a port means in a question: icmp alone is a ping. Raises Invalid."""
     found = ports(text)
-    if found.first != found.last or (not found.first and found.protocol != "icmp"):
+    if found == Ports("icmp"):
+        return Probe("icmp", icmp.ECHO)
+    if found.first != found.last or not found.first:
         raise Invalid(f"{text!r} is not one port", "write 80/tcp, or icmp")
     return Probe(found.protocol, found.first)
 
 
 def _ports(probe: Probe) -> Ports:
-    return ports(f"{probe.port}/{probe.protocol}" if probe.port else probe.protocol)
+    return Ports(msgspec.convert(probe.protocol, Protocol), probe.port, probe.port)
 
 
 def _why(verdict: Verdict) -> str:

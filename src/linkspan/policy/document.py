@@ -124,7 +124,7 @@ def _rule(reader: Reader, node: yaml.Node, ends: str) -> Rule:
     peers = reader.items(found[ends], ends) if ends in found else []
     if ends in found and not peers:
         raise reader.wrong(found[ends], f"has an empty list for {ends}", f"leave {ends} out to mean everybody")
-    texts = reader.texts(found["ports"], "ports") if "ports" in found else ()
+    texts = reader.texts(found["ports"], "ports, like 80/tcp or echo-request/icmp") if "ports" in found else ()
     try:
         parts = tuple(ports(text) for text in texts)
     except Invalid as error:

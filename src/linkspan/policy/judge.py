@@ -8,6 +8,7 @@ from functools import cached_property
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.policy.model import (
     DIRECTIONS,
@@ -30,7 +31,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "sctp", "icmp")
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A connection's protocol and destination port (0 for icmp)."""
+    """A connection's protocol and destination port; of icmp the number of its request, 0 for any other message."""
 
     protocol: str
     port: int = 0
@@ -255,6 +256,11 @@ class Judge:
         for protocol in PROTOCOLS:
             out, into = (int.from_bytes(_painted(lines, protocol), "big") for lines in ends)
             both = (out & into).to_bytes(_PORTS, "big")
+            if protocol == "icmp":
+                numbers = [number for number in (0, *icmp.REQUESTS) if both[number]]
+                whole = len(numbers) > len(icmp.REQUESTS)
+                found += [Ports("icmp")] if whole else [Ports("icmp", one, one) for one in numbers if one]
+                continue
             for span in re.finditer(b"\1+", both[1:]):
                 first, last = span.start() + 1, span.end()
                 found.append(Ports(protocol) if (first, last) == (1, _PORTS - 1) else Ports(protocol, first, last))

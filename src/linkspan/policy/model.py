@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import NAME
@@ -76,7 +77,10 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """Destination ports from ``first`` to ``last`` of a protocol; 0 and 0 mean the whole protocol."""
+    """Destination ports from ``first`` to ``last`` of a protocol; 0 and 0 mean the whole protocol.
+
+    Of icmp both are the number of a request (``core/icmp.py``).
+    """
 
     protocol: Protocol
     first: int = 0
@@ -85,6 +89,8 @@ class Ports(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if not self.first:
             return self.protocol
+        if self.protocol == "icmp":
+            return f"{icmp.name(self.first)}/icmp"
         span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"{span}/{self.protocol}"
 
@@ -237,9 +243,10 @@ def _check_rule(rule: Rule) -> None:
                 if not whole.holds(network_of(text)):
                     raise Invalid(f"except {text} is not within {peer.cidr}", "give a part of the CIDR")
     for one in rule.ports:
-        if one.protocol == "icmp" and (one.first or one.last):
-            raise Invalid("icmp has no ports", "write icmp alone")
-        if (one.first or one.last) and not 1 <= one.first <= one.last <= 65535:
+        if one.protocol == "icmp":
+            if one.first != one.last or one.first not in (0, *icmp.REQUESTS):
+                raise Invalid(f"{one.first} to {one.last} is no type of icmp", f"write icmp, or {_REQUESTS}")
+        elif (one.first or one.last) and not 1 <= one.first <= one.last <= 65535:
             raise Invalid(f"ports {one.first}-{one.last} are no range", "give 1 to 65535, the lower one first")
 
 
@@ -269,19 +276,28 @@ def network_of(cidr: str) -> Prefix:
 
 
 def ports(text: str) -> Ports:
-    """Return 80/tcp, 8000-8010/udp, tcp or icmp as ports; without a protocol it is tcp. Raises Invalid."""
+    """Return 80/tcp, 8000-8010/udp, tcp or echo-request/icmp as ports; without a protocol it is tcp. Raises Invalid."""
     span, slash, protocol = text.strip().lower().partition("/")
+    if protocol == "icmp":
+        if span not in icmp.NUMBERS:
+            hint = f"write icmp, or {_REQUESTS}; answers and errors pass with their flow, without a rule"
+            raise Invalid(f"{text!r} names no request of icmp", hint)
+        return Ports("icmp", icmp.NUMBERS[span], icmp.NUMBERS[span])
     if not slash and span in ("tcp", "udp", "sctp", "icmp"):
         return Ports(msgspec.convert(span, Protocol))
     first, dash, last = span.partition("-")
     numbers = (first, last if dash else first)
     written = all(word.isascii() and word.isdigit() and len(word) < 6 for word in numbers)
     if not written or protocol not in ("", "tcp", "udp", "sctp"):
-        raise Invalid(f"{text!r} is no port", "write 80/tcp, 8000-8010/udp, or a whole protocol: tcp, udp, sctp, icmp")
+        hint = "write 80/tcp, 8000-8010/udp, echo-request/icmp, or a whole protocol: tcp, udp, sctp, icmp"
+        raise Invalid(f"{text!r} is no port", hint)
     found = Ports(msgspec.convert(protocol or "tcp", Protocol), int(numbers[0]), int(numbers[1]))
     if not 1 <= found.first <= found.last <= 65535:
         raise Invalid(f"{text!r} is no port", "ports are 1 to 65535, the lower one first")
     return found
+
+
+_REQUESTS = ", ".join(f"{name}/icmp" for name in icmp.NUMBERS)
 
 
 def _few(what: str, values: Sized) -> None:

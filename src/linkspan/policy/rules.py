@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix
 from linkspan.core.ruleset import BRIDGE, INET, TABLE, element, pool_text
 from linkspan.core.states.host import BridgeFilter, NftChain, NftElement, NftSet, State
@@ -15,7 +16,7 @@ from linkspan.policy.model import DIRECTIONS, Direction, Ports
 from linkspan.policy.regime import Regime
 
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
-_ICMP = {4: "icmp", 6: "ipv6-icmp"}
+_ICMP, _MESSAGE = {4: "icmp", 6: "ipv6-icmp"}, {4: "icmp type", 6: "icmpv6 type"}
 _SHORT: dict[Direction, str] = {"ingress": "in", "egress": "out"}
 _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
 _OWN: dict[Direction, str] = {"ingress": "daddr", "egress": "saddr"}
@@ -30,7 +31,10 @@ GROUP = 7615
 ENFORCED, STAGED = "linkspan refused", "linkspan staged"
 """The log's prefixes of packets that were refused, and of those that staged policies would refuse."""
 TALLIES = ("staged_ports", "staged_hosts")
-"""The sets that count what staged policies would refuse: by both addresses, protocol and port; without a port."""
+"""The sets that count what staged policies would refuse: by both addresses, protocol and port; without a port.
+
+The port of an ICMP request is its number (``core/icmp.py``).
+"""
 _PORTS, _RECEIVERS = "filtered_ports", "receivers"
 """Sets of the bridge family: ports of containers under ingress, and the addresses that each may get packets for."""
 _REMEMBERED = 7 * 86400
@@ -203,9 +207,15 @@ def _counted(families: list[int], *, logs: bool) -> Iterator[State]:
         ports, hosts = (f"{name}{family}" for name in TALLIES)
         yield NftSet(INET, TABLE, ports, f"{ends} . inet_service", dynamic=True, timeout=_REMEMBERED)
         yield NftSet(INET, TABLE, hosts, ends, dynamic=True, timeout=_REMEMBERED)
+        names = {number: of[family] for number, of in icmp.REQUESTS.items() if family in of}
         rules = (
             f"meta l4proto {_WITH_PORTS} update @{ports} {{ {pair} . th dport counter }}",
-            f"meta l4proto != {_WITH_PORTS} update @{hosts} {{ {pair} counter }}",
+            *(
+                f"{_MESSAGE[family]} {name} update @{ports} {{ {pair} . {number} counter }}"
+                for number, name in names.items()
+            ),
+            f"meta l4proto != {{ tcp, udp, sctp, {_ICMP[family]} }} update @{hosts} {{ {pair} counter }}",
+            f"{_MESSAGE[family]} != {_either(names.values())} update @{hosts} {{ {pair} counter }}",
             *_log(STAGED, logs=logs),
             "accept",
         )
@@ -244,11 +254,22 @@ def _ports(ports: Iterable[Ports], family: int) -> Iterator[str]:
         elif not known or known[-1][0]:  # else it is the whole protocol already, which sorts first
             known.append((one.first, one.last))
     for protocol, known in spans.items():
+        if known[0][0] and protocol == "icmp":
+            names = [icmp.REQUESTS[number].get(family, "") for number, _ in known]
+            if named := [name for name in names if name]:
+                yield f"{_MESSAGE[family]} {_either(named)} "
+            continue
         if not known[0][0]:
             yield f"meta l4proto {_ICMP[family] if protocol == 'icmp' else protocol} "
             continue
         texts = [str(first) if first == last else f"{first}-{last}" for first, last in known]
-        yield f"{protocol} dport {texts[0] if len(texts) == 1 else '{ ' + ', '.join(texts) + ' }'} "
+        yield f"{protocol} dport {_either(texts)} "
+
+
+def _either(texts: Iterable[str]) -> str:
+    """Return one text as it is, and several as a set of nft's."""
+    every = list(texts)
+    return every[0] if len(every) == 1 else f"{{ {', '.join(every)} }}"
 
 
 def comment(section: Section, line: int) -> str:

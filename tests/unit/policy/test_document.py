@@ -27,7 +27,7 @@ ingress:
   - cidr: 192.0.2.0/24
     except: [192.0.2.7]
   - outside
-  ports: [80, 8000-8010/udp, icmp]
+  ports: [80, 8000-8010/udp, icmp, echo-request/ICMP]
 - action: deny
 egress: []
 tests:
@@ -54,7 +54,7 @@ def test_everything_of_a_policy_is_read() -> None:
                         Peer(cidr="192.0.2.0/24", excepts=("192.0.2.7",)),
                         Peer(outside=True),
                     ),
-                    ports=(Ports("tcp", 80, 80), Ports("udp", 8000, 8010), Ports("icmp")),
+                    ports=(Ports("tcp", 80, 80), Ports("udp", 8000, 8010), Ports("icmp"), Ports("icmp", 8, 8)),
                     line=9,
                 ),
                 Rule(action="deny", line=15),

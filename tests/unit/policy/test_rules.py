@@ -41,6 +41,23 @@ def test_a_rule_is_one_line_for_each_peer_and_protocol() -> None:
     assert "policy_out" not in chains, "there is no policy on egress"
 
 
+def test_a_request_of_icmp_is_in_each_family_that_has_it() -> None:
+    """A ping is one of both; a timestamp is asked by IPv4 alone, so IPv6 has no rule that would mean something else."""
+    ping, both = Rule(ports=(Ports("icmp", 8, 8),)), Rule(ports=(Ports("icmp", 13, 13), Ports("icmp", 8, 8)))
+    stamp = Rule(ports=(Ports("icmp", 13, 13), Ports("tcp", 22, 22)))
+    found = [*rules.states(Regime([msgspec.structs.replace(WEB, ingress=(ping, both, stamp))]), [4, 6])]
+    chains = {one.name: one.rules for one in found if isinstance(one, NftChain) and "_in" in one.name}
+    four, six = (next(of for name, of in chains.items() if name.startswith(f"policy_in{n}_")) for n in (4, 6))
+    said = 'accept comment "policy web line 2"'
+    assert four == (
+        f"icmp type echo-request {said}",
+        f"icmp type {{ echo-request, timestamp-request }} {said}",
+        f"icmp type timestamp-request {said}",
+        f"tcp dport 22 {said}",
+    )
+    assert six == (f"icmpv6 type echo-request {said}",) * 2 + (f"tcp dport 22 {said}",)
+
+
 def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
     """Of another host's endpoint only those count that make it a peer."""
     regime = Regime([WEB], closed=["x"])
