@@ -150,27 +150,32 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return f"ls-{self.name if len(self.name) <= 12 else digest}"
 
 
-class Port(msgspec.Struct, frozen=True, order=True):
-    """A published port; ``host_ip`` empty means every address of the host."""
+class Port(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
+    """A published port; ``host_ip`` empty means every address of the host.
+
+    ``sources`` are the CIDRs from which clients may come in by it, none: from everywhere.
+    """
 
     host_ip: str
     host_port: int
     port: int
     protocol: Protocol
+    sources: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         at = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
         return f"{at}{self.host_port}->{self.port}/{self.protocol}"
 
 
-class PortRange(msgspec.Struct, frozen=True):
-    """A request for one free host port from ``first`` to ``last``, which leads to ``port``."""
+class PortRange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request for one free host port from ``first`` to ``last``, which leads to ``port``; ``sources`` as in Port."""
 
     host_ip: str
     first: int
     last: int
     port: int
     protocol: Protocol
+    sources: tuple[str, ...] = ()
 
 
 class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):

@@ -23,7 +23,8 @@ One more container is one more element and no new rule, so a packet's cost does 
                       viewed       names of several networks, to containers in all of them and to the host
                       counted      limits queries of each container; apart, because a kernel may lack ``ct count``
                       internal     what an internal network may use of the host
-                      publish      published ports (DNAT), for incoming packets and for the host's own
+                      publish      published ports (DNAT), for the host's own packets
+                      incoming     the same for incoming packets: some ports only from some sources
                       postrouting  masquerade
                       sealed, sealed_in   only with encrypted networks: none of their packets leaves in clear, or is
                                    accepted in clear (``seal.py``)
@@ -141,7 +142,9 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "tunnelled", "", _tunnelled())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
-    yield _chain(INET, "publish", "", _publish())
+    yield _chain(INET, "publish", "", (rule for family in FAMILIES for rule in (*_kept(family), *_led(family))))
+    incoming = ((*_kept(family), *_limits(family), *_led(family)) for family in FAMILIES)
+    yield _chain(INET, "incoming", "", (rule for rules in incoming for rule in rules))
     for name in ("prerouting", "output"):
         # At ``output`` nft 1.0.6 (Debian 12) does not know the name of this priority.
         hook = f"type nat hook {name} priority {'-100' if name == 'output' else 'dstnat'}; policy accept;"
@@ -152,7 +155,8 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
         # A translated ::1 would get no answer: the kernel accepts it only on lo, and has no route_localnet
         # for IPv6.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
-        yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
+        ports = "publish" if name == "output" else "incoming"
+        yield _chain(INET, name, hook, [*asked, *loopback, f"fib daddr type local jump {ports}"])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
     yield _chain(INET, "postrouting", hook, _postrouting())
     yield _chain(BRIDGE, "port", "", _port())
@@ -216,6 +220,10 @@ def _sets() -> Iterable[NftSet]:
         target = f"{type_} . inet_service"
         yield NftSet(INET, TABLE, f"publish{family}", "inet_proto . inet_service", target)
         yield NftSet(INET, TABLE, f"publish_at{family}", f"{type_} . inet_proto . inet_service", target)
+        for at in ("", f"{type_} . "):
+            name, port = f"{'_at' if at else ''}{family}", f"{at}inet_proto . inet_service"
+            yield NftSet(INET, TABLE, f"limited{name}", port)
+            yield NftSet(INET, TABLE, f"permitted{name}", f"{type_} . {port}", interval=True)
 
 
 def _guard(kinds: Kinds) -> Iterable[str]:
@@ -439,16 +447,26 @@ def _asked() -> Iterable[str]:
         yield f"{ip} daddr @resolvers{family} dnat {ip} to {ip} saddr map @server_of{family}"
 
 
-def _publish() -> Iterable[str]:
-    for family in FAMILIES:
-        ip = _IP[family]
-        # a container that publishes port 53 does not get these
-        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"
-        yield f"{ip} daddr . tcp dport @control{family} accept"
-        # A port that was published before there was a speaker would let a container answer for its host.
-        yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
-        yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"
-        yield f"dnat {ip} to meta l4proto . th dport map @publish{family}"
+def _kept(family: int) -> Iterable[str]:
+    ip = _IP[family]
+    # a container that publishes port 53 does not get these
+    yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"
+    yield f"{ip} daddr . tcp dport @control{family} accept"
+    # A port that was published before there was a speaker would let a container answer for its host.
+    yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
+
+
+def _limits(family: int) -> Iterable[str]:
+    # Only a flow's first packet comes here. The host's own never do, whatever source they have.
+    ip = _IP[family]
+    for at, port in (("_at", f"{ip} daddr . meta l4proto . th dport"), ("", "meta l4proto . th dport")):
+        yield f"{port} @limited{at}{family} {ip} saddr . {port} != @permitted{at}{family} {_REJECT}"
+
+
+def _led(family: int) -> Iterable[str]:
+    ip = _IP[family]
+    yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"
+    yield f"dnat {ip} to meta l4proto . th dport map @publish{family}"
 
 
 def _postrouting() -> Iterable[str]:
