@@ -32,6 +32,14 @@ ingress:
 egress:
 - to: [{cidr: '::/0', except: ['2001:db8::1']}]
   ports: [1-65535/tcp, tcp]
+---
+policy: guard
+tier: admin
+ingress: [{action: pass, from: [outside]}, {action: deny, ports: [22]}]
+---
+policy: rest
+tier: baseline
+ingress: [{action: pass, ports: [80]}, {action: deny}]
 """
 
 

@@ -14,6 +14,10 @@ from linkspan.core.errors import Invalid
 from linkspan.core.model import NAME
 
 Action = Literal["allow", "deny"]
+RuleAction = Literal["allow", "deny", "pass"]
+Tier = Literal["admin", "normal", "baseline"]
+TIERS: tuple[Tier, ...] = ("admin", "normal", "baseline")
+"""In the order in which they are looked at."""
 Protocol = Literal["tcp", "udp", "sctp", "icmp"]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 Direction = Literal["ingress", "egress"]
@@ -98,10 +102,11 @@ class Ports(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule, which allows or denies; without ``peers`` everybody, without ``ports`` everything.
 
-    ``line`` is that of the file from which it was read, 0 if it is not known.
+    In the tiers above and below the usual one a rule may also pass what it is about on to the next tier. ``line`` is
+    that of the file from which it was read, 0 if it is not known.
     """
 
-    action: Action = "allow"
+    action: RuleAction = "allow"
     peers: tuple[Peer, ...] = ()
     ports: tuple[Ports, ...] = ()
     line: int = 0
@@ -110,7 +115,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A policy; a direction that it does not have (None) is none of its business.
 
-    ``line`` is that of the file ``file`` at which it begins.
+    ``order`` is that within its tier. ``line`` is that of the file ``file`` at which it begins.
     """
 
     name: str
@@ -118,6 +123,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     ingress: tuple[Rule, ...] | None = None
     egress: tuple[Rule, ...] | None = None
     order: int = ORDER
+    tier: Tier = "normal"
     file: str = ""
     line: int = 0
 
@@ -126,9 +132,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return self.ingress if direction == "ingress" else self.egress
 
     def isolates(self, direction: Direction) -> bool:
-        """Return whether what no rule matches is refused: it has the direction, and does not only deny."""
+        """Return whether what no rule matches is refused: it has the direction, and does not only deny.
+
+        In the tiers above and below the usual one no policy does that.
+        """
         rules = self.rules(direction)
-        return rules is not None and (not rules or any(rule.action == "allow" for rule in rules))
+        if self.tier != "normal" or rules is None:
+            return False
+        return not rules or any(rule.action == "allow" for rule in rules)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,6 +227,8 @@ def checked(policy: Policy) -> Policy:
                 )
             for number, rule in enumerate(rules, 1):
                 try:
+                    if rule.action == "pass" and policy.tier == "normal":
+                        raise Invalid("pass needs a tier", "write tier: admin or tier: baseline in the policy")
                     _check_rule(rule)
                 except Invalid as error:
                     where = f"line {rule.line}" if rule.line else f"rule {number} of {direction}"

@@ -52,7 +52,7 @@ def review(
         sections = [section for section in judge.sections[direction] if section.clauses]
         for section in sections:
             yield from _of_section(section, selecting)
-        orders = {policy.name: policy.order for policy in judge.policies}
+        orders = {policy.name: (policy.tier, policy.order) for policy in judge.policies}
         denying = [section for section in sections if any(clause.action == "deny" for clause in section.clauses)]
         for one, other in itertools.product(denying, sections):
             both = one.policy != other.policy and (other not in denying or one.policy < other.policy)
@@ -113,7 +113,7 @@ def _opposite(
 
 
 def _does(clause: Clause) -> str:
-    return "allows" if clause.action == "allow" else "denies"
+    return {"allow": "allows", "deny": "denies", "pass": "passes on"}[clause.action]
 
 
 def _meet(some: tuple[Ports, ...], others: tuple[Ports, ...]) -> bool:
