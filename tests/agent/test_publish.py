@@ -157,6 +157,9 @@ def test_the_reason_why_a_source_does_not_come_in_is_shown(stage: Stage, limited
         8090: f"{OUTSIDE[family]}/{32 if family == 4 else 128}", 8091: POOLS["other"][family == 6],
     }  # fmt: skip
     assert f"permitted{family}" in stage.host.cli("plan")
+    why = stage.host.json("policy", "can", OUTSIDE[family], limited, "--port", "80")["why"]
+    assert why.endswith("may come in by port 8091/tcp of the host")
+    assert "8090" not in why
     assert stage.host.differences() == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -15,7 +15,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, LinkspanError
-from linkspan.core.model import Allowance, Endpoint, Host
+from linkspan.core.model import Allowance, Endpoint, Host, Port
 from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
 from linkspan.policy.model import Case, End, Policy, Ports, Protocol, Subject, checked, ports
 from linkspan.policy.review import Finding, Known, review
@@ -56,12 +56,16 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
 
 
 class Place(msgspec.Struct, frozen=True):
-    """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees."""
+    """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees.
+
+    ``ports`` are those that a container publishes.
+    """
 
     name: str
     network: str
     host: str
     party: Party
+    ports: tuple[Port, ...] = ()
 
 
 class PolicyAnswers:
@@ -188,7 +192,7 @@ class PolicyAnswers:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
         address = next((one.single() for one in endpoint.prefixes), None)
         party = Party(address, judge.chosen(subject), policed=policed(endpoint))
-        return Place(endpoint.called, endpoint.network, endpoint.host, party)
+        return Place(endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports)
 
     def answer(self, source: Place, target: Place, port: str) -> Answer:
         """Return whether one end may connect to the other, by the recorded policies. Raises Invalid."""
@@ -221,6 +225,8 @@ class PolicyAnswers:
         why = _why(verdict)
         if bare := [place.network for place in (source, target) if not place.party.policed]:
             why += f"; linkspan enforces no policy for containers of network {bare[0]}"
+        if port and names:
+            why += "".join(_limits(source, target, probe))
         return Answer(allowed=bool(names), ports=names, by=verdict.by, why=why)
 
     def _own(self, source: Place, target: Place) -> str:
@@ -250,6 +256,15 @@ class PolicyAnswers:
 
 def _of_many(address: Prefix) -> bool:
     return address.address == _BROADCAST or ipaddress.ip_address(address.address).is_multicast
+
+
+def _limits(source: Place, target: Place, probe: Probe) -> Iterator[str]:
+    """Yield by which published ports of a container somebody outside does not come in, though policies allow it."""
+    at = source.party.address
+    for one in target.ports if source.party.outside else ():
+        inside = at is not None and any(prefix(cidr).holds(at) for cidr in one.sources)
+        if one.sources and not inside and (one.protocol, one.port) == (probe.protocol, probe.port):
+            yield f"; only {', '.join(one.sources)} may come in by port {one.host_port}/{one.protocol} of the host"
 
 
 def _passes(gate: Allowance, probe: Probe | None) -> bool:

@@ -230,6 +230,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine = ""
 
     @property
+    def limited(self) -> bool:
+        """Return whether only some sources may come in by one of its ports."""
+        return any(port.sources for port in self.ports)
+
+    @property
     def managed(self) -> Engine:
         """Return the engine that must detach the container; earlier versions wrote no ``engine``."""
         return self.engine or ("docker" if self.delivered else "")

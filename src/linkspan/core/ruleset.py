@@ -24,7 +24,7 @@ One more container is one more element and no new rule, so a packet's cost does 
                       counted      limits queries of each container; apart, because a kernel may lack ``ct count``
                       internal     what an internal network may use of the host
                       publish      published ports (DNAT), for the host's own packets
-                      incoming     the same for incoming packets: some ports only from some sources
+                      incoming     the same for incoming packets: some ports only from some sources (``limits``)
                       postrouting  masquerade
                       sealed, sealed_in   only with encrypted networks: none of their packets leaves in clear, or is
                                    accepted in clear (``seal.py``)
@@ -110,6 +110,10 @@ _ERRORS = {
 _RESERVED = "01:80:c2:00:00:00-01:80:c2:00:00:0f"
 """IEEE 802.1D, table 7-10: addresses that no bridge forwards."""
 
+_MANY = ("broadcast", "multicast", "anycast")
+"""Types of addresses that a process of the host receives at, too: a port that is limited is closed there as well."""
+_INCOMING = f"fib daddr type vmap {{ local : jump incoming, {', '.join(f'{kind} : jump limits' for kind in _MANY)} }}"
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -143,8 +147,9 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
     yield _chain(INET, "publish", "", (rule for family in FAMILIES for rule in (*_kept(family), *_led(family))))
-    incoming = ((*_kept(family), *_limits(family), *_led(family)) for family in FAMILIES)
-    yield _chain(INET, "incoming", "", (rule for rules in incoming for rule in rules))
+    yield _chain(INET, "limits", "", (rule for family in FAMILIES for rule in _limits(family)))
+    kept, led = ([rule for family in FAMILIES for rule in of(family)] for of in (_kept, _led))
+    yield _chain(INET, "incoming", "", [*kept, "jump limits", *led])
     for name in ("prerouting", "output"):
         # At ``output`` nft 1.0.6 (Debian 12) does not know the name of this priority.
         hook = f"type nat hook {name} priority {'-100' if name == 'output' else 'dstnat'}; policy accept;"
@@ -155,8 +160,8 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
         # A translated ::1 would get no answer: the kernel accepts it only on lo, and has no route_localnet
         # for IPv6.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
-        ports = "publish" if name == "output" else "incoming"
-        yield _chain(INET, name, hook, [*asked, *loopback, f"fib daddr type local jump {ports}"])
+        ports = "fib daddr type local jump publish" if name == "output" else _INCOMING
+        yield _chain(INET, name, hook, [*asked, *loopback, ports])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
     yield _chain(INET, "postrouting", hook, _postrouting())
     yield _chain(BRIDGE, "port", "", _port())

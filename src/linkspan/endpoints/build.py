@@ -91,11 +91,6 @@ def check_ports(network: Network, endpoint: Endpoint) -> None:
     """Refuse, by Invalid, published ports that the network cannot have."""
     if endpoint.ports and network.internal:
         raise Invalid(f"network {network.name} is internal: it publishes no ports", "leave --publish out")
-    if network.on_host and any(port.sources for port in endpoint.ports):
-        raise Invalid(
-            f"network {network.name} is the host's own, where linkspan only keeps ports apart, and filters none",
-            "leave from= out, and use the host's firewall",
-        )
     if any(port.host_ip == "::1" for port in endpoint.ports) and not network.on_host:
         raise Invalid(
             "a port cannot be published at ::1: IPv6 has no route_localnet", "publish it at 127.0.0.1"

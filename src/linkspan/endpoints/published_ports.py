@@ -1,10 +1,11 @@
 """Published ports in the kernel: the elements of each port in maps and sets of our rules, and the port of elements.
 
 The rules (``core/ruleset``) forward packets to a port of the host as its element says. A port that only some sources
-may use (``from=``) is in a second set, too, and each of these sources with it in a third one. ``core/ports`` decides
-who may have which port. Published ports lead to the interface with the default route, if it has an address of the
-family: a UDP server that does not choose a source address answers by the default route, and only then does its client
-accept the answer. Docker decides by itself which of its interfaces publishes a container's ports.
+may use (``from=``) is in a second set, too, and each of these sources with it in a third one; so is such a port of a
+container on the host's own network. ``core/ports`` decides who may have which port. Published ports lead to the
+interface with the default route, if it has an address of the family: a UDP server that does not choose a source
+address answers by the default route, and only then does its client accept the answer. Docker decides by itself which
+of its interfaces publishes a container's ports.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TypeGuard
 
 from linkspan.backends.bridge import loopback
-from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.model import Endpoint, Network, Port, Protocol
 from linkspan.core.ports import joined_sources
 from linkspan.core.ruleset import TABLE, element, pool_text
@@ -45,17 +46,23 @@ def states(homes: Sequence[tuple[Network, Endpoint]]) -> Iterable[State]:
                 yield from _port(port, family, address)
             if family == 4 and network.routed:  # a bridge has the setting for all its ports
                 yield loopback(endpoint.host_ifname)
-        if targets:
+        if home[0].on_host:  # its process has the port itself, so there is nothing to lead anywhere
+            yield from (one for port in ports for family in FAMILIES for one in _limited(port, family))
+        if targets or home[0].on_host:
             yield from (one for port in ports for one in _permitted(port))
 
 
 def _port(port: Port, family: int, target: Prefix) -> Iterable[State]:
-    data = (target.address, str(port.port))
-    if port.host_ip and prefix(port.host_ip).family != family:
-        return
-    at, key = _key(port)
-    yield element(f"{_EVERYWHERE}{at}{family}", *key, data=data)
-    if port.sources:
+    if not port.host_ip or prefix(port.host_ip).family == family:
+        at, key = _key(port)
+        yield element(f"{_EVERYWHERE}{at}{family}", *key, data=(target.address, str(port.port)))
+        yield from _limited(port, family)
+
+
+def _limited(port: Port, family: int) -> Iterable[State]:
+    """Yield the element that closes a port with sources to all others, in a family that it has."""
+    if port.sources and (not port.host_ip or prefix(port.host_ip).family == family):
+        at, key = _key(port)
         yield element(f"{_LIMITED}{at}{family}", *key)
 
 
