@@ -38,6 +38,7 @@ from linkspan.runtimes.docker.docker_networks import AGAIN, DockerNetworks
 from linkspan.runtimes.docker.docker_pools import DockerNetwork, Pools
 from linkspan.runtimes.docker.docker_types import (
     ADDRESS_TYPE,
+    FROM,
     GATEWAY,
     IFNAME,
     IPAM_DRIVER,
@@ -47,7 +48,9 @@ from linkspan.runtimes.docker.docker_types import (
     Call,
     Interface,
     decoded,
+    limited,
     ports,
+    sources,
 )
 
 log = logging.getLogger("linkspan.docker")
@@ -260,7 +263,9 @@ class Docker(Service):
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
-        unknown = sorted(key for key in call.options or {} if key == IFNAME or not key.startswith("com.docker."))
+        keys = set(call.options or {}) - {FROM}
+        unknown = sorted(key for key in keys if key == IFNAME or not key.startswith("com.docker."))
+        cidrs = sources(call.options)
         if unknown:
             raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
         if network.internal and (wanted := ports(call.options)) != ((), ()):
@@ -279,6 +284,7 @@ class Docker(Service):
                 ifname=end,
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
+                labels={FROM: cidrs} if cidrs else {},
                 engine="docker",
             )
             known = await attach.attach(self._registry, request, -1, "", delivered=True)
@@ -354,8 +360,10 @@ class Docker(Service):
         return {}
 
     async def _publish(self, call: Call) -> Answer:
-        identity = self._endpoint(call).identity
-        await update.publish(self._registry, identity, *ports(call.options))
+        endpoint = self._endpoint(call)
+        fixed, ranges = ports(call.options)
+        cidrs = endpoint.labels.get(FROM, "")
+        await update.publish(self._registry, endpoint.identity, limited(fixed, cidrs), limited(ranges, cidrs))
         return {}
 
     async def _withdraw(self, call: Call) -> Answer:
