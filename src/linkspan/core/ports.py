@@ -122,6 +122,21 @@ def joined_sources(texts: Collection[str]) -> tuple[str, ...]:
     return tuple(map(str, (*fours, *sixes)))
 
 
+def limited(found: Iterable[P], sources: Sequence[str]) -> tuple[P, ...]:
+    """Return ports or requests by which clients come in from these CIDRs only; without any they stay as they are.
+
+    One at an address of a family that has none of them is left out, because nobody may come in by it.
+    """
+    if not sources:
+        return tuple(found)
+    made = []
+    for one in found:
+        family = prefix(one.host_ip).family if one.host_ip else 0
+        if mine := tuple(text for text in sources if not family or prefix(text).family == family):
+            made.append(msgspec.structs.replace(one, sources=mine))
+    return tuple(made)
+
+
 class PortTable:
     """Users of host ports, over all networks of this host.
 

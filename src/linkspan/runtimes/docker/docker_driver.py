@@ -27,6 +27,7 @@ from linkspan.backends import bridge
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import AttachRequest, Endpoint, Network
+from linkspan.core.ports import limited
 from linkspan.core.supervise import lasting
 from linkspan.endpoints import attach, detach, rename, update
 from linkspan.endpoints.registry import Registry
@@ -48,7 +49,6 @@ from linkspan.runtimes.docker.docker_types import (
     Call,
     Interface,
     decoded,
-    limited,
     ports,
     sources,
 )
@@ -284,7 +284,7 @@ class Docker(Service):
                 ifname=end,
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
-                labels={FROM: cidrs} if cidrs else {},
+                labels={FROM: ",".join(cidrs)} if cidrs else {},
                 engine="docker",
             )
             known = await attach.attach(self._registry, request, -1, "", delivered=True)
@@ -362,8 +362,8 @@ class Docker(Service):
     async def _publish(self, call: Call) -> Answer:
         endpoint = self._endpoint(call)
         fixed, ranges = ports(call.options)
-        cidrs = endpoint.labels.get(FROM, "")
-        await update.publish(self._registry, endpoint.identity, limited(fixed, cidrs), limited(ranges, cidrs))
+        known = tuple(filter(None, endpoint.labels.get(FROM, "").split(",")))
+        await update.publish(self._registry, endpoint.identity, limited(fixed, known), limited(ranges, known))
         return {}
 
     async def _withdraw(self, call: Call) -> Answer:

@@ -6,12 +6,8 @@ have are empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
-
 import msgspec
 
-from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Port, PortRange, Protocol
 from linkspan.core.ports import joined_sources
@@ -38,7 +34,6 @@ FROM = "linkspan.from"
 ADDRESS_TYPE = "RequestAddressType"
 GATEWAY = "com.docker.network.gateway"
 
-P = TypeVar("P", Port, PortRange)
 _PROTOCOLS: dict[int, Protocol] = {6: "tcp", 17: "udp", 132: "sctp"}  # IANA's protocol numbers
 EPHEMERAL = (32768, 60999)
 """Range in which `-p 80` finds a host port: the kernel's default (ip_local_port_range)."""
@@ -122,30 +117,15 @@ def decoded(body: bytes, pid: int) -> Call:
     return call
 
 
-def sources(options: dict[str, object] | None) -> str:
-    """Return the CIDRs from which clients may come in by a container's published ports, "" for all. Raises Invalid."""
+def sources(options: dict[str, object] | None) -> tuple[str, ...]:
+    """Return the CIDRs from which clients may come in by a container's published ports, () for all. Raises Invalid."""
     if FROM not in (options or {}):
-        return ""
+        return ()
     texts = [text.strip() for text in str((options or {})[FROM]).split(",")]
     try:
-        return ",".join(joined_sources(texts))
+        return joined_sources(texts)
     except Invalid as error:
         raise error.within(f"driver-opt {FROM}") from error
-
-
-def limited(found: Iterable[P], cidrs: str) -> tuple[P, ...]:
-    """Return ports or requests for some that only clients from these CIDRs may use.
-
-    One at an address of a family that has none of them is left out, because nobody may come in by it.
-    """
-    if not cidrs:
-        return tuple(found)
-    made = []
-    for one in found:
-        family = prefix(one.host_ip).family if one.host_ip else 0
-        if mine := tuple(text for text in cidrs.split(",") if not family or prefix(text).family == family):
-            made.append(msgspec.structs.replace(one, sources=mine))
-    return tuple(made)
 
 
 def ports(options: dict[str, object] | None) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
