@@ -274,7 +274,7 @@ class Agent:
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
         self.drop_log = DropLog(self.enforcement, always=self.config.log_drops)
         self.policy_answers = PolicyAnswers(
-            self.networks, self.allowances, self.endpoint_records, self.enforcement
+            self.networks, self.allowances, self.endpoint_records, self.hosts, self.enforcement
         )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)

@@ -11,6 +11,7 @@ import msgspec
 from linkspan.agent.policy_enforcement import Enforcement, policed, unenforceable
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
@@ -72,8 +73,14 @@ class PolicyAnswers:
     """Answers questions about policies, as they are recorded."""
 
     def __init__(
-        self, networks: Networks, allowances: Allowances, endpoint_records: EndpointRecords, enforcement: Enforcement
+        self,
+        networks: Networks,
+        allowances: Allowances,
+        endpoint_records: EndpointRecords,
+        hosts: Hosts,
+        enforcement: Enforcement,
     ) -> None:
+        self._hosts = hosts
         self._networks = networks
         self._allowances = allowances
         self._endpoint_records = endpoint_records
@@ -191,8 +198,14 @@ class PolicyAnswers:
     def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
         address = next((one.single() for one in endpoint.prefixes), None)
-        party = Party(address, judge.chosen(subject), policed=policed(endpoint))
+        party = Party(address, judge.chosen(subject), policed=self._is_policed(endpoint))
         return Place(endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports)
+
+    def _is_policed(self, endpoint: Endpoint) -> bool:
+        """Return whether policies about an endpoint count on its host, by what that says of its kernel."""
+        if endpoint.host == self._hosts.here.name or not endpoint.host_ifname.startswith("lsp"):
+            return policed(endpoint)
+        return any(host.filters for host in self._hosts.all().values() if host.name == endpoint.host)
 
     def answer(self, source: Place, target: Place, port: str) -> Answer:
         """Return whether one end may connect to the other, by the recorded policies. Raises Invalid."""

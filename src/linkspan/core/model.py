@@ -368,7 +368,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     backend, ``next_keys`` those that it is about to use, and ``takes`` the next keys of other hosts, by their
     ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
-    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not.
+    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, and ``filters`` that its
+    kernel passes the frames of bridges to the rules of policies (br_netfilter).
     """
 
     id: str
@@ -383,6 +384,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     takes: dict[str, str] = {}
     control: tuple[str, ...] = ()
     enforces: bool = False
+    filters: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""
