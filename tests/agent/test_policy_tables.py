@@ -166,7 +166,7 @@ def test_tiers_decide_above_and_below(yard: Yard) -> None:
 
     assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
     refused = yard.host.json("trace", "z-a", "z-c", "--port", "80", code=3)
-    assert "policy z-c-admin line 4" in refused["reason"]
+    assert "policy z-c-admin line" in refused["reason"]
     assert yard.host.json("policy", "can", "x-a", "z-c")["ports"] == ["1-80/tcp", "82-65535/tcp"]
 
 

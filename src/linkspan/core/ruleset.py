@@ -146,9 +146,9 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "tunnelled", "", _tunnelled())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
-    yield _chain(INET, "publish", "", (rule for family in FAMILIES for rule in (*_kept(family), *_led(family))))
-    yield _chain(INET, "limits", "", (rule for family in FAMILIES for rule in _limits(family)))
-    kept, led = ([rule for family in FAMILIES for rule in of(family)] for of in (_kept, _led))
+    kept, limits, led = ([rule for family in FAMILIES for rule in of(family)] for of in (_kept, _limits, _led))
+    yield _chain(INET, "publish", "", [*kept, *led])
+    yield _chain(INET, "limits", "", limits)
     yield _chain(INET, "incoming", "", [*kept, "jump limits", *led])
     for name in ("prerouting", "output"):
         # At ``output`` nft 1.0.6 (Debian 12) does not know the name of this priority.

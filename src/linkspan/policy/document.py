@@ -114,9 +114,10 @@ def _policy(reader: Reader, node: yaml.Node, found: dict[str, yaml.Node]) -> Pol
 
 def _tier(reader: Reader, node: yaml.Node) -> Tier:
     word = reader.text(node, "tier")
-    if word not in TIERS:
-        raise reader.wrong(node, f"has {word!r} for a tier", f"write {', '.join(TIERS)}")
-    return msgspec.convert(word, Tier)
+    for tier in TIERS:
+        if word == tier:
+            return tier
+    raise reader.wrong(node, f"has {word!r} for a tier", f"write {', '.join(TIERS)}")
 
 
 def _selector(reader: Reader, node: yaml.Node) -> Selector:

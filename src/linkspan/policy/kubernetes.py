@@ -191,11 +191,11 @@ def _protocol(reader: Reader, node: yaml.Node) -> Ports:
         raise reader.wrong(of, "has not one of number and range", "give one of them")
     if "number" in port:
         first = reader.number(port["number"], "number")
-        return Ports(kind, first, first)
+        return _span(reader, of, kind, first, first)
     span = reader.fields(port["range"], ("start", "end"), "range")
     if len(span) != 2:
         raise reader.wrong(of, "has a range without start or end", "give both")
-    return Ports(kind, reader.number(span["start"], "start"), reader.number(span["end"], "end"))
+    return _span(reader, of, kind, reader.number(span["start"], "start"), reader.number(span["end"], "end"))
 
 
 def _rules(reader: Reader, node: yaml.Node | None, ends: str, namespace: str) -> tuple[Rule, ...]:
@@ -295,4 +295,11 @@ def _port(reader: Reader, node: yaml.Node) -> Ports:
             node, f"has the named port {word!r}, and containers give their ports no names", "write the number"
         )
     first = reader.number(found["port"], "port")
-    return Ports(kind, first, reader.number(found["endPort"], "endPort") if "endPort" in found else first)
+    return _span(reader, node, kind, first, reader.number(found["endPort"], "endPort") if "endPort" in found else first)
+
+
+def _span(reader: Reader, node: yaml.Node, protocol: Protocol, first: int, last: int) -> Ports:
+    """Return ports. Two zeros, which would mean the whole protocol, are refused as all others that are none."""
+    if not 1 <= first <= last <= 65535:
+        raise reader.wrong(node, f"has the ports {first} to {last}", "ports are 1 to 65535, the lower one first")
+    return Ports(protocol, first, last)

@@ -40,6 +40,8 @@ _PORTS, _RECEIVERS = "filtered_ports", "receivers"
 _REMEMBERED = 7 * 86400
 """Seconds for which such a count is kept after its last packet."""
 _WITH_PORTS = "{ tcp, udp, sctp }"
+_COUNTED = {4: "{ icmp, tcp, udp, sctp }", 6: "{ tcp, udp, ipv6-icmp, sctp }"}
+"""The protocols that are counted with a port or a request, in nft's order."""
 _KNOWN = "policy_known"
 _STRAY = "ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
 """It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose).
@@ -221,7 +223,7 @@ def _counted(families: list[int], *, logs: bool) -> Iterator[State]:
                 f"{_MESSAGE[family]} {name} update @{ports} {{ {pair} . {number} counter }}"
                 for number, name in names.items()
             ),
-            f"meta l4proto != {{ tcp, udp, sctp, {_ICMP[family]} }} update @{hosts} {{ {pair} counter }}",
+            f"meta l4proto != {_COUNTED[family]} update @{hosts} {{ {pair} counter }}",
             f"{_MESSAGE[family]} != {_either(names.values())} update @{hosts} {{ {pair} counter }}",
             *_log(STAGED, logs=logs),
             "accept",

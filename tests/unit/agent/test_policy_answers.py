@@ -9,13 +9,14 @@ from typing import Any, cast
 import pytest
 
 from linkspan.agent.policy_answers import PolicyAnswers
-from linkspan.core.model import Endpoint, Host, Network
+from linkspan.core.model import Endpoint, Host
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge
 from linkspan.policy.model import Policy, Selector
+from support.records.one_host import network
 
 SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
-NETWORK = Network(name="demo", pools=("10.1.0.0/24",), backend="bridge", options={})
+NETWORK = network("demo", "10.1.0.0/24", routed=False)
 
 
 def _answers(*hosts: Host) -> tuple[PolicyAnswers, list[Endpoint]]:
