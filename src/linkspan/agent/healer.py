@@ -85,7 +85,9 @@ class Healer:
         loop = asyncio.get_running_loop()
         machine = self._worker.machine
         own_ports = await self._worker.run_brief(machine.ports)
-        self._route_events = RouteEvents(self._kinds, own_ports, machine.neighbours.own)
+        self._route_events = RouteEvents(
+            self._kinds, own_ports, machine.neighbours.own, machine.links.leaving
+        )
         self._nft_events = NftEvents(self._kinds)
         for events in (self._route_events, self._nft_events):
             loop.add_reader(events.socket.fileno(), self._come, events)

@@ -37,7 +37,7 @@ class NetworkChanges:
         endpoint_records: EndpointRecords,
         membership: Membership,
         view: Callable[[], HostView],
-        look: Callable[[], Awaitable[None]],
+        look: Callable[[], Awaitable[object]],
     ) -> None:
         """``view`` returns what backends see, and ``look`` reads the machine's facts again."""
         self._registry = registry

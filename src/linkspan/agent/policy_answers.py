@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
-from linkspan.agent.policy_enforcement import Enforcement, policed, unenforceable
+from linkspan.agent.policy_coverage import policed, unenforceable
+from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
@@ -78,17 +79,17 @@ class PolicyAnswers:
         allowances: Allowances,
         endpoint_records: EndpointRecords,
         hosts: Hosts,
-        enforcement: Enforcement,
+        records: PolicyRecords,
     ) -> None:
         self._hosts = hosts
         self._networks = networks
         self._allowances = allowances
         self._endpoint_records = endpoint_records
-        self._enforcement = enforcement
+        self._records = records
 
     @property
     def _judge(self) -> Judge:
-        return self._enforcement.recorded().judge
+        return self._records.regime().judge
 
     async def can(self, source: str, target: str, port: str = "") -> Answer:
         """Return whether a container, an address or the outside may connect to another one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -103,11 +104,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pairs(self) -> tuple[tuple[Prefix, Prefix], ...]:
         """Return each pool with its gateway: with the pool's length on a bridge, without (/32, /128) if routed."""
-        found = []
-        for pool, text in zip(self.prefixes, self.gateways, strict=True):
-            gateway = prefix(text)
-            found.append((pool, gateway if self.routed else Prefix(gateway.packed, pool.length)))
-        return tuple(found)
+        return _pairs(self.pools, self.gateways, routed=self.routed)
 
     @property
     def on_host(self) -> bool:
@@ -150,7 +147,16 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return f"ls-{self.name if len(self.name) <= 12 else digest}"
 
 
-class Port(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
+@functools.lru_cache(maxsize=1024)
+def _pairs(pools: tuple[str, ...], gateways: tuple[str, ...], *, routed: bool) -> tuple[tuple[Prefix, Prefix], ...]:
+    """Return the pairs of a network: each update of names asks for those of all networks, several times."""
+    found = []
+    for pool, gateway in zip(map(prefix, pools), map(prefix, gateways), strict=True):
+        found.append((pool, gateway if routed else Prefix(gateway.packed, pool.length)))
+    return tuple(found)
+
+
+class Port(msgspec.Struct, frozen=True, order=True, omit_defaults=True, gc=False):
     """A published port; ``host_ip`` empty means every address of the host.
 
     ``sources`` are the CIDRs from which clients may come in by it, none: from everywhere.
@@ -178,7 +184,7 @@ class PortRange(msgspec.Struct, frozen=True, omit_defaults=True):
     sources: tuple[str, ...] = ()
 
 
-class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
+class Bandwidth(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """Limits in bits per second and bits of burst, seen from the container (CNI's capability of this name)."""
 
     ingress_rate: int = 0
@@ -187,7 +193,7 @@ class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
     egress_burst: int = 0
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attached interface; ``id`` (the container's) and ``ifname`` together are its identity.
 
     ``netns`` is the namespace's inode, ``netns_path`` the path by which the agent reached it, and
@@ -316,7 +322,7 @@ CAN_REACH = "can-reach="
 """Prefix of a setting that names, instead of an interface, an address which the underlay must reach."""
 
 
-class Underlay(msgspec.Struct, frozen=True):
+class Underlay(msgspec.Struct, frozen=True, gc=False):
     """A host's connection to the other hosts: its interface, addresses with their lengths, and MTU.
 
     ``advertise`` are the addresses by which others reach it if they differ (behind a NAT); else empty.
@@ -360,7 +366,7 @@ class Underlay(msgspec.Struct, frozen=True):
         return 6 if self.address(4) is None and self.address(6) is not None else 4
 
 
-class Host(msgspec.Struct, frozen=True, kw_only=True):
+class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host as all others know it. ``settings`` are those that belong to a host, never a network's options.
 
     ``reads`` is the newest schema of records that its agent can write. ``withdraws`` is its promise to give
@@ -391,14 +397,14 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
         return "" if self.underlay is None or self.underlay.hidden else self.underlay.within(pool)
 
 
-class Offer(msgspec.Struct, frozen=True):
+class Offer(msgspec.Struct, frozen=True, gc=False):
     """A way by which a host receives for a network now; ``data`` is opaque to all but its backend."""
 
     data: dict[str, str] = {}
     generation: int = 0
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host's claim in a network: its blocks, its own address of each family there, and how it receives.
 
     ``endpoints`` has an Offer by the backend's name; several while the network migrates.
@@ -428,7 +434,7 @@ Standing = Literal["answers", "awaited", "lost", "silent"]
 never answered."""
 
 
-class Peer(msgspec.Struct, frozen=True):
+class Peer(msgspec.Struct, frozen=True, gc=False):
     """Another host, as a backend sees it in one network.
 
     ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that

@@ -21,10 +21,11 @@ from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, 
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.states.host import HOST, State
 from linkspan.endpoints.build import check_ports, checked, described, resized
+from linkspan.endpoints.delivery import make_way
 from linkspan.endpoints.detach import forget_connections, unplumb
 from linkspan.endpoints.registry import Mates, Registry
 from linkspan.endpoints.rename import recognise
-from linkspan.endpoints.update import alter, make_way
+from linkspan.endpoints.update import alter
 from linkspan.kernel.drivers import routes
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.machine import Machine

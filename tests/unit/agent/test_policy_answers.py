@@ -29,8 +29,8 @@ def _answers(*hosts: Host) -> tuple[PolicyAnswers, list[Endpoint]]:
     records = SimpleNamespace(find=find)
     known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
     networks = SimpleNamespace(all=lambda: [NETWORK])
-    enforcement = SimpleNamespace(recorded=lambda: SimpleNamespace(judge=SHUT))
-    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, enforcement]
+    policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=SHUT))
+    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies]
     return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
 
 

@@ -29,7 +29,7 @@ from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Una
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.ports import limited
 from linkspan.core.supervise import lasting
-from linkspan.endpoints import attach, detach, rename, update
+from linkspan.endpoints import attach, delivery, detach, rename, update
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.durable_files import Memory
 from linkspan.runtimes import wishes
@@ -339,7 +339,7 @@ class Docker(Service):
         `_tell_unpublished` reports it afterwards.
         """
         machine = self._worker.machine
-        if not self._engine.socket or await self._worker.run_brief(update.has_interface, machine, namespace):
+        if not self._engine.socket or await self._worker.run_brief(delivery.has_interface, machine, namespace):
             return False
         try:
             async with asyncio.timeout(PATIENCE):
@@ -356,7 +356,7 @@ class Docker(Service):
         return found is not None and any(n.name == found.network and n.internal for n in self._ours.all())
 
     async def _leave(self, call: Call) -> Answer:
-        await update.returned(self._registry, (call.endpoint_id, delivered(call.endpoint_id)))
+        await delivery.returned(self._registry, (call.endpoint_id, delivered(call.endpoint_id)))
         return {}
 
     async def _publish(self, call: Call) -> Answer:
@@ -389,7 +389,7 @@ class Docker(Service):
         for _ in range(times):
             if identity not in self._registry.endpoints:
                 return
-            if await update.taken(self._registry, identity, namespace):
+            if await delivery.taken(self._registry, identity, namespace):
                 break
             await asyncio.sleep(pause)
         if self._engine.socket:
