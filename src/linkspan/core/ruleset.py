@@ -110,8 +110,8 @@ _ERRORS = {
 _RESERVED = "01:80:c2:00:00:00-01:80:c2:00:00:0f"
 """IEEE 802.1D, table 7-10: addresses that no bridge forwards."""
 
-_MANY = ("broadcast", "multicast", "anycast")
-"""Types of addresses that a process of the host receives at, too: a port that is limited is closed there as well."""
+_MANY = ("broadcast", "anycast", "multicast")
+"""Types of addresses that a process of the host receives at, too, in nft's order: a limited port is closed there."""
 _INCOMING = f"fib daddr type vmap {{ local : jump incoming, {', '.join(f'{kind} : jump limits' for kind in _MANY)} }}"
 
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
