@@ -263,11 +263,10 @@ class Docker(Service):
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
-        keys = set(call.options or {}) - {FROM}
-        unknown = sorted(key for key in keys if key == IFNAME or not key.startswith("com.docker."))
-        cidrs = sources(call.options)
-        if unknown:
-            raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
+        cidrs, options = sources(call.options), (call.options or {}).items()
+        own = {k: v for k, v in options if k == IFNAME or not k.startswith("com.docker.")}
+        own.pop(FROM, None)
+        limits = wishes.limits(own)
         if network.internal and (wanted := ports(call.options)) != ((), ()):
             self._unpublished[call.endpoint_id] = ", ".join(f"{p.port}/{p.protocol}" for some in wanted for p in some)
         end = delivered(call.endpoint_id)
@@ -285,6 +284,7 @@ class Docker(Service):
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
                 labels={FROM: ",".join(cidrs)} if cidrs else {},
+                bandwidth=limits,
                 engine="docker",
             )
             known = await attach.attach(self._registry, request, -1, "", delivered=True)
