@@ -275,7 +275,9 @@ class Agent:
         self.policy_trials = Trials(self.worker, self.enforcement, parties)
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
         self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
-        self.policy_answers = PolicyAnswers(self.networks, self.allowances, self.endpoint_records, records)
+        self.policy_answers = PolicyAnswers(
+            self.networks, self.allowances, self.endpoint_records, self.hosts, records
+        )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)

@@ -79,7 +79,8 @@ def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
     if not findings:
         what = "1 policy" if number == 1 else f"{number} policies"
         return [Check("policies", "ok", f"{what}: each selects a container, and none contradicts another")]
-    found = [Check(f"policy {one.policy}", "warn", one.what, one.fix) for one in findings[:MOST_FINDINGS]]
+    listed = findings[:MOST_FINDINGS]
+    found = [Check(f"policy {one.policy}" if one.policy else "policies", "warn", one.what, one.fix) for one in listed]
     if len(findings) > len(found):
         more = len(findings) - len(found)
         found.append(Check("policies", "warn", f"{more} more findings like these", "mend those first"))

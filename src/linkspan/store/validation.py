@@ -25,6 +25,7 @@ from linkspan.core.model import (
     Underlay,
     checked_name,
 )
+from linkspan.core.ports import joined_sources
 from linkspan.policy.model import Policy, checked
 from linkspan.store import records
 from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common, Restored
@@ -153,6 +154,8 @@ def _endpoint(endpoint: Endpoint, _host: str, id_: str, ifname: str) -> None:
     for port in endpoint.ports:
         for number in (port.host_port, port.port):
             _within("a published port", number, range(1, 65536))
+        if joined_sources(port.sources) != port.sources:
+            raise Invalid(f"the sources of its published port {port} are not as they are written in records")
 
 
 _gateway = functools.lru_cache(maxsize=1024)(host_address)

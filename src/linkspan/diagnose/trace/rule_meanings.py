@@ -28,6 +28,8 @@ MEANINGS = (
     ("@speaker_ports", "a container may not open BGP sessions: they would reach a peer with its host's address"),
     ("@control", "containers may not reach the store, the switches and the controller"),
     ("@control_here", "containers may not reach the store, the switches and the controller"),
+    ("@permitted", "the port is published, but not for {source} (`--publish ...,from=`)"),
+    ("@permitted_at", "the port is published, but not for {source} (`--publish ...,from=`)"),
     ("@ipip_peers", "IPIP is accepted from peers only, and {source} is no peer"),
     ("@internal_links", "the network is internal: nothing passes between it and the outside"),
     ("@internal", "networks are isolated from each other, and an internal one reaches no published port"),
