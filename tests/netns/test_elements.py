@@ -131,7 +131,7 @@ def test_a_table_that_somebody_deletes_meanwhile_is_not_there(
         return list_it(nft, command)
 
     assert any(isinstance(s, NftChain) for s in driver.observe(0))
-    assert driver.apply(ELEMENTS[:1], ()) == {}  # after a transaction all is listed anew
+    assert driver.apply(ELEMENTS[:1], ()) == {}  # after a transaction all is listed again
     monkeypatch.setattr(Nft, listing, deleted_first)
     assert not any(isinstance(s, NftChain) for s in driver.observe(0))
     assert driver.apply(list(skeleton(Facts(), kinds())), ()) == {}

@@ -7,6 +7,7 @@ order. Everything in the kernel stays.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -54,6 +55,7 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.claims import Claims
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
+from linkspan.cluster.egress import Exits, leaves
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims
@@ -101,7 +103,7 @@ from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Identity, Registry
 from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
-from linkspan.kernel.probe import nflog, underlay
+from linkspan.kernel.probe import conntrack, nflog, underlay
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
 from linkspan.runtimes import runtimes
@@ -154,7 +156,7 @@ class Agent:
         with locks.state_folder(state_dir), locks.network_namespace():
             self.config = await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
-            host = Host(id=identity, name=self.host_name, version=__version__, enforces=True)
+            host = Host(id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True)
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
             ) as self.journal:
@@ -322,6 +324,16 @@ class Agent:
             self.event_log,
             self.view,
         )
+        self.egress = Exits(
+            self.worker,
+            self.replica,
+            self.hosts,
+            self.networks,
+            self.participation,
+            self.event_log,
+            self._follow_exit,
+        )
+        self.presence.subscribe(self.egress.confirmed, self.egress.lost)
         self.shared_states = SharedStates(self.worker, self.view)
         self.claims = Claims(
             self.hosts, self.leases, self.networks, self.conflicts, self.participation, self.blocks, self.view
@@ -424,9 +436,11 @@ class Agent:
         return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
 
     async def _take_part(self, network: Network) -> None:
+        """Get a lease in a network: the allocator asks for it, and is made before the membership."""
         await self.membership.take_part(network)
 
     async def _changed(self, keys: frozenset[str]) -> None:
+        """Pass the keys of changed records on; each part wakes a task of its own for them."""
         self.ask.changed(keys)
         self.founding.changed(keys)
         if self.endpoint_records.has_own(keys):
@@ -437,13 +451,24 @@ class Agent:
         self.endpoint_records.changed(keys)
         self.exact_addresses.changed(keys)
         self.presence.changed(keys)
+        self.egress.changed(keys)
         await self.membership.changed(keys)
+
+    async def _follow_exit(self, name: str, mine: bool) -> None:
+        """Apply the states of a network whose egress address has another holder now; ``mine``: this host, or it was."""
+        await self.membership.converge({f"networks/{name}"})
+        every = self.networks.all()
+        for network in every if mine else ():
+            if network.name == name:
+                with contextlib.suppress(KernelError):  # then its open connections end
+                    await asyncio.to_thread(conntrack.cut, partial(leaves, network, every))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""
         await self.membership.changed(frozenset({"networks/"}))
 
     async def _answer(self, question: Question) -> Reply:
+        """Answer another host's question. Raises LinkspanError."""
         if isinstance(question, Probe):
             return await self.peer_survey.answer(question)
         if isinstance(question, HealthQuestion):
@@ -483,10 +508,10 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
+        # ``interest`` reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest, self.enforcement, self.drop_log,
+            self.interest, self.enforcement, self.drop_log, self.egress,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -501,7 +526,7 @@ class Agent:
         closed = self.control.closed()
         seen = HostView(
             self.networks.all(), self.allowances.all(), self.facts.last, here, held,
-            control=closed.places, control_here=closed.here,
+            control=closed.places, control_here=closed.here, exits=self.egress.holders(),
         )  # fmt: skip
         if any(map(serves, seen.networks)):
             hosts = map(self.hosts.whole, self.hosts.all().values())

@@ -25,7 +25,7 @@ AT_ONCE = MOST_KEYS // 4
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
-    """What an apply changed, by names, and what is not as its author may think."""
+    """Result of an apply: the names of what it changed, and what is not as its author may think."""
 
     created: tuple[str, ...]
     changed: tuple[str, ...]
@@ -142,7 +142,7 @@ class Policies:
             for key, revision in only_if.items():
                 if self._replica.known_revision(key) != revision:
                     name = key.removeprefix(STAGED)
-                    raise Conflict(f"policy {name} was staged anew meanwhile", "`linkspan policy staged` shows it")
+                    raise Conflict(f"policy {name} was staged again meanwhile", "`linkspan policy staged` shows it")
         raise Conflict("apply policies: others change them all the while", "try again")
 
     def _is_staged(self, name: str) -> bool:

@@ -26,7 +26,7 @@ OUTSIDE = "outside"
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one end may connect to the other, at which ports, and by what (None: no policy decides)."""
+    """Answer to whether one end may connect to the other: at which ports, and by what (None: no policy decides)."""
 
     allowed: bool
     ports: tuple[str, ...]

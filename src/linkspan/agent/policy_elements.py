@@ -1,4 +1,4 @@
-"""Policy elements: what endpoints and hosts need in the sets of the rules, and what a judge must know of them."""
+"""Policy elements: an address is known to the rules by elements of their sets, and to a judge as a party."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from linkspan.store.derived import Derived
 
 
 class InForce(msgspec.Struct, frozen=True):
-    """What is in force on a host: the policies, the families with sets, and the bridges whose frames pass the rules."""
+    """Policies in force on a host, the families that have sets, and the bridges whose frames pass the rules."""
 
     regime: Regime = Regime()
     families: frozenset[int] = frozenset()

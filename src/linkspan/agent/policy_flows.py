@@ -65,7 +65,7 @@ class Flows:
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
-    """What is known of an endpoint at one of its addresses: what a judge sees, and the name."""
+    """An endpoint at one of its addresses: the party that a judge sees, and the name."""
 
     party: Party
     name: str

@@ -35,7 +35,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What staged policies would do on this host: what they would have refused, and how many flows they would cut.
+    """Effect that staged policies would have on this host: what they would have refused, and how many flows they cut.
 
     ``refused`` has at most MOST entries; ``more`` flows were counted that are not among them. If a set of the kernel's
     is ``full``, later flows were not even counted.

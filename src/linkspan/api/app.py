@@ -72,6 +72,7 @@ class UpdateBody(msgspec.Struct, frozen=True):
     mtu: int = 0
     options: dict[str, str] = {}
     policy: NetworkPolicy | None = None
+    egress: tuple[str, ...] | None = None
 
 
 class MigrationBody(msgspec.Struct, frozen=True):
@@ -91,7 +92,7 @@ class ReservationBody(msgspec.Struct, frozen=True):
 _PUBLIC = tuple(
     name
     for name in Endpoint.__struct_fields__
-    if name not in ("netns_path", "netns_cookie", "metric", "bandwidth")
+    if name not in ("netns_path", "netns_cookie", "metric")
 )
 _PublicEndpoint = msgspec.defstruct("_PublicEndpoint", _PUBLIC, frozen=True, gc=False)
 _public_fields = operator.attrgetter(*_PUBLIC)
@@ -179,6 +180,7 @@ class Api:
             "not_switched": self._agent.migration_runner.not_switched(network),
             "progress": msgspec.to_builtins(self._agent.migration_runner.progress(network)),
             "data_path": data_path(network, self._agent.facts.last),
+            "exits": self._agent.egress.told(network),
         }
         return answer(msgspec.to_builtins(network) | more)
 
@@ -203,7 +205,7 @@ class Api:
             if change.policy == "default-deny":
                 self._agent.policies.require_default(self._agent.networks.get(name))
             changed = await self._agent.network_changes.update(
-                name, change.add_pools, change.mtu, change.options, change.policy
+                name, change.add_pools, change.mtu, change.options, change.policy, change.egress
             )
             if change.policy is not None:
                 await self._agent.enforcement.enforce()

@@ -44,6 +44,7 @@ def _unmet(agent: Agent) -> Iterator[str]:
     yield from agent.name_service.problems.values()
     yield from agent.enforcement.unenforced()
     yield from agent.drop_log.problems()
+    yield from agent.egress.problems()
 
 
 def _unreachable(agent: Agent) -> list[dict[str, str]]:

@@ -72,6 +72,11 @@ async def _attach(
             f"{request.name or request.id} has a network namespace of its own",
             f"network {network.name} is for containers that share the host's: choose another network",
         )
+    if on_host and request.bandwidth is not None:
+        raise Invalid(
+            f"network {network.name} shares the host's interfaces, which linkspan does not limit",
+            "leave the bandwidth out, or choose another network",
+        )
     number = 0 if on_host or delivered else _checked_namespace(registry, namespace_fd)
     cookie = 0
     try:

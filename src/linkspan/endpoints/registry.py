@@ -86,7 +86,7 @@ def logged(what: str) -> Iterator[None]:
 
 
 class Policing(Protocol):
-    """What policies have to do with an endpoint that comes (`agent/policy_enforcement.py`)."""
+    """Policies, as far as an endpoint that comes must wait for them (`agent/policy_enforcement.py`)."""
 
     def elements(self, endpoint: Endpoint) -> Iterable[State]:
         """Return the elements by which policies know an endpoint."""

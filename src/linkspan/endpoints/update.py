@@ -12,6 +12,7 @@ import msgspec
 from linkspan.cluster.exact_claims import IDENTITY
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
+from linkspan.core import bandwidth
 from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
 from linkspan.core.ports import spelled
@@ -195,7 +196,13 @@ async def relabel(
         kept = {key: value for key, value in endpoint.labels.items() if key not in removed}
         labels = {**kept, **given}
         check_size(labels, endpoint.ports)
-        return msgspec.structs.replace(endpoint, labels=labels)
+        limits = bandwidth.followed(endpoint.labels, labels, endpoint.bandwidth)
+        if limits is not None and not endpoint.host_ifname:
+            raise Invalid(
+                f"{endpoint.called} shares the host's interfaces, which linkspan does not limit",
+                f"leave label {bandwidth.LABEL} out",
+            )
+        return msgspec.structs.replace(endpoint, labels=labels, bandwidth=limits)
 
     return await alter(registry, identity, with_labels)
 
@@ -205,18 +212,23 @@ async def named(
 ) -> None:
     """Store a container's name, its other names on this network, and the labels that its engine has of it.
 
-    Labels that no record can take are left out, with a warning.
+    Labels that no record can take are left out, with a warning. A label with limits that are none changes nothing.
     """
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
         known = {**endpoint.labels, ALIASES: ",".join(aliases)} if aliases else endpoint.labels
         labels = {**known, **{key: value for key, value in given.items() if key not in (ALIASES, *FIXED)}}
+        limits = endpoint.bandwidth
         try:
             check_size(labels, endpoint.ports)
         except Invalid as error:
             log.warning("labels of %s are left out: %s", name, error.message)
             labels = known
-        return msgspec.structs.replace(endpoint, name=name, labels=labels)
+        try:
+            limits = bandwidth.followed(endpoint.labels, labels, limits)
+        except Invalid as error:
+            log.warning("%s is not limited as its label says: %s", name, error.message)
+        return msgspec.structs.replace(endpoint, name=name, labels=labels, bandwidth=limits)
 
     with contextlib.suppress(NotFound):
         await alter(registry, identity, with_names)

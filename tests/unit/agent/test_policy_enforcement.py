@@ -336,7 +336,7 @@ def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypat
 
             with monkeypatch.context() as raced:
                 raced.setattr(store, "transaction", late)
-                with pytest.raises(Conflict, match="staged anew"):
+                with pytest.raises(Conflict, match="staged again"):
                     await policies.enforce("web")
             assert policies.all() == []
             assert policies.get_staged("web") == DENY

@@ -260,9 +260,8 @@ class Docker(Service):
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
-        unknown = sorted(key for key in call.options or {} if key == IFNAME or not key.startswith("com.docker."))
-        if unknown:
-            raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
+        options = (call.options or {}).items()
+        limits = wishes.limits({k: v for k, v in options if k == IFNAME or not k.startswith("com.docker.")})
         if network.internal and (wanted := ports(call.options)) != ((), ()):
             self._unpublished[call.endpoint_id] = ", ".join(f"{p.port}/{p.protocol}" for some in wanted for p in some)
         end = delivered(call.endpoint_id)
@@ -279,6 +278,7 @@ class Docker(Service):
                 ifname=end,
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
+                bandwidth=limits,
                 engine="docker",
             )
             known = await attach.attach(self._registry, request, -1, "", delivered=True)
