@@ -60,8 +60,8 @@ export class Drawing {
       (optional ? this.spots : kept).set(node.id, { node, data: dataOf(node, state, open) });
     }
     const before = this.graph.nodes().length;
+    this.unmark();
     this.graph.batch(() => {
-      this.unmark();
       this.graph.nodes().forEach((node) => { if (!kept.has(node.id())) node.remove(); });
       for (const [id, { node, data }] of kept) {
         const there = this.graph.getElementById(id);
@@ -103,8 +103,8 @@ export class Drawing {
 
   // Marks what is chosen, and draws a trace's path: {chosen, ends, there, back, stopped}.
   mark({ chosen, ends, there, back, stopped }) {
+    this.unmark(); // by itself: cytoscape gives no style to a node that is removed and added in one batch
     this.graph.batch(() => {
-      this.unmark();
       const path = [...new Set([...there, ...back])];
       this.outside(path.filter((id) => !this.spots.has(id) && !this.graph.getElementById(id).length));
       if (chosen && !chosen.startsWith("n:")) this.add(this.need(chosen), "chosen");
