@@ -14,12 +14,11 @@ machine. Simulated hosts, etcd and agent share its cores: the agent's share of a
 
 from __future__ import annotations
 
-import os
+import json
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +32,6 @@ from report import Metric, p, progress, result
 from simulated_hosts import NETWORKS, SimulatedHosts, Status, grown, pool
 
 from linkspan.core.errors import LinkspanError
-from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.lab import agents, build, commands, containers, processes, sockets, topology
 from linkspan.lab.record import Lab
 
@@ -137,10 +135,10 @@ def shares(seconds: float, *pids: int) -> list[float]:
 
 def idle(one: Measured, etcd: int, seconds: float) -> dict[str, Metric]:
     """Measure while nothing changes."""
-    seen = one.hosts.run(one.hosts.watch())
-    before = one.hosts.run(one.hosts.status())
-    agent, store = shares(seconds, one.pid, etcd)
-    after: Status = one.hosts.run(one.hosts.status())
+    with one.hosts.seeing() as seen:
+        before = one.hosts.run(one.hosts.status())
+        agent, store = shares(seconds, one.pid, etcd)
+        after: Status = one.hosts.run(one.hosts.status())
     return {
         "agent's resident memory": result(one.memory("VmRSS"), "MB", "<= 90"),
         "agent's CPU when nothing changes": result(agent * 100, "%", "<= 0.5"),
@@ -203,75 +201,55 @@ def elsewhere(one: Measured, times: int) -> dict[str, Metric]:
     }
 
 
+def client(*words: object) -> list[str]:
+    """Return the command of a client that is a process of its own (`agent_client.py`)."""
+    return [sys.executable, str(Path(__file__).with_name("agent_client.py")), *map(str, words)]
+
+
 def listed(one: Measured) -> dict[str, Metric]:
     """Measure the list of all endpoints, as users see it, and the longest answer to others meanwhile."""
-    argv = [sys.executable, "-m", "linkspan.cli.main", "endpoint", "list", "-o", "json"]
-    longest, over = 0.0, threading.Event()
-
-    def ask() -> None:
-        nonlocal longest
-        while not over.wait(0.01):
+    at = one.lab.socket(one.host.name)
+    argv = [sys.executable, "-m", "linkspan.cli.main", "endpoint", "list", "-o", "json", "--socket", at]
+    asking = client("ask", at, f"/v1/networks/{USED[0]}")
+    path = one.lab.folder / "list.json"
+    with subprocess.Popen(asking, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        time.sleep(1)  # until it asks
+        with path.open("wb") as output:
             begun = time.perf_counter()
-            try:
-                one.client.call("GET", f"/v1/networks/{USED[0]}")
-            except LinkspanError:
-                longest = float("inf")
-            longest = max(longest, time.perf_counter() - begun)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        begun = time.perf_counter()
-        output = subprocess.run(
-            [*argv, "--socket", one.lab.socket(one.host.name)], stdout=subprocess.PIPE, check=True
-        ).stdout
-        took = time.perf_counter() - begun
-    finally:
-        over.set()
-        asking.join()
-    count = output.count(b'"ifname"')
+            subprocess.run(argv, stdout=output, check=True)
+            took = time.perf_counter() - begun
+        longest, _ = other.communicate()
+    if other.returncode:
+        sys.exit("error: the agent gave no answer meanwhile")
+    count = path.read_bytes().count(b'"ifname"')
+    path.unlink()
     return {
         "endpoints listed": result(count, ""),
         "endpoint list": result(took, "s", "<= 3"),
-        "longest answer to others meanwhile": result(longest * 1e3, "ms", "<= 50"),
+        "longest answer to others meanwhile": result(float(longest), "ms", "<= 50"),
         "agent's resident memory, most": result(one.memory("VmHWM"), "MB"),
     }
 
 
 def attaches(one: Measured, alone: Lab, rounds: int) -> dict[str, Metric]:
     """Attach in turn on the measured host and on a host alone, while endpoints change elsewhere."""
-    ways: list[tuple[Lab, str, list[float]]] = [(one.lab, USED[0], []), (alone, alone.network, [])]
-    for lab, _, _ in ways:
+    ways = [(one.lab, USED[0]), (alone, alone.network)]
+    for lab, _ in ways:
         commands.add(f"{lab.name}-new")
+    each = [(lab.socket(lab.hosts[0].name), network, f"/run/netns/{lab.name}-new") for lab, network in ways]
     try:
         with one.hosts.changing(RATE):
-            for number in range(rounds + 1):
-                for lab, network, times in ways:
-                    took = _attach_once(lab, network)
-                    times += [took] if number else []
+            argv = client("attach", rounds, *(word for way in each for word in way))
+            found = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
     finally:
-        for lab, _, _ in ways:
+        for lab, _ in ways:
             commands.delete(f"{lab.name}-new")
-    midst, by_itself = (statistics.median(times) for _, _, times in ways)
+    midst, by_itself = map(statistics.median, found)
     return {
         "attach p50 in the midst of it": result(midst, "ms"),
         "attach p50 on a host alone": result(by_itself, "ms"),
         "attach p50 in the midst / alone": result(midst / by_itself, "ratio", "<= 1.2"),
     }
-
-
-def _attach_once(lab: Lab, network: str) -> float:
-    client, path = agents.client(lab, lab.hosts[0].name), f"/run/netns/{lab.name}-new"
-    fd = open_namespace(path)
-    try:
-        body = {"id": "new", "name": "new", "network": network, "namespace_fd": fd, "namespace_path": path}
-        begun = time.perf_counter()
-        client.call("POST", "/v1/attach", body)
-        took = (time.perf_counter() - begun) * 1e3
-    finally:
-        os.close(fd)
-    client.call("POST", "/v1/detach", {"id": "new"})
-    return took
 
 
 def starts(one: Measured, times: int) -> dict[str, Metric]:

@@ -275,12 +275,19 @@ class SimulatedHosts:
         """Return how etcd stands: the question is no entry of its log."""
         return await self._store.gateway.ask("/v3/maintenance/status", {}, Status)
 
-    async def watch(self) -> Seen:
-        """Watch all records from now on, until the end."""
+    @contextlib.contextmanager
+    def seeing(self) -> Iterator[Seen]:
+        """Watch all records meanwhile."""
         seen = Seen()
+        task = self.run(self._seeing(seen))
+        try:
+            yield seen
+        finally:
+            self.run(_ended([task]))
+
+    async def _seeing(self, seen: Seen) -> asyncio.Task[None]:
         _, revision = await self._store.list("alive/")
-        self._tasks.append(asyncio.create_task(self._see(seen, revision)))
-        return seen
+        return asyncio.create_task(self._see(seen, revision))
 
     async def _see(self, seen: Seen, revision: int) -> None:
         async for batch in self._store.watch("", revision):

@@ -47,16 +47,16 @@ class Claims:
         self.refused: dict[str, str] = {}
         """By network: why this host has no lease in it."""
 
-    def concerned(self, keys: Collection[str], near: Collection[str]) -> set[str]:
+    def concerned(self, keys: Collection[str], near: Callable[[], Collection[str]]) -> set[str]:
         """Return those of the changed keys that this host must follow.
 
-        It need not follow records about networks in which it takes no part, has no peer (those are ``near``) and lost
-        no lease.
+        It need not follow records about networks in which it takes no part, has no peer (``near`` returns those in
+        which it has) and lost no lease.
         """
         found = {key for key in keys if not key.startswith(EPHEMERAL) or self._conflicts.concern(key)}
         if not any(key.startswith(OF_NETWORKS) for key in found):
             return found
-        taking, own = self.participation.all().union(near), f"/{self._hosts.here.id}"
+        taking, own = self.participation.all().union(near()), f"/{self._hosts.here.id}"
         return {
             key
             for key in found

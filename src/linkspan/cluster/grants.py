@@ -66,6 +66,8 @@ def granted(network: Network, lease: Lease, owned: Owned, holds: Holds, *, own: 
             addresses.append(text)
         elif not any(block.holds(address) for block in lost):
             refused.setdefault("it is not of its blocks", []).append(address.address)
+    if not refused and not lost:
+        return Grant(lease)  # as most: a copy of each lease of a large cluster would stay in memory
     left = msgspec.structs.replace(lease, prefixes=tuple(map(str, kept)), addresses=tuple(addresses))
     return Grant(left, "; ".join(_words(found, why) for why, found in refused.items()))
 

@@ -53,7 +53,8 @@ class Hosts:
 
     def whole(self, host: Host) -> Host:
         """Return a host with its effective settings: those that all hosts share, overridden by its own."""
-        return msgspec.structs.replace(host, settings={**self.common(), **host.settings})
+        common = self.common()
+        return msgspec.structs.replace(host, settings={**common, **host.settings}) if common else host
 
     def common(self) -> dict[str, str]:
         """Return the settings that all hosts share."""

@@ -32,6 +32,10 @@ class Interest:
         self._replica = replica
         self._remote = remote
         self._endpoints = endpoints
+        self._leased: dict[str, tuple[int, frozenset[str]]] = {}
+        """By network that matters: the hosts with a lease in it, and the number of the last change of its leases."""
+        self._told: dict[str, frozenset[str]] = {}
+        """By network: the hosts that matter, as ``RemoteEndpoints`` knows them."""
         self._until: dict[str, float] = {}
         """By network: the time (monotonic) until which it matters, FOR_EVER while it has a container here."""
         self._wake = asyncio.Event()
@@ -81,7 +85,10 @@ class Interest:
             self.look()
 
     def look(self) -> None:
-        """Find the networks and hosts that matter, and tell ``RemoteEndpoints``."""
+        """Find the networks and hosts that matter, and tell ``RemoteEndpoints`` if they changed.
+
+        Every attach comes here: it must not read the leases of all hosts.
+        """
         now = time.monotonic()
         here = {endpoint.network for endpoint in self._endpoints.values()}
         if self._replica.keys_under("policies/") or self._replica.keys_under("staged/"):
@@ -89,4 +96,16 @@ class Interest:
             here = here.union(*(pair for pair in allowed if pair & here))
         past = {name: min(until, now + LINGER) for name, until in self._until.items() if name not in here}
         self._until = dict.fromkeys(here, FOR_EVER) | {name: until for name, until in past.items() if until > now}
-        self._remote.want({name: self._replica.suffixes(f"leases/{name}/") for name in self._until})
+        self._leased = {name: self._hosts_in(name) for name in self._until}
+        wanted = {name: hosts for name, (_, hosts) in self._leased.items()}
+        if wanted != self._told:
+            self._told = wanted
+            self._remote.want(wanted)
+
+    def _hosts_in(self, network: str) -> tuple[int, frozenset[str]]:
+        """Return the hosts with a lease in a network; the same value as the last time if no lease changed."""
+        change = self._replica.change_in("leases", network)
+        known = self._leased.get(network)
+        if known is not None and known[0] == change:
+            return known
+        return change, frozenset(self._replica.suffixes(f"leases/{network}/"))

@@ -88,8 +88,7 @@ class Membership:
 
     async def changed(self, keys: frozenset[str]) -> None:
         """Wake ``converge`` for these changed keys, as far as they concern this host."""
-        near = {network for network, _ in self._states.peers.known}
-        if told := self._claims.concerned(keys, near):
+        if told := self._claims.concerned(keys, self._states.peers.networks):
             self._keys |= told
             self._followed.clear()
             self._wake.set()

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import msgspec
 
@@ -67,7 +67,8 @@ class _Awaited(msgspec.Struct):
 class PeerPings:
     """Pings the peers of all networks; ``silent`` has those that do not answer, and ``paths`` what was measured."""
 
-    def __init__(self, peers: Mapping[Pair, Peer]) -> None:
+    def __init__(self, peers: dict[Pair, Peer]) -> None:
+        """``peers`` are those of now: they change, and a new one is the last of them."""
         self._peers = peers
         self._echoes: dict[int, Echo] = {}
         self._awaited: dict[str, _Awaited] = {}
@@ -117,14 +118,15 @@ class PeerPings:
             for gone in self._qualities.keys() - known:
                 del self._qualities[gone]
             while targets:
-                for _, family, address in targets[:RATE]:
-                    self._ping(family, address)
+                for pair, family, address in targets[:RATE]:
+                    if pair in self._peers:
+                        self._ping(family, address)
                 if targets := targets[RATE:]:
                     await pause(1)
-                    # A round may take minutes: new peers come next, and those that are gone do not come any more.
-                    if met != self._peers.keys():
-                        targets = self._targets(but=met) + [one for one in targets if one[0] in self._peers]
-                        met = set(self._peers)
+                    # A round may take minutes, so new peers come next.
+                    if self._peers and next(reversed(self._peers)) not in met:
+                        targets = self._targets(but=met) + targets
+                        met |= self._peers.keys()
             await pause(max(begun + EVERY - loop_time(), 1.0))
 
     def _ping(self, family: int, address: str) -> None:

@@ -89,6 +89,10 @@ class Peers:
         """Set whether the next ``follow`` removes all states for peers; the caller follows all pairs then."""
         self.withdrawn = withdrawn
 
+    def networks(self) -> set[str]:
+        """Return the networks in which this host has peers."""
+        return {network for network, _ in self.known}
+
     def start(self) -> None:
         """Start to ask which peers answer on the underlay's own link."""
         self._segment.start()
@@ -354,19 +358,23 @@ def seen(
     for name, other in pairs:
         wanted.setdefault(name, set()).add(other)
     exact = {name: leases.counted(there[name], others) for name, others in wanted.items() if name in there}
+    records = {other: host for other in set[str]().union(*wanted.values()) if (host := hosts.record(other)) is not None}
+    # Of each host once: it may be in many networks, and a pool of any network may cover its address.
+    covered = {other: why for other, host in records.items() if (why := networks.covering(host))}
+    whole = {other: hosts.whole(host) for other, host in records.items()}
     found: dict[Pair, Peer | LinkspanError] = {}
     for name, other in pairs:
-        lease, host = leases.of(name, other), hosts.record(other)
+        lease, host = leases.of(name, other), whole.get(other)
         if name not in there or host is None or lease is None:
             continue
-        if covered := networks.covering(host):
-            found[name, other] = Invalid(f"host {host.name} cannot be reached: {covered}")
+        if other in covered:
+            found[name, other] = Invalid(f"host {host.name} cannot be reached: {covered[other]}")
             continue
         astray = conflicts.astray(there[name], other)
         counted = exact[name].get(other, ())
         grant = leases.grant(there[name], lease)
         addresses = tuple(sorted({*counted, *astray}))
-        found[name, other] = Peer(hosts.whole(host), _reachable(grant.lease, astray), exact=addresses)
+        found[name, other] = Peer(host, _reachable(grant.lease, astray), exact=addresses)
     return found
 
 
@@ -375,6 +383,8 @@ def _reachable(lease: Lease, astray: set[Prefix]) -> Lease:
 
     If the host has lost its own address together with a block, the lowest address of its containers takes its place.
     """
+    if not astray:
+        return lease
     own = list(lease.addresses)
     for family in {a.family for a in astray} - {prefix(text).family for text in own}:
         own.append(str(min(a for a in astray if a.family == family)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -43,6 +43,8 @@ class Backend(Protocol):
     """Whether a speaker adds the routes to peers, instead of ``peer``'s states."""
     encrypts: bool
     """Whether all traffic across hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
+    exits: bool
+    """Whether its networks may have egress addresses: it carries packets of any address to and from a peer."""
     host_phase: HostPhase
     """When ``host`` is applied: before networks (a device for their addresses), or after peers (a speaker)."""
     programs: tuple[tuple[str, str], ...]
@@ -174,10 +176,14 @@ class Store(Protocol):
     async def get(self, key: str) -> Record | None:
         """Return a record, None if there is none."""
 
-    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+    async def list(
+        self, prefix: str, beside: str = "", each: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], int]:
         """Return the records whose keys begin with ``prefix``, and the revision of this snapshot.
 
-        Those whose keys begin with ``beside`` are left out, unless it is empty.
+        Those whose keys begin with ``beside`` are left out, unless it is empty. ``each`` is called with each record,
+        perhaps while others are on their way, and its result is returned instead. If the store has to begin again, it
+        is called once more for all of them.
         """
 
     def pages(self, prefix: str) -> AsyncIterator[Page]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,23 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
+class Egress(msgspec.Struct, frozen=True):
+    """An address by which a network's packets leave to the outside; ``host`` is the id of the one that should hold it.
+
+    Without one, any host that takes part in the network may hold it. ``number`` distinguishes this wish from earlier
+    ones, which may be the same.
+    """
+
+    address: str
+    host: str = ""
+    number: int = 0
+
+    @property
+    def prefix(self) -> Prefix:
+        """Return the address, parsed."""
+        return prefix(self.address).single()
+
+
 MTUS = (1280, 65535)
 """IPv6 needs 1280 (RFC 8200 section 5); IPv4 packets end at 65535."""
 
@@ -78,7 +96,8 @@ MTUS = (1280, 65535)
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A network: pools of addresses, and the backend by which its endpoints reach each other.
 
-    ``expose`` names the runtimes that have it as a network of their own, on every host.
+    ``expose`` names the runtimes that have it as a network of their own, on every host. ``egress`` has at most one
+    address of each family: what leaves the network to the outside does so by it.
     """
 
     name: str
@@ -94,6 +113,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     migration: Migration | None = None
     expose: tuple[Runtime, ...] = ()
     policy: NetworkPolicy = "default-allow"
+    egress: tuple[Egress, ...] = ()
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
@@ -103,11 +123,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pairs(self) -> tuple[tuple[Prefix, Prefix], ...]:
         """Return each pool with its gateway: with the pool's length on a bridge, without (/32, /128) if routed."""
-        found = []
-        for pool, text in zip(self.prefixes, self.gateways, strict=True):
-            gateway = prefix(text)
-            found.append((pool, gateway if self.routed else Prefix(gateway.packed, pool.length)))
-        return tuple(found)
+        return _pairs(self.pools, self.gateways, routed=self.routed)
+
+    @property
+    def exits(self) -> dict[int, Egress]:
+        """Return the egress addresses by their families."""
+        return {one.prefix.family: one for one in self.egress}
 
     @property
     def on_host(self) -> bool:
@@ -150,7 +171,16 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return f"ls-{self.name if len(self.name) <= 12 else digest}"
 
 
-class Port(msgspec.Struct, frozen=True, order=True):
+@functools.lru_cache(maxsize=1024)
+def _pairs(pools: tuple[str, ...], gateways: tuple[str, ...], *, routed: bool) -> tuple[tuple[Prefix, Prefix], ...]:
+    """Return the pairs of a network: each update of names asks for those of all networks, several times."""
+    found = []
+    for pool, gateway in zip(map(prefix, pools), map(prefix, gateways), strict=True):
+        found.append((pool, gateway if routed else Prefix(gateway.packed, pool.length)))
+    return tuple(found)
+
+
+class Port(msgspec.Struct, frozen=True, order=True, gc=False):
     """A published port; ``host_ip`` empty means every address of the host."""
 
     host_ip: str
@@ -173,7 +203,7 @@ class PortRange(msgspec.Struct, frozen=True):
     protocol: Protocol
 
 
-class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
+class Bandwidth(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """Limits in bits per second and bits of burst, seen from the container (CNI's capability of this name)."""
 
     ingress_rate: int = 0
@@ -182,7 +212,7 @@ class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
     egress_burst: int = 0
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attached interface; ``id`` (the container's) and ``ifname`` together are its identity.
 
     ``netns`` is the namespace's inode, ``netns_path`` the path by which the agent reached it, and
@@ -306,7 +336,7 @@ CAN_REACH = "can-reach="
 """Prefix of a setting that names, instead of an interface, an address which the underlay must reach."""
 
 
-class Underlay(msgspec.Struct, frozen=True):
+class Underlay(msgspec.Struct, frozen=True, gc=False):
     """A host's connection to the other hosts: its interface, addresses with their lengths, and MTU.
 
     ``advertise`` are the addresses by which others reach it if they differ (behind a NAT); else empty.
@@ -350,7 +380,7 @@ class Underlay(msgspec.Struct, frozen=True):
         return 6 if self.address(4) is None and self.address(6) is not None else 4
 
 
-class Host(msgspec.Struct, frozen=True, kw_only=True):
+class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host as all others know it. ``settings`` are those that belong to a host, never a network's options.
 
     ``reads`` is the newest schema of records that its agent can write. ``withdraws`` is its promise to give
@@ -358,7 +388,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     backend, ``next_keys`` those that it is about to use, and ``takes`` the next keys of other hosts, by their
     ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
-    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not.
+    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, and ``egresses`` that it knows
+    networks' egress addresses.
     """
 
     id: str
@@ -373,20 +404,21 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     takes: dict[str, str] = {}
     control: tuple[str, ...] = ()
     enforces: bool = False
+    egresses: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""
         return "" if self.underlay is None or self.underlay.hidden else self.underlay.within(pool)
 
 
-class Offer(msgspec.Struct, frozen=True):
+class Offer(msgspec.Struct, frozen=True, gc=False):
     """A way by which a host receives for a network now; ``data`` is opaque to all but its backend."""
 
     data: dict[str, str] = {}
     generation: int = 0
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host's claim in a network: its blocks, its own address of each family there, and how it receives.
 
     ``endpoints`` has an Offer by the backend's name; several while the network migrates.
@@ -416,7 +448,7 @@ Standing = Literal["answers", "awaited", "lost", "silent"]
 never answered."""
 
 
-class Peer(msgspec.Struct, frozen=True):
+class Peer(msgspec.Struct, frozen=True, gc=False):
     """Another host, as a backend sees it in one network.
 
     ``device`` is the link by which the kernel reaches its underlay address, and ``on_link`` whether that
@@ -461,6 +493,8 @@ class HostView(msgspec.Struct, frozen=True):
 
     ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports
     from which they are kept at every address of this host.
+
+    ``exits`` has the id of the host that holds a network's egress address, by (network, family).
     """
 
     networks: tuple[Network, ...]
@@ -475,6 +509,7 @@ class HostView(msgspec.Struct, frozen=True):
     living: tuple[tuple[str, Prefix], ...] = ()
     control: tuple[tuple[str, int], ...] = ()
     control_here: tuple[int, ...] = ()
+    exits: Mapping[tuple[str, int], str] = {}
 
     def lease(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None if it has none."""

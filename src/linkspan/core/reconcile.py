@@ -5,8 +5,9 @@ address) and remove entries of connection tracking.
 
 A *change* replaces one source's states and applies only the difference: the hot path of attach and detach. A
 *resync* observes whole kinds and repairs what differs: at start, after a kernel event, by the timer. The
-inside of a container's namespace belongs to the container. There a resync adds what is missing, and removes
-only rules and tables of ours that no source wants any more.
+inside of a container's namespace belongs to the container. A resync looks there only when it is told to: at the
+agent's start, and for limits of bandwidth. It adds what is missing, and removes only rules and tables of ours that
+no source wants any more.
 
 Objects that another program keeps changing stay wrong for a while, and a container whose guards are not in
 force is cut off (``fights.py``, ``judging.py``). Only a resync counts that, and only for objects that are wrong by
@@ -331,35 +332,44 @@ class Reconciler:
     def _compared(
         self, kinds: Iterable[type[State]] | None, namespaces: Iterable[int], *, guarded: bool = False
     ) -> tuple[Change, dict[Key, str], dict[Key, State]]:
-        """Return the difference and the observed states; ``guarded``: ports with broken guards should be down."""
+        """Return the difference and what is observed of it; ``guarded``: ports with broken guards should be down.
+
+        Of what is as desired nothing is kept: with 1,000 peers these are 10,000 states, and all others are few.
+        """
         wanted = tuple(self._by_kind) if kinds is None else tuple(kinds)
         names = {kind.__name__ for kind in wanted}
         inside = set(namespaces)
         known = inside | {HOST}
         desired = {k: s for k, s in self.desired.states(wanted).items() if netns_of(s) in known}
-        observed: dict[Key, State] = {}
+        waiting: Mapping[Key, LinkspanError] = {}
+        if guarded and self.fights.closed():
+            shut, waiting = self._ports.shut(list(desired.values()))
+            desired = {state.key: state for state in shut}
+        missing, wrong = dict(desired), dict[Key, State]()
         with self._one_look():
             for driver in self._drivers(wanted):
-                observed.update((s.key, s) for s in driver.observe(HOST) if s.key[0] in names)
-        if guarded and self.fights.closed():
-            put, waiting = self._ports.shut(list(desired.values()))
-            desired = {state.key: state for state in put}
-            observed = {key: state for key, state in observed.items() if key not in waiting}
-        extra = [state for key, state in observed.items() if key not in desired]
+                for state in driver.observe(HOST):
+                    key = state.key
+                    if key[0] in names and key not in waiting:
+                        _compare(key, state, desired.get(key), missing, wrong)
+        extra = [state for key, state in wrong.items() if key not in desired]
         for netns in inside:
             try:
                 for driver in self._drivers(wanted):
-                    there = [s for s in driver.observe(netns) if s.key[0] in names]
-                    observed.update((s.key, s) for s in there)
-                    extra += [s for s in there if self.kinds.of(s).alone(s) and s.key not in desired]
+                    for state in driver.observe(netns):
+                        key = state.key
+                        if key[0] in names:
+                            _compare(key, state, desired.get(key), missing, wrong)
+                            if key not in desired and self.kinds.of(state).alone(state):
+                                extra.append(state)
             except NotFound:  # the container is gone, with everything in it
-                desired = {key: state for key, state in desired.items() if netns_of(state) != netns}
-        put = [state for key, state in desired.items() if observed.get(key) != state]
-        words = {state.key: "changed" if state.key in observed else "added" for state in put}
+                missing = {key: state for key, state in missing.items() if netns_of(state) != netns}
+        put = list(missing.values())
+        words = {key: "changed" if key in wrong else "added" for key in missing}
         words.update((state.key, "removed") for state in extra)
         put.sort(key=self.kinds.in_order(put))
         extra.sort(key=self.kinds.rank, reverse=True)
-        return Change(tuple(put), tuple(extra)), words, observed
+        return Change(tuple(put), tuple(extra)), words, wrong
 
     def observed(self, kinds: tuple[type[State], ...], netns: int = HOST) -> list[State]:
         """Return the observed states of these kinds in a namespace that are ours. Raises NotFound if it is gone."""
@@ -384,6 +394,22 @@ class Reconciler:
         finally:
             self._release()
         return [state for key, state in wanted.items() if observed.get(key) != state]
+
+
+def _compare(
+    key: Key, state: State, desired: State | None, missing: dict[Key, State], wrong: dict[Key, State]
+) -> None:
+    """Take an observed state out of what is ``missing`` if it is as desired, and note it as ``wrong`` if it is not.
+
+    If a driver reports two objects with one key, the last one counts.
+    """
+    if state == desired:
+        missing.pop(key, None)
+        wrong.pop(key, None)
+        return
+    wrong[key] = state
+    if desired is not None:
+        missing[key] = desired
 
 
 class _Batch(msgspec.Struct):

@@ -1,8 +1,10 @@
 """Kernel events: they carry no state, they only mark kinds to observe.
 
-Our own changes are left out: rtnetlink notifications have the port of the socket that made the change (except
-those of FDB entries: kernel/drivers/neighbours_and_fdb.py notes them), and nftables transactions end with a message
-that names the process (NFT_MSG_NEWGEN).
+Our own changes are left out: rtnetlink notifications have the port of the socket that made the change, and nftables
+transactions end with a message that names the thread (NFT_MSG_NEWGEN). Two sorts of notifications have no port. Those
+of FDB entries are noted by kernel/drivers/neighbours_and_fdb.py, and of what the kernel takes away with a link that we
+delete, the link is noted by kernel/drivers/links.py. A detach that looked like others' changes would cause an
+observation of all rules, addresses and routes, those of all peers among them.
 
 Of foreign links only a new MAC counts: it may be the underlay's, which other hosts must learn.
 
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Collection
 
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
+from linkspan.kernel.drivers.links import Leaving
 from linkspan.kernel.drivers.neighbours_and_fdb import Own
 from linkspan.kernel.io.link_messages import ADDRESS, ifinfo, link
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
@@ -49,6 +53,8 @@ _NFT_GROUP = 7  # NFNLGRP_NFTABLES in linux/netfilter/nfnetlink.h
 _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _GEN_PROCESS, _GEN_NAME = 2, 3  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
 _IFNAME, _PROTINFO = 3, 12
+_IFA_ADDRESS = 1  # linux/if_addr.h
+_LINK_LOCAL = b"\xfe\x80"
 _PASSING = (21, 22, 23, 38, 41)
 """Attributes of a bridge port that change by themselves: timers, and counts of multicast listeners
 (IFLA_BRPORT_* in if_link.h)."""
@@ -56,6 +62,11 @@ _PASSING = (21, 22, 23, 38, 41)
 _MAIN, _LOCAL, _DST, _OIF = 254, 255, 1, 4
 _KERNEL = 2  # RTPROT_KERNEL
 _HOSTS_OWN = frozenset({2, 3, 4, 9, 16})  # RTPROT_KERNEL, _BOOT, _STATIC, _RA, _DHCP in linux/rtnetlink.h
+
+_OF_LINKS = frozenset(
+    {NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWNEIGH, DELNEIGH, _NEWQDISC, _DELQDISC}
+)
+"""Messages with a link's index: at the same place in all, but for routes."""
 
 Found = tuple[Event, ...]
 """The content of one message."""
@@ -93,9 +104,19 @@ class Ports:
 class RouteEvents:
     """Links, queueing disciplines, addresses, routes, neighbours and settings that somebody else changed."""
 
-    def __init__(self, kinds: Kinds, own_ports: Collection[int] = (), own_entries: Own | None = None) -> None:
-        """Leave out changes from linkspan's ``own_ports``, and those in ``own_entries``, which they consume."""
+    def __init__(
+        self,
+        kinds: Kinds,
+        own_ports: Collection[int] = (),
+        own_entries: Own | None = None,
+        leaving: Leaving | None = None,
+    ) -> None:
+        """Leave out changes from linkspan's ``own_ports``, and those in ``own_entries``, which they consume.
+
+        ``leaving`` are the links that linkspan deletes: they leave out what comes of each, up to its end.
+        """
         self._kinds, self._ours = kinds, kinds.prefixes
+        self._leaving: Leaving = {} if leaving is None else leaving
         self.socket = Socket(ROUTE, _ROUTE_GROUPS)
         self._own_ports = own_ports
         self._own_entries: Own = {} if own_entries is None else own_entries
@@ -129,7 +150,8 @@ class RouteEvents:
                             self._tunnels.add(_index(body))
                     elif kind == DELLINK and body[0] != AF_BRIDGE:
                         self._own_macs.pop(_index(body), None)
-                    if port not in self._own_ports and (found := self._events(kind, body)):
+                    own = self._is_leaving(kind, body) or port in self._own_ports
+                    if not own and (found := self._events(kind, body)):
                         events.update(found)
                         self.actor = _process(port) or self.actor
         except BlockingIOError:
@@ -143,10 +165,22 @@ class RouteEvents:
                 return self._kinds.after(*(set(Event) - {Event.HELPER}))
             raise
 
+    def _is_leaving(self, kind: int, body: bytes) -> bool:
+        """Return whether a message is about a link that linkspan deletes; the last one ends that."""
+        if not self._leaving or kind not in _OF_LINKS:
+            return False
+        index = _way_out(body) if kind in (NEWROUTE, DELROUTE) else _index(body)
+        found = index in self._leaving
+        if kind == DELLINK and body[0] != AF_BRIDGE:
+            self._leaving.pop(index, None)
+        return found
+
     def _events(self, kind: int, body: bytes) -> Found:
         if kind in (NEWLINK, DELLINK):
             return self._links(kind, body)
         if kind in (NEWADDR, DELADDR):
+            if _index(body) in self._own_macs and _is_made_of_mac(body):
+                return ()
             # A new address matters only on a link of ours, which the label does not show.
             return (Event.ADDRESS, Event.ADDRESS_GONE) if kind == DELADDR else (Event.ADDRESS,)
         if kind in (NEWROUTE, DELROUTE):
@@ -174,9 +208,11 @@ class RouteEvents:
     def _routes(self, kind: int, body: bytes) -> Found:
         if body[5] == BIRD:
             return ()  # thousands when a peer comes or goes, and the speaker repairs its own
+        if (body[0], body[5]) == (socket.AF_INET6, _KERNEL) and _is_link_local(body):
+            return ()  # it comes and goes with a link's address, and is nobody's
         # routes by which the host receives packets to an address
         if kind == DELROUTE and (body[4], body[5]) == (_LOCAL, _KERNEL):
-            self._lost.add(struct.unpack("=I", attributes(body, 12).get(_OIF, bytes(4)))[0])
+            self._lost.add(_way_out(body))
             return ()
         if _is_hosts(body):
             # The route to a peer may have changed: a link that is up again has its prefix's route.
@@ -218,7 +254,21 @@ def _is_hosts(body: bytes) -> bool:
     table, protocol = body[4:6]
     if protocol not in _HOSTS_OWN or table not in (_MAIN, _LOCAL) or (table, protocol) == (_LOCAL, _KERNEL):
         return False
-    return not attributes(body, 12).get(_DST, b"").startswith(b"\xfe\x80")
+    return not _is_link_local(body)
+
+
+def _is_link_local(body: bytes) -> bool:
+    """Return whether a route leads to link-local addresses of IPv6."""
+    return attributes(body, 12).get(_DST, b"").startswith(_LINK_LOCAL)
+
+
+def _is_made_of_mac(body: bytes) -> bool:
+    """Return whether an address is the link-local one that the kernel makes from a link's MAC (RFC 4291 appendix A).
+
+    A link that is up for a moment before its setting disable_ipv6 is made has one. No address of ours looks so.
+    """
+    address = attributes(body, 8).get(_IFA_ADDRESS, b"")
+    return address.startswith(_LINK_LOCAL) and address[11:13] == b"\xff\xfe"
 
 
 def _process(port: int) -> str:
@@ -233,6 +283,11 @@ def _process(port: int) -> str:
     return ""
 
 
+def _way_out(body: bytes) -> int:
+    """Return the index of the link of a route, 0 if it has none."""
+    return int(struct.unpack("=I", attributes(body, 12).get(_OIF, bytes(4)))[0])
+
+
 def _index(body: bytes) -> int:
     return int(struct.unpack_from("=i", body, 4)[0])
 
@@ -245,6 +300,11 @@ def _name(body: bytes) -> str:
     return string(attributes(body, 16).get(_IFNAME, b""))
 
 
+def _is_own_thread(number: int) -> bool:
+    """Return whether a thread is one of this process: the loop's, or the worker's."""
+    return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110 - half of the time of Path.exists
+
+
 class NftEvents:
     """nftables transactions of other processes: our tables or others' may differ now."""
 
@@ -252,7 +312,6 @@ class NftEvents:
         self._kinds = kinds.after(Event.NFT)
         self.socket = Socket(NETFILTER, (_NFT_GROUP,))
         self.actor = ""
-        self._pid = os.getpid()
 
     def dirty(self) -> frozenset[type[State]]:
         """Read pending events and return the kinds to observe if another process changed anything."""
@@ -263,7 +322,7 @@ class NftEvents:
                     if kind == _NEWGEN:
                         told = attributes(body, 4)
                         pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
-                        if pid != self._pid:
+                        if not _is_own_thread(pid):
                             found = True
                             self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
         except BlockingIOError:

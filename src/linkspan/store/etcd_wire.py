@@ -29,7 +29,7 @@ class Header(msgspec.Struct, frozen=True):
     raft_term: int = 0
 
 
-class KeyValue(msgspec.Struct, frozen=True):
+class KeyValue(msgspec.Struct, frozen=True, gc=False):
     """A record as etcd has it."""
 
     key: bytes
@@ -125,7 +125,7 @@ class Token(msgspec.Struct, frozen=True):
     token: str = ""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """A change of one key: PUT or DELETE."""
 
     kv: KeyValue

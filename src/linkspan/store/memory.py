@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from linkspan.core.contracts import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import Full, Unavailable
@@ -121,7 +121,9 @@ class MemoryStore:
         value, revision = self._answer().entries.get(key, (None, 0))
         return None if value is None else Record(key, value, revision)
 
-    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+    async def list(
+        self, prefix: str, beside: str = "", each: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], int]:
         """Return the records whose keys begin with ``prefix``, and not with ``beside``, and the snapshot's revision."""
         await asyncio.sleep(0)
         memory = self._answer()
@@ -130,7 +132,7 @@ class MemoryStore:
             for key, (value, revision) in sorted(memory.entries.items(), key=lambda item: item[0].encode())
             if value is not None and key.startswith(prefix) and not (beside and key.startswith(beside))
         ]
-        return found, memory.revision
+        return [*map(each, found)] if each is not None else found, memory.revision
 
     async def pages(self, prefix: str) -> AsyncIterator[Page]:
         """Yield the records whose keys begin with ``prefix``, and the revision of each page's snapshot, in parts."""

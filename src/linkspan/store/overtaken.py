@@ -7,13 +7,13 @@ snapshot's last revision is older than a record from after it. The store itself 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
 from linkspan.store import records
 from linkspan.store.record_cache import Decode
-from linkspan.store.records import GONE
+from linkspan.store.records import EPHEMERAL, GONE
 
 
 class Overtaken:
@@ -44,6 +44,11 @@ class Overtaken:
             one.key: one.revision for one in graves if self._former.get(one.key.removeprefix(GONE), 0) > last
         }
         return [one for one in found if one.key not in self.graves]
+
+    def differs(self, found: Iterable[Record]) -> bool:
+        """Return whether a record of the listing has another revision than before it, and may be in a snapshot."""
+        former = self._former.get
+        return any(former(one.key) != one.revision for one in found if not one.key.startswith(EPHEMERAL))
 
     def listed(self, lost: Collection[str]) -> None:
         """Forget all revisions of before the listing but those of lost records."""

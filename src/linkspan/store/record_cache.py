@@ -81,6 +81,13 @@ class RecordCache:
         """Return how often records of these kinds changed, for ``Derived``."""
         return self._index.changes(*kinds)
 
+    def change_in(self, kind: str, group: str) -> int:
+        """Return the number of the last change in a group of a kind, such as ``leases`` of a network; 0 if it has none.
+
+        An equal number means equal records, whatever their revisions.
+        """
+        return self._index.change_in(kind, group)
+
     def known_revision(self, key: str) -> int:
         """Return the known revision of a record, 0 if there is none."""
         return self._index.revision(key)

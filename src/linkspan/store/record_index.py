@@ -9,6 +9,7 @@ read.
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +21,8 @@ _NO_REVISION = _REVISION.pack(0)
 _HEAD = _REVISION.size
 _LEVEL, _WINDOW, _MEMORY = 1, -9, 1
 """Of zlib: the least work, no header, and a window of 512 bytes, because values are short."""
+_BY_HOST = ("alive", "hosts", "leases")
+"""Kinds whose keys end with a host's id, leases in each network: it is in memory once."""
 _SAMPLE = 512
 """Bytes of a kind's first value that are its dictionary: as many as the window has."""
 
@@ -41,6 +44,9 @@ class RecordIndex(Mapping[str, Record]):
         self._samples: dict[str, bytes] = {}
         """By kind: the beginning of the first value, which is the dictionary of all."""
         self._changes: Counter[str] = Counter()
+        self._latest: dict[tuple[str, Group], int] = {}
+        """By kind and group: the number of the last change, of all changes here."""
+        self._number = 0
 
     def __getitem__(self, key: str) -> Record:
         kind, group, rest = _place(key)
@@ -83,7 +89,9 @@ class RecordIndex(Mapping[str, Record]):
         value = self._compressed(kind, record.value)
         some = self._kinds.setdefault(kind, {}).setdefault(group, {})
         if (old := some.get(rest)) is None or old[_HEAD:] != value:
-            self._changes[kind] += 1
+            self._note(kind, group)
+        if old is None and kind in _BY_HOST:
+            rest = sys.intern(rest)
         some[rest] = _REVISION.pack(record.revision) + value
 
     def touch(self, key: str, revision: int) -> None:
@@ -103,21 +111,20 @@ class RecordIndex(Mapping[str, Record]):
         """Remove a record. Raises KeyError if there is none."""
         kind, group, rest = _place(key)
         del self._kinds[kind][group][rest]
-        self._changes[kind] += 1
+        self._note(kind, group)
         if not self._kinds[kind][group]:
-            del self._kinds[kind][group]
+            del self._kinds[kind][group], self._latest[kind, group]
         if not self._kinds[kind]:
             del self._kinds[kind], self._samples[kind]
 
-    def all(self) -> list[Record]:
-        """Return all records. Another thread than the one that changes them may call this."""
-        found = []
+    def all(self) -> Iterator[Record]:
+        """Yield all records. Another thread than the one that changes them may call this."""
         for kind, groups in list(self._kinds.items()):
             sample = self._samples.get(kind, b"")  # read first: without it nothing of the kind is left
             for group, some in list(groups.items()):
                 start = _start(kind, group)
-                found += [_unpacked(start + tail, packed, sample) for tail, packed in list(some.items())]
-        return found
+                for tail, packed in list(some.items()):
+                    yield _unpacked(start + tail, packed, sample)
 
     def under(self, prefix: str) -> dict[str, Record]:
         """Return the records whose keys begin with ``prefix``, at least one whole word such as ``hosts/``."""
@@ -140,6 +147,16 @@ class RecordIndex(Mapping[str, Record]):
     def changes(self, *kinds: str) -> tuple[int, ...]:
         """Return how often records of these kinds changed: equal numbers mean equal values, whatever the revisions."""
         return tuple(self._changes[kind] for kind in kinds)
+
+    def change_in(self, kind: str, group: str) -> int:
+        """Return the number of the last change in a group of a kind, 0 if it has no records; as ``changes`` does."""
+        return self._latest.get((kind, group), 0)
+
+    def _note(self, kind: str, group: Group) -> None:
+        """Count a change."""
+        self._number += 1
+        self._changes[kind] += 1
+        self._latest[kind, group] = self._number
 
     def _compressed(self, kind: str, value: bytes) -> bytes:
         sample = self._samples.setdefault(kind, value[:_SAMPLE])

@@ -65,7 +65,7 @@ class Restored(msgspec.Struct, frozen=True):
     at: float
 
 
-class BlockRecord(msgspec.Struct, frozen=True):
+class BlockRecord(msgspec.Struct, frozen=True, gc=False):
     """Owner of a block: a host's id, or SHARED; ``at`` is when it was claimed, in seconds since the epoch.
 
     ``over`` is the id of the host whose claim this one replaced. ``back``: the store had lost the record, and its owner
@@ -78,7 +78,7 @@ class BlockRecord(msgspec.Struct, frozen=True):
     over: str = ""
 
 
-class AddressRecord(msgspec.Struct, frozen=True):
+class AddressRecord(msgspec.Struct, frozen=True, gc=False):
     """Owner of an exact address; if ``host`` is '', it was released at ``at`` (seconds since the epoch) and cools down.
 
     ``identity`` stays after the release: a container with this identity gets the address again on any host. ``over``

@@ -24,7 +24,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -38,11 +38,11 @@ from linkspan.store import records, validation
 from linkspan.store.absence import Absences
 from linkspan.store.contact import Contact
 from linkspan.store.fence import fenced
-from linkspan.store.lost_records import LostRecords, anew
+from linkspan.store.lost_records import LostRecords, value_to_put_back
 from linkspan.store.overtaken import Overtaken
 from linkspan.store.record_cache import RecordCache
 from linkspan.store.records import ALIVE, CLAIMS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
-from linkspan.store.snapshot import Content, Snapshot
+from linkspan.store.snapshot import Content, Kept, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
 
@@ -59,6 +59,12 @@ LISTED = 9e-6
 Larger pages cost less, but an etcd that all hosts ask at once may be too slow for these."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
+
+
+MANY = ("blocks/", "hosts/", "leases/")
+"""Kinds of which a large cluster has many records."""
+SAME = b"the value that this host knows"
+"""Stands for a value in a listing, and is compared by identity: whoever writes records may write any bytes."""
 
 
 class Aside(Protocol):
@@ -114,7 +120,7 @@ class Replica(RecordCache):
         self._keeping = ""
         self._unkept: float | None = None
         """Since when the store answers no keepalive, by the loop's time; None while it answers."""
-        self._snapshot = Snapshot(snapshot, self._content)
+        self._snapshot = Snapshot(snapshot, self._kept)
         self._cluster = ""
         self._host = host
         self._own_endpoints = f"{ENDPOINTS}{host}/"
@@ -141,9 +147,12 @@ class Replica(RecordCache):
         known = Content("", []) if new else self._snapshot.read()
         for record in known.records:
             self._index.keep(record)
+        self._cluster = known.cluster
+        if known.host != self._host:
+            self._snapshot.note()
+        del known  # of a large cluster it has 15 MB
         self._losses.recall()
         self.remembered = {key: record.value for key, record in self.under("networks/").items()}
-        self._cluster = known.cluster
         work = {
             "following the store": self._follow,
             "keeping the snapshot": self._snapshot.follow,
@@ -290,7 +299,7 @@ class Replica(RecordCache):
     async def _list(self) -> int:
         self._ended = dict.fromkeys(self._ended, 0)
         self._overtaken.note(self._index.forget_revisions())
-        found, revision = await self.store.list("", beside=ENDPOINTS)
+        found, revision = await self.store.list("", ENDPOINTS, self._shortened)
         found = self._overtaken.sifted(found)
         # Only this host writes these, so a later snapshot does no harm.
         found += (await self.store.list(self._own_endpoints))[0]
@@ -299,6 +308,8 @@ class Replica(RecordCache):
                 f"the store is cluster {self.store.cluster}, and this host belongs to {self._cluster}",
                 f"correct the agent's store; {JOIN}",
             )
+        if self._cluster != self.store.cluster or self._overtaken.differs(found):
+            self._snapshot.note()  # it has revisions, too
         self._cluster = self.store.cluster
         self._reading = ""
         there = {record.key for record in found}
@@ -318,6 +329,18 @@ class Replica(RecordCache):
         self._first.set()
         return revision
 
+    def _shortened(self, record: Record) -> Record:
+        """Return a record of a listing, with SAME instead of a value that is known.
+
+        So most records are compared while the store sends others, and their values are not kept until all have come.
+        """
+        if not record.key.startswith(MANY) or record.key in self.reasons:
+            return record
+        known = self.records.get(record.key)
+        if known is None or known.value != record.value:
+            return record
+        return Record(record.key, SAME, record.revision)
+
     async def _apply(self, batch: Batch) -> None:
         """Adopt changes, and put back this host's lost records."""
         await self._take(batch)
@@ -333,15 +356,21 @@ class Replica(RecordCache):
                 continue
             if self._known(record.key) > record.revision:
                 continue
+            if record.value is SAME:
+                if record.key in self.records:  # else it was removed while the store was listed
+                    self._index.touch(record.key, record.revision)
+                    self.lost.discard(record.key)
+                continue
             old = self.records.get(record.key)
             self._replace(old, record)
             self.absences.back(record.key)
+            self.lost.discard(record.key)
+            if old is not None and old.value == record.value:
+                continue
             if old is not None and record.key.startswith(CLAIMS):
                 self._losses.compare(old, record)
-            self.lost.discard(record.key)
-            if old is None or old.value != record.value:
-                self._judge(record.key)
-                touched.add(record.key)
+            self._judge(record.key)
+            touched.add(record.key)
         for key in batch.deletes:
             if key in self._ended:
                 self._ended[key] = max(batch.revision, self._ended[key])
@@ -425,7 +454,7 @@ class Replica(RecordCache):
                 continue
             grave = GONE + key
             raised = {grave: at} if (at := self._overtaken.graves.get(grave)) else {}
-            absent, value = [one for one in (key, grave) if one not in raised], anew(self.records[key])
+            absent, value = [one for one in (key, grave) if one not in raised], value_to_put_back(self.records[key])
             if await self.store.transaction({key: value}, deletes=[*raised], absent=absent, unchanged=raised):
                 self.lost.discard(key)
                 self._overtaken.graves.pop(grave, None)
@@ -438,7 +467,8 @@ class Replica(RecordCache):
     async def accepted(self) -> None:
         """Write snapshots from now on: the cluster has accepted this host's id."""
         self._provisional = False
-        await self._snapshot.save()
+        if self._snapshot.due:
+            await self._snapshot.save()
 
     def withhold(self, keys: Iterable[str]) -> None:
         """Leave the records with these keys out of the snapshot, because they contradict others.
@@ -448,13 +478,15 @@ class Replica(RecordCache):
         self._losses.withhold(keys)
         self.remembered = {}
 
-    def _content(self) -> Content | None:
+    def _kept(self) -> Kept | None:
         """Return the content of the snapshot, None while it must stay as it is."""
-        if self._provisional:
-            return None
+        return None if self._provisional else Kept(self._cluster, self._kept_records(), self._host)
+
+    def _kept_records(self) -> Iterator[Record]:
         left_out = self._losses.withheld
-        known = [r for r in self._index.all() if not r.key.startswith(EPHEMERAL) and r.key not in left_out]
-        return Content(self._cluster, [self._lasting(record) for record in known], self._host)
+        for record in self._index.all():
+            if not record.key.startswith(EPHEMERAL) and record.key not in left_out:
+                yield self._lasting(record)
 
     def _lasting(self, record: Record) -> Record:
         """Return the version of a record that belongs into the snapshot: the last valid one."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from linkspan.core.contracts import Record
-from linkspan.kernel.io.durable_files import write
+from linkspan.kernel.io.durable_files import write_parts
 
 log = logging.getLogger("linkspan.store.snapshot")
 
 SNAPSHOT = "replica.json"
 """The snapshot's file in the state folder."""
-SNAPSHOT_AFTER = 1.0
-"""Seconds between a change and the snapshot with it: a burst is written once."""
+SNAPSHOT_AFTER, LATEST = 1.0, 10.0
+"""Shortest and longest seconds between a change and the snapshot with it: a burst is written once."""
+SHARE = 50
+"""The pause before a snapshot, as a multiple of the last one's duration: all records are written for one change."""
+AT_ONCE = 1 << 16
+"""Bytes that are written at once."""
+_ENCODER = msgspec.json.Encoder()
 
 
 class Content(msgspec.Struct):
@@ -26,6 +32,14 @@ class Content(msgspec.Struct):
     cluster: str
     records: list[Record]
     host: str = ""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A snapshot before it is written: as ``Content``, but the records are read one by one meanwhile."""
+
+    cluster: str
+    records: Iterable[Record]
+    host: str
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -65,34 +79,47 @@ def remembered(snapshot: Path) -> Remembered:
         return Remembered()
 
 
-class Snapshot:
-    """The file at ``path``; ``content`` returns what belongs into it now, None if it must stay as it is."""
+def pause_after(seconds: float) -> float:
+    """Return for how many seconds changes gather if the last snapshot took so many seconds."""
+    return min(max(SNAPSHOT_AFTER, SHARE * seconds), LATEST)
 
-    def __init__(self, path: Path, content: Callable[[], Content | None]) -> None:
+
+class Snapshot:
+    """The file at ``path``; ``kept`` returns what belongs into it now, None if it must stay as it is."""
+
+    def __init__(self, path: Path, kept: Callable[[], Kept | None]) -> None:
         self._path = path
-        self._content = content
-        self._due = asyncio.Event()
+        self._kept = kept
+        self._took = 0.0
+        """Seconds that the last snapshot took."""
+        self.due = True
+        """Whether the file may differ from what belongs into it."""
+        self._wake = asyncio.Event()
         self._saving = asyncio.Lock()
 
     def read(self) -> Content:
         """Return the file's content; a new host has none, and a damaged file is not used."""
         try:
-            return _decoded(self._path)
+            found = msgspec.json.decode(self._path.read_bytes(), type=Content)
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("snapshot %s cannot be read (%s): the store is read instead", self._path, error)
+        else:
+            self.due = False
+            return found
         return Content("", [])
 
     def note(self) -> None:
         """Write the file soon, because records have changed."""
-        self._due.set()
+        self.due = True
+        self._wake.set()
 
     async def follow(self) -> None:
         """Write the file after changes, for ever."""
         while True:
-            await self._due.wait()
-            await asyncio.sleep(SNAPSHOT_AFTER)
+            await self._wake.wait()
+            await asyncio.sleep(pause_after(self._took))
             await self.save()
 
     async def save(self) -> None:
@@ -102,14 +129,27 @@ class Snapshot:
 
     def write(self) -> None:
         """Write the file now. Raises nothing."""
-        self._due.clear()
-        if (content := self._content()) is None:
+        self._wake.clear()
+        if (kept := self._kept()) is None:
             return
+        self.due, begun = False, time.monotonic()
         try:
-            write(self._path, msgspec.json.encode(content), 0o600)
+            write_parts(self._path, _parts(kept), 0o600)
         except OSError as error:
+            self.due = True
             log.warning("snapshot %s: %s", self._path, error.strerror)
+        self._took = time.monotonic() - begun
 
 
-def _decoded(path: Path) -> Content:
-    return msgspec.json.decode(path.read_bytes(), type=Content)
+def _parts(kept: Kept) -> Iterator[bytes]:
+    """Yield the file's bytes in parts: as values, the records of a large cluster take 25 MB."""
+    cluster, host = (_ENCODER.encode(text) for text in (kept.cluster, kept.host))
+    part = bytearray(b'{"cluster":%b,"host":%b,"records":[' % (cluster, host))
+    between = b""
+    for record in kept.records:
+        part += between + _ENCODER.encode(record)
+        between = b","
+        if len(part) >= AT_ONCE:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part) + b"]}"

@@ -80,9 +80,12 @@ class SqliteStore:
         """Return a record, None if there is none."""
         return await self._run(lambda table: table.get(key))
 
-    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+    async def list(
+        self, prefix: str, beside: str = "", each: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], int]:
         """Return the records whose keys begin with ``prefix``, and not with ``beside``, and the snapshot's revision."""
-        return await self._run(lambda table: table.list(prefix, beside))
+        found, revision = await self._run(lambda table: table.list(prefix, beside))
+        return [*map(each, found)] if each is not None else found, revision
 
     async def pages(self, prefix: str) -> AsyncIterator[Page]:
         """Yield the records whose keys begin with ``prefix``, and the revision of each page's snapshot, in parts."""

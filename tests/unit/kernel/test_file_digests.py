@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.kernel.drivers import files
-from linkspan.kernel.drivers.files import RACY, Digests
+from linkspan.kernel.drivers.files import LARGE, RACY, Digests
 
 
 def read_files(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -92,3 +92,18 @@ def test_files_that_are_gone_from_a_folder_are_forgotten(tmp_path: Path) -> None
     file.unlink()
     digests.of([str(file.parent)])
     assert digests._known == {}
+
+
+def test_a_large_file_is_never_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The names of 1,000 hosts are written several times a second; another file has another digest all the same."""
+    made, digests, file, new = read_files(monkeypatch), Digests(), tmp_path / "hosts", tmp_path / ".new"
+    file.write_bytes(bytes(LARGE))
+    first = digests.of([str(file)])
+    assert digests.of([str(file)]) == first
+    new.write_bytes(b"\1" + bytes(LARGE - 1))
+    new.rename(file)
+    assert digests.of([str(file)]) != first
+    assert made == []
+    file.write_bytes(b"small")
+    digests.of([str(file)])
+    assert made == [b"small"]

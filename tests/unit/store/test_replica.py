@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +187,13 @@ class Listed(MemoryStore):
         super().__init__(memory)
         self._times = times
 
-    async def list(self, prefix: str, beside: str = "") -> tuple[list[Record], int]:
+    async def list(
+        self, prefix: str, beside: str = "", each: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], int]:
         """List, and note it if it is everything."""
         if not prefix:
             self._times.append(clock())
-        return await super().list(prefix, beside)
+        return await super().list(prefix, beside, each)
 
 
 @pytest.mark.parametrize(("hosts", "within", "at_once"), [(100, 2.1, 50), (3, 0.1, 3)])

@@ -67,6 +67,10 @@ from linkspan.kernel.local_host import LocalHost
 _LINK_GROUP = 1  # RTNLGRP_LINK
 _GETNSID = 90  # linux/rtnetlink.h
 _NETNSA_NSID, _NETNSA_FD = 1, 3  # linux/net_namespace.h
+LEAVING = 5.0
+"""Seconds after which a link that was to be deleted does not count as leaving any more: the kernel refused that."""
+Leaving = dict[int, float]
+"""The links that are being deleted, by index, and since when (monotonic clock)."""
 BRIDGE_PORTS = 1023
 """Ports that a bridge takes: BR_MAX_PORTS in net/bridge/br_private.h, less the number that is never used."""
 
@@ -92,6 +96,11 @@ class LinkDriver:
     def ports(self) -> set[int]:
         """Return the ports of the sockets that delete links, by which events recognise our own changes."""
         return self._removal.ports
+
+    @property
+    def leaving(self) -> Leaving:
+        """Return the links that are being deleted; events take out those that are gone."""
+        return self._removal.leaving
 
     def probe(self) -> Support:
         """Return support: every kernel that runs containers has bridges and veth pairs."""
@@ -307,6 +316,7 @@ class Removal:
     def __init__(self, threads: int) -> None:
         self._events = Socket(groups=[_LINK_GROUP])
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self.leaving: Leaving = {}
         self._requests = [Socket() for _ in range(threads)]
         self.ports = {requests.port for requests in self._requests}
         self._threads = [threading.Thread(target=self._run, args=(r,), daemon=True) for r in self._requests]
@@ -331,6 +341,7 @@ class Removal:
             pass
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         waiting = dict(links)
+        self._leave(links)
         for index, (_, name) in links.items():
             self._work.put((index, name, answers))
         failed: dict[Key, LinkspanError] = {}
@@ -348,6 +359,13 @@ class Removal:
         for key, name in waiting.values():
             failed[key] = KernelError(f"delete link {name}: no answer of the kernel in {patience:g} s")
         return failed
+
+    def _leave(self, links: Iterable[int]) -> None:
+        """Note these links, before the kernel tells of what it takes away with them."""
+        now = time.monotonic()
+        for index in [index for index, since in list(self.leaving.items()) if now - since > LEAVING]:
+            self.leaving.pop(index, None)
+        self.leaving.update(dict.fromkeys(links, now))
 
     def _run(self, requests: Socket) -> None:
         while (work := self._work.get()) is not None:

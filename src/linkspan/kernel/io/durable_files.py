@@ -33,6 +33,13 @@ def temporary(path: Path) -> Path:
 
 
 def write(path: Path, content: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    """Write a file in one step, as ``write_parts`` does."""
+    write_parts(path, (content,), mode, owner)
+
+
+def write_parts(
+    path: Path, parts: Iterable[bytes], mode: int = 0o644, owner: tuple[int, int] | None = None
+) -> None:
     """Write a file in one step, for readers and for a power failure. Raises OSError, and then leaves nothing.
 
     ``owner`` is the uid and gid that the file gets. The folder may then belong to that user, who may put any link into
@@ -49,7 +56,7 @@ def write(path: Path, content: bytes, mode: int = 0o644, owner: tuple[int, int] 
             os.fchmod(fd, mode)  # whatever the umask is
             if owner is not None:
                 os.fchown(fd, *owner)
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(fd)
         new.rename(path)

@@ -1,0 +1,66 @@
+"""Events of our own changes: a detach causes no observation, because it would be of all rules, addresses and routes."""
+
+from __future__ import annotations
+
+import threading
+
+from linkspan.core.states.host import Address, Bridge, NftElement, NftSet, NftTable, Route, State
+from linkspan.kernel.events import NftEvents, RouteEvents
+from linkspan.kernel.kinds import kinds
+from linkspan.kernel.machine import Machine
+from support.netns.machine_fixtures import run
+from support.polling import until
+
+BRIDGE = Bridge("ls-demo", bytes.fromhex("020000000001"), 1500)
+RULES: list[State] = [NftTable("inet", "linkspan"), NftSet("inet", "linkspan", "macs", "ether_addr")]
+ELEMENT = NftElement("inet", "linkspan", "macs", ("02:00:00:00:00:09",))
+
+
+def test_what_goes_with_a_link_that_we_delete_is_no_event(host: Machine) -> None:
+    """The kernel takes its addresses and routes away, and says of none of that who caused it."""
+    assert host.links.apply([BRIDGE], []) == {}
+    run("ip", "address", "add", "10.77.0.1/24", "dev", BRIDGE.name)
+    run("ip", "-6", "address", "add", "fd00:77::1/64", "dev", BRIDGE.name, "nodad")
+    events = RouteEvents(kinds(), host.ports(), host.neighbours.own, host.links.leaving)
+    try:
+        assert host.links.apply([], [BRIDGE]) == {}
+        told: set[type[State]] = set()
+
+        def ended() -> bool:
+            told.update(events.dirty())
+            return not host.links.leaving
+
+        until(ended, "the kernel tells of the bridge's end")
+        assert told == set()
+        assert host.links.apply([BRIDGE], []) == {}
+        run("ip", "address", "add", "10.77.0.1/24", "dev", BRIDGE.name)
+        events.dirty()
+        run("ip", "link", "del", BRIDGE.name)
+        assert {Bridge, Address, Route} <= events.dirty()
+    finally:
+        events.socket.close()
+
+
+def test_a_transaction_of_a_thread_of_ours_is_no_event(host: Machine) -> None:
+    """The kernel names the thread, and the worker has one of its own; another process's is an event."""
+    events, answers = NftEvents(kinds()), list[object]()
+    end = threading.Event()
+
+    def work() -> None:
+        answers.append(host.reconciler.change(("rules",), [*RULES, ELEMENT]))
+        answers.append(host.reconciler.change(("rules",), RULES))
+        end.wait(60)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        until(lambda: len(answers) == 2, "the thread has changed the rules twice")
+        assert answers == [{}, {}]
+        assert events.dirty() == frozenset()
+        run("nft", "add", "element", "inet", "linkspan", "macs", "{ 02:00:00:00:00:09 }")
+        assert NftElement in events.dirty()
+        assert events.actor.startswith("nft, process ")
+    finally:
+        end.set()
+        worker.join()
+        events.socket.close()
