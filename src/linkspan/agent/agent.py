@@ -35,6 +35,7 @@ from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.network_details import NetworkDetails
 from linkspan.agent.news import News
 from linkspan.agent.own_cluster import OwnCluster, Restart
+from linkspan.agent.peer_paths import PeerPaths
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
@@ -75,7 +76,7 @@ from linkspan.cluster.participation import Participation
 from linkspan.cluster.peer_ping import PeerPings
 from linkspan.cluster.peers import Peers
 from linkspan.cluster.presence import Presence
-from linkspan.cluster.questions import Ask, HealthQuestion, Question, Reply
+from linkspan.cluster.questions import Ask, HealthQuestion, PathsQuestion, Question, Reply
 from linkspan.cluster.readiness import Readiness
 from linkspan.cluster.registration import Registration
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
@@ -417,6 +418,7 @@ class Agent:
             self.hosts.alive,
             self.ask,
         )
+        self.peer_paths = PeerPaths(self.hosts, self.peer_pings, self.ask)
         self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.peers.known, self.ask)
         self.healer = Healer(
             self.registry,
@@ -475,6 +477,8 @@ class Agent:
         """Answer another host's question. Raises LinkspanError."""
         if isinstance(question, Probe):
             return await self.peer_survey.answer(question)
+        if isinstance(question, PathsQuestion):
+            return self.peer_paths.answer()
         if isinstance(question, HealthQuestion):
             raise Invalid("an agent has no switches: only the controller has")
         return await self.cluster_trace.answer(question)
