@@ -1,4 +1,4 @@
-# Sourced by scripts/demo, scripts/test and scripts/check: brings a machine to where they can run.
+# Sourced by scripts/demo, scripts/learn, scripts/test and scripts/check: brings a machine to where they can run.
 #
 # Nothing here starts a service, removes a package or writes into the system's Python. What is in place
 # already is left alone, so that a second run takes a fraction of a second.

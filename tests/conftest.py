@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
@@ -35,10 +36,13 @@ _died = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let processes be copied (tests/support/copies.py).
+    """Let processes be copied (tests/support/copies.py), and let examples of Hypothesis take their time.
 
-    Python warns of it from 3.12 on if there are threads: here they only move what tests report.
+    Python warns of copies from 3.12 on if there are threads: here they only move what tests report. A busy machine
+    stops an example for longer than Hypothesis' deadline.
     """
+    hypothesis.settings.register_profile("shared", deadline=None)
+    hypothesis.settings.load_profile("shared")
     config.addinivalue_line("filterwarnings", "ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
@@ -144,8 +148,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = UNEXPECTED_SKIPS
 
 
+def _tell_longest_files(reporter: pytest.TerminalReporter, most: int) -> None:
+    """Say which files took the longest: a file is one worker's, so LONG names those that must begin early."""
+    seconds: dict[str, float] = {}
+    for reports in reporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] = seconds.get(file, 0.0) + report.duration
+    reporter.section(f"slowest {most} files")
+    for file, took in sorted(seconds.items(), key=lambda one: -one[1])[:most]:
+        reporter.line(f"{took:.0f} s {file}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say which skips were not expected, and which expected ones did not come."""
+    """Say which files took the longest, which skips were not expected, and which expected ones did not come."""
+    if most := config.getoption("durations"):
+        _tell_longest_files(terminalreporter, most)
     expected = _expected()
     if expected is None:
         return

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from linkspan.agent.agent import Agent
+from linkspan.api.app import Api
 from linkspan.api.server import serving
 from linkspan.api.startup import waiting
 from linkspan.core import garbage
@@ -64,7 +65,7 @@ async def _waiting(agent: Agent) -> AsyncIterator[None]:
 
 
 async def _serve(agent: Agent, stop: asyncio.Event, ready: asyncio.Event) -> None:
-    async with agent.running(), serving(agent):
+    async with agent.running(), serving(agent, Api(agent).application):
         ready.set()
         print("ready", flush=True)
         systemd.notify("READY=1")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,8 +12,8 @@ from linkspan.core.errors import Exhausted
 from linkspan.kernel.drivers.links import BRIDGE_PORTS
 from support.agent.agent_host import Host, World, pings, run
 from support.agent.stage import Container, Stage, options, staged
-from support.agent.traffic import capturing, inside
-from support.polling import until
+from support.agent.traffic import capturing, transfer
+from support.polling import HEALED_WITHIN, until
 
 MBIT = 1_000_000
 SIZE = 500_000
@@ -28,41 +27,61 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         yield made
 
 
-def transfer(sender: str, receiver: str, address: str) -> float:
-    """Send SIZE bytes by TCP and return the seconds until the last has come."""
-    with inside(receiver):
-        server = socket.create_server((address, 0))
-    with inside(sender):
-        client = socket.socket()
-    with server, client:
-        client.settimeout(20)
-        client.connect(server.getsockname())
-        connection, _ = server.accept()
-        connection.settimeout(20)
-        begun = time.monotonic()
-        thread = threading.Thread(target=client.sendall, args=(bytes(SIZE),))
-        thread.start()
-        got = 0
-        with connection:
-            while got < SIZE:
-                got += len(connection.recv(65536))
-        thread.join()
-        return time.monotonic() - begun
-
-
 @pytest.mark.parametrize("limited", ["ingress", "egress"])
 def test_a_limit_holds_in_its_direction_alone(stage: Stage, limited: str) -> None:
     """The rate limits what the container receives (ingress) or sends (egress), and leaves the other direction free."""
     container: Container = stage.attach(bandwidth={f"{limited}Rate": 8 * MBIT})
     host, gateway = stage.host.netns, stage.gateway("demo", 4)
-    ingress = transfer(host, container.netns, container.ip())
-    egress = transfer(container.netns, host, gateway)
-    held, free = (ingress, egress) if limited == "ingress" else (egress, ingress)
-    assert 0.7 < held * MBIT / SIZE < 10, "one second for a megabyte"
-    assert free < held / 4
+
+    def held() -> bool:
+        """Return whether the limit holds, and the other direction is free."""
+        ingress = transfer(host, container.netns, container.ip(), SIZE)
+        egress = transfer(container.netns, host, gateway, SIZE)
+        slow, fast = (ingress, egress) if limited == "ingress" else (egress, ingress)
+        return 0.7 < slow * MBIT / SIZE < 10 and fast < slow / 4  # a second for a megabyte
+
+    assert held()
     assert stage.host.differences() == []
-    stage.host.restart()
+    stage.host.restart(signal.SIGKILL)
     assert stage.host.differences() == []
+    assert held()
+    assert stage.host.detach(container.netns) == 1
+
+
+def test_a_limit_is_asked_for_by_the_command_line_and_shown(stage: Stage) -> None:
+    """`attach --bandwidth` limits both directions; `endpoint show` and `plan` have it, and a label changes it."""
+    host, netns = stage.host, stage.world.namespace()
+    told = host.cli("attach", netns, "--network", "demo", "--name", "slow", "--bandwidth", "in=8M,out=500k")
+    assert told.rstrip().endswith(", bandwidth in=8M,out=500k")
+    shown = host.cli("endpoint", "show", "slow").splitlines()
+    assert [line.split()[-1] for line in shown] == ["BANDWIDTH", "in=8M,out=500k"]
+    (one,) = host.json("endpoint", "show", "slow")
+    assert (one["bandwidth"]["ingressRate"], one["bandwidth"]["egressRate"]) == (8 * MBIT, 500_000)
+    planned = [line for line in host.cli("plan").splitlines() if "tbf" in line]
+    assert sorted("rate 500000bit" in line for line in planned) == [False, True]
+    host.cli("endpoint", "label", "slow", "linkspan.bandwidth=in=1M")
+    assert host.json("endpoint", "show", "slow")[0]["bandwidth"]["ingressRate"] == MBIT
+    assert ["rate 1000000bit" in line for line in host.cli("plan").splitlines() if "tbf" in line] == [True]
+    assert host.differences() == []
+    host.cli("endpoint", "label", "slow", "linkspan.bandwidth-")
+    assert host.json("endpoint", "show", "slow")[0]["bandwidth"] is None
+    assert "tbf" not in run("tc", "qdisc", "show", netns=netns) + run("tc", "qdisc", "show", netns=host.netns)
+    assert "is not a rate" in host.cli("endpoint", "label", "slow", "linkspan.bandwidth=in=fast", code=1)
+    assert host.detach(netns) == 1
+    refused = host.cli("attach", netns, "--network", "demo", "--bandwidth", "in=20MB", code=1)
+    assert "bandwidth '20MB' is not a rate; write bits a second" in refused
+
+
+def test_a_limit_that_somebody_removes_comes_back(stage: Stage) -> None:
+    """At the host's end of the pair: the kernel tells of it, and the healer says what it put back."""
+    container: Container = stage.attach(bandwidth={"ingressRate": 8 * MBIT})
+    run("tc", "qdisc", "del", "dev", container.port, "root", netns=stage.host.netns)
+    until(
+        lambda: "tbf" in run("tc", "qdisc", "show", "dev", container.port, netns=stage.host.netns),
+        "the limit is back",
+        HEALED_WITHIN,
+    )
+    until(lambda: any(heal["kind"] == "TokenBucket" for heal in stage.host.heals()), "the heal is told")
     assert stage.host.detach(container.netns) == 1
 
 

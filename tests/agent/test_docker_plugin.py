@@ -17,6 +17,7 @@ import pytest
 from linkspan.runtimes.docker.docker_driver import delivered
 from support.agent.agent_host import Host, World, links, pings, run
 from support.agent.damage import forget_records, missing
+from support.agent.traffic import transfer
 from support.polling import until
 
 ENDPOINT = "e" * 64
@@ -67,10 +68,10 @@ class Engine:
         """Ask for an address, with its length."""
         return str(self.well("IpamDriver.RequestAddress", PoolID="demo/4", Address="", Options={})["Address"])
 
-    def endpoint(self, address: str, endpoint: str = ENDPOINT) -> None:
-        """Create an endpoint with an address."""
+    def endpoint(self, address: str, endpoint: str = ENDPOINT, **options: str) -> None:
+        """Create an endpoint with an address and options of its driver."""
         given = {"Address": address, "AddressIPv6": "", "MacAddress": ""}
-        words = {"NetworkID": NETWORK, "EndpointID": endpoint, "Interface": given}
+        words = {"NetworkID": NETWORK, "EndpointID": endpoint, "Interface": given, "Options": options}
         self.macs[endpoint] = self.well("NetworkDriver.CreateEndpoint", **words)["Interface"]["MacAddress"]
 
     def take(self, netns: str, endpoint: str = ENDPOINT, key: str = "") -> None:
@@ -330,3 +331,34 @@ def test_an_endpoint_is_refused_what_linkspan_would_not_do(engine: Engine, optio
     call = {"NetworkID": NETWORK, "EndpointID": ENDPOINT, "Interface": {"Address": engine.address()}}
     assert words in engine.call("NetworkDriver.CreateEndpoint", **call, Options=options)["Err"]
     assert engine.host.links() == links
+
+
+def test_limits_of_a_container_hold_in_both_directions(engine: Engine, container: Callable[[], str]) -> None:
+    """What it receives from the first packet on, what it sends once it is found; over a restart of the agent, too."""
+    host, netns, address = engine.host, container(), engine.address()
+    engine.endpoint(address, **{"bandwidth-in": "8m", "bandwidth-out": "4m"})
+    (link,) = [name for name in host.links() if name.startswith("lsp")]
+    assert "rate 8Mbit" in run("tc", "qdisc", "show", "dev", link, netns=host.netns)
+    engine.take(netns)
+    run("ip", "address", "add", address, "dev", "eth0", netns=netns)
+    until(lambda: "rate 4Mbit" in run("tc", "qdisc", "show", "dev", "eth0", netns=netns), "what it sends is limited")
+    host.restart(signal.SIGKILL)
+    clean(host)
+    size, plain = 250_000, address.partition("/")[0]
+    received = transfer(host.netns, netns, plain, size)
+    sent = transfer(netns, host.netns, "10.201.0.1", size)
+    assert 0.7 < received * 8_000_000 / (8 * size) < 10
+    assert 0.7 < sent * 4_000_000 / (8 * size) < 10
+    engine.remove()
+    clean(host)
+
+
+def test_a_limit_that_is_none_leaves_no_container(engine: Engine) -> None:
+    """The engine shows the reason, and the address is free again."""
+    address = engine.address()
+    given = {"Address": address, "AddressIPv6": "", "MacAddress": ""}
+    words = {"NetworkID": NETWORK, "EndpointID": ENDPOINT, "Interface": given}
+    refused = engine.call("NetworkDriver.CreateEndpoint", **words, Options={"bandwidth-in": "20mb"})
+    assert "bandwidth '20mb' is not a rate" in refused["Err"]
+    engine.well("IpamDriver.ReleaseAddress", PoolID="demo/4", Address=address.partition("/")[0])
+    clean(engine.host)

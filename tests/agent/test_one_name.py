@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.agent.agent_host import Host, World
+from support.polling import until
 
 Pair = tuple[Host, Host]
 
@@ -21,6 +22,8 @@ def pair(world: World, tmp_path: Path) -> Iterator[Pair]:
         for host in hosts:
             host.config.write_text(host.config.read_text() + f"store = 'sqlite://{tmp_path}/shared'\n")
             host.start()
+        for host in hosts:
+            until(lambda host=host: len(host.json("host", "list")) == 2, "each knows both")
         yield hosts
     finally:
         for host in hosts:

@@ -127,7 +127,7 @@ def test_a_pool_too_small_is_an_error_on_the_host_that_got_none(cluster: Cluster
     one, two = sorted({"h1", "h2", "h3"} - {without})
     cluster.run("attach", one, "t1", "--network tight")
     cluster.run("attach", two, "t2", "--network tight")
-    assert cluster.pings("t1", cluster.address("t2"))
+    until(lambda: cluster.pings("t1", cluster.address("t2")), "t1 reaches t2")
     assert cluster.run("attach", without, "t3", "--network tight", code=1).stderr
 
 

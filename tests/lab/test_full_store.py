@@ -102,7 +102,7 @@ def test_agents_free_an_etcd_of_their_own(cluster: ClusterRun) -> None:
 
 
 def test_somebody_else_s_etcd_is_full_until_its_operator_frees_it(cluster: ClusterRun) -> None:
-    """Errors and states say so; a host that starts anew is not dead; two commands, and all goes on by itself."""
+    """Errors and states say so; a host that starts again is not dead; two commands, and all goes on by itself."""
     _allow(cluster, "compact")
     until(lambda: _states(cluster) == {"alive"}, "all are alive", 30 * SHARED)
     before = {host: cluster.blocks(host, "demo") for host in HOSTS}

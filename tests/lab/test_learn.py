@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
-from support.lab.reader import SOURCE, Window, any_process, inside, learn, state
+from support.lab.reader import MAIN, SOURCE, Window, any_process, inside, learn, state
 from support.polling import until
 
 __all__ = ["state"]
@@ -166,7 +167,7 @@ def test_a_line_that_is_being_typed_is_shown_again_below_the_message(state: Path
     assert window.ends() == 0
 
 
-@pytest.mark.parametrize("moment", ["at once", "at the prompt", "in an exam"])
+@pytest.mark.parametrize("moment", ["at once", "at the prompt", "at work", "in an exam"])
 def test_a_killed_learn_leaves_nothing(state: Path, moment: str) -> None:
     """The sandbox ends with it, even before `learn reset`, and the next lesson has its hints again."""
     name = str(state / "linkspan" / "learn")
@@ -176,8 +177,21 @@ def test_a_killed_learn_leaves_nothing(state: Path, moment: str) -> None:
         window.shows("[exam 6] #" if exam else "[learn 6] #")
     else:
         until(lambda: any_process(name), "the sandbox is being made")
+    if moment == "at work":
+        window.type("ip netns exec netns_A setsid sleep 600 & ping 172.18.0.2")
+        window.shows("icmp_seq=1")
     os.kill(window.pid, signal.SIGKILL)
     window.ends()
     until(lambda: not any_process(name), "all processes of the sandbox have ended")
     learn("reset")
     assert "no lesson is open" in typed("learn", "hint").stderr
+
+
+def test_a_learn_without_a_terminal_that_is_killed_leaves_nothing(state: Path) -> None:
+    """Its sandbox outlives it only once the lesson has begun."""
+    name = str(state / "linkspan" / "learn")
+    started = subprocess.Popen([*MAIN, "start", "6"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until(lambda: any_process(name), "the sandbox is being made")
+    started.kill()
+    started.wait()
+    until(lambda: not any_process(name), "all processes of the sandbox have ended")

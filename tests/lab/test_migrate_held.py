@@ -173,6 +173,7 @@ def test_turned_round_it_ends_without_a_host_that_never_took_part(cluster: Migra
         cluster.migrate("vxlan")
         cluster.waits_for("h3")
         cluster.sends("h1", "h2", "vxlan")
+        until(lambda: cluster.network("h2")["migration"], "h2 knows of it")
         cluster.migrate("ipip", "h2")
         cluster.ended("ipip", LIVING)
         cluster.clean(LIVING)

@@ -83,7 +83,7 @@ def test_a_host_that_was_forgotten_since_the_snapshot_stays_outside(bare: BareRu
 
 
 def test_a_rotation_of_authorities_that_was_under_way_ends(bare: BareRun, tmp_path: Path) -> None:
-    """The next one begins anew, and ends."""
+    """The next one begins from the start, and ends."""
     bare.run("break", "h2", "link-down")
     bare.exec("h1", "linkspan cluster rotate-ca --no-wait")
     until(lambda: "trust" in bare.own_etcdctl("get /linkspan-trust/rotation").stdout, "the rotation waits for h2")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,21 +111,23 @@ def test_a_host_that_is_cut_off_from_the_store_says_so_everywhere(cluster: Clust
     cluster.run("break", "h1", "store-cut")
     checks = json.loads(cluster.exec("h1", "linkspan doctor -o json", code=3))  # before anything has failed
     (store,) = [one for one in checks if one["check"] == "store"]
-    assert (store["status"], "etcd" in store["detail"], bool(store["fix"])) == ("fail", True, True)
+    assert (store["status"], "etcd" in store["detail"], bool(store["fix"])) == ("fail", True, True), store
     until(lambda: cluster.status("h1")["store"]["state"] == "away", "h1 says that the store is away", 15 * SHARED)
     said = cluster.exec("h1", "linkspan status", code=3)
     assert ", away, last answer " in said
     assert "no answer within 1 s" in said
     assert "`linkspan status`" not in said
-    for words, what in (
-        ("host drain h2", "drain host h2"),
-        ("host set --host h2 bgp.as=64513", "change settings of host h2"),
-        ("network update demo --add-pool 10.99.0.0/16", "change network demo"),
-        ("network delete demo --force", "delete network demo"),
-        ("cluster set --reclaim-after 600", "change reclaim_after"),
-    ):
-        failed = cluster.run("exec", "h1", "--", f"linkspan {words}", code=1)
-        assert failed.stderr.startswith(f"linkspan: {what}: ")
+    changes = {
+        "host drain h2": "drain host h2",
+        "host set --host h2 bgp.as=64513": "change settings of host h2",
+        "network update demo --add-pool 10.99.0.0/16": "change network demo",
+        "network delete demo --force": "delete network demo",
+        "cluster set --reclaim-after 600": "change reclaim_after",
+    }
+    with ThreadPoolExecutor(len(changes)) as pool:  # each waits for the store
+        failed = pool.map(lambda words: cluster.run("exec", "h1", "--", f"linkspan {words}", code=1).stderr, changes)
+        for said, what in zip(failed, changes.values(), strict=True):
+            assert said.startswith(f"linkspan: {what}: ")
     until(lambda: cluster.host("h2")["state"] == "unknown", "h1 cannot tell whether h2 lives", 15 * SHARED)
     hosts = {one["name"]: one for one in json.loads(cluster.exec("h1", "linkspan host list -o json"))}
     assert [hosts[h]["alive"] for h in HOSTS] == [True, None, None]

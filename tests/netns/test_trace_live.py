@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from linkspan.core.errors import Invalid
+from linkspan.diagnose.trace.live import AGAIN, PATIENCE
 from linkspan.diagnose.trace.live_packet import Probe, matches, new_mark
 from linkspan.kernel.io.nftables import Nft
 from linkspan.kernel.probe.nft_trace import TABLE, RuleTrace
@@ -178,6 +179,22 @@ def test_a_link_that_goes_down_during_a_live_trace_breaks_it(
     found = bridged.trace("a", "b", alive=True)
     assert found.verdict == "broken"
     assert found.hops[-1].seen is False
+
+
+def test_the_packet_is_sent_again_while_another_host_is_asked(
+    bridged: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That host may begin to listen late: when the sender would no longer wait for an answer."""
+    sent, send = [], Probe.send
+
+    def counted(probe: Probe) -> None:
+        sent.append(probe)
+        send(probe)
+
+    monkeypatch.setattr(Probe, "send", counted)
+    enough = int(PATIENCE / AGAIN) + 3
+    assert bridged.trace("a", "b", alive=True, going=lambda: len(sent) < enough).reachable
+    assert len(sent) == enough
 
 
 def test_a_live_trace_starts_on_this_host_only(host: Host) -> None:

@@ -564,6 +564,22 @@ def test_many_containers_at_once_leave_nothing(docker: Docker) -> None:
         list(pool.map(lambda n: docker.run(f"run --rm --name m{n} --network demo {IMAGE} true"), range(24)))
 
 
+def test_limits_are_options_of_a_container_for_its_network(docker: Docker) -> None:
+    """`driver-opt=bandwidth-in=` and `-out=`: the kernel has them, and `endpoint list` tells them."""
+    docker.container("c1", "--network name=demo,driver-opt=bandwidth-in=20M,driver-opt=bandwidth-out=5M")
+    host = docker.host
+    (shown,) = host.linkspan("endpoint", "list")
+    assert (shown["bandwidth"]["ingressRate"], shown["bandwidth"]["egressRate"]) == (20_000_000, 5_000_000)
+    assert "rate 20Mbit" in host.run("tc", "qdisc", "show", "dev", shown["host_ifname"]).stdout
+    planned = "tc qdisc replace dev eth0 root tbf rate 5000000bit"
+    until(lambda: any(planned in one["command"] and one["present"] for one in host.linkspan("plan")), "both are there")
+    docker.run("rm -f c1")
+    docker.container("c2", "--network demo --label linkspan.bandwidth=in=20M,out=5M")  # a compose file's way
+    until(lambda: any(planned in one["command"] and one["present"] for one in host.linkspan("plan")), "both are there")
+    refused = docker.attempt(f"run --rm --network name=demo,driver-opt=bandwidth-in=fast {IMAGE} true")
+    assert "bandwidth 'fast' is not a rate" in refused.stderr
+
+
 def _addresses(docker: Docker, name: str, network: str) -> list[str]:
     found = json.loads(docker.run(f"inspect {name}"))[0]["NetworkSettings"]["Networks"][network]
     return [found["IPAddress"], found["GlobalIPv6Address"]]

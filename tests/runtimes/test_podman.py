@@ -290,3 +290,14 @@ def test_many_containers_at_once_leave_nothing(podman: Podman) -> None:
     """Eight at a time, each started and removed (the fixture checks what is left)."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: podman.run(f"run --rm --name m{n} --network demo {IMAGE} true"), range(16)))
+
+
+def test_limits_are_options_of_a_container_for_its_network(podman: Podman) -> None:
+    """`--network demo:bandwidth-in=...`: the kernel has them, and `endpoint show` tells them."""
+    podman.container("c1", "--network demo:bandwidth-in=20M,bandwidth-out=5M")
+    (shown,) = podman.host.linkspan("endpoint", "show", "c1")
+    assert (shown["bandwidth"]["ingressRate"], shown["bandwidth"]["egressRate"]) == (20_000_000, 5_000_000)
+    assert "rate 20Mbit" in podman.host.run("tc", "qdisc", "show", "dev", shown["host_ifname"]).stdout
+    assert podman.host.linkspan("diff") == {"put": [], "delete": []}
+    refused = podman.attempt(f"run --rm --network demo:bandwidth-in=fast {IMAGE} true")
+    assert "bandwidth 'fast' is not a rate" in refused.stderr

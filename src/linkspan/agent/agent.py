@@ -7,27 +7,26 @@ order. Everything in the kernel stays.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from linkspan import __version__
-from linkspan.agent import arrival, condition, health, locks
+from linkspan.agent import arrival, locks
 from linkspan.agent.bgp_sessions import BgpSessions
 from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
-from linkspan.agent.condition import Condition
 from linkspan.agent.drop_log import DropLog
 from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding
 from linkspan.agent.healer import Healer
+from linkspan.agent.host_facts import HostFacts
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.agent.ipsec_sessions import IpsecSessions
 from linkspan.agent.join_tokens import JoinTokens
@@ -39,13 +38,16 @@ from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
 from linkspan.agent.policy_answers import PolicyAnswers
+from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_flows import Parties
 from linkspan.agent.policy_metrics import PolicyMetrics
 from linkspan.agent.policy_probes import PolicyProbes
+from linkspan.agent.policy_records import PolicyRecords
 from linkspan.agent.policy_trials import Trials
+from linkspan.agent.runtime_calls import RuntimeCalls
 from linkspan.agent.store_health import StoreHealth
 from linkspan.agent.trace_map import TraceMap
-from linkspan.backends import BACKENDS, PROBLEMS, backend
 from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
 from linkspan.cluster.allocator import Allocator
@@ -53,6 +55,7 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.claims import Claims
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
+from linkspan.cluster.egress import Exits, leaves
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims
@@ -83,9 +86,7 @@ from linkspan.core.contracts import Store
 from linkspan.core.errors import Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import (
-    AttachRequest,
     Endpoint,
-    Facts,
     Host,
     HostView,
     Network,
@@ -94,16 +95,15 @@ from linkspan.core.ports import PortTable
 from linkspan.core.states.host import Key
 from linkspan.diagnose.doctor.peer_probe import Probe
 from linkspan.dns.service import NameService
-from linkspan.endpoints import attach, check, detach, rename
+from linkspan.endpoints import detach
 from linkspan.endpoints.host_listeners import HostListeners
 from linkspan.endpoints.journal import Journal
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reaper import Reaper
 from linkspan.endpoints.recovery import Recovery
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.endpoints.update import follow_mtus, follow_pools, relabel, stranded
-from linkspan.kernel import kinds
-from linkspan.kernel.probe import nflog, underlay
+from linkspan.endpoints.update import follow_mtus, follow_pools, stranded
+from linkspan.kernel.probe import conntrack, nflog, underlay
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
 from linkspan.runtimes import runtimes
@@ -121,7 +121,7 @@ Waiting = Callable[["Agent"], contextlib.AbstractAsyncContextManager[None]]
 
 
 class Agent:
-    """All operations of a host's agent. The API and the runtimes' wire formats are thin layers over it."""
+    """The parts of a host's agent, by name. The API takes the part that it needs, and changes none."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Agent:
         self.metrics = Metrics()
         self.worker = Worker()
         self.host_name = config.host_id or socket.gethostname()
-        self._facts = Facts()
+        self.facts = HostFacts(self.worker)
         self.plans = Plans(self.worker, self.view, self.config)
         self.own_cluster = OwnCluster(config, file, restart)
         self.join_tokens = JoinTokens(self.own_cluster)
@@ -156,7 +156,7 @@ class Agent:
         with locks.state_folder(state_dir), locks.network_namespace():
             self.config = await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
-            host = Host(id=identity, name=self.host_name, version=__version__, enforces=True)
+            host = Host(id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True)
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
             ) as self.journal:
@@ -258,24 +258,23 @@ class Agent:
             self.config,
             self.event_log,
         )
+        records, parties = PolicyRecords(self.replica, self.networks), Parties(self.networks, endpoints)
         self.enforcement = Enforcement(
             self.worker,
-            self.replica,
-            self.networks,
-            self.hosts,
-            self.leases,
+            records,
+            PolicyElements(self.networks, self.hosts, self.leases, self.remote, endpoints),
+            parties,
             self.remote,
             self.interest,
-            endpoints,
             logs=nflog.available(rules.GROUP),
         )
-        self.policies = Policies(self.replica, self.networks, self.hosts, self.enforcement, self.event_log)
-        self.policy_trials = Trials(self.worker, self.enforcement)
-        self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
-        self.drop_log = DropLog(self.enforcement, always=self.config.log_drops)
-        self.policy_answers = PolicyAnswers(
-            self.networks, self.allowances, self.endpoint_records, self.enforcement
+        self.policies = Policies(
+            self.replica, records, self.networks, self.hosts, self.enforcement, self.event_log
         )
+        self.policy_trials = Trials(self.worker, self.enforcement, parties)
+        self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
+        self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
+        self.policy_answers = PolicyAnswers(self.networks, self.allowances, self.endpoint_records, records)
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
@@ -290,8 +289,7 @@ class Agent:
             host.name,
             endpoints,
             self.metrics.operation,
-            self.enforcement.elements,
-            self.enforcement.cover,
+            self.enforcement,
         )
         for follower in (self.endpoint_records, self.name_service, self.interest, self.enforcement):
             self.registry.subscribe(follower.note)
@@ -306,8 +304,9 @@ class Agent:
         )
         self.recovery = Recovery(self.registry, self.blocks, self.endpoint_records, self.orphans)
         self.reaper = Reaper(self.registry, self.config.reap_after)
+        calls = RuntimeCalls(self.registry, self.blocks, self.name_service)
         self.services = {
-            name: runtime.serve(self, self.registry, self.config) for name, runtime in runtimes().items()
+            name: runtime.serve(calls, self.registry, self.config) for name, runtime in runtimes().items()
         }
 
     def _make_membership(self, own_record: OwnRecord, liveness: Liveness) -> None:
@@ -325,6 +324,16 @@ class Agent:
             self.event_log,
             self.view,
         )
+        self.egress = Exits(
+            self.worker,
+            self.replica,
+            self.hosts,
+            self.networks,
+            self.participation,
+            self.event_log,
+            self._follow_exit,
+        )
+        self.presence.subscribe(self.egress.confirmed, self.egress.lost)
         self.shared_states = SharedStates(self.worker, self.view)
         self.claims = Claims(
             self.hosts, self.leases, self.networks, self.conflicts, self.participation, self.blocks, self.view
@@ -338,7 +347,7 @@ class Agent:
             self.view,
             self._follow_networks,
             self.registration.put,
-            self._look,
+            self.facts.look,
         )
         self.migration_runner = MigrationRunner(
             self.replica, self.hosts, self.leases, self.networks, self.event_log, self.view, self.peers
@@ -360,7 +369,7 @@ class Agent:
     def _make_changes(self, own_record: OwnRecord, store: Store) -> None:
         """Make what operators change networks by, and what looks after the store and the control plane."""
         self.network_changes = NetworkChanges(
-            self.registry, self.replica, self.hosts, self.endpoint_records, self.membership, self.view, self._look
+            self.registry, self.replica, self.hosts, self.endpoint_records, self.membership, self.view, self.facts.look
         )
         self.network_details = NetworkDetails(
             self.networks, self.allowances, self.reservations, self.blocks, self.membership
@@ -415,11 +424,6 @@ class Agent:
         )
         self.forwarding = Forwarding(self.worker, self.event_log, self.replan)
 
-    @property
-    def facts(self) -> Facts:
-        """Return what is known of this machine: a part of ``view`` that costs nothing."""
-        return self._facts
-
     def _tell_of_store(self, what: str) -> None:
         log.warning("%s", what)
         self.event_log.add("store", what)
@@ -432,9 +436,11 @@ class Agent:
         return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
 
     async def _take_part(self, network: Network) -> None:
+        """Get a lease in a network: the allocator asks for it, and is made before the membership."""
         await self.membership.take_part(network)
 
     async def _changed(self, keys: frozenset[str]) -> None:
+        """Pass the keys of changed records on; each part wakes a task of its own for them."""
         self.ask.changed(keys)
         self.founding.changed(keys)
         if self.endpoint_records.has_own(keys):
@@ -445,13 +451,24 @@ class Agent:
         self.endpoint_records.changed(keys)
         self.exact_addresses.changed(keys)
         self.presence.changed(keys)
+        self.egress.changed(keys)
         await self.membership.changed(keys)
+
+    async def _follow_exit(self, name: str, mine: bool) -> None:
+        """Apply the states of a network whose egress address has another holder now; ``mine``: this host, or it was."""
+        await self.membership.converge({f"networks/{name}"})
+        every = self.networks.all()
+        for network in every if mine else ():
+            if network.name == name:
+                with contextlib.suppress(KernelError):  # then its open connections end
+                    await asyncio.to_thread(conntrack.cut, partial(leaves, network, every))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""
         await self.membership.changed(frozenset({"networks/"}))
 
     async def _answer(self, question: Question) -> Reply:
+        """Answer another host's question. Raises LinkspanError."""
         if isinstance(question, Probe):
             return await self.peer_survey.answer(question)
         if isinstance(question, HealthQuestion):
@@ -464,7 +481,7 @@ class Agent:
         if lost := await self.worker.run(sysctls.settle, ran_before=ran_before):
             self._tell(lost)
         await self.worker.run(self.worker.machine.keep_rules)
-        self._facts = await self.worker.run(self.worker.machine.facts)
+        await self.facts.look()
         self.networks.look(await self.worker.run(self.worker.machine.routes), None)
         self.networks.refresh()
         self.blocks.refresh()
@@ -491,10 +508,10 @@ class Agent:
             await part.start()
             parts.push_async_callback(part.stop)
         parts.push_async_callback(self.ask.stop)
-        # The last one reads other hosts' endpoints, for names above all: what carries packets comes first.
+        # ``interest`` reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest, self.enforcement, self.drop_log,
+            self.interest, self.enforcement, self.drop_log, self.egress,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -502,82 +519,29 @@ class Agent:
             await service.start()
             parts.push_async_callback(service.stop)
 
-    def condition(self) -> Condition:
-        """Return the problems of this host that are known now."""
-        concerned = condition.concerned(self.networks, self.participation)
-        condition.read_all(self.hosts, self.allowances, self.reservations, self.leases, concerned)
-        self.policies.all()
-        skipped = {**self.remote.reasons, **self.replica.reasons}
-        refused = self.leases.refused(concerned)
-        unmet = [told for service in self.services.values() for told in service.problems]
-        unmet += [*self.name_service.problems.values(), *self.enforcement.unenforced(), *self.drop_log.problems()]
-        return Condition(
-            here=self.hosts.here.name,
-            store=self.store_health.told(),
-            records=condition.unused_records(self.networks, self.hosts, skipped, refused),
-            disputes=self.claimed_twice(),
-            drift=condition.drift(self.worker.machine.reconciler, self.reaper.orphaned),
-            unmet=unmet,
-            orphans=self.orphans.told(),
-            unreachable=self._unreachable(),
-            bgp=self.bgp_sessions.problems(),
-            certificates=[msgspec.to_builtins(one) for one in self.founding.certificates()],
-        )
-
-    def claimed_twice(self) -> list[dict[str, object]]:
-        """Return the blocks and addresses that two hosts claim."""
-        return [self.conflicts.told(one) for one in (*self.conflicts.open(), *self.exact_addresses.open())]
-
-    def _unreachable(self) -> list[dict[str, str]]:
-        """Return the unreachable peers, and the other problems between hosts."""
-        view = self.view()
-        troubles = [text for way in BACKENDS.values() for text in way.troubles(view)]
-        lacks = [
-            *filter(None, (self.withdrawal.problem, self.registration.astray, self.presence.second)),
-            *self.shared_states.problems.values(),
-            *self.plans.problems,
-            *troubles,
-            *kinds.problems(),
-            *PROBLEMS,
-        ]
-        silent = {**self.peer_pings.silent(), **self.peers.unreachable}
-        found = health.unreachable(self.hosts, silent, lacks, self.claims.refused)
-        return [*found, *health.overlaps(self.networks, self.hosts.here.name), *self.ipsec_sessions.told()]
-
     def view(self) -> HostView:
         """Return the view for the backends."""
         held = () if self.peers.withdrawn else self.leases.serving(self.networks.all())
         here = self.hosts.whole(self.hosts.here)
         closed = self.control.closed()
         seen = HostView(
-            self.networks.all(), self.allowances.all(), self._facts, here, held,
-            control=closed.places, control_here=closed.here,
+            self.networks.all(), self.allowances.all(), self.facts.last, here, held,
+            control=closed.places, control_here=closed.here, exits=self.egress.holders(),
         )  # fmt: skip
         if any(map(serves, seen.networks)):
             hosts = map(self.hosts.whole, self.hosts.all().values())
             seen = asked(seen, hosts, self.leases.networks(self.participation.all()))
         return learning(seen, self.leases, self.peers, self.registry.endpoints.values())
 
-    async def _look(self) -> None:
-        """Read facts of the machine from which no new state follows."""
-        self._facts = await self.worker.run(self.worker.machine.facts)
-
     async def _look_at_programs(self) -> None:
-        """Look for changes that cause no event (of a key file's mode, for example) if a network needs the program.
-
-        The first network that needs a program looks, too.
-        """
+        """Look for changes that cause no event; the first network that needs a program looks, too."""
         self.enforcement.look_at_module()
-        ways = {way.backend for network in self.networks.all() for way in network.ways}
-        for kind in {kind for way in ways for kind in backend(way).watches}:
-            if await self.worker.run(self.worker.machine.program, kind) != self._facts.program(kind):
-                await self.replan()
+        if await self.facts.stale(self.networks.all()):
+            await self.replan()
 
     async def replan(self) -> None:
-        """Read the machine's facts, and apply what follows from them if they changed."""
-        facts = await self.worker.run(self.worker.machine.facts)
-        if facts != self._facts:
-            self._facts = facts
+        """Observe the machine's facts, and apply what follows from them if they changed."""
+        if await self.facts.look():
             await self.plans.put()
             await self.plans.drop()
         await self.membership.look_around()
@@ -594,43 +558,3 @@ class Agent:
         self.enforcement.look()
         await self.recovery.learn()  # orphans may belong to a network that came back
         return failed
-
-    # Endpoints
-
-    async def attach(self, request: AttachRequest, namespace_fd: int, namespace_path: str) -> Endpoint:
-        """Attach a container's namespace."""
-        return await attach.attach(self.registry, request, namespace_fd, namespace_path)
-
-    async def detach(self, id: str, ifname: str = "", network: str = "") -> int:
-        """Detach a container's interfaces; return how many there were."""
-        return await detach.detach(self.registry, id, ifname, network)
-
-    async def label(self, endpoint: Endpoint, given: Mapping[str, str], removed: Collection[str]) -> Endpoint:
-        """Set and remove labels of one of this host's endpoints; return when its policies count here."""
-        changed = await relabel(self.registry, endpoint.identity, given, removed)
-        await self.enforcement.enforce()
-        return changed
-
-    async def recognise(self, container: str, ifname: str = "") -> None:
-        """Identify a container whose id the journal lost."""
-        await rename.recognise(self.registry, container, ifname)
-
-    def endpoints(self) -> Mapping[tuple[str, str], Endpoint]:
-        """Return this host's endpoints by (container id, interface)."""
-        return self.registry.endpoints
-
-    def network(self, name: str) -> Network:
-        """Return a network. Raises NotFound."""
-        return self.networks.get(name)
-
-    def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """Return the addresses of the DNS server of the container's network."""
-        return self.name_service.nameservers(endpoint)
-
-    def free(self, network: str) -> int:
-        """Return how many addresses a network has left."""
-        return self.blocks.free(network)
-
-    async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
-        """Return the differences between an endpoint and what its runtime knows of it."""
-        return await check.check(self.registry, endpoint, namespace_fd, hardware, mtu)

@@ -135,7 +135,7 @@ class ClusterTrace:
 
     async def _heard(self, host: str, name: str, wanted: Listen) -> tuple[str, Heard]:
         try:
-            return name, await self._ask.ask(host, wanted, Heard)
+            return name, await self._ask.ask(host, wanted, Heard, live.HEARING)
         except Unavailable:
             return name, Heard()
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import msgspec
 
 from linkspan.agent.policy_enforcement import Enforcement
-from linkspan.agent.policy_trials import port_text
+from linkspan.agent.policy_flows import Parties, port_text
 from linkspan.core.errors import KernelError, Unavailable
 from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.probe.nflog import Logged, Nflog
@@ -53,8 +53,9 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, rename=_FIELDS):
 class DropLog:
     """Keeps the last KEPT drops, and gives new ones to followers."""
 
-    def __init__(self, enforcement: Enforcement, *, always: bool) -> None:
+    def __init__(self, enforcement: Enforcement, parties: Parties, *, always: bool) -> None:
         self._enforcement = enforcement
+        self._parties = parties
         self._always = always
         self._kept: collections.deque[Drop] = collections.deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[Drop]] = set()
@@ -130,7 +131,7 @@ class DropLog:
         for staged, judge in ((False, regime.judge), (True, regime.trial)):
             wanted = rules.STAGED if staged else rules.ENFORCED
             if mine := [one for one in packets if one.prefix == wanted]:
-                flows = self._enforcement.flows(judge)
+                flows = self._parties.flows(judge)
                 for one in mine:
                     verdict = flows.refusal(one.flow)
                     self._add(self._drop(one, now, verdict.by if verdict else None, staged=staged))
@@ -140,9 +141,9 @@ class DropLog:
         return Drop(
             at=at,
             staged=staged,
-            source=self._enforcement.name_of(source),
+            source=self._parties.name_of(source),
             source_address=source,
-            target=self._enforcement.name_of(target),
+            target=self._parties.name_of(target),
             target_address=target,
             port=port_text(one.flow),
             by=by,

@@ -16,9 +16,9 @@ from linkspan.agent.metrics import Metrics
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError
 from linkspan.core.fights import Contested, Fights
-from linkspan.core.kinds import Event, Kinds
+from linkspan.core.kinds import Event, Kinds, netns_of
 from linkspan.core.reconcile import Report
-from linkspan.core.states.host import Key, State
+from linkspan.core.states.host import HOST, Key, State
 from linkspan.core.supervise import lasting, pause, woken
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.events import NftEvents, RouteEvents
@@ -93,7 +93,7 @@ class Healer:
             loop.add_reader(events.socket.fileno(), self._come, events)
         loop.add_reader(machine.processes.fileno(), self._helper_died)
         settings = (self._see_settings, self._look_at_programs)
-        everything = (self._checkpoint, self._replan, partial(self._resync, None))
+        everything = (self._checkpoint, self._replan, partial(self._resync, None), self._see_imposed)
         self._tasks = [
             lasting("healing", self._mend),
             lasting("polling settings", partial(self._every, POLL, settings)),
@@ -210,6 +210,13 @@ class Healer:
     async def _see_settings(self) -> None:
         self._registry.retry_forgetting()
         await self._resync(self._kinds.polled)
+
+    async def _see_imposed(self) -> None:
+        """Put back inside containers what they may not choose, a limit for example: no event is seen there."""
+        reconciler, imposed = self._worker.machine.reconciler, self._kinds.imposed
+        desired = await self._worker.run_brief(reconciler.desired.states, imposed)
+        if inside := {netns_of(state) for state in desired.values()} - {HOST}:
+            self.record(await self._worker.run(reconciler.resync, imposed, inside))
 
     async def _checkpoint(self) -> None:
         await asyncio.to_thread(self._registry.checkpoint)

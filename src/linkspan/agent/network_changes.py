@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,7 +14,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.membership import Membership, raise_first
 from linkspan.cluster.network_plans import InUse, NetworkRequest
 from linkspan.core.addresses import Prefix
-from linkspan.core.errors import Conflict, LinkspanError, Unavailable, counted
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable, counted
 from linkspan.core.model import Endpoint, HostView, Network, NetworkPolicy
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
@@ -37,7 +37,7 @@ class NetworkChanges:
         endpoint_records: EndpointRecords,
         membership: Membership,
         view: Callable[[], HostView],
-        look: Callable[[], Awaitable[None]],
+        look: Callable[[], Awaitable[object]],
     ) -> None:
         """``view`` returns what backends see, and ``look`` reads the machine's facts again."""
         self._registry = registry
@@ -86,11 +86,17 @@ class NetworkChanges:
         mtu: int = 0,
         options: Mapping[str, str] | None = None,
         policy: NetworkPolicy | None = None,
+        egress: Sequence[str] | None = None,
     ) -> Network:
-        """Add pools, change the MTU, also of running containers, or the default for what no policy is about.
+        """Add pools, change the MTU, also of running containers, the default for what no policy is about, or egress.
 
         A container that cannot change stops no other.
         """
+        if egress and not self._hosts.shared:
+            raise Invalid(
+                f"network {name}: an egress address needs a store that several hosts share",
+                "found a cluster: linkspan cluster init",
+            )
         async with self._changing:
             routes = await self._worker.run(self._worker.machine.routes)
 
@@ -98,6 +104,8 @@ class NetworkChanges:
                 self._networks.refresh()
                 network, in_use = self._networks.get(name), self._in_use(routes)
                 changed = network_plans.enlarged(network, add_pools, mtu, options or {}, in_use)
+                if egress is not None:
+                    changed = network_plans.left_by(changed, egress, in_use)
                 return msgspec.structs.replace(changed, policy=policy or network.policy)
 
             with self._membership.watched() as refused:

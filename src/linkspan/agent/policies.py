@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
-from linkspan.agent.policy_enforcement import Enforcement, unenforceable
+from linkspan.agent.policy_coverage import unenforceable
+from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import Conflict, Invalid, NotFound, closest
@@ -23,7 +25,7 @@ AT_ONCE = MOST_KEYS // 4
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
-    """What an apply changed, by names, and what is not as its author may think."""
+    """Result of an apply: the names of what it changed, and what is not as its author may think."""
 
     created: tuple[str, ...]
     changed: tuple[str, ...]
@@ -35,9 +37,16 @@ class Policies:
     """Changes the records of policies: ``policies/NAME``, and ``staged/NAME`` for one that is only counted."""
 
     def __init__(
-        self, replica: Replica, networks: Networks, hosts: Hosts, enforcement: Enforcement, event_log: EventLog
+        self,
+        replica: Replica,
+        records: PolicyRecords,
+        networks: Networks,
+        hosts: Hosts,
+        enforcement: Enforcement,
+        event_log: EventLog,
     ) -> None:
         self._replica = replica
+        self._records = records
         self._networks = networks
         self._hosts = hosts
         self._enforcement = enforcement
@@ -45,7 +54,7 @@ class Policies:
 
     def all(self) -> list[Policy]:
         """Return all policies in the order in which they count."""
-        return list(self._enforcement.recorded().judge.policies)
+        return list(self._records.regime().judge.policies)
 
     def get(self, name: str) -> Policy:
         """Return a policy. Raises NotFound."""
@@ -56,7 +65,7 @@ class Policies:
 
     def staged(self) -> list[Policy]:
         """Return the staged policies, by name."""
-        return list(self._enforcement.recorded().staged)
+        return list(self._records.regime().staged)
 
     def get_staged(self, name: str) -> Policy:
         """Return a staged policy. Raises NotFound."""
@@ -133,7 +142,7 @@ class Policies:
             for key, revision in only_if.items():
                 if self._replica.known_revision(key) != revision:
                     name = key.removeprefix(STAGED)
-                    raise Conflict(f"policy {name} was staged anew meanwhile", "`linkspan policy staged` shows it")
+                    raise Conflict(f"policy {name} was staged again meanwhile", "`linkspan policy staged` shows it")
         raise Conflict("apply policies: others change them all the while", "try again")
 
     def _is_staged(self, name: str) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from linkspan.agent.policy_enforcement import Enforcement, policed, unenforceable
+from linkspan.agent.policy_coverage import policed, unenforceable
+from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.networks import Networks
@@ -25,7 +26,7 @@ OUTSIDE = "outside"
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one end may connect to the other, at which ports, and by what (None: no policy decides)."""
+    """Answer to whether one end may connect to the other: at which ports, and by what (None: no policy decides)."""
 
     allowed: bool
     ports: tuple[str, ...]
@@ -67,16 +68,16 @@ class PolicyAnswers:
     """Answers questions about policies, as they are recorded."""
 
     def __init__(
-        self, networks: Networks, allowances: Allowances, endpoint_records: EndpointRecords, enforcement: Enforcement
+        self, networks: Networks, allowances: Allowances, endpoint_records: EndpointRecords, records: PolicyRecords
     ) -> None:
         self._networks = networks
         self._allowances = allowances
         self._endpoint_records = endpoint_records
-        self._enforcement = enforcement
+        self._records = records
 
     @property
     def _judge(self) -> Judge:
-        return self._enforcement.recorded().judge
+        return self._records.regime().judge
 
     async def can(self, source: str, target: str, port: str = "") -> Answer:
         """Return whether a container, an address or the outside may connect to another one.

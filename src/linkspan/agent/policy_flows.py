@@ -1,12 +1,21 @@
-"""Flows that policies forbid: what an agent cuts after a change."""
+"""Flows that policies forbid, and who is known at their addresses: what an agent cuts after a change."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from linkspan.core.addresses import Prefix
+import msgspec
+
+from linkspan.agent.policy_coverage import addresses, policed
+from linkspan.cluster.networks import Networks
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.model import Endpoint
 from linkspan.kernel.probe import conntrack
 from linkspan.policy.judge import Judge, Party, Probe, Verdict, is_outside
+from linkspan.policy.model import Ports
+
+Source = tuple[str, ...]
+"""The name under which states of policies are desired."""
 
 
 class Flows:
@@ -53,3 +62,59 @@ class Flows:
     def _party(self, address: Prefix) -> Party:
         known = self._parties.get(address.address)
         return known or Party(address, outside=is_outside(address, self._pools))
+
+
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint at one of its addresses: the party that a judge sees, and the name."""
+
+    party: Party
+    name: str
+
+
+class Parties:
+    """The endpoints whose elements have been put, by address and by the source of the elements."""
+
+    def __init__(self, networks: Networks, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+        self._networks = networks
+        self._endpoints = endpoints
+        self._at: dict[str, Known] = {}
+        self._of: dict[Source, Mapping[str, Known]] = {}
+
+    def note(self, source: Source, found: Mapping[str, Known]) -> bool:
+        """Record by address what is known of a source now; return whether a known address means another party."""
+        before = self._of.pop(source, {})
+        if found:
+            self._of[source] = found
+        differs = any(at in before and before[at].party != known.party for at, known in found.items())
+        for address in before.keys() - found.keys():
+            if self._at.get(address) is before[address]:  # otherwise another source has the address now
+                del self._at[address]
+        self._at.update(found)
+        return differs
+
+    def sources(self) -> Collection[Source]:
+        """Return the sources of which something is known."""
+        return self._of.keys()
+
+    def flows(self, judge: Judge, local: frozenset[str] = frozenset()) -> Flows:
+        """Return which flows through this host a judge forbids; ``local`` are the host's own addresses."""
+        own = filter(policed, self._endpoints.values())
+        here = {address.address for endpoint in own for address in addresses(endpoint)}
+        pools = [pool for network in self._networks.all() for pool in network.prefixes]
+        local |= {prefix(text).address for network in self._networks.all() for text in network.gateways}
+        return Flows(judge, {address: known.party for address, known in self._at.items()}, here, pools, local)
+
+    def name_of(self, address: str) -> str:
+        """Return the name of the endpoint that has an address here; the address itself if none is known.
+
+        Any thread may ask.
+        """
+        found = self._at.get(address)
+        return address if found is None else found.name
+
+
+def port_text(flow: conntrack.Flow) -> str:
+    """Return a flow's protocol, with its port if it has one, as people write it: 80/tcp, icmp, 47."""
+    if flow.protocol in ("tcp", "udp", "sctp"):
+        return str(Ports(flow.protocol, flow.port, flow.port))  # type: ignore[arg-type]
+    return flow.protocol

@@ -28,7 +28,7 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
-    """What the packets found; ``by`` of a failure is what the records say decides."""
+    """Result of the packets; ``by`` of a failure is what the records say decides."""
 
     failed: tuple[Failure, ...]
     skipped: tuple[Skipped, ...]

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from linkspan.agent.policy_enforcement import Enforcement
-from linkspan.agent.policy_flows import Flows
+from linkspan.agent.policy_flows import Flows, Parties, port_text
 from linkspan.core.ruleset import TABLE
 from linkspan.kernel.drivers.nftables_objects import MOST as MOST_ELEMENTS
 from linkspan.kernel.probe import conntrack, policy_counts, underlay
 from linkspan.kernel.probe.policy_counts import Tally
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
-from linkspan.policy.model import Ports
 
 MOST = 1000
 """Entries that an answer has."""
@@ -36,7 +35,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What staged policies would do on this host: what they would have refused, and how many flows they would cut.
+    """Effect that staged policies would have on this host: what they would have refused, and how many flows they cut.
 
     ``refused`` has at most MOST entries; ``more`` flows were counted that are not among them. If a set of the kernel's
     is ``full``, later flows were not even counted.
@@ -51,9 +50,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 class Trials:
     """Reads the kernel's counts, and asks the judge of staged policies which policy and line each belongs to."""
 
-    def __init__(self, worker: Worker, enforcement: Enforcement) -> None:
+    def __init__(self, worker: Worker, enforcement: Enforcement, parties: Parties) -> None:
         self._worker = worker
         self._enforcement = enforcement
+        self._parties = parties
 
     async def trial(self) -> Trial:
         """Return what staged policies would do. Raises KernelError."""
@@ -61,14 +61,14 @@ class Trials:
         if not regime.staged:
             return Trial(refused=(), more=0, full=False, cuts=0)
         local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-        flows = self._enforcement.flows(regime.trial, local)
+        flows = self._parties.flows(regime.trial, local)
         return await asyncio.to_thread(self._of, flows)
 
     def _of(self, flows: Flows) -> Trial:
         """Read and judge in a thread of its own: a container that scans ports fills sets with 65,535 flows."""
         sets = policy_counts.tallies(TABLE, rules.TALLIES)
         counted = sorted((one for some in sets for one in some), key=lambda one: -one.packets)
-        refused, more = summed(counted, flows, self._enforcement.name_of)
+        refused, more = summed(counted, flows, self._parties.name_of)
         full = any(len(some) >= MOST_ELEMENTS for some in sets)
         return Trial(refused=refused, more=more, full=full, cuts=conntrack.count(flows))
 
@@ -98,10 +98,3 @@ def summed(
         for (policy, line, source, target, port), packets in listed
     )
     return refused, more
-
-
-def port_text(flow: conntrack.Flow) -> str:
-    """Return a flow's protocol, with its port if it has one, as people write it: 80/tcp, icmp, 47."""
-    if flow.protocol in ("tcp", "udp", "sctp"):
-        return str(Ports(flow.protocol, flow.port, flow.port))  # type: ignore[arg-type]
-    return flow.protocol

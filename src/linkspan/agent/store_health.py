@@ -99,7 +99,7 @@ class StoreHealth:
             async with asyncio.timeout(PATIENCE):
                 await self._replica.store.get(SETTINGS)
         except TimeoutError:
-            why, fix = f"no answer within {PATIENCE:.0f} s", _LOOK
+            why, fix = f"{self._url()}: no answer within {PATIENCE:.0f} s", _LOOK
         except LinkspanError as error:
             why, fix = error.message, error.hint
         seconds = time.monotonic() - begun

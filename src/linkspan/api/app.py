@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import msgspec
 from aiohttp import web
@@ -17,32 +16,23 @@ from linkspan.api.cluster import ClusterRoutes
 from linkspan.api.diagnose import DiagnoseRoutes
 from linkspan.api.founding import FoundingRoutes
 from linkspan.api.hosts import HostRoutes
+from linkspan.api.middleware import errors_and_rights
 from linkspan.api.peer_credentials import peer
 from linkspan.api.policy import PolicyRoutes
 from linkspan.api.recovery import RecoveryRoutes
-from linkspan.api.responses import answer, body, doing, error_body, streamed
+from linkspan.api.responses import answer, body, doing, streamed
 from linkspan.api.runtimes import routes
 from linkspan.api.status import StatusRoutes
 from linkspan.cluster.endpoint_records import by_container
 from linkspan.cluster.network_plans import NetworkRequest
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, NotFound
+from linkspan.core.errors import Conflict, Invalid, NotFound
 from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network, NetworkPolicy
+from linkspan.endpoints.attach import attach
+from linkspan.endpoints.detach import detach
+from linkspan.endpoints.update import relabel
 from linkspan.kernel.io.namespaces import open_namespace
-from linkspan.runtimes import paths
 
-log = logging.getLogger("linkspan.api.app")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-STATUS = {
-    "invalid": 400,
-    "denied": 403,
-    "not_found": 404,
-    "conflict": 409,
-    "exhausted": 409,
-    "unavailable": 503,
-}
 LARGEST = 2 << 20
 """Largest request in bytes: a runtime's configuration may have 1 MiB."""
 
@@ -82,6 +72,7 @@ class UpdateBody(msgspec.Struct, frozen=True):
     mtu: int = 0
     options: dict[str, str] = {}
     policy: NetworkPolicy | None = None
+    egress: tuple[str, ...] | None = None
 
 
 class MigrationBody(msgspec.Struct, frozen=True):
@@ -101,7 +92,7 @@ class ReservationBody(msgspec.Struct, frozen=True):
 _PUBLIC = tuple(
     name
     for name in Endpoint.__struct_fields__
-    if name not in ("netns_path", "netns_cookie", "metric", "bandwidth")
+    if name not in ("netns_path", "netns_cookie", "metric")
 )
 _PublicEndpoint = msgspec.defstruct("_PublicEndpoint", _PUBLIC, frozen=True, gc=False)
 _public_fields = operator.attrgetter(*_PUBLIC)
@@ -137,30 +128,6 @@ def _refuse_lengths(ips: Iterable[str]) -> None:
                 f"--ip {text} has a prefix length, but the network sets it", f"give the address alone: --ip "
                 f"{text.partition('/')[0]}"
             )
-
-
-@web.middleware
-async def errors_and_rights(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let only root change anything, and answer every error as JSON."""
-    try:
-        uid = peer(request)[1]
-        # these calls have errors of their own
-        if uid and request.method != "GET" and request.path not in paths():
-            raise Denied(
-                f"user {uid} may only read; changes need root", "run the command with sudo"
-            )
-        return await handler(request)
-    except LinkspanError as error:
-        return answer(error_body(error), STATUS.get(error.code, 500))
-    except web.HTTPException as error:  # an unknown path or method, a body too large
-        what = f"{request.method} {request.path}: {error.reason.lower()}"
-        return answer(error_body(LinkspanError(what, "is the caller of another version?")), error.status)
-    except Exception:
-        log.exception("%s %s", request.method, request.path)
-        failure = LinkspanError(
-            f"{request.method} {request.path} failed inside the agent", "its log says more"
-        )
-        return answer(error_body(failure), 500)
 
 
 class Api:
@@ -206,13 +173,14 @@ class Api:
         return answer(self._agent.networks.every())
 
     async def _show_network(self, request: web.Request) -> web.Response:
-        network = self._agent.network(request.match_info["name"])
+        network = self._agent.networks.get(request.match_info["name"])
         allowed = [a for a in self._agent.allowances.all() if network.name in (a.source, a.target)]
         more = {
             "allowances": msgspec.to_builtins(allowed),
             "not_switched": self._agent.migration_runner.not_switched(network),
             "progress": msgspec.to_builtins(self._agent.migration_runner.progress(network)),
-            "data_path": data_path(network, self._agent.facts),
+            "data_path": data_path(network, self._agent.facts.last),
+            "exits": self._agent.egress.told(network),
         }
         return answer(msgspec.to_builtins(network) | more)
 
@@ -226,7 +194,7 @@ class Api:
         return {**msgspec.to_builtins(network), "warnings": [*found, *self._slow(network)]}
 
     def _slow(self, network: Network) -> Iterator[str]:
-        by = data_path(network, self._agent.facts)
+        by = data_path(network, self._agent.facts.last)
         if by != KERNEL:
             yield f"a program carries packets between hosts, many times slower than the kernel: {by}"
 
@@ -235,9 +203,9 @@ class Api:
         name = request.match_info["name"]
         with doing(f"change network {name}"):
             if change.policy == "default-deny":
-                self._agent.policies.require_default(self._agent.network(name))
+                self._agent.policies.require_default(self._agent.networks.get(name))
             changed = await self._agent.network_changes.update(
-                name, change.add_pools, change.mtu, change.options, change.policy
+                name, change.add_pools, change.mtu, change.options, change.policy, change.egress
             )
             if change.policy is not None:
                 await self._agent.enforcement.enforce()
@@ -246,7 +214,7 @@ class Api:
     async def _migrate_network(self, request: web.Request) -> web.Response:
         wanted = await body(request, MigrationBody)
         name = request.match_info["name"]
-        old = self._agent.network(name)
+        old = self._agent.networks.get(name)
         with doing(f"migrate network {name}"):
             after = await self._agent.membership.migrate(name, wanted.backend, wanted.options)
         new = after.target or after
@@ -272,7 +240,7 @@ class Api:
         pid, _ = peer(request)
         fd = open_namespace(f"/proc/{pid}/fd/{wanted.namespace_fd}") if wanted.namespace_fd >= 0 else -1
         try:
-            return answer(public(await self._agent.attach(wanted, fd, wanted.namespace_path)), 201)
+            return answer(public(await attach(self._agent.registry, wanted, fd, wanted.namespace_path)), 201)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -286,7 +254,7 @@ class Api:
         each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)
         if not each:  # a container known only by the name of its veth pair, or whose attach is under way
             each[wanted.id, wanted.ifname] = None
-        count = sum([await self._agent.detach(id_, ifname, network) for id_, ifname in each])
+        count = sum([await detach(self._agent.registry, id_, ifname, network) for id_, ifname in each])
         id_, _ = next(iter(each))
         why = "" if count else await self._missing(wanted)
         return answer({"detached": count, "id": id_, "why": why})
@@ -297,9 +265,9 @@ class Api:
     async def _list_endpoints(self, request: web.Request) -> web.StreamResponse:
         network = request.query.get("network", "")
         if network:
-            self._agent.network(network)
+            self._agent.networks.get(network)
         if "local" in request.query:
-            here = self._agent.endpoints().values()
+            here = self._agent.registry.endpoints.values()
             return answer([public(e) for e in by_container(e for e in here if network in ("", e.network))])
         return await streamed(request, _told(self._agent.endpoint_records.everywhere(network)))
 
@@ -313,7 +281,10 @@ class Api:
         if not found:
             why = await self._agent.endpoint_records.missing(word, self._agent.event_log)
             raise NotFound(f"endpoint {word!r} cannot be labelled here: {why}", "`linkspan endpoint list` shows them")
-        return answer([public(e) for e in [await self._agent.label(e, change.set, change.remove) for e in found]])
+        registry = self._agent.registry
+        changed = [await relabel(registry, one.identity, change.set, change.remove) for one in found]
+        await self._agent.enforcement.enforce()  # then policies count the labels here
+        return answer([public(endpoint) for endpoint in changed])
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)

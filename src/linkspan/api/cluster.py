@@ -9,6 +9,7 @@ from aiohttp import web
 
 from linkspan import SCHEMA
 from linkspan.agent.agent import Agent
+from linkspan.api.host_condition import disputes
 from linkspan.api.responses import answer, body, doing
 from linkspan.cluster.host_settings import change_cluster
 from linkspan.core.errors import Conflict
@@ -47,7 +48,7 @@ class ClusterRoutes:
                 {"name": h.name, "version": h.version, "reads": h.reads, "withdraws": h.withdraws}
                 for h in sorted(hosts, key=lambda host: host.name)
             ],
-            "disputes": agent.claimed_twice(),
+            "disputes": disputes(agent),
         }
 
     async def _show(self, request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.api.host_condition import condition_of
 from linkspan.backends import BACKENDS
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Unavailable
@@ -62,7 +63,7 @@ async def _checks(agent: Agent) -> list[Check]:
     networks = agent.networks.all()
     unknown = await agent.worker.run(machine.sysctls.unknown)
     if networks:
-        found += agent_checks.forwarding(agent.facts, machine.sysctls.watch.problem)
+        found += agent_checks.forwarding(agent.facts.last, machine.sysctls.watch.problem)
     found += agent_checks.settings(unknown)
     found += agent_checks.control(agent.control.closed().places, agent.config.store)
     found += await agent.store_health.checks()
@@ -71,7 +72,7 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.stations(networks, agent.peers.known)
     found += await _of_policies(agent)
     found += agent_checks.unprotected(agent.enforcement.unenforced())
-    condition = agent.condition()
+    condition = condition_of(agent)
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)
     found += agent_checks.hosts(condition.unreachable, agent.hosts.names())

@@ -13,6 +13,7 @@ from linkspan.api.responses import answer, body
 from linkspan.cluster.founding.join_token import NEW_SECONDS
 from linkspan.cluster.founding.voting import LEAST_REPLACE, MOST
 from linkspan.core.errors import Conflict, Unavailable, counted
+from linkspan.endpoints.detach import detach
 
 
 class InitBody(msgspec.Struct, frozen=True):
@@ -151,7 +152,7 @@ class FoundingRoutes:
     async def _leave(self, request: web.Request) -> web.Response:
         """Leave the cluster, after this host's containers were detached."""
         wanted, agent = await body(request, LeaveBody), self._agent
-        there = [*agent.endpoints().values()]
+        there = [*agent.registry.endpoints.values()]
         if there and not wanted.force:
             names = ", ".join(sorted(one.called for one in there)[:5]) + (", ..." if len(there) > 5 else "")
             raise Conflict(
@@ -161,8 +162,8 @@ class FoundingRoutes:
         host, cluster = agent.hosts.here, agent.replica.store.cluster
 
         async def vacate() -> None:
-            for id_ in {id_ for id_, _ in agent.endpoints()}:
-                await agent.detach(id_)
+            for id_ in {id_ for id_, _ in agent.registry.endpoints}:
+                await detach(agent.registry, id_)
             await agent.leases.remove_host(host.id)
 
         await agent.founding.leave(host, vacate, force=wanted.force)

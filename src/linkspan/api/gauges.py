@@ -32,9 +32,8 @@ async def look(agent: Agent) -> dict[str, float]:
     return ages
 
 
-def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[Gauge]:
+def gauges(agent: Agent, condition: Condition, handshakes: dict[str, float]) -> Iterator[Gauge]:
     """Yield the gauges: agent, store, hosts, networks, failed repairs, and sessions (with those that ``look`` read)."""
-    condition = agent.condition()
     yield "linkspan_info", "The running version", "version", {__version__: 1.0}
     ok = float(condition.ok)
     yield "linkspan_ok", "Whether `linkspan status` shows no problem on this host", "", {"": ok}
@@ -45,7 +44,7 @@ def gauges(agent: Agent, handshakes: dict[str, float]) -> Iterator[Gauge]:
     names = [network.name for network in agent.networks.all()]
     counts = {n: float(agent.registry.count(n)) for n in names}
     yield "linkspan_endpoints", "Endpoints attached", "network", counts
-    free = {n: float(agent.free(n)) for n in names}
+    free = {n: float(agent.blocks.free(n)) for n in names}
     yield "linkspan_addresses_free", "Addresses left", "network", free
     unreadable = float(len(condition.store["unreadable"]))
     yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}

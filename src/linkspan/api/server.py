@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
-from linkspan.api.app import Api
 from linkspan.api.runtimes import engine
 from linkspan.api.sockets import BACKLOG, listening, metrics_at, on_socket
 from linkspan.api.status import StatusRoutes
@@ -17,13 +16,13 @@ from linkspan.runtimes import runtimes, systemd
 
 
 @contextlib.asynccontextmanager
-async def serving(agent: Agent) -> AsyncIterator[None]:
-    """Listen on the agent's socket, and for metrics only on the address of the settings.
+async def serving(agent: Agent, application: Callable[[], web.Application]) -> AsyncIterator[None]:
+    """Serve an application on the agent's socket, and for metrics only on the address of the settings.
 
     Raises Invalid if a socket cannot be made.
     """
     path = Path(agent.config.socket)
-    async with listening(Api(agent).application()) as runner:
+    async with listening(application()) as runner:
         await on_socket(runner, path)
         async with metrics_at(agent.config.metrics, StatusRoutes(agent).metrics), _engines(agent):
             yield

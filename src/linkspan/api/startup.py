@@ -14,8 +14,9 @@ from aiohttp import web
 
 from linkspan.agent.agent import Agent
 from linkspan.api import status_report
-from linkspan.api.app import errors_and_rights
 from linkspan.api.founding import FoundingRoutes
+from linkspan.api.host_condition import condition_of
+from linkspan.api.middleware import errors_and_rights
 from linkspan.api.recovery import RecoveryRoutes
 from linkspan.api.responses import answer, error_body
 from linkspan.api.sockets import listening, on_socket
@@ -33,7 +34,7 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/v1/status":
             why = f"{WAITING}: {moving}" if (moving := agent.founding.problem) else WAITING
-            return answer(status_report.as_status(agent) | {"ok": False, "waiting": why})
+            return answer(status_report.as_status(agent, condition_of(agent)) | {"ok": False, "waiting": why})
         if request.path in paths():
             return web.Response(status=503)
         why = f"the agent waits for the store: {agent.founding.problem or agent.replica.problem}"

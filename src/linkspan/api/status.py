@@ -10,6 +10,7 @@ from aiohttp import web
 
 from linkspan.agent.agent import Agent
 from linkspan.api import gauges, status_report
+from linkspan.api.host_condition import condition_of
 from linkspan.api.responses import answer
 from linkspan.core.addresses import prefix
 from linkspan.core.desired import Change, Source
@@ -45,11 +46,11 @@ class StatusRoutes:
 
     async def _status(self, request: web.Request) -> web.Response:
         await self._agent.registration.observe_routes(self._agent.networks)
-        return answer(status_report.as_status(self._agent))
+        return answer(status_report.as_status(self._agent, condition_of(self._agent)))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer with all metrics, in Prometheus' text format."""
-        found = gauges.gauges(self._agent, await gauges.look(self._agent))
+        found = gauges.gauges(self._agent, condition_of(self._agent), await gauges.look(self._agent))
         return web.Response(body=self._agent.metrics.text(found), content_type="text/plain")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
@@ -74,7 +75,7 @@ class StatusRoutes:
 
     def _inside(self) -> frozenset[int]:
         """Return the namespaces that contain objects of ours."""
-        return frozenset(e.netns for e in self._agent.endpoints().values() if e.netns)
+        return frozenset(e.netns for e in self._agent.registry.endpoints.values() if e.netns)
 
     def _difference(self, inside: frozenset[int]) -> tuple[Change, dict[Key, str]]:
         """Observe everything (worker thread)."""
@@ -95,7 +96,7 @@ class StatusRoutes:
     async def _plan(self, request: web.Request) -> web.Response:
         wanted = request.query.get("network", "")
         if wanted:
-            self._agent.network(wanted)
+            self._agent.networks.get(wanted)
         sources = self._of_network(wanted) if wanted else None
         states, owners, absent = await self._worker.run(self._wanted, self._inside(), sources)
         found = plan.lines(
@@ -110,7 +111,7 @@ class StatusRoutes:
 
     def _of_network(self, network: str) -> Callable[[Source], bool]:
         """Return a test for the sources of a network (with its peers, and its firewall)."""
-        there = [e for e in self._agent.endpoints().values() if e.network == network]
+        there = [e for e in self._agent.registry.endpoints.values() if e.network == network]
         own = {registry.source(e) for e in there} | {multihoming.source(e) for e in there} | {("names", *zone.LEADS)}
         return lambda source: source in own or plan.concerns(source, network)
 
@@ -128,7 +129,7 @@ class StatusRoutes:
     async def _addresses(self, request: web.Request) -> web.Response:
         network = request.query.get("network", "")
         if network:
-            self._agent.network(network)
+            self._agent.networks.get(network)
         return answer(await self._holdings(network))
 
     async def _holdings(self, network: str = "") -> list[address_audit.Holding]:

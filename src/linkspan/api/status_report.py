@@ -8,14 +8,14 @@ from typing import Any
 
 from linkspan import __version__
 from linkspan.agent.agent import Agent
+from linkspan.agent.condition import Condition
 from linkspan.cluster import controller_status
 from linkspan.core import namesakes
 from linkspan.endpoints.reconstruction import is_unnamed
 
 
-def as_status(agent: Agent) -> dict[str, Any]:
+def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
     """Return the agent's status as documented for `status -o json`."""
-    condition = agent.condition()
     heals = [
         {
             "at": h.at,
@@ -31,7 +31,7 @@ def as_status(agent: Agent) -> dict[str, Any]:
             "name": n.name,
             "backend": n.backend,
             "endpoints": agent.registry.count(n.name),
-            "free": agent.free(n.name),
+            "free": agent.blocks.free(n.name),
             "names": agent.name_service.standing(n.name),
             "not_switched": agent.migration_runner.not_switched(n),
         }

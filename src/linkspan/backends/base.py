@@ -27,6 +27,7 @@ class BaseBackend:
     neighbours = False
     learns = False
     encrypts = False
+    exits = False
     host_phase: HostPhase = "before networks"
     programs: tuple[tuple[str, str], ...] = ()
     has_settings = False

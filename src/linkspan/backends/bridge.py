@@ -111,7 +111,7 @@ def pool_states(view: HostView, network: Network) -> Iterable[State]:
         family, text = pool.family, pool_text(pool)
         yield Route(pool, metric=UNREACHABLE_METRIC)
         yield element(f"pools{family}", text)
-        if network.masquerade and not network.internal:
+        if network.masquerade and not network.internal and family not in network.exits:
             yield element(f"masquerade{family}", text)
         if network.internal:
             yield element(f"internal{family}", text)
@@ -316,7 +316,10 @@ def _paired(network: Network, endpoint: Endpoint) -> Iterable[tuple[Prefix, Pref
 
 
 def shaped(endpoint: Endpoint) -> Iterable[TokenBucket]:
-    """Return a token bucket for each limited direction; each shapes what leaves its end of the pair."""
+    """Return a token bucket for each limited direction; each shapes what leaves its end of the pair.
+
+    An end that Docker has not taken yet has none: the kernel removes it when the link changes its namespace.
+    """
     limits = endpoint.bandwidth
     if limits is None:
         return
@@ -324,7 +327,7 @@ def shaped(endpoint: Endpoint) -> Iterable[TokenBucket]:
         (limits.ingress_rate, limits.ingress_burst, endpoint.host_ifname, HOST),
         (limits.egress_rate, limits.egress_burst, endpoint.ifname, endpoint.netns),
     ):
-        if rate:
+        if rate and (netns or device == endpoint.host_ifname):
             size = max(burst // 8 or BURST, endpoint.mtu)
             yield TokenBucket(device, max(rate // 8, 1), -(-size // GRAIN) * GRAIN, netns)
 

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from linkspan.backends import egress
 from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted_neighbour,
     facing,
+    loose_underlay,
     offered,
     plain_needs,
     plain_route,
@@ -49,11 +51,15 @@ class HostGwBackend(RoutedBackend):
     name = "host-gw"
     summary = "host-gw: plain routes; the other host is the gateway to its containers"
     neighbours = True
+    exits = True
     options: Mapping[str, str] = {CHECK_MAC: "true|false"}
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the guards, and the link with this host's own addresses."""
         yield from plain_states(view, network)
+        yield from egress.network_states(view, network)
+        if network.egress:  # answers from outside come from the holder, and not by the default route
+            yield from loose_underlay(view, network)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the peer's routes. Raises Unavailable if a router is in between, or if it never answered ARP (ND)."""
@@ -64,6 +70,7 @@ class HostGwBackend(RoutedBackend):
         for target in reached(peer):
             yield from admitted_neighbour(view, network, peer, target)
             yield from plain_route(view, network, peer, target, found[target.family])
+        yield from egress.routes(view, network, peer, peer.device, found, plain=True)
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that the pool's packets reach the peer unwrapped."""

@@ -43,6 +43,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from linkspan.backends import egress
 from linkspan.backends.multi_host import (
     admitted,
     is_direct,
@@ -54,7 +55,7 @@ from linkspan.backends.multi_host import (
     underlay,
 )
 from linkspan.backends.routed import TunnelBackend
-from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
+from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.model import HostView, Lease, Network, Peer
 from linkspan.core.needs import Need
@@ -78,6 +79,7 @@ class VxlanBackend(TunnelBackend):
     name = "vxlan"
     summary = "VXLAN: a container's frame goes to the other host in UDP (port 4789)"
     overhead: Mapping[int, int] = {4: 50, 6: 70}
+    exits = True
     options: Mapping[str, str] = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", **TunnelBackend.options}
 
     def check(self, network: Network) -> None:
@@ -125,6 +127,16 @@ class VxlanBackend(TunnelBackend):
         yield tunnel_port("udp", port)
         if network.internal:
             yield element("internal_links", name)
+        yield from egress.network_states(view, network)
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return the peer's states, and those for its part of the way to the outside."""
+        yield from super().peer(view, network, peer)
+        by = device(network)
+        own = {address.family: address.packed for address in map(prefix, peer.lease.addresses)}
+        yield from egress.routes(view, network, peer, by, own, plain=False)
+        if egress.families(view, network, peer):
+            yield element("egress_ways", by, offered(network, peer, self.name)["mac"])
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
         """Accept only an offer with an address to send to, and the MAC that follows from its host."""

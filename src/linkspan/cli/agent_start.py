@@ -23,23 +23,19 @@ LOG = "agent.log"
 def ensure_agent(client: Client, config_file: str, patience: float = PATIENCE) -> None:
     """Start an agent unless one runs, and wait until it has its records. Raises LinkspanError.
 
-    One that answers, and waits for its store, gets ``patience`` seconds.
+    One that waits for its store gets ``patience`` seconds from its first answer on, whoever started it.
     """
-    process, log, deadline = None, f"journalctl -u {systemd.UNIT_NAME}", time.monotonic() + PATIENCE
     if (waits := _waits(client)) == "":
         return
-    if waits:
-        log = "linkspan status"
-        deadline = time.monotonic() + patience
-    elif client.path == config.SOCKET and systemd.runs():
-        from linkspan.cli import install
-
-        install.service()
-    else:
-        process, log = _started(client, config_file)
+    process, log = (None, "") if waits else _begun(client, config_file)
+    deadline, answered = time.monotonic() + PATIENCE, False
     while (waits := _waits(client)) != "":
+        if waits and not answered:
+            answered, deadline = True, min(deadline, time.monotonic() + patience)
         if (process is not None and process.poll() is not None) or time.monotonic() > deadline:
-            raise Unavailable(f"the agent waits: {waits}" if waits else "the agent does not start", f"see {log}")
+            if waits:
+                raise Unavailable(f"the agent waits: {waits}", "see linkspan status")
+            raise Unavailable("the agent does not start", f"see {log or 'linkspan status'}")
         time.sleep(AGAIN)
 
 
@@ -53,6 +49,16 @@ def ensure_answer(client: Client, config_file: str, patience: float) -> None:
     except Unavailable:
         if not _waits(client):
             raise
+
+
+def _begun(client: Client, config_file: str) -> tuple[subprocess.Popen[bytes] | None, str]:
+    """Start an agent; return its process, if it is not a service, and where its log is."""
+    if client.path == config.SOCKET and systemd.runs():
+        from linkspan.cli import install
+
+        install.service()
+        return None, f"journalctl -u {systemd.UNIT_NAME}"
+    return _started(client, config_file)
 
 
 def _waits(client: Client) -> str | None:

@@ -28,8 +28,10 @@ from linkspan.cli.output import (
     split,
     table,
 )
+from linkspan.core import bandwidth as limits
 from linkspan.core import ports
 from linkspan.core.errors import Invalid, NotFound, Unavailable, counted
+from linkspan.core.model import Bandwidth
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.runtimes import runtimes
 
@@ -119,6 +121,12 @@ def attach(
         ),
     ] = [],  # noqa: B006 - typer's way
     label: Annotated[list[str], typer.Option(metavar="K=V", help="A label.")] = [],  # noqa: B006 - typer's way
+    bandwidth: Annotated[
+        str,
+        typer.Option(
+            metavar="in=RATE,out=RATE", help="Limit what it receives and sends, in bits a second: in=20M,out=5M."
+        ),
+    ] = "",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
@@ -136,6 +144,7 @@ def attach(
         "ports": [msgspec.to_builtins(port) for exact, _ in wanted for port in exact],
         "port_ranges": [msgspec.to_builtins(wish) for _, ranges in wanted for wish in ranges],
         "labels": pairs(label, "--label"),
+        "bandwidth": msgspec.to_builtins(limits.parse(bandwidth)) if bandwidth else None,
     }
     on_host = client.call("GET", f"/v1/networks/{quote(network)}")["backend"] == "host"
     # A process or a bare name may share the host's namespace; a named namespace is always another one.
@@ -154,6 +163,7 @@ def attach(
     words += [f"address {joined(endpoint['addresses'])}"] if endpoint["addresses"] else []
     words += [f"gateway {joined(endpoint['gateways'])}"] if endpoint["gateways"] else []
     words += [f"ports {joined(map(_port, endpoint['ports']))}"] if endpoint["ports"] else []
+    words += [f"bandwidth {limit}"] if (limit := _limit(endpoint)) else []
     say(", ".join(words))
 
 
@@ -211,6 +221,12 @@ def _port(port: dict[str, Any]) -> str:
     return f"{at}{port['host_port']}->{port['port']}/{port['protocol']}"
 
 
+def _limit(endpoint: dict[str, Any]) -> str:
+    """Return an endpoint's limits as users write them, "" if it has none; a running agent may be older."""
+    given = endpoint.get("bandwidth")
+    return limits.spelled(msgspec.convert(given, Bandwidth)) if given else ""
+
+
 @app.command("list")
 def list_(
     network: Annotated[str, typer.Option(metavar="N", help="Only this network.")] = "",
@@ -265,6 +281,7 @@ def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
     across = client.clustered({e["host"] for e in endpoints})
     called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())
     namesakes = max(called.values(), default=0) > 1
+    limited = any(map(_limit, endpoints))
     rows = [
         (
             e["name"] or e["id"][:24],
@@ -276,9 +293,10 @@ def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
             e["mac"] or "-",
             e["host_ifname"] or "-",
             joined(map(_port, e["ports"])),
+            *([_limit(e) or "-"] if limited else []),
         )
         for e in endpoints
     ]
     columns = ["container", *(["id"] if namesakes else []), *(["host"] if across else [])]
-    columns += ["interface", "network", "addresses", "mac", "host end", "ports"]
+    columns += ["interface", "network", "addresses", "mac", "host end", "ports", *(["bandwidth"] if limited else [])]
     table(columns, rows, "no endpoint: linkspan attach netns:NAME --network NETWORK")

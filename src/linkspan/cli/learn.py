@@ -23,6 +23,7 @@ from linkspan.core.own_command import own_command
 from linkspan.learn import INSIDE
 
 if TYPE_CHECKING:
+    from linkspan.diagnose.trace.hops import Hop
     from linkspan.learn.language import Words
     from linkspan.learn.lesson import Lesson
     from linkspan.learn.progress import Progress
@@ -91,17 +92,19 @@ def start(
     """
     from linkspan.learn import lesson, sandbox
 
-    if os.environ.get(INSIDE):
-        raise Conflict("this shell is in a sandbox already", "type `next` for the next lesson, or `exit` first")
     kept, words = reader(lang)
+    if os.environ.get(INSIDE):
+        fix = words("type `next` for the next lesson, or `exit` first")
+        raise Conflict(words("this shell is in a sandbox already"), fix)
     kept.speak(words.language)  # the sandbox has a locale of its own: there `learn` speaks what is kept
     every = list(lesson.lessons().values())
     first = next((one for one in every if kept.entry(one.name).state != "passed"), every[0])
     one: Lesson | None = lesson.numbered(number) if number else first
     while one is not None:
         on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        box = prepared(one, kept, words, lasting=not on_terminal)
+        box = prepared(one, kept, words)
         if not on_terminal:
+            box.leave()
             introduce(one, words)
             say(words("The sandbox is ready: `linkspan learn shell` enters it, `linkspan learn reset` removes it."))
             return
@@ -168,6 +171,7 @@ def watch(lang: Lang = "") -> None:
     watcher, panel, begun = Watcher(box, one), Panel(one, words), time.monotonic()
     news = News(panel, one)
     introduce(one, words)
+    say(words("Type in the other window: `learn hint` helps, `learn task` shows the task again, `exit` ends it."))
     try:
         while True:
             judged = watcher.look()
@@ -252,19 +256,28 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
-    from linkspan.learn.comparison import narrow, walked
+    from linkspan.learn.english import Sentences
+    from linkspan.learn.explanation import arrives, narrow, stop, walked
 
-    found = walked(*one.data.trace)
+    told = Sentences(words.language)
+    found = walked(one.data.trace, one.data.hosts)
     if output is Format.JSON:
         as_json(found)
         return
     for title, hops in ((words("there"), found.hops), (words("back"), found.reply_hops)):
         if not hops:
             continue
-        rows = [(n, hop.namespace, hop.device or "-", hop.action, hop.detail) for n, hop in enumerate(hops, 1)]
-        table((title, words("in"), words("device"), words("action"), words("detail")), rows, "")
+        columns = [title, words("in"), words("device"), words("action"), words("detail"), words("headers")]
+        count = len(columns) if any(map(_around, hops)) else len(columns) - 1
+        rows = [
+            (str(n), hop.namespace, hop.device or "-", told(hop.action), told(hop.detail), _around(hop))
+            for n, hop in enumerate(hops, 1)
+        ]
+        table(columns[:count], [row[:count] for row in rows], "")
         print()
-    if found.reachable:
+    if found.reachable and not arrives(found):
+        say(words("The packet arrives, but nothing listens there: the answer is a refusal."))
+    elif found.reachable:
         say(words("The packet arrives, and so does the answer."))
         if narrower := narrow(found):
             sender, place = narrower
@@ -279,9 +292,15 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
                 )
             )
     elif found.broken_at:
-        say(words("Broken at {place}: {reason}", place=found.broken_at, reason=found.reason))
+        say(words("Broken at {place}: {reason}", place=stop(found), reason=told(found.reason)))
     else:
-        say(words("Not certain: {reason}", reason=found.reason))
+        say(words("Not certain: {reason}", reason=told(found.reason)))
+
+
+def _around(hop: Hop) -> str:
+    """Return a packet's headers if a tunnel has put some around it, else ''."""
+    inside = [header for header in hop.headers if header != "eth"]
+    return " / ".join(inside) if sum(header.startswith("ip ") for header in inside) > 1 else ""
 
 
 @app.command()
@@ -366,7 +385,7 @@ def reset(
 
     kept, words = reader(lang)
     if os.environ.get(INSIDE):
-        raise Conflict("this shell is in the sandbox", "type `exit` first; the sandbox ends with the lesson")
+        raise Conflict(words("this shell is in the sandbox"), words("type `exit` first: the sandbox ends with it"))
     count = sandbox.end_all(kept.sandbox)
     if forget:
         kept.forget()

@@ -10,7 +10,7 @@ import typer
 
 from linkspan.cli import layout
 from linkspan.cli.output import say, step, width
-from linkspan.core.errors import Conflict, NotFound
+from linkspan.core.errors import Conflict, Denied, NotFound
 
 if TYPE_CHECKING:
     from linkspan.learn.language import Words
@@ -69,13 +69,17 @@ def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ())
         raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
 
 
-def prepared(one: Lesson, kept: Progress, words: Words, *, lasting: bool = False, exam: bool = False) -> Sandbox:
+def prepared(one: Lesson, kept: Progress, words: Words, *, exam: bool = False) -> Sandbox:
     """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
-    from linkspan.learn import play, sandbox
+    from linkspan.learn import english, play, sandbox
 
     sandbox.end_all(kept.sandbox)
     with step(words("making the sandbox of lesson {number}", number=one.number)):
-        box = sandbox.make(kept.sandbox, lasting=lasting)
+        try:
+            box = sandbox.make(kept.sandbox)
+        except Denied as error:
+            told = english.Sentences(words.language)
+            raise Denied(told(error.message), told(error.hint)) from error
         try:
             require(box, one, words)
             play.begin(box, one)

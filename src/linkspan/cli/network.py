@@ -142,6 +142,7 @@ def _flags(network: dict[str, Any]) -> str:
     words = [f"{k}={v}" for k, v in network["options"].items()]
     words += ["internal"] if network["internal"] else []
     words += [] if network["masquerade"] else ["no masquerade"]
+    words += [f"egress {one['address']}" for one in network.get("egress", ())]  # a running agent may be older
     return joined(words)
 
 
@@ -170,6 +171,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
             ("options", joined(f"{k}={v}" for k, v in network["options"].items())),
             ("allowed", joined(allowed)),
             ("policy", network.get("policy", "")),  # a running agent may be older
+            *[("egress", f"{e['address']} on {e['host'] or 'no host'}") for e in network.get("exits", ())],
         ]
     )
 
@@ -243,21 +245,36 @@ def update(
             show_default=False,
         ),
     ] = "",
+    egress: Annotated[
+        list[str],
+        typer.Option(
+            "--egress",
+            metavar="IP[,host=H]",
+            help="The address by which its packets leave to the outside, on the host that holds it; none: no such one.",
+        ),
+    ] = [],  # noqa: B006 - typer's way
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Add a pool, or change the MTU or the default policy of a network."""
+    """Add a pool, or change the MTU, the default policy or the egress addresses of a network."""
     if policy not in ("", *get_args(NetworkPolicy)):
         raise typer.BadParameter(f"{policy!r} is not {' or '.join(get_args(NetworkPolicy))}", param_hint="--policy")
-    body = {"add_pools": split(add_pool), "mtu": mtu, "options": pairs(opt, "--opt"), "policy": policy or None}
-    if not any(body.values()):
-        raise typer.BadParameter("give --add-pool, --mtu or --policy")
+    body = {
+        "add_pools": split(add_pool),
+        "mtu": mtu,
+        "options": pairs(opt, "--opt"),
+        "policy": policy or None,
+        "egress": [] if egress == ["none"] else egress or None,
+    }
+    if not any(body.values()) and not egress:
+        raise typer.BadParameter("give --add-pool, --mtu, --policy or --egress")
     network = Client(socket).call("PATCH", f"/v1/networks/{quote(name)}", body)
     if output is Format.JSON:
         as_json(network)
     else:
         default = f", {network['policy']}" if policy else ""
-        print(f"network {name}: pools {joined(network['pools'])}, MTU {network['mtu']}{default}")
+        leaves = f", egress {joined(e['address'] for e in network['egress']) or 'none'}" if egress else ""
+        print(f"network {name}: pools {joined(network['pools'])}, MTU {network['mtu']}{default}{leaves}")
         _warn(network)
 
 

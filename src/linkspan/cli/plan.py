@@ -48,9 +48,9 @@ def plan(
 
 
 _NOT_MENDED = (
-    "linkspan repairs nothing inside a running container, because the container may change its own "
-    "network: restart the "
-    "container, detach and attach it, or type what `linkspan plan` shows; an agent that starts adds what is missing"
+    "linkspan repairs nothing inside a running container but limits of its bandwidth, because the container may "
+    "change its own network: restart the container, detach and attach it, or type what `linkspan plan` shows; an "
+    "agent that starts adds what is missing"
 )
 _FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
 """State of an object now, by the repair's word for the change."""
@@ -59,8 +59,8 @@ _FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
 def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show drift: objects that differ from their desired state, on the host and in containers; exit 3 if any do.
 
-    linkspan repairs drift on the host. It repairs nothing inside a container, and `status` does not look
-    there.
+    linkspan repairs drift on the host. Inside a container it repairs limits of bandwidth only, and `status` does
+    not look there.
     """
     found = Client(socket).call("GET", "/v1/diff")
     if output is Format.JSON:

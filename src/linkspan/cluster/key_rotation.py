@@ -67,7 +67,7 @@ class KeyRotation:
         view: Callable[[], HostView],
         put_plans: Callable[[], Awaitable[Mapping[Key, LinkspanError]]],
         register: Callable[[], Awaitable[None]],
-        changed: Callable[[], Awaitable[None]],
+        changed: Callable[[], Awaitable[object]],
     ) -> None:
         """Take ``changed``, which is called when the key files have changed; ``register`` writes this host's record."""
         self._worker = worker

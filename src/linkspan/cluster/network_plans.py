@@ -6,19 +6,23 @@ Pure functions of what is known at that moment. Two hosts may plan the same netw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from linkspan.backends import backend, migration
-from linkspan.core.addresses import BITS, Prefix, pool
+from linkspan.backends import BACKENDS, backend, migration
+from linkspan.core.addresses import BITS, Prefix, host_address, pool, prefix
 from linkspan.core.contracts import Backend
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.ipam import gateway
-from linkspan.core.model import MTUS, Host, Ipam, Lease, Network, Underlay, checked_name
+from linkspan.core.model import MTUS, Egress, Host, Ipam, Lease, Network, Underlay, checked_name
+from linkspan.core.namesakes import meant, missing
 
 BLOCK_LENGTHS = {4: 24, 6: 64}
 """Default lengths of blocks, by family: 253 containers in an IPv4 block; IPv6's usual subnet (RFC 4291 2.5.1)."""
+
+
+_OUTER = "choose a free address of a subnet that the hosts' own links have"
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +120,76 @@ def enlarged(
     return msgspec.structs.replace(finished, subnet_len=lengths)
 
 
+def left_by(network: Network, texts: Sequence[str], in_use: InUse) -> Network:
+    """Return the network with these egress addresses, ``IP[,host=NAME]`` each; with none if there is no text.
+
+    Raises Invalid, Conflict or NotFound.
+    """
+    number = 1 + max((one.number for one in network.egress), default=0)
+    exits = tuple(msgspec.structs.replace(_exit(network, text, in_use), number=number) for text in texts)
+    changed = msgspec.structs.replace(network, egress=exits)
+    if not exits:
+        return changed
+    if len(changed.exits) < len(exits):
+        raise Invalid(f"network {network.name}: two egress addresses of one family", "give one of each at most")
+    if network.internal:
+        raise Invalid(f"network {network.name} is internal: nothing leaves it", "leave --egress out")
+    if not network.masquerade:
+        raise Invalid(
+            f"network {network.name} keeps its containers' addresses outside (--no-masquerade)", "leave --egress out"
+        )
+    if network.migration is not None:
+        raise Conflict(f"network {network.name} migrates to {network.migration.backend}", "wait until it is done")
+    _check_exits(network, exits, in_use)
+    return changed
+
+
+def _check_exits(network: Network, exits: Iterable[Egress], in_use: InUse) -> None:
+    """Refuse addresses that the network, or another one, cannot leave by."""
+    if not backend(network.backend).exits:
+        able = ", ".join(name for name, way in BACKENDS.items() if way.exits)
+        raise Invalid(
+            f"network {network.name}: backend {network.backend} carries no packets of the outside to the host that "
+            "holds an egress address",
+            f"use a network of backend {able}",
+        )
+    if old := sorted(host.name or host.id for host in in_use.hosts if not host.egresses):
+        raise Conflict(
+            f"network {network.name}: the agent of host {', '.join(old)} is of a version without egress addresses",
+            "upgrade it first: linkspan upgrade",
+        )
+    for one in exits:
+        address = one.prefix
+        if not any(pool.family == address.family for pool in network.prefixes):
+            raise Invalid(f"network {network.name} has no pool of IPv{address.family}", "leave --egress out")
+        for other in in_use.networks:
+            if any(pool.holds(address) for pool in other.prefixes):
+                raise Conflict(f"egress address {address.address} is in a pool of network {other.name}", _OUTER)
+            if other.name != network.name and any(exit_.prefix == address for exit_ in other.egress):
+                raise Conflict(f"egress address {address.address} is network {other.name}'s", _OUTER)
+        for host in in_use.hosts:
+            own = (*host.underlay.addresses, *host.underlay.advertise) if host.underlay else ()
+            if any(prefix(text).single() == address for text in own):
+                raise Conflict(f"egress address {address.address} is host {host.name}'s own", _OUTER)
+
+
+def _exit(network: Network, text: str, in_use: InUse) -> Egress:
+    address, comma, more = text.partition(",")
+    key, _, name = more.partition("=")
+    if comma and (key != "host" or not name):
+        raise Invalid(f"network {network.name}: --egress {text!r} is not understood", "write 192.0.2.50,host=h1")
+    if "/" in address:
+        raise Invalid(f"network {network.name}: --egress {text} has a prefix length", "give the address alone")
+    try:
+        own = host_address(address).single().address
+    except Invalid as error:
+        raise error.within(f"network {network.name}: --egress {text}") from error
+    called = {host.id: host.name for host in in_use.hosts}
+    if name and not (id_ := meant(called, name)):
+        raise missing(called, name)
+    return Egress(own, id_ if name else "")
+
+
 def migrated(
     network: Network,
     name: str,
@@ -128,6 +202,11 @@ def migrated(
 
     ``networks`` are all of the cluster, ``leases`` those of the network. Raises Invalid or Conflict.
     """
+    if network.egress and not backend(name).exits:
+        raise Invalid(
+            f"network {network.name} has an egress address, which backend {name} cannot lead to",
+            f"remove it first: linkspan network update {network.name} --egress none",
+        )
     if network.migration is not None and name == network.backend:
         migration.check_back(network, options)
         return migration.turned(network, leases)

@@ -86,6 +86,8 @@ class Participation:
     def wanted(self) -> frozenset[str]:
         """Return the networks in which this host must have a lease."""
         containers = {*(endpoint.network for endpoint in self._endpoints.values()), *(+self._expected)}
+        here = self._hosts.here.id
+        containers |= {n.name for n in self._networks.all() if any(one.host == here for one in n.egress)}
         setting = self._hosts.whole(self._hosts.here).settings.get(SETTING, "")
         return chosen(self._networks.all(), self._allowances.all(), containers, setting)
 

@@ -130,6 +130,17 @@ class Presence:
         self._not_before = float("-inf")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._kept: list[Callable[[float], None]] = []
+        self._ended: list[Callable[[], None]] = []
+
+    def subscribe(self, kept: Callable[[float], None], ended: Callable[[], None]) -> None:
+        """Call ``kept`` when the store has kept this host's standing records or put new ones, ``ended`` if they ended.
+
+        ``kept`` gets the time (``core.clock.now``) before that was sent. Records may end without a call of ``ended`` if
+        two calls of ``kept`` are LIFE apart.
+        """
+        self._kept.append(kept)
+        self._ended.append(ended)
 
     @property
     def _value(self) -> bytes:
@@ -228,10 +239,16 @@ class Presence:
                     await self._put(sent)
                 return
             kept = await self._replica.keep()
+            for tell in self._kept if kept else ():
+                tell(sent)
+            for end in () if kept else self._ended:
+                end()
             if not kept or self._is_lost():
                 if not self._is_due(GAP):
                     return
-                await self._put(sent)
+                done = await self._put(sent)
+                for tell in self._kept if done else ():
+                    tell(sent)
             elif self._is_due(BEAT):
                 await self._end_second()
                 if self.second and not await self._put(sent, unchanged=True):

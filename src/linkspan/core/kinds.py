@@ -15,9 +15,10 @@ Links
     mark, or as from any other link.
 
 Marks
-    Policy rules, and routes of tables from 76000 on, are in containers only; at its start the agent removes those
-    that no endpoint wants. The record of a volatile file says only that it is ours. The group ``linkspan`` is no
-    state: a record in the state folder says that linkspan made it.
+    Policy rules, and routes of other tables than the main one, are in containers (tables from 76000 on), where the
+    agent removes at its start those that no endpoint wants, and on the host for egress addresses (`core/egress.py`).
+    The record of a volatile file says only that it is ours. The group ``linkspan`` is no state: a record in the state
+    folder says that linkspan made it.
 """
 
 from __future__ import annotations
@@ -194,6 +195,8 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """Whether it changes without an event, and is observed every second."""
     alone: Callable[[S], bool] = _never
     """Returns whether an object inside a container is certainly ours: it is removed if no source wants it any more."""
+    imposed: bool = False
+    """Whether a container may not choose it: it is put back inside containers as well, where no event is seen."""
     counted: bool = True
     """Whether it is a fight if it is wrong again and again. Not for states that are lost when a helper
     program, a switch or a router restarts: those have pauses of their own."""
@@ -303,6 +306,11 @@ class Kinds:
     def polled(self) -> frozenset[type[State]]:
         """Return the kinds that are observed every second."""
         return frozenset(kind.state for kind in self if kind.poll)
+
+    @cached_property
+    def imposed(self) -> tuple[type[State], ...]:
+        """Return the kinds that are put back inside containers, too."""
+        return tuple(kind.state for kind in self if kind.imposed)
 
     @cached_property
     def prefixes(self) -> tuple[str, ...]:

@@ -72,6 +72,23 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
+class Egress(msgspec.Struct, frozen=True):
+    """An address by which a network's packets leave to the outside; ``host`` is the id of the one that should hold it.
+
+    Without one, any host that takes part in the network may hold it. ``number`` distinguishes this wish from earlier
+    ones, which may be the same.
+    """
+
+    address: str
+    host: str = ""
+    number: int = 0
+
+    @property
+    def prefix(self) -> Prefix:
+        """Return the address, parsed."""
+        return prefix(self.address).single()
+
+
 MTUS = (1280, 65535)
 """IPv6 needs 1280 (RFC 8200 section 5); IPv4 packets end at 65535."""
 
@@ -79,7 +96,8 @@ MTUS = (1280, 65535)
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A network: pools of addresses, and the backend by which its endpoints reach each other.
 
-    ``expose`` names the runtimes that have it as a network of their own, on every host.
+    ``expose`` names the runtimes that have it as a network of their own, on every host. ``egress`` has at most one
+    address of each family: what leaves the network to the outside does so by it.
     """
 
     name: str
@@ -95,6 +113,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     migration: Migration | None = None
     expose: tuple[Runtime, ...] = ()
     policy: NetworkPolicy = "default-allow"
+    egress: tuple[Egress, ...] = ()
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
@@ -105,6 +124,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     def pairs(self) -> tuple[tuple[Prefix, Prefix], ...]:
         """Return each pool with its gateway: with the pool's length on a bridge, without (/32, /128) if routed."""
         return _pairs(self.pools, self.gateways, routed=self.routed)
+
+    @property
+    def exits(self) -> dict[int, Egress]:
+        """Return the egress addresses by their families."""
+        return {one.prefix.family: one for one in self.egress}
 
     @property
     def on_host(self) -> bool:
@@ -364,7 +388,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     backend, ``next_keys`` those that it is about to use, and ``takes`` the next keys of other hosts, by their
     ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
-    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not.
+    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, and ``egresses`` that it knows
+    networks' egress addresses.
     """
 
     id: str
@@ -379,6 +404,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     takes: dict[str, str] = {}
     control: tuple[str, ...] = ()
     enforces: bool = False
+    egresses: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""
@@ -467,6 +493,8 @@ class HostView(msgspec.Struct, frozen=True):
 
     ``control`` are the addresses with TCP ports from which containers are kept, ``control_here`` the ports
     from which they are kept at every address of this host.
+
+    ``exits`` has the id of the host that holds a network's egress address, by (network, family).
     """
 
     networks: tuple[Network, ...]
@@ -481,6 +509,7 @@ class HostView(msgspec.Struct, frozen=True):
     living: tuple[tuple[str, Prefix], ...] = ()
     control: tuple[tuple[str, int], ...] = ()
     control_here: tuple[int, ...] = ()
+    exits: Mapping[tuple[str, int], str] = {}
 
     def lease(self, network: str) -> Lease | None:
         """Return this host's lease in a network, None if it has none."""

@@ -5,8 +5,9 @@ address) and remove entries of connection tracking.
 
 A *change* replaces one source's states and applies only the difference: the hot path of attach and detach. A
 *resync* observes whole kinds and repairs what differs: at start, after a kernel event, by the timer. The
-inside of a container's namespace belongs to the container. There a resync adds what is missing, and removes
-only rules and tables of ours that no source wants any more.
+inside of a container's namespace belongs to the container. A resync looks there only when it is told to: at the
+agent's start, and for limits of bandwidth. It adds what is missing, and removes only rules and tables of ours that
+no source wants any more.
 
 Objects that another program keeps changing stay wrong for a while, and a container whose guards are not in
 force is cut off (``fights.py``, ``judging.py``). Only a resync counts that, and only for objects that are wrong by

@@ -25,6 +25,8 @@ One more container is one more element and no new rule, so a packet's cost does 
                       internal     what an internal network may use of the host
                       publish      published ports (DNAT), for incoming packets and for the host's own
                       postrouting  masquerade
+                      chosen, translated, leaving   only with egress addresses: what leaves their networks does
+                                   so by the host that holds the address (``egress.py``)
                       sealed, sealed_in   only with encrypted networks: none of their packets leaves in clear, or is
                                    accepted in clear (``seal.py``)
 
@@ -117,7 +119,7 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     """Return both tables with their sets and chains; ``kinds`` has the names of our links."""
     yield from (NftTable(INET, TABLE), NftTable(BRIDGE, TABLE))
     yield from _sets()
-    yield _chain(INET, "tunnels", "", [*_by_source(), "drop"])
+    yield _chain(INET, "tunnels", "", [*_by_source(), *_by_exit(), "drop"])
     yield _chain(INET, "routed", "", _routed())
     yield _chain(INET, "ours", "", _ours(kinds))
     yield _chain(INET, "guard", "type filter hook prerouting priority raw; policy accept;", _guard(kinds))
@@ -177,14 +179,15 @@ def _sets() -> Iterable[NftSet]:
     yield NftSet(INET, TABLE, "within", "ifname . ifname")
     yield NftSet(INET, TABLE, "tunnel_ports", "inet_proto . inet_service")
     yield NftSet(INET, TABLE, "speaker_ports", "inet_service")
-    yield NftSet(INET, TABLE, "gateways", "ifname . ether_addr")
+    for name in ("gateways", "egress_ways"):
+        yield NftSet(INET, TABLE, name, "ifname . ether_addr")
     for name in ("control_ports", "control_here"):
         yield NftSet(INET, TABLE, name, "inet_service")
     for name in ("ipip_local", "ipip_peers"):
         yield NftSet(INET, TABLE, name, _TYPE[4])
     for family in FAMILIES:
         type_ = _TYPE[family]
-        for name in ("pools", "masquerade", "internal"):
+        for name in ("pools", "masquerade", "internal", "egress_nets"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_, interval=True)
         yield NftSet(INET, TABLE, f"sources{family}", type_, "verdict", interval=True)
         for exact in ("", "_exact"):
@@ -228,6 +231,12 @@ def _guard(kinds: Kinds) -> Iterable[str]:
 
 def _by_source() -> Iterable[str]:
     yield from (f"{_IP[family]} saddr vmap @sources{family}" for family in FAMILIES)
+
+
+def _by_exit() -> Iterable[str]:
+    # Answers from outside, by the host through which their network leaves (``egress``).
+    for family in FAMILIES:
+        yield f"iifname . ether saddr @egress_ways {_IP[family]} daddr @egress_nets{family} {_ADMIT}"
 
 
 def _outside(kinds: Kinds) -> list[str]:

@@ -24,10 +24,14 @@ ADDED = {VXLAN: 14 + 8 + 8, IPIP: 0, WIREGUARD: 8 + 32, ESP: 8 + 8 + 16 + 5}
 
 
 class Wire(msgspec.Struct, frozen=True):
-    """Headers that a device adds to its packets; ``local`` is the outer source, empty if the route decides."""
+    """Headers that a device adds to its packets; ``local`` is the outer source, empty if the route decides.
+
+    ``remote`` is the far end of a device that has only one, and accepts packets from no other.
+    """
 
     device: str
     kind: Encapsulation
     local: bytes = b""
     port: int = 0
     vni: int = 0
+    remote: bytes = b""

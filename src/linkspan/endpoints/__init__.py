@@ -11,7 +11,7 @@ Which namespace
     uses a cookie twice. States name a namespace by its inode alone, so the endpoints of two namespaces with one
     inode must never exist together:
 
-    - Before an endpoint is attached, or is found where a runtime moved it, ``update.make_way`` detaches the
+    - Before an endpoint is attached, or is found where a runtime moved it, ``delivery.make_way`` detaches the
       endpoints of the dead namespace. A descriptor holds the living namespace open meanwhile.
     - Every function that opens a namespace compares the cookie. So a namespace that linkspan never attached
       receives nothing that was meant for a dead container.

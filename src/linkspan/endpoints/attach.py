@@ -21,10 +21,11 @@ from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, 
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.states.host import HOST, State
 from linkspan.endpoints.build import check_ports, checked, described, resized
+from linkspan.endpoints.delivery import make_way
 from linkspan.endpoints.detach import forget_connections, unplumb
 from linkspan.endpoints.registry import Mates, Registry
 from linkspan.endpoints.rename import recognise
-from linkspan.endpoints.update import alter, make_way
+from linkspan.endpoints.update import alter
 from linkspan.kernel.drivers import routes
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.machine import Machine
@@ -70,6 +71,11 @@ async def _attach(
         raise Invalid(
             f"{request.name or request.id} has a network namespace of its own",
             f"network {network.name} is for containers that share the host's: choose another network",
+        )
+    if on_host and request.bandwidth is not None:
+        raise Invalid(
+            f"network {network.name} shares the host's interfaces, which linkspan does not limit",
+            "leave the bandwidth out, or choose another network",
         )
     number = 0 if on_host or delivered else _checked_namespace(registry, namespace_fd)
     cookie = 0

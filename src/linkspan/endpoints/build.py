@@ -6,11 +6,11 @@ from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
+from linkspan.core import bandwidth
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
 from linkspan.core.errors import Invalid
 from linkspan.core.model import (
     AttachRequest,
-    Bandwidth,
     Endpoint,
     Network,
     Port,
@@ -20,16 +20,13 @@ from linkspan.core.model import (
 )
 from linkspan.core.ports import spelled
 
-LARGEST_LIMIT = 1 << 34
-"""Bits: tc's struct tc_tbf_qopt has a burst in 32 bits of bytes, and rounding may need one more bit."""
-
 LARGEST_RECORD = 768 << 10
 """Bytes of an endpoint's labels and ports in its record: a store takes 1 MiB at once (`store/request.py`). These are
 12,000 ports, or three times what Kubernetes takes as annotations of a pod (256 KiB)."""
 
 
 def checked(request: AttachRequest) -> AttachRequest:
-    """Return a request that may be carried out, with its MAC and its ports' addresses written as records have them.
+    """Return a request that may be carried out: its MAC and its ports' addresses as records have them, its limits.
 
     Every request comes through here first, whoever asks: users by the API, CNI, Podman or Docker. What follows relies
     on its names, numbers and MAC. Raises Invalid.
@@ -47,6 +44,7 @@ def checked(request: AttachRequest) -> AttachRequest:
             mac=mac_text(mac(request.mac)) if request.mac else "",
             ports=tuple(map(spelled, request.ports)),
             port_ranges=tuple(map(spelled, request.port_ranges)),
+            bandwidth=bandwidth.followed({}, request.labels, request.bandwidth),
         )
     except Invalid as error:
         raise error.within(f"attach {request.name or request.id} to {request.network}") from error
@@ -65,7 +63,7 @@ def _check_numbers(request: AttachRequest) -> None:
                 f"the range of ports {wish.first}-{wish.last} goes backwards", "write the lower port first"
             )
     if request.bandwidth is not None:
-        check_limits(request.bandwidth)
+        bandwidth.check(request.bandwidth)
 
 
 def check_size(labels: Mapping[str, str], ports: Sequence[Port]) -> None:
@@ -75,16 +73,6 @@ def check_size(labels: Mapping[str, str], ports: Sequence[Port]) -> None:
             f"its labels and published ports take {size >> 10} KiB, and may take {LARGEST_RECORD >> 10} KiB",
             "publish fewer ports, each of which takes about 64 bytes, or give shorter labels",
         )
-
-
-def check_limits(limits: Bandwidth) -> None:
-    """Refuse, by Invalid, limits that no queueing discipline accepts."""
-    for name in ("ingress_rate", "ingress_burst", "egress_rate", "egress_burst"):
-        bits = getattr(limits, name)
-        if not 0 <= bits < LARGEST_LIMIT:
-            raise Invalid(
-                f"bandwidth: {name} of {bits} bits is out of range", f"give 0 to {LARGEST_LIMIT - 1}"
-            )
 
 
 def check_ports(network: Network, endpoint: Endpoint) -> None:

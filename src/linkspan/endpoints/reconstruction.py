@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.backends import backend
+from linkspan.core import bandwidth
 from linkspan.core.addresses import Prefix, link_local, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Bandwidth, Endpoint, Network, checked_name, host_ifname
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST, LinkSysctl, NftElement, Route, State, TokenBucket, Veth
-from linkspan.endpoints.build import check_limits, on_interface, resized
+from linkspan.endpoints.build import on_interface, resized
 from linkspan.endpoints.multihoming import container_states
 from linkspan.endpoints.published_ports import Place, is_one, place, read
 
@@ -174,7 +175,7 @@ def believed(record: Endpoint, network: Network) -> Endpoint:
     limits, name = record.bandwidth, record.name
     try:
         if limits is not None:
-            check_limits(limits)
+            bandwidth.check(limits)
     except Invalid:
         limits = None
     try:

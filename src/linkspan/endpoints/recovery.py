@@ -25,7 +25,7 @@ from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import HOST, Address, NftElement, Route, State, TokenBucket, Veth
-from linkspan.endpoints import multihoming, reconstruction, rename, update
+from linkspan.endpoints import delivery, multihoming, reconstruction, rename
 from linkspan.endpoints.journal import Row
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reconstruction import Link
@@ -287,7 +287,7 @@ class Recovery:
         with contextlib.suppress(NotFound):  # no path leads into it (yet)
             fd, _ = await self._worker.run(lookup, number, endpoint.netns_path, cookie)
             try:
-                await update.make_way(self._registry, number, cookie, fd)
+                await delivery.make_way(self._registry, number, cookie, fd)
             finally:
                 os.close(fd)
 

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Protocol
 
 import msgspec
 
@@ -84,6 +85,27 @@ def logged(what: str) -> Iterator[None]:
         log.warning("%s", error.within(what).message)
 
 
+class Policing(Protocol):
+    """Policies, as far as an endpoint that comes must wait for them (`agent/policy_enforcement.py`)."""
+
+    def elements(self, endpoint: Endpoint) -> Iterable[State]:
+        """Return the elements by which policies know an endpoint."""
+
+    async def cover(self, network: Network) -> None:
+        """Return when the rules of policies see the packets of a network. Raises LinkspanError."""
+
+
+class Unpoliced:
+    """No policies."""
+
+    def elements(self, endpoint: Endpoint) -> Iterable[State]:  # noqa: ARG002 - no endpoint has any
+        """Return none."""
+        return ()
+
+    async def cover(self, network: Network) -> None:
+        """Wait for nothing."""
+
+
 class Registry:
     """The endpoints of this host, and what the verbs need to change them.
 
@@ -101,14 +123,9 @@ class Registry:
         host: str,
         endpoints: dict[Identity, Endpoint],
         count: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None,
-        policed: Callable[[Endpoint], Iterable[State]] = lambda _endpoint: (),
-        cover: Callable[[Network], Awaitable[None]] | None = None,
+        policing: Policing | None = None,
     ) -> None:
-        """``count`` takes in each attach and detach: the verb, ok or error, and the seconds that it took.
-
-        ``policed`` returns the elements by which policies know an endpoint, and ``cover`` returns when their rules
-        see the packets of a network.
-        """
+        """``count`` takes in each attach and detach: the verb, ok or error, and the seconds that it took."""
         self.worker = worker
         self.journal = journal
         self.networks = networks
@@ -117,8 +134,7 @@ class Registry:
         self.event_log = event_log
         self.host = host
         self._count = count
-        self._policed = policed
-        self._cover = cover
+        self._policing = policing or Unpoliced()
         self._locks: dict[Identity, tuple[asyncio.Lock, int]] = {}
         self._unforgotten: list[Endpoint] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,8 +198,7 @@ class Registry:
         The caller must have no lock, because what follows from the network's first lease may need it.
         """
         await self.allocator.take_part(network)
-        if self._cover is not None:
-            await self._cover(network)
+        await self._policing.cover(network)
 
     @contextlib.contextmanager
     def counted(self, verb: str) -> Iterator[None]:
@@ -214,7 +229,7 @@ class Registry:
         found = multihoming.mates(endpoint, self.endpoints.values())
         # Endpoints of a network that is gone are about to be detached, too.
         homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
-        return Mates(tuple(found), homes, self.networks.has(endpoint), tuple(self._policed(endpoint)))
+        return Mates(tuple(found), homes, self.networks.has(endpoint), tuple(self._policing.elements(endpoint)))
 
     def changed_pools(self) -> set[str]:
         """Take in which pools networks have now; return the networks whose pools have changed since the last time."""

@@ -1,11 +1,10 @@
-"""Update an endpoint: its MTU, its ports, its routes, and the namespace to which a runtime moved it."""
+"""Update an endpoint: its MTU, its ports, its routes, its names and labels; and what follows for it from networks."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import msgspec
@@ -13,16 +12,13 @@ import msgspec
 from linkspan.cluster.exact_claims import IDENTITY
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
-from linkspan.core.addresses import mac
+from linkspan.core import bandwidth
 from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.core.model import ALIASES, Endpoint, Network, Port, PortRange
 from linkspan.core.ports import spelled
-from linkspan.core.states.host import Interface, Key, State
+from linkspan.core.states.host import Key, State
 from linkspan.endpoints.build import check_ports, check_size, resized
-from linkspan.endpoints.detach import detach
 from linkspan.endpoints.registry import Identity, Registry
-from linkspan.kernel.io import namespaces
-from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import conntrack
 
 log = logging.getLogger("linkspan.endpoints.update")
@@ -200,79 +196,15 @@ async def relabel(
         kept = {key: value for key, value in endpoint.labels.items() if key not in removed}
         labels = {**kept, **given}
         check_size(labels, endpoint.ports)
-        return msgspec.structs.replace(endpoint, labels=labels)
+        limits = bandwidth.followed(endpoint.labels, labels, endpoint.bandwidth)
+        if limits is not None and not endpoint.host_ifname:
+            raise Invalid(
+                f"{endpoint.called} shares the host's interfaces, which linkspan does not limit",
+                f"leave label {bandwidth.LABEL} out",
+            )
+        return msgspec.structs.replace(endpoint, labels=labels, bandwidth=limits)
 
     return await alter(registry, identity, with_labels)
-
-
-async def taken(registry: Registry, identity: Identity, path: str) -> bool:
-    """Find out into which namespace, and as which interface, a runtime took a delivered end.
-
-    False: it is not there yet. Raises NotFound if the endpoint is gone.
-    """
-    try:
-        fd = namespaces.open_namespace(path)
-    except LinkspanError:
-        return False
-    machine = registry.worker.machine
-    try:
-        number = namespaces.inode(fd)
-        cookie = await registry.worker.run_brief(machine.namespaces.cookie, fd)
-        await make_way(registry, number, cookie, fd, but=identity)
-        wanted = registry.endpoints[identity].mac if identity in registry.endpoints else ""
-        ifname = await registry.worker.run_brief(_interface, machine, fd, wanted)
-        if not ifname:
-            return False
-        place = {"ifname": ifname, "netns": number, "netns_path": path, "netns_cookie": cookie}
-        await alter(registry, identity, lambda _, endpoint: msgspec.structs.replace(endpoint, **place))
-    finally:
-        os.close(fd)
-    return True
-
-
-async def make_way(registry: Registry, number: int, cookie: int, fd: int, but: Identity | None = None) -> None:
-    """Detach endpoints of a dead namespace whose inode this open one has now; ``but`` not this one.
-
-    States identify a namespace by its inode, so endpoints of two must not exist together. While the
-    descriptor is open, no other namespace gets the inode: the caller keeps it open until the new endpoint is
-    known.
-    """
-    if not cookie:  # an old kernel
-        return
-    machine = registry.worker.machine
-    for endpoint in list(registry.endpoints.values()):
-        if endpoint.netns != number or endpoint.netns_cookie == cookie or endpoint.identity == but:
-            continue
-        name = endpoint.host_ifname
-        if not endpoint.netns_cookie and await registry.worker.run_brief(machine.links.leads_into, name, fd):
-            with contextlib.suppress(NotFound):  # detached meanwhile
-                await alter(registry, endpoint.identity, lambda _, e: msgspec.structs.replace(e, netns_cookie=cookie))
-        else:
-            await detach(registry, *endpoint.identity)
-    machine.namespaces.renew(number, cookie)
-
-
-def has_interface(machine: Machine, path: str) -> bool:
-    """Return whether a namespace exists with an interface that is up, besides lo (worker thread)."""
-    try:
-        fd = namespaces.open_namespace(path)
-    except LinkspanError:
-        return False
-    try:
-        with machine.namespaces.holding(fd) as number:
-            found = machine.links.observe(number)
-            return any(isinstance(i, Interface) and i.up and i.name != "lo" for i in found)
-    finally:
-        os.close(fd)
-
-
-def _interface(machine: Machine, fd: int, hardware: str) -> str:
-    """Return the name of the interface with this MAC in an open namespace, "" until it is up (worker thread)."""
-    with machine.namespaces.holding(fd) as number:
-        found = machine.links.observe(number)
-        return next(
-            (i.name for i in found if isinstance(i, Interface) and i.up and hardware and i.mac == mac(hardware)), ""
-        )
 
 
 async def named(
@@ -280,30 +212,23 @@ async def named(
 ) -> None:
     """Store a container's name, its other names on this network, and the labels that its engine has of it.
 
-    Labels that no record can take are left out, with a warning.
+    Labels that no record can take are left out, with a warning. A label with limits that are none changes nothing.
     """
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
         known = {**endpoint.labels, ALIASES: ",".join(aliases)} if aliases else endpoint.labels
         labels = {**known, **{key: value for key, value in given.items() if key not in (ALIASES, *FIXED)}}
+        limits = endpoint.bandwidth
         try:
             check_size(labels, endpoint.ports)
         except Invalid as error:
             log.warning("labels of %s are left out: %s", name, error.message)
             labels = known
-        return msgspec.structs.replace(endpoint, name=name, labels=labels)
+        try:
+            limits = bandwidth.followed(endpoint.labels, labels, limits)
+        except Invalid as error:
+            log.warning("%s is not limited as its label says: %s", name, error.message)
+        return msgspec.structs.replace(endpoint, name=name, labels=labels, bandwidth=limits)
 
     with contextlib.suppress(NotFound):
         await alter(registry, identity, with_names)
-
-
-async def returned(registry: Registry, identity: Identity) -> None:
-    """Record that a runtime is about to give back what it took."""
-
-    def back(_: Network, endpoint: Endpoint) -> Endpoint:
-        return msgspec.structs.replace(
-            endpoint, ifname=endpoint.delivered, netns=0, netns_path="", netns_cookie=0
-        )
-
-    with contextlib.suppress(NotFound):
-        await alter(registry, identity, back)

@@ -16,6 +16,7 @@ from linkspan.core.model import Endpoint, Facts, Underlay
 from linkspan.core.program import Program
 from linkspan.core.reconcile import Reconciler
 from linkspan.kernel.drivers import (
+    egress_addresses,
     ipip_table,
     ipsec,
     links,
@@ -59,6 +60,7 @@ class Machine:
         self.wireguard = host.driver(wireguard.driver)
         self.firewall = host.driver(nftables_objects.driver)
         self.processes = host.driver(processes.driver)
+        self.egress = host.driver(egress_addresses.driver)
         self.ike = ipsec.control(host)
         """The control socket of strongSwan's daemon."""
         served = [(kind, host.driver(kind.driver)) for kind in host.kinds if kind.driver is not None]

@@ -22,9 +22,9 @@ The sandbox is a tree of namespaces with one root
     It has a /run of its own, so `ip netns` works there and nobody else sees the names. It is the init of the PID
     namespace: when it ends, the kernel ends every process of the sandbox, and with the last of them go the mounts and
     the network namespaces. Nothing has to be removed one by one. The init reads a pipe from the process that made the
-    sandbox, so it ends with it, even if that one is killed. Only a sandbox that is made without a terminal outlives
-    its maker (``lasting``); `learn reset` ends it. The machine's own network is never touched: the sandbox's
-    "host" is a network namespace, too.
+    sandbox, so it ends with it, even if that one is killed. Without a terminal the maker leaves it as soon as the
+    lesson has begun, and `learn reset` ends it. The machine's own network is never touched: the sandbox's "host" is a
+    network namespace, too.
 
 One beginning after the other
     A lesson `begins` where another one ended: the sandbox is made by the first solution of that one. So there is no
@@ -40,13 +40,20 @@ An exam proves that lines solve a task
     another person's: `closed_files.py` puts a user namespace around that sandbox. There all files are read-only, and
     homes, sockets, terminals and the machine's processes are hidden.
 
+An explanation is linkspan's own trace
+    `explanation.py` walks the lesson's packet as `linkspan trace` does, with the same code. Only what it starts from is
+    the reader's: `reader_network.py` takes every namespace for a container of the host to which its link leads, and a
+    lesson's ``hosts`` for hosts. `reader_kernel.py` and `reader_walk.py` know what linkspan does not make itself: any
+    tunnel device, and policies of IPsec.
+
 A fault is found by whoever looks
     A lesson with a ``fault`` begins broken. Its reason is told at the end, and linkspan's trace answers only after the
     reader has changed a setting. `learn check` asks the trace at the beginning: it must find the fault.
 
 Two languages
     A lesson's texts have the same parts and the same commands in both. The interface's own strings are gettext's:
-    English in the code, others in ``locale/*.po``, which `language.py` reads. Tests say what is missing or stale.
+    English in the code, others in ``locale/*.po``, which `language.py` reads. linkspan's trace speaks English in
+    finished sentences, which `english.py` knows by those in ``sentences/*.po``. Tests say what is missing or stale.
 
 What is kept
     `progress.py` writes one file in the user's state folder: the language, the lesson that is open, and for each lesson

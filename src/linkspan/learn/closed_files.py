@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SHOWN = frozenset({"bin", "dev", "etc", "proc", "sbin", "sys", "usr"})
-"""Folders of / that are not empty inside, besides lib*: programs, their settings, the kernel, and /dev anew."""
+"""Folders of / that are not empty inside, besides lib*: programs, their settings, the kernel, and a new /dev."""
 BELOW = ("/usr/local/var",)
 """Folders below these that are empty, too: services that were built here have their sockets there."""
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero", "net/tun")

@@ -19,6 +19,8 @@ LESSONS = Path(__file__).with_name("lessons")
 _FOLDER = re.compile(r"(\d\d)-([a-z0-9]+(?:-[a-z0-9]+)*)")
 _PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer", "clean")
 """What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
+_OPTIONAL = ("probe", "linkspan")
+"""What a lesson may have once."""
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,12 +40,13 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A way that a reader may take: the commands (``try``), and how its state is recognised."""
+    """A way that a reader may take: the commands (``try``), its state's sign, and what explain says (``finds``)."""
 
     attempt: str = msgspec.field(name="try")
     run: str
     has: str = ""
     lacks: str = ""
+    finds: str = ""
 
     @property
     def sign(self) -> Check:
@@ -64,6 +67,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     look: str = ""
     probe: str
     trace: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     plan: tuple[str, ...] = ()
     solutions: tuple[str, ...]
     check: tuple[Check, ...] = ()
@@ -120,23 +124,27 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         yield "it needs at least one wrong answer"
     if unknown := sorted(set(data.needs) - set(NEEDS)):
         yield f"it needs {', '.join(unknown)}, which nobody can check; the known needs are {', '.join(NEEDS)}"
-    if len(data.trace) not in (0, 2):
-        yield "trace must name a source and a destination"
+    if len(data.trace) not in (0, 2, 3):
+        yield "trace must name a source and a destination, and perhaps a port"
     if data.fault != bool(data.finds) or (data.fault and not data.trace):
         yield "a fault needs trace, and in finds what `learn explain` must say of it; other lessons have no finds"
-    for check in (*data.check, *data.keep, *(one.sign for one in (*data.wrong, *data.also))):
-        for pattern in (check.has, check.lacks, data.finds):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                yield f"{pattern!r} is no pattern: {error}"
+    ways = (*data.wrong, *data.also)
+    if any(one.finds for one in ways) and not data.trace:
+        yield "finds is what `learn explain` says, so it needs trace"
+    checks = (*data.check, *data.keep, *(one.sign for one in ways))
+    patterns = [pattern for check in checks for pattern in (check.has, check.lacks)]
+    for pattern in (*patterns, data.finds, *(one.finds for one in ways)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"{pattern!r} is no pattern: {error}"
     counts = {"check": data.check, "keep": data.keep, "wrong": data.wrong, "also": data.also, "hint": (1, 2, 3)}
     wanted = [*_PARTS, *(f"{name} {n}" for name, many in counts.items() for n in range(1, len(many) + 1))]
     for language, text in lesson.texts.items():
         for name in wanted:
             if not text.parts.get(name):
                 yield f"{language}.md lacks the part {texts.heading(language, name)!r}"
-        for name in text.parts.keys() - {*wanted, "linkspan"}:
+        for name in text.parts.keys() - {*wanted, *_OPTIONAL}:
             yield f"{language}.md has {texts.heading(language, name)!r}, which lesson.toml does not"
     first, *others = lesson.texts.items()
     for language, text in others:

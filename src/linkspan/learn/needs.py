@@ -16,6 +16,10 @@ class Need(msgspec.Struct, frozen=True):
 
 
 _LINK = "ip link add lsneed0 type {kind} {options} && ip link delete lsneed0"
+_SA = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x7fffffff"
+_ESP = (
+    f"ip xfrm state add {_SA} mode tunnel aead 'rfc4106(gcm(aes))' 0x{'00' * 20} 128 && ip xfrm state delete {_SA}"
+)
 
 
 def _program(name: str, package: str) -> Need:
@@ -50,6 +54,7 @@ NEEDS = {
     "vxlan": _link("vxlan", "id 1 dstport 4789"),
     "ipip": _link("ipip", "local 192.0.2.1 remote 192.0.2.2"),
     "wireguard": _link("wireguard"),
+    "esp": Need(_ESP, "`ip xfrm state add ... proto esp`", "sudo modprobe esp4; a kernel without it has no IPsec"),
     "iptables": Need("iptables -S", "`iptables`", "apt install iptables; sudo modprobe ip_tables"),
     "iptables-nat": Need("iptables -t nat -S", "`iptables -t nat`", "sudo modprobe iptable_nat"),
     "br_netfilter": Need(

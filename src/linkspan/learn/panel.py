@@ -47,7 +47,8 @@ class Panel:
         data = self._lesson.data
         checks = judged.checks if judged else (False,) * len(data.check)
         lines = [(ok, self._text.part("check", n)) for n, ok in enumerate(checks, 1)]
-        lines.append((bool(judged and judged.probe), self._words("works: {command}", command=data.probe)))
+        probe = self._text.part("probe") or self._words("works: {command}", command=data.probe)
+        lines.append((bool(judged and judged.probe), probe))
         if judged:
             lines += [(False, self.part("keep", n)) for n, ok in enumerate(judged.keeps, 1) if not ok]
         return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines]

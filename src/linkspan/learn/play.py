@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -90,8 +91,9 @@ def problems(folder: Path) -> Iterator[str]:
         ((code, output),) = box.results([data.probe])
         if lesson.probe.holds(code, output):
             yield "the probe works at the beginning: it must fail there"
-        if data.fault and not re.search(data.finds, found := explained(box, lesson)):
-            yield f"explain does not find the fault: {found}"
+        before = explained(box, lesson)
+        if data.fault and not re.search(data.finds, before.finding):
+            yield f"explain does not find the fault: {before.finding}"
         if judged.wrong or judged.also:
             yield f"doing nothing is recognised as wrong {judged.wrong} or also {judged.also}"
     for number, solution in enumerate(data.solutions, 1):
@@ -102,6 +104,11 @@ def problems(folder: Path) -> Iterator[str]:
                 yield f"solution {number} does not pass: {told(judged)}"
             elif judged.also:
                 yield f"solution {number} is recognised as also {judged.also}"
+            if number == 1 and data.trace:
+                after = explained(box, lesson)
+                same = re.search(data.finds, after.finding) if data.fault else after.arrives == before.arrives
+                if same:
+                    yield f"explain does not see the solution: before {before.finding!r}, after {after.finding!r}"
     for number, attempt in enumerate(data.wrong, 1):
         with _begun(lesson) as box:
             _typed(box, attempt.attempt, f"wrong {number}")
@@ -112,6 +119,8 @@ def problems(folder: Path) -> Iterator[str]:
                 yield f"wrong {number} is not recognised by its own sign"
             if data.fault and not tried(box, lesson):
                 yield f"wrong {number} is no change that opens `learn explain`: name it in look"
+            if attempt.finds and not re.search(attempt.finds, found := explained(box, lesson).finding):
+                yield f"explain does not find wrong {number}: {found}"
     for number, attempt in enumerate(data.also, 1):
         with _begun(lesson) as box:
             _typed(box, attempt.attempt, f"also {number}")
@@ -120,11 +129,23 @@ def problems(folder: Path) -> Iterator[str]:
                 yield f"also {number} does not pass, or is not recognised: {told(judged)}"
 
 
-def explained(box: Sandbox, lesson: Lesson) -> str:
-    """Return what linkspan's trace says of a lesson's packet, '' if all is well; it runs inside the sandbox."""
-    code = f"from linkspan.learn.comparison import finding, walked; print(finding(walked(*{lesson.data.trace!r})))"
+class Explained(NamedTuple):
+    """What linkspan's trace says of a lesson's packet: whether it arrives, and what is wrong, '' if nothing is."""
+
+    arrives: bool
+    finding: str
+
+
+def explained(box: Sandbox, lesson: Lesson) -> Explained:
+    """Trace a lesson's packet, in a process of the sandbox."""
+    data = lesson.data
+    if not data.trace:
+        return Explained(True, "")
+    traced = f"found = walked({data.trace!r}, {data.hosts!r}); print(arrives(found)); print(finding(found))"
+    code = f"from linkspan.learn.explanation import arrives, finding, walked; {traced}"
     _, output = box.script(shlex.join([sys.executable, "-P", "-c", code]))
-    return output
+    first, _, found = output.partition("\n")
+    return Explained(first == str(True), found if first in (str(True), str(False)) else output)
 
 
 def _recognised(box: Sandbox, lesson: Lesson, wrong: int) -> Judgement:

@@ -23,6 +23,8 @@ from linkspan.learn import INSIDE
 
 MARK = "LINKSPAN_LEARN_SANDBOX"
 """Environment variable of a sandbox's processes, with its name."""
+NETNS = Path("/run/netns")
+"""Folder of the named namespaces, of the sandbox for whoever is in it."""
 RUN = "/run/learn"
 """Folder of a sandbox's own programs and files, on its own /run."""
 PATIENCE = 60.0
@@ -56,6 +58,8 @@ echo made
 A container may forbid new mounts of /proc and /sys; then those from outside are seen, which only `ps` shows. The
 machine's DNS servers do not answer here, and python3's web server would look for its own name for ten seconds.
 """
+_ENDING = f"head -c1 >{RUN}/left; [ ! -s {RUN}/left ] || sleep infinity; exit"
+"""Waits until the maker has ended, or has left the sandbox; without exec, because this shell reaps orphans."""
 _EACH = (
     f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
     " printf '%s\\0%d\\0' \"$out\" $code; done"
@@ -172,17 +176,23 @@ class Sandbox:
         return lives
 
 
+    def leave(self) -> None:
+        """Let the sandbox outlive this process."""
+        os.write(self._pipe, b".")
+        os.close(self._pipe)
+        self._pipe = -1
+
+
 NEXT = 42
 """Exit code of a shell in which the reader typed `next`."""
 
 
-def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
-    """Make a sandbox. Unless it is ``lasting``, it ends with this process, even if that is killed.
+def make(name: str, *, closed: bool = False) -> Sandbox:
+    """Make a sandbox. It ends with this process, even if that is killed, unless that has left it (`leave`).
 
     In a ``closed`` one files are read-only, and homes and sockets are hidden (closed_files.py). Root has no closed one.
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
-    ending = "sleep infinity; exit" if lasting else "cat >/dev/null; exit"  # without exec: the shell reaps orphans
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
         if shutil.which(program, path=_path()) is None:
@@ -198,8 +208,8 @@ def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
-            [*words, _MADE + ending, shlex.join(own_command())],
-            stdin=subprocess.DEVNULL if lasting else reading,
+            [*words, _MADE + _ENDING, shlex.join(own_command())],
+            stdin=reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=own_environment() | {"PATH": _path(), MARK: name},
@@ -222,9 +232,6 @@ def make(name: str, *, lasting: bool = False, closed: bool = False) -> Sandbox:
         raise Denied(f"this machine makes no sandbox: {why}", obstacle())
     process.stdout.close()
     process.stderr.close()
-    if lasting:
-        os.close(pipe)
-        pipe = -1
     inits: list[int] = []
 
     def seen() -> bool:  # while it becomes another program, its environment cannot be read

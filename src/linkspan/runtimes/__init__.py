@@ -17,7 +17,7 @@ How they call
 
     Docker's engine calls the agent at a socket of its own (``docker/docker_driver``). It takes the container's
     end of the veth pair from the host's namespace (``Endpoint.delivered``) and configures it. It knows neither
-    the namespace nor the container's name, so the agent looks for both afterwards (``endpoints/update``). The
+    the namespace nor the container's name, so the agent looks for both afterwards (``endpoints/delivery``). The
     engine's events report a `docker rename`. If the engine asks for a pool before it says for which network, the
     pool gets a gateway of its own. The engine names this gateway again together with the network
     (``docker/docker_pools``).

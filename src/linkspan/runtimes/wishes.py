@@ -1,9 +1,15 @@
-"""Options of engines' users for a network: refused unless the linkspan network has that property."""
+"""Options of engines' users: for a network, refused unless the linkspan network is so; for a container, its limits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from linkspan.core import bandwidth
 from linkspan.core.errors import Invalid
-from linkspan.core.model import Network
+from linkspan.core.model import Bandwidth, Network
+
+LIMITS = ("bandwidth-in", "bandwidth-out")
+"""A container's options for a network. They are two, because both engines' users separate options by commas."""
 
 
 def check(network: Network, *, internal: str, ipv6: str) -> None:
@@ -23,3 +29,20 @@ def check(network: Network, *, internal: str, ipv6: str) -> None:
             f"network {name} has no IPv6 pool, so {ipv6} would have no effect",
             f"leave it out, or add a pool: linkspan network update {name} --add-pool PREFIX",
         )
+
+
+def limits(options: Mapping[str, object]) -> Bandwidth | None:
+    """Return the limits that a container's options for a network ask for, None if there are none.
+
+    Raises Invalid for another option, and for a value that is not a rate.
+    """
+    if unknown := sorted(options.keys() - set(LIMITS)):
+        raise Invalid(
+            f"option {', '.join(unknown)} is unknown to driver linkspan",
+            f"a container's options for its network are {' and '.join(LIMITS)}",
+        )
+    if not options:
+        return None
+    rates = {name: bandwidth.rate(str(value)) for name, value in options.items()}
+    received, sent = (rates.get(name, 0) for name in LIMITS)
+    return Bandwidth(ingress_rate=received, egress_rate=sent)

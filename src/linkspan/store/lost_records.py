@@ -109,7 +109,7 @@ class LostRecords:
         One that is too large for a request of an agent is none of an agent's, and nobody can put it back.
         """
         record = self._known.records[key]
-        if len(key.encode()) + len(anew(record)) > MOST_BYTES:
+        if len(key.encode()) + len(value_to_put_back(record)) > MOST_BYTES:
             return None
         if key.startswith("claims/"):  # their values are names, not JSON
             return record
@@ -133,6 +133,6 @@ class LostRecords:
             self.displaced.pop(new.key, None)
 
 
-def anew(record: Record) -> bytes:
+def value_to_put_back(record: Record) -> bytes:
     """Return the value with which a lost record is put back."""
     return records.put_back(record.value) if record.key.startswith(CLAIMS) else record.value

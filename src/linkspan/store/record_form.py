@@ -14,6 +14,7 @@ Whoever may write to the store could write a million of them, and each would be 
 _WORDS = {
     "hosts": 2,
     "alive": 2,
+    "(egress)": 4,  # alive/(egress)/...
     "networks": 2,
     "leases": 3,
     "blocks": 4,
@@ -36,7 +37,7 @@ def misplaced(key: str) -> str:
     if kind == "gone":
         again = not rest or rest.partition("/")[0] == kind
         return "a tombstone's key names a deleted record after gone/" if again else misplaced(rest)
-    wanted = _WORDS.get(kind)
+    wanted = _WORDS["(egress)"] if rest.startswith("(egress)/") else _WORDS.get(kind)
     if wanted is None or (key.count("/") == wanted - 1 and rest and not rest.startswith("/")):
         return ""
     return f"a key of kind {kind} has {wanted} words that are divided by slashes"

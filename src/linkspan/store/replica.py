@@ -38,7 +38,7 @@ from linkspan.store import records, validation
 from linkspan.store.absence import Absences
 from linkspan.store.contact import Contact
 from linkspan.store.fence import fenced
-from linkspan.store.lost_records import LostRecords, anew
+from linkspan.store.lost_records import LostRecords, value_to_put_back
 from linkspan.store.overtaken import Overtaken
 from linkspan.store.record_cache import RecordCache
 from linkspan.store.records import ALIVE, CLAIMS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
@@ -458,7 +458,7 @@ class Replica(RecordCache):
                 continue
             grave = GONE + key
             raised = {grave: at} if (at := self._overtaken.graves.get(grave)) else {}
-            absent, value = [one for one in (key, grave) if one not in raised], anew(self.records[key])
+            absent, value = [one for one in (key, grave) if one not in raised], value_to_put_back(self.records[key])
             if await self.store.transaction({key: value}, deletes=[*raised], absent=absent, unchanged=raised):
                 self.lost.discard(key)
                 self._overtaken.graves.pop(grave, None)

@@ -35,7 +35,7 @@ class Content(msgspec.Struct):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What belongs into the file, as ``Content``. The records are read one by one while the file is written."""
+    """A snapshot before it is written: as ``Content``, but the records are read one by one meanwhile."""
 
     cluster: str
     records: Iterable[Record]

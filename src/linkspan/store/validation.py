@@ -87,6 +87,12 @@ def _network(network: Network, name: str) -> None:
         _within(f"the length of IPv{one.family} blocks", length, range(BITS[one.family] + 1))
         if crosses and not one.length <= length <= BITS[one.family] - 2:
             raise Invalid(f"blocks of /{length} do not fit pool {one}")
+    _bounded("egress addresses", network.egress, 2)
+    for exit_ in network.egress:
+        host_address(exit_.address)
+        _within("an egress address's number", exit_.number, GENERATIONS)
+        if network.internal or not all(backend(way.backend).exits for way in network.ways):
+            raise Invalid(f"it cannot have the egress address {exit_.address}")
     parsed = network.prefixes
     for number, one in enumerate(parsed):
         if other := next((other for other in parsed[:number] if other.overlaps(one)), None):

@@ -27,8 +27,8 @@ TRUST = "linkspan-trust"
 HOSTS, VOTERS = "hosts", "voters"
 """The roles of all hosts, and of voters."""
 SHARED = (
-    "addresses/", "allowances/", "answer/", "ask/", "blocks/", "claims/", "gone/", "leases/", "networks/",
-    "policies/", "reservations/", "settings/", "staged/", "upkeep/",
+    "addresses/", "alive/(egress)/", "allowances/", "answer/", "ask/", "blocks/", "claims/", "gone/", "leases/",
+    "networks/", "policies/", "reservations/", "settings/", "staged/", "upkeep/",
 )  # fmt: skip
 """Prefixes of the records that every host may write."""
 TRIES = 5

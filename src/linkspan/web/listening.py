@@ -22,7 +22,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where to listen: an address and a port, 0 for a free one; ``tls`` and ``names`` are those of the certificate."""
+    """Place to listen at: an address and a port, 0: a free one; ``tls`` and ``names`` are those of the certificate."""
 
     address: str
     port: int

@@ -35,6 +35,28 @@ def inside(netns: str) -> Iterator[None]:
             os.close(fd)
 
 
+def transfer(sender: str, receiver: str, address: str, size: int) -> float:
+    """Send bytes by TCP from one namespace to another, and return the seconds until the last has come."""
+    with inside(receiver):
+        server = socket.create_server((address, 0))
+    with inside(sender):
+        client = socket.socket()
+    with server, client:
+        client.settimeout(20)
+        client.connect(server.getsockname())
+        connection, _ = server.accept()
+        connection.settimeout(20)
+        begun = time.monotonic()
+        thread = threading.Thread(target=client.sendall, args=(bytes(size),))
+        thread.start()
+        got = 0
+        with connection:
+            while got < size:
+                got += len(connection.recv(65536))
+        thread.join()
+        return time.monotonic() - begun
+
+
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 

@@ -1,4 +1,4 @@
-"""Lessons played on the real kernel, and what linkspan's trace says of them."""
+"""Lessons played on the real kernel."""
 
 from __future__ import annotations
 
@@ -18,13 +18,3 @@ def problems(one: Lesson) -> list[str]:
         if lacking := needs.lacking(box, one.data.needs):
             pytest.skip(f"this machine lacks {lacking[0].what}")
     return list(play.problems(LESSONS / f"{one.number:02}-{one.name}"))
-
-
-def explained(one: Lesson) -> tuple[str, str]:
-    """Return what the trace finds at a lesson's beginning, and after its solution; '' if all is well."""
-    with sandbox.passing(f"test-trace-{os.getpid()}") as box:
-        play.begin(box, one)
-        before = play.explained(box, one)
-        box.script(one.data.solutions[0])
-        play.settled(box, one)
-        return before, play.explained(box, one)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from linkspan.core.model import Port, host_ifname
@@ -75,27 +75,24 @@ class Host:
         """Break something."""
         self.world.sh(where, script)
 
-    def trace(self, source: str, target: str, to: str = "", *, alive: bool = False) -> Trace:
-        """Trace as the agent would."""
+    def trace(
+        self, source: str, target: str, to: str = "", *, alive: bool = False, going: Callable[[], bool] = lambda: False
+    ) -> Trace:
+        """Trace as the agent would, with ``alive`` also by a real packet while other hosts are ``going`` to listen."""
         with self.world.entered("h"):
             known = Map("h1", self.endpoints, self.networks)
             with contextlib.closing(Namespaces()) as namespaces:
                 for endpoint in self.endpoints:
                     namespaces.register(endpoint.netns, endpoint.netns_path)
                 local = Local(namespaces, known, Path("/nonexistent"))
-                return _traced(local, known, source, target, to, alive=alive)
-
-
-def _traced(local: Local, known: Map, source: str, target: str, to: str, *, alive: bool) -> Trace:
-    """Trace on this host alone, with ``alive`` also by a real packet."""
-    first, last, packet = local.begin(source, target, to)
-    found = _alone(local, trace(known, first, last, packet))
-    if not alive:
-        return found
-    goal = live.goal(known, last)
-    wanted = live.listening(found, goal, known.host, new_mark(), packet.protocol)
-    own = local.send(first, packet, wanted, live.end(found), size=live.unproven(found))
-    return live.marked(found, {known.host: own}, known.host, goal)
+                first, last, packet = local.begin(source, target, to)
+                found = _alone(local, trace(known, first, last, packet))
+                if not alive:
+                    return found
+                goal = live.goal(known, last)
+                wanted = live.listening(found, goal, known.host, new_mark(), packet.protocol)
+                own = local.send(first, packet, wanted, live.end(found), going, live.unproven(found))
+                return live.marked(found, {known.host: own}, known.host, goal)
 
 
 def _alone(local: Local, going: Asking) -> Trace:

@@ -63,7 +63,6 @@ def test_each_part_finds_what_it_needs_when_it_is_made(tmp_path: Path) -> None:
             parts.callback(one.journal.close)
             await one._join(Host(id="h1", name="here"), MemoryStore(Memory()), True, parts)
             assert (one.hosts.here.id, one.registry.host) == ("h1", "here")
-            assert one.endpoints() is one.registry.endpoints
             assert set(one.services) == set(runtimes())
 
     asyncio.run(run())

@@ -38,10 +38,10 @@ def test_an_agent_starts_though_another_program_has_the_group(monkeypatch: pytes
     """It says so, and listens once it can: a log must not keep containers from their network."""
     monkeypatch.setattr(drop_log, "Nflog", Group)
     monkeypatch.setattr(drop_log, "AGAIN", 0.01)
-    enforcement: Any = None
+    unused: Any = None
 
     async def main() -> None:
-        kept = DropLog(enforcement, always=True)
+        kept = DropLog(unused, unused, always=True)
         kept.start()
         await eventually(lambda: any("7615" in one for one in kept.problems()), "it says so")
         monkeypatch.setattr(Group, "taken", False)

@@ -16,7 +16,8 @@ from linkspan.agent.metrics import Metrics
 from linkspan.core import supervise
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler, Report
-from linkspan.core.states.host import Key, NftTable, State
+from linkspan.core.states.host import Interface, Key, NftTable, State, TokenBucket
+from linkspan.kernel.drivers.links import Leaving, LinkDriver
 from linkspan.kernel.drivers.neighbours_and_fdb import NeighbourDriver
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.machine import Machine
@@ -32,6 +33,7 @@ class Observed(Reconciler):
     def __init__(self) -> None:
         super().__init__(MemoryDriver().served())
         self.seen: list[set[type[State]]] = []
+        self.inside: set[int] = set()
 
     def resync(
         self,
@@ -42,6 +44,7 @@ class Observed(Reconciler):
     ) -> Report:
         """Note the kinds."""
         self.seen.append(set(kinds or ()))
+        self.inside |= set(namespaces)
         return Report()
 
 
@@ -121,6 +124,17 @@ class Unasked(NeighbourDriver):
         self.own = {}
 
 
+class Still(LinkDriver):
+    """Links of which none is being deleted."""
+
+    def __init__(self) -> None: ...
+
+    @property
+    def leaving(self) -> Leaving:
+        """Return none."""
+        return {}
+
+
 class Helpers(ProcessDriver):
     """Helpers of which none dies."""
 
@@ -137,7 +151,7 @@ class Watched(MemoryMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.neighbours, self.processes = Unasked(), Helpers()
+        self.links, self.neighbours, self.processes = Still(), Unasked(), Helpers()
 
     def ports(self) -> frozenset[int]:
         """Return no netlink sockets."""
@@ -171,3 +185,16 @@ def test_healing_goes_on_after_a_defect(tmp_path: Path, monkeypatch: pytest.Monk
         assert not defects
 
     asyncio.run(mended())
+
+
+def test_what_is_imposed_on_containers_is_looked_at_inside_of_them(tmp_path: Path) -> None:
+    """Where there is such a state: no event tells of a limit there that is gone."""
+    machine = MemoryMachine()
+    machine.reconciler = reconciler = Observed()
+    healer = healer_of(machine, tmp_path, nothing)
+    asyncio.run(healer._see_imposed())
+    assert reconciler.seen == []
+    states = [TokenBucket("lsp1", 1000, 1000), TokenBucket("eth0", 1000, 1000, 7), Interface(8, "eth0", b"", 1500)]
+    reconciler.desired.replace(("test",), states)
+    asyncio.run(healer._see_imposed())
+    assert (reconciler.seen, reconciler.inside) == ([{TokenBucket}], {7})

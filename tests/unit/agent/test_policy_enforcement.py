@@ -13,7 +13,10 @@ import pytest
 
 from linkspan.agent import policy_enforcement
 from linkspan.agent.policies import Policies
+from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_flows import Parties
+from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.core.model import Endpoint
@@ -74,10 +77,12 @@ class Stage:
         monkeypatch.setattr(conntrack, "cut", self.cut)
         monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset())
         one = self.member
+        self.records = PolicyRecords(one.replica, one.networks)
+        elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
+        parties = Parties(one.networks, one.endpoints)
         self.enforcement = Enforcement(
-            worker_of(self.machine), one.replica, one.networks, one.hosts, one.leases, one.remote, one.interest,
-            one.endpoints,
-        )  # fmt: skip
+            worker_of(self.machine), self.records, elements, parties, one.remote, one.interest
+        )
         one.told = self.enforcement.changed
 
     def cut(self, _forbidden: object) -> int:
@@ -310,7 +315,12 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
 def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
     policies = Policies(
-        stage.member.replica, stage.member.networks, stage.member.hosts, stage.enforcement, stage.member.event_log
+        stage.member.replica,
+        stage.records,
+        stage.member.networks,
+        stage.member.hosts,
+        stage.enforcement,
+        stage.member.event_log,
     )
     monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
     transaction, store = stage.member.store.transaction, stage.member.store
@@ -326,7 +336,7 @@ def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypat
 
             with monkeypatch.context() as raced:
                 raced.setattr(store, "transaction", late)
-                with pytest.raises(Conflict, match="staged anew"):
+                with pytest.raises(Conflict, match="staged again"):
                     await policies.enforce("web")
             assert policies.all() == []
             assert policies.get_staged("web") == DENY

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from linkspan.agent.policy_flows import Flows
+from typing import Any
+
+from linkspan.agent.policy_flows import Flows, Known, Parties
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.policy.judge import Judge, Party
@@ -58,3 +60,19 @@ def test_a_protocol_that_no_rule_names_is_forbidden_as_well() -> None:
     """GRE has no ports, so a rule with ports does not allow it."""
     assert forbidden("proxy", "web", protocol="47", port=0)
     assert not forbidden("web", "192.0.2.1", protocol="47", port=0)
+
+
+def test_an_address_that_another_endpoint_has_by_now_stays_its() -> None:
+    """It came with h3's record, and then h2's old one went; only an address with another meaning is a difference."""
+    no_networks: Any = None
+    parties, two, three = Parties(no_networks, {}), ("policy", "host", "h2"), ("policy", "host", "h3")
+    web, db = (Known(Party(prefix(ADDRESSES["web"]), frozenset({name})), name) for name in ("web", "db"))
+    at = ADDRESSES["web"]
+    assert not parties.note(two, {at: web})
+    assert not parties.note(two, {at: web})
+    assert not parties.note(three, {at: db})
+    assert not parties.note(two, {})
+    assert (parties.name_of(at), {*parties.sources()}) == ("db", {three})
+    assert parties.note(three, {at: web})
+    assert not parties.note(three, {})
+    assert parties.name_of(at) == at

@@ -199,7 +199,7 @@ def test_the_former_address_is_dropped_once_other_voters_know_the_new_one(
 
 
 def test_the_time_without_the_address_counts_from_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time anew."""
+    """Again each time."""
     host, now = Host(monkeypatch, tmp_path, f"{OLD}:5379"), 1000.0
     own = frozenset({NEW})
     monkeypatch.setattr(module, "addresses", lambda _host: own)

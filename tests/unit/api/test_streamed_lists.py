@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from linkspan.api import client, responses
-from linkspan.api.app import errors_and_rights
 from linkspan.api.client import Client
+from linkspan.api.middleware import errors_and_rights
 from linkspan.api.responses import answer, streamed
 from linkspan.cli.output import as_json, as_json_list
 from linkspan.core.errors import Unavailable

@@ -9,7 +9,7 @@ import pytest
 from linkspan.api.client import Client
 from linkspan.cli import agent_start
 from linkspan.cli.founding import spare_voters
-from linkspan.core.errors import Unavailable
+from linkspan.core.errors import LinkspanError, Unavailable
 
 
 def voters(*healthy: bool) -> list[dict[str, Any]]:
@@ -37,3 +37,18 @@ def test_an_agent_that_waits_is_not_started_a_second_time(monkeypatch: pytest.Mo
     with pytest.raises(Unavailable, match="the agent waits: etcd does not answer"):
         agent_start.ensure_agent(Client("/run/none"), "", -1.0)
     agent_start.ensure_answer(Client("/run/none"), "", -1.0)  # for a command that gives it another store
+
+
+def test_a_started_agent_that_waits_gets_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer says that it waits: the minute of a start is not for that."""
+    said: list[dict[str, Any] | None] = [None, None, *[{"waiting": "etcd does not answer"}] * 2]
+
+    def call(*_: object) -> dict[str, Any]:
+        if (one := said.pop(0)) is None:
+            raise LinkspanError("no agent answers")
+        return one
+
+    monkeypatch.setattr(Client, "call", call)
+    monkeypatch.setattr(agent_start, "_started", lambda *_: (None, "agent.log"))
+    agent_start.ensure_answer(Client("/run/none"), "", -1.0)
+    assert not said

@@ -395,7 +395,7 @@ def test_a_packed_endpoint_has_names_addresses_and_what_people_call_it(
 
 
 def test_hosts_that_left_a_network_are_forgotten_when_they_are_many() -> None:
-    """Hosts come and go for years: whoever made a file of their names makes it anew then."""
+    """Hosts come and go for years: whoever made a file of their names makes it again then."""
 
     async def ignored(_keys: frozenset[str]) -> None:
         pass

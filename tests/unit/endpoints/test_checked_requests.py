@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from linkspan.core.bandwidth import LABEL, LARGEST
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.model import AttachRequest, Bandwidth, Port, PortRange
 from linkspan.endpoints.attach import attach
-from linkspan.endpoints.build import LARGEST_LIMIT, checked
+from linkspan.endpoints.build import checked
 from support.records.one_host import network
 from support.records.registry_stage import RegistryStage
 
@@ -37,7 +38,8 @@ REQUEST = AttachRequest(id="c1", network="demo", ifname="eth0")
             "^attach c1 to demo: its labels and published ports take 1[0-9]{3} KiB, and may take 768 KiB$",
         ),
         ({"labels": {"a": "x" * 800_000}}, "^attach c1 to demo: its labels and published ports take 781 KiB"),
-        ({"bandwidth": Bandwidth(ingress_rate=LARGEST_LIMIT)}, "^bandwidth: ingress_rate of 17179869184 bits is out"),
+        ({"bandwidth": Bandwidth(ingress_rate=LARGEST)}, "^bandwidth: ingress_rate of 17179869184 bits is out"),
+        ({"labels": {LABEL: "in=fast"}}, "^attach c1 to demo: label linkspan.bandwidth: bandwidth 'fast' is"),
     ],
 )
 def test_a_request_that_nobody_could_carry_out_is_refused_with_its_reason(fault: dict[str, object], why: str) -> None:

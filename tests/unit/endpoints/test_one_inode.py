@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from linkspan.core.model import Endpoint
-from linkspan.endpoints import update
+from linkspan.endpoints import delivery
 from linkspan.endpoints.registry import Identity, Registry
 
 NUMBER, OLD, NEW, FD = 4026532000, 70, 71, 9
@@ -49,8 +49,8 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.endpoints[identity] = change(None, kept.endpoints[identity])
         return kept.endpoints[identity]
 
-    monkeypatch.setattr(update, "detach", detached)
-    monkeypatch.setattr(update, "alter", altered)
+    monkeypatch.setattr(delivery, "detach", detached)
+    monkeypatch.setattr(delivery, "alter", altered)
 
 
 def endpoint(id_: str, cookie: int, number: int = NUMBER) -> Endpoint:
@@ -62,7 +62,7 @@ def endpoint(id_: str, cookie: int, number: int = NUMBER) -> Endpoint:
 
 def left(kept: Kept, cookie: int = NEW, but: Identity | None = None) -> dict[str, int]:
     """Return who is left when a namespace is about to get an endpoint, each with its cookie."""
-    asyncio.run(update.make_way(kept, NUMBER, cookie, FD, but=but))
+    asyncio.run(delivery.make_way(kept, NUMBER, cookie, FD, but=but))
     return {one.id: one.netns_cookie for one in kept.endpoints.values()}
 
 

@@ -44,6 +44,15 @@ def folders(tmp_path: Path) -> list[Path]:
     return made
 
 
+def test_a_copy_of_a_process_has_an_instance_of_its_own() -> None:
+    """With its parent's, each event would reach only one of them."""
+    parents = inotify._instance()
+    copy = os.fork()
+    if copy == 0:
+        os._exit(inotify._instance() is parents)
+    assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == 0
+
+
 def test_many_watches_take_one_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets the events of its own folder, two of the same folder both, and the rest if one has closed."""
     monkeypatch.setattr(inotify, "_shared", [])

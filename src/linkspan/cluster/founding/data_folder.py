@@ -77,7 +77,7 @@ def note(folder: Path) -> Note | None:
         raise Unavailable(f"{folder / NOTE}, which says whose data this is, cannot be read", _AGAIN) from error
 
 
-_AGAIN = "let the cluster make this voter anew: on another voter, linkspan cluster demote and promote this host"
+_AGAIN = "let the cluster make this voter again: on another voter, linkspan cluster demote and promote this host"
 
 
 def prepare(folder: Path, fresh: Note, owner: Owner) -> None:

@@ -376,7 +376,7 @@ class Address(State, frozen=True, gc=False):
 
 
 class Route(State, frozen=True, gc=False):
-    """A route with our protocol number, of the main table or (in a container only) of ``table``.
+    """A route with our protocol number, of the main table or of ``table``.
 
     ``device`` empty means ``unreachable``. ``gateway`` and ``source`` are packed addresses or empty. With
     ``onlink`` the kernel treats the gateway as on the link, whatever the routes say. ``mtu`` is the largest
@@ -408,10 +408,11 @@ class Route(State, frozen=True, gc=False):
 
 
 class PolicyRule(State, frozen=True, gc=False):
-    """A rule of a container's routing policy (ip-rule(8)), with our protocol number.
+    """A rule of a container's or the host's routing policy (ip-rule(8)), with our protocol number.
 
     ``table`` (0: the main one) routes packets from ``source`` (``prefix`` of length 0: from anywhere). With
-    ``specific`` the default route of that table does not count (suppress_prefixlength 0).
+    ``specific`` the default route of that table does not count (suppress_prefixlength 0). ``mark``, unless it is 0, is
+    the one that the packets have.
     """
 
     netns: int
@@ -419,15 +420,32 @@ class PolicyRule(State, frozen=True, gc=False):
     prefix: Prefix
     table: int = 0
     specific: bool = False
+    mark: int = 0
 
     @property
     def key(self) -> Key:
         source = self.prefix.packed, self.prefix.length
-        return ("PolicyRule", self.netns, self.priority, *source, self.table, int(self.specific))
+        return ("PolicyRule", self.netns, self.priority, *source, self.table, int(self.specific), self.mark)
 
     @property
     def label(self) -> str:
-        return f"{self.priority} from {self.prefix} lookup {self.table or 'main'}"
+        marked = f" fwmark {self.mark:#x}" if self.mark else ""
+        return f"{self.priority} from {self.prefix}{marked} lookup {self.table or 'main'}"
+
+
+class EgressAddress(State, frozen=True, gc=False):
+    """A network's egress address on a link of the host, which the kernel removes unless it is put again in time."""
+
+    device: str
+    prefix: Prefix
+
+    @property
+    def key(self) -> Key:
+        return ("EgressAddress", self.device, self.prefix.packed)
+
+    @property
+    def label(self) -> str:
+        return f"{self.prefix.address} {self.device}"
 
 
 class TokenBucket(State, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from linkspan.core.addresses import BITS, Prefix, mac_text
+from linkspan.core.addresses import BITS, Prefix, mac, mac_text
 from linkspan.core.model import CONTROLLER
 from linkspan.core.states.host import HOST
 from linkspan.core.states.wireguard import key_id
@@ -29,7 +29,11 @@ _SIZES = (100, 576, 1000, 1200, 1280, 1300, 1350, 1380, 1400, 1420, 1450, 1472, 
 
 def part(asked: KernelView, known: Map, entry: Entry) -> Part:
     """Walk through this host."""
-    walk = Crossing(asked, known, entry.translation)
+    return walked(Crossing(asked, known, entry.translation), entry)
+
+
+def walked(walk: Crossing, entry: Entry) -> Part:
+    """Take a walk that begins at an entry."""
     broken = ""
     try:
         if entry.netns not in (OUTSIDE, HOST):
@@ -121,6 +125,37 @@ class Crossing(Walk):
 
     def _wrap(self, tunnel: Wire, device: Device, following: bytes, packet: Packet) -> None:
         far, how = self._far_end(tunnel, device, following, packet)
+        mac = self._mac_of_far(tunnel, device, following)
+        self._tunnelled(tunnel, device, far, how, packet, (device.mac if mac else b"", mac))
+
+    def _stretched(self, link: Device, frame: Frame) -> None:
+        """Wrap a frame for the host that has its destination's MAC by the tunnel's FDB."""
+        tunnel = next(one for one in self._asked.tunnels() if one.device == link.name)
+        far = self._asked.remote(link.name, frame.to_mac, b"")
+        if not far:
+            reason = f"{link.name} has no forwarding entry (FDB) of {mac_text(frame.to_mac)}, and none for all MACs"
+            raise self._broken(HOST, link.name, frame.packet, reason)
+        how = f"{mac_text(frame.to_mac)} is behind {show(far)} (FDB)"
+        self._tunnelled(tunnel, link, far, how, frame.packet, (frame.mac, frame.to_mac))
+
+    def _mac(
+        self, netns: int, device: Device, following: bytes, bridge: Device, source: Device | None, packet: Packet
+    ) -> bytes:
+        far = self._known.beyond(following)
+        if far is None or not self._stretch(bridge):
+            return super()._mac(netns, device, following, bridge, source, packet)
+        # What asks for its MAC takes the frame's own way, which the walk follows next.
+        own, entry = mac(far.mac), self._asked.neighbour(netns, device.name, following)
+        if entry is not None and entry.known and entry.mac != own:
+            where, told = self._known.name(netns), mac_text(entry.mac)
+            reason = f"{where} has {told} as the neighbour {show(following)}, whose MAC is {far.mac}"
+            raise self._broken(netns, device.name, packet, reason)
+        return own
+
+    def _tunnelled(
+        self, tunnel: Wire, device: Device, far: bytes, how: str, packet: Packet, macs: tuple[bytes, bytes]
+    ) -> None:
+        """Wrap it for a far end; ``macs`` are those of the frame inside, b'' if there is none."""
         # A kernel device keeps the packet's mark; a program sends a packet of its own.
         mark = packet.mark if device.kind != "tun" else 0
         ports = client_ports(self._asked, HOST) if tunnel.kind == VXLAN else (0, 0)
@@ -132,10 +167,7 @@ class Crossing(Walk):
         if lookup.kind == LOCAL:
             raise self._broken(HOST, device.name, packet, f"{show(far)} is an address of this host itself")
         wire = msgspec.structs.replace(wire, source=tunnel.local or lookup.source)
-        mac = self._mac_of_far(tunnel, device, following)
-        self._outer = msgspec.structs.replace(
-            outer, source=wire.source, mac=device.mac if mac else b"", to_mac=mac
-        )
+        self._outer = msgspec.structs.replace(outer, source=wire.source, mac=macs[0], to_mac=macs[1])
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
         self._hop(HOST, device.name, "encapsulated", how, packet)
@@ -154,21 +186,12 @@ class Crossing(Walk):
         if not found.remote:
             reason = f"{name}, key {key}, must contact this host from behind its NAT, and has not done so yet"
             raise self._broken(HOST, device.name, packet, reason)
-        ports = found.own_port, found.own_port
-        outer = Outer(WIREGUARD, b"", found.remote, found.port, key=found.own, ports=ports)
-        lookup = self._looked_up(HOST, outer.packet())
-        self._outer = msgspec.structs.replace(outer, source=lookup.source)
-        wire = self._outer.packet()
-        link = self._usable(HOST, lookup.device, packet)
-        self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
-        on = self._goes_on(host, packet.target)
-        self._hop(
-            HOST, device.name, "encrypted", f"by WireGuard for {name}, key {key}, {_proof(found)}{on}", packet
-        )
         if not found.proven:
             self.silent = f"{name} has not answered WireGuard's handshake: nobody there has the key {key}"
-        self._emitted(link, wire)
-        self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, host)
+        ports = found.own_port, found.own_port
+        outer = Outer(WIREGUARD, b"", found.remote, found.port, key=found.own, ports=ports)
+        how = f"by WireGuard for {name}, key {key}, {_proof(found)}{self._goes_on(host, packet.target)}"
+        self._sealed(outer, device, how, packet, host)
 
     def _associate(self, device: Device, packet: Packet) -> None:
         """Wrap it by the ESP association that has its destination."""
@@ -177,15 +200,19 @@ class Crossing(Walk):
             reason = f"no IPsec association is up for {show(packet.target)} (`linkspan status` shows why)"
             raise self._broken(HOST, device.name, packet, reason)
         outer = Outer(ESP, b"", found.remote, found.port, key=found.spi_out, ports=(found.port, found.port))
+        how = f"by IPsec for {self._host(found.host)}, {found.cipher}, SPI {found.spi_out}"
+        self._sealed(outer, device, how, packet, found.host)
+
+    def _sealed(self, outer: Outer, device: Device, how: str, packet: Packet, host: str = "") -> None:
+        """Encrypt it, and send it to the outer packet's destination; ``host`` is whose that is, if it may roam."""
         lookup = self._looked_up(HOST, outer.packet())
-        self._outer = msgspec.structs.replace(outer, source=lookup.source)
+        self._outer = msgspec.structs.replace(outer, source=outer.source or lookup.source)
         wire = self._outer.packet()
         link = self._usable(HOST, lookup.device, packet)
         self._narrow(min(link.mtu, lookup.mtu or link.mtu) - self._outer.overhead)
-        how = f"by IPsec for {self._host(found.host)}, {found.cipher}, SPI {found.spi_out}"
         self._hop(HOST, device.name, "encrypted", how, packet)
         self._emitted(link, wire)
-        self._cross(link, wire.source, lookup.gateway or found.remote, found.remote, packet, found.host)
+        self._cross(link, wire.source, lookup.gateway or outer.target, outer.target, packet, host)
 
     def _emitted(self, link: Device, wire: Packet) -> None:
         """Pass the outer packet through the host's hooks, and out of the underlay's link."""
@@ -224,6 +251,8 @@ class Crossing(Walk):
                 )
                 raise self._broken(HOST, name, packet, reason)
             return far, f"neighbour {show(following)} is {mac_text(mac)}, which is behind {show(far)} (FDB)"
+        if tunnel.remote:
+            return tunnel.remote, f"{name} has one far end, {show(tunnel.remote)}"
         if following != packet.target:
             return following, f"the route's next hop is the far end, {show(following)}"
         far = self._asked.remote(name, b"", packet.target)
@@ -358,7 +387,12 @@ class Crossing(Walk):
             if device.kind != "tun":  # the kernel unwraps the packet itself, and keeps its mark
                 packet = msgspec.structs.replace(packet, mark=wire.mark)
             self._hop(HOST, device.name, "decapsulated", f"from {show(outer.source)}", packet)
-        self._route(device.name, outer.mac, packet)
+        if device.port is None:
+            self._route(device.name, outer.mac, packet)
+            return
+        bridge = self._bridge_of(device, None, packet)
+        frame = self._admitted(bridge, device, Frame(packet, device.name, "", outer.mac, outer.to_mac))
+        self._by_bridge(bridge, device, packet.target, frame)
 
     def _gateway_of(self, packet: Packet) -> bytes:
         """Return the MAC from which switches send a packet; b'' if it came through none."""
@@ -406,14 +440,14 @@ class Crossing(Walk):
         fitting = [
             t
             for t in self._asked.tunnels()
-            if (t.kind, t.vni) == (outer.kind, outer.vni) and t.local in (b"", at)
+            if (t.kind, t.vni) == (outer.kind, outer.vni) and t.local in (b"", at) and t.remote in (b"", outer.source)
             if t.port == outer.port or t.kind in (WIREGUARD, ESP)  # with a NAT in between the ports differ
         ]
         if not fitting:
             what = f"VNI {outer.vni} at port {outer.port}" if outer.kind == VXLAN else outer.kind
             raise self._broken(HOST, link, packet, f"no device of this host accepts {what}")
         device = self._usable(HOST, fitting[0].device, packet)
-        if outer.kind == VXLAN and outer.to_mac != device.mac:
+        if outer.kind == VXLAN and device.port is None and outer.to_mac != device.mac:
             reason = f"the frame is for {mac_text(outer.to_mac)}, and {device.name} is {mac_text(device.mac)}"
             raise self._broken(HOST, device.name, packet, reason)
         self._narrow(device.mtu)

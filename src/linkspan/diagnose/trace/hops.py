@@ -137,6 +137,11 @@ class Map(msgspec.Struct, frozen=True):
                 return id_
         return ""
 
+    def beyond(self, address: bytes) -> Endpoint | None:
+        """Return another host's endpoint with an address."""
+        held = (e for other in self.others.values() for e in other.endpoints)
+        return next((e for e in held if any(p.packed == address for p in e.prefixes)), None)
+
     def holding(self, address: bytes) -> Endpoint | None:
         """Return the endpoint with an allocated address."""
         return next((e for e in self.endpoints if any(p.packed == address for p in e.prefixes)), None)

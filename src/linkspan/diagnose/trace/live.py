@@ -39,6 +39,9 @@ AGAIN = 0.2
 """Seconds after which the packet is sent again while another host may not listen yet."""
 LISTENING = 2.0
 """Seconds that a host listens for another one."""
+HEARING = LISTENING + 4.0
+"""Seconds to wait for what another host heard: the store takes the question and the answer, and a busy host takes its
+time to put a trace into each namespace."""
 LARGE = 0.5
 """Seconds to wait for the answer to the second ping: all neighbours are known by then."""
 SETTLE = 0.05
@@ -291,18 +294,21 @@ def _device(hop: Hop) -> Device:
 def _listened(
     ears: dict[socket.socket, Device], probe: Probe, end: Device | None, going: Callable[[], bool], recorder: Recorder
 ) -> tuple[set[Device], ...]:
-    """Collect where the packet and its answer are seen, until the answer is at its end and all have listened."""
+    """Collect where the packet and its answer are seen, until the answer is at its end and all have listened.
+
+    While another host is asked, the packet is sent again: that host may begin to listen late.
+    """
     seen: tuple[set[Device], ...] = (set(), set())
     now = time.monotonic()
     deadline, again = now + PATIENCE, now + AGAIN
-    while (now := time.monotonic()) < deadline:
+    while (waiting := going()) or time.monotonic() < deadline:
+        now = time.monotonic()
         # Once the answer has arrived, packets that other devices saw before wait to be read.
-        waiting = going()
         done = (end is None or end in seen[1] or end not in ears.values()) and not waiting and probe.answered()
         if waiting and now >= again:
             probe.send()
             again = now + AGAIN
-        left = (min(again, deadline) if waiting else min(deadline, now + AGAIN)) - now
+        left = (again if waiting else min(deadline, now + AGAIN)) - now
         ready, _, _ = select.select([*ears, *probe.sockets], [], [], 0 if done else max(left, 0))
         heard = [one for one in ready if one in ears]
         for one in heard:

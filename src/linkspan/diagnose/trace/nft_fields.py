@@ -34,6 +34,8 @@ class Fields:
                 return self._conntrack(str(key))
             case {"rt": {"key": "ipsec"}}:  # a packet with these has left the evaluated rules by then
                 return ("False",)
+            case {"rt": {"key": "nexthop", "family": str(of)}}:
+                return self._next_hop(of)
             case {"payload": {"base": "nh", "offset": 72, "len": 8}}:  # protocol of an IPv4 header (RFC 791)
                 packet = self._frame.packet
                 number = NUMBERS.get(packet.protocol)
@@ -80,6 +82,14 @@ class Fields:
         """Return an address's type in the host's routes; make no claim about other types than these two."""
         kind = self._asked.route(self._frame.netns, towards(address)).kind
         return ("local",) if kind == LOCAL else ("unicast",) if kind in (UNICAST, 0) else None
+
+    def _next_hop(self, family: str) -> tuple[str, ...]:
+        """Return the next hop of the packet's route: its router, or its target itself."""
+        packet = self._frame.packet
+        if family != ("ip" if packet.family == 4 else "ip6"):
+            return ()
+        way = self._asked.route(self._frame.netns, packet, self._frame.arriving)
+        return (socket.inet_ntop(SOCKET_FAMILY[packet.family], way.gateway or packet.target),)
 
     def routed_back(self, left: Any) -> bool | None:
         """Return whether a ``fib`` expression finds a route: back to the source, by the link if asked so."""

@@ -193,8 +193,10 @@ class _Evaluation:
                 return "return"
             case {"masquerade": _}:
                 return _by(rule, masked=True)
-            case {"snat": {"addr": str(address)}}:
-                return _by(rule, masked=True, source=address)
+            case {"snat": {"addr": address}}:
+                source = self._values(chain, address) if isinstance(address, dict) else (str(address),)
+                if source is not None:
+                    return _by(rule, masked=True, source=source[0]) if source else None
             case {"dnat": {"addr": address, **rest}} if isinstance(rest.get("port", 0), int):
                 to = self._values(chain, address) if isinstance(address, dict) else (str(address),)
                 if to is not None:

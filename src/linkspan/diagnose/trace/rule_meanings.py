@@ -40,6 +40,9 @@ MEANINGS = (
     ("@senders", "the guard does not allow {source} at this port, or not with this MAC"),
     ("127.0.0.0", "loopback addresses are not accepted from the wire"),
     ("@old", "the host did not forward between these links before linkspan enabled forwarding"),
+    ("@egress_nets", "what leaves this network does so by its egress address, which this host does not hold"),
+    ("@egress_at", "it has an egress address, and belongs to no connection or this host does not hold it (any more)"),
+    ("@egress_ways", "only answers come from the host that holds the network's egress address"),
     ("@pools", "networks are isolated from each other (`linkspan network allow` allows it)"),
     ("@sources", "{source} belongs to a container, but the packet does not come from one"),
 )

@@ -14,6 +14,7 @@ from linkspan.core.addresses import mac_text
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST
+from linkspan.core.wire import VXLAN
 from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.hops import OUTSIDE, Map, Translation, forwarding_off, show
 from linkspan.diagnose.trace.kernel_view import (
@@ -182,7 +183,7 @@ class Walk(Passage):
         self._narrow(link.mtu)
         network = self._known.networks.get(endpoint.network)
         if network is not None and network.routed:
-            if following not in self._asked.addresses(HOST):
+            if following not in self._asked.addresses(HOST) and not self._answers_for(following, link):
                 raise self._broken(
                     HOST, link.name, packet, f"nobody answers for {show(following)} on {link.name}"
                 )
@@ -192,21 +193,35 @@ class Walk(Passage):
             self._route(link.name, device.mac, packet)
             return
         bridge = self._bridge_of(link, network, packet)
-        frame = Frame(packet, link.name, mac=device.mac)
-        frame = msgspec.structs.replace(frame, packet=self._ingress(frame))
+        frame = self._admitted(bridge, link, Frame(packet, link.name, mac=device.mac))
+        mac = self._mac(endpoint.netns, device, following, bridge, link, frame.packet)
+        self._by_bridge(bridge, link, following, msgspec.structs.replace(frame, to_mac=mac))
+
+    def _answers_for(self, address: bytes, link: Device) -> bool:
+        """Return whether the host answers a link's questions for an address that it reaches elsewhere (proxy ARP)."""
+        if len(address) != 4 or self._asked.setting(HOST, f"net/ipv4/conf/{link.name}/forwarding") != "1":
+            return False
+        either = (self._asked.setting(HOST, f"net/ipv4/conf/{name}/proxy_arp") for name in ("all", link.name))
+        return "1" in either and self._asked.route(HOST, towards(address)).device not in ("", link.name)
+
+    def _admitted(self, bridge: Device, link: Device, frame: Frame) -> Frame:
+        """Receive a frame by a port of a bridge."""
+        packet = self._ingress(frame)
         if link.port is not None and link.port.locked:
-            self._require_unlocked(bridge, link, device.mac, packet)
-        packet = self._after(netfilter_hooks.passed_bridge(self._asked, "prerouting", frame), HOST, link.name, packet)
-        mac = self._mac(endpoint.netns, device, following, bridge, link, packet)
-        if mac == bridge.mac:
-            found = netfilter_hooks.passed_bridge(
-                self._asked, "input", msgspec.structs.replace(frame, packet=packet, to_mac=mac)
-            )
-            packet = self._after(found, HOST, bridge.name, packet)
-            self._hop(HOST, bridge.name, "received", f"by port {link.name}, for the host to route", packet)
-            self._route(bridge.name, device.mac, packet)
-        else:
-            self._bridged(bridge, mac, following, Frame(packet, link.name, "", device.mac, mac), link)
+            self._require_unlocked(bridge, link, frame.mac, packet)
+        frame = msgspec.structs.replace(frame, packet=packet)
+        found = netfilter_hooks.passed_bridge(self._asked, "prerouting", frame)
+        return msgspec.structs.replace(frame, packet=self._after(found, HOST, link.name, packet))
+
+    def _by_bridge(self, bridge: Device, link: Device, following: bytes, frame: Frame) -> None:
+        """Lead a frame that came by a port to the host itself, or to another port."""
+        if frame.to_mac != bridge.mac:
+            self._bridged(bridge, frame.to_mac, following, frame, link)
+            return
+        found = netfilter_hooks.passed_bridge(self._asked, "input", frame)
+        packet = self._after(found, HOST, bridge.name, frame.packet)
+        self._hop(HOST, bridge.name, "received", f"by port {link.name}, for the host to route", packet)
+        self._route(bridge.name, frame.mac, packet)
 
     def _bridge_of(self, link: Device, network: Network | None, packet: Packet) -> Device:
         expected = network.bridge if network else link.master
@@ -254,6 +269,8 @@ class Walk(Passage):
             why, at = self._silent(owner, found), (owner.netns, owner.ifname)
         elif owner is not None:
             why = f"its address is missing in {self._known.name(owner.netns)}, or the interface {owner.ifname} is"
+        elif far := self._known.beyond(following):
+            why = f"{far.name or far.id[:12]} of another host has it, and no port of {bridge.name} leads there"
         else:
             why = f"no container has it and it is not on {bridge.name}"
         return self._require_neighbour(netns, device, following, own, packet, why, at)
@@ -267,16 +284,17 @@ class Walk(Passage):
             packet = self._seen_by_ip(bridge, source, msgspec.structs.replace(frame, to_mac=mac))
         owner = self._known.holding(following)
         learnt = self._asked.bridge_port(bridge.name, mac)
-        port = learnt.port if learnt is not None else owner.host_ifname if owner else ""
+        port = learnt.port if learnt is not None else owner.host_ifname if owner else self._stretch(bridge)
         endpoint = self._known.behind(port)
+        leads = endpoint is not None or (bool(port) and port == self._stretch(bridge))
         if learnt is not None and learnt.own:
             raise self._broken(HOST, bridge.name, packet, f"the bridge's FDB has {mac_text(mac)} as the host's own")
-        if endpoint is None or (owner is not None and endpoint.host_ifname != owner.host_ifname):
+        if not leads or (owner is not None and port != owner.host_ifname):
             behind = self._known.name(endpoint.netns) if endpoint else "no container"
             told = f"port {port}, which leads to {behind}" if port else "no port"
             raise self._broken(HOST, bridge.name, packet, f"the bridge's FDB leads {mac_text(mac)} to {told}")
         link = self._usable(HOST, port, packet)
-        self._bridge_of(link, self._known.networks.get(endpoint.network), packet)
+        self._bridge_of(link, self._known.networks.get(endpoint.network) if endpoint else None, packet)
         self._require_port(bridge, link, source, mac, packet, flooded=learnt is None)
         frame = msgspec.structs.replace(frame, packet=packet, leaving=port, to_mac=mac)
         for hook in ("output" if source is None else "forward", "postrouting"):
@@ -287,7 +305,20 @@ class Walk(Passage):
         self._hop(
             HOST, bridge.name, "bridged", f"{mac_text(mac)} is behind port {port} ({how})", packet, port
         )
-        self._into_container(endpoint, self._egress(frame), frame)
+        frame = msgspec.structs.replace(frame, packet=self._egress(frame))
+        if endpoint is not None:
+            self._into_container(endpoint, frame.packet, frame)
+        else:
+            self._stretched(link, frame)
+
+    def _stretch(self, bridge: Device) -> str:
+        """Return the port that is a tunnel to the same bridge of other hosts, '' if none is."""
+        wires = {one.device for one in self._asked.tunnels() if one.kind == VXLAN}
+        return next((port for port in self._asked.below(HOST, bridge.name) if port in wires), "") if wires else ""
+
+    def _stretched(self, link: Device, frame: Frame) -> None:
+        """Send a frame by such a port; one host alone has none."""
+        raise NotImplementedError
 
     def _seen_by_ip(self, bridge: Device, source: Device, frame: Frame) -> Packet:
         """Pass a bridged frame through the IP hooks, as br_netfilter does: in and out by the bridge."""

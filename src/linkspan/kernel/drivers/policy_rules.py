@@ -1,4 +1,4 @@
-"""Rules of the routing policy (ip-rule(8)) with our protocol number."""
+"""Rules of the routing policy (ip-rule(8)) with our protocol number: in containers, and on the host for egress."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from linkspan.kernel.io.netlink import (
 )
 from linkspan.kernel.io.route_messages import TABLE_MAIN
 from linkspan.kernel.io.rule_messages import (
+    FWMARK,
     HEADER,
     PRIORITY,
     PROTOCOL,
@@ -83,6 +84,7 @@ def _message(state: PolicyRule, _: int, kind: int) -> Message:
     body += u32(PRIORITY, state.priority) + attr(PROTOCOL, bytes([ROUTE_PROTOCOL]))
     body += u32(TABLE, state.table or TABLE_MAIN)
     body += u32(SUPPRESS, 0) if state.specific else b""
+    body += u32(FWMARK, state.mark) if state.mark else b""
     verb = "add" if kind == NEWRULE else "remove"
     what = f"{verb} rule {state.priority} from {state.prefix} lookup {state.table or 'main'}"
     return Message(kind, F_CREATE | F_EXCL if kind == NEWRULE else 0, body, what)
@@ -96,11 +98,12 @@ def _rule(found: ReportedRule, netns: int) -> PolicyRule:
         found.source,
         0 if table == TABLE_MAIN else table,
         specific=found.number(SUPPRESS, _NOTHING) == 0,
+        mark=found.number(FWMARK),
     )
 
 
 def driver(host: LocalHost) -> PolicyRuleDriver:
-    """Return the driver of containers' routing policy."""
+    """Return the driver of the routing policy of containers and of the host."""
     return PolicyRuleDriver(host.sockets)
 
 
@@ -108,6 +111,7 @@ def _add(state: PolicyRule, shell: Shell) -> tuple[str, ...]:
     source = str(state.prefix) if state.prefix.length else "all"
     specific = " suppress_prefixlength 0" if state.specific else ""
     words = [shell.ip(state.netns), f"-{state.prefix.family}", f"rule add pref {state.priority} from {source}"]
+    words += [f"fwmark {state.mark:#x}"] if state.mark else []
     return (" ".join([*words, f"lookup {state.table or 'main'}{specific} protocol {ROUTE_PROTOCOL}"]),)
 
 
@@ -121,9 +125,10 @@ KINDS = (
         state=PolicyRule,
         rank=63,
         driver=driver,
-        known_by="protocol number 76, in a container",
-        purpose="which table routes packets from this address: they must leave by its interface",
+        known_by="protocol number 76",
+        purpose="which table routes these packets: they must leave by their address's interface, or by another host",
         commands=_add,
         alone=_always,
+        poll=True,
     ),
 )

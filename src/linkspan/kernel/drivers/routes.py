@@ -1,4 +1,4 @@
-"""Routes with our protocol number: in the main table, and in containers also in others; and our BGP speaker's."""
+"""Routes with our protocol number, in the main table and in those that rules of ours name; and our BGP speaker's."""
 
 from __future__ import annotations
 
@@ -62,9 +62,12 @@ from linkspan.kernel.io.route_messages import (
     if_id,
     metrics_of,
 )
+from linkspan.kernel.io.rule_messages import PROTOCOL, reported
+from linkspan.kernel.io.rule_messages import TABLE as RULE_TABLE
 from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
+_OURS = bytes([ROUTE_PROTOCOL])
 # linux/rtnetlink.h
 _TYPES = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}  # RTN_*
 _TYPES |= {6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
@@ -94,12 +97,21 @@ class RouteDriver:
         return Support("kernel")
 
     def observe(self, netns: int) -> Iterable[State]:
-        """Return the routes with our protocol number: in the main table, and in a container in all tables."""
+        """Return the routes with our protocol number: in all tables, on the host in those that rules of ours name."""
         names = self._sockets.names(netns)
         for family in SOCKET_FAMILY.values():
-            table = TABLE_MAIN if netns == HOST else _EVERY_TABLE
+            table = TABLE_MAIN if netns == HOST and not self._has_tables(family) else _EVERY_TABLE
             for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, table):
                 yield _route(payload, names, netns)
+
+    def _has_tables(self, family: int) -> bool:
+        """Return whether rules of ours on the host name other tables; there is nothing of ours in any other."""
+        try:
+            found = list(reported(self._sockets.at(HOST), 4 if family == socket.AF_INET else 6))
+        except KernelError:  # a kernel without rules, or without IPv6
+            return False
+        ours = (one for one in found if one.found.get(PROTOCOL) == _OURS)
+        return any(one.number(RULE_TABLE, one.table) != TABLE_MAIN for one in ours)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Add, replace and remove routes; one whose device is gone counts as removed."""

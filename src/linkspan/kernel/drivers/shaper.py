@@ -178,6 +178,7 @@ KINDS = (
         commands=_limit,
         on=on_device,
         events=_EVENTS,
+        imposed=True,
     ),
     Kind(
         state=ForeignQdisc,

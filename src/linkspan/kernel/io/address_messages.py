@@ -9,9 +9,12 @@ from linkspan.core.addresses import SOCKET_FAMILY, Prefix
 from linkspan.kernel.io.netlink import GETADDR, Socket, attributes
 
 # linux/if_addr.h
-ADDRESS, LOCAL, BROADCAST, FLAGS, METRIC = 1, 2, 4, 8, 9
+ADDRESS, LOCAL, BROADCAST, CACHEINFO, FLAGS, METRIC = 1, 2, 4, 6, 8, 9
 TEMPORARY, DEPRECATED, PERMANENT = 0x01, 0x20, 0x80  # IFA_F_*; the first is _SECONDARY for IPv4
 UNIVERSE = 0  # RT_SCOPE_UNIVERSE in linux/rtnetlink.h
+EGRESS_METRIC = 76_000
+"""Metric (IFA_RT_PRIORITY) of egress addresses. It has no effect, because they make no route of their own: it marks
+them as ours."""
 IFADDR = struct.Struct("=BBBBI")
 
 
@@ -27,6 +30,11 @@ class HeldAddress(NamedTuple):
     def flags(self) -> int:
         """Return IFA_F_*."""
         return int(struct.unpack("=I", self.found[FLAGS])[0]) if FLAGS in self.found else PERMANENT
+
+    @property
+    def is_egress(self) -> bool:
+        """Return whether it is a network's egress address, which linkspan has put there for a moment."""
+        return self.found.get(METRIC) == struct.pack("=I", EGRESS_METRIC)
 
 
 def held(socket: Socket, link: int = 0) -> list[HeldAddress]:

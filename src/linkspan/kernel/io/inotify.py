@@ -89,6 +89,8 @@ class _Instance:
 
 
 _shared: list[_Instance] = []
+# A copy of the process makes its own: of an instance of both, each event would reach only one of them.
+os.register_at_fork(after_in_child=_shared.clear)
 
 
 def _instance() -> _Instance:

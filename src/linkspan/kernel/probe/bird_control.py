@@ -145,7 +145,7 @@ def enable(path: Path, protocol: str) -> None:
 def speaker(path: Path) -> int:
     """Return the process that listens at a control socket, 0 if it is of another pid namespace. Raises Unavailable.
 
-    It tells whether BIRD was started again. BIRD's "Last reboot" does not: BIRD calculates it anew from two clocks each
+    It tells whether BIRD was started again. BIRD's "Last reboot" does not: BIRD calculates it from two clocks each
     time it is asked, so it differs now and then by a millisecond, and by more if the clock is set.
     """
     with _connection(path, SECONDS) as way:

@@ -92,6 +92,6 @@ def _addresses(sockets: Sockets, ifname: str) -> list[Prefix]:
     found = []
     for one in held(sockets.at(HOST), sockets.index(HOST, ifname)):
         passing = one.flags & (TEMPORARY | DEPRECATED) and one.prefix.family == 6
-        if one.scope == UNIVERSE and not passing:
+        if one.scope == UNIVERSE and not passing and not one.is_egress:
             found.append(one.prefix)
     return sorted(found, key=lambda p: p.family)

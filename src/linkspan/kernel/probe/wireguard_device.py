@@ -71,7 +71,7 @@ class Device:
     def table(self) -> Table | None:
         """Return the device as it is, None if none answers, or if it is not ours."""
         try:
-            return _table(self.wg("show", DEVICE, "dump")) if _is_ours() else None
+            return parsed(self.wg("show", DEVICE, "dump")) if _is_ours() else None
         except (OSError, LinkspanError):
             return None
 
@@ -99,7 +99,8 @@ def _is_ours() -> bool:
         route.close()
 
 
-def _table(dump: str) -> Table:
+def parsed(dump: str) -> Table:
+    """Return what `wg show DEVICE dump` printed."""
     first, *rest = [line.split("\t") for line in dump.splitlines()]
     peers = {}
     for public, shared, endpoint, allowed, handshake, _, _, keepalive in rest:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from linkspan.core import bandwidth
 from linkspan.core.addresses import mac, mac_text, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
@@ -301,9 +302,7 @@ def _bandwidth(asked: Bandwidth | None) -> Bandwidth | None:
     """Check the limits: bits per second, bits of burst. All zero means none."""
     if asked is None or asked == Bandwidth():
         return None
-    for name, value in msgspec.structs.asdict(asked).items():
-        if not 0 <= value < 1 << 63:
-            raise Invalid(f"bandwidth has {name} {value}", "rates are bits per second, bursts are bits")
+    bandwidth.check(asked)
     return asked
 
 

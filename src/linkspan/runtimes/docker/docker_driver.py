@@ -28,7 +28,7 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.supervise import lasting
-from linkspan.endpoints import attach, detach, rename, update
+from linkspan.endpoints import attach, delivery, detach, rename, update
 from linkspan.endpoints.registry import Registry
 from linkspan.kernel.io.durable_files import Memory
 from linkspan.runtimes import wishes
@@ -260,9 +260,8 @@ class Docker(Service):
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
-        unknown = sorted(key for key in call.options or {} if key == IFNAME or not key.startswith("com.docker."))
-        if unknown:
-            raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "leave driver-opt out")
+        options = (call.options or {}).items()
+        limits = wishes.limits({k: v for k, v in options if k == IFNAME or not k.startswith("com.docker.")})
         if network.internal and (wanted := ports(call.options)) != ((), ()):
             self._unpublished[call.endpoint_id] = ", ".join(f"{p.port}/{p.protocol}" for some in wanted for p in some)
         end = delivered(call.endpoint_id)
@@ -279,6 +278,7 @@ class Docker(Service):
                 ifname=end,
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
+                bandwidth=limits,
                 engine="docker",
             )
             known = await attach.attach(self._registry, request, -1, "", delivered=True)
@@ -333,7 +333,7 @@ class Docker(Service):
         `_tell_unpublished` reports it afterwards.
         """
         machine = self._worker.machine
-        if not self._engine.socket or await self._worker.run_brief(update.has_interface, machine, namespace):
+        if not self._engine.socket or await self._worker.run_brief(delivery.has_interface, machine, namespace):
             return False
         try:
             async with asyncio.timeout(PATIENCE):
@@ -350,7 +350,7 @@ class Docker(Service):
         return found is not None and any(n.name == found.network and n.internal for n in self._ours.all())
 
     async def _leave(self, call: Call) -> Answer:
-        await update.returned(self._registry, (call.endpoint_id, delivered(call.endpoint_id)))
+        await delivery.returned(self._registry, (call.endpoint_id, delivered(call.endpoint_id)))
         return {}
 
     async def _publish(self, call: Call) -> Answer:
@@ -381,7 +381,7 @@ class Docker(Service):
         for _ in range(times):
             if identity not in self._registry.endpoints:
                 return
-            if await update.taken(self._registry, identity, namespace):
+            if await delivery.taken(self._registry, identity, namespace):
                 break
             await asyncio.sleep(pause)
         if self._engine.socket:

@@ -175,8 +175,6 @@ class Podman(Service):
 
     def _request(self, call: Call) -> AttachRequest:
         wish = call.network_options
-        if wish.options:
-            raise Invalid(f"network option {', '.join(sorted(wish.options))} is unknown to driver linkspan")
         aliases = tuple(dict.fromkeys(a for a in wish.aliases or () if a != call.container_id[:12]))
         return AttachRequest(
             id=call.container_id,
@@ -187,6 +185,7 @@ class Podman(Service):
             mac=mac_text(mac(wish.static_mac)) if wish.static_mac else "",
             ports=self._ports(call),
             ports_bound=True,
+            bandwidth=wishes.limits(wish.options or {}),
             engine="podman",
             labels={ALIASES: ",".join(aliases)} if aliases else {},
         )

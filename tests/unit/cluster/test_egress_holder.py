@@ -1,0 +1,358 @@
+"""Who holds an egress address: whatever happens to hosts and store, never two, and soon somebody again."""
+
+from __future__ import annotations
+
+import random
+from asyncio import create_task, sleep
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.cluster import egress
+from linkspan.cluster.egress import LATER, Exits, leaves
+from linkspan.cluster.networks import Networks
+from linkspan.cluster.participation import Participation
+from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.contracts import LIFE
+from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.event_log import EventLog
+from linkspan.core.model import Egress, Network
+from linkspan.core.states.host import EgressAddress, Key, State
+from linkspan.kernel.drivers.egress_addresses import LIFETIME, EgressAddressDriver
+from linkspan.kernel.io.link_messages import Link
+from linkspan.kernel.io.sockets import Sockets
+from linkspan.kernel.probe import gratuitous_arp
+from linkspan.kernel.probe.conntrack import Flow
+from linkspan.kernel.worker import Worker
+from linkspan.store.absence import ABSENCE
+from linkspan.store.memory import Memory, MemoryStore
+from support.memory_machine import MemoryDriver, MemoryMachine
+from support.records.living import Living
+from support.records.replicas import network
+from support.virtual_time import clock, in_virtual_time, soon
+
+EXIT = Egress("192.0.2.100")
+DEMO = msgspec.structs.replace(network(), egress=(EXIT,))
+FAILOVER = 8.0
+"""Seconds."""
+LATE = 1.0
+"""Seconds after the end of its life at which the kernel removes an address at the latest."""
+
+
+class Addresses(EgressAddressDriver):
+    """A kernel's, by the loop's clock; it is as late as a kernel may be."""
+
+    def __init__(self) -> None:
+        self._until = {}
+        self.ends = float("-inf")
+
+    def place(self, address: Prefix) -> str:
+        """Return a link that has the subnet."""
+        return "eth0"
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Put for the rest of the time, or remove at once."""
+        for state in put:
+            assert isinstance(state, EgressAddress)
+            left = int(self._until.get(state.prefix, 0.0) - clock())
+            if left < 1:
+                return {state.key: Unavailable("not confirmed")}
+            self.ends = clock() + min(left, LIFETIME) + LATE
+        if delete:
+            self.ends = float("-inf")
+        return {}
+
+
+class Kernel(MemoryDriver):
+    """Everything else in memory."""
+
+    def __init__(self, addresses: Addresses) -> None:
+        super().__init__()
+        self._addresses = addresses
+
+    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+        """Leave egress addresses to their driver."""
+        return self._addresses.apply(put, delete) or super().apply(put, delete)
+
+
+class Links(Sockets):
+    """Sockets of a host whose link has a MAC."""
+
+    def __init__(self) -> None: ...
+
+    def link(self, netns: int, name: str) -> Link:
+        """Return the link."""
+        return Link(1, 0, {})
+
+
+class TakesPart(Participation):
+    """Takes part in the network."""
+
+    def __init__(self) -> None: ...
+
+    def all(self) -> frozenset[str]:
+        """Return the network."""
+        return frozenset({"demo"})
+
+
+class Host(Living[MemoryStore]):
+    """A host with what holds addresses."""
+
+    def __init__(self, store: MemoryStore, folder: Path, name: str, addresses: Addresses) -> None:
+        super().__init__(store, folder, name)
+        machine = MemoryMachine()
+        machine.driver = Kernel(addresses)
+        machine.reconciler = type(machine.reconciler)(machine.driver.served())
+        machine.egress, machine.sockets = addresses, Links()
+        self.networks = Networks(self.replica)
+        log = EventLog(folder / f"{name}.events")
+        self.followed: list[tuple[str, bool]] = []
+        self.exits = Exits(
+            Worker(machine), self.replica, self.hosts, self.networks, TakesPart(), log, self._follow
+        )
+        self.presence.subscribe(self.exits.confirmed, self.exits.lost)
+
+    async def _follow(self, name: str, mine: bool) -> None:
+        self.followed.append((name, mine))
+
+    async def _changed(self, keys: frozenset[str]) -> None:
+        await super()._changed(keys)
+        if any(key.startswith("networks/") for key in keys):
+            self.networks.refresh()
+        self.exits.changed(keys)
+
+    async def start(self) -> None:
+        """Begin as an agent does."""
+        await super().start()
+        self.networks.refresh()
+        self.exits.start()
+
+    async def die(self) -> None:
+        """End as by SIGKILL."""
+        await self.exits.stop()
+        await super().die()
+
+
+class Cluster:
+    """Hosts h1 to h3; the kernels outlive the agents."""
+
+    def __init__(self, folder: Path) -> None:
+        self.memory = Memory()
+        self.kernels = {name: Addresses() for name in ("h1", "h2", "h3")}
+        self.hosts: dict[str, Host] = {}
+        self.twice: list[tuple[float, list[str]]] = []
+        self._folder = folder
+        self._born = 0
+
+    async def begin(self, name: str) -> None:
+        """Start a host's agent."""
+        self._born += 1
+        folder = self._folder / f"{name}-{self._born}"
+        folder.mkdir()
+        store = MemoryStore(self.memory)
+        self.hosts[name] = Host(store, folder, name, self.kernels[name])
+        await self.hosts[name].start()
+
+    async def wish(self, wish: Egress) -> None:
+        """Write the network's record."""
+        changed = msgspec.structs.replace(DEMO, egress=(wish,))
+        await next(iter(self.hosts.values())).replica.write({"networks/demo": changed})
+
+    def having(self) -> list[str]:
+        """Return the hosts whose kernels have the address."""
+        return [name for name, kernel in self.kernels.items() if kernel.ends > clock()]
+
+    async def one(self, but: str = "") -> str:
+        """Wait until a host has the address, another one than ``but``."""
+        await soon(lambda: self.having() not in ([], [but]), "somebody has it", FAILOVER)
+        (found,) = self.having()
+        return found
+
+    async def watch(self) -> None:
+        """Note each moment at which two have it."""
+        while True:
+            if len(found := self.having()) > 1:
+                self.twice.append((clock(), found))
+            await sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "now", clock)
+    monkeypatch.setattr(gratuitous_arp, "announce", lambda *_: None)
+
+
+def played(folder: Path, work: Callable[[Cluster], Awaitable[None]]) -> None:
+    """Run a test's work in virtual time; at no moment two hosts have the address."""
+
+    async def run() -> None:
+        cluster = Cluster(folder)
+        for name in cluster.kernels:
+            await cluster.begin(name)
+            await cluster.hosts[name].replica.write({f"hosts/{name}": cluster.hosts[name].hosts.here})
+        watch = create_task(cluster.watch())
+        await cluster.wish(EXIT)
+        await work(cluster)
+        watch.cancel()
+        for host in cluster.hosts.values():
+            await host.die()
+            await host.stop()
+        assert cluster.twice == []
+
+    in_virtual_time(run)
+
+
+def test_another_host_takes_it_when_the_holder_dies(tmp_path: Path) -> None:
+    """Again and again; one that is back leaves it where it is, and all know who has it."""
+
+    async def work(cluster: Cluster) -> None:
+        holder = await cluster.one()
+        for _ in range(4):
+            await cluster.hosts[holder].die()
+            died, begun = holder, clock()
+            holder = await cluster.one(but=died)
+            assert LIFETIME + 1.5 - 1 <= clock() - begun <= FAILOVER
+            await cluster.begin(died)
+            await sleep(15)
+            assert await cluster.one() == holder
+            told = [host.exits.told(DEMO) for host in cluster.hosts.values()]
+            assert told == [[{"address": EXIT.address, "host": holder}]] * 3
+            assert {name: host.followed[-1] for name, host in cluster.hosts.items()} == {
+                name: ("demo", name == holder) for name in cluster.hosts
+            }
+
+    played(tmp_path, work)
+
+
+def test_a_restarted_agent_keeps_it(tmp_path: Path) -> None:
+    """If it is back before its record ends, the kernel has the address again before its time is over, or soon."""
+
+    async def work(cluster: Cluster) -> None:
+        holder = await cluster.one()
+        await sleep(3)
+        await cluster.hosts[holder].die()
+        await sleep(0.5)
+        await cluster.begin(holder)
+        await sleep(4)
+        assert cluster.having() == [holder]
+
+    played(tmp_path, work)
+
+
+def test_without_the_store_nobody_has_it(tmp_path: Path) -> None:
+    """And with it again, one has."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        for host in cluster.hosts.values():
+            host.store.cut()
+        await soon(lambda: cluster.having() == [], "nobody has it", LIFETIME + LATE + 0.1)
+        await sleep(20)
+        assert cluster.having() == []
+        for host in cluster.hosts.values():
+            host.store.mend()
+        await soon(lambda: len(cluster.having()) == 1, "one has it", 15)
+
+    played(tmp_path, work)
+
+
+def test_the_preferred_host_comes_first_and_an_operator_moves_it(tmp_path: Path) -> None:
+    """The same wish again is a new one; while the preferred host is dead, another one has it."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        target = next(name for name in cluster.kernels if name != first)
+        await cluster.wish(Egress(EXIT.address, target, 1))
+        assert await cluster.one(but=first) == target
+        await cluster.hosts[target].die()
+        other = await cluster.one(but=target)
+        await cluster.begin(target)
+        await sleep(15)
+        assert cluster.having() == [other]
+        await cluster.wish(Egress(EXIT.address, target, 2))
+        assert await cluster.one(but=other) == target
+
+    played(tmp_path, work)
+
+
+def test_a_network_without_one_leaves_nothing(tmp_path: Path) -> None:
+    """Neither in a kernel nor in the store."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        assert not any(host.exits.told(network()) for host in cluster.hosts.values())
+        await next(iter(cluster.hosts.values())).replica.write({"networks/demo": network()})
+        await soon(lambda: cluster.having() == [], "it is gone", 2)
+        assert cluster.memory.entries["alive/(egress)/demo/4"][0] is None
+        assert not any(list(host.exits.problems()) for host in cluster.hosts.values())
+
+    played(tmp_path, work)
+
+
+def test_a_record_of_a_host_that_does_not_exist_keeps_it_from_nobody(tmp_path: Path) -> None:
+    """It is tied to no life, so it would never end."""
+
+    async def work(cluster: Cluster) -> None:
+        holder = await cluster.one()
+        store = cluster.hosts[holder].store
+        await store.transaction({"alive/(egress)/demo/4": b"h9\x1b[2J"})
+        await sleep(10)
+        after = await cluster.one()
+        assert cluster.hosts["h1"].exits.told(DEMO) == [{"address": EXIT.address, "host": after}]
+
+    played(tmp_path, work)
+
+
+def _faults(seed: int) -> Iterator[tuple[float, str, str]]:
+    """Yield faults of hosts with the seconds until the next one."""
+    chosen = random.Random(seed)  # noqa: S311 - it repeats
+    for _ in range(40):
+        yield chosen.uniform(0, 7), chosen.choice(("die", "begin", "cut", "mend", "mend")), f"h{chosen.randint(1, 3)}"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_never_two_have_it(tmp_path: Path, seed: int) -> None:
+    """Agents that die, begin again, lose the store and find it; in the end one host has it (``played`` watches)."""
+
+    async def work(cluster: Cluster) -> None:
+        dead: set[str] = set()
+        for pause, what, name in _faults(seed):
+            await sleep(pause)
+            if what == "die" and name not in dead:
+                dead.add(name)
+                await cluster.hosts[name].die()
+            elif what == "begin" and name in dead:
+                dead.discard(name)
+                await cluster.begin(name)
+            elif what == "cut":
+                cluster.hosts[name].store.cut()
+            elif what == "mend":
+                cluster.hosts[name].store.mend()
+        for name, host in list(cluster.hosts.items()):
+            host.store.mend()
+            if name in dead:
+                await cluster.begin(name)
+        await soon(lambda: len(cluster.having()) == 1, "one has it", 30)
+
+    played(tmp_path, work)
+
+
+def test_flows_that_leave_are_those_from_the_network_to_no_pool() -> None:
+    """Of another network they go on as they are, and so do those between containers."""
+    other = network("other", "10.245.0.0/16", options={"vni": "200"})
+
+    def left(source: str, target: str) -> bool:
+        return leaves(DEMO, (DEMO, other), Flow(prefix(source), prefix(target), "tcp", 80))
+
+    assert left("10.244.1.2", "198.51.100.9")
+    assert not left("10.244.1.2", "10.244.2.3")
+    assert not left("10.244.1.2", "10.245.0.9")
+    assert not left("10.245.0.9", "198.51.100.9")
+
+
+def test_the_next_holder_waits_longer_than_an_address_can_live() -> None:
+    """Its record ends LIFE after the last keepalive, and others see that half a second later."""
+    assert LIFE + ABSENCE + LATER > LIFETIME + LATE
+    assert msgspec.convert(msgspec.to_builtins(DEMO), Network) == DEMO
