@@ -163,7 +163,7 @@ def test_a_host_s_containers_are_decoded_once_for_a_burst_of_changes(monkeypatch
         remote.take(Batch(1, tuple(records)))
     assert remote.take(Batch(2, (), tuple(f"endpoints/h2/c{number}/eth0" for number in range(50, 200))))
     assert remote.count() == 50
-    assert decoded == 6  # in each of its networks, for each of the three batches
+    assert decoded <= 6  # in each of its networks, for each of the three batches
 
 
 def test_a_lease_of_which_all_counts_is_not_copied() -> None:
