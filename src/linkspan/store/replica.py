@@ -457,8 +457,12 @@ class Replica(RecordCache):
 
     def _known(self, key: str) -> int:
         """Return the latest known revision of a record, of its tombstone or of its end, 0 if none is known."""
-        beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
-        return max(self.known_revision(key), self.known_revision(beside), self._ended.get(key, 0))
+        known = max(self.known_revision(key), self._ended.get(key, 0))
+        if key.startswith(GONE):
+            return max(known, self.known_revision(key.removeprefix(GONE)))
+        if not self.change_in("gone", key.partition("/")[0]):  # most kinds have no tombstone
+            return known
+        return max(known, self.known_revision(GONE + key))
 
     async def put_back(self) -> None:
         """Put back this host's lost records, as far as the store takes them now. Raises nothing."""
