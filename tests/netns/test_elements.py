@@ -10,7 +10,7 @@ import pytest
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Facts
 from linkspan.core.ruleset import element, skeleton, tunnel_peer, tunnel_port
-from linkspan.core.states.host import NftChain, NftElement
+from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket
 from linkspan.kernel.kinds import kinds
@@ -135,3 +135,98 @@ def test_a_table_that_somebody_deletes_meanwhile_is_not_there(
     monkeypatch.setattr(Nft, listing, deleted_first)
     assert not any(isinstance(s, NftChain) for s in driver.observe(0))
     assert driver.apply(list(skeleton(Facts(), kinds())), ()) == {}
+
+
+CHAINS = [NftChain("inet", "linkspan", name, "", ("accept",)) for name in ("one", "two")]
+WAYS = NftSet("inet", "linkspan", "leads4", "ipv4_addr", "verdict")
+
+
+def _way(number: int) -> NftElement:
+    return element("leads4", "10.0.0.1", data=(f"goto {CHAINS[number].name}",))
+
+
+def test_a_verdict_map_leads_somewhere_else_within_one_transaction(firewall: tuple[str, FirewallDriver]) -> None:
+    """No packet meets a map without the element; a driver that does not know where it led finds out."""
+    _, driver = firewall
+    assert driver.apply([WAYS, *CHAINS, _way(0)], ()) == {}
+    asked, later = netfilter_socket(), FirewallDriver()
+    try:
+        before = generation(asked)
+        assert driver.apply([_way(1)], ()) == {}
+        assert generation(asked) == before + 1
+        assert [s for s in driver.observe(0) if isinstance(s, NftElement)] == [_way(1)]
+        assert later.apply([_way(0)], ()) == {}
+        assert [s for s in later.observe(0) if isinstance(s, NftElement)] == [_way(0)]
+        assert later.apply((), [_way(0), *CHAINS, WAYS]) == {}
+        assert not [s for s in later.observe(0) if s in (WAYS, *CHAINS)]
+    finally:
+        asked.close()
+        later.close()
+
+
+def test_a_new_agent_needs_no_libnftables_for_an_element(
+    firewall: tuple[str, FirewallDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds the sets as it would put them, so it puts none; from the listing it knows how they are laid out."""
+    later = FirewallDriver()
+    try:
+        assert later.observe(0)
+        monkeypatch.setattr(Nft, "run", lambda _nft, commands: pytest.fail(f"libnftables: {commands}"))
+        assert later.apply([PUBLISHED], ()) == {}
+        assert later.apply((), [PUBLISHED]) == {}
+    finally:
+        later.close()
+
+
+def test_a_chain_of_verdicts_is_listed_as_it_was_put(
+    firewall: tuple[str, FirewallDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs no libnftables, also where it goes while its way is changed; one that is there already is put anew."""
+    _, driver = firewall
+    rules = ('jump one comment "policy web-1.x"', 'goto two comment "default of network x"', "accept")
+    first, second = (NftChain("inet", "linkspan", f"by_{n}", "", rules[n:]) for n in (0, 1))
+    ways = [element("leads4", "10.0.0.1", data=(f"goto {chain.name}",)) for chain in (first, second)]
+    assert driver.apply([WAYS, *CHAINS], ()) == {}
+    with monkeypatch.context() as alone:
+        alone.setattr(Nft, "run", lambda _nft, commands: pytest.fail(f"libnftables: {commands}"))
+        assert driver.apply([first, ways[0]], ()) == {}
+        assert driver.apply([second, ways[1]], ()) == {}
+        assert driver.apply((), [first]) == {}
+    later = FirewallDriver()
+    try:
+        there = list(later.observe(0))
+        assert [state for state in there if state in (first, second, *ways)] == [second, ways[1]]
+    finally:
+        later.close()
+    assert driver.apply([second], ()) == {}
+    assert driver.apply((), [ways[1], second, *CHAINS, WAYS]) == {}
+
+
+def test_many_elements_of_a_new_set_are_there_before_the_rule_that_uses_it(
+    firewall: tuple[str, FirewallDriver]
+) -> None:
+    """Sets, then elements, then rules; they go in one transaction, because the elements go with the set."""
+    _, driver = firewall
+    peers = NftSet("inet", "linkspan", "peers4", "ipv4_addr")
+    using = NftChain("inet", "linkspan", "using", "", ("ip saddr @peers4 accept",))
+    found = [element("peers4", f"10.{n >> 8}.{n & 255}.1") for n in range(10_000)]
+    wanted = {peers, using, *found}
+    asked = netfilter_socket()
+    try:
+        for put, delete, transactions in (([peers, using, *found], [], 3), ([], [*found, using, peers], 1)):
+            before = generation(asked)
+            assert driver.apply(put, delete) == {}
+            assert generation(asked) == before + transactions
+            assert {s for s in driver.observe(0) if s in wanted} == set(put)
+    finally:
+        asked.close()
+
+
+def test_one_element_that_cannot_be_stops_no_other(firewall: tuple[str, FirewallDriver]) -> None:
+    """A map's element that leads to no chain is refused by name; what was with it is there."""
+    _, driver = firewall
+    lost = element("leads4", "10.0.0.2", data=("goto nowhere",))
+    assert driver.apply([WAYS, *CHAINS], ()) == {}
+    failed = driver.apply([_way(0), lost], ())
+    assert list(failed) == [lost.key]
+    assert [s for s in driver.observe(0) if isinstance(s, NftElement)] == [_way(0)]

@@ -50,7 +50,8 @@ class MemoryDriver(Driver):
         self.states |= {state.key: state for state in put}
         for state in delete:
             self.states.pop(state.key, None)
-            self._fall(set(self.known.makes(state)))
+            if links := set(self.known.makes(state)):
+                self._fall(links)
         return {}
 
     def _fall(self, links: set[Link]) -> None:

@@ -139,7 +139,7 @@ class Healer:
             if not await woken(self._wake, min(waits, default=None)):
                 if soon is None or soon >= wait:
                     wait = min(wait * 2, FULL)
-                self._dirty |= {type(s) for s in await self._worker.run(self._failing_states)} | self._fights.kinds()
+                self._dirty |= await self._worker.run(self._failing_kinds) | self._fights.kinds()
             await self._settle()
             self._wake.clear()
             kinds, self._dirty = self._dirty, set()
@@ -181,9 +181,15 @@ class Healer:
     def _failing(self) -> set[Key]:
         return set(self._worker.machine.reconciler.failing)
 
-    def _failing_states(self) -> Iterable[State]:
-        desired = self._worker.machine.reconciler.desired.states()
-        return [desired[key] for key in self._worker.machine.reconciler.failing if key in desired]
+    def _failing_kinds(self) -> set[type[State]]:
+        """Return the kinds of what could not be put or deleted; what is fought about has a time of its own."""
+        reconciler = self._worker.machine.reconciler
+        names = {
+            key[0]
+            for key, error in reconciler.failing.items()
+            if reconciler.desired.state(key) is not None or not isinstance(error, Contested)
+        }
+        return {kind.state for kind in self._kinds if kind.name in names}
 
     async def _resync(self, kinds: Iterable[type[State]] | None) -> None:
         self.record(await self._worker.run(self._worker.machine.reconciler.resync, kinds))

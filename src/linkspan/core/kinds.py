@@ -171,6 +171,8 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """The links that it is on: it is put only after them, and a link that was made again may have lost it."""
     makes: Callable[[S], tuple[Link, ...]] = _nothing
     """The links that are made and removed with it; the host's end comes first."""
+    merges: bool = False
+    """Whether it is not put again when another source wants it, too: in the kernel it is already."""
     falls: bool = False
     """Whether the kernel removes it with its link, and its driver keeps nothing of it: it then needs no delete."""
     late: bool = False

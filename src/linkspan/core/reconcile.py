@@ -92,6 +92,7 @@ class Reconciler:
         self._one_look = one_look
         self._by_kind = {kind.state: (kind, driver) for kind, driver in served}
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
+        self._merging = frozenset(kind.state for kind in self.kinds if kind.merges)
         self.fights = Fights(self.kinds)
         self._ports = Ports(self.kinds, self.fights, self.desired)
         self._left = Left(self.kinds, self.desired)
@@ -160,9 +161,17 @@ class Reconciler:
             # Other states may have waited for a new one.
             devices = [s for s in change.put if type(s) in self.kinds.devices and self.kinds.makes(s)]
             batch.replaced |= any(s.key in before or self.failing for s in devices)
-        batch.put += [s for s in change.put if not isinstance(s, there)] if there else change.put
+        put = [s for s in change.put if not isinstance(s, there)] if there else change.put
+        if not self._merging.isdisjoint(map(type, put)):
+            put = [state for state in put if not self._merged(state)]
+        batch.put += put
         batch.delete += change.delete
         batch.sources += 1
+
+    def _merged(self, state: State) -> bool:
+        """Return whether another source has had a state put that has just become desired."""
+        shared = type(state) in self._merging and len(self.desired.owners(state.key)) > 1
+        return shared and state.key not in self.failing
 
     def _applied(self, batch: _Batch) -> dict[Key, LinkspanError]:
         put, delete = batch.put, batch.delete

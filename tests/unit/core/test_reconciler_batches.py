@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.host import Bridge, Key, State
+from linkspan.core.states.host import Bridge, Key, NftChain, State
 from linkspan.kernel.kinds import kinds
 
 MANY = 1000
 
 
 class Counting:
-    """A driver of bridges that writes down its calls, and refuses the bridge ``br7``."""
+    """A driver that writes down its calls, and refuses what is called ``br7``."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -30,7 +30,7 @@ class Counting:
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Note the numbers of states."""
         self.calls.append((len(put), len(delete)))
-        return {s.key: KernelError("it is refused") for s in put if s.key[1] == "br7"}
+        return {s.key: KernelError("it is refused") for s in put if "br7" in s.key}
 
 
 def bridge(number: int, mtu: int = 1500) -> Bridge:
@@ -80,3 +80,18 @@ def test_what_moves_from_one_source_to_another_in_a_batch_is_not_deleted() -> No
     driver.calls.clear()
     assert reconciler.each({source(1): [], source(2): [bridge(1, mtu=1400)]}) == {}
     assert driver.calls == [(1, 0)]
+
+
+def test_a_chain_that_another_source_has_is_not_put_again() -> None:
+    """It would be emptied and filled. One that was refused is tried again; the last source takes it away."""
+    driver = Counting()
+    reconciler = Reconciler([(kinds()[NftChain], driver)])
+    chain, refused = (NftChain("inet", "linkspan", name, "", ("accept",)) for name in ("one", "br7"))
+    for number in (1, 2):
+        reconciler.change(source(number), [chain, refused])
+    assert driver.calls == [(2, 0), (1, 0)]
+    driver.calls.clear()
+    reconciler.change(source(1), [])
+    assert driver.calls == []
+    reconciler.change(source(2), [])
+    assert driver.calls == [(0, 2)]

@@ -19,12 +19,17 @@ from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import HOST, Key, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.kernel.drivers import nftables_chains, nftables_elements
 from linkspan.kernel.drivers.nftables_elements import Layout, layout, transact
 from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table_exists
 from linkspan.kernel.local_host import LocalHost
 
 MOST = 65535
 """Largest number of elements of a set that rules fill; beyond it rules add none."""
+_MANY = 200
+"""Elements of new sets from which on they are put before the rules, without libnftables: 10,000 take it 0.1 s."""
+_FEW = 8
+"""Chains up to which each is listed by itself after a put: a thousand policies have some thousand chains."""
 
 TABLES = (("inet", "linkspan"), ("bridge", "linkspan"))
 """All tables of ours, by (family, name)."""
@@ -44,6 +49,8 @@ class FirewallDriver:
         self._netfilter = netfilter_socket()
         self._renderings: dict[Key, tuple[NftChain, NftChain]] = {}
         self._layouts: dict[tuple[str, str, str], Layout] = {}
+        self._data: dict[Key, tuple[str, ...]] = {}
+        """Where maps lead, as far as it is known: the kernel changes an element's data only by a delete and an add."""
         self._listed: tuple[int, tuple[State, ...]] = (-1, ())
         """The last listing, with the ruleset's generation: it is valid until the kernel has another generation."""
 
@@ -103,11 +110,22 @@ class FirewallDriver:
                 wanted, rendering = self._renderings.get(chain.key, (chain, None))
                 found.append(wanted if rendering == chain else chain)
             found.extend(_sets(listed))
+        self._learn(found)
+        self._data = {state.key: state.data for state in found if isinstance(state, NftElement) and state.data}
         return tuple(found), owned
 
     def _chains(self, family: str, table: str) -> list[NftChain]:
+        """Return all chains of a table."""
+        return self._read(family, table, self._nft.text(f"list table {family} {table}"))
+
+    def _chain(self, chain: NftChain) -> list[NftChain]:
+        """Return one chain, as it is now."""
+        text = self._nft.text(f"list chain {chain.family} {chain.table} {chain.name}")
+        return self._read(chain.family, chain.table, text)
+
+    def _read(self, family: str, table: str, text: str) -> list[NftChain]:
         found = []
-        for name, body in _CHAIN.findall(self._nft.text(f"list table {family} {table}")):
+        for name, body in _CHAIN.findall(text):
             lines = [line.strip() for line in body.splitlines() if line.strip()]
             hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
             hook = hook.replace("output priority dstnat;", "output priority -100;")  # as every version reads it
@@ -115,18 +133,33 @@ class FirewallDriver:
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put and delete in one transaction; if that fails, by halves, to find the ones that fail."""
+        """Put in one transaction, and delete in another; if one fails, by halves, to find the states that fail.
+
+        Many elements of new sets are there before it: no rule uses these sets yet. If libnftables is needed for other
+        things that go, elements whose sets stay are a transaction of their own.
+        """
         failed: dict[Key, LinkspanError] = {}
-        if put and not self._elements_only(put, add=True):
-            before = generation(self._netfilter)
-            self._transact(put, _put, failed)
+        if put and not self._by_netlink(put, ()):
             self._learn(put)
-            self._remember([s for s in put if isinstance(s, NftChain) and s.key not in failed], before)
+            rest = self._fill(put)
+            before = generation(self._netfilter)
+            self._transact(rest, self._putting, failed)
+            self._remember([s for s in rest if isinstance(s, NftChain) and s.key not in failed], before)
+        self._data.update((s.key, s.data) for s in put if isinstance(s, NftElement) and s.data and s.key not in failed)
         if delete:
             tables = {(s.family, s.name) for s in delete if isinstance(s, NftTable)}
             outside = [s for s in delete if isinstance(s, NftTable) or _table(s) not in tables]
-            if not self._elements_only(outside, add=False):
-                self._transact(self._present(outside), _delete, failed)
+            sets = {s.key for s in outside if isinstance(s, NftSet)}
+            # With a set go its elements, and a map's would keep the chains to which they lead.
+            outside = [s for s in outside if not isinstance(s, NftElement) or s.data or _set_key(s) not in sets]
+            if not self._by_netlink((), outside):
+                elements = [s for s in outside if isinstance(s, NftElement)]
+                rest = [s for s in outside if not isinstance(s, NftElement)]
+                if elements and not (rest and self._by_netlink((), elements)):
+                    rest = [*self._present(elements), *rest]
+                self._transact(rest, _delete, failed)
+            for state in delete:
+                self._data.pop(state.key, None)
         return failed
 
     def _present(self, states: Sequence[State]) -> Sequence[State]:
@@ -142,36 +175,73 @@ class FirewallDriver:
             if isinstance(state, NftSet) and (found := layout(state)):
                 self._layouts[state.family, state.table, state.name] = found
 
-    def _elements_only(self, states: Sequence[State], *, add: bool) -> bool:
-        """Apply elements of plain sets without libnftables; return False for any other work.
+    def _by_netlink(self, put: Sequence[State], delete: Sequence[State]) -> bool:
+        """Apply elements of plain sets, and chains of verdicts, without libnftables; return False for any other work.
 
-        Also if the kernel refuses: libnftables then finds the element, and the reason.
+        Also if the kernel refuses: libnftables then finds the state, and the reason.
         """
-        elements = [s for s in states if isinstance(s, NftElement)]
-        if not 0 < len(elements) == len(states):
+        if not all(self._is_plain(state) for state in (*put, *delete)):
             return False
-        if any((e.family, e.table, e.set) not in self._layouts for e in elements):
-            return False
-        return transact(self._netfilter, elements, self._layouts, add=add) is None
+        added, removed = ([s for s in some if isinstance(s, NftElement)] for some in (put, delete))
+        new, gone = ([s for s in some if isinstance(s, NftChain)] for some in (put, delete))
+        batch = [
+            *nftables_chains.added(new),
+            *nftables_elements.messages([*self._outdated(added), *removed], self._layouts, add=False),
+            *nftables_elements.messages(added, self._layouts, add=True),
+            *nftables_chains.deleted(gone),
+        ]
+        return not batch or transact(self._netfilter, batch) is None
+
+    def _is_plain(self, state: State) -> bool:
+        if isinstance(state, NftElement):
+            return (state.family, state.table, state.set) in self._layouts
+        return isinstance(state, NftChain) and nftables_chains.of_verdicts(state)
+
+    def _outdated(self, put: Iterable[State]) -> Iterator[NftElement]:
+        """Yield the elements of maps that lead somewhere else now."""
+        for state in put:
+            if isinstance(state, NftElement) and state.data and self._data.get(state.key, state.data) != state.data:
+                yield state
+
+    def _fill(self, put: Sequence[State]) -> Sequence[State]:
+        """Put new sets with their elements if these are many; return what is left to put."""
+        new = {s.key for s in put if isinstance(s, NftSet) and not s.data}
+        early = [s for s in put if isinstance(s, NftElement) and _set_key(s) in new]
+        if len(early) < _MANY:
+            return put
+        sets = [s for s in put if isinstance(s, NftTable) or s.key in new]
+        try:
+            self._nft.run("\n".join(_put(sets, ())))
+        except KernelError:  # the transaction of all finds out which state fails
+            return put
+        done = {s.key for s in early} if self._by_netlink(early, ()) else set[Key]()
+        return [state for state in put if state.key not in done]
+
+    def _putting(self, states: Sequence[State]) -> Iterator[str]:
+        return _put(states, list(self._outdated(states)))
 
     def _transact(
         self,
         states: Sequence[State],
         render: Callable[[Sequence[State]], Iterator[str]],
         failed: dict[Key, LinkspanError],
+        *,
+        looked: bool = False,
     ) -> None:
+        """Render and run one transaction. If it fails, look what there is and try again, and then by halves."""
         if not states:
             return
         try:
             self._nft.run("\n".join(render([self._accepted(state) for state in states])))
         except KernelError as error:
-            if (middle := len(states) // 2) > 0:
+            if not looked:
+                there = {state.key for state in self._list()[0]}  # and where maps lead
+                left = [state for state in states if state.key in there] if render is _delete else states
+                self._transact(left, render, failed, looked=True)
+            elif (middle := len(states) // 2) > 0:
                 for half in (states[:middle], states[middle:]):
-                    self._transact(half, render, failed)
-            elif render is _delete:
-                if not _gone(error):
-                    failed[states[0].key] = error.within(_name(states[0]))
-            elif not self._replaced(states[0]):
+                    self._transact(half, render, failed, looked=True)
+            elif render is not _delete or not _gone(error):
                 failed[states[0].key] = error.within(_name(states[0]))
 
     @functools.cached_property
@@ -185,23 +255,15 @@ class FirewallDriver:
         rules = tuple(rule for rule in state.rules if not any(word in rule for word in self._lacking))
         return msgspec.structs.replace(state, rules=rules)
 
-    def _replaced(self, state: State) -> bool:
-        """Delete and add a map's element whose data changed, in one transaction."""
-        if not isinstance(state, NftElement) or not state.data:
-            return False
-        try:
-            self._nft.run("\n".join([*_delete([state]), *_put([state])]))
-        except KernelError:
-            return False
-        return True
-
     def _remember(self, chains: list[NftChain], before: int) -> None:
         """Remember how nft lists the chains, unless anybody else changed anything since generation ``before``.
 
         Otherwise a chain that somebody emptied in between would be taken for the one that was put.
         """
         try:
-            listed = {c.key: c for pair in {(c.family, c.table) for c in chains} for c in self._chains(*pair)}
+            tables = {_table(c) for c in chains} if len(chains) > _FEW else ()
+            every = [self._chains(*table) for table in tables] if tables else [self._chain(c) for c in chains]
+            listed = {chain.key: chain for found in every for chain in found}
         except KernelError as error:
             if not _gone(error):
                 raise
@@ -267,7 +329,8 @@ def set_text(state: NftSet) -> str:
     return f"{{ type {state.type}{f' : {state.data}' if state.data else ''};{more} }}"
 
 
-def _put(states: Sequence[State]) -> Iterator[str]:
+def _put(states: Sequence[State], outdated: Sequence[NftElement]) -> Iterator[str]:
+    """Yield the commands of one transaction; ``outdated`` elements of maps lead somewhere else until now."""
     for state in states:
         if isinstance(state, NftTable):
             yield f"add table {state.family} {state.name}"
@@ -283,6 +346,7 @@ def _put(states: Sequence[State]) -> Iterator[str]:
     for chain in chains:
         for rule in chain.rules:
             yield f"add rule {chain.family} {chain.table} {chain.name} {rule}"
+    yield from _elements("delete", outdated)
     yield from _elements("add", [s for s in states if isinstance(s, NftElement)])
 
 
@@ -300,7 +364,7 @@ def _delete(states: Sequence[State]) -> Iterator[str]:
                 yield f"delete table {family} {name}"
 
 
-def _elements(verb: str, elements: list[NftElement]) -> Iterator[str]:
+def _elements(verb: str, elements: Sequence[NftElement]) -> Iterator[str]:
     """Return one command for each set: libnftables parses that several times faster than one for each element."""
     by_set: dict[tuple[str, str, str], list[NftElement]] = {}
     for element in elements:
@@ -354,6 +418,8 @@ def _parts(value: object) -> tuple[str, ...]:
             return _parts(inner)
         case {"jump": {"target": chain}}:
             return (f"jump {chain}",)
+        case {"goto": {"target": chain}}:
+            return (f"goto {chain}",)
         case {"drop": None}:
             return ("drop",)
     return (str(value),)
@@ -468,6 +534,7 @@ KINDS = (
         state=NftSet,
         rank=21,
         driver=driver,
+        merges=True,
         known_by=_KNOWN_BY,
         purpose="used by the rules: one more container is one more element",
         sort=Sort.RULE,
@@ -481,6 +548,7 @@ KINDS = (
         state=NftChain,
         rank=22,
         driver=driver,
+        merges=True,
         known_by=_KNOWN_BY,
         purpose="rules, the same however many containers there are",
         sort=Sort.RULE,
