@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from linkspan.kernel.io.nftables import generation, netfilter_socket
 from support.agent.agent_host import Host, World, first_ip, pings, run
 from support.agent.stage import FAMILIES, OUTSIDE, UPLINK
 from support.agent.traffic import SHORT, answers, asked, echoes, inside, late, serving
@@ -357,3 +359,101 @@ def test_live_tests_take_no_lost_refusal_for_an_open_way(yard: Yard) -> None:
     assert found["ok"] == 0, "all are refused"
     assert found["failed"]
     assert len(found["failed"]) + len(found["skipped"]) == found["cases"] == 12
+
+
+@contextlib.contextmanager
+def asking(yard: Yard, name: str) -> Iterator[list[bool]]:
+    """Connect from a container to x-b at port 80 all the time; give whether each connection came about."""
+    found: list[bool] = []
+    ended = threading.Event()
+
+    def connect() -> None:
+        with inside(yard.netns[name]):
+            while not ended.wait(0.001):
+                with socket.socket() as client:
+                    client.settimeout(10)
+                    try:
+                        client.connect((yard.ips["x-b"][4], 80))
+                        found.append(True)
+                    except OSError:
+                        found.append(False)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
+RULE = """
+policy: {name}
+select: {select}
+ingress:
+- from: {peers}
+  ports: {ports}
+"""
+
+
+def _text(
+    name: str = "web", select: str = "{network: x, labels: {pod: b}}", peers: str = "[{labels: {pod: a}}]",
+    ports: str = "[80]",
+) -> str:
+    return RULE.format(name=name, select=select, peers=peers, ports=ports)  # fmt: skip
+
+
+SAME_FOR_BOTH = (
+    _text(ports="[80, 81]"),
+    _text(peers="[{labels: {pod: c}}, {labels: {pod: a, ns: z}}]"),
+    _text(select="{name: x-b}"),
+    _text(name="renamed"),
+    _text() + "---" + _text("more", peers="[{labels: {pod: c}}]"),
+    _text() + "---\npolicy: never\norder: 1\nselect: {network: x}\ningress:\n- {action: deny, from: [{name: z-b}]}\n",
+    _text() + "---\npolicy: out\nselect: {network: z}\negress:\n- to: [{network: x}]\n",
+)
+"""Policies by which z-a reaches x-b at port 80, and z-b does not."""
+
+
+def test_while_policies_change_no_allowed_connection_is_refused_and_no_forbidden_one_comes_about(yard: Yard) -> None:
+    """Whatever changes: ports, peers, whom a policy is about, its name, others beside it, labels, a default."""
+    yard.apply(_text())
+    with asking(yard, "z-a") as allowed, asking(yard, "z-b") as forbidden:
+        for text in SAME_FOR_BOTH:
+            yard.apply(text)
+        for labels in ("pod=a", "pod=c"):
+            yard.host.cli("endpoint", "label", "z-c", labels)
+        for default in ("default-deny", "default-allow"):
+            yard.host.cli("network", "update", "x", "--policy", default)
+        tries = len(allowed), len(forbidden)
+        until(lambda: len(allowed) > tries[0] + 5 and len(forbidden) > tries[1] + 5, "both asked afterwards, too")
+    assert all(allowed), f"refused: {allowed.count(False)} of {len(allowed)}"
+    assert not any(forbidden), f"let in: {forbidden.count(True)} of {len(forbidden)}"
+    assert yard.host.differences() == []
+
+
+@pytest.mark.parametrize("change", [1, 2])
+def test_an_agent_that_is_killed_between_two_transactions_leaves_a_whole(yard: Yard, change: int) -> None:
+    """After the first transaction of a change, or the second: all is right before the start and after it."""
+    yard.apply(_text())
+    wanted = _text("more", "{labels: {pod: b}}", "[{labels: {pod: a}}, {name: y-c}]", "[80, 81]")
+    with inside(yard.host.netns):
+        rules = netfilter_socket()
+    with ThreadPoolExecutor(1) as pool, asking(yard, "z-a") as allowed, asking(yard, "z-b") as forbidden:
+        try:
+            before = generation(rules)
+            applying = pool.submit(yard.apply, wanted)
+            while generation(rules) < before + change and not applying.done():
+                pass
+            yard.host.stop(signal.SIGKILL)
+            applying.exception()
+        finally:
+            yard.host.start()
+            rules.close()
+        tries = len(allowed), len(forbidden)
+        until(lambda: len(allowed) > tries[0] + 5 and len(forbidden) > tries[1] + 5, "both asked afterwards, too")
+    assert all(allowed), f"refused: {allowed.count(False)} of {len(allowed)}"
+    assert not any(forbidden), f"let in: {forbidden.count(True)} of {len(forbidden)}"
+    until(lambda: yard.host.differences() == [], "nothing is left of the change", SHARED)
+    yard.apply(wanted)
+    assert yard.host.differences() == []

@@ -47,10 +47,10 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
     """It has no memory of how nft printed them, and changes nothing."""
     policies = document.parsed(EVERYTHING, "").policies
     regime = Regime(policies, policies, ["shop"])
-    wanted = [*rules.states(regime, [4, 6]), *rules.bridge_states(regime, [4, 6])]
+    wanted = [*samples.states(regime, [4, 6]), *rules.bridge_states(regime, [4, 6])]
     web = regime.chosen(Subject("w", "shop", "h1", {"app": "web"}))
     addresses = [prefix("10.1.0.2"), prefix("fd00::2")]
-    wanted += rules.elements(regime, web, addresses, policed=True)
+    wanted += rules.of_endpoint(regime, web, addresses, policed=True)
     wanted += rules.bridge_elements(regime, web, "lsp1", addresses)
     with fresh_namespace() as netns, inside(netns):
         first, second = FirewallDriver(), FirewallDriver()
@@ -69,7 +69,7 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
 @given(samples.policies("p"))
 def test_nft_reads_any_policy(policy: Policy) -> None:
     """Whatever a valid policy says, its sets and chains are there after one transaction."""
-    wanted = [*rules.states(Regime([policy], [policy]), [4, 6])]
+    wanted = samples.states(Regime([policy], [policy]), [4, 6])
     with fresh_namespace() as netns, inside(netns):
         driver = FirewallDriver()
         try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 
 from hypothesis import strategies as st
 
 from linkspan.core import icmp
+from linkspan.core.states.host import State
+from linkspan.policy import rules as nftables
 from linkspan.policy.judge import Probe
 from linkspan.policy.model import TIERS, Peer, Policy, Ports, Requirement, Rule, Selector, Subject, Tier
+from linkspan.policy.regime import Regime
 
 KEYS, VALUES, NETWORKS, HOSTS = ("app", "tier"), ("web", "db", "proxy"), ("x", "y"), ("h1", "h2")
 CIDRS = ("192.0.2.0/24", "192.0.2.128/25", "192.0.2.7/32", "0.0.0.0/0", "2001:db8::/32")
@@ -82,6 +86,14 @@ subjects = st.builds(
 probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)) | st.builds(
     Probe, st.just("icmp"), requests
 )
+
+def states(regime: Regime, families: Collection[int]) -> list[State]:
+    """Return the sets and chains of all policies of a regime, with those that they have in common."""
+    found = list(nftables.common(regime, families))
+    for part in nftables.parts(regime).values():
+        found += nftables.states(regime, part, families)
+    return list(dict.fromkeys(found))
+
 
 End = Subject | str
 """An endpoint, or an address outside."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
@@ -11,13 +11,12 @@ from linkspan.agent.policy_flows import Known
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
-from linkspan.cluster.remote_endpoints import RemoteEndpoints
+from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import BridgeFilter, State
 from linkspan.policy import rules
-from linkspan.policy.judge import Party
-from linkspan.policy.model import Subject
+from linkspan.policy.model import Subject, selects
 from linkspan.policy.regime import Regime
 from linkspan.store.derived import Derived
 
@@ -29,9 +28,9 @@ class InForce(msgspec.Struct, frozen=True):
     families: frozenset[int] = frozenset()
     bridges: frozenset[str] = frozenset()
 
-    def rules(self, *, logs: bool) -> list[State]:
-        """Return the rules with their empty sets, and the bridges' settings; ``logs``: the kernel has nflog."""
-        found = list(rules.states(self.regime, self.families, logs=logs))
+    def common(self, *, logs: bool) -> list[State]:
+        """Return the rules that all policies have in common, and the bridges' settings; ``logs``: there is nflog."""
+        found = list(rules.common(self.regime, self.families, logs=logs))
         if self.bridges:
             found += rules.bridge_states(self.regime, self.families)
         return found + [BridgeFilter(bridge) for bridge in sorted(self.bridges)]
@@ -84,7 +83,7 @@ class PolicyElements:
             return []
         chosen = force.regime.chosen(self.subject(endpoint))
         found_at = [one for one in addresses(endpoint) if one.family in force.families]
-        found: list[State] = [*rules.elements(force.regime, chosen, found_at, policed=policed(endpoint))]
+        found = rules.of_endpoint(force.regime, chosen, found_at, policed=policed(endpoint))
         if bridged(endpoint) and force.bridges:
             found += rules.bridge_elements(force.regime, chosen, endpoint.host_ifname, found_at)
         return found
@@ -99,27 +98,70 @@ class PolicyElements:
         if endpoint is None or not force.regime:
             return {}, []
         chosen = force.regime.chosen(self.subject(endpoint))
-        known = {at.address: Known(Party(at, chosen), endpoint.called) for at in addresses(endpoint)}
+        known = {at.address: Known(at, chosen, endpoint.called) for at in addresses(endpoint)}
         return known, self.of_endpoint(force, endpoint)
 
-    def of_others(self, force: InForce, host: str) -> tuple[dict[str, Known], list[State]]:
-        """Return by address what is known of another host's endpoints, and their elements.
+    def selected(self, regime: Regime, digests: Collection[str]) -> set[tuple[str, str]]:
+        """Return the endpoints of this host that one of these selectors of a regime selects."""
+        selectors = [regime.selectors[digest] for digest in digests if digest in regime.selectors]
+        return {
+            identity
+            for identity, endpoint in (self._endpoints.items() if selectors else ())
+            if any(selects(selector, self.subject(endpoint)) for selector in selectors)
+        }
 
-        Whatever address a record has: it counts in its network's pools only. Without its labels an endpoint has no
-        elements. So it is nobody that is known, and its packets are dropped; otherwise a rule that denies would not
-        find it.
+    def of_others(self, force: InForce, host: str) -> tuple[dict[str, Known], dict[str, list[State]]]:
+        """Return by address what is known of another host's endpoints, and their elements, by selector of peers.
+
+        Without a selector ("") are those that say that somebody has an address. Whatever address a record has: it
+        counts in its network's pools only. Without its labels an endpoint has no elements. So it is nobody that is
+        known, and its packets are dropped; otherwise a rule that denies would not find it.
         """
         known: dict[str, Known] = {}
-        states: list[State] = []
+        states: dict[str, list[State]] = {}
         if not force.regime or not self._remote.labelled(host):
             return known, states
-        name, pools = self._hosts.name(host), self.pools()
+        pools, peers, name = self.pools(), force.regime.peers, self._hosts.name(host)
+        alike: dict[frozenset[str], frozenset[str]] = {}
         for network, one in self._remote.of_host(host):
-            chosen = force.regime.chosen(Subject(one.container, network, name, dict(one.labels)))
-            inside = [at for at in one.prefixes if any(pool.holds(at) for pool in pools.get(network, ()))]
-            known |= {at.address: Known(Party(at, chosen), one.container) for at in inside}
-            found_at = [at for at in inside if at.family in force.families]
-            states += rules.elements(force.regime, chosen, found_at, policed=False)
+            chosen = force.regime.chosen(_subject(name, network, one)) & peers
+            chosen = alike.setdefault(chosen, chosen)
+            for at in one.prefixes:
+                if any(pool.holds(at) for pool in pools.get(network, ())):
+                    element = rules.known(at)
+                    known[element.parts[0]] = Known(at, chosen, one.container)
+                    if at.family in force.families:
+                        states.setdefault("", []).append(element)
+                        for digest in chosen:
+                            states.setdefault(digest, []).append(rules.peer(digest, at.family, element.parts))
+        return known, states
+
+    def reselected(
+        self, force: InForce, host: str, before: Mapping[str, Known], gained: Collection[str], lost: frozenset[str]
+    ) -> tuple[dict[str, Known], dict[str, list[State]]]:
+        """Return what changes in ``of_others`` with the selectors of peers: ``gained`` and ``lost`` digests.
+
+        ``before`` is what was known until now by address. The states are those of the gained selectors.
+        """
+        known: dict[str, Known] = {}
+        states: dict[str, list[State]] = {}
+        alike: dict[frozenset[str], frozenset[str]] = {}
+        new, pools = [(digest, force.regime.selectors[digest]) for digest in gained], self.pools()
+        name = self._hosts.name(host)
+        for network, one in self._remote.of_host(host):
+            subject = _subject(name, network, one)
+            by = [digest for digest, selector in new if selects(selector, subject)]
+            for text in one.addresses.split():
+                there = before.get(text)
+                if there is None or not (by or there.chosen & lost):
+                    continue
+                at = there.address
+                if not any(pool.holds(at) for pool in pools.get(network, ())):
+                    continue
+                chosen = (there.chosen - lost).union(by)
+                known[text] = Known(at, alike.setdefault(chosen, chosen), there.name)
+                for digest in by if at.family in force.families else ():
+                    states.setdefault(digest, []).append(rules.peer(digest, at.family, (text,)))
         return known, states
 
     def of_hosts(self, force: InForce, name: str) -> Iterator[State]:
@@ -142,6 +184,11 @@ class PolicyElements:
             f"network {name}: {whose} does not protect {_listed(called)}: {unenforceable(known[name])}"
             for (name, whose), called in sorted(found.items())
         ]
+
+
+def _subject(host: str, network: str, one: Packed) -> Subject:
+    """Return what selectors look at of another host's endpoint; ``host`` is the host's name."""
+    return Subject(one.container, network, host, dict(one.labels))
 
 
 _SHOWN = 3

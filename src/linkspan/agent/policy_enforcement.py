@@ -2,8 +2,9 @@
 
 ``endpoints/registry.py`` puts an endpoint's elements with the endpoint itself. Everything else is put here: the rules,
 the elements of other hosts' endpoints, and those of this host's when policies change. A change of policies is one
-batch: one transaction puts, so no packet meets rules whose sets are not filled, and a second one deletes what nobody
-wants any more. Flows that it forbids are cut after that.
+batch of what differs (``rules.difference``): one transaction puts, so no packet meets rules whose sets are not filled,
+and a second one deletes what nobody wants any more. Flows that it forbids are cut after that. Everything is compared
+at the start, after a failure, and when networks come to matter or their pools change.
 
 An agent that starts does not know the other hosts' endpoints yet, and the store may be away. Until they are read, the
 elements that the last agent put stay.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 
 from linkspan.agent.policy_coverage import unenforceable
 from linkspan.agent.policy_elements import InForce, PolicyElements
@@ -24,7 +25,7 @@ from linkspan.cluster.interest import Interest
 from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, Network
-from linkspan.core.states.host import BridgeFilter, NftElement, NftSet, State
+from linkspan.core.states.host import BridgeFilter, NftElement, State
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints.registry import Identity, policy_source
 from linkspan.kernel.drivers import bridge_filters
@@ -32,6 +33,7 @@ from linkspan.kernel.probe import conntrack, underlay
 from linkspan.kernel.worker import Worker
 from linkspan.policy import rules
 from linkspan.policy.regime import Regime
+from linkspan.policy.rules import Difference
 from linkspan.store.records import ENDPOINTS
 
 log = logging.getLogger("linkspan.agent.policy_enforcement")
@@ -39,9 +41,10 @@ log = logging.getLogger("linkspan.agent.policy_enforcement")
 AGAIN, SELDOM = 1.0, 30.0
 """Seconds until a failed change is tried again: at first, and after several failures. AGAIN is also the time between
 looks whether other hosts' endpoints have been read."""
-_OF_ALL = ("policies/", "staged/", "networks/", "allowances/")
-"""Kinds of records after whose change everything is compared."""
+_POLICIES = ("policies/", "staged/", "allowances/")
+"""Kinds of records whose changes are found by comparing what follows from them."""
 RULES: Source = ("policy", "rules")
+"""The rules that all policies have in common; each policy's own ones have sources that begin so."""
 _HOSTS: Source = ("policy", "addresses of hosts")
 _KEPT: Source = ("policy", "kept")
 
@@ -111,14 +114,13 @@ class Enforcement:
         if not self.regime:
             return
         self._force = self._wanted(self.regime)
-        sources: dict[Source, list[State]] = {RULES: self._force.rules(logs=self._logs)}
-        self._kept = await self._worker.run(self._keep, sources)
+        self._kept = await self._worker.run(self._keep, self._rules(rules.difference(Regime(), self.regime)))
 
     def _keep(self, sources: Mapping[Source, list[State]]) -> list[NftElement]:
         """Desire these, and the elements of their sets that are there; return those (worker thread)."""
         reconciler = self._worker.machine.reconciler
         there = [state for state in reconciler.observed((NftElement,)) if isinstance(state, NftElement)]
-        kept = _within([state for state in there if rules.by_peers(state)], sources[RULES])
+        kept = _within(there, rules.sets_of_peers(self._force.regime, self._force.families))
         reconciler.changes({**sources, _KEPT: kept})
         return kept
 
@@ -145,9 +147,9 @@ class Enforcement:
                 _, network, host = key.split("/", 2)
                 self._leased.add(network)
                 self._due_hosts.add(host)
-            elif key.startswith(_OF_ALL) or (key.startswith("hosts/") and self.regime.by_host):
+            elif key.startswith("networks/") or (key.startswith("hosts/") and self.regime.by_host):
                 self._everything = True
-            else:
+            elif not key.startswith(_POLICIES):
                 continue
             self._wake.set()
 
@@ -162,7 +164,6 @@ class Enforcement:
         recorded = self._records.regime()
         before, now = (self._force, self._mattering), (self._wanted(recorded), self._interest.networks())
         if (recorded or self.regime) and now != before:
-            self._everything = True
             self._wake.set()
 
     def look_at_module(self) -> None:
@@ -235,34 +236,45 @@ class Enforcement:
             await self._remote.caught_up(PATIENCE)
             # Before the rules are there: an agent that is killed now, and starts while the store is away, needs them.
             await self._records.save()
-            self._everything = True
+        changed = recorded is not self.regime
         mattering, pools, force = self._interest.networks(), self._elements.pools(), self._wanted(recorded)
         # Before the hosts are taken: what is read during the pauses below is put the next time. Until all are read,
         # whoever has not been read seems to have no labels. What was kept goes with all that takes its place.
         read = self._remote.complete
-        other = (mattering, force) != (self._mattering, self._force)
-        whole = self._everything or other or (read and bool(self._kept))
+        before = self._mattering, self._put_pools, self._force.families
+        moved = (mattering, pools, force.families) != before
+        whole = self._everything or moved or (read and bool(self._kept)) or not (self.regime and recorded)
         hosts, self._due_hosts = self._due_hosts, set()
         self._everything = False
-        if whole:
-            hosts = self._remote.owners() | {host for (host,) in self._put_of("host")}
-            self._stricter |= recorded is not self.regime or pools != self._put_pools
-            self._mattering, self._put_pools = mattering, pools
+        self._stricter |= changed or pools != self._put_pools
+        self._mattering, self._put_pools = mattering, pools
         sources: dict[Source, list[State]] = {}
+        difference = rules.difference(Regime() if whole else self.regime, recorded)
+        if whole:
+            sources = {source: [] for source in self._desired() if source[1] in ("rules", "host")}
+            hosts = self._remote.owners() | {source[2] for source in sources if source[1] == "host"}
+        elif changed:
+            hosts |= {host for host in self._remote.owners() if not self._remote.labelled(host)}
         hosts |= {host for host in self._unlabelled if self._remote.labelled(host)}
-        for host in hosts:
-            (self._unlabelled.discard if self._remote.labelled(host) else self._unlabelled.add)(host)
-            known, sources[_of_host(host)] = self._elements.of_others(force, host)
-            self._stricter |= self._parties.note(_of_host(host), known)
-            await asyncio.sleep(0)  # there may be tens of thousands of endpoints
+        async for host in self._in_turn(hosts):
+            sources |= self._of_host(force, host)
+        if (difference.gained or difference.lost) and not whole:
+            async for host in self._in_turn(self._remote.owners() - hosts):
+                sources |= self._reselected(force, host, difference)
         # No pause from here until the worker is called: attaches that see the new rules come after their sets.
-        self._force = force
         due, self._due = self._due, set()
         leased, self._leased = self._leased & self._hosted, set()
+        here = whole or force.bridges != self._force.bridges
+        if here:
+            due = self._elements.identities() | {(id_, ifname) for id_, ifname in self._put_of("endpoint")}
+        elif changed:
+            due |= self._elements.selected(self.regime, difference.concerned)
+            due |= self._elements.selected(recorded, difference.concerned)
+        self._force = force
+        if changed or here:
+            sources |= self._rules(difference)
         if whole:
             leased, self._hosted = {*mattering, *self._hosted}, mattering
-            sources[RULES] = force.rules(logs=self._logs)
-            due = self._elements.identities() | {(id_, ifname) for id_, ifname in self._put_of("endpoint")}
         for name in leased:
             sources[(*_HOSTS, name)] = list(self._elements.of_hosts(force, name)) if name in self._hosted else []
         for identity in due:
@@ -270,17 +282,60 @@ class Enforcement:
             known, sources[source] = self._elements.of_own(force, identity)
             self._stricter |= self._attached_under_others(source, sources[source])
             self._stricter |= self._parties.note(source, known)
-        kept = [] if read or not recorded else _within(self._kept, sources[RULES]) if whole else self._kept
+        kept = self._kept if recorded and not read else []
+        kept = _within(kept, rules.sets_of_peers(recorded, force.families)) if kept else []
         if kept != self._kept:
             self._stricter, sources[_KEPT] = True, [*kept]
-        failed = await self._worker.run(self._worker.machine.reconciler.changes, sources)
+        # What goes is first: an address may lead somewhere else, because another endpoint has it now.
+        ordered = dict(sorted(sources.items(), key=lambda one: bool(one[1])))
+        failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
         self._kept = kept
         if self._stricter and read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
             await asyncio.to_thread(conntrack.cut, self._parties.flows(self.regime.judge, local))
-        for error in failed.values():  # after the cut: one bad element must not keep forbidden flows
-            raise error
+        for key, error in failed.items():  # after the cut: one bad element must not keep forbidden flows
+            # A chain that is left, because an attach under way uses it, is harmless. The healer removes it.
+            if key[0] == NftElement.__name__ or self._worker.machine.reconciler.desired.state(key) is not None:
+                raise error
+
+    async def _in_turn(self, hosts: Iterable[str]) -> AsyncIterator[str]:
+        """Yield hosts, with a pause after each: there may be tens of thousands of endpoints."""
+        for host in hosts:
+            yield host
+            await asyncio.sleep(0)
+
+    def _rules(self, difference: Difference) -> dict[Source, list[State]]:
+        """Return the rules that differ, by source, and those that all policies have in common."""
+        force, logs = self._force, self._logs
+        found: dict[Source, list[State]] = {RULES: force.common(logs=logs)}
+        found |= {(*RULES, *name): [] for name in difference.gone}
+        for part in difference.put:
+            found[(*RULES, *part.name)] = list(rules.states(force.regime, part, force.families))
+        return found
+
+    def _of_host(self, force: InForce, host: str) -> dict[Source, list[State]]:
+        """Return all elements of another host's endpoints, by source; take in what is known of them."""
+        (self._unlabelled.discard if self._remote.labelled(host) else self._unlabelled.add)(host)
+        source = _of_host(host)
+        was = {digest for one in self._parties.of(source).values() for digest in one.chosen}
+        known, states = self._elements.of_others(force, host)
+        self._stricter |= self._parties.note(source, known)
+        found = {(*source, digest): states.get(digest, []) for digest in {*was, *states} - {""}}
+        return {source: states.get("", []), **found}
+
+    def _reselected(self, force: InForce, host: str, difference: Difference) -> dict[Source, list[State]]:
+        """Return what of another host's elements differs, by source; take in what is known of them."""
+        source = _of_host(host)
+        before = self._parties.of(source)
+        known, states = self._elements.reselected(force, host, before, difference.gained, difference.lost)
+        lost = {digest for text in known for digest in before[text].chosen & difference.lost}
+        self._parties.change(source, known)
+        return {(*source, digest): states.get(digest, []) for digest in {*lost, *states}}
+
+    def _desired(self) -> list[Source]:
+        """Return the sources of all states of policies. The worker may change them meanwhile."""
+        return [source for source in list(self._worker.machine.reconciler.desired.sources()) if source[0] == "policy"]
 
     def _put_of(self, kind: str) -> Iterable[tuple[str, ...]]:
         """Return of which hosts, or of which endpoints here, elements have been put."""
@@ -318,7 +373,6 @@ def _of_host(host: str) -> Source:
     return ("policy", "host", host)
 
 
-def _within(elements: Iterable[NftElement], states: Iterable[State]) -> list[NftElement]:
-    """Return the elements whose set is among the states."""
-    sets = {state.name for state in states if isinstance(state, NftSet)}
-    return [one for one in elements if one.set in sets]
+def _within(states: Iterable[State], sets: Collection[str]) -> list[NftElement]:
+    """Return the elements of these sets."""
+    return [state for state in states if isinstance(state, NftElement) and state.set in sets]

@@ -18,13 +18,29 @@ Source = tuple[str, ...]
 """The name under which states of policies are desired."""
 
 
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint at one of its addresses: the selectors that select it, and its name.
+
+    Of another host's endpoint only selectors of peers count.
+    """
+
+    address: Prefix
+    chosen: frozenset[str]
+    name: str
+
+    @property
+    def party(self) -> Party:
+        """Return it as a judge sees it."""
+        return Party(self.address, self.chosen)
+
+
 class Flows:
     """Which flows are forbidden, as a value for another thread: it is called with each flow."""
 
     def __init__(
         self,
         judge: Judge,
-        parties: Mapping[str, Party],
+        known: Mapping[str, Known],
         here: Collection[str],
         pools: Collection[Prefix],
         local: Collection[str],
@@ -34,7 +50,7 @@ class Flows:
         ``local`` are the host's own addresses: no flow with one of them passes the rules.
         """
         self._judge = judge
-        self._parties = parties
+        self._known = known
         self._here = here
         self._pools = pools
         self._local = local
@@ -60,15 +76,8 @@ class Flows:
         return address in self._local or address.startswith("127.") or address == "::1"
 
     def _party(self, address: Prefix) -> Party:
-        known = self._parties.get(address.address)
-        return known or Party(address, outside=is_outside(address, self._pools))
-
-
-class Known(msgspec.Struct, frozen=True, gc=False):
-    """An endpoint at one of its addresses: the party that a judge sees, and the name."""
-
-    party: Party
-    name: str
+        known = self._known.get(address.address)
+        return Party(address, outside=is_outside(address, self._pools)) if known is None else known.party
 
 
 class Parties:
@@ -85,12 +94,22 @@ class Parties:
         before = self._of.pop(source, {})
         if found:
             self._of[source] = found
-        differs = any(at in before and before[at].party != known.party for at, known in found.items())
+        differs = any(at in before and before[at].chosen != known.chosen for at, known in found.items())
         for address in before.keys() - found.keys():
             if self._at.get(address) is before[address]:  # otherwise another source has the address now
                 del self._at[address]
         self._at.update(found)
         return differs
+
+    def change(self, source: Source, changed: Mapping[str, Known]) -> None:
+        """Record what is known now at some addresses of a source; the others stay."""
+        if changed:
+            self._of[source] = {**self._of.get(source, {}), **changed}
+            self._at.update(changed)
+
+    def of(self, source: Source) -> Mapping[str, Known]:
+        """Return by address what is known of a source."""
+        return self._of.get(source, {})
 
     def sources(self) -> Collection[Source]:
         """Return the sources of which something is known."""
@@ -102,7 +121,7 @@ class Parties:
         here = {address.address for endpoint in own for address in addresses(endpoint)}
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
         local |= {prefix(text).address for network in self._networks.all() for text in network.gateways}
-        return Flows(judge, {address: known.party for address, known in self._at.items()}, here, pools, local)
+        return Flows(judge, dict(self._at), here, pools, local)
 
     def name_of(self, address: str) -> str:
         """Return the name of the endpoint that has an address here; the address itself if none is known.

@@ -16,6 +16,8 @@ class PolicyRecords:
         self._replica = replica
         self._networks = networks
         self._closed = Derived(networks.all, self._read_closed)
+        self._before = Regime()
+        """What was recorded the last time: most policies are still the same."""
         self._regime = Derived(
             lambda: (replica.changes("policies"), replica.changes("staged"), self._closed.get()), self._read
         )
@@ -26,7 +28,8 @@ class PolicyRecords:
 
     def _read(self) -> Regime:
         enforced, staged = (self._replica.read(kind, Policy).values() for kind in ("policies/", "staged/"))
-        return Regime(enforced, staged, self._closed.get())
+        self._before = Regime(enforced, staged, self._closed.get(), self._before)
+        return self._before
 
     def _read_closed(self) -> tuple[str, ...]:
         return tuple(one.name for one in self._networks.all() if one.policy == "default-deny")

@@ -7,6 +7,7 @@ says which hosts and networks matter. ``endpoint_records`` reads all other endpo
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections import Counter
@@ -460,8 +461,14 @@ def packed(endpoint: Endpoint, keys: frozenset[str] = frozenset()) -> Packed:
     """Return the fields of an endpoint that other hosts need, with the labels of these keys."""
     names, called = speakable(endpoint), endpoint.name or endpoint.id
     addresses = " ".join(host_address(text).address for text in endpoint.addresses)
-    labels = tuple((key, value) for key, value in endpoint.labels.items() if key in keys)
+    labels = _shared(tuple((key, value) for key, value in endpoint.labels.items() if key in keys))
     return Packed(addresses, " ".join(names), "" if names[:1] == (called,) else called, labels)
+
+
+@functools.lru_cache(1024)
+def _shared(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Return the same object for equal labels: most endpoints have those of many others."""
+    return labels
 
 
 def network_of(record: Record) -> str:

@@ -38,16 +38,25 @@ packets only while somebody listens, so it costs nothing to have the rule. The j
     policy_out4  an invalid packet (late, or out of its connection's window): drop
                  a TCP packet that begins no connection and belongs to none: reset
                  an address of a pool that no known endpoint or host has: drop, so that a retry succeeds
-                 for each policy: its chain, if it selects the endpoint (the rules; each ends with accept or there)
-                 for each policy that isolates: what it selects goes to policy_refused (log, reject)
-                 if a tier passes something on: the later tiers are in policy_out4_after_TIER, where such rules lead
+                 the map policed_by_out4 leads from the endpoint's address to the chain of its policies
+    policy_out4_by_DIGEST    the policies about it, in order: a jump to the chain of each, and then, if one of them
+                             isolates, to the chain that refuses
+    policy_out4_DIGEST       a policy's rules; each ends with accept, or there
+    policy_out4_DIGEST_no    what it isolates goes to policy_refused (log, reject)
+    policy_out4_after_TIER   where rules lead that pass something on to the next tier: a map leads from there to a chain
+                             of the endpoint's later policies
     policy_in    the same for packets to a policed endpoint
 
-Each selector is a set of addresses, ``chosen4_DIGEST``, which several rules share. So rules grow with policies, and an
-endpoint that comes or goes, or whose labels change, is a few elements of plain sets (0.04 ms, without libnftables).
-Each new flow of a policed endpoint pays one lookup for each policy; established flows pay nothing for their number.
-Rejected: a map from an endpoint to a chain for its combination of policies. Its elements have verdicts, which take
-libnftables 2 ms for each attach.
+Each selector of peers is a set of addresses, ``chosen4_DIGEST``, which several rules share. Endpoints with the same
+policies share a chain ``..._by_DIGEST``, whose name follows from its content. So rules grow with policies and with
+combinations of them, never with containers. A new flow pays for the policies about its endpoint only, an established
+one for none. An endpoint that comes or goes is a few elements of plain sets and one of a map (by netlink, without
+libnftables, which would take 2 ms and more), and another label moves it to another chain within one transaction.
+
+**A change of one policy** costs what differs, and not what there is (``rules.difference``). Policies that are the same
+objects are not read again. Other ports or lines are that policy's own chains: no endpoint is looked at. Other peers are
+elements of their selectors' sets: other hosts' endpoints are compared with these selectors alone. If it is about other
+endpoints, or is new, those on this host get another chain. Large new sets are filled before the rules that use them.
 
 **Flows that a change forbids** are cut. Their entries in connection tracking are deleted after the rules are there. The
 next TCP packet of either end then belongs to no connection, and the rules above reset it. UDP is judged again with its

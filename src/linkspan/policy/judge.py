@@ -98,7 +98,8 @@ class Clause(msgspec.Struct, frozen=True):
 class Section(msgspec.Struct, frozen=True):
     """A policy's part for one direction; ``network`` is set, and ``policy`` is not, in a network's default.
 
-    Such defaults are a tier of their own, "default", after all others.
+    Such defaults are a tier of their own, "default", after all others. Within a tier sections count by ``order``, then
+    by their policies' names.
     """
 
     policy: str
@@ -108,6 +109,12 @@ class Section(msgspec.Struct, frozen=True):
     isolates: bool
     tier: str = "normal"
     network: str = ""
+    order: int = 0
+
+    @property
+    def passes(self) -> bool:
+        """Whether a rule leaves the decision to the next tier."""
+        return any(clause.action == "pass" for clause in self.clauses)
 
     @property
     def called(self) -> str:
@@ -145,46 +152,27 @@ def _within(ports: Ports, probe: Probe) -> bool:
     return ports.protocol == probe.protocol and (not ports.first or ports.first <= probe.port <= ports.last)
 
 
-class Judge:
-    """Policies and networks' defaults, prepared for many questions. It does not change."""
+class Terms:
+    """A policy in a judge's terms. It does not change."""
 
-    def __init__(self, policies: Iterable[Policy] = (), closed: Iterable[str] = ()) -> None:
-        """Take policies, and the networks with default-deny as ``closed``."""
-        self.policies = tuple(sorted(policies, key=lambda one: (TIERS.index(one.tier), one.order, one.name)))
-        self.closed = tuple(sorted(closed))
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
         self.selectors: dict[str, Selector] = {}
-        """By digest: every selector that a policy has."""
+        """By digest: every selector that the policy has."""
         self.peers: set[str] = set()
         """The digests of those that are peers of a rule."""
-        self.sections: Mapping[Direction, tuple[Section, ...]] = {
-            direction: (*self._of(direction), *(self._defaults() if direction == "ingress" else ()))
-            for direction in DIRECTIONS
-        }
-        self.tiers: Mapping[Direction, tuple[tuple[Section, ...], ...]] = {
-            direction: tuple(tuple(some) for _, some in itertools.groupby(of, key=lambda one: one.tier))
-            for direction, of in self.sections.items()
-        }
-        """The same, by tier: what no policy of a tier decides, the next one does."""
-        self._anchored: dict[tuple[str, str], list[str]] = {}
-        """By label and value: the selectors that need it, so that an endpoint is compared with few."""
-        self._others: list[str] = []
-        for digest, selector in self.selectors.items():
-            anchor = next(iter(selector.labels.items()), None)
-            (self._others if anchor is None else self._anchored.setdefault(anchor, [])).append(digest)
+        self.sections = {direction: self._section(direction) for direction in DIRECTIONS}
 
-    def _of(self, direction: Direction) -> Iterable[Section]:
-        for policy in self.policies:
-            if (rules := policy.rules(direction)) is not None:
-                clauses = tuple(
-                    Clause(rule.action, tuple(map(self._match, rule.peers)), rule.ports, rule.line) for rule in rules
-                )
-                subject = self._digest(policy.select)
-                yield Section(policy.name, policy.line, subject, clauses, policy.isolates(direction), policy.tier)
-
-    def _defaults(self) -> Iterable[Section]:
-        for network in self.closed:
-            subject = self._digest(Selector(networks=(network,)))
-            yield Section("", 0, subject, (), isolates=True, tier="default", network=network)
+    def _section(self, direction: Direction) -> Section | None:
+        one = self.policy
+        if (rules := one.rules(direction)) is None:
+            return None
+        clauses = tuple(
+            Clause(rule.action, tuple(map(self._match, rule.peers)), rule.ports, rule.line) for rule in rules
+        )
+        return Section(
+            one.name, one.line, self._digest(one.select), clauses, one.isolates(direction), one.tier, order=one.order
+        )
 
     def _match(self, peer: Peer) -> Match:
         if peer.select is not None:
@@ -200,6 +188,52 @@ class Judge:
         self.selectors[digest] = selector
         return digest
 
+
+class Judge:
+    """Policies and networks' defaults, prepared for many questions. It does not change."""
+
+    def __init__(
+        self, policies: Iterable[Policy] = (), closed: Iterable[str] = (), before: Judge | None = None
+    ) -> None:
+        """Take policies, and the networks with default-deny as ``closed``.
+
+        What the judge ``before`` has read of a policy is not read again.
+        """
+        self.policies = tuple(sorted(policies, key=lambda one: (TIERS.index(one.tier), one.order, one.name)))
+        self.closed = tuple(sorted(closed))
+        known = before.terms if before is not None else {}
+        self.terms: dict[str, Terms] = {
+            one.name: known[one.name] if one.name in known and known[one.name].policy is one else Terms(one)
+            for one in self.policies
+        }
+        """By name: what each policy says."""
+        self.selectors: dict[str, Selector] = {}
+        """By digest: every selector that a policy has."""
+        self.peers: set[str] = set()
+        """The digests of those that are peers of a rule."""
+        for terms in self.terms.values():
+            self.selectors |= terms.selectors
+            self.peers |= terms.peers
+        self.sections: Mapping[Direction, tuple[Section, ...]] = {
+            direction: (*self._of(direction), *(self._defaults() if direction == "ingress" else ()))
+            for direction in DIRECTIONS
+        }
+        self._anchored: dict[tuple[str, str], list[str]] = {}
+        """By label and value: the selectors that need it, so that an endpoint is compared with few."""
+        self._others: list[str] = []
+        for digest, selector in self.selectors.items():
+            anchor = next(iter(selector.labels.items()), None)
+            (self._others if anchor is None else self._anchored.setdefault(anchor, [])).append(digest)
+
+    def _of(self, direction: Direction) -> Iterable[Section]:
+        return (section for terms in self.terms.values() if (section := terms.sections[direction]) is not None)
+
+    def _defaults(self) -> Iterable[Section]:
+        for network in self.closed:
+            selector = Selector(networks=(network,))
+            self.selectors[selector.digest] = selector
+            yield Section("", 0, selector.digest, (), isolates=True, tier="default", network=network)
+
     def __bool__(self) -> bool:
         return any(self.sections.values())
 
@@ -207,6 +241,25 @@ class Judge:
     def subjects(self) -> Mapping[Direction, frozenset[str]]:
         """By direction: the digests of the selectors whose endpoints some policy is about."""
         return {direction: frozenset(one.subject for one in self.sections[direction]) for direction in DIRECTIONS}
+
+    @cached_property
+    def _of_subject(self) -> Mapping[Direction, Mapping[str, list[tuple[int, Section]]]]:
+        """By direction and selector's digest: the sections about what it selects, each with its place."""
+        found: dict[Direction, dict[str, list[tuple[int, Section]]]] = {direction: {} for direction in DIRECTIONS}
+        for direction in DIRECTIONS:
+            for place, section in enumerate(self.sections[direction]):
+                found[direction].setdefault(section.subject, []).append((place, section))
+        return found
+
+    def tiers_of(self, direction: Direction, chosen: frozenset[str]) -> list[list[Section]]:
+        """Return the sections about an endpoint that these selectors select, in the order in which they count, by tier.
+
+        What no policy of a tier decides, the next one does.
+        """
+        subjects = self._of_subject[direction]
+        several = [subjects[digest] for digest in chosen if digest in subjects]
+        ordered = (section for _, section in sorted(itertools.chain(*several), key=lambda one: one[0]))
+        return [list(some) for _, some in itertools.groupby(ordered, key=lambda one: one.tier)]
 
     @cached_property
     def by_host(self) -> bool:
@@ -246,10 +299,10 @@ class Judge:
 
     def judged(self, direction: Direction, own: Party, other: Party, probe: Probe) -> Verdict:
         """Return the verdict of the policies that select one end, ``own``, on a connection with the other one."""
-        if own.chosen is None or not own.policed or own.chosen.isdisjoint(self.subjects[direction]):
+        if own.chosen is None or not own.policed:
             return Verdict(allowed=True)
-        for sections in self.tiers[direction]:
-            if (found := _in_tier(sections, own.chosen, other, probe)) is not None:
+        for sections in self.tiers_of(direction, own.chosen):
+            if (found := _in_tier(sections, other, probe)) is not None:
                 return found
         return Verdict(allowed=True)
 
@@ -275,8 +328,7 @@ class Judge:
         if own.chosen is None or not own.policed:
             return []
         found = []
-        for sections in self.tiers[direction]:
-            mine = [section for section in sections if section.subject in own.chosen]
+        for mine in self.tiers_of(direction, own.chosen):
             lines = [(one.ports, one.action) for section in mine for one in section.clauses if one.about(other)]
             found.append(_Step(tuple(lines), any(section.isolates for section in mine)))
         return found
@@ -292,12 +344,10 @@ class _Step(msgspec.Struct, frozen=True):
     isolates: bool
 
 
-def _in_tier(sections: Iterable[Section], chosen: frozenset[str], other: Party, probe: Probe) -> Verdict | None:
+def _in_tier(sections: Iterable[Section], other: Party, probe: Probe) -> Verdict | None:
     """Return what a tier's policies decide for an endpoint, None if the next tier does."""
     isolating: Section | None = None
     for section in sections:
-        if section.subject not in chosen:
-            continue
         for clause in section.clauses:
             if clause.fits(other, probe):
                 if clause.action == "pass":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
+from linkspan.core.states.host import NftChain
 from linkspan.policy.judge import Judge
 from linkspan.policy.model import DIRECTIONS, Direction, Policy, Selector, Subject
 
@@ -13,19 +14,25 @@ class Regime:
     """All policies of a cluster at one moment. It does not change."""
 
     def __init__(
-        self, policies: Iterable[Policy] = (), staged: Iterable[Policy] = (), closed: Iterable[str] = ()
+        self,
+        policies: Iterable[Policy] = (),
+        staged: Iterable[Policy] = (),
+        closed: Iterable[str] = (),
+        before: Regime | None = None,
     ) -> None:
         """Take the enforced policies, the staged ones, and the networks with default-deny as ``closed``.
 
-        A staged policy takes the place of the enforced one with its name.
+        A staged policy takes the place of the enforced one with its name. What the regime ``before`` has read of a
+        policy is not read again.
         """
         known = {policy.name: policy for policy in policies}
         self.staged = tuple(sorted(staged, key=lambda one: one.name))
         closed = tuple(closed)
-        self.judge = Judge(known.values(), closed)
+        self.judge: Judge = Judge(known.values(), closed, before.judge if before is not None else None)
         """What is enforced."""
         later = known | {policy.name: policy for policy in self.staged}
-        self.trial = Judge(later.values(), closed) if self.staged else Judge()
+        trial = before.trial if before is not None else None
+        self.trial: Judge = Judge(later.values(), closed, trial) if self.staged else Judge()
         """What would be, if all staged policies were enforced; nothing if there are none."""
         self.watched: Mapping[Direction, frozenset[str]] = {
             direction: frozenset(
@@ -37,6 +44,9 @@ class Regime:
             for direction in DIRECTIONS
         }
         """By direction: the digests of the selectors whose endpoints staged policies may refuse something."""
+
+        self.ways: dict[tuple[str, str, int, frozenset[str]], dict[str, NftChain]] = {}
+        """The chains of endpoints that ``rules`` has made until now, by the tier after which each comes."""
 
     def __bool__(self) -> bool:
         return bool(self.judge) or bool(self.trial)

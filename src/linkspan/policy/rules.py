@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -43,12 +45,15 @@ _WITH_PORTS = "{ tcp, udp, sctp }"
 _COUNTED = {4: "{ icmp, tcp, udp, sctp }", 6: "{ tcp, udp, ipv6-icmp, sctp }"}
 """The protocols that are counted with a port or a request, in nft's order."""
 _KNOWN = "policy_known"
+_SETS_OF_KNOWN = {family: f"{_KNOWN}{family}" for family in _TYPE}
 _STRAY = "ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
 """It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose).
 
 A late packet of a known connection is no such packet but an invalid one: a reset would end the connection.
 """
 _INVALID = "ct state invalid drop"
+_WAYS = 4096
+"""Combinations of policies whose chains are remembered."""
 _LONGEST = 128
 """Bytes of a comment (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl)."""
 _NEIGHBOURS = "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
@@ -76,6 +81,34 @@ class _Reading(msgspec.Struct, frozen=True):
         """Return the name of a chain."""
         return f"{self.name}_{_SHORT[direction]}{family}"
 
+    def of(self, section: Section, direction: Direction, family: int) -> str:
+        """Return the name of the chain with a section's rules."""
+        return f"{self.chain(direction, family)}_{_digest(section.called)}"
+
+    def otherwise(self, section: Section, direction: Direction, family: int) -> str:
+        """Return the name of the chain that refuses what no rule of a section allows."""
+        return f"{self.of(section, direction, family)}_no"
+
+    def subjects(self, direction: Direction, family: int) -> str:
+        """Return the name of the set of the endpoints that the chains of a direction are about."""
+        return f"{self.sets}_{_SHORT[direction]}{family}"
+
+    def ways(self, direction: Direction, family: int, after: str = "") -> str:
+        """Return the name of the map that leads each of them to the chain of its policies: those ``after`` a tier."""
+        return f"{self.sets}_by_{_SHORT[direction]}{family}{f'_{after}' if after else ''}"
+
+    def after(self, tier: str, direction: Direction, family: int) -> str:
+        """Return the name of the chain to which rules lead that pass on what a tier does not decide."""
+        return f"{self.chain(direction, family)}_after_{tier}"
+
+    def passing(self, direction: Direction) -> list[str]:
+        """Return the tiers with such rules."""
+        return list(dict.fromkeys(section.tier for section in self.judge.sections[direction] if section.passes))
+
+    def about(self, regime: Regime) -> Mapping[Direction, frozenset[str]]:
+        """Return by direction the digests of the selectors whose endpoints it is about."""
+        return self.judge.subjects if self.enforces else regime.watched
+
     def refuses(self, family: int) -> str:
         """Return the verdict of a rule that refuses."""
         return f"counter goto {'policy_refused' if self.enforces else f'staged_refused{family}'}"
@@ -90,26 +123,111 @@ def _readings(regime: Regime) -> list[_Reading]:
     return [reading for reading in every if reading.judge]
 
 
-def states(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Iterator[State]:
-    """Return the sets and chains of all policies, for the families of the networks' pools; none without policies.
+class Part(msgspec.Struct, frozen=True):
+    """A policy's part of the rules, in one reading and direction: all that its own sets and chains follow from."""
 
-    ``logs`` says whether this kernel has nflog.
+    reading: str
+    direction: Direction
+    section: Section
+
+    @property
+    def name(self) -> tuple[str, ...]:
+        """Return a name that no other part of a regime has."""
+        return self.reading, self.direction, self.section.called
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """Return what the chains of endpoints that it is about follow from."""
+        one = self.section
+        return one.subject, one.tier, one.order, bool(one.clauses), one.isolates, one.passes
+
+
+def parts(regime: Regime) -> dict[tuple[str, ...], Part]:
+    """Return the parts of a regime, by name."""
+    every = (
+        Part(reading.name, direction, section)
+        for reading in _readings(regime)
+        for direction in DIRECTIONS
+        for section in reading.judge.sections[direction]
+    )
+    return {part.name: part for part in every}
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """The effect of a change of policies on rules and elements; everything else stays.
+
+    ``put`` are new and changed parts, ``gone`` the names of former ones. ``concerned`` are the digests of selectors of
+    either regime: what they select on this host may need other elements. ``gained`` and ``lost`` are those of peers,
+    the only ones that matter for other hosts' endpoints.
+    """
+
+    put: tuple[Part, ...]
+    gone: tuple[tuple[str, ...], ...]
+    concerned: frozenset[str]
+    gained: frozenset[str]
+    lost: frozenset[str]
+
+
+def difference(before: Regime, after: Regime) -> Difference:
+    """Return what differs between two regimes."""
+    if before is after:
+        return Difference((), (), frozenset(), frozenset(), frozenset())
+    old, new = parts(before), parts(after)
+    put = tuple(part for name, part in new.items() if old.get(name) != part)
+    gone = tuple(name for name in old if name not in new)
+    gained, lost = after.peers - before.peers, before.peers - after.peers
+    found = set(gained | lost)
+    for direction in DIRECTIONS:
+        found |= before.watched[direction] ^ after.watched[direction]
+    for name in (*gone, *(part.name for part in put)):
+        both = [part for part in (old.get(name), new.get(name)) if part is not None]
+        if len(both) == 1 or both[0].way != both[1].way:  # otherwise only the rules in its own chains differ
+            found |= {part.section.subject for part in both}
+    return Difference(put, gone, frozenset(found), gained, lost)
+
+
+def common(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Iterator[State]:
+    """Return the sets and chains that do not grow with policies, for the families of the networks' pools.
+
+    There are none without policies. ``logs`` says whether this kernel has nflog.
     """
     wanted = sorted(set(families))
     if not regime or not wanted:
         return
     readings = _readings(regime)
     for family in wanted:
-        subjects = (f"{reading.sets}_{_SHORT[direction]}" for reading in readings for direction in DIRECTIONS)
-        for name in (_KNOWN, *subjects):
-            yield NftSet(INET, TABLE, f"{name}{family}", _TYPE[family])
-        for digest in regime.selectors:
-            yield NftSet(INET, TABLE, _chosen(digest, family), _TYPE[family])
+        yield NftSet(INET, TABLE, _SETS_OF_KNOWN[family], _TYPE[family])
+        for reading, direction in itertools.product(readings, DIRECTIONS):
+            yield NftSet(INET, TABLE, reading.subjects(direction, family), _TYPE[family])
+            for after in ("", *reading.passing(direction)):
+                yield NftSet(INET, TABLE, reading.ways(direction, family, after), _TYPE[family], "verdict")
     for reading in readings:
         yield from _counted(wanted, logs=logs) if not reading.enforces else (_refused(logs=logs),)
         for direction in DIRECTIONS:
             if reading.judge.sections[direction]:
                 yield from _of_direction(reading, direction, wanted)
+
+
+def states(regime: Regime, part: Part, families: Iterable[int]) -> Iterator[State]:
+    """Return the chains of a part of a regime, and the sets of its peers."""
+    (reading,) = (one for one in _readings(regime) if one.name == part.reading)
+    section, direction = part.section, part.direction
+    for family in sorted(set(families)):
+        for digest in dict.fromkeys(peer.digest for clause in section.clauses for peer in clause.peers if peer.digest):
+            yield NftSet(INET, TABLE, _chosen(digest, family), _TYPE[family])
+        if section.clauses:
+            lines = (_clause(reading, section, clause, direction, family) for clause in section.clauses)
+            name = reading.of(section, direction, family)
+            yield NftChain(INET, TABLE, name, "", tuple(itertools.chain.from_iterable(lines)))
+        if section.isolates:
+            line = f"{reading.refuses(family)}{comment(section, section.line)}"
+            yield NftChain(INET, TABLE, reading.otherwise(section, direction, family), "", (line,))
+
+
+def sets_of_peers(regime: Regime, families: Collection[int]) -> frozenset[str]:
+    """Return the names of the sets in which other hosts' endpoints may be."""
+    chosen = (_chosen(digest, family) for digest, family in itertools.product(regime.peers, families))
+    return frozenset([*(_SETS_OF_KNOWN[family] for family in families), *chosen])
 
 
 def bridge_states(regime: Regime, families: Iterable[int]) -> Iterator[State]:
@@ -147,7 +265,7 @@ def _of_direction(reading: _Reading, direction: Direction, families: list[int]) 
     back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
     rules = ["ct state established,related accept", *([_NEIGHBOURS] if 6 in families else [])]
     for family in families:
-        ip, subjects = _IP[family], f"@{reading.sets}_{_SHORT[direction]}{family}"
+        ip, subjects = _IP[family], f"@{reading.subjects(direction, family)}"
         for name in _LINKS:
             rules.append(f'{link} "{name}" {ip} {own} {subjects} jump {reading.chain(direction, family)}')
             if reading.enforces:
@@ -167,26 +285,50 @@ def _of_family(reading: _Reading, direction: Direction, family: int) -> Iterator
     rules = [f"{match} {'drop' if reading.enforces else 'accept'}" for match in silent]
     if reading.enforces:
         rules = [_INVALID, _STRAY, *rules]
-    entry = name = reading.chain(direction, family)
-    for sections in reading.judge.tiers[direction]:
-        passes = any(clause.action == "pass" for section in sections for clause in section.clauses)
-        after = f"{entry}_after_{sections[0].tier}" if passes else ""
-        for section in sections:
-            if section.clauses:
-                own_chain, subject = f"{entry}_{_digest(section.policy)}", _chosen(section.subject, family)
-                rules.append(f'{ip} {own} @{subject} jump {own_chain} comment "policy {section.policy}"')
-                lines = (_clause(reading, section, clause, direction, family, after) for clause in section.clauses)
-                yield NftChain(INET, TABLE, own_chain, "", tuple(line for some in lines for line in some))
+    # An endpoint under policy without a way has lost it.
+    lost = ("drop",) if reading.enforces else ()
+    way = f"{ip} {own} vmap @{reading.ways(direction, family)}"
+    yield NftChain(INET, TABLE, reading.chain(direction, family), "", (*rules, way, *lost))
+    for tier in reading.passing(direction):
+        way = f"{ip} {own} vmap @{reading.ways(direction, family, tier)}"
+        yield NftChain(INET, TABLE, reading.after(tier, direction, family), "", (way, *(lost or ("accept",))))
+
+
+def _each(
+    reading: _Reading, direction: Direction, family: int, tiers: Iterable[Iterable[Section]]
+) -> dict[str, NftChain]:
+    """Return the chains for the endpoints that these sections are about, by the tier after which they come.
+
+    The first one is after no tier (""). A jump for each policy is followed by what refuses the rest. A tier that passes
+    something on ends such a chain, because a packet must not come back to its policies: the next one ends with accept.
+    A chain's name follows from its rules, so endpoints whose policies change get another one, in one transaction.
+    """
+    found: dict[str, list[str]] = {}
+    after, rules = "", found.setdefault("", [])
+    for sections in map(list, tiers):
         rules += [
-            f"{ip} {own} @{_chosen(section.subject, family)} {reading.refuses(family)}{comment(section, section.line)}"
+            f'jump {reading.of(section, direction, family)} comment "{section.called}"'
             for section in sections
-            if section.isolates
+            if section.clauses
         ]
-        if passes:
-            yield NftChain(INET, TABLE, name, "", (*rules, f"goto {after}"))
-            name, rules = after, []
-    # A policy's chain goes to the next tier, and must not come back to the policies after it.
-    yield NftChain(INET, TABLE, name, "", tuple(rules) if name == entry else (*rules, "accept"))
+        first = next((section for section in sections if section.isolates), None)
+        if first is not None:
+            rules.append(f"goto {reading.otherwise(first, direction, family)}")
+        if any(section.passes for section in sections):
+            after = sections[0].tier
+            if first is None:
+                rules.append(f"goto {reading.after(after, direction, family)}")
+            rules = found.setdefault(after, [])
+        elif first is not None:
+            break  # nothing comes to the next tier
+    else:
+        if after:
+            rules.append("accept")
+    head = f"{reading.chain(direction, family)}_by_"
+    return {
+        tier: NftChain(INET, TABLE, f"{head}{_digest(' '.join(lines))}", "", tuple(lines))
+        for tier, lines in found.items()
+    }
 
 
 def _near(direction: Direction, family: int) -> Iterator[str]:
@@ -236,11 +378,10 @@ def _log(prefix: str, *, logs: bool) -> list[str]:
 
 
 def _clause(
-    reading: _Reading, section: Section, clause: Clause, direction: Direction, family: int, after: str
+    reading: _Reading, section: Section, clause: Clause, direction: Direction, family: int
 ) -> Iterator[str]:
-    """Yield the rules of a clause; ``after`` is the chain of what comes after its tier."""
-    verdicts = {"allow": "accept", "deny": reading.refuses(family), "pass": f"goto {after}"}
-    verdict = verdicts[clause.action]
+    passed = f"goto {reading.after(section.tier, direction, family)}"
+    verdict = {"allow": "accept", "deny": reading.refuses(family), "pass": passed}[clause.action]
     for peer in _peers(clause.peers, direction, family) if clause.peers else ("",):
         for port in _ports(clause.ports, family) if clause.ports else ("",):
             yield f"{peer}{port}{verdict}{comment(section, clause.line or section.line)}"
@@ -291,31 +432,54 @@ def comment(section: Section, line: int) -> str:
     return f' comment "{text[:_LONGEST]}"'
 
 
-def elements(
-    regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix], *, policed: bool
-) -> Iterator[NftElement]:
-    """Return the elements of an endpoint with its ``addresses``, without length.
+def of_endpoint(regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix], *, policed: bool) -> list[State]:
+    """Return the elements of an endpoint of this host with its ``addresses``, without length.
 
-    ``policed``: it is on this host, and packets to and from it pass the chains. Of another endpoint only those that
-    make it a peer are needed.
+    ``policed``: packets to and from it pass the chains. Then the chains of all policies about it are among the states;
+    other endpoints with the same policies have the same ones.
     """
     if not regime:
-        return
-    wanted = chosen if policed else chosen & regime.peers
-    subjects = ("policed", regime.judge.subjects), ("watched", regime.watched)
-    for address in addresses:
-        family, text = address.family, address.address
-        yield known(address)
-        yield from (element(_chosen(digest, family), text) for digest in sorted(wanted))
-        for direction in DIRECTIONS if policed else ():
-            for name, about in subjects:
-                if not chosen.isdisjoint(about[direction]):
-                    yield element(f"{name}_{_SHORT[direction]}{family}", text)
+        return []
+    found = [one for address in addresses for one in (known(address), *of_peer(regime, chosen, address))]
+    return [*found, *(_own(regime, chosen, addresses) if policed else ())]
+
+
+def _own(regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix]) -> Iterator[State]:
+    """Yield what leads an endpoint's packets to the chains of its policies."""
+    for reading, direction in itertools.product(_readings(regime), DIRECTIONS):
+        if chosen.isdisjoint(reading.about(regime)[direction]):
+            continue
+        for family in sorted({address.family for address in addresses}):
+            way = reading.name, direction, family, chosen
+            if way not in regime.ways:
+                if len(regime.ways) >= _WAYS:
+                    regime.ways.clear()
+                regime.ways[way] = _each(reading, direction, family, reading.judge.tiers_of(direction, chosen))
+            chains = regime.ways[way]
+            yield from chains.values()
+            for text in (address.address for address in addresses if address.family == family):
+                yield element(reading.subjects(direction, family), text)
+                for after, chain in chains.items():
+                    yield element(reading.ways(direction, family, after), text, data=(f"goto {chain.name}",))
+
+
+def of_peer(regime: Regime, chosen: frozenset[str], address: Prefix) -> Iterator[NftElement]:
+    """Return the elements by which an address is a peer: of the sets of selectors that select its endpoint."""
+    parts = (address.address,)
+    yield from (peer(digest, address.family, parts) for digest in sorted(chosen & regime.peers))
+
+
+def peer(digest: str, family: int, parts: tuple[str, ...]) -> NftElement:
+    """Return the element of an address that a peer's selector selects; ``parts`` are those of its ``known`` one.
+
+    All its elements share them: there are tens of thousands.
+    """
+    return NftElement(INET, TABLE, _chosen(digest, family), parts)
 
 
 def known(address: Prefix) -> NftElement:
     """Return the element of an address of a pool that somebody has: packets from others are dropped silently."""
-    return element(f"{_KNOWN}{address.family}", address.address)
+    return element(_SETS_OF_KNOWN[address.family], address.address)
 
 
 def ours(state: State) -> bool:
@@ -331,14 +495,11 @@ def ours(state: State) -> bool:
 _SETS = ("chosen", _KNOWN, "policed_", "watched_", *TALLIES, _PORTS, _RECEIVERS)
 
 
-def by_peers(state: NftElement) -> bool:
-    """Return whether an element may be of another host's endpoint."""
-    return ours(state) and state.set.startswith(("chosen", _KNOWN))
-
-
+@functools.lru_cache(4096)
 def _chosen(digest: str, family: int) -> str:
     return f"chosen{family}_{digest}"
 
 
+@functools.lru_cache(4096)
 def _digest(name: str) -> str:
     return hashlib.blake2b(name.encode(), digest_size=6).hexdigest()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,119 +12,25 @@ import pytest
 
 from linkspan.agent import policy_enforcement
 from linkspan.agent.policies import Policies
-from linkspan.agent.policy_elements import PolicyElements
-from linkspan.agent.policy_enforcement import Enforcement
-from linkspan.agent.policy_flows import Parties
-from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core.contracts import Record
-from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
-from linkspan.core.model import Endpoint
+from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import Bridge, BridgeFilter, Key, NftElement, NftTable, State
+from linkspan.core.states.host import Bridge, BridgeFilter, NftElement
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
-from linkspan.kernel.probe import conntrack, underlay
-from linkspan.policy.model import Peer, Policy, Rule, Selector
-from linkspan.store.memory import Memory
-from support.memory_machine import MemoryMachine, worker_of
+from linkspan.policy.model import Peer, Rule, Selector
+from support.policy_stage import HERE, NET, PROXY, WEB, Stage
 from support.polling import eventually
 from support.records.peers import network
-from support.records.replicas import Member
 
-NET = network("host-gw")
-PROXY = Selector(labels={"app": "proxy"})
-WEB = Policy(name="web", select=Selector(names=("web",)), ingress=(Rule(peers=(Peer(select=PROXY),)),))
 DENY = msgspec.structs.replace(
     WEB, ingress=(Rule(action="deny", peers=(Peer(select=Selector(labels={"tier": "bad"})),)),)
 )
-HERE = Endpoint(id="c1", ifname="eth0", name="web", network="demo", addresses=("10.77.0.2/32",), host_ifname="lsr1")
 
 
 async def _unread(_prefix: str) -> AsyncIterator[tuple[list[Record], int]]:
     raise Unavailable("no answer")
     yield [], 0
-
-
-class Refusing(MemoryMachine):
-    """A kernel that refuses elements of some addresses, and some states."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sockets = None  # type: ignore[assignment]
-        self.refused: set[str] = set()
-        self.unable: set[Key] = set()
-        self._apply = self.driver.apply
-        self.driver.apply = self.apply  # type: ignore[method-assign]
-
-    def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put the others."""
-        bad = {s.key: KernelError("refused") for s in put if isinstance(s, NftElement) and s.parts[0] in self.refused}
-        bad |= {state.key: KernelError("refused") for state in put if state.key in self.unable}
-        return {**self._apply([state for state in put if state.key not in bad], delete), **bad}
-
-
-class Stage:
-    """Host h1 with a container, and host h2, whose endpoints are in the store only."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.machine = Refusing()
-        memory = Memory()
-        self.member, self.other = Member(memory, folder, "h1"), Member(memory, folder, "h2")
-        self.member.endpoints[HERE.identity] = HERE
-        self.cuts = 0
-        self.unable = False
-        monkeypatch.setattr(conntrack, "cut", self.cut)
-        monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset())
-        one = self.member
-        self.records = PolicyRecords(one.replica, one.networks)
-        elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
-        parties = Parties(one.networks, one.endpoints)
-        self.enforcement = Enforcement(
-            worker_of(self.machine), self.records, elements, parties, one.remote, one.interest
-        )
-        one.told = self.enforcement.changed
-
-    def cut(self, _forbidden: object) -> int:
-        """Count a cut, or fail."""
-        if self.unable:
-            raise KernelError("list connections: no buffer space")
-        self.cuts += 1
-        return 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Begin, with networks' own rules."""
-        await self.other.join()
-        await self.other.replica.write({"networks/demo": NET})
-        self.other.networks.refresh()
-        await self.other.leases.claim(NET, {})
-        await self.member.start()
-        self.machine.reconciler.change(("host", "firewall"), [NftTable("inet", "linkspan")])
-        try:
-            yield
-        finally:
-            await self.member.stop()
-            await self.other.replica.stop()
-
-    async def record(self, name: str, *addresses: str, **labels: str) -> None:
-        """Record an endpoint of h2."""
-        one = Endpoint(id=name, ifname="eth0", name=name, network="demo", addresses=addresses, labels=labels)
-        await self.other.store.transaction({f"endpoints/h2/{name}/eth0": msgspec.json.encode(one)})
-
-    async def apply(self, *policies: Policy) -> None:
-        """Record policies, and enforce them as an apply does."""
-        await self.member.replica.write({f"policies/{one.name}": one for one in policies})
-        await self.enforcement.enforce()
-
-    async def settled(self) -> None:
-        """Wait until the other host's endpoints are read, and enforce what they change."""
-        await eventually(lambda: self.member.remote.complete, "all are read")
-        await self.enforcement.enforce()
-
-    def addresses(self, prefix: str) -> set[str]:
-        """Return the addresses in the kernel's sets whose names begin so."""
-        every = self.machine.driver.states.values()
-        return {s.parts[0] for s in every if isinstance(s, NftElement) and s.set.startswith(prefix)}
 
 
 @pytest.fixture

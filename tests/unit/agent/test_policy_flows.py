@@ -7,7 +7,7 @@ from typing import Any
 from linkspan.agent.policy_flows import Flows, Known, Parties
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe.conntrack import Flow
-from linkspan.policy.judge import Judge, Party
+from linkspan.policy.judge import Judge
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject
 
 WEB = Policy(
@@ -23,10 +23,11 @@ POOLS = [prefix("10.1.0.0/16")]
 def forbidden(source: str, target: str, *, here: str = "web", protocol: str = "tcp", port: int = 80) -> bool:
     """Return whether a flow between two addresses is forbidden on the host of one container."""
     judge = Judge([WEB])
-    parties = {
-        at: Party(prefix(at), judge.chosen(Subject(name, "x", "h1", {"app": name}))) for name, at in ADDRESSES.items()
+    known = {
+        at: Known(prefix(at), judge.chosen(Subject(name, "x", "h1", {"app": name})), name)
+        for name, at in ADDRESSES.items()
     }
-    flows = Flows(judge, parties, {ADDRESSES[here]}, POOLS, {"10.1.0.1"})
+    flows = Flows(judge, known, {ADDRESSES[here]}, POOLS, {"10.1.0.1"})
     one, other = (prefix(ADDRESSES.get(end, end)) for end in (source, target))
     return flows(Flow(one, other, protocol, port))
 
@@ -66,7 +67,7 @@ def test_an_address_that_another_endpoint_has_by_now_stays_its() -> None:
     """It came with h3's record, and then h2's old one went; only an address with another meaning is a difference."""
     no_networks: Any = None
     parties, two, three = Parties(no_networks, {}), ("policy", "host", "h2"), ("policy", "host", "h3")
-    web, db = (Known(Party(prefix(ADDRESSES["web"]), frozenset({name})), name) for name in ("web", "db"))
+    web, db = (Known(prefix(ADDRESSES["web"]), frozenset({name}), name) for name in ("web", "db"))
     at = ADDRESSES["web"]
     assert not parties.note(two, {at: web})
     assert not parties.note(two, {at: web})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from linkspan.agent import policy_trials
-from linkspan.agent.policy_flows import Flows
+from linkspan.agent.policy_flows import Flows, Known
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.kernel.probe.policy_counts import Tally
-from linkspan.policy.judge import Judge, Party
+from linkspan.policy.judge import Judge
 from linkspan.policy.model import Policy, Subject
 
 SHUT = Judge([Policy(name="shut", line=3, ingress=())])
@@ -27,8 +27,8 @@ class Counting(Flows):
 
 def test_a_scan_of_all_ports_is_judged_in_part() -> None:
     """Those with the most packets are told, and how many are left out."""
-    party = Party(WEB, SHUT.chosen(Subject("web", "x", "h1", {})))
-    flows = Counting(SHUT, {WEB.address: party}, {WEB.address}, [prefix("10.1.0.0/16")], ())
+    web = Known(WEB, SHUT.chosen(Subject("web", "x", "h1", {})), "web")
+    flows = Counting(SHUT, {WEB.address: web}, {WEB.address}, [prefix("10.1.0.0/16")], ())
     scan = [Tally(Flow(NEIGHBOUR, WEB, "tcp", port), 1) for port in range(1, 60000)]
     often = Tally(Flow(NEIGHBOUR, WEB, "udp", 53), 9)
     refused, more = policy_trials.summed([often, *scan], flows, lambda address: f"<{address}>")

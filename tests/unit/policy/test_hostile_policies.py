@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from linkspan.core.errors import Invalid
 from linkspan.core.states.host import NftChain
-from linkspan.policy import rules
 from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector
 from linkspan.policy.regime import Regime
 from linkspan.store import validation
@@ -30,6 +29,7 @@ RULE = re.compile(
     r'(?:accept|drop|reject with (?:tcp reset|icmpx admin-prohibited)|(?:jump|goto) [a-z0-9_]+|counter \})'
     r'(?: comment "(?:policy|default of network) [\w .-]+")?'
     r'|(?:i|o)ifname "ls(?:r|-)\*" [a-z0-9 @_!=:/]+(?: tcp flags [a-z&(|) !=]+)?'
+    r'|ip6? [sd]addr vmap @[a-z0-9_]+'
     r'|limit rate [a-z0-9 /]+ log prefix "linkspan (?:refused|staged)" group 7615 snaplen 128'
 )  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_a_spoilt_record_is_refused_or_becomes_rules(policy: Policy, data: st.Da
         read = validation.decode("policies/p", record, Policy)
     except Invalid:
         return
-    for state in rules.states(Regime([read], [read], ["demo"]), [4, 6]):
+    for state in samples.states(Regime([read], [read], ["demo"]), [4, 6]):
         for rule in state.rules if isinstance(state, NftChain) else ():
             assert RULE.fullmatch(rule), rule
 

@@ -9,6 +9,7 @@ from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.policy import rules
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject
 from linkspan.policy.regime import Regime
+from support.policies import states
 
 PROXY = Selector(labels={"app": "proxy"})
 WEB = Policy(
@@ -28,8 +29,8 @@ WEB = Policy(
 def test_a_rule_is_one_line_for_each_peer_and_protocol() -> None:
     """Spans that meet are one, and each line has the policy's name and line; IPv6 has no IPv4 address."""
     regime = Regime([WEB])
-    chains = {one.name: one.rules for one in rules.states(regime, [4, 6]) if isinstance(one, NftChain)}
-    (name,) = (one for one in chains if one.startswith("policy_in4_"))
+    chains = {one.name: one.rules for one in states(regime, [4, 6]) if isinstance(one, NftChain)}
+    (name,) = (one for one in chains if one.startswith("policy_in4_") and not one.endswith("_no"))
     chosen, said = f"ip saddr @chosen4_{PROXY.digest}", 'accept comment "policy web line 5"'
     assert chains[name] == (
         f"{chosen} meta l4proto icmp {said}",
@@ -48,25 +49,35 @@ def test_a_tier_that_passes_on_leads_to_a_chain_of_the_next_ones() -> None:
         ingress=(Rule(action="pass", ports=(Ports("tcp", 80, 80),), line=2), Rule(action="deny", line=3)),
     )  # fmt: skip
     below = Policy(name="rest", tier="baseline", ingress=(Rule(action="deny"),), line=4)
-    found = [*rules.states(Regime([below, WEB, admin], (), ["x"]), [4])]
+    regime = Regime([below, WEB, admin], (), ["x"])
+    web = regime.chosen(Subject("w", "x", "h1", {"app": "web"}))
+    other = regime.chosen(Subject("o", "y", "h1", {}))
+    found = states(regime, [4])
+    for number, chosen in enumerate((web, other)):
+        found += rules.of_endpoint(regime, chosen, [prefix(f"10.1.0.{number}")], policed=True)
     chains = {one.name: one.rules for one in found if isinstance(one, NftChain)}
-    *_, jump, last = chains["policy_in4"]
-    assert (jump.partition(" comment ")[2], last) == ('"policy guard"', "goto policy_in4_after_admin")
-    assert chains[jump.split()[4]] == (
-        'tcp dport 80 goto policy_in4_after_admin comment "policy guard line 2"',
-        'counter goto policy_refused comment "policy guard line 3"',
-    )
-    after = chains["policy_in4_after_admin"]
-    words = ["policy web", "policy web line 2", "policy rest", "default of network x"]
-    assert [rule.partition(" comment ")[2].strip('"') for rule in after] == [*words, ""]
-    assert after[-1] == "accept"
+    leading = [one for one in found if isinstance(one, NftElement) and one.data]
+    ways = {(one.set, one.parts[0]): one.data[0].removeprefix("goto ") for one in leading}
+    assert chains["policy_in4_after_admin"] == ("ip daddr vmap @policed_by_in4_admin", "drop")
+    for number in (0, 1):
+        jump, last = chains[ways["policed_by_in4", f"10.1.0.{number}"]]
+        assert (jump.partition(" comment ")[2], last) == ('"policy guard"', "goto policy_in4_after_admin")
+        assert chains[jump.split()[1]] == (
+            'tcp dport 80 goto policy_in4_after_admin comment "policy guard line 2"',
+            'counter goto policy_refused comment "policy guard line 3"',
+        )
+    jump, last = chains[ways["policed_by_in4_admin", "10.1.0.0"]]
+    assert jump.endswith('comment "policy web"')
+    assert chains[last.split()[1]] == ('counter goto policy_refused comment "policy web line 2"',)
+    jump, last = chains[ways["policed_by_in4_admin", "10.1.0.1"]]
+    assert (jump.partition(" comment ")[2], last) == ('"policy rest"', "accept")
 
 
 def test_a_request_of_icmp_is_in_each_family_that_has_it() -> None:
     """A ping is one of both; a timestamp is asked by IPv4 alone, so IPv6 has no rule that would mean something else."""
     ping, both = Rule(ports=(Ports("icmp", 8, 8),)), Rule(ports=(Ports("icmp", 13, 13), Ports("icmp", 8, 8)))
     stamp = Rule(ports=(Ports("icmp", 13, 13), Ports("tcp", 22, 22)))
-    found = [*rules.states(Regime([msgspec.structs.replace(WEB, ingress=(ping, both, stamp))]), [4, 6])]
+    found = states(Regime([msgspec.structs.replace(WEB, ingress=(ping, both, stamp))]), [4, 6])
     chains = {one.name: one.rules for one in found if isinstance(one, NftChain) and "_in" in one.name}
     four, six = (next(of for name, of in chains.items() if name.startswith(f"policy_in{n}_")) for n in (4, 6))
     said = 'accept comment "policy web line 2"'
@@ -86,43 +97,45 @@ def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
     address = prefix("10.1.0.2")
 
     def sets(subject: Subject, *, policed: bool) -> set[str]:
-        found = rules.elements(regime, regime.chosen(subject), [address], policed=policed)
-        return {one.set.partition("_")[0] if one.set.startswith("chosen") else one.set for one in found}
+        found = rules.of_endpoint(regime, regime.chosen(subject), [address], policed=policed)
+        sets = [one.set for one in found if isinstance(one, NftElement)]
+        return {name.partition("_")[0] if name.startswith("chosen") else name for name in sets}
 
-    assert sets(web, policed=True) == {"policy_known4", "chosen4", "policed_in4"}
+    assert sets(web, policed=True) == {"policy_known4", "policed_in4", "policed_by_in4"}
     assert sets(web, policed=False) == {"policy_known4"}
     assert sets(proxy, policed=False) == {"policy_known4", "chosen4"}
 
 
 def test_without_policies_there_is_nothing() -> None:
     """No packet pays for what nobody uses, and a default-deny network alone is a policy."""
-    assert [*rules.states(Regime(), [4])] == []
-    assert [*rules.elements(Regime(), frozenset(), [prefix("10.1.0.2")], policed=True)] == []
-    assert [*rules.states(Regime([WEB]), [])] == []
-    assert [*rules.states(Regime(closed=["x"]), [4])] != []
+    assert states(Regime(), [4]) == []
+    assert rules.of_endpoint(Regime(), frozenset(), [prefix("10.1.0.2")], policed=True) == []
+    assert states(Regime([WEB]), []) == []
+    assert states(Regime(closed=["x"]), [4]) != []
 
 
 def test_policies_that_select_alike_share_a_set() -> None:
     """A selector is one set for each family, however many rules use it."""
     ingress = (Rule(peers=(Peer(select=PROXY),)),)
     more = [Policy(name=f"p{number}", select=PROXY, ingress=ingress) for number in range(9)]
-    sets = [one for one in rules.states(Regime(more), [4]) if isinstance(one, NftSet)]
+    sets = [one for one in states(Regime(more), [4]) if isinstance(one, NftSet)]
     assert sum(one.name.startswith("chosen4") for one in sets) == 1
-    assert all(isinstance(one, NftElement) for one in rules.elements(Regime(more), frozenset(), [], policed=True))
 
 
 def test_a_staged_policy_has_chains_that_refuse_nothing() -> None:
     """They count in sets and accept; what is enforced keeps its own chains."""
     shut = Policy(name="shut", select=PROXY, egress=(), line=7)
     regime = Regime([WEB], [shut])
-    chains = {one.name: one.rules for one in rules.states(regime, [4]) if isinstance(one, NftChain)}
+    chains = {one.name: one.rules for one in states(regime, [4]) if isinstance(one, NftChain)}
     assert "policy_out" not in chains
-    assert 'goto staged_refused4 comment "policy shut line 7"' in chains["staged_out4"][-1]
+    (refusing,) = (one for name, one in chains.items() if name.startswith("staged_out4_"))
+    assert refusing == ('counter goto staged_refused4 comment "policy shut line 7"',)
     assert not any("reject" in rule or "drop" in rule for name in chains if "staged" in name for rule in chains[name])
     assert chains["staged_refused4"][-1] == "accept"
     chosen = regime.chosen(Subject("p", "x", "h1", {"app": "proxy"}))
-    sets = {one.set for one in rules.elements(regime, chosen, [prefix("10.1.0.3")], policed=True)}
-    assert "watched_out4" in sets
+    found = rules.of_endpoint(regime, chosen, [prefix("10.1.0.3")], policed=True)
+    sets = {one.set for one in found if isinstance(one, NftElement)}
+    assert {"watched_out4", "watched_by_out4"} <= sets
     assert not any(name.startswith("policed") for name in sets)
 
 
@@ -139,8 +152,8 @@ def test_an_endpoint_is_watched_if_a_staged_version_selects_it_no_more() -> None
 def test_link_local_addresses_are_not_outside() -> None:
     """A neighbour on a bridge has one; a rule for the outside must not let it in."""
     policy = Policy(name="out", ingress=(Rule(peers=(Peer(outside=True),)),))
-    chains = {one.name: one.rules for one in rules.states(Regime([policy]), [6]) if isinstance(one, NftChain)}
-    (lines,) = (one for name, one in chains.items() if name.startswith("policy_in6_"))
+    chains = {one.name: one.rules for one in states(Regime([policy]), [6]) if isinstance(one, NftChain)}
+    (lines,) = (one for name, one in chains.items() if name.startswith("policy_in6_") and not name.endswith("_no"))
     assert lines[0].startswith("ip6 saddr != @pools6 ip6 saddr != fe80::/10 ")
     assert "ip6 saddr fe80::/10 ip6 saddr != @policy_known6 drop" in chains["policy_in6"]
 
@@ -149,11 +162,11 @@ def test_a_container_under_egress_reaches_no_neighbour_by_an_address_of_none() -
     """A broadcast is outside of all pools, and on a bridge it goes to every neighbour; what is staged ignores it."""
     policy = Policy(name="out", select=PROXY, egress=(Rule(peers=(Peer(outside=True),)),))
     regime = Regime([policy], [msgspec.structs.replace(policy, egress=())])
-    chains = {one.name: one.rules for one in rules.states(regime, [4, 6]) if isinstance(one, NftChain)}
+    chains = {one.name: one.rules for one in states(regime, [4, 6]) if isinstance(one, NftChain)}
     four, six = 'oifname "ls-*" ip daddr != @pools4', 'oifname "ls-*" ip6 daddr != @pools6 ip6 daddr != fe80::/10'
     wanted = {"policy_out4": f"{four} drop", "policy_out6": f"{six} drop", "staged_out4": f"{four} accept"}
     for name, rule in wanted.items():
-        jump = next(number for number, one in enumerate(chains[name]) if " jump " in one or " goto " in one)
+        jump = next(number for number, one in enumerate(chains[name]) if " vmap " in one)
         assert rule in chains[name][:jump]
 
 
