@@ -1,16 +1,18 @@
 #!/usr/bin/env python
-"""Page benchmark: `linkspan web` in headless Chromium, for clusters whose agent is only its answers.
+"""Page benchmark: `linkspan web` in headless Chromium, and what viewers cost an agent.
 
     sudo .venv/bin/python bench/web.py
 
-The first cluster has 40 hosts with 2,000 containers, all of them in the graph. The second one has 1,000 hosts with
-100,000 containers: the server sends the table in parts, and the graph has hosts only.
+Chromium sees clusters whose agent is only its answers. The first one has 40 hosts with 2,000 containers, all of them in
+the graph. The second one has 1,000 hosts with 100,000 containers: the server sends the table in parts, and the graph
+has hosts only. The agent with five viewers is a real one, on a real etcd with simulated hosts (`simulated_hosts.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import statistics
 import sys
 import threading
@@ -20,10 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import report
+import simulated_hosts
 from report import p, result
+from simulated_hosts import SimulatedHosts
+
+from linkspan.lab import agents, build, processes, sockets, topology
+from linkspan.lab.record import Lab
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from support.agent.cpu_time import threads
 from support.polling import until  # the page's tests have the browser
 from support.web import chromium
 from support.web.answers import FakeAgent, answers, endpoint
@@ -33,6 +41,10 @@ HOSTS, EACH = 40, 50
 MANY_HOSTS, MANY_EACH = 1000, 100
 SECONDS = 5.0
 """Of panning."""
+VIEWERS = 5
+LOOK, SHORT_LOOK = 60.0, 10.0
+"""Seconds in which an agent's CPU is measured."""
+LAB = "lkpweb"
 NETWORKS = ("demo", "front", "back")
 
 PAN = """
@@ -65,35 +77,126 @@ requestAnimationFrame(() => { const channel = new MessageChannel();
 
 
 def measure(folder: Path, quick: bool) -> dict[str, report.Metric]:
-    """Measure both clusters; return the metrics."""
+    """Measure both clusters, and an agent with viewers; return the metrics."""
     found: dict[str, report.Metric] = {}
     with chromium.namespace("view") as where:
         with _page(where, folder / "one", HOSTS, EACH) as page:
             report.progress(f"{HOSTS} hosts")
-            until(lambda: page.run(DRAWN) > HOSTS * EACH, "all containers are in the graph")
+            until(lambda: page.run(DRAWN) >= HOSTS, "all hosts are in the graph")
             found |= _measured(page, quick)
         if not quick:
             with _page(where, folder / "two", MANY_HOSTS, MANY_EACH) as page:
                 report.progress(f"{MANY_HOSTS} hosts")
                 found |= _large(page)
+        report.progress("an agent with viewers")
+        found |= _agent(where, SHORT_LOOK if quick else LOOK)
     report.progress("")
     report.table(f"{HOSTS} hosts with {HOSTS * EACH} containers, unless it says something else", found)
     return found
+
+
+def _agent(where: str, seconds: float) -> dict[str, report.Metric]:
+    """Measure a real agent among simulated hosts, without viewers and with them."""
+    lab = topology.planned(topology.Wishes(lab=LAB, hosts=1, store="etcd", containers_per_host=1))
+    try:
+        build.up(lab)
+        client = agents.client(lab, lab.hosts[0].name)
+        client.call("PATCH", "/v1/hosts", {"networks": lab.network})  # and it has no part in those of the others
+        for name in simulated_hosts.NETWORKS:
+            pool = str(simulated_hosts.pool(name))
+            client.call("POST", "/v1/networks", {"name": name, "pools": [pool], "backend": "vxlan"})
+        hosts = SimulatedHosts(lab.switch, topology.store_url(lab, lab.hosts[0]), lab.hosts[0].name)
+        try:
+            hosts.run(hosts.grow(HOSTS - 1))
+            time.sleep(5)  # until the agent has taken them in
+            memory, alone = _memory(_pid(lab)), _share(lab, seconds)
+            page = chromium.page_process(where, "--socket", lab.socket(lab.hosts[0].name))
+            with page as link, _viewers(where, link()):
+                time.sleep(5)  # the first reading is of all records
+                watched, more = _share(lab, seconds), _memory(_pid(lab)) - memory
+        finally:
+            hosts.close()
+    finally:
+        build.down(LAB)
+    of = f"an agent among {HOSTS} hosts"
+    return {
+        f"{of}: CPU for {VIEWERS} viewers": result(100 * (watched - alone), "%", "<= 1"),
+        f"{of}: more memory with {VIEWERS} viewers": result(more, "MB", "<= 10"),
+    }
+
+
+def _pid(lab: Lab) -> int:
+    (found,) = processes.agents(lab.folder, lab.hosts[0].name)
+    return found
+
+
+def _share(lab: Lab, seconds: float) -> float:
+    """Return the share of a core that the agent uses."""
+    pid = _pid(lab)
+    before = threads(pid)
+    time.sleep(seconds)
+    return sum(total - before.get(name, 0.0) for name, total in threads(pid).items()) / seconds
+
+
+def _memory(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+@contextlib.contextmanager
+def _viewers(where: str, link: str) -> Iterator[None]:
+    """Read VIEWERS streams of the page within the block, as scripts do."""
+    address, _, path = link.removeprefix("http://").partition("/")
+    over = threading.Event()
+
+    def read(cookie: str) -> None:
+        with sockets.inside(where):
+            connection = http.client.HTTPConnection(address, timeout=60)
+            connection.request("GET", "/api/stream", headers={"Cookie": cookie})
+        answer = connection.getresponse()
+        with contextlib.closing(connection):
+            while not over.is_set() and answer.read1(1 << 16):
+                pass
+
+    with sockets.inside(where):
+        first = http.client.HTTPConnection(address, timeout=60)
+        first.request("GET", f"/{path}")
+    cookie = str(first.getresponse().headers["Set-Cookie"]).partition(";")[0]
+    first.close()
+    readers = [threading.Thread(target=read, args=(cookie,), daemon=True) for _ in range(VIEWERS)]
+    for one in readers:
+        one.start()
+    try:
+        yield
+    finally:
+        over.set()  # each notices it with the next message, or when the server ends
 
 
 def _measured(page: Browser, quick: bool) -> dict[str, report.Metric]:
     paint = page.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
     frames = page.driver.execute_async_script(PAN, 1.0 if quick else SECONDS)
     words = ("c", "c1", "c12", "c1", "c", "") * (1 if quick else 5)
+    page.devtools("Performance.enable", {"timeDomain": "threadTicks"})
+    before = _worked(page)
     typed = [page.driver.execute_async_script(TYPE, text) for text in words]
+    page.shows("c0-0", ".list")
+    by_typing, before = _worked(page) - before, _worked(page)
     clicks = [page.driver.execute_async_script(CLICK, number) for number in range(5 if quick else 20)]
+    by_clicks = _worked(page) - before
     return {
         "first paint": result(paint / 1000, "s", "<= 1"),
         "frames a second while panning": result(frames, "frames", ">= 30"),
         "a letter in the search until the next frame, p95": result(p(typed, 95), "ms", "<= 50"),
         "a click on a row until the next frame, p95": result(p(clicks, 95), "ms", "<= 50"),
+        "CPU time of the page's thread for a letter": result(by_typing / len(typed) * 1000, "ms"),
+        "CPU time of the page's thread for a click": result(by_clicks / len(clicks) * 1000, "ms"),
         "memory of the tab's scripts": result(_heap(page), "MB", "<= 150"),
     }
+
+
+def _worked(page: Browser) -> float:
+    """Return the seconds of CPU time of the page's thread so far: a busy machine does not change them."""
+    found = page.devtools("Performance.getMetrics", {})["metrics"]
+    return float(next(one["value"] for one in found if one["name"] == "TaskDuration"))
 
 
 def _large(page: Browser) -> dict[str, report.Metric]:
@@ -153,6 +256,7 @@ def _fill(agent: FakeAgent, hosts: int, each: int) -> None:
     network = agent.answers.networks[0]
     agent.answers.networks[:] = [{**network, "name": name} for name in NETWORKS]
     agent.answers.status["agent"]["host"] = "h0"
+    agent.more["trace"] = _trace()
     agent.answers.endpoints[:] = [
         endpoint(
             f"c{host}-{number}",
@@ -163,6 +267,19 @@ def _fill(agent: FakeAgent, hosts: int, each: int) -> None:
         for host in range(hosts)
         for number in range(each)
     ]
+
+
+def _trace() -> dict[str, Any]:
+    """Return a trace between two containers of h0."""
+    hop = {"host": "h0", "device": "eth0", "port": "", "detail": "", "headers": ["eth"], "mtu": 1450, "seen": None}
+    hops = [
+        {**hop, "namespace": namespace, "action": action}
+        for namespace, action in (("c0-0", "sent"), ("host", "routed"), ("c0-1", "delivered"))
+    ]
+    return {
+        "verdict": "reachable", "reachable": True, "path_mtu": 1450, "hops": hops, "reply_hops": hops[::-1],
+        "broken_at": "", "reason": "", "unknown": [],
+    }  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def test_session_that_is_up(mesh: BgpRun) -> None:
     assert h2["since"] is not None
     assert "established" in said(mesh, "bgp", "explain", "h2")
     until(lambda: happened(mesh, "up", "h2"), "it was told that the session is up")
-    assert mesh.status("h1")["bgp"] == {"sessions": 1, "down": [], "limited": [], "warnings": []}
+    assert mesh.status("h1")["bgp"] == {"sessions": 1, "routers": [], "down": [], "limited": [], "warnings": []}
     checks = mesh.call("h1", "GET", "/v1/doctor")
     assert [c["status"] for c in checks if c["check"].startswith("BGP")] == ["ok"]
 

@@ -18,10 +18,14 @@ from support.web.chromium import Browser, Keys
 ROOT = Path(__file__).parents[2]
 VIEWS = {
     "containers": "c6", "hosts": "192.0.2.3", "networks": "10.244.0.0/16", "addresses": "no leaks",
-    "events": "the agent started", "doctor": "kernel veth", "peers": "vxlan", "bgp": "No network here uses BGP.",
-    "drift": "no drift", "migrations": "No network migrates.",
+    "events": "the agent started", "doctor": "kernel veth", "peers": "vxlan · MTU 1450",
+    "bgp": "No network here uses BGP.", "drift": "no drift", "migrations": "No network migrates.",
 }  # fmt: skip
 """By view: what is shown there."""
+BACKENDS = {"ipip": "encapsulated", "host-gw": "routed", "bgp": "learnt", "wireguard": "encrypted"}
+"""Backends that this lab can have beside vxlan: what the hops say of a packet between hosts."""
+PATH = "return document.querySelector('.canvas')._cyreg.cy.edges('[hop = \"there\"]').map((one) => one.target().id())"
+"""The nodes of the drawn path, without the first one."""
 NOBODY = 65534
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -101,6 +105,66 @@ def test_two_clicks_show_the_way_and_why_there_is_none(page: Browser, lab: Clust
         page.shows("eth0", ".hops li.broken .reason")
     finally:
         mended(lab, "h3")
+    page.shows("Reachable", ".verdict")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_clicks_show_the_way_of_each_backend(page: Browser, lab: ClusterRun, backend: str) -> None:
+    """From container to container, through both kernels, on the graph and in the list."""
+    pool = f"10.{100 + [*BACKENDS].index(backend)}.0.0/16"
+    lab.create(backend, pool, backend=backend)
+    try:
+        lab.run("attach", f"h1 one --network {backend}")
+        lab.run("attach", f"h3 two --network {backend}")
+        page.row("one")
+        page.row("two")
+        page.shows("Reachable", ".verdict")
+        page.shows(BACKENDS[backend], ".hops")
+        until(lambda: page.run(PATH)[:2] == ["k:h1", "k:h3"], "the graph has both kernels in the path")
+        assert page.run(PATH)[-1].startswith("c:")
+    finally:
+        lab.run("detach", "one", code=-1)
+        lab.run("detach", "two", code=-1)
+        lab.delete(backend)
+
+
+@pytest.mark.parametrize(
+    ("failure", "verdict", "why", "live"),
+    [
+        (("partition:h1",), "Broken", "does not answer on eth0", "Broken"),
+        (("agent-kill",), "Unknown", "did not report its part of the path", "Reachable"),
+        (("agent-kill", "routes-flush"), "Unknown", "did not report its part of the path", "Broken"),
+    ],
+)
+def test_a_fault_that_lasts_is_named(
+    page: Browser, lab: ClusterRun, failure: tuple[str, ...], verdict: str, why: str, live: str
+) -> None:
+    """By questions alone as far as anybody answers them; a real packet shows what they do not."""
+    try:
+        for one in failure:
+            lab.run("break", f"h3 {one}")
+        page.row("c1")
+        page.row("c3")
+        page.shows(verdict, ".verdict")
+        page.shows(why, ".verdict")
+        page.click(".ways button.strong")
+        page.shows(live, ".verdict")
+    finally:
+        mended(lab, "h3")
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [("rules-flush", "Nft"), ("routes-flush", "Route"), ("fdb-flush", "FdbEntry"), ("helper-kill", "Process")],
+)
+def test_a_fault_that_is_repaired_is_told(page: Browser, lab: ClusterRun, failure: str, kind: str) -> None:
+    """Among the host's last repairs, and the trace is as it was."""
+    lab.run("break", f"h1 {failure}")
+    page.run("location.hash = '#/hosts?sel=h:h1'")
+    page.shows(kind, ".details")
+    page.run("location.hash = '#/containers'")
+    page.row("c1")
+    page.row("c3")
     page.shows("Reachable", ".verdict")
 
 
@@ -186,6 +250,49 @@ def test_a_view_that_fails_says_so(page: Browser) -> None:
     page.click("button.quiet")
     page.shows("c6", ".list")
     page.complaints()
+
+
+def test_the_matrix_has_what_the_hosts_have_measured(page: Browser, lab: ClusterRun) -> None:
+    """Each direction by the sender's own pings; a host whose agent is away says nothing of its row."""
+    measured = "return [...document.querySelectorAll('.matrix td b')].map((one) => one.innerText)"
+    page.view("peers")
+    for again in range(2):
+        until(lambda: len(page.run(measured)) == 6, "all six directions are measured")
+        assert all(one.endswith(" ms") for one in page.run(measured))
+        if not again:
+            page.click(".heading .actions .quiet")
+    lab.run("break", "h3 agent-kill")
+
+    def asked() -> int:
+        page.click(".heading .actions .quiet")
+        return len(page.run(measured))
+
+    try:
+        until(lambda: asked() == 4, "h3's row is empty")
+        page.shows("no answer", ".matrix")
+    finally:
+        mended(lab, "h3")
+
+
+def test_a_dot_in_the_graph_can_be_clicked(page: Browser) -> None:
+    """As well as a row, and a box."""
+    place = (
+        "const graph = document.querySelector('.canvas')._cyreg.cy, at = graph.getElementById(arguments[0]);"
+        "const box = at.renderedBoundingBox({includeLabels: false}), own = graph.container().getBoundingClientRect();"
+        "return [own.x + (box.x1 + box.x2) / 2, own.y + (box.y1 + box.y2) / 2, box.y1 + own.y + 6]"
+    )
+    page.row("c1")
+    key = page.run("return decodeURIComponent(location.hash.split('sel=')[1])")
+    until(lambda: page.run("return document.querySelector('.canvas')._cyreg.cy.$('.chosen').length"), "c1 is chosen")
+    x, y, _ = page.run(place, key)
+    page.click(".details .close")
+    until(lambda: page.find(".details") is None, "the panel is closed")
+    page.mouse(x, y)
+    page.shows("c1", ".details")
+    _, _, edge = page.run(place, "h:h2")
+    page.mouse(page.run(place, "h:h2")[0], edge)
+    page.shows("Trace", "body")
+    page.shows("h2", ".trace h2")
 
 
 def test_an_attached_container_appears_by_itself(page: Browser, lab: ClusterRun) -> None:

@@ -33,7 +33,9 @@ from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.network_details import NetworkDetails
+from linkspan.agent.news import News
 from linkspan.agent.own_cluster import OwnCluster, Restart
+from linkspan.agent.peer_paths import PeerPaths
 from linkspan.agent.peer_survey import PeerSurvey
 from linkspan.agent.plans import Plans
 from linkspan.agent.policies import Policies
@@ -74,7 +76,7 @@ from linkspan.cluster.participation import Participation
 from linkspan.cluster.peer_ping import PeerPings
 from linkspan.cluster.peers import Peers
 from linkspan.cluster.presence import Presence
-from linkspan.cluster.questions import Ask, HealthQuestion, Question, Reply
+from linkspan.cluster.questions import Ask, HealthQuestion, PathsQuestion, Question, Reply
 from linkspan.cluster.readiness import Readiness
 from linkspan.cluster.registration import Registration
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
@@ -274,7 +276,9 @@ class Agent:
         self.policy_trials = Trials(self.worker, self.enforcement, parties)
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
         self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
-        self.policy_answers = PolicyAnswers(self.networks, self.allowances, self.endpoint_records, records)
+        self.policy_answers = PolicyAnswers(
+            self.networks, self.allowances, self.endpoint_records, self.hosts, records
+        )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
@@ -304,10 +308,6 @@ class Agent:
         )
         self.recovery = Recovery(self.registry, self.blocks, self.endpoint_records, self.orphans)
         self.reaper = Reaper(self.registry, self.config.reap_after)
-        calls = RuntimeCalls(self.registry, self.blocks, self.name_service)
-        self.services = {
-            name: runtime.serve(calls, self.registry, self.config) for name, runtime in runtimes().items()
-        }
 
     def _make_membership(self, own_record: OwnRecord, liveness: Liveness) -> None:
         """Make what follows the records of all hosts, and keeps this host's own."""
@@ -365,6 +365,11 @@ class Agent:
             self.key_rotation,
             self.migration_runner,
         )
+        self.news = News(self.replica, self.membership.converge)
+        calls = RuntimeCalls(self.registry, self.blocks, self.name_service, self.news)
+        self.services = {
+            name: runtime.serve(calls, self.registry, self.config) for name, runtime in runtimes().items()
+        }
 
     def _make_changes(self, own_record: OwnRecord, store: Store) -> None:
         """Make what operators change networks by, and what looks after the store and the control plane."""
@@ -413,6 +418,7 @@ class Agent:
             self.hosts.alive,
             self.ask,
         )
+        self.peer_paths = PeerPaths(self.hosts, self.peer_pings, self.ask)
         self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.peers.known, self.ask)
         self.healer = Healer(
             self.registry,
@@ -471,6 +477,8 @@ class Agent:
         """Answer another host's question. Raises LinkspanError."""
         if isinstance(question, Probe):
             return await self.peer_survey.answer(question)
+        if isinstance(question, PathsQuestion):
+            return self.peer_paths.answer()
         if isinstance(question, HealthQuestion):
             raise Invalid("an agent has no switches: only the controller has")
         return await self.cluster_trace.answer(question)

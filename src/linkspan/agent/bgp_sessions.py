@@ -124,10 +124,16 @@ class BgpSessions:
         return Why(why, REFLECTORS) if why else None
 
     def problems(self) -> dict[str, object]:
-        """Return the number of sessions, those that are down or limited, and warnings about all of them together."""
+        """Return the number of sessions, those with routers, with problems, and warnings about all of them together."""
         known, crowded = self.all(), self.crowded
         down = [
-            {"peer": p.session.name, "state": p.state, "why": p.why.reason, "fix": p.why.fix}
+            {
+                "peer": p.session.name,
+                "mesh": p.session.mesh,
+                "state": p.state,
+                "why": p.why.reason,
+                "fix": p.why.fix,
+            }
             for p in known
             if p.why is not None
         ]
@@ -136,8 +142,13 @@ class BgpSessions:
             for p in known
             if p.limited is not None
         ]
+        routers = [
+            {"peer": p.session.name, "address": p.session.address, "as": p.session.remote_as, "state": p.state}
+            for p in known
+            if not p.session.mesh
+        ]
         warnings = [{"why": crowded.reason, "fix": crowded.fix}] if crowded is not None else []
-        return {"sessions": len(known), "down": down, "limited": limited, "warnings": warnings}
+        return {"sessions": len(known), "routers": routers, "down": down, "limited": limited, "warnings": warnings}
 
     def find(self, name: str) -> BgpSession:
         """Return the session with a peer. Raises NotFound with the known names."""

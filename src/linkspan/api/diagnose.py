@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.agent.peer_paths import HostPaths
 from linkspan.api.host_condition import condition_of
+from linkspan.api.responses import answer
 from linkspan.backends import BACKENDS
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Unavailable
 from linkspan.diagnose.doctor.checks import Check, Surroundings
 from linkspan.kernel.probe import dnsmasq
 from linkspan.runtimes import checks as checks_of_runtimes
+
+
+class PathTold(msgspec.Struct, frozen=True):
+    """What a host has measured to a peer; ``round_trip`` in seconds (None: no answer yet), ``loss`` of 0 to 1."""
+
+    host: str
+    peer: str
+    network: str
+    address: str
+    round_trip: float | None
+    loss: float
+    pings: int
+
+
+class SilentTold(msgspec.Struct, frozen=True):
+    """A host that did not say what it has measured, and why."""
+
+    host: str
+    why: str
+
+
+class PathsTold(msgspec.Struct, frozen=True):
+    """Paths in the documented format."""
+
+    paths: list[PathTold]
+    silent: list[SilentTold]
+
+    @classmethod
+    def of(cls, found: Iterable[HostPaths], name: Callable[[str], str]) -> PathsTold:
+        """Return the hosts' answers; ``name`` returns a host's name."""
+        paths, silent = [], []
+        for one in found:
+            host = name(one.host)
+            paths += [
+                PathTold(host, name(p.peer), p.network, p.address, p.round_trip, p.loss, p.pings) for p in one.paths
+            ]
+            silent += [SilentTold(host, one.problem)] if one.problem else []
+        return cls(paths, silent)
 
 
 class DiagnoseRoutes:
@@ -31,6 +72,7 @@ class DiagnoseRoutes:
             web.post("/v1/trace", self._trace),
             web.get("/v1/doctor", self._doctor),
             web.post("/v1/doctor/peers", self._peers),
+            web.get("/v1/paths", self._paths),
         ]
 
     async def _trace(self, request: web.Request) -> web.Response:
@@ -45,6 +87,12 @@ class DiagnoseRoutes:
 
     async def _doctor(self, request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(await _checks(self._agent)), content_type="application/json")
+
+    async def _paths(self, request: web.Request) -> web.Response:
+        """Answer with round trip and loss from this host to its peers, or with ?all from all hosts."""
+        peer_paths = self._agent.peer_paths
+        found = await peer_paths.all() if "all" in request.query else [peer_paths.own()]
+        return answer(PathsTold.of(found, self._agent.hosts.name))
 
     async def _peers(self, request: web.Request) -> web.Response:
         found = await self._agent.peer_survey.checks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from linkspan.agent.agent import Agent
 from linkspan.agent.condition import Condition
 from linkspan.agent.metrics import Gauge
 from linkspan.backends.wireguard import backend as wireguard
+from linkspan.cluster.path_quality import worst
 from linkspan.core.states.wireguard import key_id
 from linkspan.store.etcd_status import UNSEEN
 
@@ -116,3 +118,19 @@ def _of_hosts(agent: Agent, condition: Condition) -> Iterator[Gauge]:
         if one["network"]:
             cut[one["host"]] = cut.get(one["host"], 0) + 1
     yield "linkspan_peer_unreachable", "Networks in which this host does not reach a peer", "host", cut
+    yield from _of_paths(agent)
+
+
+def _of_paths(agent: Agent) -> Iterator[Gauge]:
+    """Yield lines of networks, and of peers with loss: with all peers, N agents would have N lines each."""
+    paths = agent.peer_paths.own().paths
+    trips: dict[str, list[float]] = {}
+    for path in paths:
+        if path.round_trip is not None:
+            trips.setdefault(path.network, []).append(path.round_trip)
+    middle = {network: statistics.median(found) for network, found in trips.items()}
+    yield "linkspan_peer_round_trip_seconds", "Median of the round trips to a network's peers", "network", middle
+    longest = {network: max(found) for network, found in trips.items()}
+    yield "linkspan_peer_round_trip_max_seconds", "Longest round trip to a network's peers", "network", longest
+    loss = {agent.hosts.name(path.peer): path.loss for path in worst(paths) if path.loss}
+    yield "linkspan_peer_loss_ratio", "Part of the last pings that a peer did not answer", "host", loss

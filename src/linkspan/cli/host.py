@@ -52,6 +52,32 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
         table(("setting", "value"), sorted(host["settings"].items()), "")
 
 
+@app.command()
+def peers(
+    all_: Annotated[
+        bool, typer.Option("--all", help="Between all hosts (at most 40), each pair's worst network.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Show round trip and loss of the pings from this host to its peers, in the last minute."""
+    found = Client(socket).call("GET", "/v1/paths?all" if all_ else "/v1/paths")
+    if output is Format.JSON:
+        as_json(found)
+        return
+    rows = [
+        (p["host"], p["peer"], p["network"], p["address"], _milliseconds(p["round_trip"]), f"{p['loss']:.0%}")
+        for p in found["paths"]
+    ]
+    table(("host", "peer", "network", "address", "round trip", "loss"), rows, "nothing is measured yet")
+    for one in found["silent"]:
+        say(f"host {one['host']}: {one['why']}")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.2f} ms"
+
+
 def _names(hosts: list[dict[str, Any]]) -> dict[str, str]:
     """Return the hosts' names by their ids; the id serves as name for a removed host, which has none."""
     return {host["id"]: host["name"] for host in hosts}

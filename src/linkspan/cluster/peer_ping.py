@@ -3,6 +3,8 @@
 A host sends at most RATE pings a second, so that what they cost does not grow with the cluster. With more than a
 hundred addresses a round takes longer, and so does the time after which a peer counts as silent.
 
+The pings measure the path, too: round trip and loss (`path_quality`).
+
 Liveness in the store shows that a peer's agent runs. It does not show that packets reach the peer: a broken cable, a
 firewall in between, or a partition of the underlay alone does not change the store.
 """
@@ -18,6 +20,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from linkspan.cluster.path_quality import PathQuality
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import KernelError
 from linkspan.core.model import Peer
@@ -39,6 +42,8 @@ CONFIRMED = 0.3
 """Seconds that a peer gets to answer a ping before the ping counts as unanswered."""
 MOST = 200
 """Most peers that a trace has pinged once more."""
+NUMBERS = 1 << 16
+"""Numbers of pings: after these they begin again."""
 
 Pair = tuple[str, str]
 
@@ -60,7 +65,7 @@ class _Awaited(msgspec.Struct):
 
 
 class PeerPings:
-    """Pings the peers of all networks; ``silent`` has those that do not answer."""
+    """Pings the peers of all networks; ``silent`` has those that do not answer, and ``paths`` what was measured."""
 
     def __init__(self, peers: dict[Pair, Peer]) -> None:
         """``peers`` are those of now: they change, and a new one is the last of them."""
@@ -68,6 +73,9 @@ class PeerPings:
         self._echoes: dict[int, Echo] = {}
         self._awaited: dict[str, _Awaited] = {}
         """By address; without those that answered the last ping."""
+        self._qualities: dict[str, PathQuality] = {}
+        """By address."""
+        self._number = 0
         self._answers = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -107,6 +115,8 @@ class PeerPings:
             known = {address for _, _, address in targets}
             for gone in self._awaited.keys() - known:
                 del self._awaited[gone]
+            for gone in self._qualities.keys() - known:
+                del self._qualities[gone]
             while targets:
                 for pair, family, address in targets[:RATE]:
                     if pair in self._peers:
@@ -122,15 +132,27 @@ class PeerPings:
     def _ping(self, family: int, address: str) -> None:
         awaited = self._awaited.setdefault(address, _Awaited(time.monotonic()))
         awaited.asked, awaited.failed, awaited.last = awaited.asked + 1, "", time.monotonic()
+        self._number = (self._number + 1) % NUMBERS
+        self._qualities.setdefault(address, PathQuality()).ask(self._number, time.time())
         try:
-            self._echoes[family].ask(address)
+            self._echoes[family].ask(address, self._number)
         except KernelError as error:
             awaited.failed = error.message
 
     def _heard(self, echo: Echo) -> None:
-        for address in echo.answers():
+        for address, reply in echo.answers().items():
             self._awaited.pop(address, None)
+            if (quality := self._qualities.get(address)) is not None:
+                quality.heard(reply.number, reply.at)
         self._answers.set()
+
+    def paths(self) -> list[tuple[Pair, str, PathQuality]]:
+        """Return what was measured of each (network, host) pair's address that was pinged."""
+        return [
+            (pair, address, quality)
+            for pair, _, address in self._targets()
+            if (quality := self._qualities.get(address)) is not None and quality.asked
+        ]
 
     def silent(self) -> dict[Pair, str]:
         """Return the (network, host) pairs that do not answer, with the reason."""

@@ -12,10 +12,12 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from linkspan.cluster.path_quality import MeasuredPath
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.diagnose.doctor.peer_probe import Probe, Probed
 from linkspan.diagnose.trace.live import Heard, Listen
@@ -49,9 +51,23 @@ class HealthReply(msgspec.Struct, frozen=True, tag="standing"):
     problems: tuple[str, ...] = ()
 
 
-Question = Walked | Listen | Probe | HealthQuestion
-Reply = Part | Heard | Probed | HealthReply
-T = TypeVar("T", Part, Heard, Probed, HealthReply)
+PATHS = 64
+"""Peers in a ``PathsReply``: it goes through the store to every host."""
+
+
+class PathsQuestion(msgspec.Struct, frozen=True, tag="paths"):
+    """Question to an agent: what its pings have measured."""
+
+
+class PathsReply(msgspec.Struct, frozen=True, tag="measured"):
+    """Answer to ``PathsQuestion``: the worst path to each peer; the best peers are left out if there are many."""
+
+    paths: Annotated[tuple[MeasuredPath, ...], Meta(max_length=PATHS)]
+
+
+Question = Walked | Listen | Probe | HealthQuestion | PathsQuestion
+Reply = Part | Heard | Probed | HealthReply | PathsReply
+T = TypeVar("T", Part, Heard, Probed, HealthReply, PathsReply)
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -12,10 +14,11 @@ from aiohttp import web
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.supervise import ended, lasting
-from linkspan.web import files, view_state
+from linkspan.web import files
 from linkspan.web.access import Access, Session
 from linkspan.web.agent_questions import AgentQuestions
 from linkspan.web.connections import Connections
+from linkspan.web.container_list import Wanted
 from linkspan.web.feed import Feed
 from linkspan.web.pace import Pace
 from linkspan.web.shared_answers import SharedAnswers
@@ -44,6 +47,7 @@ QUESTIONS = {
     "drift": "/v1/diff",
     "bgp": "/v1/bgp/peers",
     "address-check": "/v1/address-check",
+    "paths": "/v1/paths?all",
 }
 """What the page asks the agent without further words."""
 
@@ -96,6 +100,7 @@ class PageServer:
         about = {"lab": lab, "sends": sends, "others": sorted(others)}
         self._feed = Feed(AgentQuestions(agent.path, STATE_WITHIN), about)
         self._answers = SharedAnswers(agent.get)
+        self._parts = SharedAnswers(self._part)
         self._plans = {name: SharedAnswers(one.get) for name, one in others.items()}
         self._packets, self._surveys = Pace(*PACKETS), Pace(*SURVEYS)
         self._files = files.read()
@@ -227,7 +232,10 @@ class PageServer:
         page = request.query.get("page", "0")
         if not page.isascii() or not page.isdigit() or len(page) > 6:
             raise Invalid("page is no number")
-        return _json(view_state.part(await self._feed.endpoints(), **words, page=int(page)))
+        return _json(await self._parts.get(Wanted(**words, page=int(page))))
+
+    async def _part(self, wanted: Wanted) -> dict[str, Any]:
+        return await asyncio.to_thread((await self._feed.containers()).part, wanted)
 
     async def _trace(self, request: web.Request) -> web.Response:
         words = {name: _word(request, name) for name in ("source", "target", "port")}

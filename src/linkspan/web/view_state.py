@@ -10,8 +10,6 @@ import msgspec
 
 MOST = 5000
 """Containers in the state. If there are more, it has only their numbers, and the page asks for lists in parts."""
-PAGE = 200
-"""Containers in one part of a list."""
 
 _OF_CONTAINER = (
     *("id", "ifname", "name", "host", "network", "addresses", "mac", "mtu", "ports", "labels", "host_ifname"),
@@ -68,6 +66,7 @@ def view(answers: Answers, about: Mapping[str, Any]) -> State:
             one["name"]: _network(one, free.get(one["name"], {}), in_network[one["name"]]) for one in answers.networks
         },
         "containers": {container_key(one): container(one) for one in containers} if len(containers) <= MOST else {},
+        "routers": {one["peer"]: one for one in status["bgp"].get("routers", ())},
         "problems": {f"{number:03}": one for number, one in enumerate(problems(status, answers.problems))},
         "repairs": {f"{number:03}": one for number, one in enumerate(status["heals"])},
     }
@@ -82,7 +81,7 @@ def unknown(about: Mapping[str, Any], why: str) -> State:
     """Return the state of an agent that has not answered yet."""
     nothing: dict[str, Any] = {}
     own = {"here": "", "version": "", "started": 0, "ok": False, "waiting": "", "total": 0}
-    sections = dict.fromkeys(("hosts", "networks", "containers", "problems", "repairs"), nothing)
+    sections = dict.fromkeys(("hosts", "networks", "containers", "routers", "problems", "repairs"), nothing)
     store = {"state": "", "why": ""}
     return {"about": {**about, **own, "store": store, "complete": True, "away": why}, **sections}
 
@@ -107,27 +106,6 @@ def container_key(endpoint: Mapping[str, Any]) -> str:
 def container(endpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return an endpoint as the page needs it."""
     return {name: endpoint.get(name) for name in _OF_CONTAINER}
-
-
-def part(
-    endpoints: Iterable[Mapping[str, Any]], search: str = "", host: str = "", network: str = "", page: int = 0
-) -> dict[str, Any]:
-    """Return a part of a list: at most PAGE endpoints of a host and a network whose text contains ``search``."""
-    wanted = search.lower()
-    found = [
-        one
-        for one in endpoints
-        if host in ("", one["host"]) and network in ("", one["network"]) and (not wanted or wanted in _text(one))
-    ]
-    first = page * PAGE
-    shown = {container_key(one): container(one) for one in found[first : first + PAGE]}
-    return {"total": len(found), "page": page, "pages": -(-len(found) // PAGE), "containers": shown}
-
-
-def _text(endpoint: Mapping[str, Any]) -> str:
-    words = (endpoint["name"], endpoint["id"], endpoint["host"], endpoint["network"], *endpoint["addresses"])
-    labels = (f"{key}={value}" for key, value in (endpoint.get("labels") or {}).items())
-    return "\n".join((*words, *labels)).lower()
 
 
 def _host(one: Mapping[str, Any], counts: Mapping[tuple[str, str], int], total: int) -> dict[str, Any]:
@@ -181,7 +159,8 @@ def problems(status: Mapping[str, Any], more: Iterable[str] = ()) -> list[dict[s
         for one in status.get("records", ())
     ]
     found += [
-        {"host": "", "network": "", "why": f"BGP session with {one['peer']} is down: {one['why']}"}
+        {"host": one["peer"] if one.get("mesh") else "", "network": "",
+            "why": f"BGP session with {one['peer']} is down: {one['why']}"}
         for one in status["bgp"]["down"]
     ]
     found += [

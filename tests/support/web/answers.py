@@ -48,7 +48,8 @@ def answers(*endpoints: dict[str, Any]) -> Answers:
 class FakeAgent:
     """An agent's socket that gives these answers; ``asked`` are the requests, without the stream of events.
 
-    ``refused`` are lists that it cannot give now. While it is ``hanging``, nobody gets an answer.
+    ``refused`` are lists that it cannot give now, ``more`` other answers by the paths below /v1/. While it is
+    ``hanging``, nobody gets an answer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,6 +57,7 @@ class FakeAgent:
         self.answers = answers(endpoint("c1", "h1"), endpoint("c2", "h2"))
         self.asked: list[str] = []
         self.refused: set[str] = set()
+        self.more: dict[str, Any] = {}
         self.hanging = False
         self.streams = 0
         self._streams: list[web.StreamResponse] = []
@@ -66,10 +68,11 @@ class FakeAgent:
         if self.hanging:
             await asyncio.Event().wait()  # until the caller goes
         lists = {"hosts": self.answers.hosts, "networks": self.answers.networks, "endpoints": self.answers.endpoints}
+        known = {"status": self.answers.status, **lists, **self.more}
         name = request.path.removeprefix("/v1/")
         if name in self.refused:
             return web.json_response({"error": {"code": "unavailable", "message": "no store", "hint": ""}}, status=503)
-        found: Any = self.answers.status if name == "status" else lists.get(name, {"asked": request.path_qs})
+        found: Any = known.get(name, {"asked": request.path_qs})
         return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

@@ -83,6 +83,12 @@ class Browser:
         """Run a script in the page."""
         return self.driver.execute_script(script, *arguments)
 
+    def mouse(self, x: float, y: float) -> None:
+        """Click at a place of the page, in pixels."""
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            form = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}
+            self.devtools("Input.dispatchMouseEvent", form)
+
     def view(self, name: str) -> None:
         """Open a view by its link."""
         self.click(f'nav.views a[href^="#/{name}"]')

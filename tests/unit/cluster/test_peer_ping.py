@@ -13,8 +13,12 @@ import msgspec
 
 from linkspan.cluster.peer_ping import CONFIRMED, RATE, SILENT, PeerPings, _Awaited
 from linkspan.core.supervise import ended
+from linkspan.kernel.probe.ping import Reply
 from support.records.peers import network, peer
 from support.virtual_time import in_virtual_time
+
+TOOK = 0.25
+"""Seconds until an answer, by the kernel's clock."""
 
 
 class Wire:
@@ -24,18 +28,18 @@ class Wire:
         self.asked: list[str] = []
         self._peer_pings = peer_pings
         self._answering = answering
-        self._answers: set[str] = set()
+        self._answers: dict[str, Reply] = {}
 
-    def ask(self, address: str) -> None:
+    def ask(self, address: str, number: int) -> None:
         """Ask, and have the answer come a moment later."""
         self.asked.append(address)
         if address in self._answering:
-            self._answers.add(address)
+            self._answers[address] = Reply(number, time.time() + TOOK)
             asyncio.get_running_loop().call_soon(self._peer_pings._heard, cast("Any", self))
 
-    def answers(self) -> set[str]:
+    def answers(self) -> dict[str, Reply]:
         """Return who answered since the last look."""
-        found, self._answers = self._answers, set()
+        found, self._answers = self._answers, {}
         return found
 
 
@@ -95,7 +99,7 @@ class Quiet:
     def __init__(self) -> None:
         self.asked: dict[str, list[float]] = {}
 
-    def ask(self, address: str) -> None:
+    def ask(self, address: str, number: int) -> None:
         """Ask an address."""
         self.asked.setdefault(address, []).append(asyncio.get_running_loop().time())
 
@@ -152,3 +156,25 @@ def test_a_new_peer_does_not_wait_for_a_long_round_and_a_gone_one_is_not_asked()
     begun = min(times[0] for times in asked.values())
     assert all(asked[f"10.77.{number // 256}.{number % 256}"][0] < begun + 2 for number in new)
     assert not any(f"10.77.{number // 256}.{number % 256}" in asked for number in gone)
+
+
+def test_pings_measure_the_path() -> None:
+    """By the time at which the kernel received the answer, not when somebody read it; a gone peer is forgotten."""
+
+    async def run() -> None:
+        demo = network("vxlan", (4,))
+        known = {("demo", "id2"): peer(demo, {})}
+        peer_pings = PeerPings(known)
+        address = known["demo", "id2"].lease.addresses[0].split("/")[0]
+        peer_pings._echoes = {4: cast("Any", Wire(peer_pings, {address}))}
+        task = asyncio.create_task(peer_pings._ask())
+        await asyncio.sleep(5)
+        ((pair, measured, quality),) = peer_pings.paths()
+        assert (pair, measured, quality.loss) == (("demo", "id2"), address, 0)
+        assert TOOK / 2 < quality.round_trip < 2 * TOOK
+        known.clear()
+        await asyncio.sleep(5)
+        assert peer_pings._qualities == {}
+        await ended(task)
+
+    in_virtual_time(run)

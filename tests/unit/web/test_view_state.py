@@ -1,4 +1,4 @@
-"""State of the page: an agent's answers, differences of two states, and lists in parts."""
+"""State of the page: an agent's answers, and differences of two states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from linkspan.web import view_state
-from linkspan.web.view_state import State, away, difference, part, view
+from linkspan.web.view_state import State, away, difference, view
 from support.web.answers import answers, endpoint
 
 
@@ -86,13 +86,12 @@ def test_a_large_cluster_has_numbers_instead_of_containers(monkeypatch: pytest.M
     assert found["about"]["total"] == 3
 
 
-def test_a_part_of_a_list_is_searched_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name, address or label, of a host and a network."""
-    monkeypatch.setattr(view_state, "PAGE", 2)
-    every = [endpoint(f"web{n}", "h1") for n in range(5)] + [endpoint("db", "h2", labels={"tier": "data"})]
-    first = part(every, search="WEB", host="h1")
-    assert (first["total"], first["pages"], list(first["containers"])) == (5, 3, ["web0/eth0", "web1/eth0"])
-    assert list(part(every, host="h1", page=2)["containers"]) == ["web4/eth0"]
-    assert list(part(every, search="tier=data")["containers"]) == ["db/eth0"]
-    assert part(every, page=99)["containers"] == {}
-    assert part(every, network="other")["total"] == 0
+def test_a_session_that_is_down_is_told_at_its_host() -> None:
+    """With a host of the mesh; a router is no host of the cluster, so it is told at the asked one."""
+    told = answers()
+    routers = [{"peer": "tor", "address": "192.0.2.254", "as": 64512, "state": "active"}]
+    down = [{"peer": "h2", "mesh": True, "why": "refused"}, {"peer": "tor", "mesh": False, "why": "silent"}]
+    told.status["bgp"] = {"routers": routers, "down": down}
+    found = view(told, {})
+    assert [one["host"] for one in found["problems"].values()] == ["h2", ""]
+    assert found["routers"] == {"tor": routers[0]}

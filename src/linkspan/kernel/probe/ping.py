@@ -5,12 +5,14 @@ The kernel answers for the peer, so this tests the path, and not whether an agen
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
+import time
 
-from linkspan.core.errors import KernelError, of_errno
+import msgspec
+
+from linkspan.core.errors import of_errno
 from linkspan.kernel.io.packets import checksum
 
 _ECHO = {4: (8, 0), 6: (128, 129)}
@@ -19,9 +21,22 @@ _HEADER = struct.Struct("!BBHHH")
 _SOL_RAW = 255  # linux/socket.h
 _ICMP_FILTER = 1  # linux/icmp.h
 _ICMPV6_FILTER = 1  # linux/icmpv6.h
+_TIMESTAMPS = 35  # SO_TIMESTAMPNS in asm-generic/socket.h, and the type of its control message
+_TIME = struct.Struct("@ll")
+"""struct timespec."""
 _MARK = b"linkspan"
 _BURST = 512
 """Replies that are read in one turn of the loop."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer: the ``number`` of its request, and when the kernel received it, in seconds since the epoch.
+
+    It waits in the socket until somebody reads it, so the time of the reading would say less about the path.
+    """
+
+    number: int
+    at: float
 
 
 class Echo:
@@ -31,12 +46,7 @@ class Echo:
         """Open the socket in the network namespace of the calling thread. Raises KernelError if it may not."""
         self._family = family
         self._id = int.from_bytes(os.urandom(2), "big")
-        request, reply = _ECHO[family]
-        head = _HEADER.pack(request, 0, 0, self._id, 0)
-        if family == 4:  # the kernel fills in IPv6's checksum
-            head = _HEADER.pack(request, 0, checksum(head + _MARK), self._id, 0)
-        self._packet = head + _MARK
-        """The same for all: the answer's address says who has answered."""
+        _, reply = _ECHO[family]
         kind, protocol = (
             (socket.AF_INET, socket.IPPROTO_ICMP) if family == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
         )
@@ -49,6 +59,7 @@ class Echo:
                 words = [0xFFFFFFFF] * 8
                 words[reply // 32] &= ~(1 << (reply % 32))
                 self._socket.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, struct.pack("=8I", *words))
+            self._socket.setsockopt(socket.SOL_SOCKET, _TIMESTAMPS, 1)
         except OSError as error:
             raise of_errno(error.errno or 0, f"open a socket for ICMP echo of IPv{family}") from error
 
@@ -56,32 +67,46 @@ class Echo:
         """Return the descriptor, which is readable when there are answers."""
         return self._socket.fileno()
 
-    def ask(self, address: str) -> None:
+    def ask(self, address: str, number: int = 0) -> None:
         """Ask one address. Raises KernelError if the kernel has no route to it."""
+        request, _ = _ECHO[self._family]
+        head = _HEADER.pack(request, 0, 0, self._id, number)
+        if self._family == 4:  # the kernel fills in IPv6's checksum
+            head = _HEADER.pack(request, 0, checksum(head + _MARK), self._id, number)
         try:
-            self._socket.sendto(self._packet, (address, 0))
+            self._socket.sendto(head + _MARK, (address, 0))
         except BlockingIOError:
             return  # its buffer is full: the next round asks again
         except OSError as error:
             raise of_errno(error.errno or 0, f"ping {address}") from error
 
-    def answers(self) -> set[str]:
-        """Return the addresses that have answered."""
-        found = set()
-        with contextlib.suppress(BlockingIOError, KernelError):
-            for _ in range(_BURST):
-                try:
-                    data, sender = self._socket.recvfrom(128)
-                except OSError as error:
-                    if isinstance(error, BlockingIOError):
-                        raise
-                    continue  # an ICMP error about an earlier packet
-                body = data[(data[0] & 15) * 4 :] if self._family == 4 else data
-                ours = len(body) >= _HEADER.size and body[_HEADER.size :] == _MARK
-                if ours and _HEADER.unpack_from(body)[3] == self._id:
-                    found.add(str(sender[0]))
+    def answers(self) -> dict[str, Reply]:
+        """Return the last answer of each address that has answered."""
+        found = {}
+        for _ in range(_BURST):
+            try:
+                data, control, _, sender = self._socket.recvmsg(128, socket.CMSG_SPACE(_TIME.size))
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP error about an earlier packet
+            body = data[(data[0] & 15) * 4 :] if self._family == 4 else data
+            if len(body) < _HEADER.size or body[_HEADER.size :] != _MARK:
+                continue
+            _, _, _, id_, number = _HEADER.unpack_from(body)
+            if id_ == self._id:
+                found[str(sender[0])] = Reply(number, _received(control))
         return found
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _received(control: list[tuple[int, int, bytes]]) -> float:
+    """Return when the kernel received a packet, from its control messages."""
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == _TIMESTAMPS and len(data) >= _TIME.size:
+            seconds, nanoseconds = _TIME.unpack_from(data)
+            return float(seconds + nanoseconds / 1e9)
+    return time.time()

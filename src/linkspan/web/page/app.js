@@ -1,10 +1,10 @@
 // The page: its frame, and which view is in it.
 import { Component, render } from "preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Details } from "/details.js";
 import { useLive } from "/live.js";
 import { byName, health, hostsOf } from "/model.js";
-import { Badge, html } from "/parts.js";
+import { Badge, html, kept } from "/parts.js";
 import { MAPPED, address, useRoute } from "/route.js";
 import { Containers, Hosts, Networks } from "/tables.js";
 import { Trace, useTrace } from "/trace.js";
@@ -30,18 +30,21 @@ function App() {
     document.title = `${t(VIEWS[route.view][0])} · linkspan`;
   }, [route.view, language()]);
   const order = useMemo(() => (state ? byName(state.networks).map((one) => one.name) : []), [state?.networks]);
+  const names = order.join("\n");
+  const colour = useCallback((network) => `var(--net-${Math.max(0, order.indexOf(network)) % COLOURS})`, [names]);
+  // A first choice shows what it is; a second one traces from the first to it.
+  const now = useRef(route);
+  now.current = route;
+  const pick = useCallback((ref) => {
+    const { sel, b } = now.current;
+    if (traceable(ref) && traceable(sel) && sel !== ref && !b) go({ a: sel, b: ref, sel: "" });
+    else go({ sel: ref, a: "", b: "" });
+  }, []);
   if (state === null) return html`<${Waiting} link=${live.link} />`;
 
-  const colour = (network) => `var(--net-${Math.max(0, order.indexOf(network)) % COLOURS})`;
-  // A first choice shows what it is; a second one traces from the first to it.
-  const pick = (ref) => {
-    const traceable = !ref.startsWith("n:");
-    if (traceable && route.sel && !route.sel.startsWith("n:") && route.sel !== ref && !route.b) go({ a: route.sel, b: ref, sel: "" });
-    else go({ sel: ref, a: "", b: "" });
-  };
   const close = () => go({ sel: "", a: "", b: "", port: "" });
-  const kind = { containers: "c:", hosts: "h:", networks: "n:" }[route.view];
-  const marks = {};
+  const kind = { containers: "c:", hosts: "h:", networks: "n:", bgp: "b:" }[route.view];
+  const marks = Object.create(null); // names may be those that objects inherit
   for (const [ref, mark] of [[route.sel, "selected"], [route.a, "end from"], [route.b, "end to"]]) {
     if (ref.startsWith(kind)) marks[ref.slice(2)] = mark;
   }
@@ -54,10 +57,15 @@ function App() {
     <main id="main" tabindex="-1" ref=${main} class=${`${mapped ? "mapped" : ""} ${route.sel || route.b ? "opened" : ""}`}
       onKeyDown=${(event) => event.key === "Escape" && close()}>
       <section class="list"><${View} ...${{ state, events: live.events, route, go, pick, marks, colour }} /></section>
-      ${mapped && html`<${LaterGraph} ...${{ state, route, trace: trace.found, pick, order }} />`}
+      ${mapped && html`<${LaterGraph} ...${{ state, sel: route.sel, a: route.a, b: route.b, trace: trace.found, pick, order }} />`}
       ${route.b ? html`<${Trace} ...${{ state, route, go, trace, close }} />`
         : route.sel && html`<${Details} state=${state} refOf=${route.sel} close=${close} />`}
     </main>`;
+}
+
+// A container or a host is an end of a trace.
+function traceable(ref) {
+  return ref.startsWith("c:") || ref.startsWith("h:");
 }
 
 // What is shown if a view fails: the address leads to it, so a reload of the same one would fail again.
@@ -77,13 +85,13 @@ class Guarded extends Component {
 }
 
 // The graph comes after the table: its library is most of the page.
-function LaterGraph(properties) {
+const LaterGraph = kept((properties) => {
   const [Graph, setGraph] = useState(null);
   useEffect(() => {
     import("/graph.js").then((found) => setGraph(() => found.Graph));
   }, []);
   return Graph ? html`<${Graph} ...${properties} />` : html`<section class="map"></section>`;
-}
+});
 
 function Waiting({ link }) {
   const words = { out: t("The session is over. Press Enter where `linkspan web` runs: it prints another link."), lost: t("`linkspan web` does not answer.") };

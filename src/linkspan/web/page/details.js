@@ -2,12 +2,13 @@
 import { useState } from "preact/hooks";
 import { useAnswer } from "/live.js";
 import { health, itemOf, label, problemsOf } from "/model.js";
-import { Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
+import { Again, Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
 import { t } from "/words.js";
 
 export function Details({ state, refOf, close }) {
   const name = refOf.slice(2);
   const views = { "c:": Container, "h:": Host, "n:": Network };
+  if (refOf.startsWith("b:")) return html`<section class="panel details" aria-label=${t("Details")}><${Session} key=${refOf} peer=${name} close=${close} /></section>`;
   const of = { "c:": itemOf(state.containers, name), "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": itemOf(state.networks, name) }[refOf.slice(0, 2)];
   const View = views[refOf.slice(0, 2)];
   return html`<section class="panel details" aria-label=${t("Details")}>
@@ -74,6 +75,22 @@ function Network({ state, one, close }) {
     ]} />
     <${Repairs} state=${state} fits=${(heal) => heal.key.includes(one.name)} />
     <${Commands} host=${state.about.here} word=${`network ${one.name}`} network=${one.name} />`;
+}
+
+// A BGP session of the asked host: with a router, or with a host of the mesh.
+function Session({ peer, close }) {
+  const found = useAnswer(`/api/bgp/${encodeURIComponent(peer)}`);
+  return html`<${Head} title=${t("Session with {peer}", { peer })} close=${close}><${Again} found=${found} /></${Head}>
+    <${Answer} found=${found}>${(told) => html`
+      <div class=${`verdict ${told.state === "established" ? "ok" : "bad"}`}><${Badge} level=${told.state === "established" ? "ok" : "bad"}>${told.state}</${Badge}>
+        <span>${told.why || t("It is up.")}</span></div>
+      ${told.fix && html`<p class="fix">${told.fix}</p>`}
+      <${Facts} pairs=${[
+        [t("Address"), html`<code>${told.address}</code>`], ["AS", `${told.local_as} → ${told.remote_as}`],
+        [t("From address"), told.source && html`<code>${told.source}</code>`], [t("Since"), told.since && html`<${Ago} at=${told.since} />`],
+        [t("Prefixes"), t("{sent} sent, {accepted} of {received} accepted", told)],
+      ]} />
+      <details class="commands"><summary>${t("What was found on the path")}</summary><pre tabindex="0">${JSON.stringify(told.seen, null, 2)}</pre></details>`}</${Answer}>`;
 }
 
 function Repairs({ state, fits }) {

@@ -3,7 +3,8 @@
 
 const CELL = { width: 74, height: 46 }; // of a container with its name
 const BOX = { side: 16, top: 40, bottom: 34, least: 3 }; // margins of a host's box, and the columns that it has at least
-const GAP = { x: 44, y: 96 }; // between boxes
+const GAP = { x: 44, y: 96, routers: 210 }; // between boxes; between two rows, also with routers in between
+const ROUTER = { width: 128, height: 64 };
 const LEAST = 12; // places that a host's containers may take before places of containers that are away are given again
 const TWO_ROWS = 8; // hosts that are in two rows, which face each other; more are in a grid
 
@@ -14,8 +15,8 @@ export class Layout {
     this.room = new Map(); // by a host's name: the most places it ever had
   }
 
-  // Returns the nodes of the graph with their positions.
-  elements(hosts, containers) {
+  // Returns the nodes of the graph with their positions. Routers are near the host that has sessions with them.
+  elements(hosts, containers, routers = [], here = "") {
     const names = new Set(hosts.map((host) => host.name));
     for (const host of hosts) place(this.hosts, host.name, names);
     const within = new Map(hosts.map((host) => [host.name, []]));
@@ -34,9 +35,10 @@ export class Layout {
     const rows = Math.ceil(most / columns);
     const size = { width: Math.max(BOX.least, columns) * CELL.width + 2 * BOX.side, height: BOX.top + rows * CELL.height + BOX.bottom };
     const total = Math.max(1, ...[...this.hosts.values()].map((number) => number + 1));
+    const gap = routers.length ? GAP.routers : GAP.y;
     const nodes = [];
     for (const host of hosts) {
-      const { x, y, up } = spot(this.hosts.get(host.name), total, size);
+      const { x, y, up } = spot(this.hosts.get(host.name), total, size, gap);
       nodes.push({ id: `h:${host.name}`, kind: "host", host, position: { x, y }, size, up });
       nodes.push({ id: `k:${host.name}`, kind: "kernel", host, position: { x, y: y + (up ? -1 : 1) * (size.height / 2) } });
       const left = x - (columns * CELL.width) / 2;
@@ -47,17 +49,15 @@ export class Layout {
         nodes.push({ id: `c:${one.key}`, kind: "container", container: one, position });
       }
     }
-    return nodes;
-  }
-
-  // Adds the nodes of a path that the state does not have, at the right side of the graph.
-  outside(graph, path) {
-    const missing = [...new Set(path)].filter((id) => !graph.getElementById(id).length);
-    const around = graph.nodes().boundingBox();
-    missing.forEach((id, index) => {
-      const position = { x: around.x2 + 90, y: (around.y1 + around.y2) / 2 + 50 * (index - (missing.length - 1) / 2) };
-      graph.add({ group: "nodes", data: { id, kind: "outside", outside: 1, label: id.slice(2) }, position });
+    const by = nodes.find((node) => node.id === `k:${here}`)?.position ?? { x: 0, y: 0 };
+    const middle = total <= TWO_ROWS; // between the rows; in a grid at the left side
+    routers.forEach((router, index) => {
+      const position = middle
+        ? { x: by.x + (index - (routers.length - 1) / 2) * ROUTER.width, y: 0 }
+        : { x: -size.width / 2 - ROUTER.width, y: index * ROUTER.height };
+      nodes.push({ id: `b:${router.peer}`, kind: "router", router, position });
     });
+    return nodes;
   }
 }
 
@@ -77,14 +77,14 @@ function place(places, key, there) {
 }
 
 // Returns the middle of a host's box, and whether its kernel is at the upper side.
-function spot(number, total, size) {
+function spot(number, total, size, gap) {
   const width = size.width + GAP.x;
   if (total <= TWO_ROWS) {
     const above = Math.ceil(total / 2) < total ? Math.ceil(total / 2) : total;
     const upper = number < above;
     const row = upper ? above : total - above;
     const index = upper ? number : number - above;
-    return { x: (index - (row - 1) / 2) * width, y: ((upper ? -1 : 1) * (size.height + GAP.y)) / 2, up: !upper };
+    return { x: (index - (row - 1) / 2) * width, y: ((upper ? -1 : 1) * (size.height + gap)) / 2, up: !upper };
   }
   const columns = Math.ceil(Math.sqrt((total * 1.4 * size.height) / size.width));
   return { x: (number % columns) * width, y: Math.floor(number / columns) * (size.height + GAP.x), up: false };

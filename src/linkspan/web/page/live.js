@@ -61,11 +61,12 @@ async function answered(answer) {
   throw new Error(hint ? `${message}; ${hint}` : message);
 }
 
-// Returns {answer, error, busy, again} of a question that is asked when the view opens, and when `again` is called.
-export function useAnswer(path, words = {}, wanted = true) {
+// Returns {answer, error, busy, again} of a question that is asked when the view opens, when `again` is called, and when
+// `version` is another one.
+export function useAnswer(path, words = {}, wanted = true, version = "") {
   const [found, setFound] = useState({ answer: null, error: "", busy: true });
   const [round, setRound] = useState(0);
-  const key = JSON.stringify([path, words, wanted, round]);
+  const key = JSON.stringify([path, words, wanted, version, round]);
   useEffect(() => {
     if (!wanted) return undefined;
     let current = true;

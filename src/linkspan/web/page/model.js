@@ -1,16 +1,10 @@
 // What the state means: pure functions, without the page.
 
-export const MOST_IN_MAP = 2500; // containers that the graph draws without being asked
-
 const { compare } = new Intl.Collator(undefined, { numeric: true });
 
 // Returns what a section of the state has by a key, which may be any text of the address bar.
 export function itemOf(section, key) {
   return Object.hasOwn(section, key) ? section[key] : undefined;
-}
-
-export function byName(items) {
-  return Object.values(items).sort((a, b) => compare(a.name, b.name));
 }
 
 // Returns a function of an object that remembers what it returned, as long as the object is there. Objects of the state
@@ -23,29 +17,45 @@ function remembered(work) {
   };
 }
 
+export const byName = remembered((items) => Object.values(items).sort((a, b) => compare(a.name, b.name)));
+
+const present = remembered((hosts) => byName(hosts).filter((host) => host.state !== "removed"));
+
 export function hostsOf(state) {
-  return byName(state.hosts).filter((host) => host.state !== "removed");
+  return present(state.hosts);
 }
 
 export function label(container) {
   return container.name || container.id.slice(0, 12);
 }
 
-export function containersOf(state) {
-  return sorted(state.containers);
-}
-
-const sorted = remembered((containers) =>
+// Returns the containers of a section of the state, sorted, each with its key. One that did not change is the same
+// object as before.
+export const containersOf = remembered((containers) =>
   Object.entries(containers)
-    .map(([key, one]) => ({ ...one, key }))
+    .map(([key, one]) => keyed(one, key))
     .sort((a, b) => compare(label(a), label(b)) || compare(a.ifname, b.ifname)),
 );
 
+const withKeys = new WeakMap();
+
+function keyed(container, key) {
+  if (!withKeys.has(container)) withKeys.set(container, { ...container, key });
+  return withKeys.get(container);
+}
+
+const problemsByHost = remembered((problems) => {
+  const found = new Map();
+  for (const one of Object.values(problems)) {
+    for (const name of one.host ? one.host.split(", ") : [""]) found.set(name, [...(found.get(name) ?? []), one]);
+  }
+  return found;
+});
+
 // Returns the problems that concern a host; those without a host are the agent's own.
 export function problemsOf(state, name) {
-  return Object.values(state.problems).filter((one) =>
-    one.host ? one.host.split(", ").includes(name) : name === state.about.here,
-  );
+  const found = problemsByHost(state.problems);
+  return [...(found.get(name) ?? []), ...(name === state.about.here ? (found.get("") ?? []) : [])];
 }
 
 const LEVELS = { alive: "ok", drained: "idle", silent: "warn", unknown: "warn" };
@@ -122,29 +132,27 @@ function cut(state, a, b) {
   const here = state.about.here;
   if (a !== here && b !== here) return "";
   const other = a === here ? b : a;
-  return Object.values(state.problems).find((one) => one.network && one.host.split(", ").includes(other))?.why ?? "";
+  return problemsOf(state, other).find((one) => one.network)?.why ?? "";
 }
 
 // Returns the nodes of the graph that a trace's hops pass, each once in a row: k:HOST is a host's kernel, c:KEY a
-// container, x:NAME something that the state does not have (a router, a switch, a machine outside).
-export function path(state, hops) {
+// container, x:NAME something that the graph does not have (a router, a switch, a machine outside).
+export function path(state, hops, containers) {
+  const names = new Set(hostsOf(state).map((one) => one.name));
   const nodes = [];
   for (const hop of hops) {
-    const node = hopNode(state, hop);
+    const node = hopNode(names, hop, containers);
     if (nodes.at(-1) !== node) nodes.push(node);
   }
   return nodes;
 }
 
-function hopNode(state, hop) {
-  const host = Object.values(state.hosts).find((one) => one.name === hop.host && one.state !== "removed");
-  if (!host) return `x:${hop.namespace && hop.namespace !== "host" ? hop.namespace : hop.host || "outside"}`;
+function hopNode(names, hop, containers) {
+  if (!names.has(hop.host)) return `x:${hop.namespace && hop.namespace !== "host" ? hop.namespace : hop.host || "outside"}`;
   if (hop.namespace === "host") return `k:${hop.host}`;
   const [name, network] = hop.namespace.split("@");
-  const found = Object.entries(state.containers).find(
-    ([, one]) => one.host === hop.host && label(one) === name && (!network || one.network === network),
-  );
-  return found ? `c:${found[0]}` : `x:${hop.namespace}`;
+  const found = containers.find((one) => one.host === hop.host && label(one) === name && (!network || one.network === network));
+  return found ? `c:${found.key}` : `x:${hop.namespace}`;
 }
 
 // Returns for how many containers a host's blocks have addresses: a container has one of each family.

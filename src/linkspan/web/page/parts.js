@@ -1,9 +1,9 @@
 // Small parts that several views use.
-import { h } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { Component, h } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
 import htm from "htm";
 import { SIGNS } from "/model.js";
-import { t } from "/words.js";
+import { language, t } from "/words.js";
 
 export const html = htm.bind(h);
 
@@ -39,22 +39,41 @@ export function Again({ found }) {
   return html`<button type="button" class="quiet" disabled=${found.busy} onClick=${found.again}>${t("Ask again")}</button>`;
 }
 
-// A table: columns are {name, title, of(row), wide}, and a row is opened by its button, with a key or a click.
+// Returns a view that is drawn again only if one of its properties, or the language, is another one.
+export function kept(View) {
+  const drawn = (properties) => html`<${View} ...${properties} />`;
+  return class extends Component {
+    shouldComponentUpdate(next) {
+      if (this.language !== language()) return true;
+      const names = Object.keys(next);
+      return names.length !== Object.keys(this.props).length || names.some((name) => next[name] !== this.props[name]);
+    }
+
+    render(properties) {
+      this.language = language();
+      return drawn(properties);
+    }
+  };
+}
+
+// A table: columns are {name, title, of(row)}, and a row is opened by its button, with a key or a click. Columns that
+// stay the same objects let rows be as they are: a search is not slower because of the rows that it leaves.
 export function Table({ columns, rows, keyOf, open, selected, label }) {
+  const byKey = new Map(rows.map((row) => [String(keyOf(row)), row]));
+  const now = useRef(null);
+  now.current = (event) => {
+    const row = event.target.closest("tr")?.dataset.key;
+    if (byKey.has(row)) open(byKey.get(row));
+  };
   return html`<table aria-label=${label}>
     <thead><tr>${columns.map((one) => html`<th key=${one.name} scope="col" class=${one.name}>${one.title}</th>`)}</tr></thead>
-    <tbody>${rows.map((row) => {
-      const key = keyOf(row);
-      const marked = selected?.[key] ?? "";
-      return html`<tr key=${key} class=${`${open ? "opens" : ""} ${marked}`} onClick=${open && (() => open(row))}>
-        ${columns.map((one, index) => html`<td key=${one.name} class=${one.name} data-title=${one.title}>${
-          index === 0 && open
-            ? html`<button type="button" class="row" aria-pressed=${Boolean(marked)}
-                onClick=${(event) => { event.stopPropagation(); open(row); }}>${one.of(row)}</button>`
-            : one.of(row)
-        }</td>`)}</tr>`;
-    })}</tbody></table>`;
+    <tbody onClick=${open && ((event) => now.current(event))}>${[...byKey].map(([key, row]) => html`
+      <${Row} key=${key} name=${key} columns=${columns} row=${row} opens=${Boolean(open)} marked=${selected?.[key] ?? ""} />`)}</tbody></table>`;
 }
+
+const Row = kept(({ name, columns, row, opens, marked }) => html`
+  <tr data-key=${name} class=${`${opens ? "opens" : ""} ${marked}`}>${columns.map((one, index) => html`
+    <td key=${one.name} class=${one.name}>${index === 0 && opens ? html`<button type="button" class="row" aria-pressed=${Boolean(marked)}>${one.of(row)}</button>` : one.of(row)}</td>`)}</tr>`);
 
 export function Facts({ pairs }) {
   return html`<dl>${pairs

@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 
 export const VIEWS = ["containers", "hosts", "networks", "addresses", "events", "doctor", "peers", "bgp", "drift", "migrations"];
-export const MAPPED = ["containers", "hosts", "networks"]; // views with the graph beside them
+export const MAPPED = ["containers", "hosts", "networks", "bgp"]; // views with the graph beside them
 const WORDS = ["q", "host", "network", "sel", "a", "b", "port"];
 
 function read() {

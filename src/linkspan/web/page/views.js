@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { send, useAnswer } from "/live.js";
 import { byName, capacity, health, hostsOf, links } from "/model.js";
-import { Again, Ago, Answer, Badge, Empty, Fill, Heading, Problem, Table, html } from "/parts.js";
+import { Again, Ago, Answer, Badge, Empty, Fill, Heading, Problem, Table, html, kept } from "/parts.js";
 import { t } from "/words.js";
 
 export function Addresses({ state, route, go, colour }) {
@@ -74,62 +74,66 @@ export function Doctor({ state }) {
     <${Answer} found=${found}>${(checks) => html`<${Checks} checks=${checks} />`}</${Answer}>`;
 }
 
-const MOST = 40; // hosts in the matrix: more have no room
+const MOST = 40; // hosts in the matrix: more have no room, and the agent asks no more
 
 export function Peers({ state }) {
+  const measured = useAnswer("/api/paths");
   const [probe, setProbe] = useState({ checks: null, error: "", busy: false });
   const hosts = hostsOf(state);
   const shown = hosts.slice(0, MOST);
-  const pairs = new Map(links(state, shown).flatMap((one) => [[`${one.a} ${one.b}`, one], [`${one.b} ${one.a}`, one]]));
   const run = () => {
     setProbe((now) => ({ ...now, busy: true }));
     send("/api/peers").then((checks) => setProbe({ checks, error: "", busy: false }), (error) => setProbe({ checks: null, error: error.message, busy: false }));
   };
-  return html`<${Heading} title=${t("Peers")} about=${t("Which hosts exchange packets. Host {host} knows of its own peers; a probe asks all hosts.", { host: state.about.here })}>
+  return html`<${Heading} title=${t("Peers")} about=${t("Round trip, loss and MTU from each host to each other one. All hosts ping their peers every few seconds; a probe tries what their networks need.")}>
+      <${Again} found=${measured} />
       ${state.about.sends ? html`<button type="button" class="strong" disabled=${probe.busy} onClick=${run}>${probe.busy ? t("Probing …") : t("Probe all hosts")}</button>`
         : html`<small class="hint">${t("Probes: root only (sudo linkspan web)")}</small>`}</${Heading}>
     ${probe.error && html`<${Problem}>${probe.error}</${Problem}>`}
     ${probe.checks && html`<${Checks} checks=${probe.checks} />`}
-    <div class="wide" tabindex="0" role="region" aria-label=${t("Matrix of hosts")}><table class="matrix">
-      <thead><tr><th></th>${shown.map((one) => html`<th key=${one.id} scope="col">${one.name}</th>`)}</tr></thead>
-      <tbody>${shown.map((row) => html`<tr key=${row.id}><th scope="row">${row.name} <${Badge} level=${health(state, row).level}>${t(health(state, row).word)}</${Badge}></th>
-        ${shown.map((column) => html`<td key=${column.id}>${cell(pairs.get(`${row.name} ${column.name}`), row === column, state)}</td>`)}</tr>`)}</tbody>
-    </table></div>
+    <${Matrix} state=${state} hosts=${shown} measured=${measured.answer} />
+    ${measured.error && html`<${Problem}>${measured.error}</${Problem}>`}
     ${hosts.length > MOST && html`<p class="hint">${t("{n} more", { n: hosts.length - MOST })}</p>`}`;
 }
 
-function cell(pair, same, state) {
-  if (same) return html`<span aria-hidden="true">·</span>`;
-  if (!pair) return "–";
-  if (pair.problem) return html`<${Badge} level="bad" title=${pair.problem}>${t("cut off")}</${Badge}>`;
-  const words = pair.backends.join(", ");
-  if ([pair.a, pair.b].includes(state.about.here)) return html`<${Badge} level="ok" title=${pair.networks.join(", ")}>${words}</${Badge}>`;
-  return html`<span class="unknown" title=${t("Host {host} does not know.", { host: state.about.here })}>${words}</span>`;
+const Matrix = kept(({ state, hosts, measured }) => {
+  const pairs = new Map(links(state, hosts).flatMap((one) => [[`${one.a} ${one.b}`, one], [`${one.b} ${one.a}`, one]]));
+  const paths = new Map((measured?.paths ?? []).map((one) => [`${one.host} ${one.peer}`, one]));
+  const silent = new Map((measured?.silent ?? []).map((one) => [one.host, one.why]));
+  return html`<div class="wide" tabindex="0" role="region" aria-label=${t("Matrix of hosts")}><table class="matrix">
+    <thead><tr><th scope="col"><small>${t("from")} ↓ ${t("to")} →</small></th>${hosts.map((one) => html`<th key=${one.id} scope="col">${one.name}</th>`)}</tr></thead>
+    <tbody>${hosts.map((row) => html`<tr key=${row.id}><th scope="row">${row.name} <${Badge} level=${health(state, row).level}>${t(health(state, row).word)}</${Badge}></th>
+      ${hosts.map((column) => html`<${Cell} key=${column.id} state=${state} pair=${pairs.get(`${row.name} ${column.name}`)} same=${row === column}
+        path=${paths.get(`${row.name} ${column.name}`)} silent=${silent.get(row.name) ?? ""} />`)}</tr>`)}</tbody>
+  </table></div>`;
+});
+
+// One direction between two hosts: the worst network's round trip and loss, and how large a container's packet may be.
+function Cell({ state, pair, same, path, silent }) {
+  if (same) return html`<td class="same"><span aria-hidden="true">·</span></td>`;
+  if (!pair) return html`<td title=${t("They have no network in common.")}>–</td>`;
+  const networks = pair.networks.map((name) => state.networks[name]);
+  const mtu = html`<small>${pair.backends.join(", ")} · MTU ${Math.min(...networks.map((one) => one.mtu))}</small>`;
+  if (!path) return html`<td class="unknown" title=${silent || pair.problem}>${silent || pair.problem ? html`<${Badge} level=${pair.problem ? "bad" : "warn"}>${pair.problem ? t("cut off") : t("no answer")}</${Badge}>` : "…"}${mtu}</td>`;
+  const level = path.loss === 1 ? "bad" : path.loss > 0 ? "warn" : "ok";
+  const trip = path.round_trip === null ? "–" : `${(path.round_trip * 1000).toFixed(path.round_trip < 0.01 ? 2 : 0)} ms`;
+  return html`<td class=${level} title=${`${path.network} ${path.address}`}><b>${level === "bad" ? t("cut off") : trip}</b>
+    ${path.loss > 0 && html`<${Badge} level=${level}>${t("{n} % lost", { n: Math.round(100 * path.loss) })}</${Badge}>`}${mtu}</td>`;
 }
 
-export function Bgp({ state }) {
+export function Bgp({ state, pick, marks }) {
   const found = useAnswer("/api/bgp");
-  const [peer, setPeer] = useState("");
   const columns = [
     { name: "name", title: t("Peer"), of: (one) => one.peer },
-    { name: "state", title: t("State"), of: (one) => html`<${Badge} level=${one.state === "up" || one.state === "established" ? "ok" : one.why ? "bad" : "warn"}>${one.state}</${Badge}>` },
+    { name: "state", title: t("State"), of: (one) => html`<${Badge} level=${one.state === "established" ? "ok" : one.why ? "bad" : "warn"}>${one.state}</${Badge}>` },
     { name: "address", title: t("Address"), of: (one) => html`<code>${one.address}</code>` },
     { name: "as", title: "AS", of: (one) => `${one.local_as} → ${one.remote_as}` },
-    { name: "count", title: t("Prefixes"), of: (one) => t("{sent} sent, {accepted} of {received} accepted", one) },
     { name: "what", title: t("Why"), of: (one) => html`${one.why}${one.fix && html`<p class="fix">${one.fix}</p>`}` },
   ];
   return html`<${Heading} title="BGP" about=${t("Sessions of host {host}. Open one to see why it is down.", { host: state.about.here })}><${Again} found=${found} /></${Heading}>
     <${Answer} found=${found}>${(all) => all.length
-      ? html`<${Table} label="BGP" columns=${columns} rows=${all} keyOf=${(one) => one.peer} open=${(one) => setPeer(one.peer)} selected=${{ [peer]: "selected" }} />`
-      : html`<${Empty}>${t("No network here uses BGP.")}</${Empty}>`}</${Answer}>
-    ${peer && html`<${Explain} key=${peer} peer=${peer} />`}`;
-}
-
-function Explain({ peer }) {
-  const found = useAnswer(`/api/bgp/${encodeURIComponent(peer)}`);
-  return html`<h2>${t("Session with {peer}", { peer })}</h2><${Answer} found=${found}>${(told) => html`
-    <p>${told.why || t("It is up.")}</p>${told.fix && html`<p class="fix">${told.fix}</p>`}
-    <pre tabindex="0">${JSON.stringify(told.seen, null, 2)}</pre>`}</${Answer}>`;
+      ? html`<${Table} label="BGP" columns=${columns} rows=${all} keyOf=${(one) => one.peer} open=${(one) => pick(`b:${one.peer}`)} selected=${marks} />`
+      : html`<${Empty}>${t("No network here uses BGP.")}</${Empty}>`}</${Answer}>`;
 }
 
 export function Drift({ state }) {
@@ -154,7 +158,8 @@ export function Migrations({ state }) {
 }
 
 function Progress({ network }) {
-  const found = useAnswer(`/api/migration/${encodeURIComponent(network.name)}`);
+  // Asked again when a host has switched.
+  const found = useAnswer(`/api/migration/${encodeURIComponent(network.name)}`, {}, true, [network.migration, network.not_switched]);
   const columns = [
     { name: "host", title: t("Host"), of: (one) => one.host },
     ...["receives", "sends"].map((name) => ({ name, title: t(name), of: (one) => [one[name]].flat().join(", ") })),
