@@ -7,6 +7,7 @@ An editable install leaves the source tree unchanged, for the same reason.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -37,7 +38,9 @@ class ShimHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         build_data["force_include"][str(plugin)] = "linkspan/shim/linkspan-cni"
         build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        # LINKSPAN_PLATFORM is the platform for which the compiler that CC names compiles (scripts/package --arch).
+        platform = os.environ.get("LINKSPAN_PLATFORM") or sysconfig.get_platform()
+        platform = platform.replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"  # it uses nothing of Python, of any version
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002

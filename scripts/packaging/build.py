@@ -16,18 +16,29 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import manual
-from sources import ROOT, Missing, debian, run, tool, wheels
+from sources import ROOT, Missing, debian, run, tool, tools, wheels
 
 PREFIX = "opt/linkspan"
 PYTHON = "3.11"
 GLIBC = "2.36"
+"""Debian 12's, for which its Python was built."""
 BUILT = re.compile(r"linkspan[-_].*\.(whl|tar\.gz|deb|rpm)|scratch")
 """Names of what a build leaves in its folder."""
-"""Debian 12's, for which its Python was built."""
+
+
+class Arch(NamedTuple):
+    """An architecture, as Debian calls it, and as the kernel, RPM and Python do."""
+
+    debian: str
+    machine: str
+
+
+ARCHES = {one.debian: one for one in (Arch("amd64", "x86_64"), Arch("arm64", "aarch64"))}
 _PYTHON = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
     "libssl3", "libsqlite3-0", "libffi8", "libexpat1", "zlib1g", "libbz2-1.0", "liblzma5",
@@ -56,22 +67,34 @@ def version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
-def distributions(output: Path) -> Path:
+def distributions(output: Path, scratch: Path, arch: Arch) -> Path:
     """Build the wheel, with the compiled shim, and the sdist; return the wheel."""
-    run(sys.executable, "-m", "hatchling", "build", "-d", output)
+    env = os.environ | {"LINKSPAN_PLATFORM": f"linux-{arch.machine}"}
+    if arch.machine != platform.machine():
+        env["CC"] = str(_compiler(scratch, arch))
+    run(sys.executable, "-m", "hatchling", "build", "-d", output, env=env)
     (wheel,) = output.glob(f"linkspan-{version()}-*.whl")
     if wheel.name.endswith("-any.whl"):
         raise Missing("no C compiler: the CNI plugin cannot be compiled (apt install gcc libc6-dev)")
     return wheel
 
 
-def tree(root: Path, scratch: Path, wheel: Path) -> None:
+def _compiler(scratch: Path, arch: Arch) -> Path:
+    """Return a C compiler for another machine; what it compiles needs no library there."""
+    file, folder = scratch / "cc", tools("cross.txt")
+    target = f"{arch.machine}-linux-musl"
+    file.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -P -m ziglang cc -target {target} "$@"\n')
+    file.chmod(0o755)
+    return file
+
+
+def tree(root: Path, scratch: Path, wheel: Path, arch: Arch) -> None:
     """Fill ``root`` with what the package puts on a machine."""
     prefix = root / PREFIX
-    _python(prefix / "python", scratch)
-    _environment(prefix, wheel)
+    versions = _python(prefix / "python", scratch, arch)
+    _environment(prefix, wheel, arch)
     etcd = scratch / "etcd"
-    debian("trixie", ("etcd-server", "etcd-client"), etcd)
+    versions |= debian("trixie", ("etcd-server", "etcd-client"), etcd, arch.debian)
     for name in ("etcd", "etcdctl"):
         shutil.copyfile(etcd / "usr/bin" / name, prefix / "bin" / name)
         (prefix / "bin" / name).chmod(0o755)
@@ -81,13 +104,16 @@ def tree(root: Path, scratch: Path, wheel: Path) -> None:
     (share / "linkspan.8").write_text(manual.page(version()))
     for shell in ("bash", "zsh", "fish"):
         (share / f"completion.{shell}").write_text(manual.completion(shell))
-    (share / "build.json").write_text(json.dumps(_stamp(prefix), indent=1) + "\n")
+    (share / "build.json").write_text(json.dumps(_stamp(versions, arch), indent=1) + "\n")
     _links(root)
 
 
-def _python(target: Path, scratch: Path) -> None:
-    """Relocate Debian's Python: it finds its library by its own place, and shared libraries by a relative path."""
-    debian("bookworm", _PYTHON, scratch / "python")
+def _python(target: Path, scratch: Path, arch: Arch) -> dict[str, str]:
+    """Relocate Debian's Python: it finds its library by its own place, and shared libraries by a relative path.
+
+    Return the versions of Debian's packages by their names.
+    """
+    versions = debian("bookworm", _PYTHON, scratch / "python", arch.debian)
     usr = scratch / "python/usr"
     library = target / "lib" / f"python{PYTHON}"
     shutil.copytree(usr / "lib" / f"python{PYTHON}", library, symlinks=True)
@@ -109,12 +135,13 @@ def _python(target: Path, scratch: Path) -> None:
     searched |= dict.fromkeys((library / "lib-dynload").glob("*.so"), "$ORIGIN/../..")
     for file, place in searched.items():
         run(tool("patchelf"), "--set-rpath", place, file)
+    return versions
 
 
-def _environment(prefix: Path, wheel: Path) -> None:
+def _environment(prefix: Path, wheel: Path, arch: Arch) -> None:
     """Make the virtual environment, with no path of the machine that builds it."""
     packages = prefix / "lib" / f"python{PYTHON}" / "site-packages"
-    wheels(wheel, packages, PYTHON)
+    wheels(wheel, packages, PYTHON, arch.machine)
     shutil.rmtree(packages / "bin", ignore_errors=True)
     for record in packages.glob("*.dist-info/direct_url.json"):  # where the wheel was on this machine
         record.unlink()
@@ -130,15 +157,15 @@ def _environment(prefix: Path, wheel: Path) -> None:
             lexer.unlink()
 
 
-def _stamp(prefix: Path) -> dict[str, str]:
-    """Return the versions of what is inside."""
+def _stamp(versions: Mapping[str, str], arch: Arch) -> dict[str, str]:
+    """Return the versions of what is inside, as Debian has them: they tell which security updates are among it."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "version": version(),
         "commit": git.stdout.strip(),
-        "python": run(prefix / "python/bin" / f"python{PYTHON}", "-V").split()[-1],
-        "etcd": run(prefix / "bin/etcd", "--version").splitlines()[0].split()[-1],
+        "arch": arch.debian,
         "glibc": GLIBC,
+        **dict(sorted(versions.items())),
     }
 
 
@@ -178,12 +205,12 @@ def _contents(root: Path) -> Iterable[dict[str, object]]:
             yield {"src": str(path), "dst": where, "file_info": info}
 
 
-def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
+def pack(root: Path, scratch: Path, output: Path, arch: Arch, *, quick: bool) -> list[Path]:
     """Make the .deb and the .rpm of a tree; ``quick``: larger ones."""
     date = run("git", "show", "-s", "--format=%cI", "HEAD").strip()
     scripts = {word: str(ROOT / "scripts/packaging" / word) for word in ("preinstall", "postinstall", "preremove")}
     settings = {
-        "name": "linkspan", "arch": "amd64", "platform": "linux", "version": version(), "section": "net",
+        "name": "linkspan", "arch": arch.debian, "platform": "linux", "version": version(), "section": "net",
         "maintainer": "linkspan <linkspan@localhost>", "license": "Apache-2.0", "mtime": date,
         "description": "network for containers on one host or many\n"
         "linkspan gives containers addresses and a network, whatever starts them, and can\n"
@@ -198,7 +225,7 @@ def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
     }  # fmt: skip
     file = scratch / "nfpm.json"  # YAML, too
     file.write_text(json.dumps(settings, indent=1))
-    kinds = {"deb": f"linkspan_{version()}_amd64.deb", "rpm": f"linkspan-{version()}-1.x86_64.rpm"}
+    kinds = {"deb": f"linkspan_{version()}_{arch.debian}.deb", "rpm": f"linkspan-{version()}-1.{arch.machine}.rpm"}
     made = []
     for kind, name in kinds.items():
         run(tool("nfpm"), "package", "--config", file, "--packager", kind, "--target", output / name)
@@ -206,10 +233,10 @@ def pack(root: Path, scratch: Path, output: Path, *, quick: bool) -> list[Path]:
     return made
 
 
-def build(output: Path, *, quick: bool = False) -> list[Path]:
+def build(output: Path, arch: Arch, *, quick: bool = False) -> list[Path]:
     """Build everything; return the files. Raises Missing, also if the folder has other files than a build's."""
     if platform.machine() != "x86_64":
-        raise Missing(f"packages are built for amd64 on amd64, and this is {platform.machine()}")
+        raise Missing(f"packages are built on amd64, and this is {platform.machine()}")
     for other in output.iterdir() if output.exists() else ():
         if not BUILT.fullmatch(other.name):
             raise Missing(f"{output} would be emptied, and has {other.name}, which no build made: name another folder")
@@ -218,9 +245,9 @@ def build(output: Path, *, quick: bool = False) -> list[Path]:
     try:
         shutil.rmtree(output, ignore_errors=True)
         scratch.mkdir(parents=True)
-        wheel = distributions(output)
-        tree(scratch / "root", scratch, wheel)
-        made = pack(scratch / "root", scratch, output, quick=quick)
+        wheel = distributions(output, scratch, arch)
+        tree(scratch / "root", scratch, wheel, arch)
+        made = pack(scratch / "root", scratch, output, arch, quick=quick)
         return [wheel, *output.glob("*.tar.gz"), *made]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -231,10 +258,11 @@ def main() -> int:
     """Build, and name the files with their sizes."""
     parser = argparse.ArgumentParser(description="Build a wheel, an sdist, a .deb and an .rpm of this checkout.")
     parser.add_argument("--output", type=Path, default=ROOT / "build", help="the folder, which is emptied (build/)")
+    parser.add_argument("--arch", choices=ARCHES, default="amd64", help="the machines that it is for (amd64)")
     parser.add_argument("--quick", action="store_true", help="larger packages, for tests")
     given = parser.parse_args()
     try:
-        for path in build(given.output.resolve(), quick=given.quick):
+        for path in build(given.output.resolve(), ARCHES[given.arch], quick=given.quick):
             print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     except Missing as error:
         print(f"error: {error}", file=sys.stderr)

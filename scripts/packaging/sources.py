@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(sys.prefix, "cache", "package")
@@ -31,14 +32,19 @@ def run(*argv: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) 
 
 def tool(name: str) -> Path:
     """Return the path of a program of PyPI that requirements.txt names."""
-    folder = CACHE / "tools"
-    wanted = (ROOT / "scripts/packaging/requirements.txt").read_text()
-    stamp = folder / "requirements.txt"
-    if not stamp.exists() or stamp.read_text() != wanted:
+    return tools("requirements.txt") / "bin" / name
+
+
+def tools(requirements: str) -> Path:
+    """Return the folder with the packages of PyPI that a file beside this one names."""
+    source = ROOT / "scripts/packaging" / requirements
+    folder = CACHE / "tools" / source.stem
+    stamp = folder / requirements
+    if not stamp.exists() or stamp.read_text() != source.read_text():
         shutil.rmtree(folder, ignore_errors=True)
-        pip("install", "--target", folder, "-r", ROOT / "scripts/packaging/requirements.txt")
-        stamp.write_text(wanted)
-    return folder / "bin" / name
+        pip("install", "--target", folder, "-r", source)
+        shutil.copyfile(source, stamp)
+    return folder
 
 
 def pip(*argv: str | Path) -> None:
@@ -46,15 +52,16 @@ def pip(*argv: str | Path) -> None:
     run(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *argv)
 
 
-def debian(suite: str, names: Sequence[str], unpacked: Path) -> None:
-    """Unpack the newest packages of a Debian release, with its security updates; they are installed nowhere.
+def debian(suite: str, names: Sequence[str], unpacked: Path, arch: str) -> dict[str, str]:
+    """Unpack the newest packages of a Debian release for an architecture; they are installed nowhere.
 
-    What earlier builds downloaded is kept. If the archive does not answer, its last known packages are the newest.
+    Security updates are among them. What earlier builds downloaded is kept. If the archive does not answer, its last
+    known packages are the newest. Return the packages' versions by their names.
     """
-    place = CACHE / "debian" / suite
+    place = CACHE / "debian" / f"{suite}-{arch}"
     kept = place / "kept"
     kept.mkdir(parents=True, exist_ok=True)
-    env = {"APT_CONFIG": str(_apt(suite, place)), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    env = {"APT_CONFIG": str(_apt(suite, place, arch)), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
     try:
         run("apt-get", "-q", "update", "--error-on=any", env=env)
     except Missing as error:
@@ -68,6 +75,7 @@ def debian(suite: str, names: Sequence[str], unpacked: Path) -> None:
         run("apt-get", "-q", "download", *names, cwd=kept, env=env)  # which checks the hashes
     for name in newest:
         run("dpkg-deb", "-x", kept / name, unpacked)
+    return {package: version for package, version, _ in (unquote(name).split("_") for name in newest)}
 
 
 def _is(file: Path, told: str) -> bool:
@@ -84,7 +92,7 @@ def mirror(archive: str = "debian") -> str:
     return addresses[0]
 
 
-def _apt(suite: str, place: Path) -> Path:
+def _apt(suite: str, place: Path, arch: str) -> Path:
     """Write settings by which apt knows this release alone, and touches nothing of the machine's own."""
     for folder in ("lists/partial", "archives/partial"):
         (place / folder).mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,8 @@ def _apt(suite: str, place: Path) -> Path:
         "Dir::Cache": place,
         "Dir::Etc": place,
         "Dir::Etc::sourcelist": place / "sources.list",
-        "APT::Architecture": "amd64",
+        "APT::Architecture": arch,
+        "APT::Architectures": arch,
         "APT::Sandbox::User": "root",
     }
     config = place / "apt.conf"
@@ -107,11 +116,11 @@ def _apt(suite: str, place: Path) -> Path:
     return config
 
 
-def wheels(wheel: Path, target: Path, python: str) -> None:
-    """Install a wheel and what it needs into a folder, for a Python of any Linux with glibc on x86-64."""
-    platforms = ["linux_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (36, 34, 28, 27, 26, 24, 17, 12, 5))]
-    platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
-    options: Iterable[str] = (word for name in platforms for word in ("--platform", name))
+def wheels(wheel: Path, target: Path, python: str, machine: str) -> None:
+    """Install a wheel and what it needs into a folder, for a Python of any Linux with glibc on a machine."""
+    platforms = ["linux", *(f"manylinux_2_{minor}" for minor in (36, 34, 28, 27, 26, 24, 17, 12, 5))]
+    platforms += ["manylinux2014", "manylinux2010", "manylinux1"]
+    options: Iterable[str] = (word for name in platforms for word in ("--platform", f"{name}_{machine}"))
     pip(
         "install", "--target", target, "--no-compile", "--only-binary=:all:", "--implementation", "cp",
         "--python-version", python, *options, "-c", ROOT / "requirements-test.txt", wheel,

@@ -317,12 +317,34 @@ def test_a_network_is_refused_what_linkspan_would_not_do(engine: Engine, options
     engine.well("NetworkDriver.CreateNetwork", **call, Options=known | {"com.docker.network.enable_ipv4": True})
 
 
+def test_an_option_says_who_may_come_in_by_a_containers_ports(engine: Engine) -> None:
+    """It counts for all of its ports from the first packet; one at an address that no such client has is closed."""
+    given = {"Address": engine.address(), "AddressIPv6": "", "MacAddress": ""}
+    words = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+    chosen = {"linkspan.from": "192.0.2.128/25, 192.0.2.0/25"}
+    engine.well("NetworkDriver.CreateEndpoint", **words, Interface=given, Options=chosen)
+    bindings = [("", 8080), ("0.0.0.0", 8081), ("::", 8082)]
+    ports = [{"Proto": 6, "IP": "", "Port": 80, "HostIP": at, "HostPort": number} for at, number in bindings]
+    engine.well("NetworkDriver.ProgramExternalConnectivity", **words, Options={"com.docker.network.portmap": ports})
+    (found,) = engine.host.client.call("GET", "/v1/endpoints")
+    assert [(one["host_port"], one["sources"]) for one in found["ports"]] == [
+        (8080, ["192.0.2.0/24"]), (8081, ["192.0.2.0/24"])
+    ]  # fmt: skip
+    assert "linkspan.from of an attached" in engine.host.cli(
+        "endpoint", "label", ENDPOINT, "linkspan.from=0.0.0.0/0", code=1
+    )
+    engine.remove()
+    clean(engine.host)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"com.docker.network.portmap": "x"}, "com.docker.network.portmap cannot be read"),
         ({"com.docker.network.portmap": [{"Proto": 6}]}, "com.docker.network.portmap cannot be read"),
         ({"com.docker.network.endpoint.ifname": "lan0"}, "option com.docker.network.endpoint.ifname is unknown"),
+        ({"linkspan.from": "192.0.2.1/24"}, "driver-opt linkspan.from: from=192.0.2.1/24 has bits after its length"),
+        ({"linkspan.from": ""}, "driver-opt linkspan.from: '' is not an IP address or prefix"),
     ],
 )
 def test_an_endpoint_is_refused_what_linkspan_would_not_do(engine: Engine, options: dict[str, Any], words: str) -> None:

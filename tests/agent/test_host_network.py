@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 
 from linkspan.core.errors import Conflict, Exhausted, Invalid
 from support.agent.agent_host import Host, run
-from support.agent.stage import port
-from support.agent.traffic import serving
+from support.agent.stage import FAMILIES, OUTSIDE, UPLINK, port
+from support.agent.traffic import asked, refusal, serving
 
 WISH = {"host_ip": "", "first": 7000, "last": 7002, "port": 7000, "protocol": "tcp"}
 
@@ -90,6 +91,27 @@ def test_reserved_ports_outlive_the_agent(shared: Host) -> None:
         assert [e["id"] for e in shared.json("endpoint", "list")] == ["one"]
     assert shared.detach("one") == 1
     assert reserve(shared, "two", ports=[port(7000, 7000)])
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_named_sources_come_in_by_a_port_of_the_hosts_network(shared: Host, family: int, protocol: str) -> None:
+    """`from=` counts where the process has the port itself, over a restart, also for what is sent to everybody."""
+    outside, at, here = shared.outside(), UPLINK[family], OUTSIDE[family]
+    run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0", netns=shared.netns)
+    published = f"7000:7000/{protocol},from={here},7001:7001/{protocol},from=203.0.113.0/24"
+    shared.cli("attach", "pid:1", "--id", "one", "--network", "shared", "--publish", published)
+    with serving(shared.netns, 7000, protocol), serving(shared.netns, 7001, protocol):
+        for _ in range(2):
+            assert asked(outside, at, 7000, protocol)[0] == here
+            assert refusal(outside, at, 7001, protocol) in (errno.EHOSTUNREACH, errno.EACCES)
+            assert asked(shared.netns, at, 7001, protocol)[1] == shared.netns, "the host itself always comes in"
+            assert shared.differences() == []
+            shared.restart()
+        found = shared.json("trace", here, at, "--port", f"7001/{protocol}", code=3)
+        assert "is published, but not for" in found["reason"]
+        shared.detach("one")
+        assert asked(outside, at, 7001, protocol)[0] == here
 
 
 def test_what_a_network_of_the_host_is_not(shared: Host) -> None:

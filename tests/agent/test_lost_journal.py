@@ -23,7 +23,7 @@ from support.polling import until
 POOLS = ("10.201.0.0/24", "fd00:201::/64")
 PORTS = [
     {"host_ip": "", "host_port": 8080, "port": 80, "protocol": "tcp"},
-    {"host_ip": "198.51.100.1", "host_port": 8053, "port": 53, "protocol": "udp"},
+    {"host_ip": "198.51.100.1", "host_port": 8053, "port": 53, "protocol": "udp", "sources": ["198.51.100.0/24"]},
 ]
 BANDWIDTH = {"ingressRate": 8_000_000, "ingressBurst": 8 * 65536, "egressRate": 8_000_000, "egressBurst": 8 * 65536}
 LABELS = {"linkspan.io/dns-aliases": "db", "tier": "back"}

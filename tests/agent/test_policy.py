@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from support.agent.agent_host import Host, World, first_ip, pings, run
 from support.agent.stage import FAMILIES, OUTSIDE, UPLINK
-from support.agent.traffic import answers, asked, echoes, inside, late, serving
+from support.agent.traffic import SHORT, answers, asked, echoes, inside, late, serving
 from support.agent.yard import Yard, yard_in
 from support.polling import HEALED_WITHIN, SHARED, until
 
@@ -254,6 +255,45 @@ def test_icmp_is_a_protocol_of_its_own(yard: Yard) -> None:
         assert pings(yard.netns["y-a"], yard.ips["x-b"][family])
         assert not answers(yard.netns["y-a"], yard.ips["x-b"][family], 80)
         assert not echoes(yard.netns["y-b"], yard.ips["x-b"][family])
+
+
+def _stamped(netns: str, target: str) -> bool:
+    """Return whether a request for a timestamp (RFC 792) is answered."""
+    plain = struct.pack("!BBHHHIII", 13, 0, 0, 7, 1, 0, 0, 0)
+    total = sum(struct.unpack("!10H", plain))
+    request = plain[:2] + struct.pack("!H", ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF) + plain[4:]
+    with inside(netns), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(SHORT)
+        raw.sendto(request, (target, 0))
+        with contextlib.suppress(TimeoutError):
+            while True:
+                packet, (peer, _) = raw.recvfrom(2048)
+                if peer == target and packet[20] == 14:
+                    return True
+    return False
+
+
+def test_a_request_of_icmp_may_be_allowed_alone(yard: Yard) -> None:
+    """Pings come in by both families, and no other request; records, trace and live tests say the same."""
+    text = "policy: ping\nselect: {name: x-b}\ningress:\n- from: [{name: y-a}]\n  ports: [echo-request/icmp]\n"
+    assert _stamped(yard.netns["y-a"], yard.ips["x-b"][4]), "nothing is in the way yet"
+    file = yard.folder / "ping.yaml"
+    cases = [("y-a", "icmp", "allow"), ("y-a", "echo-request/icmp", "allow"), ("y-b", "icmp", "deny")]
+    cases += [("y-a", "timestamp-request/icmp", "deny")]
+    tests = [f"- {{from: {source}, to: x-b, port: {port}, expect: {expect}}}" for source, port, expect in cases]
+    file.write_text("\n".join([text + "tests:", *tests, ""]))
+    yard.host.cli("policy", "apply", str(file))
+    for family in (4, 6):
+        assert pings(yard.netns["y-a"], yard.ips["x-b"][family])
+        assert not echoes(yard.netns["y-b"], yard.ips["x-b"][family])
+    assert not _stamped(yard.netns["y-a"], yard.ips["x-b"][4])
+    assert yard.host.json("policy", "test", str(file))["failed"] == []
+    live = yard.host.json("policy", "test", "--live", str(file))
+    assert (live["failed"], [one["line"] for one in live["skipped"]]) == ([], [10])
+    assert yard.host.json("policy", "can", "y-a", "x-b")["ports"] == ["echo-request/icmp"]
+    assert yard.host.json("trace", "y-a", yard.ips["x-b"][6])["reachable"]
+    assert "policy ping line 1" in str(yard.host.json("trace", "y-b", yard.ips["x-b"][6], code=3))
+    assert yard.host.differences() == []
 
 
 def test_trace_names_the_policy_and_its_line(yard: Yard) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from linkspan.core.addresses import prefix
 from linkspan.policy import document
 from linkspan.policy.judge import Judge, Party, Probe
-from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector, Subject
+from linkspan.policy.model import TIERS, Peer, Policy, Ports, Requirement, Rule, Selector, Subject, Tier
 from support.agent.yard import PODS, Yard, yard_in
 from support.policy_cases import END, Case, peer_cases, port_cases, rule_cases
 
@@ -129,6 +130,46 @@ def test_policies_that_meet_are_looked_at_by_their_order(yard: Yard) -> None:
     assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
 
 
+_X, _Z = "from: [{network: x}]", "from: [{network: z}]"
+TIERED: dict[str, tuple[dict[Tier, str], str]] = {
+    "admin allows a part": ({"admin": f"{{{_Z}, ports: [80]}}", "normal": ""}, "z tcp 80"),
+    "admin denies a part": ({"admin": f"{{action: deny, {_X}}}", "normal": "{}"}, "yz tcp udp 80 81"),
+    "admin passes, nobody decides": ({"admin": f"{{action: pass, {_X}}}, {{action: deny}}"}, "x tcp udp 80 81"),
+    "admin passes to a refusal": ({"admin": f"{{action: pass, {_X}}}, {{action: deny}}", "normal": ""}, ""),
+    "admin passes a port": (
+        {"admin": "{action: pass, ports: [tcp]}, {action: deny}", "normal": "{ports: [80, 81/udp]}"}, "xyz tcp 80",
+    ),
+    "baseline denies": ({"baseline": "{action: deny}"}, ""),
+    "baseline is overruled": ({"normal": f"{{{_Z}}}", "baseline": "{action: deny}"}, "z tcp udp 80 81"),
+    "baseline passes": ({"baseline": f"{{action: pass, {_Z}}}, {{action: deny}}"}, "z tcp udp 80 81"),
+    "all three": (
+        {"admin": f"{{action: pass, {_X}}}, {{action: deny, {_Z}}}", "normal": "{action: deny, ports: [81]}",
+         "baseline": "{ports: [tcp]}, {action: deny}"},
+        "xy tcp 80",
+    ),
+}  # fmt: skip
+"""By what they show: the rules of ingress in each tier, and from whom the container is reached at what."""
+
+
+def test_tiers_decide_above_and_below(yard: Yard) -> None:
+    """What admin decides nobody changes, and baseline decides what nobody else does."""
+    about = dict(zip(PODS, TIERED.values(), strict=True))
+    texts = [
+        f"policy: {name}-{tier}\ntier: {tier}\nselect: {{name: {name}}}\ningress: [{said}]\n"
+        for name, (tiers, _) in about.items()
+        for tier, said in tiers.items()
+    ]
+    yard.apply("---\n".join(texts))
+
+    def expected(source: str, target: str, port: int, protocol: str) -> bool:
+        return _within(about[target][1], source[0], port, protocol)
+
+    assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
+    refused = yard.host.json("trace", "z-a", "z-c", "--port", "80", code=3)
+    assert "policy z-c-admin line" in refused["reason"]
+    assert yard.host.json("policy", "can", "x-a", "z-c")["ports"] == ["1-80/tcp", "82-65535/tcp"]
+
+
 def test_a_changed_label_and_a_deleted_policy_change_the_cells(yard: Yard) -> None:
     """The same cells follow labels of both ends, and everything is open again at the end."""
     yard.apply("policy: p\nselect: {labels: {pod: a}}\ningress: [{from: [{labels: {pod: b}}]}]\n")
@@ -204,24 +245,26 @@ _cidrs = st.sampled_from(
 _ports = st.sampled_from(
     (Ports("tcp", 80, 80), Ports("tcp"), Ports("udp", 80, 81), Ports("udp", 81, 81), Ports("icmp"))
 )
-_rules = st.builds(
-    Rule,
-    action=st.sampled_from(("allow", "allow", "deny")),
-    peers=st.lists(st.builds(Peer, select=_selectors) | _cidrs, max_size=2).map(tuple),
-    ports=st.lists(_ports, max_size=2, unique=True).map(tuple),
-)
-_directions = st.lists(_rules, max_size=2).map(tuple)
-_ways = st.tuples(_directions, _directions) | st.tuples(st.none(), _directions) | st.tuples(_directions, st.none())
-_policies = st.lists(
-    st.builds(
-        lambda select, ways, order: Policy(name="p", select=select, ingress=ways[0], egress=ways[1], order=order),
-        _selectors,
-        _ways,
-        st.integers(0, 2),
-    ),
-    min_size=1,
-    max_size=4,
-)
+
+
+def _ways(*actions: str) -> st.SearchStrategy[Any]:
+    rules = st.builds(
+        Rule,
+        action=st.sampled_from(actions),
+        peers=st.lists(st.builds(Peer, select=_selectors) | _cidrs, max_size=2).map(tuple),
+        ports=st.lists(_ports, max_size=2, unique=True).map(tuple),
+    )
+    some = st.lists(rules, max_size=2).map(tuple)
+    return st.tuples(some, some) | st.tuples(st.none(), some) | st.tuples(some, st.none())
+
+
+def _made(select: Selector, ways: Any, order: int, tier: Tier) -> Policy:
+    return Policy(name="p", select=select, ingress=ways[0], egress=ways[1], order=order, tier=tier)
+
+
+_tiered = st.builds(_made, _selectors, _ways("allow", "deny", "pass"), st.integers(0, 2), st.sampled_from(TIERS[::2]))
+_usual = st.builds(_made, _selectors, _ways("allow", "allow", "deny"), st.integers(0, 2), st.just("normal"))
+_policies = st.lists(_usual | _tiered, min_size=1, max_size=5)
 
 
 @settings(
@@ -232,7 +275,7 @@ _policies = st.lists(
 )
 @given(made=_policies)
 def test_the_kernel_and_the_judge_agree_on_random_policies(yard: Yard, made: list[Policy]) -> None:
-    """Whatever four policies say, each cell is what the judge says of it, by IPv4 and IPv6."""
+    """Whatever five policies of all tiers say, each cell is what the judge says of it, by IPv4 and IPv6."""
     named = [msgspec.structs.replace(one, name=f"p{number}") for number, one in enumerate(made)]
     yard.enforce(*named)
     judge = Judge(named)

@@ -12,7 +12,7 @@ import pytest
 
 from linkspan.core.errors import Conflict, Exhausted, Invalid
 from support.agent.agent_host import Host, World, run
-from support.agent.stage import FAMILIES, MODES, OUTSIDE, UPLINK, Container, Stage, port, staged
+from support.agent.stage import FAMILIES, MODES, OUTSIDE, POOLS, UPLINK, Container, Stage, port, staged
 from support.agent.traffic import answers, asked, capturing, inside, refusal, serving
 from support.polling import until
 
@@ -115,6 +115,52 @@ def test_containers_do_not_reach_what_listens_on_the_hosts_127_0_0_1(
         assert answers(stage.host.netns, "127.0.0.1", 6000, protocol)
         assert not answers(web.netns, "127.0.0.1", 6000, protocol)
         assert any(frame[30:34] == bytes([127, 0, 0, 1]) for frame in seen.frames()), "it was sent"
+
+
+@pytest.fixture(scope="module")
+def limited(stage: Stage) -> Iterator[str]:
+    """Return a container with a port for the outside alone, and one for another network's containers alone."""
+    netns = stage.world.namespace()
+    outside, other = ("".join(f",from={cidr}" for cidr in some) for some in (OUTSIDE.values(), POOLS["other"]))
+    published = f"8090:80{outside},8090:80/udp{outside},8091:80{other}"
+    said = stage.host.cli("attach", netns, "--network", "demo", "--publish", published)
+    assert "8091->80/tcp from 10.202.0.0/16 from fd00:202::/64" in said
+    with serving(netns, 80), serving(netns, 80, "udp"):
+        yield netns
+    stage.host.cli("detach", netns)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_named_sources_come_in_by_a_port(
+    stage: Stage, limited: str, neighbour: Container, stranger: Container, family: int
+) -> None:
+    """`from=` is about clients outside and containers, by their own addresses; the host itself always comes in."""
+    at = UPLINK[family]
+    for protocol in PROTOCOLS:
+        assert asked(stage.outside, at, 8090, protocol) == (OUTSIDE[family], limited)
+    assert asked(stranger.netns, at, 8091)[1] == limited
+    refused = [(stranger.netns, 8090, "tcp"), (stranger.netns, 8090, "udp"), (neighbour.netns, 8090, "tcp")]
+    for client, number, protocol in (*refused, (stage.outside, 8091, "tcp"), (limited, 8090, "tcp")):
+        assert refusal(client, at, number, protocol) in (errno.EHOSTUNREACH, errno.EACCES), (client, number, protocol)
+    for number in (8090, 8091):
+        for address in (at, *(["127.0.0.1"] if family == 4 else [])):
+            assert asked(stage.host.netns, address, number)[1] == limited
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reason_why_a_source_does_not_come_in_is_shown(stage: Stage, limited: str, family: int) -> None:
+    """Trace names it, the listing has it, and plan has nothing to do."""
+    found = stage.host.json("trace", OUTSIDE[family], UPLINK[family], "--port", "8091", code=3)
+    assert f"the port is published, but not for {OUTSIDE[family]}" in found["reason"]
+    (endpoint,) = stage.host.json("endpoint", "show", limited)
+    assert {one["host_port"]: one["sources"][family == 6] for one in endpoint["ports"]} == {
+        8090: f"{OUTSIDE[family]}/{32 if family == 4 else 128}", 8091: POOLS["other"][family == 6],
+    }  # fmt: skip
+    assert f"permitted{family}" in stage.host.cli("plan")
+    why = stage.host.json("policy", "can", OUTSIDE[family], limited, "--port", "80")["why"]
+    assert why.endswith("may come in by port 8091/tcp of the host")
+    assert "8090" not in why
+    assert stage.host.differences() == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

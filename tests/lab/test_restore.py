@@ -97,7 +97,10 @@ def test_a_rotation_of_authorities_that_was_under_way_ends(bare: BareRun, tmp_pa
 
 
 def test_another_host_takes_over_when_the_voter_is_lost(bare: BareRun, tmp_path: Path) -> None:
-    """It makes authorities of its own, the others join again, and all containers keep what they have."""
+    """It makes authorities of its own, the others join again, and all containers keep what they have.
+
+    The lost one's user writes every record no longer.
+    """
     bare.join("h3", bare.token()["token"])
     bare.run("attach", "h3", "c3")
     file = snapshot(bare, tmp_path)
@@ -108,6 +111,9 @@ def test_another_host_takes_over_when_the_voter_is_lost(bare: BareRun, tmp_path:
         told = restore(bare, file, "h2")
         assert [one["name"] for one in told["join_again"]] == ["h1", "h3"]  # type: ignore[attr-defined]
         settled(bare, "h2")
+        for host, is_voter in (("h1", False), ("h2", True)):  # h1 was one when the snapshot was taken
+            user = bare.own_etcdctl(f"user get host-{bare.host_id(host)}", "h2").stdout
+            assert ("voters" in user) is is_voter, user
         bare.join("h3", str(told["token"]))
         settled(bare, "h2", "h3")
     until(lambda: bare.members("h3") == {"h2": "voter", "h3": "client"}, "h3 has noticed that h1 does not live")

@@ -75,6 +75,7 @@ def test_a_snapshot_that_is_not_whole_or_not_ours_changes_nothing(bare: BareRun,
         assert "this host belongs to" in bare.refused("h1", f"cluster restore {file}")
     finally:
         other.run("down")
+    assert not (bare.folder / "h1" / "state" / "etcd.restoring").exists()
     file.write_bytes(whole)
     assert "restore on its voter" in bare.refused("h2", f"cluster restore {file}")
     assert "only a voter" in bare.refused("h2", f"cluster snapshot {file}")

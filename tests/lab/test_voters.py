@@ -168,6 +168,8 @@ def test_a_copied_or_lost_data_folder_is_not_used(bare: BareRun) -> None:
     bare.run("mend", "h3")
     log = bare.folder / "h3" / "agent.log"
     until(lambda: "is a copy of the data of host" in log.read_text(), "h3 says whose data it has")
+    why = "this voter's etcd does not run: "
+    until(lambda: any(one.startswith(why) for one in bare.status("h3")["drift"]), "so does its status")
     shutil.rmtree(own)
     assert not bare.own_etcd("h3")
     bare.run("break", "h3", "agent-kill")

@@ -60,6 +60,8 @@ def test_an_address_is_there_until_its_time_ends(spaces: Namespaces, uplink: str
     driver = EgressAddressDriver(sockets)
     state = EgressAddress(driver.place(address), address)
     assert state.device == "up0"
+    for other in (("192.0.2.1", "198.51.100.9"), ("2001:db8::1", "2001:db8:1::9"))[family == 6]:
+        assert driver.place(prefix(other)) == "", other  # its own, and one of no net here
     assert isinstance(driver.apply([state], [])[state.key], Unavailable)
     assert list(driver.observe(HOST)) == []
     driver.hold(address, now() + 4)

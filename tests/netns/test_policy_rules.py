@@ -26,10 +26,20 @@ ingress:
   - {cidr: 192.0.2.0/24, except: [192.0.2.7, 192.0.2.128/25]}
   - {cidr: '2001:db8::/32'}
   ports: [80, 8000-8010, 53/udp, 132/sctp, icmp]
+- {ports: [echo-request/icmp]}
+- {ports: [echo-request/icmp, timestamp-request/icmp, info-request/icmp, address-mask-request/icmp]}
 - {action: deny, from: [{cidr: 0.0.0.0/0}], ports: [udp, sctp]}
 egress:
 - to: [{cidr: '::/0', except: ['2001:db8::1']}]
   ports: [1-65535/tcp, tcp]
+---
+policy: guard
+tier: admin
+ingress: [{action: pass, from: [outside]}, {action: deny, ports: [22]}]
+---
+policy: rest
+tier: baseline
+ingress: [{action: pass, ports: [80]}, {action: deny}]
 """
 
 

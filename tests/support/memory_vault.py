@@ -60,10 +60,10 @@ class Etcd:
         record = TokenRecord(hash=hashed(SECRET), created=now, expires=now + 99, uses=uses, member=member)
         await self.vault.put({TOKENS + id_: (record, 0)})
 
-    async def join(self, host: str, token: str, key: bytes) -> Welcome:
-        """Let a host join with a token and a key."""
+    async def join(self, host: str, token: str, key: bytes, name: str = "") -> Welcome:
+        """Let a host join with a token and a key; its name is its id if none is given."""
         request = certificates.request(key).decode()
-        return await self.signer.admit(JoinWish(token, SECRET, host, host, request, PASSWORD))
+        return await self.signer.admit(JoinWish(token, SECRET, host, name or host, request, PASSWORD))
 
     async def forget(self, host: str, *, known: bool) -> None:
         """Forget a host."""

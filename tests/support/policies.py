@@ -6,8 +6,9 @@ import ipaddress
 
 from hypothesis import strategies as st
 
+from linkspan.core import icmp
 from linkspan.policy.judge import Probe
-from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector, Subject
+from linkspan.policy.model import TIERS, Peer, Policy, Ports, Requirement, Rule, Selector, Subject, Tier
 
 KEYS, VALUES, NETWORKS, HOSTS = ("app", "tier"), ("web", "db", "proxy"), ("x", "y"), ("h1", "h2")
 CIDRS = ("192.0.2.0/24", "192.0.2.128/25", "192.0.2.7/32", "0.0.0.0/0", "2001:db8::/32")
@@ -31,28 +32,44 @@ peers = (
     | st.builds(Peer, cidr=st.sampled_from(CIDRS))
     | st.just(Peer(cidr="192.0.2.0/24", excepts=("192.0.2.128/25",)))
 )
-ports = st.builds(Ports, st.sampled_from(("tcp", "udp", "sctp", "icmp"))) | st.builds(
-    lambda protocol, ends: Ports(protocol, *sorted(ends)),
-    st.sampled_from(("tcp", "udp")),
-    st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)),
+requests = st.sampled_from(tuple(icmp.REQUESTS))
+ports = (
+    st.builds(Ports, st.sampled_from(("tcp", "udp", "sctp", "icmp")))
+    | st.builds(
+        lambda protocol, ends: Ports(protocol, *sorted(ends)),
+        st.sampled_from(("tcp", "udp")),
+        st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)),
+    )
+    | requests.map(lambda number: Ports("icmp", number, number))
 )
-rules = st.builds(
-    Rule,
-    action=st.sampled_from(("allow", "allow", "deny")),
-    peers=st.lists(peers, max_size=2).map(tuple),
-    ports=st.lists(ports, max_size=3).map(tuple),
-)
-directions = st.lists(rules, max_size=2).map(tuple)
-ways = st.tuples(directions, directions) | st.tuples(st.none(), directions) | st.tuples(directions, st.none())
+Ways = tuple[tuple[Rule, ...] | None, tuple[Rule, ...] | None]
+
+
+def _ways(*actions: str) -> st.SearchStrategy[Ways]:
+    """Return the rules of a policy for both directions, or for one."""
+    rules = st.builds(
+        Rule,
+        action=st.sampled_from(actions),
+        peers=st.lists(peers, max_size=2).map(tuple),
+        ports=st.lists(ports, max_size=3).map(tuple),
+    )
+    some = st.lists(rules, max_size=2).map(tuple)
+    return st.tuples(some, some) | st.tuples(st.none(), some) | st.tuples(some, st.none())
+
+
+ways = {"normal": _ways("allow", "allow", "deny"), "other": _ways("allow", "deny", "pass")}
 
 
 def policies(name: str) -> st.SearchStrategy[Policy]:
-    """Return policies of this name."""
+    """Return policies of this name, half of them of the tiers above and below the usual one."""
 
-    def made(select: Selector, rules_: tuple[tuple[Rule, ...] | None, tuple[Rule, ...] | None], order: int) -> Policy:
-        return Policy(name=name, select=select, ingress=rules_[0], egress=rules_[1], order=order)
+    def made(select: Selector, said: Ways, order: int, tier: Tier = "normal") -> Policy:
+        return Policy(name=name, select=select, ingress=said[0], egress=said[1], order=order, tier=tier)
 
-    return st.builds(made, selectors, ways, st.integers(0, 2))
+    orders = st.integers(0, 2)
+    return st.builds(made, selectors, ways["normal"], orders) | st.builds(
+        made, selectors, ways["other"], orders, st.sampled_from(("admin", "baseline"))
+    )
 
 
 subjects = st.builds(
@@ -62,7 +79,9 @@ subjects = st.builds(
     host=st.sampled_from(HOSTS),
     labels=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=2),
 )
-probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)) | st.just(Probe("icmp"))
+probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_from(PORTS)) | st.builds(
+    Probe, st.just("icmp"), requests
+)
 
 End = Subject | str
 """An endpoint, or an address outside."""
@@ -78,19 +97,33 @@ def allows(policies_: list[Policy], closed: set[str], source: End, target: End, 
 def _lets(way: str, policies_: list[Policy], closed: set[str], own: End, other: End, probe: Probe) -> bool:
     if isinstance(own, str):
         return True
-    isolated = own.network in closed
-    for policy in sorted(policies_, key=lambda one: (one.order, one.name)):
-        said = policy.ingress if way == "ingress" else policy.egress
-        if said is None or not chosen(policy.select, own):
-            continue
-        for rule in said:
+    for tier in TIERS:
+        mine = [one for one in policies_ if one.tier == tier and chosen(one.select, own)]
+        said = [one.ingress if way == "ingress" else one.egress for one in sorted(mine, key=_rank)]
+        found = _said(said, other, probe)
+        if found in ("allow", "deny"):
+            return found == "allow"
+        if found == "closed" and tier == "normal":
+            return False
+    return own.network not in closed
+
+
+def _rank(policy: Policy) -> tuple[int, str]:
+    return policy.order, policy.name
+
+
+def _said(policies_: list[tuple[Rule, ...] | None], other: End, probe: Probe) -> str:
+    """Return the action of the first rule that matches, else "closed" if a policy does more than to deny."""
+    found = ""
+    for said in policies_:
+        for rule in said or ():
             if (not rule.peers or any(_is(peer, other) for peer in rule.peers)) and (
                 not rule.ports or any(_at(one, probe) for one in rule.ports)
             ):
-                return rule.action == "allow"
-        only_denies = len(said) > 0 and all(rule.action == "deny" for rule in said)
-        isolated = isolated or not only_denies
-    return not isolated
+                return rule.action
+        if said is not None and not (said and all(rule.action == "deny" for rule in said)):
+            found = "closed"
+    return found
 
 
 def chosen(selector: Selector, subject: Subject) -> bool:

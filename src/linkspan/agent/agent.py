@@ -33,6 +33,7 @@ from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.metrics import Metrics
 from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.network_details import NetworkDetails
+from linkspan.agent.news import News
 from linkspan.agent.own_cluster import OwnCluster, Restart
 from linkspan.agent.peer_paths import PeerPaths
 from linkspan.agent.peer_survey import PeerSurvey
@@ -275,7 +276,9 @@ class Agent:
         self.policy_trials = Trials(self.worker, self.enforcement, parties)
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
         self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
-        self.policy_answers = PolicyAnswers(self.networks, self.allowances, self.endpoint_records, records)
+        self.policy_answers = PolicyAnswers(
+            self.networks, self.allowances, self.endpoint_records, self.hosts, records
+        )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
@@ -305,10 +308,6 @@ class Agent:
         )
         self.recovery = Recovery(self.registry, self.blocks, self.endpoint_records, self.orphans)
         self.reaper = Reaper(self.registry, self.config.reap_after)
-        calls = RuntimeCalls(self.registry, self.blocks, self.name_service)
-        self.services = {
-            name: runtime.serve(calls, self.registry, self.config) for name, runtime in runtimes().items()
-        }
 
     def _make_membership(self, own_record: OwnRecord, liveness: Liveness) -> None:
         """Make what follows the records of all hosts, and keeps this host's own."""
@@ -366,6 +365,11 @@ class Agent:
             self.key_rotation,
             self.migration_runner,
         )
+        self.news = News(self.replica, self.membership.converge)
+        calls = RuntimeCalls(self.registry, self.blocks, self.name_service, self.news)
+        self.services = {
+            name: runtime.serve(calls, self.registry, self.config) for name, runtime in runtimes().items()
+        }
 
     def _make_changes(self, own_record: OwnRecord, store: Store) -> None:
         """Make what operators change networks by, and what looks after the store and the control plane."""

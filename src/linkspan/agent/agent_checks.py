@@ -48,9 +48,8 @@ def own_etcd(service: EtcdService | None, state_dir: Path) -> list[Check]:
     if service is None:
         return []
     found = []
-    if service.problem:
-        why = f"this voter's etcd does not run: {service.problem}"
-        found.append(Check("etcd", "fail", why, "once the cause is gone, it starts within half a minute"))
+    if service.trouble:
+        found.append(Check("etcd", "fail", service.trouble, "once the cause is gone, it starts within half a minute"))
     with contextlib.suppress(OSError):  # no data yet, which is the problem above
         if service.folder.stat().st_dev != state_dir.stat().st_dev:
             found.append(system_checks.space("disk of etcd", service.folder))
@@ -80,7 +79,8 @@ def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
     if not findings:
         what = "1 policy" if number == 1 else f"{number} policies"
         return [Check("policies", "ok", f"{what}: each selects a container, and none contradicts another")]
-    found = [Check(f"policy {one.policy}", "warn", one.what, one.fix) for one in findings[:MOST_FINDINGS]]
+    listed = findings[:MOST_FINDINGS]
+    found = [Check(f"policy {one.policy}" if one.policy else "policies", "warn", one.what, one.fix) for one in listed]
     if len(findings) > len(found):
         more = len(findings) - len(found)
         found.append(Check("policies", "warn", f"{more} more findings like these", "mend those first"))

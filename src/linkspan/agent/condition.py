@@ -28,7 +28,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """The problems, each as docs/json.md has it for `status`; ``here`` is the name of this host.
 
     ``drift`` has a reason for each object that differs from its desired state. ``unmet`` has the reasons why runtimes
-    or containers lack something that a network promises, such as a DNS server.
+    or containers lack something that a network promises, such as a DNS server, or a voter its etcd.
     """
 
     here: str

@@ -43,7 +43,10 @@ class EtcdUnit:
     def uninstall(self) -> None:
         """Remove etcd's unit and its user's file; the user stays for the data that are kept. Raises LinkspanError."""
         ours = (f"/{ETCD_UNIT}", f"/{ETCD_USER}")
-        installation.take(self._state_dir, [one for one in installation.installed(self._state_dir) if one.path in ours])
+        files = [one for one in installation.installed(self._state_dir) if one.path in ours]
+        installation.take(self._state_dir, files)
+        if files:
+            subprocess.run(("systemctl", "daemon-reload"), capture_output=True, check=False)
 
 
 def unit_files(service: EtcdService) -> Iterator[File]:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from linkspan.agent import host_identity
@@ -253,11 +253,16 @@ class Founding:
         if self._renewal is not None:
             self._renewal.soon()
 
-    async def rotate(self, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:
-        """Begin to replace authorities, or go on; leave hosts out, by names or ids. Raises LinkspanError."""
+    async def rotate(
+        self, kinds: Sequence[str], without: Sequence[str], names: Mapping[str, str]
+    ) -> RotationProgress:
+        """Begin to replace authorities, or go on; leave hosts out, by names or ids. Raises LinkspanError.
+
+        ``names`` are the hosts' names by their ids.
+        """
         self._cluster.required("rotate authorities")
         async with self._cluster.vault() as vault:
-            return await authority_rotation.begin(self._files, vault, kinds, without)
+            return await authority_rotation.begin(self._files, vault, kinds, without, names)
 
     async def rotation(self) -> RotationProgress:
         """Return how far the rotation of authorities is. Raises Conflict if this host is no voter, or Unavailable."""
@@ -275,7 +280,10 @@ class Founding:
         from linkspan.cluster.founding import exclusion
 
         async with self._cluster.turn, self._cluster.vault() as vault:
-            id_, host = await exclusion.meant(vault, word, here)
+            id_, host = await control.meant(word)
+            if id_ == here:
+                hint = "linkspan cluster leave; or type it on another voter, if there is one"
+                raise Conflict(f"host {word} is the voter that you ask", hint)
             await control.take_out(id_, host.name)
             publish = partial(revocation.everywhere, control.answering)
             await exclusion.exclude(vault, id_, publish, known=known(id_))

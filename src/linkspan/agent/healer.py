@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from linkspan.agent.metrics import Metrics
+from linkspan.core import garbage
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError
 from linkspan.core.fights import Contested, Fights
@@ -93,7 +94,9 @@ class Healer:
             loop.add_reader(events.socket.fileno(), self._come, events)
         loop.add_reader(machine.processes.fileno(), self._helper_died)
         settings = (self._see_settings, self._look_at_programs)
-        everything = (self._checkpoint, self._replan, partial(self._resync, None), self._see_imposed)
+        everything = (
+            self._checkpoint, self._replan, partial(self._resync, None), self._see_imposed, self._give_back,
+        )  # fmt: skip
         self._tasks = [
             lasting("healing", self._mend),
             lasting("polling settings", partial(self._every, POLL, settings)),
@@ -220,6 +223,9 @@ class Healer:
 
     async def _checkpoint(self) -> None:
         await asyncio.to_thread(self._registry.checkpoint)
+
+    async def _give_back(self) -> None:
+        await asyncio.to_thread(garbage.give_back)
 
     async def _every(self, seconds: float, looks: Sequence[Look]) -> None:
         while True:

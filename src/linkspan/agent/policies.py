@@ -60,7 +60,8 @@ class Policies:
         """Return a policy. Raises NotFound."""
         if (found := self._replica.value(_key(name), Policy)) is None:
             known = [policy.name for policy in self.all()]
-            raise NotFound(f"policy {name!r} does not exist", closest(name, known, "`linkspan policy list` shows them"))
+            hint = closest(name, known, "`linkspan policy list` shows them")
+            raise NotFound(f"policy {name!r} does not exist", hint, records=_key(name))
         return found
 
     def staged(self) -> list[Policy]:
@@ -72,7 +73,7 @@ class Policies:
         if (found := self._replica.value(_key(name, staged=True), Policy)) is None:
             known = [policy.name for policy in self.staged()]
             hint = closest(name, known, "`linkspan policy staged` shows them")
-            raise NotFound(f"policy {name!r} is not staged", hint)
+            raise NotFound(f"policy {name!r} is not staged", hint, records=_key(name, staged=True))
         return found
 
     async def apply(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -12,12 +12,14 @@ from linkspan.agent.policy_coverage import policed, unenforceable
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, LinkspanError
-from linkspan.core.model import Allowance, Endpoint, Host
+from linkspan.core.model import Allowance, Endpoint, Host, Port
 from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
-from linkspan.policy.model import Case, End, Policy, Ports, Subject, checked, ports
+from linkspan.policy.model import Case, End, Policy, Ports, Protocol, Subject, checked, ports
 from linkspan.policy.review import Finding, Known, review
 
 _BROADCAST = "255.255.255.255"
@@ -56,20 +58,30 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
 
 
 class Place(msgspec.Struct, frozen=True):
-    """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees."""
+    """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees.
+
+    ``ports`` are those that a container publishes.
+    """
 
     name: str
     network: str
     host: str
     party: Party
+    ports: tuple[Port, ...] = ()
 
 
 class PolicyAnswers:
     """Answers questions about policies, as they are recorded."""
 
     def __init__(
-        self, networks: Networks, allowances: Allowances, endpoint_records: EndpointRecords, records: PolicyRecords
+        self,
+        networks: Networks,
+        allowances: Allowances,
+        endpoint_records: EndpointRecords,
+        hosts: Hosts,
+        records: PolicyRecords,
     ) -> None:
+        self._hosts = hosts
         self._networks = networks
         self._allowances = allowances
         self._endpoint_records = endpoint_records
@@ -187,8 +199,14 @@ class PolicyAnswers:
     def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
         address = next((one.single() for one in endpoint.prefixes), None)
-        party = Party(address, judge.chosen(subject), policed=policed(endpoint))
-        return Place(endpoint.called, endpoint.network, endpoint.host, party)
+        party = Party(address, judge.chosen(subject), policed=self._is_policed(endpoint))
+        return Place(endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports)
+
+    def _is_policed(self, endpoint: Endpoint) -> bool:
+        """Return whether policies about an endpoint count on its host, by what that says of its kernel."""
+        if endpoint.host == self._hosts.here.name or not endpoint.host_ifname.startswith("lsp"):
+            return policed(endpoint)
+        return any(host.filters for host in self._hosts.all().values() if host.name == endpoint.host)
 
     def answer(self, source: Place, target: Place, port: str) -> Answer:
         """Return whether one end may connect to the other, by the recorded policies. Raises Invalid."""
@@ -221,6 +239,8 @@ class PolicyAnswers:
         why = _why(verdict)
         if bare := [place.network for place in (source, target) if not place.party.policed]:
             why += f"; linkspan enforces no policy for containers of network {bare[0]}"
+        if port and names:
+            why += "".join(_limits(source, target, probe))
         return Answer(allowed=bool(names), ports=names, by=verdict.by, why=why)
 
     def _own(self, source: Place, target: Place) -> str:
@@ -252,19 +272,31 @@ def _of_many(address: Prefix) -> bool:
     return address.address == _BROADCAST or ipaddress.ip_address(address.address).is_multicast
 
 
+def _limits(source: Place, target: Place, probe: Probe) -> Iterator[str]:
+    """Yield by which published ports of a container somebody outside does not come in, though policies allow it."""
+    at = source.party.address
+    for one in target.ports if source.party.outside else ():
+        inside = at is not None and any(prefix(cidr).holds(at) for cidr in one.sources)
+        if one.sources and not inside and (one.protocol, one.port) == (probe.protocol, probe.port):
+            yield f"; only {', '.join(one.sources)} may come in by port {one.host_port}/{one.protocol} of the host"
+
+
 def _passes(gate: Allowance, probe: Probe | None) -> bool:
     return not gate.port or probe is None or (gate.protocol, gate.port) == (probe.protocol, probe.port)
 
 
 def _probe(text: str) -> Probe:
+    """Return what a port means in a question: icmp alone is a ping. Raises Invalid."""
     found = ports(text)
-    if found.first != found.last or (not found.first and found.protocol != "icmp"):
+    if found == Ports("icmp"):
+        return Probe("icmp", icmp.ECHO)
+    if found.first != found.last or not found.first:
         raise Invalid(f"{text!r} is not one port", "write 80/tcp, or icmp")
     return Probe(found.protocol, found.first)
 
 
 def _ports(probe: Probe) -> Ports:
-    return ports(f"{probe.port}/{probe.protocol}" if probe.port else probe.protocol)
+    return Ports(msgspec.convert(probe.protocol, Protocol), probe.port, probe.port)
 
 
 def _why(verdict: Verdict) -> str:

@@ -114,7 +114,7 @@ class Parties:
 
 
 def port_text(flow: conntrack.Flow) -> str:
-    """Return a flow's protocol, with its port if it has one, as people write it: 80/tcp, icmp, 47."""
-    if flow.protocol in ("tcp", "udp", "sctp"):
+    """Return a flow's protocol, with its port if it has one, as people write it: 80/tcp, echo-request/icmp, 47."""
+    if flow.protocol in ("tcp", "udp", "sctp", "icmp"):
         return str(Ports(flow.protocol, flow.port, flow.port))  # type: ignore[arg-type]
     return flow.protocol

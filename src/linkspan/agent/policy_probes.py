@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from linkspan.agent.policy_answers import Failure, Place, PolicyAnswers
+from linkspan.core import icmp
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Endpoint
 from linkspan.endpoints.registry import Identity
@@ -16,6 +17,7 @@ from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe import connection_attempt
 from linkspan.policy.model import Case, Ports, ports
 
+_UNSENT = frozenset(("icmp", number) for number in icmp.REQUESTS if number != icmp.ECHO)
 AT_ONCE, MOST = 16, 1000
 """Cases that are asked at the same time, each in a thread, and of one test: they take two minutes."""
 
@@ -97,8 +99,8 @@ class PolicyProbes:
             return f"{source.name} sends nothing from here: {where}"
         if target.party.address is None:
             return f"{target.name} has no address that a packet could be sent to"
-        if wanted.protocol not in connection_attempt.PROTOCOLS:
-            return f"no packet of {wanted.protocol} can be sent"
+        if wanted.protocol not in connection_attempt.PROTOCOLS or (wanted.protocol, wanted.first) in _UNSENT:
+            return f"no packet of {wanted} can be sent"
         return ""
 
     def _netns(self, source: Place) -> int | None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
+from linkspan.agent.news import News
 from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.dns.service import NameService
 from linkspan.endpoints import attach, check, detach, rename
 from linkspan.endpoints.registry import Identity, Registry
 
+T = TypeVar("T")
+
 
 class RuntimeCalls:
     """Implements ``HostAgent`` of ``runtimes/base.py``, which says what the methods do."""
 
-    def __init__(self, registry: Registry, blocks: HostBlocks, name_service: NameService) -> None:
+    def __init__(self, registry: Registry, blocks: HostBlocks, name_service: NameService, news: News) -> None:
         self._registry = registry
+        self._news = news
         self._blocks = blocks
         self._name_service = name_service
 
@@ -42,6 +47,10 @@ class RuntimeCalls:
     def network(self, name: str) -> Network:
         """Return a network. Raises NotFound."""
         return self._registry.networks.get(name)
+
+    async def with_news(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call, and once more if it misses a record that another host has just written."""
+        return await self._news.known(call)
 
     def nameservers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return the addresses of the DNS server of the container's network."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.errors import LinkspanError, counted
+from linkspan.core.store_url import HOST_USER, etcd_parts
 from linkspan.diagnose.doctor import store_checks
 from linkspan.diagnose.doctor.checks import Check
 from linkspan.store.contact import SLOW, STALE, State
@@ -131,7 +132,9 @@ class StoreHealth:
     def _of_etcd(self) -> list[Check]:
         """Return the checks of etcd as of the last look, and of its upkeep."""
         upkeep = self._upkeep
-        found = list(store_checks.checks(upkeep.etcd, upkeep.allowed, upkeep.last))
+        url = self._url()
+        ours = url.startswith("etcd://") and etcd_parts(url).user.startswith(HOST_USER)
+        found = list(store_checks.checks(upkeep.etcd, upkeep.allowed, upkeep.last, ours=ours))
         if self._replica.problem and not self._replica.contact.full:  # it does not answer
             return [_of_then(one, upkeep.etcd.at) for one in found if one.status != "skip"]
         if upkeep.problem:

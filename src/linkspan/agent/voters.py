@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -58,6 +58,10 @@ class LivingHosts(Living):
     def known(self, host: str) -> bool:
         """Return whether a host has a record."""
         return host in self._hosts.ids()
+
+    def names(self) -> Mapping[str, str]:
+        """Return the hosts' names by their ids."""
+        return self._hosts.names()
 
     def address(self, host: str) -> str:
         """Return a host's address to the others, '' if it has none, or takes nothing more (it is drained)."""

@@ -16,7 +16,7 @@ from linkspan.api.cluster import ClusterRoutes
 from linkspan.api.diagnose import DiagnoseRoutes
 from linkspan.api.founding import FoundingRoutes
 from linkspan.api.hosts import HostRoutes
-from linkspan.api.middleware import errors_and_rights
+from linkspan.api.middleware import errors_and_rights, with_news
 from linkspan.api.peer_credentials import peer
 from linkspan.api.policy import PolicyRoutes
 from linkspan.api.recovery import RecoveryRoutes
@@ -138,7 +138,7 @@ class Api:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(middlewares=[errors_and_rights], client_max_size=LARGEST)
+        app = web.Application(middlewares=[errors_and_rights, with_news(self._agent.news)], client_max_size=LARGEST)
         app.add_routes(
             [
                 *routes(self._agent.services),

@@ -126,8 +126,8 @@ class FoundingRoutes:
         return answer(await self._agent.founding.rotation())
 
     async def _rotate(self, request: web.Request) -> web.Response:
-        wanted = await body(request, RotationBody)
-        return answer(await self._agent.founding.rotate(wanted.kinds, wanted.without), 202)
+        wanted, agent = await body(request, RotationBody), self._agent
+        return answer(await agent.founding.rotate(wanted.kinds, wanted.without, agent.hosts.names()), 202)
 
     async def _forget(self, request: web.Request) -> web.Response:
         """Shut a host out of etcd, then remove what it has in the cluster."""

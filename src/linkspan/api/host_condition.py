@@ -45,6 +45,8 @@ def _unmet(agent: Agent) -> Iterator[str]:
     yield from agent.enforcement.unenforced()
     yield from agent.drop_log.problems()
     yield from agent.egress.problems()
+    if (etcd := agent.founding.running_etcd()) is not None and etcd.trouble:
+        yield etcd.trouble
 
 
 def _unreachable(agent: Agent) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Middleware of the agent's API: who may change anything, and how errors are answered."""
+"""Middleware of the agent's API: who may change anything, how errors are answered, and what is asked of the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from linkspan.agent.news import News
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, error_body
 from linkspan.core.errors import Denied, LinkspanError
@@ -49,3 +51,13 @@ async def errors_and_rights(request: web.Request, handler: Handler) -> web.Strea
             f"{request.method} {request.path} failed inside the agent", "its log says more"
         )
         return answer(error_body(failure), 500)
+
+
+def with_news(news: News) -> Middleware:
+    """Return what lets a request count what other hosts have just written."""
+
+    @web.middleware
+    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await news.known(lambda: handler(request))
+
+    return answered

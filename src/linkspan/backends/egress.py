@@ -21,6 +21,8 @@ def network_states(view: HostView, network: Network) -> Iterable[State]:
     for family, exit_ in network.exits.items():
         yield element(f"egress_at{family}", exit_.prefix.address)
         here = view.host is not None and view.exits.get((network.name, family)) == view.host.id
+        if here:  # on another host it may be an address of the host's own, if a record lies
+            yield element(f"egress_here{family}", exit_.prefix.address)
         for pool in network.prefixes:
             if pool.family != family:
                 continue

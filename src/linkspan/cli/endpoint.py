@@ -116,8 +116,9 @@ def attach(
     publish: Annotated[
         list[str],
         typer.Option(
-            metavar="[IP:]PORT:PORT[/PROTO]",
-            help="Publish a port of the host: 8080:80, 192.0.2.1:53:53/udp, 8000-8010:8000-8010.",
+            metavar="[IP:]PORT:PORT[/PROTO][,from=CIDR]",
+            help="Publish a port of the host: 8080:80, 192.0.2.1:53:53/udp, 8000-8010:8000-8010; from=CIDR: only "
+            "clients from there may come in by it.",
         ),
     ] = [],  # noqa: B006 - typer's way
     label: Annotated[list[str], typer.Option(metavar="K=V", help="A label.")] = [],  # noqa: B006 - typer's way
@@ -133,7 +134,7 @@ def attach(
     """Attach a container to a network."""
     client = Client(socket)
     identity, called, path = located(target)
-    wanted = [ports.parse(text) for text in split(publish)]
+    wanted = [ports.parse_list(text) for text in publish]
     body: dict[str, Any] = {
         "id": id_ or identity,
         "network": network,
@@ -218,7 +219,8 @@ def _meant(target: str) -> tuple[str, bool]:
 
 def _port(port: dict[str, Any]) -> str:
     at = f"{port['host_ip']}:" if port["host_ip"] else ""
-    return f"{at}{port['host_port']}->{port['port']}/{port['protocol']}"
+    sources = "".join(f" from {cidr}" for cidr in port.get("sources", ()))
+    return f"{at}{port['host_port']}->{port['port']}/{port['protocol']}{sources}"
 
 
 def _limit(endpoint: dict[str, Any]) -> str:

@@ -64,9 +64,11 @@ def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> Non
     if output is Format.JSON:
         as_json(found)
         return
+    tiers = any(one.get("tier", "normal") != "normal" for one in found)
     rows = [
         (
             one["name"],
+            *([one.get("tier", "normal")] if tiers else []),
             one["order"],
             _selected(one["select"]),
             *("-" if one[way] is None else len(one[way]) for way in ("ingress", "egress")),
@@ -74,7 +76,7 @@ def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> Non
         )
         for one in found
     ]
-    columns = ("name", "order", "selects", "ingress rules", "egress rules", "from")
+    columns = ("name", *(["tier"] if tiers else []), "order", "selects", "ingress rules", "egress rules", "from")
     table(columns, rows, "no policy yet: linkspan policy apply FILE")
     for words in dict.fromkeys(words for one in found for words in one["warnings"]):
         say(f"warning: {words}", sys.stderr)

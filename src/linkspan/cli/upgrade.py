@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -82,7 +83,8 @@ def upgrade(
             say(line)
         old = before["agent"]["version"]
         if left and old != __version__:
-            say(f"to go back: linkspan upgrade --to linkspan_{old}_amd64.deb (the package of the version before)")
+            arch = "arm64" if platform.machine() == "aarch64" else "amd64"
+            say(f"to go back: linkspan upgrade --to linkspan_{old}_{arch}.deb (the package of the version before)")
     if left:
         raise typer.Exit(NOT_WELL)
 

@@ -151,7 +151,10 @@ class Exits:
         for network in self._networks.all():
             for family in network.exits:
                 record = self._replica.records.get(_key(network.name, family))
-                if record is not None and (host := record.value.decode(errors="replace")) in self._hosts.ids():
+                if record is None or (host := record.value.decode(errors="replace")) not in self._hosts.ids():
+                    continue
+                # Another host may have named this one in the record: it would count as the holder of any address.
+                if host != self._hosts.here.id or (network.name, family) in self._held:
                     found[network.name, family] = host
         return found
 
@@ -225,7 +228,7 @@ class Exits:
             if elsewhere or self._hosts.here.settings.get("drained"):
                 await self._give_up(key)
             return
-        if not self._is_known() or (not holder and not await self._may_hold(key, exit_)):
+        if not self._is_known() or not await self._may_hold(key, exit_, again=bool(holder)):
             return
         same = {name: self._replica.known_revision(name) if record is not None else 0}
         if await self._replica.write({name: here.encode()}, unchanged=same, standing=True):
@@ -237,12 +240,12 @@ class Exits:
         """Return whether the cluster certainly knows that this host lives."""
         return self._until - now() >= SHORTEST
 
-    async def _may_hold(self, key: Exit, exit_: Egress) -> bool:
-        """Return whether this host may take an address that nobody holds."""
+    async def _may_hold(self, key: Exit, exit_: Egress, *, again: bool) -> bool:
+        """Return whether this host may take an address that nobody holds, or (``again``) that it held before."""
         host = self._hosts.here
         if key[0] not in self._participation.all() or host.settings.get("drained") or self._hosts.removed():
             return False
-        if exit_.host not in ("", host.id) and self._hosts.lives(exit_.host) is not False:
+        if not again and exit_.host not in ("", host.id) and self._hosts.lives(exit_.host) is not False:
             return False
         place = self._worker.machine.egress.place
         return bool(await self._worker.run_brief(place, exit_.prefix))

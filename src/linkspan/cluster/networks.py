@@ -157,9 +157,8 @@ class Networks:
         except KeyError:
             known = ", ".join(sorted(self._networks)) or "none yet"
             look = "`linkspan network list` shows them; a new one: linkspan network create NAME --pool 10.244.0.0/16"
-            raise NotFound(
-                f"network {name!r} does not exist (there are: {known})", closest(name, self._networks, look)
-            ) from None
+            what, hint = f"network {name!r} does not exist (there are: {known})", closest(name, self._networks, look)
+            raise NotFound(what, hint, records=f"networks/{name}") from None
 
     def unknown(self, name: str) -> bool:
         """Return whether this host does not know a network, and no record says that somebody deleted it."""

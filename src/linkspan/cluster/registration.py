@@ -13,6 +13,7 @@ from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Host
 from linkspan.core.supervise import pause
+from linkspan.kernel.drivers import bridge_filters
 from linkspan.kernel.worker import Worker
 from linkspan.store.compare_and_swap import revised
 from linkspan.store.replica import Replica
@@ -92,11 +93,15 @@ class Registration:
             await revised(self._replica, f"hosts/{self.host.id}", self.adopt_settings)
 
     def adopt_settings(self) -> Host:
-        """Adopt settings that were set from another host, and the cluster's; return this host's record."""
+        """Adopt settings that were set from another host, the cluster's, and what the kernel can do.
+
+        Return this host's record.
+        """
         known = self._hosts.record(self.host.id)
         return self.own_record.change(
             settings=known.settings if known is not None else self.host.settings,
             reads=SCHEMA,
+            filters=bridge_filters.available(),
             withdraws=self._replica.settings.reclaim_after if self._config.store else 0,
         )
 

@@ -57,7 +57,7 @@ def chains() -> Iterable[State]:
     """Return the sets and chains that all networks with an egress address share."""
     for family in FAMILIES:
         type_ = _TYPE[family]
-        for name in ("egress_at", "egress_hops"):
+        for name in ("egress_at", "egress_here", "egress_hops"):
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
         yield NftSet(INET, TABLE, f"egress_marks{family}", type_, "mark", interval=True)
         yield NftSet(INET, TABLE, f"egress_by{family}", type_, type_, interval=True)
@@ -70,7 +70,7 @@ def chains() -> Iterable[State]:
 def _chosen() -> Iterable[str]:
     for family in FAMILIES:
         ip = _IP[family]
-        yield f"{ip} daddr @egress_at{family} ct state invalid,new drop"
+        yield f"{ip} daddr @egress_here{family} ct state invalid,new drop"
         yield f"iifname . ether saddr @egress_ways {ip} saddr != @pools{family} ct state invalid,new drop"
         outwards = f"{ip} daddr != @pools{family} fib daddr type != local"
         mark = f"meta mark set {ip} saddr map @egress_marks{family}"

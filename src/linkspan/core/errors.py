@@ -54,9 +54,17 @@ class Invalid(LinkspanError):
 
 
 class NotFound(LinkspanError):
-    """The object named does not exist."""
+    """The object named does not exist.
+
+    ``records`` is how the key of its record in the store would begin, '' if it has none: another host may have written
+    it, and this one not read it yet.
+    """
 
     code = "not_found"
+
+    def __init__(self, message: str, hint: str = "", *, records: str = "") -> None:
+        super().__init__(message, hint)
+        self.records = records
 
 
 class Conflict(LinkspanError):

@@ -180,27 +180,32 @@ def _pairs(pools: tuple[str, ...], gateways: tuple[str, ...], *, routed: bool) -
     return tuple(found)
 
 
-class Port(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A published port; ``host_ip`` empty means every address of the host."""
+class Port(msgspec.Struct, frozen=True, order=True, omit_defaults=True, gc=False):
+    """A published port; ``host_ip`` empty means every address of the host.
+
+    ``sources`` are the CIDRs from which clients may come in by it, none: from everywhere.
+    """
 
     host_ip: str
     host_port: int
     port: int
     protocol: Protocol
+    sources: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         at = f"[{self.host_ip}]:" if ":" in self.host_ip else f"{self.host_ip}:" if self.host_ip else ""
         return f"{at}{self.host_port}->{self.port}/{self.protocol}"
 
 
-class PortRange(msgspec.Struct, frozen=True):
-    """A request for one free host port from ``first`` to ``last``, which leads to ``port``."""
+class PortRange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request for one free host port from ``first`` to ``last``, which leads to ``port``; ``sources`` as in Port."""
 
     host_ip: str
     first: int
     last: int
     port: int
     protocol: Protocol
+    sources: tuple[str, ...] = ()
 
 
 class Bandwidth(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -253,6 +258,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     born_mac: str = ""
     tuned_mtu: int = 0
     engine: Engine = ""
+
+    @property
+    def limited(self) -> bool:
+        """Return whether only some sources may come in by one of its ports."""
+        return any(port.sources for port in self.ports)
 
     @property
     def managed(self) -> Engine:
@@ -388,8 +398,9 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     backend, ``next_keys`` those that it is about to use, and ``takes`` the next keys of other hosts, by their
     ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
-    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, and ``egresses`` that it knows
-    networks' egress addresses.
+    ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, ``filters`` that its kernel
+    passes the frames of bridges to the rules of policies (br_netfilter), and ``egresses`` that it knows networks'
+    egress addresses.
     """
 
     id: str
@@ -404,6 +415,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     takes: dict[str, str] = {}
     control: tuple[str, ...] = ()
     enforces: bool = False
+    filters: bool = False
     egresses: bool = False
 
     def within(self, pool: Prefix) -> str:

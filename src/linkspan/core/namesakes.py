@@ -31,7 +31,7 @@ def missing(names: Mapping[str, str], word: str) -> NotFound:
     """Return the error for a word for which `meant` finds no host, with the probable host."""
     known = ", ".join(sorted(called(names, id_) for id_ in names))
     hint = closest(word, [*names, *filter(None, names.values())], "`linkspan host list` shows them")
-    return NotFound(f"host {word!r} does not exist (there are: {known})", hint)
+    return NotFound(f"host {word!r} does not exist (there are: {known})", hint, records="hosts/")
 
 
 def shared(names: Mapping[str, str]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol as Contract
@@ -18,6 +19,9 @@ _PUBLISH = re.compile(
     r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<host>\d+)(?:-(?P<host_end>\d+))?"
     r":(?P<port>\d+)(?:-(?P<port_end>\d+))?(?:/(?P<protocol>tcp|udp|sctp))?"
 )
+_FROM = "from="
+MOST_SOURCES = 64
+"""CIDRs of one published port: each is an element in the kernel for each of its families."""
 _ANY = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}
 """Host addresses that mean all addresses, with their families."""
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
@@ -65,14 +69,72 @@ def parse(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
     return tuple(spelled(Port(host_ip, first + n, port + n, protocol)) for n in range(last - first + 1)), ()
 
 
-def spelled(wish: P) -> P:
-    """Return a port or range with its host address in the one spelling; two of the same address clash only then.
+def parse_list(text: str) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:
+    """Parse ports, separated by commas; ``from=CIDR`` after a port limits from where clients come in by it."""
+    exact: list[Port] = []
+    ranges: list[PortRange] = []
+    word = ""
+    sources: list[str] = []
+    for part in (*filter(None, map(str.strip, text.split(","))), ""):
+        if part.startswith(_FROM):
+            if not word:
+                raise Invalid(f"published port {text!r}: {part} has no port", "write it behind one: 8080:80,from=CIDR")
+            sources.append(part.removeprefix(_FROM))
+            continue
+        if word:
+            some, wishes = parse(word)
+            exact += [spelled(msgspec.structs.replace(one, sources=tuple(sources))) for one in some]
+            ranges += [spelled(msgspec.structs.replace(one, sources=tuple(sources))) for one in wishes]
+        word, sources = part, []
+    return tuple(exact), tuple(ranges)
 
-    Raises Invalid if that is no address.
+
+def spelled(wish: P) -> P:
+    """Return a port or range with its host address and its sources in the one spelling; two clash only then.
+
+    Raises Invalid if one of them is no address.
     """
-    if not wish.host_ip:
+    if not wish.host_ip and not wish.sources:
         return wish
-    return msgspec.structs.replace(wish, host_ip=prefix(wish.host_ip).single().address)
+    host_ip = prefix(wish.host_ip).single().address if wish.host_ip else ""
+    try:
+        sources = joined_sources(wish.sources)
+        if strange := [one for one in sources if host_ip and prefix(one).family != prefix(host_ip).family]:
+            fix = "leave it out, or publish the port at an address of its family"
+            raise Invalid(f"from={strange[0]} is of another family than {host_ip}", fix)
+    except Invalid as error:
+        raise error.within(f"published port {wish.port}/{wish.protocol}") from error
+    return msgspec.structs.replace(wish, host_ip=host_ip, sources=sources)
+
+
+def joined_sources(texts: Collection[str]) -> tuple[str, ...]:
+    """Return CIDRs as few as possible, in order: those within others left out, and halves joined. Raises Invalid."""
+    if len(texts) > MOST_SOURCES:
+        raise Invalid(f"it has {len(texts)} CIDRs in from=, and may have {MOST_SOURCES}", "give larger ones")
+    found = []
+    for text in texts:
+        one = prefix(text)
+        if one.network() != one:
+            raise Invalid(f"from={text} has bits after its length", f"write from={one.network()}")
+        found.append(ipaddress.ip_network(str(one)))
+    fours = ipaddress.collapse_addresses(one for one in found if isinstance(one, ipaddress.IPv4Network))
+    sixes = ipaddress.collapse_addresses(one for one in found if isinstance(one, ipaddress.IPv6Network))
+    return tuple(map(str, (*fours, *sixes)))
+
+
+def limited(found: Iterable[P], sources: Sequence[str]) -> tuple[P, ...]:
+    """Return ports or requests by which clients come in from these CIDRs only; without any they stay as they are.
+
+    One at an address of a family that has none of them is left out, because nobody may come in by it.
+    """
+    if not sources:
+        return tuple(found)
+    made = []
+    for one in found:
+        family = prefix(one.host_ip).family if one.host_ip else 0
+        if mine := tuple(text for text in sources if not family or prefix(text).family == family):
+            made.append(msgspec.structs.replace(one, sources=mine))
+    return tuple(made)
 
 
 class PortTable:
@@ -173,7 +235,7 @@ class PortTable:
     ) -> None:
         """Reserve the first free port of a range, and note it in ``taken``; raises Exhausted if there is none."""
         numbers = range(wish.first, wish.last + 1)
-        every = [Port(wish.host_ip, number, wish.port, wish.protocol) for number in numbers]
+        every = [Port(wish.host_ip, number, wish.port, wish.protocol, wish.sources) for number in numbers]
         while True:
             with self._aside(instead, taken):
                 left = [port for port in every if not self.holder(port)]

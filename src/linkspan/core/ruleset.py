@@ -23,7 +23,8 @@ One more container is one more element and no new rule, so a packet's cost does 
                       viewed       names of several networks, to containers in all of them and to the host
                       counted      limits queries of each container; apart, because a kernel may lack ``ct count``
                       internal     what an internal network may use of the host
-                      publish      published ports (DNAT), for incoming packets and for the host's own
+                      publish      published ports (DNAT), for the host's own packets
+                      incoming     the same for incoming packets: some ports only from some sources (``limits``)
                       postrouting  masquerade
                       chosen, translated, leaving   only with egress addresses: what leaves their networks does
                                    so by the host that holds the address (``egress.py``)
@@ -111,6 +112,10 @@ _ERRORS = {
 _RESERVED = "01:80:c2:00:00:00-01:80:c2:00:00:0f"
 """IEEE 802.1D, table 7-10: addresses that no bridge forwards."""
 
+_MANY = ("broadcast", "anycast", "multicast")
+"""Types of addresses that a process of the host receives at, too, in nft's order: a limited port is closed there."""
+_INCOMING = f"fib daddr type vmap {{ local : jump incoming, {', '.join(f'{kind} : jump limits' for kind in _MANY)} }}"
+
 _NO_LOOPBACK = "ip daddr 127.0.0.0/8 drop"
 """With route_localnet on, a container could reach what listens on the host's 127.0.0.1 (CVE-2020-8558)."""
 
@@ -143,7 +148,10 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
     yield _chain(INET, "tunnelled", "", _tunnelled())
     yield _chain(INET, "input", "type filter hook input priority filter; policy accept;", _input())
     yield _chain(INET, "counted", "type filter hook input priority filter + 1; policy accept;", _counted())
-    yield _chain(INET, "publish", "", _publish())
+    kept, limits, led = ([rule for family in FAMILIES for rule in of(family)] for of in (_kept, _limits, _led))
+    yield _chain(INET, "publish", "", [*kept, *led])
+    yield _chain(INET, "limits", "", limits)
+    yield _chain(INET, "incoming", "", [*kept, "jump limits", *led])
     for name in ("prerouting", "output"):
         # At ``output`` nft 1.0.6 (Debian 12) does not know the name of this priority.
         hook = f"type nat hook {name} priority {'-100' if name == 'output' else 'dstnat'}; policy accept;"
@@ -154,7 +162,8 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
         # A translated ::1 would get no answer: the kernel accepts it only on lo, and has no route_localnet
         # for IPv6.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
-        yield _chain(INET, name, hook, [*asked, *loopback, "fib daddr type local jump publish"])
+        ports = "fib daddr type local jump publish" if name == "output" else _INCOMING
+        yield _chain(INET, name, hook, [*asked, *loopback, ports])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
     yield _chain(INET, "postrouting", hook, _postrouting())
     yield _chain(BRIDGE, "port", "", _port())
@@ -219,6 +228,10 @@ def _sets() -> Iterable[NftSet]:
         target = f"{type_} . inet_service"
         yield NftSet(INET, TABLE, f"publish{family}", "inet_proto . inet_service", target)
         yield NftSet(INET, TABLE, f"publish_at{family}", f"{type_} . inet_proto . inet_service", target)
+        for at in ("", f"{type_} . "):
+            name, port = f"{'_at' if at else ''}{family}", f"{at}inet_proto . inet_service"
+            yield NftSet(INET, TABLE, f"limited{name}", port)
+            yield NftSet(INET, TABLE, f"permitted{name}", f"{type_} . {port}", interval=True)
 
 
 def _guard(kinds: Kinds) -> Iterable[str]:
@@ -448,16 +461,26 @@ def _asked() -> Iterable[str]:
         yield f"{ip} daddr @resolvers{family} dnat {ip} to {ip} saddr map @server_of{family}"
 
 
-def _publish() -> Iterable[str]:
-    for family in FAMILIES:
-        ip = _IP[family]
-        # a container that publishes port 53 does not get these
-        yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"
-        yield f"{ip} daddr . tcp dport @control{family} accept"
-        # A port that was published before there was a speaker would let a container answer for its host.
-        yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
-        yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"
-        yield f"dnat {ip} to meta l4proto . th dport map @publish{family}"
+def _kept(family: int) -> Iterable[str]:
+    ip = _IP[family]
+    # a container that publishes port 53 does not get these
+    yield f"{ip} daddr @servers{family} {_QUESTIONS} accept"
+    yield f"{ip} daddr . tcp dport @control{family} accept"
+    # A port that was published before there was a speaker would let a container answer for its host.
+    yield f"tcp dport 179 {ip} saddr @bgp_peers{family} accept"
+
+
+def _limits(family: int) -> Iterable[str]:
+    # Only a flow's first packet comes here. The host's own never do, whatever source they have.
+    ip = _IP[family]
+    for at, port in (("_at", f"{ip} daddr . meta l4proto . th dport"), ("", "meta l4proto . th dport")):
+        yield f"{port} @limited{at}{family} {ip} saddr . {port} != @permitted{at}{family} {_REJECT}"
+
+
+def _led(family: int) -> Iterable[str]:
+    ip = _IP[family]
+    yield f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @publish_at{family}"
+    yield f"dnat {ip} to meta l4proto . th dport map @publish{family}"
 
 
 def _postrouting() -> Iterable[str]:

@@ -182,6 +182,9 @@ async def _attach_alone(
                     _plumb, machine, mates, network, endpoint, place.fd, reused
                 )
                 await forget_connections(registry, endpoint, [])
+            elif endpoint.limited:
+                states = registry.states(network, endpoint)
+                await registry.worker.run_brief(_put, registry.worker.machine, states)
             if registry.networks.token(network.name) is not token:
                 raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
             registry.journal.attached(endpoint)

@@ -54,6 +54,9 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
             log.warning("detach %s: %s", endpoint.id, error.message)
         if endpoint.ports or any(mate.ports for mate in registry.mates(endpoint).endpoints):
             registry.keep(asyncio.create_task(forget_connections(registry, endpoint, endpoint.prefixes)))
+    elif endpoint.limited:
+        for error in await unplumb(registry, endpoint):
+            log.warning("detach %s: %s", endpoint.id, error.message)
     registry.forget(endpoint)
     with logged("store"):
         await registry.allocator.release(endpoint.network, endpoint.prefixes)

@@ -25,7 +25,7 @@ from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST, LinkSysctl, NftElement, Route, State, TokenBucket, Veth
 from linkspan.endpoints.build import on_interface, resized
 from linkspan.endpoints.multihoming import container_states
-from linkspan.endpoints.published_ports import Place, is_one, place, read
+from linkspan.endpoints.published_ports import Place, is_one, place, read, spot, target
 
 _LARGEST_METRIC, _LEAST_MTU = 1 << 31, 68
 """Bounds of an MTU in a record: IPv4 needs at least 68 bytes (RFC 791)."""
@@ -83,8 +83,11 @@ def links(observed: Iterable[State]) -> dict[str, Link]:
     holders = {address.address: name for name, link in found.items() for address in link.addresses}
     ports = [state for state in states if is_one(state)]
     led: dict[str, set[Place]] = {}
+    leading = {(spot(one), one.set[-1]): holders[target(one)] for one in ports if target(one) in holders}
     for element in ports:
-        if holder := holders.get(element.data[0]):
+        # Sources of a family in which the container has no address belong to its port in the other one.
+        known = (leading.get((spot(element), family)) for family in (element.set[-1], *"46"))
+        if holder := holders.get(target(element)) if element.data else next(filter(None, known), None):
             about[holder].append(element)
             for name in mates[holder]:
                 led.setdefault(name, set()).add(place(element))

@@ -22,6 +22,7 @@ from linkspan.backends import backend
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.core.clock import now
+from linkspan.core.desired import Source
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import HOST, Address, NftElement, Route, State, TokenBucket, Veth
@@ -313,9 +314,18 @@ class Recovery:
     async def _desire(self, endpoints: Iterable[Endpoint]) -> None:
         """Desire what endpoints need; all must be known: some states follow from all interfaces of a container."""
         for endpoint in endpoints:
+            if not (endpoint.host_ifname or endpoint.limited):
+                continue
+            states = self._registry.states(self._networks.get(endpoint.network), endpoint)
             if endpoint.host_ifname:  # nobody may know yet where it was delivered
-                states = self._registry.states(self._networks.get(endpoint.network), endpoint)
                 await self._orphans.hand_over(endpoint.host_ifname, states)
+            else:
+                await self._worker.run(self._wanted, states)
+
+    def _wanted(self, states: Mapping[Source, Iterable[State]]) -> None:
+        """Desire these states (worker thread)."""
+        for source, some in states.items():
+            self._worker.machine.reconciler.desired.replace(source, some)
 
     async def _from_kernel(self, link: Link) -> Endpoint | None:
         netns, end = link.identity_of_peer

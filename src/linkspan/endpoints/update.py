@@ -181,8 +181,9 @@ async def publish(
     return endpoint
 
 
-FIXED = (IDENTITY, "linkspan.runtime")
-"""Labels that do not change while an endpoint exists: its addresses follow from the one, its owner from the other."""
+FIXED = (IDENTITY, "linkspan.runtime", "linkspan.from")
+"""Labels that do not change while an endpoint exists: its addresses follow from the first, its owner from the second,
+and who may come in by its published ports from the third (Docker's)."""
 
 
 async def relabel(

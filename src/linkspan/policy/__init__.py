@@ -3,7 +3,7 @@
 A policy selects endpoints by labels, network, host or name, and says what may come in (``ingress``) and go out
 (``egress``). It is a record ``policies/NAME``, the same for all hosts. A packet's way through a policy:
 
-1. ``document`` reads YAML files, ``kubernetes`` those of networking.k8s.io/v1. Both make ``model`` values, each rule
+1. ``document`` reads YAML files, ``kubernetes`` those of Kubernetes' APIs. Both make ``model`` values, each rule
    with its line. Only the command line does that, so the agent has no YAML in memory.
 2. ``judge`` is the one meaning of policies: a pure function from two parties, a protocol and a port to a verdict with
    the policy and line. `policy can`, `who-can` and `test` ask it, and the agent asks it which flows to cut.
@@ -15,8 +15,11 @@ A policy selects endpoints by labels, network, host or name, and says what may c
 matches decides. If none does, an endpoint that a policy isolates is refused, and else its network's default counts. A
 policy isolates a direction that it has if it allows something there, or nothing at all (no rule); one that only denies
 leaves the rest as it was. These are the semantics of Kubernetes' NetworkPolicy, with order and deny in addition. A
-default-deny network is a last policy that isolates all its endpoints for what comes in. Tiers (ClusterNetworkPolicy)
-fit in as a first part of the order.
+default-deny network is a last policy that isolates all its endpoints for what comes in.
+
+**Tiers.** Policies of tier admin come before all others, and those of tier baseline after them, before the networks'
+defaults. They isolate nothing, and a rule of theirs may pass a connection on to the next tier, past the rest of its
+own. What the usual policies isolate never comes to the baseline. These are the semantics of ClusterNetworkPolicy.
 
 **Staged policies** are records of another kind, ``staged/NAME``, so agents of earlier versions never enforce them. What
 would be is a judge of its own (``regime``): the enforced policies, with staged ones in their places. Its chains,
@@ -37,6 +40,7 @@ packets only while somebody listens, so it costs nothing to have the rule. The j
                  an address of a pool that no known endpoint or host has: drop, so that a retry succeeds
                  for each policy: its chain, if it selects the endpoint (the rules; each ends with accept or there)
                  for each policy that isolates: what it selects goes to policy_refused (log, reject)
+                 if a tier passes something on: the later tiers are in policy_out4_after_TIER, where such rules lead
     policy_in    the same for packets to a policed endpoint
 
 Each selector is a set of addresses, ``chosen4_DIGEST``, which several rules share. So rules grow with policies, and an

@@ -12,6 +12,7 @@ from linkspan.core.errors import Invalid, NotFound
 from linkspan.policy import kubernetes
 from linkspan.policy.model import (
     ORDER,
+    TIERS,
     Action,
     Case,
     End,
@@ -19,14 +20,16 @@ from linkspan.policy.model import (
     Policy,
     Requirement,
     Rule,
+    RuleAction,
     Selector,
+    Tier,
     checked,
     ports,
 )
 from linkspan.policy.yaml_nodes import Reader, line
 
 _ENDINGS = (".yaml", ".yml")
-_POLICY = ("policy", "order", "select", "ingress", "egress", "tests")
+_POLICY = ("policy", "tier", "order", "select", "ingress", "egress", "tests")
 _SELECTOR = ("labels", "expressions", "network", "host", "name")
 _OUTSIDE = "outside"
 
@@ -100,12 +103,21 @@ def _policy(reader: Reader, node: yaml.Node, found: dict[str, yaml.Node]) -> Pol
                 ingress=rules["ingress"],
                 egress=rules["egress"],
                 order=reader.number(found["order"], "order") if "order" in found else ORDER,
+                tier=_tier(reader, found["tier"]) if "tier" in found else "normal",
                 file=reader.file,
                 line=line(node),
             )
         )
     except Invalid as error:
         raise error if error.message.startswith(reader.file) else error.within(reader.file) from error
+
+
+def _tier(reader: Reader, node: yaml.Node) -> Tier:
+    word = reader.text(node, "tier")
+    for tier in TIERS:
+        if word == tier:
+            return tier
+    raise reader.wrong(node, f"has {word!r} for a tier", f"write {', '.join(TIERS)}")
 
 
 def _selector(reader: Reader, node: yaml.Node) -> Selector:
@@ -124,17 +136,21 @@ def _rule(reader: Reader, node: yaml.Node, ends: str) -> Rule:
     peers = reader.items(found[ends], ends) if ends in found else []
     if ends in found and not peers:
         raise reader.wrong(found[ends], f"has an empty list for {ends}", f"leave {ends} out to mean everybody")
-    texts = reader.texts(found["ports"], "ports") if "ports" in found else ()
+    texts = reader.texts(found["ports"], "ports, like 80/tcp or echo-request/icmp") if "ports" in found else ()
     try:
         parts = tuple(ports(text) for text in texts)
     except Invalid as error:
         raise reader.wrong(found["ports"], f"has {error.message}", error.hint) from error
     return Rule(
-        action=_action(reader, found["action"]) if "action" in found else "allow",
+        action=_rule_action(reader, found["action"]) if "action" in found else "allow",
         peers=tuple(_peer(reader, one) for one in peers),
         ports=parts,
         line=line(node),
     )
+
+
+def _rule_action(reader: Reader, node: yaml.Node) -> RuleAction:
+    return "pass" if reader.text(node, "action") == "pass" else _action(reader, node)
 
 
 def _action(reader: Reader, node: yaml.Node) -> Action:
@@ -194,6 +210,8 @@ def _end(reader: Reader, node: yaml.Node) -> End:
 def printed(policy: Policy) -> str:
     """Return a policy as a file would have it; to read it again gives the same policy, but for lines."""
     found: dict[str, Any] = {"policy": policy.name}
+    if policy.tier != "normal":
+        found["tier"] = policy.tier
     if policy.order != ORDER:
         found["order"] = policy.order
     if policy.select != Selector():

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.policy.model import (
     DIRECTIONS,
-    Action,
+    TIERS,
     Direction,
     Peer,
     Policy,
     Ports,
     Protocol,
+    RuleAction,
     Selector,
     Subject,
     network_of,
@@ -30,7 +33,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "sctp", "icmp")
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A connection's protocol and destination port (0 for icmp)."""
+    """A connection's protocol and destination port; of icmp the number of its request, 0 for any other message."""
 
     protocol: str
     port: int = 0
@@ -78,7 +81,7 @@ class Match(msgspec.Struct, frozen=True):
 class Clause(msgspec.Struct, frozen=True):
     """A rule in a judge's terms; without peers it means everybody, without ports everything."""
 
-    action: Action
+    action: RuleAction
     peers: tuple[Match, ...]
     ports: tuple[Ports, ...]
     line: int
@@ -93,13 +96,17 @@ class Clause(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A policy's part for one direction; ``network`` is set, and ``policy`` is not, in a network's default."""
+    """A policy's part for one direction; ``network`` is set, and ``policy`` is not, in a network's default.
+
+    Such defaults are a tier of their own, "default", after all others.
+    """
 
     policy: str
     line: int
     subject: str
     clauses: tuple[Clause, ...]
     isolates: bool
+    tier: str = "normal"
     network: str = ""
 
     @property
@@ -143,7 +150,7 @@ class Judge:
 
     def __init__(self, policies: Iterable[Policy] = (), closed: Iterable[str] = ()) -> None:
         """Take policies, and the networks with default-deny as ``closed``."""
-        self.policies = tuple(sorted(policies, key=lambda one: (one.order, one.name)))
+        self.policies = tuple(sorted(policies, key=lambda one: (TIERS.index(one.tier), one.order, one.name)))
         self.closed = tuple(sorted(closed))
         self.selectors: dict[str, Selector] = {}
         """By digest: every selector that a policy has."""
@@ -153,6 +160,11 @@ class Judge:
             direction: (*self._of(direction), *(self._defaults() if direction == "ingress" else ()))
             for direction in DIRECTIONS
         }
+        self.tiers: Mapping[Direction, tuple[tuple[Section, ...], ...]] = {
+            direction: tuple(tuple(some) for _, some in itertools.groupby(of, key=lambda one: one.tier))
+            for direction, of in self.sections.items()
+        }
+        """The same, by tier: what no policy of a tier decides, the next one does."""
         self._anchored: dict[tuple[str, str], list[str]] = {}
         """By label and value: the selectors that need it, so that an endpoint is compared with few."""
         self._others: list[str] = []
@@ -167,11 +179,12 @@ class Judge:
                     Clause(rule.action, tuple(map(self._match, rule.peers)), rule.ports, rule.line) for rule in rules
                 )
                 subject = self._digest(policy.select)
-                yield Section(policy.name, policy.line, subject, clauses, policy.isolates(direction))
+                yield Section(policy.name, policy.line, subject, clauses, policy.isolates(direction), policy.tier)
 
     def _defaults(self) -> Iterable[Section]:
         for network in self.closed:
-            yield Section("", 0, self._digest(Selector(networks=(network,))), (), True, network)
+            subject = self._digest(Selector(networks=(network,)))
+            yield Section("", 0, subject, (), isolates=True, tier="default", network=network)
 
     def _match(self, peer: Peer) -> Match:
         if peer.select is not None:
@@ -235,51 +248,79 @@ class Judge:
         """Return the verdict of the policies that select one end, ``own``, on a connection with the other one."""
         if own.chosen is None or not own.policed or own.chosen.isdisjoint(self.subjects[direction]):
             return Verdict(allowed=True)
-        isolating: Section | None = None
-        for section in self.sections[direction]:
-            if section.subject not in own.chosen:
-                continue
-            for clause in section.clauses:
-                if clause.fits(other, probe):
-                    return Verdict(clause.action == "allow", section.policy, clause.line or section.line)
-            if section.isolates and isolating is None:
-                isolating = section
-        if isolating is None:
-            return Verdict(allowed=True)
-        return Verdict(False, isolating.policy, isolating.line, isolating.network)
+        for sections in self.tiers[direction]:
+            if (found := _in_tier(sections, own.chosen, other, probe)) is not None:
+                return found
+        return Verdict(allowed=True)
 
     def openings(self, source: Party, target: Party) -> tuple[Ports, ...]:
         """Return all that is allowed from one end to the other; whole protocols have no numbers."""
-        ends = self._lines("egress", source, target), self._lines("ingress", target, source)
+        ends = self._steps("egress", source, target), self._steps("ingress", target, source)
         found: list[Ports] = []
         for protocol in PROTOCOLS:
-            out, into = (int.from_bytes(_painted(lines, protocol), "big") for lines in ends)
+            out, into = (int.from_bytes(_painted(steps, protocol), "big") for steps in ends)
             both = (out & into).to_bytes(_PORTS, "big")
+            if protocol == "icmp":
+                numbers = [number for number in (0, *icmp.REQUESTS) if both[number]]
+                whole = len(numbers) > len(icmp.REQUESTS)
+                found += [Ports("icmp")] if whole else [Ports("icmp", one, one) for one in numbers if one]
+                continue
             for span in re.finditer(b"\1+", both[1:]):
                 first, last = span.start() + 1, span.end()
                 found.append(Ports(protocol) if (first, last) == (1, _PORTS - 1) else Ports(protocol, first, last))
         return tuple(found)
 
-    def _lines(self, direction: Direction, own: Party, other: Party) -> list[tuple[tuple[Ports, ...], bool]]:
-        """Return what decides on connections of one end, ``own``, with the other one, in order.
-
-        Each line has its ports (none: everything), and whether it allows them.
-        """
-        found: list[tuple[tuple[Ports, ...], bool]] = []
-        isolated = False
-        for section in self.sections[direction] if own.chosen is not None and own.policed else ():
-            if own.chosen is not None and section.subject in own.chosen:
-                found += [(one.ports, one.action == "allow") for one in section.clauses if one.about(other)]
-                isolated |= section.isolates
-        return [*found, ((), not isolated)]
+    def _steps(self, direction: Direction, own: Party, other: Party) -> list[_Step]:
+        """Return what decides on connections of one end, ``own``, with the other one, by tiers."""
+        if own.chosen is None or not own.policed:
+            return []
+        found = []
+        for sections in self.tiers[direction]:
+            mine = [section for section in sections if section.subject in own.chosen]
+            lines = [(one.ports, one.action) for section in mine for one in section.clauses if one.about(other)]
+            found.append(_Step(tuple(lines), any(section.isolates for section in mine)))
+        return found
 
 
-def _painted(lines: list[tuple[tuple[Ports, ...], bool]], protocol: Protocol) -> bytearray:
+class _Step(msgspec.Struct, frozen=True):
+    """What a tier says of connections between two ends: lines in order, and whether it closes what they leave open.
+
+    Each line has its ports (none: everything).
+    """
+
+    lines: tuple[tuple[tuple[Ports, ...], RuleAction], ...]
+    isolates: bool
+
+
+def _in_tier(sections: Iterable[Section], chosen: frozenset[str], other: Party, probe: Probe) -> Verdict | None:
+    """Return what a tier's policies decide for an endpoint, None if the next tier does."""
+    isolating: Section | None = None
+    for section in sections:
+        if section.subject not in chosen:
+            continue
+        for clause in section.clauses:
+            if clause.fits(other, probe):
+                if clause.action == "pass":
+                    return None
+                return Verdict(clause.action == "allow", section.policy, clause.line or section.line)
+        if section.isolates and isolating is None:
+            isolating = section
+    if isolating is None:
+        return None
+    return Verdict(False, isolating.policy, isolating.line, isolating.network)
+
+
+def _painted(steps: Sequence[_Step], protocol: Protocol) -> bytearray:
     """Return for each port 1 if it is open, else 0: the last line is painted first, and earlier ones over it."""
-    open_ = bytearray(_PORTS)
-    for ports, allowed in reversed(lines):
-        for one in ports or (Ports(protocol),):
-            if one.protocol == protocol:
-                first, last = (one.first, one.last) if one.first else (0, _PORTS - 1)
-                open_[first : last + 1] = (b"\1" if allowed else b"\0") * (last + 1 - first)
+    open_ = bytearray(b"\1" * _PORTS)
+    for step in reversed(steps):
+        below = bytes(open_)
+        if step.isolates:
+            open_ = bytearray(_PORTS)
+        for ports, action in reversed(step.lines):
+            for one in ports or (Ports(protocol),):
+                if one.protocol == protocol:
+                    first, last = (one.first, one.last) if one.first else (0, _PORTS - 1)
+                    plain = (b"\1" if action == "allow" else b"\0") * (last + 1 - first)
+                    open_[first : last + 1] = below[first : last + 1] if action == "pass" else plain
     return open_

@@ -1,4 +1,4 @@
-"""Kubernetes' NetworkPolicy (networking.k8s.io/v1) as policies: a namespace is the network with its name.
+"""Kubernetes' NetworkPolicy and ClusterNetworkPolicy as policies: a namespace is the network with its name.
 
 What it cannot mean here is refused in words: labels of namespaces, because networks have none, and named ports, because
 containers do not say which of their ports has which name.
@@ -6,7 +6,8 @@ containers do not say which of their ports has which name.
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import TypeVar, get_args
 
 import msgspec
 import yaml
@@ -20,13 +21,18 @@ from linkspan.policy.model import (
     Protocol,
     Requirement,
     Rule,
+    RuleAction,
     Selector,
+    Tier,
     checked,
 )
 from linkspan.policy.yaml_nodes import Reader, empty, line
 
 VERSION, KIND = "networking.k8s.io/v1", "NetworkPolicy"
-LISTS = ("List", f"{KIND}List")
+CLUSTER_VERSIONS = ("policy.networking.k8s.io/v1alpha2", "policy.networking.k8s.io/v1beta1")
+CLUSTER_KIND = f"Cluster{KIND}"
+LISTS = ("List", f"{KIND}List", f"{CLUSTER_KIND}List")
+W = TypeVar("W")
 NAMESPACE = "kubernetes.io/metadata.name"
 """The label that Kubernetes gives each namespace: its name."""
 
@@ -39,8 +45,11 @@ def policies(reader: Reader, node: yaml.Node) -> list[Policy]:
         items = reader.items(found["items"], "items") if "items" in found else []
         return [policy for one in items for policy in policies(reader, one)]
     version = reader.text(found["apiVersion"], "apiVersion") if "apiVersion" in found else ""
+    if kind == CLUSTER_KIND and version in CLUSTER_VERSIONS:
+        return [_cluster_policy(reader, node)]
     if (version, kind) != (VERSION, KIND):
-        raise reader.wrong(node, f"begins a {kind or '?'} of {version or '?'}", f"linkspan takes {KIND} of {VERSION}")
+        fix = f"linkspan takes {KIND} of {VERSION}, and {CLUSTER_KIND} of {' and '.join(CLUSTER_VERSIONS)}"
+        raise reader.wrong(node, f"begins a {kind or '?'} of {version or '?'}", fix)
     found = reader.fields(node, ("apiVersion", "kind", "metadata", "spec", "status"), f"a {KIND}")
     meta = reader.mapping(found["metadata"], "metadata") if "metadata" in found else {}
     if "name" not in meta:
@@ -71,6 +80,122 @@ def policies(reader: Reader, node: yaml.Node) -> list[Policy]:
         ]
     except Invalid as error:
         raise error if error.message.startswith(reader.file) else error.within(reader.file) from error
+
+
+_ACTIONS: Mapping[str, RuleAction] = {"Accept": "allow", "Deny": "deny", "Pass": "pass"}
+_TIERS: Mapping[str, Tier] = {"Admin": "admin", "Baseline": "baseline"}
+
+
+def _cluster_policy(reader: Reader, node: yaml.Node) -> Policy:
+    """Return a ClusterNetworkPolicy: a policy of the tier above or below, with the name that it has."""
+    found = reader.fields(node, ("apiVersion", "kind", "metadata", "spec", "status"), f"a {CLUSTER_KIND}")
+    meta = reader.mapping(found["metadata"], "metadata") if "metadata" in found else {}
+    if "name" not in meta or "spec" not in found:
+        raise reader.wrong(node, f"begins a {CLUSTER_KIND} without a name or a spec", "give it metadata.name and spec")
+    spec = reader.fields(found["spec"], ("tier", "priority", "subject", "ingress", "egress"), "a spec")
+    for key in ("tier", "priority", "subject"):
+        if key not in spec:
+            raise reader.wrong(found["spec"], f"begins a spec without {key}")
+    peer = _cluster_peer(reader, spec["subject"])
+    if peer.select is None:
+        raise reader.wrong(spec["subject"], "begins a subject that is no pods", "give it namespaces or pods")
+    try:
+        return checked(
+            Policy(
+                name=reader.text(meta["name"], "name"),
+                tier=_word(reader, spec["tier"], "tier", _TIERS),
+                order=reader.number(spec["priority"], "priority"),
+                select=peer.select,
+                ingress=_cluster_rules(reader, spec.get("ingress"), "from"),
+                egress=_cluster_rules(reader, spec.get("egress"), "to"),
+                file=reader.file,
+                line=line(node),
+            )
+        )
+    except Invalid as error:
+        raise error if error.message.startswith(reader.file) else error.within(reader.file) from error
+
+
+def _word(reader: Reader, node: yaml.Node, what: str, known: Mapping[str, W]) -> W:
+    word = reader.text(node, what)
+    if word not in known:
+        raise reader.wrong(node, f"has the {what} {word!r}", f"use {', '.join(known)}")
+    return known[word]
+
+
+def _cluster_rules(reader: Reader, node: yaml.Node | None, ends: str) -> tuple[Rule, ...] | None:
+    found = []
+    for one in reader.items(node, "rules") if node is not None else ():
+        parts = reader.fields(one, ("name", "action", ends, "protocols"), "a rule")
+        for key in ("action", ends):
+            if key not in parts:
+                raise reader.wrong(one, f"begins a rule without {key}")
+        protocols = reader.items(parts["protocols"], "protocols") if "protocols" in parts else []
+        peers = [peer for each in reader.items(parts[ends], ends) for peer in _cluster_peers(reader, each, ends)]
+        if not peers:
+            raise reader.wrong(one, f"has an empty list for {ends}", "name the peers that it is about")
+        found.append(
+            Rule(
+                action=_word(reader, parts["action"], "action", _ACTIONS),
+                peers=tuple(peers),
+                ports=tuple(_protocol(reader, each) for each in protocols),
+                line=line(one),
+            )
+        )
+    return tuple(found) or None
+
+
+def _cluster_peers(reader: Reader, node: yaml.Node, ends: str) -> list[Peer]:
+    """Return what a peer means; several addresses are several peers."""
+    keys = reader.mapping(node, "a peer")
+    if "networks" in keys and ends == "to":
+        found = reader.fields(node, ("networks",), "a peer with networks")
+        return [Peer(cidr=cidr) for cidr in reader.texts(found["networks"], "networks")] if found else []
+    return [_cluster_peer(reader, node)]
+
+
+def _cluster_peer(reader: Reader, node: yaml.Node) -> Peer:
+    there = reader.mapping(node, "a peer")
+    for key, why in _UNMEANT.items():
+        if key in there:
+            raise reader.wrong(node, f"has {key}, {why}", "use namespaces, pods, or networks")
+    found = reader.fields(node, ("namespaces", "pods"), "a peer")
+    if len(there) != 1 or not found:
+        raise reader.wrong(node, "has a peer that is not one of namespaces and pods", "make each a peer of its own")
+    if "namespaces" in found:
+        return Peer(select=Selector(networks=_networks(reader, found["namespaces"])))
+    pods = reader.fields(found["pods"], ("namespaceSelector", "podSelector"), "pods")
+    networks = _networks(reader, pods["namespaceSelector"]) if "namespaceSelector" in pods else ()
+    return Peer(select=_selector(reader, pods.get("podSelector"), networks))
+
+
+_UNMEANT = {
+    "nodes": "and hosts have no labels here",
+    "domainNames": "and linkspan knows no addresses of names",
+}
+
+
+def _protocol(reader: Reader, node: yaml.Node) -> Ports:
+    found = reader.fields(node, ("tcp", "udp", "sctp", "destinationNamedPort"), "a protocol")
+    if "destinationNamedPort" in found:
+        raise reader.wrong(node, "has a named port, and containers give their ports no names", "write the number")
+    if len(found) != 1:
+        raise reader.wrong(node, "has not one protocol", "make each of tcp, udp and sctp a protocol of its own")
+    (protocol, of) = next(iter(found.items()))
+    kind = msgspec.convert(protocol, Protocol)
+    inner = reader.fields(of, ("destinationPort",), protocol)
+    if not inner:
+        return Ports(kind)
+    port = reader.fields(inner["destinationPort"], ("number", "range"), "destinationPort")
+    if len(port) != 1:
+        raise reader.wrong(of, "has not one of number and range", "give one of them")
+    if "number" in port:
+        first = reader.number(port["number"], "number")
+        return _span(reader, of, kind, first, first)
+    span = reader.fields(port["range"], ("start", "end"), "range")
+    if len(span) != 2:
+        raise reader.wrong(of, "has a range without start or end", "give both")
+    return _span(reader, of, kind, reader.number(span["start"], "start"), reader.number(span["end"], "end"))
 
 
 def _rules(reader: Reader, node: yaml.Node | None, ends: str, namespace: str) -> tuple[Rule, ...]:
@@ -170,4 +295,11 @@ def _port(reader: Reader, node: yaml.Node) -> Ports:
             node, f"has the named port {word!r}, and containers give their ports no names", "write the number"
         )
     first = reader.number(found["port"], "port")
-    return Ports(kind, first, reader.number(found["endPort"], "endPort") if "endPort" in found else first)
+    return _span(reader, node, kind, first, reader.number(found["endPort"], "endPort") if "endPort" in found else first)
+
+
+def _span(reader: Reader, node: yaml.Node, protocol: Protocol, first: int, last: int) -> Ports:
+    """Return ports. Two zeros, which would mean the whole protocol, are refused as all others that are none."""
+    if not 1 <= first <= last <= 65535:
+        raise reader.wrong(node, f"has the ports {first} to {last}", "ports are 1 to 65535, the lower one first")
+    return Ports(protocol, first, last)

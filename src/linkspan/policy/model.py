@@ -8,11 +8,16 @@ from typing import Literal
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import NAME
 
 Action = Literal["allow", "deny"]
+RuleAction = Literal["allow", "deny", "pass"]
+Tier = Literal["admin", "normal", "baseline"]
+TIERS: tuple[Tier, ...] = ("admin", "normal", "baseline")
+"""In the order in which they are looked at."""
 Protocol = Literal["tcp", "udp", "sctp", "icmp"]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 Direction = Literal["ingress", "egress"]
@@ -76,7 +81,10 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """Destination ports from ``first`` to ``last`` of a protocol; 0 and 0 mean the whole protocol."""
+    """Destination ports from ``first`` to ``last`` of a protocol; 0 and 0 mean the whole protocol.
+
+    Of icmp both are the number of a request (``core/icmp.py``).
+    """
 
     protocol: Protocol
     first: int = 0
@@ -85,6 +93,8 @@ class Ports(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if not self.first:
             return self.protocol
+        if self.protocol == "icmp":
+            return f"{icmp.name(self.first)}/icmp"
         span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"{span}/{self.protocol}"
 
@@ -92,10 +102,11 @@ class Ports(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule, which allows or denies; without ``peers`` everybody, without ``ports`` everything.
 
-    ``line`` is that of the file from which it was read, 0 if it is not known.
+    In the tiers above and below the usual one a rule may also pass what it is about on to the next tier. ``line`` is
+    that of the file from which it was read, 0 if it is not known.
     """
 
-    action: Action = "allow"
+    action: RuleAction = "allow"
     peers: tuple[Peer, ...] = ()
     ports: tuple[Ports, ...] = ()
     line: int = 0
@@ -104,7 +115,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A policy; a direction that it does not have (None) is none of its business.
 
-    ``line`` is that of the file ``file`` at which it begins.
+    ``order`` is that within its tier. ``line`` is that of the file ``file`` at which it begins.
     """
 
     name: str
@@ -112,6 +123,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     ingress: tuple[Rule, ...] | None = None
     egress: tuple[Rule, ...] | None = None
     order: int = ORDER
+    tier: Tier = "normal"
     file: str = ""
     line: int = 0
 
@@ -120,9 +132,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return self.ingress if direction == "ingress" else self.egress
 
     def isolates(self, direction: Direction) -> bool:
-        """Return whether what no rule matches is refused: it has the direction, and does not only deny."""
+        """Return whether what no rule matches is refused: it has the direction, and does not only deny.
+
+        In the tiers above and below the usual one no policy does that.
+        """
         rules = self.rules(direction)
-        return rules is not None and (not rules or any(rule.action == "allow" for rule in rules))
+        if self.tier != "normal" or rules is None:
+            return False
+        return not rules or any(rule.action == "allow" for rule in rules)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,6 +227,8 @@ def checked(policy: Policy) -> Policy:
                 )
             for number, rule in enumerate(rules, 1):
                 try:
+                    if rule.action == "pass" and policy.tier == "normal":
+                        raise Invalid("pass needs a tier", "write tier: admin or tier: baseline in the policy")
                     _check_rule(rule)
                 except Invalid as error:
                     where = f"line {rule.line}" if rule.line else f"rule {number} of {direction}"
@@ -237,9 +256,10 @@ def _check_rule(rule: Rule) -> None:
                 if not whole.holds(network_of(text)):
                     raise Invalid(f"except {text} is not within {peer.cidr}", "give a part of the CIDR")
     for one in rule.ports:
-        if one.protocol == "icmp" and (one.first or one.last):
-            raise Invalid("icmp has no ports", "write icmp alone")
-        if (one.first or one.last) and not 1 <= one.first <= one.last <= 65535:
+        if one.protocol == "icmp":
+            if one.first != one.last or one.first not in (0, *icmp.REQUESTS):
+                raise Invalid(f"{one.first} to {one.last} is no type of icmp", f"write icmp, or {_REQUESTS}")
+        elif (one.first or one.last) and not 1 <= one.first <= one.last <= 65535:
             raise Invalid(f"ports {one.first}-{one.last} are no range", "give 1 to 65535, the lower one first")
 
 
@@ -269,19 +289,28 @@ def network_of(cidr: str) -> Prefix:
 
 
 def ports(text: str) -> Ports:
-    """Return 80/tcp, 8000-8010/udp, tcp or icmp as ports; without a protocol it is tcp. Raises Invalid."""
+    """Return 80/tcp, 8000-8010/udp, tcp or echo-request/icmp as ports; without a protocol it is tcp. Raises Invalid."""
     span, slash, protocol = text.strip().lower().partition("/")
+    if protocol == "icmp":
+        if span not in icmp.NUMBERS:
+            hint = f"write icmp, or {_REQUESTS}; answers and errors pass with their flow, without a rule"
+            raise Invalid(f"{text!r} names no request of icmp", hint)
+        return Ports("icmp", icmp.NUMBERS[span], icmp.NUMBERS[span])
     if not slash and span in ("tcp", "udp", "sctp", "icmp"):
         return Ports(msgspec.convert(span, Protocol))
     first, dash, last = span.partition("-")
     numbers = (first, last if dash else first)
     written = all(word.isascii() and word.isdigit() and len(word) < 6 for word in numbers)
     if not written or protocol not in ("", "tcp", "udp", "sctp"):
-        raise Invalid(f"{text!r} is no port", "write 80/tcp, 8000-8010/udp, or a whole protocol: tcp, udp, sctp, icmp")
+        hint = "write 80/tcp, 8000-8010/udp, echo-request/icmp, or a whole protocol: tcp, udp, sctp, icmp"
+        raise Invalid(f"{text!r} is no port", hint)
     found = Ports(msgspec.convert(protocol or "tcp", Protocol), int(numbers[0]), int(numbers[1]))
     if not 1 <= found.first <= found.last <= 65535:
         raise Invalid(f"{text!r} is no port", "ports are 1 to 65535, the lower one first")
     return found
+
+
+_REQUESTS = ", ".join(f"{name}/icmp" for name in icmp.NUMBERS)
 
 
 def _few(what: str, values: Sized) -> None:

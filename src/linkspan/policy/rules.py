@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import Prefix
 from linkspan.core.ruleset import BRIDGE, INET, TABLE, element, pool_text
 from linkspan.core.states.host import BridgeFilter, NftChain, NftElement, NftSet, State
@@ -15,7 +16,7 @@ from linkspan.policy.model import DIRECTIONS, Direction, Ports
 from linkspan.policy.regime import Regime
 
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
-_ICMP = {4: "icmp", 6: "ipv6-icmp"}
+_ICMP, _MESSAGE = {4: "icmp", 6: "ipv6-icmp"}, {4: "icmp type", 6: "icmpv6 type"}
 _SHORT: dict[Direction, str] = {"ingress": "in", "egress": "out"}
 _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
 _OWN: dict[Direction, str] = {"ingress": "daddr", "egress": "saddr"}
@@ -30,12 +31,17 @@ GROUP = 7615
 ENFORCED, STAGED = "linkspan refused", "linkspan staged"
 """The log's prefixes of packets that were refused, and of those that staged policies would refuse."""
 TALLIES = ("staged_ports", "staged_hosts")
-"""The sets that count what staged policies would refuse: by both addresses, protocol and port; without a port."""
+"""The sets that count what staged policies would refuse: by both addresses, protocol and port; without a port.
+
+The port of an ICMP request is its number (``core/icmp.py``).
+"""
 _PORTS, _RECEIVERS = "filtered_ports", "receivers"
 """Sets of the bridge family: ports of containers under ingress, and the addresses that each may get packets for."""
 _REMEMBERED = 7 * 86400
 """Seconds for which such a count is kept after its last packet."""
 _WITH_PORTS = "{ tcp, udp, sctp }"
+_COUNTED = {4: "{ icmp, tcp, udp, sctp }", 6: "{ tcp, udp, ipv6-icmp, sctp }"}
+"""The protocols that are counted with a port or a request, in nft's order."""
 _KNOWN = "policy_known"
 _STRAY = "ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
 """It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose).
@@ -49,8 +55,8 @@ _NEIGHBOURS = "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-a
 """On a bridge containers find each other by these, whatever policies say."""
 
 
-class _Tier(msgspec.Struct, frozen=True):
-    """One reading of policies, in chains of its own: what is enforced, or what is only counted.
+class _Reading(msgspec.Struct, frozen=True):
+    """One reading of all policies, in chains of its own: what is enforced, or what is only counted.
 
     ``sets`` begins the names of the sets of addresses whose packets pass its chains. ``priority`` is that of egress;
     ingress follows.
@@ -75,13 +81,13 @@ class _Tier(msgspec.Struct, frozen=True):
         return f"counter goto {'policy_refused' if self.enforces else f'staged_refused{family}'}"
 
 
-def _tiers(regime: Regime) -> list[_Tier]:
-    """Return the tiers that have policies; after ``forward``, whose order does not matter: a drop is final.
+def _readings(regime: Regime) -> list[_Reading]:
+    """Return the readings that have policies; after ``forward``, whose order does not matter: a drop is final.
 
     Staged policies come last: what the others refuse is not theirs.
     """
-    tiers = _Tier(regime.judge, "policy", "policed", 5), _Tier(regime.trial, "staged", "watched", 7)
-    return [tier for tier in tiers if tier.judge]
+    every = _Reading(regime.judge, "policy", "policed", 5), _Reading(regime.trial, "staged", "watched", 7)
+    return [reading for reading in every if reading.judge]
 
 
 def states(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Iterator[State]:
@@ -92,18 +98,18 @@ def states(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Ite
     wanted = sorted(set(families))
     if not regime or not wanted:
         return
-    tiers = _tiers(regime)
+    readings = _readings(regime)
     for family in wanted:
-        subjects = (f"{tier.sets}_{_SHORT[direction]}" for tier in tiers for direction in DIRECTIONS)
+        subjects = (f"{reading.sets}_{_SHORT[direction]}" for reading in readings for direction in DIRECTIONS)
         for name in (_KNOWN, *subjects):
             yield NftSet(INET, TABLE, f"{name}{family}", _TYPE[family])
         for digest in regime.selectors:
             yield NftSet(INET, TABLE, _chosen(digest, family), _TYPE[family])
-    for tier in tiers:
-        yield from _counted(wanted, logs=logs) if not tier.enforces else (_refused(logs=logs),)
+    for reading in readings:
+        yield from _counted(wanted, logs=logs) if not reading.enforces else (_refused(logs=logs),)
         for direction in DIRECTIONS:
-            if tier.judge.sections[direction]:
-                yield from _of_direction(tier, direction, wanted)
+            if reading.judge.sections[direction]:
+                yield from _of_direction(reading, direction, wanted)
 
 
 def bridge_states(regime: Regime, families: Iterable[int]) -> Iterator[State]:
@@ -136,44 +142,51 @@ def bridge_elements(
         yield from (element(f"{_RECEIVERS}{one.family}", port, one.address, table=BRIDGE) for one in addresses)
 
 
-def _of_direction(tier: _Tier, direction: Direction, families: list[int]) -> Iterator[State]:
+def _of_direction(reading: _Reading, direction: Direction, families: list[int]) -> Iterator[State]:
     link, own = _LINK[direction], _OWN[direction]
     back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
     rules = ["ct state established,related accept", *([_NEIGHBOURS] if 6 in families else [])]
     for family in families:
-        ip, subjects = _IP[family], f"@{tier.sets}_{_SHORT[direction]}{family}"
+        ip, subjects = _IP[family], f"@{reading.sets}_{_SHORT[direction]}{family}"
         for name in _LINKS:
-            rules.append(f'{link} "{name}" {ip} {own} {subjects} jump {tier.chain(direction, family)}')
-            if tier.enforces:
+            rules.append(f'{link} "{name}" {ip} {own} {subjects} jump {reading.chain(direction, family)}')
+            if reading.enforces:
                 # Whoever speaks first after a cut: else an answer would begin a connection that nobody judges.
                 rules.append(f'{back} "{name}" {ip} {other} {subjects} {_STRAY}')
-        yield from _of_family(tier, direction, family)
-    hook = f"type filter hook forward priority filter + {tier.priority + DIRECTIONS[::-1].index(direction)};"
-    yield NftChain(INET, TABLE, tier.chain(direction), f"{hook} policy accept;", tuple(rules))
+        yield from _of_family(reading, direction, family)
+    hook = f"type filter hook forward priority filter + {reading.priority + DIRECTIONS[::-1].index(direction)};"
+    yield NftChain(INET, TABLE, reading.chain(direction), f"{hook} policy accept;", tuple(rules))
 
 
-def _of_family(tier: _Tier, direction: Direction, family: int) -> Iterator[State]:
-    ip, own, sections = _IP[family], _OWN[direction], tier.judge.sections[direction]
+def _of_family(reading: _Reading, direction: Direction, family: int) -> Iterator[State]:
+    ip, own = _IP[family], _OWN[direction]
     silent = [f"{match} {ip} {_OTHER[direction]} != @{_KNOWN}{family}" for match in _near(direction, family)]
     if direction == "egress":
         # To its neighbours by an address that none of them has: a broadcast or multicast, above all.
         silent.append(f'oifname "{_BRIDGES}" {_not_near(direction, family)}')
-    rules = [f"{match} {'drop' if tier.enforces else 'accept'}" for match in silent]
-    if tier.enforces:
+    rules = [f"{match} {'drop' if reading.enforces else 'accept'}" for match in silent]
+    if reading.enforces:
         rules = [_INVALID, _STRAY, *rules]
-    for section in sections:
-        if section.clauses:
-            name = f"{tier.chain(direction, family)}_{_digest(section.policy)}"
-            chosen = f"{ip} {own} @{_chosen(section.subject, family)}"
-            rules.append(f'{chosen} jump {name} comment "policy {section.policy}"')
-            lines = [rule for clause in section.clauses for rule in _clause(tier, section, clause, direction, family)]
-            yield NftChain(INET, TABLE, name, "", tuple(lines))
-    rules += [
-        f"{ip} {own} @{_chosen(section.subject, family)} {tier.refuses(family)}{comment(section, section.line)}"
-        for section in sections
-        if section.isolates
-    ]
-    yield NftChain(INET, TABLE, tier.chain(direction, family), "", tuple(rules))
+    entry = name = reading.chain(direction, family)
+    for sections in reading.judge.tiers[direction]:
+        passes = any(clause.action == "pass" for section in sections for clause in section.clauses)
+        after = f"{entry}_after_{sections[0].tier}" if passes else ""
+        for section in sections:
+            if section.clauses:
+                own_chain, subject = f"{entry}_{_digest(section.policy)}", _chosen(section.subject, family)
+                rules.append(f'{ip} {own} @{subject} jump {own_chain} comment "policy {section.policy}"')
+                lines = (_clause(reading, section, clause, direction, family, after) for clause in section.clauses)
+                yield NftChain(INET, TABLE, own_chain, "", tuple(line for some in lines for line in some))
+        rules += [
+            f"{ip} {own} @{_chosen(section.subject, family)} {reading.refuses(family)}{comment(section, section.line)}"
+            for section in sections
+            if section.isolates
+        ]
+        if passes:
+            yield NftChain(INET, TABLE, name, "", (*rules, f"goto {after}"))
+            name, rules = after, []
+    # A policy's chain goes to the next tier, and must not come back to the policies after it.
+    yield NftChain(INET, TABLE, name, "", tuple(rules) if name == entry else (*rules, "accept"))
 
 
 def _near(direction: Direction, family: int) -> Iterator[str]:
@@ -203,9 +216,15 @@ def _counted(families: list[int], *, logs: bool) -> Iterator[State]:
         ports, hosts = (f"{name}{family}" for name in TALLIES)
         yield NftSet(INET, TABLE, ports, f"{ends} . inet_service", dynamic=True, timeout=_REMEMBERED)
         yield NftSet(INET, TABLE, hosts, ends, dynamic=True, timeout=_REMEMBERED)
+        names = {number: of[family] for number, of in icmp.REQUESTS.items() if family in of}
         rules = (
             f"meta l4proto {_WITH_PORTS} update @{ports} {{ {pair} . th dport counter }}",
-            f"meta l4proto != {_WITH_PORTS} update @{hosts} {{ {pair} counter }}",
+            *(
+                f"{_MESSAGE[family]} {name} update @{ports} {{ {pair} . {number} counter }}"
+                for number, name in names.items()
+            ),
+            f"meta l4proto != {_COUNTED[family]} update @{hosts} {{ {pair} counter }}",
+            f"{_MESSAGE[family]} != {_either(names.values())} update @{hosts} {{ {pair} counter }}",
             *_log(STAGED, logs=logs),
             "accept",
         )
@@ -216,8 +235,12 @@ def _log(prefix: str, *, logs: bool) -> list[str]:
     return [f'limit rate 20/second burst 100 packets log prefix "{prefix}" group {GROUP} snaplen 128'] if logs else []
 
 
-def _clause(tier: _Tier, section: Section, clause: Clause, direction: Direction, family: int) -> Iterator[str]:
-    verdict = "accept" if clause.action == "allow" else tier.refuses(family)
+def _clause(
+    reading: _Reading, section: Section, clause: Clause, direction: Direction, family: int, after: str
+) -> Iterator[str]:
+    """Yield the rules of a clause; ``after`` is the chain of what comes after its tier."""
+    verdicts = {"allow": "accept", "deny": reading.refuses(family), "pass": f"goto {after}"}
+    verdict = verdicts[clause.action]
     for peer in _peers(clause.peers, direction, family) if clause.peers else ("",):
         for port in _ports(clause.ports, family) if clause.ports else ("",):
             yield f"{peer}{port}{verdict}{comment(section, clause.line or section.line)}"
@@ -244,11 +267,22 @@ def _ports(ports: Iterable[Ports], family: int) -> Iterator[str]:
         elif not known or known[-1][0]:  # else it is the whole protocol already, which sorts first
             known.append((one.first, one.last))
     for protocol, known in spans.items():
+        if known[0][0] and protocol == "icmp":
+            names = [icmp.REQUESTS[number].get(family, "") for number, _ in known]
+            if named := [name for name in names if name]:
+                yield f"{_MESSAGE[family]} {_either(named)} "
+            continue
         if not known[0][0]:
             yield f"meta l4proto {_ICMP[family] if protocol == 'icmp' else protocol} "
             continue
         texts = [str(first) if first == last else f"{first}-{last}" for first, last in known]
-        yield f"{protocol} dport {texts[0] if len(texts) == 1 else '{ ' + ', '.join(texts) + ' }'} "
+        yield f"{protocol} dport {_either(texts)} "
+
+
+def _either(texts: Iterable[str]) -> str:
+    """Return one text as it is, and several as a set of nft's."""
+    every = list(texts)
+    return every[0] if len(every) == 1 else f"{{ {', '.join(every)} }}"
 
 
 def comment(section: Section, line: int) -> str:

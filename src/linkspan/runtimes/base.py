@@ -6,9 +6,9 @@ what is cheap; it imports asyncio, an HTTP client or the agent's parts where it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from linkspan.diagnose.doctor.checks import Check, Checks, Surroundings
 if TYPE_CHECKING:
     from linkspan.endpoints.registry import Identity, Registry
     from linkspan.runtimes.adoption.outcome import Adopter, Ask
+
+T = TypeVar("T")
 
 BINARIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin")
 
@@ -49,6 +51,9 @@ class HostAgent(Protocol):
 
     def network(self, name: str) -> Network:
         """Return a network; raises NotFound."""
+
+    async def with_news(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call, and once more if it misses a record that another host has just written."""
 
     async def check(self, endpoint: Endpoint, namespace_fd: int, hardware: str, mtu: int) -> list[str]:
         """Compare the machine with the endpoint, and return the differences, a sentence each.

@@ -76,7 +76,9 @@ class RecordIndex(Mapping[str, Record]):
     def packed(self, key: str) -> Packed | None:
         """Return a record as it is kept, None if there is none: ``same`` compares two versions without more work."""
         kind, group, rest = _place(key)
-        return self._kinds.get(kind, {}).get(group, {}).get(rest)
+        groups = self._kinds.get(kind)
+        some = groups.get(group) if groups is not None else None
+        return some.get(rest) if some is not None else None
 
     def revision(self, key: str) -> int:
         """Return a record's revision, 0 if there is none."""

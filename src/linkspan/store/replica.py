@@ -51,6 +51,8 @@ AWAY = 3.0
 for that time."""
 FIRST_ANSWER = 3.0
 """Seconds that a start waits for the store before it serves what the snapshot has."""
+LOOK = 2.0
+"""Seconds for the store's answer to somebody who waits, and looks for what may not exist."""
 RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds until the store is listed again that did not answer, or up to a half less."""
 LISTED = 9e-6
@@ -271,6 +273,23 @@ class Replica(RecordCache):
         await self._take(Batch(record.revision, (record,), ()))
         return record.revision
 
+    async def look(self, prefix: str) -> bool:
+        """Read the records whose keys begin with ``prefix`` now; return whether any of them was not known here.
+
+        The watch would report them a moment later. A store that is away, or takes longer than LOOK, has nothing new.
+        """
+        if self.problem:
+            return False
+        try:
+            async with asyncio.timeout(LOOK):
+                found, _ = await self.store.list(prefix)
+        except (LinkspanError, TimeoutError):
+            return False
+        new = tuple(record for record in found if self._known(record.key) < record.revision)
+        if new:
+            await self._take(Batch(max(record.revision for record in new), new, ()))
+        return bool(new)
+
     async def _follow(self) -> None:
         """List the records, watch from that revision, and list again whenever the watch ends."""
         tries = 0
@@ -438,8 +457,12 @@ class Replica(RecordCache):
 
     def _known(self, key: str) -> int:
         """Return the latest known revision of a record, of its tombstone or of its end, 0 if none is known."""
-        beside = key.removeprefix(GONE) if key.startswith(GONE) else GONE + key
-        return max(self.known_revision(key), self.known_revision(beside), self._ended.get(key, 0))
+        known = max(self.known_revision(key), self._ended.get(key, 0))
+        if key.startswith(GONE):
+            return max(known, self.known_revision(key.removeprefix(GONE)))
+        if not self.change_in("gone", key.partition("/")[0]):  # most kinds have no tombstone
+            return known
+        return max(known, self.known_revision(GONE + key))
 
     async def put_back(self) -> None:
         """Put back this host's lost records, as far as the store takes them now. Raises nothing."""

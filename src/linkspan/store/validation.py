@@ -25,6 +25,7 @@ from linkspan.core.model import (
     Underlay,
     checked_name,
 )
+from linkspan.core.ports import joined_sources
 from linkspan.policy.model import Policy, checked
 from linkspan.store import records
 from linkspan.store.records import AddressRecord, BlockRecord, ClusterSettings, Common, Restored
@@ -87,7 +88,8 @@ def _network(network: Network, name: str) -> None:
         _within(f"the length of IPv{one.family} blocks", length, range(BITS[one.family] + 1))
         if crosses and not one.length <= length <= BITS[one.family] - 2:
             raise Invalid(f"blocks of /{length} do not fit pool {one}")
-    _bounded("egress addresses", network.egress, 2)
+    if len(network.exits) != len(network.egress):
+        raise Invalid("it has two egress addresses of one family")
     for exit_ in network.egress:
         host_address(exit_.address)
         _within("an egress address's number", exit_.number, GENERATIONS)
@@ -152,6 +154,8 @@ def _endpoint(endpoint: Endpoint, _host: str, id_: str, ifname: str) -> None:
     for port in endpoint.ports:
         for number in (port.host_port, port.port):
             _within("a published port", number, range(1, 65536))
+        if joined_sources(port.sources) != port.sources:
+            raise Invalid(f"the sources of its published port {port} are not as they are written in records")
 
 
 _gateway = functools.lru_cache(maxsize=1024)(host_address)

@@ -129,6 +129,14 @@ class Vault:
         """Let a host's user write its own records alone, as that of a client does. Raises Unavailable."""
         await self._unmake("user/revoke", {"name": user_of(host), "role": VOTERS})
 
+    async def disband(self) -> None:
+        """Let no host's user write every record any more, until it is enrolled again. Raises Unavailable."""
+        await self._unmake("role/delete", {"role": VOTERS})  # etcd takes it from all users
+        for role, kind, keys in self._common():
+            if role == VOTERS:
+                await self._make("role/add", {"name": role})
+                await self._grant(role, kind, keys)
+
     async def dismiss(self, host: str) -> None:
         """Delete a host's user and role; missing ones are no error. Raises Unavailable."""
         await self._unmake("user/delete", {"name": user_of(host)})

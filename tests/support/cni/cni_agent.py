@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from linkspan.core.errors import Conflict, Exhausted, LinkspanError, NotFound
 from linkspan.core.model import AttachRequest, Endpoint, Network
+
+T = TypeVar("T")
 
 DEMO = Network(
     name="demo",
@@ -90,6 +93,10 @@ class FakeAgent:
         if name not in self.networks:
             raise NotFound(f"network {name} does not exist", f"linkspan network create {name}")
         return self.networks[name]
+
+    async def with_news(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make the call."""
+        return await call()
 
     async def recognise(self, container: str, ifname: str = "") -> None:
         """Nothing was lost."""

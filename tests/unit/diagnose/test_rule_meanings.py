@@ -26,6 +26,7 @@ def rule(*expressions: Mapping[str, Any], table: str = TABLE) -> Rule:
     ("expressions", "words"),
     [
         ([match({"concat": [field("ip", "saddr"), meta("l4proto")]}, "@tunnel_peers4", "!="), DROP], "from peers only"),
+        ([match({"concat": [field("ip", "saddr"), meta("l4proto")]}, "@permitted4", "!="), REJECT], "published, but"),
         ([match(field("ip", "saddr"), "@ipip_peers", "!="), DROP], "IPIP is accepted from peers only"),
         ([match(meta("oifname"), "@internal_links"), match(field("ip", "saddr"), "@internal4"), REJECT], "outside"),
         ([match(field("ip6", "saddr"), "@internal6"), match(field("ip6", "daddr"), "@pools6"), REJECT], "published"),

@@ -200,3 +200,16 @@ def test_a_voter_without_a_recent_snapshot_is_named(
     assert (found.check, found.status) == ("store snapshots", status)
     assert found.detail.startswith(detail)
     assert bool(found.fix) == (status == "warn")
+
+
+def test_members_that_linkspan_chooses_need_no_advice_on_etcd() -> None:
+    """While a host becomes a voter there are two, and the learner has no name; one that is lost is named as a voter."""
+    learner = member("", problem=UNSEEN, version="", learner=True)
+    found = checks(EtcdStatus(1.0, (*WELL[:2], learner)), "all", Turn("h1", 1.0, OURS), ours=True)
+    (members,) = [one for one in found if one.check == "store members"]
+    assert (members.status, members.detail) == ("ok", "m0 (leader), m1, id- (learner): etcd 3.5.16")
+    lost = (*WELL[:2], member("m2", problem="connection refused", version=""))
+    found = checks(EtcdStatus(1.0, lost), "all", Turn("h1", 1.0, OURS), ours=True)
+    (members,) = [one for one in found if one.check == "store members"]
+    assert members.detail == "the voter m2 is not seen: connection refused"
+    assert "etcdctl" not in members.fix

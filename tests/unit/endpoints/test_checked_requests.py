@@ -33,6 +33,9 @@ REQUEST = AttachRequest(id="c1", network="demo", ifname="eth0")
         ({"ports": (Port("", 8080, 0, "tcp"),)}, "^0 is not a port$"),
         ({"port_ranges": (PortRange("", 9000, 8000, 80, "tcp"),)}, "^the range of ports 9000-8000 goes backwards$"),
         ({"ports": (Port("::g", 80, 80, "tcp"),)}, "^attach c1 to demo: '::g' is not an IP address or prefix$"),
+        ({"ports": (Port("", 80, 80, "tcp", ("10.0.0.1/8",)),)}, "port 80/tcp: from=10.0.0.1/8 has bits after its"),
+        ({"ports": (Port("::", 80, 80, "tcp", ("10.0.0.0/8",)),)}, "from=10.0.0.0/8 is of another family than ::$"),
+        ({"ports": (Port("", 80, 80, "tcp", ("10.0.0.0/8",) * 65),)}, "it has 65 CIDRs in from=, and may have 64$"),
         (
             {"ports": tuple(Port("", number, number, "udp") for number in range(20000, 40000))},
             "^attach c1 to demo: its labels and published ports take 1[0-9]{3} KiB, and may take 768 KiB$",

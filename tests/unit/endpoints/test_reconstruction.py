@@ -33,6 +33,7 @@ MODES = pytest.mark.parametrize("routed", [False, True], ids=["bridged", "routed
         (Port("", 80, 8080, "tcp"),),
         (Port("0.0.0.0", 80, 8080, "tcp"), Port("::", 81, 8080, "udp")),
         (Port("192.0.2.1", 80, 8080, "sctp"), Port("2001:db8::1", 80, 8080, "sctp"), Port("", 53, 53, "udp")),
+        (Port("", 80, 80, "tcp", ("192.0.2.0/24",)), Port("", 80, 80, "udp"), Port("::", 81, 80, "tcp", ("fd2::/64",))),
     ],
 )
 def test_the_kernel_tells_everything_but_the_id(routed: bool, ports: tuple[Port, ...]) -> None:
@@ -89,6 +90,7 @@ def test_a_record_that_says_otherwise_than_the_kernel_is_not_believed(routed: bo
         {"netns": NETNS + 1},
         {"ports": ()},
         {"ports": (Port("", 81, 80, "tcp"),)},
+        {"ports": (Port("", 80, 80, "tcp", ("192.0.2.0/24",)),)},
         {"id": "c2"},
         {"delivered": "eth0"},
     ):

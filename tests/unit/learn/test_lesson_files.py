@@ -170,6 +170,13 @@ def test_what_is_broken_is_told_at_the_end(language: str) -> None:
     assert other.part("why") not in other.ending()
 
 
+def test_a_probe_that_says_little_has_words() -> None:
+    """Other ones are shown as they are typed."""
+    worded, plain = (Panel(numbered(name), Words("en")).steps(None)[-1] for name in ("two-bridges", "container"))
+    assert "do not reach each other" in worded
+    assert plain.endswith("works: ip netns exec netns_A ping -c1 -W0.5 172.18.0.1")
+
+
 def test_a_lesson_that_begins_with_itself_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not an endless loop."""
     import msgspec

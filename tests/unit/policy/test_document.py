@@ -27,7 +27,7 @@ ingress:
   - cidr: 192.0.2.0/24
     except: [192.0.2.7]
   - outside
-  ports: [80, 8000-8010/udp, icmp]
+  ports: [80, 8000-8010/udp, icmp, echo-request/ICMP]
 - action: deny
 egress: []
 tests:
@@ -54,7 +54,7 @@ def test_everything_of_a_policy_is_read() -> None:
                         Peer(cidr="192.0.2.0/24", excepts=("192.0.2.7",)),
                         Peer(outside=True),
                     ),
-                    ports=(Ports("tcp", 80, 80), Ports("udp", 8000, 8010), Ports("icmp")),
+                    ports=(Ports("tcp", 80, 80), Ports("udp", 8000, 8010), Ports("icmp"), Ports("icmp", 8, 8)),
                     line=9,
                 ),
                 Rule(action="deny", line=15),
@@ -114,6 +114,58 @@ def test_a_network_policy_of_kubernetes_is_read() -> None:
     )
 
 
+CLUSTER = """\
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: guard}
+spec:
+  tier: Admin
+  priority: 7
+  subject:
+    pods:
+      namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: shop}}
+      podSelector: {matchLabels: {app: web}}
+  ingress:
+  - name: monitoring
+    action: Accept
+    from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: watch}}}]
+    protocols: [{tcp: {destinationPort: {number: 9100}}}, {udp: {destinationPort: {range: {start: 1, end: 9}}}}]
+  - {action: Pass, from: [{pods: {podSelector: {}}}]}
+  egress:
+  - {action: Deny, to: [{networks: [192.0.2.0/24, '2001:db8::/32']}, {namespaces: {}}]}
+"""
+
+
+def test_a_cluster_network_policy_is_one_of_a_tier() -> None:
+    """Above the usual ones or below them; its priority is its order there, and its name its own."""
+    (policy,) = document.parsed(CLUSTER, "c.yaml").policies
+    assert policy == Policy(
+        name="guard",
+        tier="admin",
+        order=7,
+        select=Selector(networks=("shop",), labels={"app": "web"}),
+        ingress=(
+            Rule(
+                peers=(Peer(select=Selector(networks=("watch",))),),
+                ports=(Ports("tcp", 9100, 9100), Ports("udp", 1, 9)),
+                line=12,
+            ),
+            Rule(action="pass", peers=(Peer(select=Selector()),), line=16),
+        ),
+        egress=(
+            Rule(
+                action="deny",
+                peers=(Peer(cidr="192.0.2.0/24"), Peer(cidr="2001:db8::/32"), Peer(select=Selector())),
+                line=18,
+            ),
+        ),
+        file="c.yaml",
+        line=1,
+    )
+    (below,) = document.parsed(CLUSTER.partition("  ingress")[0].replace("Admin", "Baseline"), "").policies
+    assert (below.tier, below.ingress, below.egress) == ("baseline", None, None)
+
+
 def test_an_empty_list_of_egress_closes_nothing_without_policy_types() -> None:
     """Kubernetes' defaults add Egress only for a list that has items."""
     (empty,) = document.parsed(f"{HEAD}  egress: []\n", "").policies
@@ -148,6 +200,16 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\ningress: []\ntests:\n- {from: a, to: b}\n", "f line 4 begins a test without expect"),
         ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without a network"),
         ("kind: Pod\napiVersion: v1\n", "f line 1 begins a Pod of v1"),
+        ("policy: w\ntier: top\ningress: []\n", "f line 2 has 'top' for a tier"),
+        ("policy: w\ningress:\n- action: pass\n", "line 3: pass needs a tier"),
+        ("policy: w\ningress: []\ntests:\n- {from: a, to: b, expect: pass}\n", "f line 4 has 'pass' for an action"),
+        (CLUSTER.replace("Admin", "Top"), "f line 5 has the tier 'Top'"),
+        (CLUSTER.replace("Pass", "Skip"), "f line 16 has the action 'Skip'"),
+        (CLUSTER.replace("networks:", "domainNames:"), "f line 18 has domainNames, and linkspan knows no addresses"),
+        (CLUSTER.replace("podSelector: {matchLabels: {app: web}}", "nodes: {}"), "f line 9 has the key 'nodes'"),
+        (CLUSTER.replace("from: [{pods", "to: [{pods"), "f line 16 has the key 'to', which a rule does not have"),
+        (CLUSTER.replace("number: 9100", "number: 0"), "f line 15 has the ports 0 to 0"),
+        (f"{HEAD}  ingress: [{{ports: [{{port: 0}}]}}]\n", "f line 6 has the ports 0 to 0"),
         (f"{HEAD}  ingress: [{{ports: [{{port: http}}]}}]\n", "f line 6 has the named port 'http'"),
         (f"{HEAD}  ingress: [{{from: [{{namespaceSelector: {{matchLabels: {{a: b}}}}}}]}}]\n", "namespaces by labels"),
         (f"{HEAD}  ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/8}}, podSelector: {{}}}}]}}]\n", "an ipBlock beside"),

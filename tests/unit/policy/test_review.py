@@ -70,6 +70,19 @@ def test_what_an_author_may_not_have_meant_is_found(case: str) -> None:
     assert [one.what for one in review(judge, ENDPOINTS, [prefix("10.1.0.4")], askers)] == expected
 
 
+def test_a_review_of_rules_that_are_made_to_be_long_ends() -> None:
+    """Anybody who may write policies, and ask `doctor`, would keep the agent busy for minutes."""
+    ports = ", ".join(f"{number}/udp" for number in range(1, 257))
+    head = f"order: 1\n{WEB}ingress:\n"
+    deny = "".join(f"- {{action: deny, from: [{{cidr: 10.9.{n}.0/24}}], ports: [{ports}]}}\n" for n in range(16))
+    allow = deny.replace("action: deny, ", "").replace("10.9", "10.8")
+    judge = Judge(document.parsed(f"policy: a\n{head}{deny}---\npolicy: b\n{head}{allow}", "file").policies)
+    found = [*review(judge, ENDPOINTS)]
+    assert [(one.policy, one.what) for one in found] == [
+        ("", "there are too many rules to compare all of them, so other things may be odd as well")
+    ]
+
+
 def test_a_thousand_policies_are_reviewed_within_seconds() -> None:
     """Pairs are compared only where one of them denies."""
     head = f"{WEB}ingress: [{{from: [{{labels: {{app: proxy}}}}], "

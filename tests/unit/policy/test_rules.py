@@ -41,6 +41,44 @@ def test_a_rule_is_one_line_for_each_peer_and_protocol() -> None:
     assert "policy_out" not in chains, "there is no policy on egress"
 
 
+def test_a_tier_that_passes_on_leads_to_a_chain_of_the_next_ones() -> None:
+    """That chain accepts at its end: what comes after the policy that passed on would count otherwise."""
+    admin = Policy(
+        name="guard", tier="admin", line=1,
+        ingress=(Rule(action="pass", ports=(Ports("tcp", 80, 80),), line=2), Rule(action="deny", line=3)),
+    )  # fmt: skip
+    below = Policy(name="rest", tier="baseline", ingress=(Rule(action="deny"),), line=4)
+    found = [*rules.states(Regime([below, WEB, admin], (), ["x"]), [4])]
+    chains = {one.name: one.rules for one in found if isinstance(one, NftChain)}
+    *_, jump, last = chains["policy_in4"]
+    assert (jump.partition(" comment ")[2], last) == ('"policy guard"', "goto policy_in4_after_admin")
+    assert chains[jump.split()[4]] == (
+        'tcp dport 80 goto policy_in4_after_admin comment "policy guard line 2"',
+        'counter goto policy_refused comment "policy guard line 3"',
+    )
+    after = chains["policy_in4_after_admin"]
+    words = ["policy web", "policy web line 2", "policy rest", "default of network x"]
+    assert [rule.partition(" comment ")[2].strip('"') for rule in after] == [*words, ""]
+    assert after[-1] == "accept"
+
+
+def test_a_request_of_icmp_is_in_each_family_that_has_it() -> None:
+    """A ping is one of both; a timestamp is asked by IPv4 alone, so IPv6 has no rule that would mean something else."""
+    ping, both = Rule(ports=(Ports("icmp", 8, 8),)), Rule(ports=(Ports("icmp", 13, 13), Ports("icmp", 8, 8)))
+    stamp = Rule(ports=(Ports("icmp", 13, 13), Ports("tcp", 22, 22)))
+    found = [*rules.states(Regime([msgspec.structs.replace(WEB, ingress=(ping, both, stamp))]), [4, 6])]
+    chains = {one.name: one.rules for one in found if isinstance(one, NftChain) and "_in" in one.name}
+    four, six = (next(of for name, of in chains.items() if name.startswith(f"policy_in{n}_")) for n in (4, 6))
+    said = 'accept comment "policy web line 2"'
+    assert four == (
+        f"icmp type echo-request {said}",
+        f"icmp type {{ echo-request, timestamp-request }} {said}",
+        f"icmp type timestamp-request {said}",
+        f"tcp dport 22 {said}",
+    )
+    assert six == (f"icmpv6 type echo-request {said}",) * 2 + (f"tcp dport 22 {said}",)
+
+
 def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
     """Of another host's endpoint only those count that make it a peer."""
     regime = Regime([WEB], closed=["x"])

@@ -203,6 +203,15 @@ def test_a_pod_s_annotations_ask_for_its_addresses_and_mac(runtime: Runtime) -> 
     assert asked(runtime, chosen, CNI_IFNAME="eth1").ips == ("10.244.0.7",)
 
 
+def test_a_pod_s_annotation_says_who_may_come_in_by_its_ports(runtime: Runtime) -> None:
+    """It is no label; a port at an address of a family that no such client has is not published at all."""
+    mappings = [{"hostPort": number, "containerPort": 80, "hostIP": at} for number, at in ((80, ""), (81, "::1"))]
+    pod = {"io.kubernetes.cri.pod-annotations": {"linkspan/from": "192.0.2.0/25, 192.0.2.128/25"}}
+    request = asked(runtime, conf(runtimeConfig=pod | {"portMappings": mappings}))
+    assert request.ports == (Port("", 80, 80, "tcp", ("192.0.2.0/24",)),)
+    assert request.labels == {"linkspan.runtime": "cni"}
+
+
 def test_address_is_taken_from_the_nearest_source(runtime: Runtime) -> None:
     """The runtime's ips count before those of args.cni, and those before CNI_ARGS."""
     outer = {"ips": ["10.244.0.7/24", "FD00:244::7"]}
@@ -270,6 +279,7 @@ def test_unknown_arguments_are_refused(runtime: Runtime, args: str, part: str) -
         ({"runtimeConfig": {"ips": ["10.244.0.300"]}}, 7, "10.244.0.300"),
         ({"runtimeConfig": {"ips": [7]}}, 7, "runtimeConfig.ips"),
         ({"runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"linkspan/ip": "10.300"}}}, 7, "10.300"),
+        ({"runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"linkspan/from": "10.0.0.1/8"}}}, 7, "=10.0.0.1/8"),
         ({"runtimeConfig": {"mac": "01:00:00:00:00:01"}}, 7, "unicast"),
         ({"runtimeConfig": {"bandwidth": {"ingressRate": -1}}}, 7, "-1"),
         ({"runtimeConfig": {"bandwidth": {"ingressRate": "1M"}}}, 7, "ingressRate"),

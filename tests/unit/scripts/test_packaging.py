@@ -49,7 +49,7 @@ def unpacked(sources: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         nonlocal answers, known
         answers, known = bool(version), version or known
         found.clear()
-        sources.debian("bookworm", ["libssl3"], Path("/nowhere"))
+        sources.debian("bookworm", ["libssl3"], Path("/nowhere"), "amd64")
         return list(found)
 
     return unpack
@@ -61,7 +61,7 @@ def test_a_build_takes_the_newest_packages(
     """Also if an older one is kept, and with security updates; without the archive it says that they may be old."""
     assert unpacked("3.0.20") == ["3.0.20"]
     assert unpacked("3.0.22") == ["3.0.22"]
-    lists = (sources.CACHE / "debian/bookworm/sources.list").read_text()
+    lists = (sources.CACHE / "debian/bookworm-amd64/sources.list").read_text()
     assert "http://mirror/debian-security/ bookworm-security main" in lists
     assert capsys.readouterr().err == ""
     assert unpacked("") == ["3.0.22"]
@@ -73,10 +73,33 @@ def test_a_kept_package_that_is_not_debian_s_is_had_again(
 ) -> None:
     """A download that was cut off, for example: apt tells the hash."""
     unpacked("3.0.20")
-    file = sources.CACHE / "debian/bookworm/kept/libssl3_3.0.20_amd64.deb"
+    file = sources.CACHE / "debian/bookworm-amd64/kept/libssl3_3.0.20_amd64.deb"
     file.write_text("spoilt")
     assert unpacked("3.0.20") == ["3.0.20"]
     assert file.read_text() == ""
+
+
+def test_packages_for_another_machine_have_that_machines_parts(
+    sources: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's packages and Python's are those for arm64, and the versions are Debian's own words."""
+    said: list[tuple[str, ...]] = []
+
+    def run(*argv: str | Path, **_: object) -> str:
+        words = tuple(map(str, argv))
+        said.append(words)
+        if "indextargets" in words:
+            return "http://mirror/debian/ http://mirror/debian-security/"
+        return "'http://mirror/x' zlib1g_1%3a1.2-1_arm64.deb 0 SHA256:0\n" if "--print-uris" in words else ""
+
+    monkeypatch.setattr(sources, "run", run)
+    assert sources.debian("bookworm", ["zlib1g"], tmp_path, "arm64") == {"zlib1g": "1:1.2-1"}
+    settings = (sources.CACHE / "debian/bookworm-arm64/apt.conf").read_text()
+    assert 'APT::Architecture "arm64";' in settings
+    sources.wheels(tmp_path / "linkspan.whl", tmp_path, "3.11", "aarch64")
+    platforms = {word for word in said[-1] if word.startswith(("linux", "manylinux"))}
+    assert {"linux_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64"} <= platforms
+    assert not any("x86" in word for word in platforms)
 
 
 def test_a_broken_linkspan_gives_no_empty_completion(
@@ -103,5 +126,5 @@ def test_a_folder_with_other_files_is_not_emptied(sources: ModuleType, tmp_path:
     (tmp_path / "linkspan-1-py3-none-any.whl").touch()
     (tmp_path / "letter").touch()
     with pytest.raises(sources.Missing, match="letter, which no build made"):
-        build.build(tmp_path)
+        build.build(tmp_path, build.ARCHES["amd64"])
     assert (tmp_path / "letter").exists()

@@ -12,7 +12,17 @@ import pytest
 from linkspan.cluster.grants import granted
 from linkspan.core.addresses import derived_mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
-from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Offer, Reservation, Underlay
+from linkspan.core.model import (
+    Allowance,
+    Egress,
+    Endpoint,
+    Host,
+    Lease,
+    Network,
+    Offer,
+    Reservation,
+    Underlay,
+)
 from linkspan.store import record_form, validation
 from linkspan.store.memory import Memory
 from linkspan.store.records import SHARED, AddressRecord, BlockRecord, ClusterSettings, Common
@@ -33,6 +43,10 @@ def _host(**changes: Any) -> Host:
 
 def _offers(**data: str) -> Lease:
     return _lease(endpoints={"vxlan": Offer({key: value for key, value in (VXLAN | data).items() if value})})
+
+
+def _leaving(*addresses: str, **changes: Any) -> Network:
+    return msgspec.structs.replace(network(**changes), egress=tuple(map(Egress, addresses)))
 
 
 def _endpoint(**changes: Any) -> Endpoint:
@@ -80,6 +94,11 @@ def test_what_agents_write_is_taken(key: str) -> None:
         ("networks/demo", network(length=99), "is 99, and not from 0 to 32"),
         ("networks/demo", network(subnet_len={}), "is -1, and not from 0 to 32"),
         ("networks/demo", network(gateways=("10.9.0.1",)), "gateway 10.9.0.1 is not in pool"),
+        ("networks/demo", _leaving("127.0.0.1"), "loopback"),
+        ("networks/demo", _leaving("x"), "'x' is not an IP address"),
+        ("networks/demo", _leaving("192.0.2.9", "192.0.2.8"), "two egress addresses of one family"),
+        ("networks/demo", _leaving("192.0.2.9", internal=True), "cannot have the egress address 192.0.2.9"),
+        ("networks/demo", _leaving("192.0.2.9", backend="ipip", options={}), "cannot have the egress address"),
         ("networks/demo", network("other"), "its name 'other' differs from that of its key"),
         ("networks/a b", network("a b"), "'a b' is not a name"),
         ("leases/demo/h9", _lease(host="h1"), "its host 'h1' differs from that of its key"),
@@ -126,6 +145,7 @@ def test_what_cannot_be_is_refused_with_the_reason(key: str, record: msgspec.Str
     "key",
     [
         *("hosts", "hosts/a/b", "leases/demo", "blocks/demo/x", "addresses", "endpoints/h1/x", "alive/"),
+        "alive/(egress)/demo",
         *("gone/networks", "gone/networks/", "gone/networks/x/", "gone/networks/x/demo", "gone/leases/demo"),
     ],
 )

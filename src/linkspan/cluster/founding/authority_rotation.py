@@ -27,12 +27,12 @@ from linkspan.cluster.founding.authority_plan import (
     waited_for,
 )
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.exclusion import end_token
+from linkspan.cluster.founding.exclusion import end_token, named
 from linkspan.cluster.founding.join_token import TokenRecord
 from linkspan.cluster.founding.restart_turn import places, restart_in_turn, standing
 from linkspan.cluster.founding.signer import HOSTS, TOKENS, JoinedHost
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
-from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.vault import TRIES, Vault, contended
 
@@ -190,10 +190,13 @@ async def for_joiners(files: TrustFiles, vault: Vault) -> bytes:
     return files.authority.read_bytes()
 
 
-async def begin(files: TrustFiles, vault: Vault, kinds: Sequence[str], without: Sequence[str]) -> RotationProgress:
+async def begin(
+    files: TrustFiles, vault: Vault, kinds: Sequence[str], without: Sequence[str], names: Mapping[str, str]
+) -> RotationProgress:
     """Begin a rotation, or go on with the one that is under way; ``without``: names or ids of hosts to leave out.
 
-    Raises Conflict if one of other kinds is under way, NotFound if a host is not known, and Unavailable.
+    ``names`` are the hosts' names by id, as their records have them. Raises Conflict if one of other kinds is under
+    way, NotFound if a host is not known, and Unavailable.
     """
     hosts = await vault.all(HOSTS, JoinedHost)
     for _ in range(TRIES):
@@ -207,21 +210,11 @@ async def begin(files: TrustFiles, vault: Vault, kinds: Sequence[str], without: 
                 f"the authorities of {' and '.join(rotation.authorities)} are being rotated",
                 "wait until that has ended: linkspan cluster rotate-ca shows it",
             )
-        left_out = {*rotation.without, *(_named(hosts, word) for word in without)}
+        left_out = {*rotation.without, *(named(hosts, word, names) for word in without)}
         fresh = msgspec.structs.replace(rotation, without=tuple(sorted(left_out)))
         if await vault.put({ROTATION: (fresh, revision)}):
             return await _progress(vault, fresh)
     raise contended("the authorities' rotation")
-
-
-def _named(hosts: Mapping[str, JoinedHost], word: str) -> str:
-    """Return the id of the host that an operator named. Raises NotFound, and Conflict if several have the name."""
-    found = [word] if word in hosts else [id_ for id_, one in hosts.items() if one.name == word and not one.forgotten]
-    if not found:
-        raise NotFound(f"no host {word} has joined this cluster", "linkspan cluster members")
-    if len(found) > 1:
-        raise Conflict(f"{len(found)} hosts are called {word}", f"give an id: {', '.join(sorted(found))}")
-    return found[0]
 
 
 async def progress(vault: Vault) -> RotationProgress:

@@ -22,6 +22,7 @@ from linkspan.cluster.founding import data_folder
 from linkspan.cluster.founding.data_folder import Note
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.core.own_command import own_command
 from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import Process
 from linkspan.kernel.drivers.processes import ProcessDriver
@@ -133,6 +134,11 @@ class EtcdService:
         return f"{VOTER}{self._host}"
 
     @property
+    def trouble(self) -> str:
+        """Return a sentence if etcd could not be started, '' otherwise."""
+        return f"this voter's etcd does not run: {self.problem}" if self.problem else ""
+
+    @property
     def log(self) -> str:
         """Return where etcd's output is, in words."""
         return f"journalctl -u {UNIT_NAME}" if self._voter.systemd else str(self._helpers.log(NAME))
@@ -166,7 +172,7 @@ class EtcdService:
 
     def condition(self) -> tuple[str, ...]:
         """Return the command line by which systemd asks the same as ``check``. Raises NotFound if there is no etcd."""
-        return (sys.executable, "-m", data_folder.__name__, str(self.data), self._host, program())
+        return (*own_command(data_folder.__name__), str(self.data), self._host, program())
 
     def argv(self) -> tuple[str, ...]:
         """Return etcd's command line. Raises NotFound if there is no etcd."""
@@ -279,6 +285,8 @@ class EtcdService:
         async with self._turn:
             if self._voter.systemd and UNIT_FILE.exists():
                 await asyncio.to_thread(_systemctl, "disable", "--now", UNIT_NAME)
+                with contextlib.suppress(LinkspanError):  # it may have ended well
+                    await asyncio.to_thread(_systemctl, "reset-failed", UNIT_NAME)  # it was killed after GRACE
             await asyncio.to_thread(self.stop)
 
     def clear(self, names: Iterable[str] = FILES) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -14,24 +14,21 @@ from linkspan.store.request import MOST_KEYS
 from linkspan.store.vault import TRIES, Vault, contended
 
 
-async def meant(vault: Vault, word: str, here: str) -> tuple[str, JoinedHost]:
-    """Return the id of the host that an operator named by name or id, and what is kept of it.
+def named(hosts: Mapping[str, JoinedHost], word: str, names: Mapping[str, str]) -> str:
+    """Return the id of the host that an operator named by name or id. Pure.
 
-    Raises NotFound, and Conflict if several have the name or it is ``here``, the id of the voter that is asked.
+    ``names`` are the hosts' names by id, as their records have them: a host may have been renamed since it joined.
+    Raises NotFound, and Conflict if several have the name.
     """
-    hosts = await vault.all(HOSTS, JoinedHost)
-    named = {id_: host for id_, host in hosts.items() if host.name == word}
-    inside = [id_ for id_, host in named.items() if not host.forgotten]
-    found = [word] if word in hosts else inside or [*named]  # forgotten ones too: the last time may have broken off
+    called = [id_ for id_, host in hosts.items() if word in (host.name, names.get(id_))]
+    inside = [id_ for id_ in called if not hosts[id_].forgotten]
+    found = [word] if word in hosts else inside or called  # forgotten ones too: the last time may have broken off
     if not found:
-        names = ", ".join(sorted(host.name for host in hosts.values() if not host.forgotten))
-        raise NotFound(f"no host {word} has joined this cluster", f"those that did: {names}")
+        known = ", ".join(sorted(names.get(id_, host.name) for id_, host in hosts.items() if not host.forgotten))
+        raise NotFound(f"no host {word} has joined this cluster", f"those that did: {known}")
     if len(found) > 1:
         raise Conflict(f"{len(found)} hosts are called {word}", f"give an id: {', '.join(sorted(found))}")
-    if found[0] == here:
-        hint = "linkspan cluster leave; or type it on another voter, if there is one"
-        raise Conflict(f"host {word} is the voter that you ask", hint)
-    return found[0], hosts[found[0]]
+    return found[0]
 
 
 async def exclude(vault: Vault, host: str, publish: Callable[[], Awaitable[None]], *, known: bool) -> None:

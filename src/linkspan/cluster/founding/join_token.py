@@ -105,17 +105,20 @@ def hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def admitted(record: TokenRecord | None, id_: str, secret: str, host: str, now: float) -> TokenRecord:
+def admitted(
+    record: TokenRecord | None, id_: str, secret: str, host: str, now: float, *, inside: bool = True
+) -> TokenRecord:
     """Return a token's record with ``host`` among those that used it. Raises Denied, with the reason.
 
     A host that joined with the token may repeat that, also if all of its uses are spent: the first try may have broken
-    off. Who does not know the secret is not told whether the token exists.
+    off. Once it has left (``inside`` is false), its use counts for nobody: others may know its id. Who does not know
+    the secret is not told whether the token exists.
     """
     fresh = "on a voter: linkspan cluster token create"
     if record is None or not hmac.compare_digest(record.hash, hashed(secret)):
         raise Denied(f"token {id_} is not known, or its secret is wrong", fresh)
     state = record.state(now)
-    if state == "used up" and host in record.used:
+    if state == "used up" and host in record.used and inside:
         return record
     if state != "valid":
         raise Denied(f"token {id_} is {state}", fresh)

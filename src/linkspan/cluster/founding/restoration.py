@@ -16,7 +16,8 @@ lists the records. Missing ones are lost, not removed, and their owners put them
 records: the record was made again after the snapshot.
 
 **What must not come back.** Hosts that were forgotten after the snapshot are forgotten again, by the list of revoked
-certificates that this host has. The tokens of before let nobody in any more. A rotation of authorities that was under
+certificates that this host has. The tokens of before let nobody in any more. The voters of before are clients, whose
+users write their own records alone, until they are voters again. A rotation of authorities that was under
 way at the snapshot ends: since then its new authorities may have been replaced, and this host signs by the keys that it
 has. What hosts trust besides is dropped by the next rotation.
 """
@@ -91,7 +92,7 @@ async def restore(aim: Aim, snapshot: Path) -> Restored:
     """Make a cluster of one voter from a snapshot; meanwhile etcd goes on as it is. Raises LinkspanError."""
     restorer, trusted = Restorer(), _authority(aim)
     await asyncio.to_thread(snapshots.check, snapshot)
-    with contextlib.closing(RestoredData(aim.service, aim.host, aim.voter.clients)) as data:
+    async with _beside(aim) as data:
         await data.make(restorer, snapshot, f"https://{aim.voter.peers}", checked=True)
         cluster, joined = await _corrected(aim, data, restorer.bump, end_rotation=True)
         await asyncio.to_thread(_prepare, aim)
@@ -107,12 +108,24 @@ async def recover(aim: Aim) -> Restored:
     if not own.is_file():
         what = f"this voter has no data of its own: {own} does not exist"
         raise Invalid(what, "restore a snapshot: linkspan cluster restore FILE")
-    with contextlib.closing(RestoredData(aim.service, aim.host, aim.voter.clients)) as data:
+    async with _beside(aim) as data:
         async with _replacing(aim.service):
             await data.make(restorer, own, f"https://{aim.voter.peers}", checked=False)
             cluster, joined = await _corrected(aim, data, restorer.bump, end_rotation=False)
             before = await data.swap()
         return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted)))
+
+
+@contextlib.asynccontextmanager
+async def _beside(aim: Aim) -> AsyncIterator[RestoredData]:
+    """Give the folder in which the data are restored. If anything fails, it goes: etcd needs the disk's space."""
+    with contextlib.closing(RestoredData(aim.service, aim.host, aim.voter.clients)) as data:
+        try:
+            yield data
+        except BaseException:
+            with contextlib.suppress(LinkspanError):
+                await data.discard()
+            raise
 
 
 def _prepare(aim: Aim) -> None:
@@ -168,6 +181,7 @@ async def _corrected(
         await vault.tell(HINT, AuthoritiesHint(f"restored/{time.time():.0f}"))
         await _forget_again(aim, vault)
         await revoke_tokens(vault)
+        await vault.disband()
         if end_rotation:
             rotation, revision = await vault.get(ROTATION, RotationRecord)
             if rotation is not None:

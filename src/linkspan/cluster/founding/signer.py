@@ -11,7 +11,7 @@ import asyncio
 import datetime
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -161,11 +161,14 @@ class Signer:
         """
         for _ in range(TRIES):
             record, at = await self._vault.get(TOKENS + _plain(wish.token), TokenRecord)
-            used = join_token.admitted(record, _plain(wish.token), wish.secret, host, time.time())
             known, known_at = await self._vault.get(HOSTS + host, JoinedHost)
+            inside = None if known is None or known.forgotten else known
+            used = join_token.admitted(
+                record, _plain(wish.token), wish.secret, host, time.time(), inside=inside is not None
+            )
             if known is not None:
                 refuse_other(known, host, requested.key_hash)
-            inside = None if known is None or known.forgotten else known
+            refuse_mistakable(await self._vault.all(HOSTS, JoinedHost), host, wish.name)
             first = inside is None or used != record
             joined = JoinedHost(
                 name=wish.name,
@@ -227,6 +230,21 @@ def refuse_other(known: JoinedHost, host: str, key: str) -> None:
         raise Conflict(
             f"a host with the id {host} is in the cluster already, with another key: {known.name}",
             f"if that host is gone or was set up again, on a voter: linkspan cluster forget {host}",
+        )
+
+
+def refuse_mistakable(hosts: Mapping[str, JoinedHost], host: str, name: str) -> None:
+    """Raise Conflict if a host's id is another one's name, or its name another one's id.
+
+    An operator who types the word, to promote a host or to forget it, would mean one and get the other.
+    """
+    for id_, other in hosts.items():
+        if id_ == host or other.forgotten or (other.name != host and id_ != name):
+            continue
+        same = f"id {host} is the name" if other.name == host else f"name {name} is the id"
+        raise Conflict(
+            f"this host's {same} of another host in the cluster, {other.name} ({id_})",
+            f"give this host another one; if the other host is gone, on a voter: linkspan cluster forget {id_}",
         )
 
 

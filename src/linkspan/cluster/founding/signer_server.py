@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from linkspan.cluster.founding.signer import JoinWish, Problem, Signer
 from linkspan.core.addresses import place
@@ -35,6 +36,8 @@ LARGEST = 16 << 10
 """Largest request in bytes."""
 MOST_CONNECTIONS = 64
 """Connections at once: anybody of the underlay may open them, and the agent needs its file descriptors."""
+BETWEEN = 0.01
+"""Seconds from one connection to the next: anybody may begin as many handshakes as the agent takes."""
 SECONDS = 15.0
 """Seconds for a connection to send its request, and to wait for the next one."""
 STATUS = {"denied": 403, "conflict": 409, "invalid": 400}
@@ -51,7 +54,9 @@ async def serving(
     """
     where, port = place(at)
     application = _application(signer, more)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=2, keepalive_timeout=SECONDS)
+    runner = web.AppRunner(
+        application, access_log=None, logger=_http_log(), shutdown_timeout=2, keepalive_timeout=SECONDS
+    )
     await runner.setup()
     server = runner.server
     assert server is not None
@@ -108,9 +113,10 @@ def _application(signer: Signer, more: Mapping[str, Handler]) -> web.Application
 
 
 async def _accept(listening: socket.socket, server: web.Server, context: ssl.SSLContext) -> None:
-    """Take connections, MOST_CONNECTIONS at once with those whose TLS handshake is under way.
+    """Take connections, MOST_CONNECTIONS at once with those whose TLS handshake is under way, one after BETWEEN.
 
-    aiohttp knows a connection only after its handshake. One that is too many is closed before that.
+    A handshake costs the agent some milliseconds, in which it does nothing for containers. aiohttp knows a connection
+    only after its handshake. One that is too many is closed before that.
     """
     begun = set[asyncio.Task[None]]()
     async with asyncio.TaskGroup() as handshakes:
@@ -126,6 +132,7 @@ async def _accept(listening: socket.socket, server: web.Server, context: ssl.SSL
                 continue
             begun.add(task := handshakes.create_task(_shake_hands(one, server, context)))
             task.add_done_callback(begun.discard)
+            await asyncio.sleep(BETWEEN)
 
 
 async def _shake_hands(one: socket.socket, server: web.Server, context: ssl.SSLContext) -> None:
@@ -156,6 +163,23 @@ class Refusals:
         rest = f" (and {self._left_out} more since the last one)" if self._left_out else ""
         log.warning("%s%s", text, rest)
         self._next, self._left_out = now + 1, 0
+
+
+class _Unreadable(logging.Filter):
+    """Drops the traceback that aiohttp logs for each request that it cannot read: anybody may send them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is of anything else, such as a defect of ours."""
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionError))
+
+
+def _http_log() -> logging.Logger:
+    """Return the logger of aiohttp's server."""
+    found = logging.getLogger("linkspan.cluster.founding.http")
+    if not found.filters:
+        found.addFilter(_Unreadable())
+    return found
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> web.Response:

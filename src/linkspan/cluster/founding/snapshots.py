@@ -12,9 +12,10 @@ import contextlib
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -38,6 +39,8 @@ KEPT = 7
 """Automatic snapshots that are kept."""
 LOOK_EVERY, FIRST_LOOK = 300.0, 30.0
 """Seconds between two checks whether one is due, and until the first: an agent that starts has other work."""
+AHEAD = 3600.0
+"""Seconds by which a snapshot's time may be ahead of the clock, which somebody may have set back a little."""
 SILENCE = 20.0
 """Seconds without a byte of a snapshot after which it has failed."""
 TURN, TURN_SECONDS = "snapshot-turn", 600.0
@@ -131,8 +134,9 @@ def check(file: Path, called: str = "") -> int:
     """Return a snapshot's size in bytes if it is whole. Raises Invalid with the reason; slow, so for a thread."""
     name = called or f"snapshot {file}"
     try:
-        with file.open("rb") as source:
-            size = os.fstat(source.fileno()).st_size
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as source:  # a pipe never comes
+            found = os.fstat(source.fileno())
+            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
             if size % PAGE != SUM:
                 why = f"its {size} bytes do not end with a checksum"
                 raise Invalid(f"{name}: it is cut short, or no snapshot of etcd: {why}", _AGAIN)
@@ -156,11 +160,24 @@ def kept(folder: Path) -> list[Path]:
 
 
 def age(folder: Path, now: float) -> float | None:
-    """Return the age of the last automatic snapshot in seconds, None if there is none; ``now`` is the time."""
+    """Return the age of the last automatic snapshot in seconds, None if there is none; ``now`` is the time.
+
+    One of the future was taken with a wrong clock: it says nothing about the last hours, so it does not count.
+    """
     for file in reversed(kept(folder)):
         with contextlib.suppress(OSError):
-            return max(now - file.stat().st_mtime, 0.0)
+            if (at := file.stat().st_mtime) <= now + AHEAD:
+                return max(now - at, 0.0)
     return None
+
+
+def spent(files: Sequence[Path], last: Path) -> list[Path]:
+    """Return which automatic snapshots are not kept, once ``last`` was taken. Pure.
+
+    While the clock is wrong, the others seem to be of the future: they are counted apart, so the good ones outlive it.
+    """
+    earlier = [one for one in files if one.name <= last.name]
+    return [*earlier[:-KEPT], *[one for one in files if one.name > last.name][:-KEPT]]
 
 
 class Keeper:
@@ -234,7 +251,8 @@ class Keeper:
             what = f"{self.folder}: its disk has {free >> 20} MiB left, and the agent's own files need them"
             raise Unavailable(what, "free some space there; linkspan cluster snapshot FILE writes to another disk")
         moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
-        await take(gateway, self.folder / f"{PREFIX}{moment}{SUFFIX}")
-        for file in kept(self.folder)[:-KEPT]:
+        new = self.folder / f"{PREFIX}{moment}{SUFFIX}"
+        await take(gateway, new)
+        for file in spent(kept(self.folder), new):
             with contextlib.suppress(OSError):
                 file.unlink()

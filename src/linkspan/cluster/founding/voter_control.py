@@ -7,6 +7,7 @@ record in the vault, on the condition that nobody changed it since this agent lo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import msgspec
 
 from linkspan.cluster.founding import handover, member_list
 from linkspan.cluster.founding.authority_plan import ROTATION, RotationRecord
-from linkspan.cluster.founding.exclusion import meant
+from linkspan.cluster.founding.exclusion import named
 from linkspan.cluster.founding.handover import TURN, Turn
 from linkspan.cluster.founding.signer import HOSTS, JoinedHost
 from linkspan.cluster.founding.trust_files import Voter
@@ -62,6 +63,9 @@ class Living(Protocol):
 
     def known(self, host: str) -> bool:
         """Return whether a host has a record."""
+
+    def names(self) -> Mapping[str, str]:
+        """Return the hosts' names by their ids."""
 
 
 class VoterControl:
@@ -179,7 +183,8 @@ class VoterControl:
     async def _expel(self, member: Seen) -> None:
         """Take a member out of etcd. Raises LinkspanError.
 
-        Its user loses a voter's right first: what breaks off after that is repeated, as long as it is a member.
+        Its user loses a voter's right first: what breaks off after that is repeated, as long as it is a member. Then it
+        loses it once more: its own agent, or one that has just promoted it, may have given it back meanwhile.
         """
         if member.host:
             await self._vault.retire(member.host)
@@ -189,15 +194,24 @@ class VoterControl:
             if member.host and not member.learner:
                 await self._vault.enrol(member.host)
             raise
+        if member.host:
+            with contextlib.suppress(LinkspanError):  # it is taken out; the others may elect a leader now
+                await self._vault.retire(member.host)
 
     async def settings(self) -> VotingSettings:
         """Return the cluster's settings of voting. Raises Unavailable."""
         found, _ = await self._vault.get(SETTINGS, VotingSettings)
         return found or VotingSettings()
 
+    async def meant(self, word: str) -> tuple[str, JoinedHost]:
+        """Return the id of a host, by its name or id, and what is kept of it. Raises Conflict or NotFound."""
+        hosts = await self._vault.all(HOSTS, JoinedHost)
+        id_ = named(hosts, word, self._living.names())
+        return id_, hosts[id_]
+
     async def demote(self, word: str) -> str:
         """Take a voter out of etcd, by its host's name or id, for good; return its id. Raises Conflict or NotFound."""
-        host, known = await meant(self._vault, word, "")
+        host, known = await self.meant(word)
         await self.take_out(host, known.name)
         return host
 
@@ -218,7 +232,7 @@ class VoterControl:
 
     async def choose(self, word: str) -> str:
         """Let a host become the next voter, by its name or id; return its id. Raises Conflict or NotFound."""
-        host, known = await meant(self._vault, word, "")
+        host, known = await self.meant(word)
         seen, settings = await self.members(), await self.settings()
         voters = [one for one in seen if not one.learner]
         if any(one.host == host for one in voters):

@@ -39,16 +39,17 @@ _DEFRAGMENT = "etcdctl defrag --endpoints=HOST:2379, one member after the other,
 _LARGER = "give etcd a larger --quota-backend-bytes (it advises 8 GiB at most), and restart its members one by one"
 
 
-def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Iterator[Check]:
+def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn, *, ours: bool = False) -> Iterator[Check]:
     """Yield the checks; none before a member was asked.
 
-    ``allowed`` is what this host's agent may do about it, ``last`` the last turn of an agent.
+    ``allowed`` is what this host's agent may do about it, ``last`` the last turn of an agent. ``ours``: linkspan runs
+    the etcd, and chooses its members by itself.
     """
     if etcd.members:
         yield _space(etcd, allowed, last)
         yield _fragmentation(etcd, allowed)
         yield from _alarms(etcd, allowed)
-        yield from _members(etcd)
+        yield from _members(etcd, ours=ours)
         yield from _upgrade(etcd)
         yield _history(allowed, last)
 
@@ -173,11 +174,11 @@ def _room(allowed: Allowed) -> str:
     return f"etcdctl compact REVISION; {steps} ({STEPS})"
 
 
-def _members(etcd: EtcdStatus) -> Iterator[Check]:
+def _members(etcd: EtcdStatus, *, ours: bool) -> Iterator[Check]:
     """Yield the problems of the members, or one line without any."""
-    found = list(_wrong_members(etcd))
+    found = list(_wrong_members(etcd, ours=ours))
     if not found:
-        names = ", ".join(f"{one.name}{_role(one)}" for one in etcd.members)
+        names = ", ".join(f"{one.name or one.id}{_role(one)}" for one in etcd.members)
         found = [Check("store members", "ok", f"{names}: etcd {etcd.members[0].version}")]
     yield from found
 
@@ -186,9 +187,14 @@ def _role(one: MemberStatus) -> str:
     return " (leader)" if one.leader else " (learner)" if one.learner else ""
 
 
-def _wrong_members(etcd: EtcdStatus) -> Iterator[Check]:
+def _wrong_members(etcd: EtcdStatus, *, ours: bool) -> Iterator[Check]:
     for one in etcd.members:
-        if one.problem == UNSEEN:
+        if ours and one.learner:
+            continue  # it begins, or it is taken out by itself
+        if ours and one.problem:
+            fix = "start its host and the agent there; `linkspan cluster members` shows who may take its place"
+            yield Check("store members", "warn", f"the voter {one.name} is not seen: {one.problem}", fix)
+        elif one.problem == UNSEEN:
             fix = "give it its own address by --advertise-client-urls, or add it to the store's URL"
             yield Check("store members", "warn", f"member {one.name} is not seen: {one.problem}", fix)
         elif one.problem:
@@ -206,7 +212,7 @@ def _wrong_members(etcd: EtcdStatus) -> Iterator[Check]:
             detail = f"etcd {version} may lose data in a crash: its maintainers warn of it"
             yield Check("store members", "warn", detail, "upgrade etcd, one member after the other")
     voters = sum(not one.learner for one in etcd.members)
-    if voters > 1 and voters % 2 == 0:
+    if voters > 1 and voters % 2 == 0 and not ours:  # it adds one as soon as a host may become a voter
         detail = f"{voters} voting members survive the loss of {voters // 2 - 1}, as {voters - 1} do"
         yield Check("store members", "warn", detail, "add one more member, or remove one")
 

@@ -60,12 +60,15 @@ class EgressAddressDriver:
         return Support("kernel")
 
     def place(self, address: Prefix) -> str:
-        """Return the link of the host whose subnet has an address, '' if there is none."""
+        """Return the link of the host whose subnet has an address, '' if there is none, or if it is the host's own."""
         names = self._sockets.names(HOST)
         ours = set(self._sockets.own_links().values())
-        for one in held(self._sockets.at(HOST)):
+        others = [one for one in held(self._sockets.at(HOST)) if not one.is_egress]
+        if any(one.prefix.single() == address for one in others):
+            return ""
+        for one in others:
             name = names.get(one.link, "lo")
-            if name not in ours and name != "lo" and not one.is_egress and one.prefix.holds(address):
+            if name not in ours and name != "lo" and one.prefix.holds(address):
                 return name
         return ""
 

@@ -427,7 +427,10 @@ def _in_set(state: NftElement) -> tuple[Key, ...]:
     return _table_key(state), _set_key(state)
 
 
-_SERVES = ("publish", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking", "view_of", "viewing")
+_SERVES = (
+    *("publish", "permitted", "masquerade", "server_of", "servers", "resolvers", "forwarders", "asking"),
+    *("view_of", "viewing"),
+)
 """Prefixes of sets that enable something for containers. Every other set of ours keeps containers from
 forging addresses or from each other, as the rules do."""
 _ONE_PORT = ("macs", "senders", "internal_links")

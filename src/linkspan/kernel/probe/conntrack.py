@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import BITS, FAMILIES, SOCKET_FAMILY, Prefix
 from linkspan.core.errors import KernelError
 from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attr, attributes, u32
@@ -33,6 +34,7 @@ _PROTOCOL_INFO, _TCP_INFO, _TCP_STATE = 4, 1, 1  # CTA_PROTOINFO and what is in 
 _TCP_ESTABLISHED = b"\3"  # TCP_CONNTRACK_ESTABLISHED, nf_conntrack_tcp.h
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _PROTO_NUMBER, _PROTO_FROM_PORT, _PROTO_TO_PORT = 1, 2, 3
+_PROTO_ICMP = {4: 5, 6: 8}  # CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE
 _FILTER_FLAGS = {_ORIGINAL: 1, _REPLY: 2}
 _FLAG_FROM, _FLAG_TO, _FLAG_PROTO, _FLAG_TO_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 _FROM, _TO = {4: 1, 6: 3}, {4: 2, 6: 4}
@@ -51,7 +53,8 @@ PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 class Flow(msgspec.Struct, frozen=True):
     """A flow as it is forwarded: from its first sender, to where a translation sends it (port 0: it has none).
 
-    A protocol that no policy names is its number, as text.
+    A protocol that no policy names is its number, as text. Of icmp the port is the number of its request
+    (``core/icmp.py``).
     """
 
     source: Prefix
@@ -175,6 +178,9 @@ def _flow(entry: dict[int, bytes]) -> Flow | None:
         source, target = ends.get(_FROM[family]), answers.get(_FROM[family])
         if source and target:
             port = int.from_bytes(reply.get(_PROTO_FROM_PORT, b""), "big")
+            if protocol == "icmp":
+                message = attributes(sent.get(_TUPLE_PROTO, b"")).get(_PROTO_ICMP[family], b"")
+                port = icmp.request(family, int.from_bytes(message, "big"))
             return Flow(Prefix(source, BITS[family]), Prefix(target, BITS[family]), protocol, port)
     return None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from linkspan.core import icmp
 from linkspan.core.addresses import BITS, Prefix
 from linkspan.core.errors import KernelError
 from linkspan.kernel.io.netlink import NETFILTER, Message, Socket, attr, attributes, string
@@ -99,8 +100,12 @@ def flow_of(packet: bytes) -> Flow | None:
         case _:
             return None
     named = PROTOCOL_NAMES.get(number, str(number))
-    port = 0 if later or named not in PROTOCOLS else int.from_bytes(packet[header + 2 : header + 4], "big")
-    bits = BITS[4 if len(ends[0]) == 4 else 6]
+    family = 4 if len(ends[0]) == 4 else 6
+    port, bits = 0, BITS[family]
+    if named in PROTOCOLS and not later:
+        port = int.from_bytes(packet[header + 2 : header + 4], "big")
+    elif named == "icmp" and not later:
+        port = icmp.request(family, int.from_bytes(packet[header : header + 1], "big"))
     return Flow(Prefix(ends[0], bits), Prefix(ends[1], bits), named, port)
 
 

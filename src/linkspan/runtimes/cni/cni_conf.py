@@ -16,6 +16,7 @@ from linkspan.core import bandwidth
 from linkspan.core.addresses import mac, mac_text, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import ALIASES, AttachRequest, Bandwidth, Port, checked_ifname, checked_name
+from linkspan.core.ports import joined_sources, limited
 from linkspan.runtimes.cni.cni_foreign import foreign
 from linkspan.runtimes.cni.cni_types import (
     ANNOTATIONS,
@@ -40,7 +41,7 @@ LABEL = "linkspan.runtime"
 """Label of CNI's endpoints, with value ``cni``: GC considers no others."""
 ANNOTATION = "linkspan/"
 """A pod's annotations that begin with this become labels of its endpoint, but for those two."""
-ASKED = (f"{ANNOTATION}ip", f"{ANNOTATION}mac")
+ASKED = (f"{ANNOTATION}ip", f"{ANNOTATION}mac", f"{ANNOTATION}from")
 """Exact addresses, separated by commas, and a MAC: Kubernetes has no other way to ask for them."""
 
 _NEEDS = {
@@ -256,7 +257,7 @@ def request(made: Call) -> AttachRequest:
         value = msgspec.json.encode(runtime.ip_ranges).decode()[:200]
         hint = "linkspan gives addresses from the network's own pools; drop the ipRanges capability"
         raise Failure(UNSUPPORTED, f"runtimeConfig.ipRanges {value} is not supported", hint)
-    noted_ip, noted_mac = (runtime.annotated(key) for key in ASKED)
+    noted_ip, noted_mac, noted_from = (runtime.annotated(key) for key in ASKED)
     ips = runtime.ips or _listed(noted_ip) or inner.ips or _listed(args.get("IP", ""))
     wanted_mac = runtime.mac or noted_mac or inner.mac or args.get("MAC", "")
     try:
@@ -267,7 +268,10 @@ def request(made: Call) -> AttachRequest:
             name=_pod_name(args),
             ips=tuple(prefix(text).address for text in ips),
             mac=mac_text(mac(wanted_mac)) if wanted_mac else "",
-            ports=tuple(dict.fromkeys(_port(mapping) for mapping in runtime.port_mappings or ())),
+            ports=limited(
+                dict.fromkeys(_port(mapping) for mapping in runtime.port_mappings or ()),
+                joined_sources(_listed(noted_from)),
+            ),
             labels=_labels(runtime, inner, args),
             bandwidth=_bandwidth(runtime.bandwidth),
         )

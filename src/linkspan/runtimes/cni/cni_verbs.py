@@ -81,13 +81,13 @@ class Cni:
         elif command == "GC":
             await self._collect(call)
         else:
-            self._status(call)
+            await self._status(call)
         return b""
 
     async def _add(self, call: Call, pid: int) -> bytes:
         environment, conf = call.environment, call.conf
         request = cni_conf.request(call)
-        network = self._network(conf.name, CONFIGURATION)
+        network = await self._network(conf.name, CONFIGURATION)
         cni_foreign.refuse(conf, network)
         with _namespace(environment, pid) as fd:
             endpoint = await self._agent.attach(request, fd, environment.namespace)
@@ -101,9 +101,12 @@ class Cni:
                 raise
         return result
 
-    def _network(self, name: str, code: int) -> Network:
-        try:
+    async def _network(self, name: str, code: int) -> Network:
+        async def found() -> Network:
             return self._agent.network(name)
+
+        try:
+            return await self._agent.with_news(found)
         except NotFound as error:
             raise Failure(code, error.message, error.hint) from error
 
@@ -152,9 +155,9 @@ class Cni:
         if failures:
             raise Failure(failures[0].code, "; ".join(one.message for one in failures), failures[0].details)
 
-    def _status(self, call: Call) -> None:
+    async def _status(self, call: Call) -> None:
         name = call.conf.name
-        self._network(name, NOT_AVAILABLE)
+        await self._network(name, NOT_AVAILABLE)
         if self._agent.free(name) <= 0:
             hint = f"`linkspan address list --network {name}` shows who has them"
             raise Failure(NOT_AVAILABLE, f"network {name} has no address left", hint)

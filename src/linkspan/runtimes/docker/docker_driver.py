@@ -27,6 +27,7 @@ from linkspan.backends import bridge
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import AttachRequest, Endpoint, Network
+from linkspan.core.ports import limited
 from linkspan.core.supervise import lasting
 from linkspan.endpoints import attach, delivery, detach, rename, update
 from linkspan.endpoints.registry import Registry
@@ -38,6 +39,7 @@ from linkspan.runtimes.docker.docker_networks import AGAIN, DockerNetworks
 from linkspan.runtimes.docker.docker_pools import DockerNetwork, Pools
 from linkspan.runtimes.docker.docker_types import (
     ADDRESS_TYPE,
+    FROM,
     GATEWAY,
     IFNAME,
     IPAM_DRIVER,
@@ -48,6 +50,7 @@ from linkspan.runtimes.docker.docker_types import (
     Interface,
     decoded,
     ports,
+    sources,
 )
 
 log = logging.getLogger("linkspan.docker")
@@ -260,8 +263,10 @@ class Docker(Service):
 
     async def _create_endpoint(self, call: Call) -> Answer:
         network, given = self._known(call.network_id), call.interface or Interface()
-        options = (call.options or {}).items()
-        limits = wishes.limits({k: v for k, v in options if k == IFNAME or not k.startswith("com.docker.")})
+        cidrs, options = sources(call.options), (call.options or {}).items()
+        own = {k: v for k, v in options if k == IFNAME or not k.startswith("com.docker.")}
+        own.pop(FROM, None)
+        limits = wishes.limits(own)
         if network.internal and (wanted := ports(call.options)) != ((), ()):
             self._unpublished[call.endpoint_id] = ", ".join(f"{p.port}/{p.protocol}" for some in wanted for p in some)
         end = delivered(call.endpoint_id)
@@ -278,6 +283,7 @@ class Docker(Service):
                 ifname=end,
                 ips=tuple(address.address for address in ips),
                 mac=given.mac_address,
+                labels={FROM: ",".join(cidrs)} if cidrs else {},
                 bandwidth=limits,
                 engine="docker",
             )
@@ -354,8 +360,10 @@ class Docker(Service):
         return {}
 
     async def _publish(self, call: Call) -> Answer:
-        identity = self._endpoint(call).identity
-        await update.publish(self._registry, identity, *ports(call.options))
+        endpoint = self._endpoint(call)
+        fixed, ranges = ports(call.options)
+        known = tuple(filter(None, endpoint.labels.get(FROM, "").split(",")))
+        await update.publish(self._registry, endpoint.identity, limited(fixed, known), limited(ranges, known))
         return {}
 
     async def _withdraw(self, call: Call) -> Answer:

@@ -10,6 +10,7 @@ import msgspec
 
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Port, PortRange, Protocol
+from linkspan.core.ports import joined_sources
 from linkspan.runtimes import go_json
 
 SPACE = "linkspan"
@@ -28,6 +29,8 @@ NETWORK_OPTIONS = frozenset({GENERIC, INTERNAL, ENABLE_IPV4, "com.docker.network
 PORT_MAP = "com.docker.network.portmap"
 IFNAME = "com.docker.network.endpoint.ifname"
 """The user's name for an interface, which drivers implement, not the engine."""
+FROM = "linkspan.from"
+"""A container's option (driver-opt) that names the clients of its published ports, and the label that remembers it."""
 ADDRESS_TYPE = "RequestAddressType"
 GATEWAY = "com.docker.network.gateway"
 
@@ -112,6 +115,17 @@ def decoded(body: bytes, pid: int) -> Call:
         raise Invalid(f"the engine's call cannot be read: {error}", "is it another version?") from error
     ports(call.options)
     return call
+
+
+def sources(options: dict[str, object] | None) -> tuple[str, ...]:
+    """Return the CIDRs from which clients may come in by a container's published ports, () for all. Raises Invalid."""
+    if FROM not in (options or {}):
+        return ()
+    texts = [text.strip() for text in str((options or {})[FROM]).split(",")]
+    try:
+        return joined_sources(texts)
+    except Invalid as error:
+        raise error.within(f"driver-opt {FROM}") from error
 
 
 def ports(options: dict[str, object] | None) -> tuple[tuple[Port, ...], tuple[PortRange, ...]]:

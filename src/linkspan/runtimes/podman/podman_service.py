@@ -111,7 +111,7 @@ class Podman(Service):
         try:
             if uid:
                 raise Denied(f"user {uid} may not change networks", "run podman as root")
-            return 200, await self._answer(_pairs(block), stdin, pid)
+            return 200, await self._agent.with_news(lambda: self._answer(_pairs(block), stdin, pid))
         except LinkspanError as error:
             said = error.told
         except Exception as error:  # the edge: Podman always gets an error

@@ -234,3 +234,32 @@ def test_a_failure_is_kept_until_the_next_success(tmp_path: Path, monkeypatch: p
         assert "MiB left" in voter.keeper.problem
     assert len(voter.look()) == 1
     assert voter.keeper.problem == ""
+
+
+def test_a_snapshot_of_the_future_holds_up_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was a year ahead for some days, and is right again; a file that is a little ahead counts."""
+    voter = Voter(Memory(), tmp_path / "h1", "h1", monkeypatch)
+    for number in range(1, KEPT + 1):
+        file = voter.keeper.folder / f"linkspan-2099-01-{number:02}T00-00-00Z.db"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(WHOLE)
+        os.utime(file, (time.time() + 365 * 86400,) * 2)
+    (taken_now,) = [one for one in voter.look() if "2099" not in one.name]
+    os.utime(taken_now, (time.time() + 60,) * 2)
+    assert age(voter.keeper.folder, time.time()) == 0.0
+    assert len(voter.look()) == KEPT + 1
+
+
+def test_a_clock_that_begins_in_1970_costs_no_good_snapshot() -> None:
+    """A machine without a clock of its own takes some before it learns the time."""
+    good = [Path(f"linkspan-2026-01-{number:02}T00-00-00Z.db") for number in range(1, KEPT + 1)]
+    wrong = [Path(f"linkspan-1970-01-{number:02}T00-00-00Z.db") for number in range(1, KEPT + 2)]
+    assert snapshots.spent([*wrong, *good], wrong[-1]) == wrong[:1]
+    assert snapshots.spent([*wrong[1:], *good], good[-1]) == [*wrong[1:]]
+
+
+def test_a_pipe_is_no_snapshot(tmp_path: Path) -> None:
+    """Nobody waits for what somebody may write into it: meanwhile no other host could join."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Invalid, match="no snapshot of etcd"):
+        check(tmp_path / "pipe")

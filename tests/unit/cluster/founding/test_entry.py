@@ -159,3 +159,26 @@ def test_the_clusters_id_counts_only_from_the_signer_itself(server: Server, file
     assert isinstance(error, Conflict)
     assert "(other)" in error.message
     assert not server.joins
+
+
+def test_another_server_at_one_of_the_addresses_keeps_no_host_out(
+    server: Server, files: TrustFiles, tmp_path: Path
+) -> None:
+    """The voter there was set up again, for another cluster: the next one is asked, and the first learns nothing."""
+    stranger = Server(tmp_path / "stranger")
+    stranger.introductions = [Introduction(stranger.authority.decode(), "c2")]
+    server.introductions = [Introduction(server.authority.decode(), "c1")]
+
+    async def join(*servers: Server) -> LinkspanError:
+        async with contextlib.AsyncExitStack() as serving:
+            signers = [await serving.enter_async_context(one.serving()) for one in servers]
+            token = msgspec.structs.replace(join_token.new(fingerprint(server.authority), ()), signers=tuple(signers))
+            with pytest.raises(LinkspanError) as found:
+                await enter(files, token, "h2", "h2", "")
+            return found.value
+
+    assert asyncio.run(join(stranger, server)).message == "no"  # the right one's own word
+    assert (len(stranger.joins), len(server.joins)) == (0, 1)
+    alone = asyncio.run(join(stranger))
+    assert isinstance(alone, Denied)
+    assert "is not of the token's cluster" in alone.message

@@ -119,6 +119,23 @@ def test_a_start_by_systemd_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.
     assert done == [("start", "--no-block", UNIT_NAME)]
 
 
+def test_a_voter_that_is_a_client_again_leaves_no_failed_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An etcd that waits for open watches is killed, and systemd would call the whole machine degraded."""
+    done: list[tuple[str, ...]] = []
+
+    def systemctl(*words: str) -> None:
+        done.append(words)
+        if words[0] == "reset-failed":
+            raise Unavailable("Unit linkspan-etcd.service not loaded")
+
+    monkeypatch.setattr(etcd_service, "_systemctl", systemctl)
+    monkeypatch.setattr(etcd_service, "UNIT_FILE", tmp_path)
+    service = EtcdService(tmp_path, "h1", Voter("192.0.2.1", systemd=True))
+    asyncio.run(service.end())
+    service.close()
+    assert done == [("disable", "--now", UNIT_NAME), ("reset-failed", UNIT_NAME)]
+
+
 def test_a_start_that_is_cancelled_has_ended_before_anybody_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

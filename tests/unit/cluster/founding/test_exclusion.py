@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import msgspec
@@ -25,7 +28,7 @@ from linkspan.cluster.founding.signer import (
     Revoked,
     with_serials,
 )
-from linkspan.core.errors import Conflict, Denied
+from linkspan.core.errors import Conflict, Denied, NotFound
 from linkspan.store.vault import Vault
 from support.memory_vault import Etcd
 
@@ -169,6 +172,22 @@ def test_a_host_that_left_may_come_back_with_another_key(etcd: Etcd) -> None:
     asyncio.run(run())
 
 
+def test_a_token_that_is_used_up_lets_nobody_in_as_a_host_that_left(etcd: Etcd) -> None:
+    """Whoever has stolen it may know the host's id, and takes a key of its own."""
+
+    async def run() -> None:
+        await etcd.token("a1", 1)
+        key = certificates.new_key()
+        for _ in range(2):
+            await etcd.join("h2", "a1", key)
+        await exclusion.release(etcd.vault, "h2")
+        with pytest.raises(Denied, match="token a1 is used up"):
+            await etcd.join("h2", "a1", certificates.new_key())
+        assert "h2" not in etcd.passwords
+
+    asyncio.run(run())
+
+
 def test_a_host_that_left_can_still_be_forgotten(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have kept a connection and its token on purpose: voters restart their etcd, and the token ends."""
     restarted: list[str] = []
@@ -192,7 +211,7 @@ def test_a_host_that_left_can_still_be_forgotten(etcd: Etcd, monkeypatch: pytest
         await exclusion.release(etcd.vault, "h2")
         await voter.look()
         assert restarted == []
-        id_, _ = await exclusion.meant(etcd.vault, "h2", "h1")
+        id_ = exclusion.named(await etcd.vault.all(HOSTS, JoinedHost), "h2", {})
         await exclusion.exclude(etcd.vault, id_, voter.look, known=False)
         assert restarted == ["h1"]
         assert await etcd.states() == {"a1": "revoked"}
@@ -262,5 +281,107 @@ def test_only_a_token_that_allows_it_lets_a_host_become_a_voter(etcd: Etcd) -> N
             joined, _ = await etcd.vault.get(HOSTS + "h2", JoinedHost)
             assert joined is not None
             assert joined.member is member
+
+    asyncio.run(run())
+
+
+def test_nobody_joins_under_a_word_by_which_an_operator_means_another_host(etcd: Etcd) -> None:
+    """Its id is another one's name: `cluster promote node2` would give a stranger the cluster's keys."""
+
+    async def run() -> None:
+        await etcd.token("a1")
+        await etcd.join("f00d", "a1", certificates.new_key(), "node2")
+        with pytest.raises(Conflict, match=r"id node2 is the name of another host in the cluster, node2 \(f00d\)"):
+            await etcd.join("node2", "a1", certificates.new_key(), "web")
+        with pytest.raises(Conflict, match=r"name f00d is the id of another host in the cluster, node2 \(f00d\)"):
+            await etcd.join("cafe", "a1", certificates.new_key(), "f00d")
+        assert [*etcd.passwords] == ["f00d"]
+        await etcd.join("beef", "a1", certificates.new_key(), "node2")  # a name may be shared: it selects none of them
+        for host in ("f00d", "beef"):
+            await etcd.forget(host, known=True)
+        await etcd.token("b2")
+        await etcd.join("node2", "b2", certificates.new_key())
+
+    asyncio.run(run())
+
+
+def test_a_host_is_meant_by_its_id_or_by_a_name_that_it_alone_has() -> None:
+    """Also by the name that it got since it joined; a host that calls itself as another one makes no word its own."""
+    hosts = {id_: JoinedHost(name, "key", (), "t", 0.0) for id_, name in (("f00d", "node"), ("cafe", "node"))}
+    hosts["gone"] = JoinedHost("node", "key", (), "t", 0.0, forgotten=True)
+    for word in ("node", "both"):
+        with pytest.raises(Conflict, match=f"2 hosts are called {word}"):
+            exclusion.named(hosts, word, {"f00d": "both", "cafe": "both"})
+    assert exclusion.named(hosts, "node2", {"f00d": "node", "cafe": "node2"}) == "cafe"
+    assert exclusion.named(hosts, "cafe", {"f00d": "cafe"}) == "cafe"
+    assert exclusion.named({"gone": hosts["gone"]}, "node", {}) == "gone"
+    with pytest.raises(NotFound) as missing:
+        exclusion.named(hosts, "nobody", {"cafe": "node2"})
+    assert missing.value.hint == "those that did: node, node2"
+
+
+class BrokenOff(Exception):
+    """The voter's agent was killed."""
+
+
+@contextlib.contextmanager
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Kill a voter before its change of the vault or of the users with this number; give the changes it has made."""
+    made: list[int] = []
+
+    def counted(change: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def carried_out(*args: Any, **more: Any) -> object:
+            if len(made) == step:
+                raise BrokenOff
+            made.append(step)
+            return await change(*args, **more)
+
+        return carried_out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "put", counted(Vault.put))
+        for name in ("admit", "dismiss"):  # the test's own, which know their vault
+            patch.setattr(Vault, name, staticmethod(counted(getattr(Vault, name))))
+        yield made
+
+
+@pytest.mark.parametrize("what", ["join", "forget", "leave"])
+def test_what_a_killed_voter_began_is_done_by_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Wherever it was killed: the end is as if it had not been."""
+
+    async def done(etcd: Etcd, key: bytes) -> None:
+        if what == "join":
+            await etcd.join("h2", "a1", key)
+        elif what == "forget":
+            await etcd.forget("h2", known=True)
+        else:
+            await exclusion.release(etcd.vault, "h2")
+
+    async def found(step: int) -> tuple[object, int]:
+        """Return all that is left if it was killed at a step, and how many there were."""
+        etcd, key = Etcd(monkeypatch, tmp_path / f"{what}-{step}"), certificates.new_key()
+        for token, uses in (("a1", 1), ("b2", 0)):
+            await etcd.token(token, uses)
+        if what != "join":
+            for token in ("a1", "b2"):
+                await etcd.join("h2", token, key)
+        with killed_at(step, monkeypatch) as made, contextlib.suppress(BrokenOff):
+            await done(etcd, key)
+        await done(etcd, key)
+        hosts = await etcd.vault.all(HOSTS, JoinedHost)
+        kept = {id_: (host.token, host.forgotten, host.recorded, len(host.serials)) for id_, host in hosts.items()}
+        revoked = [(one.host, one.cut) for one in (await etcd.vault.all(REVOKED, Revoked)).values()]
+        with pytest.raises(Conflict) if what == "forget" else contextlib.nullcontext():
+            await etcd.token("c3")
+            await etcd.join("h2", "c3", key if what != "leave" else certificates.new_key())
+        return (kept, revoked, await etcd.states(), sorted(etcd.passwords)), len(made)
+
+    async def run() -> None:
+        whole, steps = await found(99)
+        assert steps >= 2
+        for step in range(steps):
+            assert (await found(step))[0] == whole, step
 
     asyncio.run(run())

@@ -121,3 +121,52 @@ def test_refusals_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureF
         for number, now in enumerate((10.0, 10.1, 10.2, 11.5)):
             refusals.log(f"refused {number}", now)
     assert caplog.messages == ["refused 0", "refused 3 (and 2 more since the last one)"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+        b"GET / HTTP/9.9.9\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        ASK + b"nonsense\r\n\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"POST /v1/join HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+        b"POST /v1/join HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/join HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST /v1/join HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\n" + b"a" * 20_000,
+        b"POST /v1/join HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n[]",
+    ],
+)
+def test_what_is_no_request_does_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    """Anybody may send it as often as they like; the connection ends, and the signer goes on."""
+
+    async def run() -> None:
+        async with served(tmp_path) as port:
+            for _ in range(3):
+                reader, writer = await connect(port)
+                writer.write(sent)
+                with contextlib.suppress(ConnectionError):
+                    await asyncio.wait_for(reader.read(1), 30)
+                writer.close()
+            assert (await answer(await connect(port), ASK)).startswith(b"HTTP/1.1 200")
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(run())
+    assert "Traceback" not in caplog.text
+    assert len(caplog.records) <= 1
+
+
+def test_a_flood_of_handshakes_does_not_take_the_agents_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many begin at once, each one after the first has to wait for its moment."""
+    monkeypatch.setattr(signer_server, "BETWEEN", 0.2)
+
+    async def run() -> float:
+        async with served(tmp_path) as port:
+            begun = asyncio.get_running_loop().time()
+            await asyncio.gather(*(connect(port) for _ in range(4)))
+            return asyncio.get_running_loop().time() - begun
+
+    assert asyncio.run(run()) >= 3 * 0.2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -41,6 +41,10 @@ class Records(Living):
     def known(self, host: str) -> bool:
         """Return whether a host has a record."""
         return bool(host)
+
+    def names(self) -> Mapping[str, str]:
+        """Return the hosts' names."""
+        return {}
 
 
 def joined(name: str, *, member: bool = True, forgotten: bool = False) -> JoinedHost:
@@ -164,7 +168,10 @@ def test_no_host_is_chosen_while_authorities_change(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_voter_that_is_taken_out_loses_its_right_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """So what breaks off is repeated; it is not chosen again, and one that has to stay keeps its right."""
+    """So what breaks off is repeated; it is not chosen again, and one that has to stay keeps its right.
+
+    And once more afterwards: it may have been promoted a moment before, and its right comes a moment later.
+    """
     etcd, done, failing = Etcd(monkeypatch, tmp_path), list[str](), True
 
     def noted(word: str) -> Callable[..., Coroutine[object, object, None]]:
@@ -195,16 +202,16 @@ def test_a_voter_that_is_taken_out_loses_its_right_first(monkeypatch: pytest.Mon
         assert done == ["retire", "remove", "enrol"]
         failing = False
         await control.take_out("b", "b")
-        assert done[3:] == ["retire", "remove"]
+        assert done[3:] == ["retire", "remove", "retire"]
         known, _ = await etcd.vault.get(HOSTS + "b", JoinedHost)
         assert known is not None
         assert not known.member
         seen = seen[:1]
         await control.take_out("b", "b")
-        assert done[5:] == ["retire"]
+        assert done[6:] == ["retire"]
         with pytest.raises(Conflict):
             await control.take_out("a", "a")
-        assert len(done) == 6
+        assert len(done) == 7
 
     asyncio.run(run())
 

@@ -1,0 +1,52 @@
+"""Answers about policies: containers of other hosts are judged by what those hosts can enforce."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from linkspan.agent.policy_answers import PolicyAnswers
+from linkspan.core.model import Endpoint, Host
+from linkspan.kernel.drivers import bridge_filters
+from linkspan.policy.judge import Judge
+from linkspan.policy.model import Policy, Selector
+from support.records.one_host import network
+
+SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
+NETWORK = network("demo", "10.1.0.0/24", routed=False)
+
+
+def _answers(*hosts: Host) -> tuple[PolicyAnswers, list[Endpoint]]:
+    """Return answers on the first of these hosts, and the endpoints that they know."""
+    endpoints: list[Endpoint] = []
+
+    async def find(name: str) -> list[Endpoint]:
+        return [one for one in endpoints if one.name == name]
+
+    records = SimpleNamespace(find=find)
+    known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
+    networks = SimpleNamespace(all=lambda: [NETWORK])
+    policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=SHUT))
+    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies]
+    return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_bridged_container_elsewhere_is_judged_by_its_own_hosts_kernel(
+    monkeypatch: pytest.MonkeyPatch, here: bool, there: bool
+) -> None:
+    """Whether br_netfilter is loaded where the question is asked does not matter."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: here)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=here), Host(id="2", name="h2", filters=there))
+    for name, address in (("web", "10.1.0.2/24"), ("other", "10.1.0.3/24")):
+        made = Endpoint(
+            id=name, name=name, ifname="eth0", network="demo", host="h2", addresses=(address,), host_ifname=f"lsp{name}"
+        )
+        endpoints.append(made)
+    found = asyncio.run(answers.can("other", "web", "80"))
+    assert found.allowed == (not there)
+    assert ("enforces no policy" in found.why) == (not there)
