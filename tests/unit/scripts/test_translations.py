@@ -12,11 +12,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import translations  # noqa: E402 - scripts are no package
 
-PAGES = {"backends", "clusters", "first-cluster", "first-steps", "learn", "networks", "troubleshooting"}
+PAGES = {
+    *("backends", "clusters", "first-cluster", "first-steps", "learn", "networks", "policy", "teaching"),
+    *("troubleshooting", "web"),
+}
 
 
 def test_a_reader_of_chinese_finds_the_first_pages() -> None:
-    """README, the first steps, networks, clusters, backends, what is wrong, and lessons."""
+    """README, the first steps, networks, clusters, backends, policies, the page, what is wrong, and lessons."""
     assert {page.stem for page in translations.translations()} == PAGES | {"README.zh"}
 
 
