@@ -67,10 +67,10 @@ class Browser:
         self.run("document.querySelector(arguments[0]).click()", selector)
 
     def row(self, name: str) -> None:
-        """Choose a table's row by its name."""
+        """Choose a table's row by its name, the first line of its button."""
         script = (
             "const rows = [...document.querySelectorAll('button.row')];"
-            "const found = rows.find((one) => one.innerText.trim() === arguments[0]);"
+            "const found = rows.find((one) => one.innerText.trim().split('\\n')[0].trim() === arguments[0]);"
             "found?.click(); return Boolean(found);"
         )
         until(lambda: self.run(script, name), f"a row {name}")

@@ -124,11 +124,10 @@ function Cell({ state, pair, same, path, silent }) {
 export function Bgp({ state, pick, marks }) {
   const found = useAnswer("/api/bgp");
   const columns = [
-    { name: "name", title: t("Peer"), of: (one) => one.peer },
-    { name: "state", title: t("State"), of: (one) => html`<${Badge} level=${one.state === "established" ? "ok" : one.why ? "bad" : "warn"}>${one.state}</${Badge}>` },
+    { name: "name", title: t("Peer"), of: (one) => html`${one.peer} <small>AS ${one.remote_as}</small>` },
+    { name: "what", title: t("State"), of: (one) => html`<${Badge} level=${one.state === "established" ? "ok" : one.why ? "bad" : "warn"}>${one.state}</${Badge}>
+      ${one.why && html`<p class="fix">${one.why}</p>`}` },
     { name: "address", title: t("Address"), of: (one) => html`<code>${one.address}</code>` },
-    { name: "as", title: "AS", of: (one) => `${one.local_as} → ${one.remote_as}` },
-    { name: "what", title: t("Why"), of: (one) => html`${one.why}${one.fix && html`<p class="fix">${one.fix}</p>`}` },
   ];
   return html`<${Heading} title="BGP" about=${t("Sessions of host {host}. Open one to see why it is down.", { host: state.about.here })}><${Again} found=${found} /></${Heading}>
     <${Answer} found=${found}>${(all) => all.length

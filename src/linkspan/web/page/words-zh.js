@@ -120,7 +120,6 @@ export const ZH = {
   "What was found on the path": "沿途的检查结果",
   "When": "时间",
   "Who has which block, how full it is, and which addresses nobody uses.": "谁持有哪个地址块、用了多少、哪些地址无人使用。",
-  "Why": "原因",
   "`linkspan web` does not answer": "`linkspan web` 没有应答",
   "`linkspan web` does not answer.": "`linkspan web` 没有应答。",
   "added": "添加",
