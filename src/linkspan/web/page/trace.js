@@ -19,16 +19,21 @@ export function useTrace(state, route, changes) {
   const asked = JSON.stringify(ends);
   const now = useRef({});
   now.current = { asked, ...trace };
-  // Answers count that are of the ends which are shown; a walk's never replaces that of a real packet.
+  const choice = useRef(0);
+  // Answers count that were asked for since these ends were chosen; a walk's never replaces that of a real packet.
   const run = (asking, live) => {
     setTrace((before) => ({ ...before, busy: true }));
-    const counts = () => now.current.asked === asked && (live || !now.current.live);
+    const chosen = choice.current;
+    const counts = () => now.current.asked === asked && choice.current === chosen && (live || !now.current.live);
     asking.then(
       (found) => counts() && setTrace({ found, error: "", busy: false, live }),
       (error) => counts() && setTrace((before) => ({ ...before, found: live ? before.found : null, error: error.message, busy: false })),
     );
   };
-  useEffect(() => setTrace({ found: null, error: "", busy: false, live: false }), [asked]);
+  useEffect(() => {
+    choice.current += 1;
+    setTrace({ found: null, error: "", busy: false, live: false });
+  }, [asked]);
   useEffect(() => {
     if (ends && !trace.live) run(ask("/api/trace", ends), false);
   }, [asked, round, trace.live, changes]);
