@@ -99,10 +99,10 @@ class Browser:
         self.devtools("Emulation.setDeviceMetricsOverride", form)
 
     def dark(self, on: bool) -> None:
-        """Set the user's preference for dark pages."""
-        value = "dark" if on else "light"
-        features = {"features": [{"name": "prefers-color-scheme", "value": value}]}
-        self.devtools("Emulation.setEmulatedMedia", features)
+        """Set the user's preference for dark pages, without a transition: in its midst a page has colours of neither."""
+        wishes = {"prefers-color-scheme": "dark" if on else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self.devtools("Emulation.setEmulatedMedia", {"features": features})
 
     def devtools(self, command: str, words: Mapping[str, object]) -> Any:
         """Send a command of Chromium's own protocol, and return the answer."""
