@@ -99,7 +99,7 @@ class Browser:
         self.devtools("Emulation.setDeviceMetricsOverride", form)
 
     def dark(self, on: bool) -> None:
-        """Set the user's preference for dark pages, without a transition: in its midst a page has colours of neither."""
+        """Set the user's preference for dark pages. In the midst of a transition a page has colours of neither."""
         wishes = {"prefers-color-scheme": "dark" if on else "light", "prefers-reduced-motion": "reduce"}
         features = [{"name": name, "value": value} for name, value in wishes.items()]
         self.devtools("Emulation.setEmulatedMedia", {"features": features})
