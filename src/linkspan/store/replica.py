@@ -164,7 +164,7 @@ class Replica(RecordCache):
         await woken(self._first, FIRST_ANSWER)
 
     async def stop(self) -> None:
-        """End the watch, and write the snapshot."""
+        """End the watch, and write the snapshot, after a write that still runs."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
