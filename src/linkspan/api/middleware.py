@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from linkspan.agent.news import News
+from linkspan.agent.news import READERS, News
 from linkspan.api.peer_credentials import peer
 from linkspan.api.responses import answer, error_body
 from linkspan.core.errors import Denied, LinkspanError
@@ -58,6 +58,7 @@ def with_news(news: News) -> Middleware:
 
     @web.middleware
     async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await news.known(lambda: handler(request))
+        may_change = peer(request)[1] == 0
+        return await news.known(lambda: handler(request), 0.0 if may_change else READERS)
 
     return answered

@@ -18,11 +18,12 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Collection
 
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
-from linkspan.kernel.drivers.links import Leaving
+from linkspan.kernel.drivers.links import LEAVING, Leaving
 from linkspan.kernel.drivers.neighbours_and_fdb import Own
 from linkspan.kernel.io.link_messages import ADDRESS, ifinfo, link
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
@@ -113,7 +114,8 @@ class RouteEvents:
     ) -> None:
         """Leave out changes from linkspan's ``own_ports``, and those in ``own_entries``, which they consume.
 
-        ``leaving`` are the links that linkspan deletes: they leave out what comes of each, up to its end.
+        ``leaving`` are the links that linkspan deletes: they leave out what comes of each, up to its end, for LEAVING
+        seconds at most.
         """
         self._kinds, self._ours = kinds, kinds.prefixes
         self._leaving: Leaving = {} if leaving is None else leaving
@@ -170,10 +172,10 @@ class RouteEvents:
         if not self._leaving or kind not in _OF_LINKS:
             return False
         index = _way_out(body) if kind in (NEWROUTE, DELROUTE) else _index(body)
-        found = index in self._leaving
+        since = self._leaving.get(index)
         if kind == DELLINK and body[0] != AF_BRIDGE:
             self._leaving.pop(index, None)
-        return found
+        return since is not None and time.monotonic() - since <= LEAVING
 
     def _events(self, kind: int, body: bytes) -> Found:
         if kind in (NEWLINK, DELLINK):

@@ -11,10 +11,9 @@ NAMED = 100
 Whoever may write to the store could write a million of them, and each would be a line in each host's log.
 """
 
-_WORDS = {
+WORDS = {
     "hosts": 2,
     "alive": 2,
-    "(egress)": 4,  # alive/(egress)/...
     "networks": 2,
     "leases": 3,
     "blocks": 4,
@@ -29,6 +28,8 @@ _WORDS = {
     "staged": 2,
 }
 """Number of words, separated by slashes, in the keys of each kind of record."""
+_EGRESS, _EGRESS_WORDS = "(egress)/", 4
+"""Begin and words of keys of kind ``alive`` that say who holds an egress address: alive/(egress)/NETWORK/FAMILY."""
 
 
 def misplaced(key: str) -> str:
@@ -37,7 +38,7 @@ def misplaced(key: str) -> str:
     if kind == "gone":
         again = not rest or rest.partition("/")[0] == kind
         return "a tombstone's key names a deleted record after gone/" if again else misplaced(rest)
-    wanted = _WORDS["(egress)"] if rest.startswith("(egress)/") else _WORDS.get(kind)
+    wanted = _EGRESS_WORDS if kind == "alive" and rest.startswith(_EGRESS) else WORDS.get(kind)
     if wanted is None or (key.count("/") == wanted - 1 and rest and not rest.startswith("/")):
         return ""
     return f"a key of kind {kind} has {wanted} words that are divided by slashes"

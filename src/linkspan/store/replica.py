@@ -164,7 +164,7 @@ class Replica(RecordCache):
         await woken(self._first, FIRST_ANSWER)
 
     async def stop(self) -> None:
-        """End the watch, and write the snapshot."""
+        """End the watch, and write the snapshot, after a write that still runs."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -274,12 +274,15 @@ class Replica(RecordCache):
         return record.revision
 
     async def look(self, prefix: str) -> bool:
-        """Read the records whose keys begin with ``prefix`` now; return whether any of them was not known here.
+        """Read the records whose keys begin with ``prefix`` now; return whether any of their kind are others by then.
 
-        The watch would report them a moment later. A store that is away, or takes longer than LOOK, has nothing new.
+        The watch would report them a moment later, or reports them meanwhile. A record that no agent can have written
+        changes nothing. A store that is away, or takes longer than LOOK, has nothing new.
         """
         if self.problem:
             return False
+        kind = prefix.partition("/")[0]
+        before = self.changes(kind)
         try:
             async with asyncio.timeout(LOOK):
                 found, _ = await self.store.list(prefix)
@@ -288,7 +291,7 @@ class Replica(RecordCache):
         new = tuple(record for record in found if self._known(record.key) < record.revision)
         if new:
             await self._take(Batch(max(record.revision for record in new), new, ()))
-        return bool(new)
+        return self.changes(kind) != before
 
     async def _follow(self) -> None:
         """List the records, watch from that revision, and list again whenever the watch ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -96,6 +97,8 @@ class Snapshot:
         """Whether the file may differ from what belongs into it."""
         self._wake = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._writing = threading.Lock()
+        """A ``save`` that is cancelled leaves its thread writing, into the file that the next write would begin."""
 
     def read(self) -> Content:
         """Return the file's content; a new host has none, and a damaged file is not used."""
@@ -128,17 +131,18 @@ class Snapshot:
             await asyncio.to_thread(self.write)
 
     def write(self) -> None:
-        """Write the file now. Raises nothing."""
-        self._wake.clear()
-        if (kept := self._kept()) is None:
-            return
-        self.due, begun = False, time.monotonic()
-        try:
-            write_parts(self._path, _parts(kept), 0o600)
-        except OSError as error:
-            self.due = True
-            log.warning("snapshot %s: %s", self._path, error.strerror)
-        self._took = time.monotonic() - begun
+        """Write the file now, after a write that still runs. Raises nothing."""
+        with self._writing:
+            self._wake.clear()
+            if (kept := self._kept()) is None:
+                return
+            self.due, begun = False, time.monotonic()
+            try:
+                write_parts(self._path, _parts(kept), 0o600)
+            except OSError as error:
+                self.due = True
+                log.warning("snapshot %s: %s", self._path, error.strerror)
+            self._took = time.monotonic() - begun
 
 
 def _parts(kept: Kept) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ Other modules compare a record with other hosts' records (``grants``, ``networks
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sized
 from typing import TypeVar
 
@@ -61,8 +62,22 @@ def decode(key: str, raw: bytes, type_: type[T]) -> T:
 
 def check(key: str, value: object) -> None:
     """Raise Invalid, with the reason, if no reader would accept a record with this value."""
-    if (rule := _CHECKS.get(type(value))) is not None:
-        rule(value, *key.split("/")[1:])
+    if (rule := _CHECKS.get(type(value))) is None:
+        return
+    words = key.split("/")[1:]
+    if not _takes(rule, len(words)):
+        raise Invalid(f"its key has {len(words) + 1} words, which no key of a {type(value).__name__} has")
+    rule(value, *words)
+
+
+@functools.lru_cache(maxsize=256)  # a key may have any number of words
+def _takes(rule: Callable[..., None], words: int) -> bool:
+    """Return whether a check can be called with so many words of a key."""
+    try:
+        inspect.signature(rule).bind(None, *range(words))
+    except TypeError:
+        return False
+    return True
 
 
 def _network(network: Network, name: str) -> None:

@@ -145,7 +145,7 @@ def test_what_cannot_be_is_refused_with_the_reason(key: str, record: msgspec.Str
     "key",
     [
         *("hosts", "hosts/a/b", "leases/demo", "blocks/demo/x", "addresses", "endpoints/h1/x", "alive/"),
-        "alive/(egress)/demo",
+        *("alive/(egress)/demo", "networks/(egress)/a/b", "policies/(egress)/a/b", "gone/networks/(egress)/a/b"),
         *("gone/networks", "gone/networks/", "gone/networks/x/", "gone/networks/x/demo", "gone/leases/demo"),
     ],
 )
@@ -166,6 +166,29 @@ def test_a_key_that_no_agent_writes_is_named_and_not_followed(tmp_path: Path, ke
         await one.stop()
 
     together(work)
+
+
+@pytest.mark.parametrize("kind", sorted(record_form.WORDS))
+@pytest.mark.parametrize("begin", ["", "gone/"])
+def test_only_a_liveness_record_may_be_of_an_egress_address(begin: str, kind: str) -> None:
+    """Of every other kind, such a key has the number of words of its kind, or is misplaced."""
+    taken = kind == "alive" or record_form.WORDS[kind] == 4
+    assert bool(record_form.misplaced(f"{begin}{kind}/(egress)/a/b")) is not taken
+
+
+@pytest.mark.parametrize("key", [key for key in sorted(SOUND) if not key.startswith("settings/")])
+def test_a_value_under_a_key_of_another_shape_is_refused(key: str) -> None:
+    """Whoever reads the record gets a reason, and no other error, whatever number of words the key has."""
+    kind = key.partition("/")[0]
+    for words in ("", "/(egress)", "/(egress)/a/b/c/d/e"):
+        with pytest.raises(Invalid):
+            validation.check(kind + words, SOUND[key])
+
+
+def test_the_reason_of_a_key_with_too_many_words_is_the_key() -> None:
+    """The value may be sound."""
+    with pytest.raises(Invalid, match="its key has 4 words, which no key of a Network has"):
+        validation.check("networks/(egress)/a/b", network())
 
 
 @pytest.mark.parametrize("key", ["gone", "gone/", "gone/gone/networks/demo"])

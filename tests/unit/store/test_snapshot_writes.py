@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from linkspan.store.lost_records import LostRecords
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord
 from linkspan.store.snapshot import LATEST, SHARE, SNAPSHOT_AFTER, Kept, Snapshot, pause_after
+from support.polling import eventually
 from support.records.replicas import Member, together
 
 
@@ -129,6 +131,35 @@ def test_a_listing_keeps_no_value_that_is_known(tmp_path: Path, monkeypatch: pyt
         assert revisions[7:] == [revision, revision]
         assert 0 < min(revisions) < revision
         await two.replica.stop()
+
+    together(work)
+
+
+def test_a_stop_waits_for_the_snapshot_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread writes it, which no cancellation ends: both would write into the same file before it gets its name."""
+    begun, overlap, running, lock = threading.Event(), threading.Event(), list[str](), threading.Lock()
+    written = list[int]()
+
+    def slow(_path: Path, parts: Iterator[bytes], _mode: int) -> None:
+        with lock:
+            running.append("write")
+            if len(running) > 1:
+                overlap.set()
+        begun.set()
+        overlap.wait(0.3)  # what is to be shown is that nothing happens meanwhile
+        written.append(sum(map(len, parts)))
+        running.pop()
+
+    monkeypatch.setattr(snapshot, "write_parts", slow)
+    monkeypatch.setattr(snapshot, "SNAPSHOT_AFTER", 0.0)
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.replica.start()
+        await eventually(begun.is_set, "a thread writes the snapshot")
+        await one.replica.stop()
+        assert not overlap.is_set()
+        assert len(written) == 2
 
     together(work)
 

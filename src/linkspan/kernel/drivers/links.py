@@ -68,9 +68,9 @@ _LINK_GROUP = 1  # RTNLGRP_LINK
 _GETNSID = 90  # linux/rtnetlink.h
 _NETNSA_NSID, _NETNSA_FD = 1, 3  # linux/net_namespace.h
 LEAVING = 5.0
-"""Seconds after which a link that was to be deleted does not count as leaving any more: the kernel refused that."""
+"""Seconds after which a link that was to be deleted does not count as leaving any more, whatever has become of it."""
 Leaving = dict[int, float]
-"""The links that are being deleted, by index, and since when (monotonic clock)."""
+"""The links that are being deleted, by index, and since when (monotonic clock); one counts for LEAVING seconds."""
 BRIDGE_PORTS = 1023
 """Ports that a bridge takes: BR_MAX_PORTS in net/bridge/br_private.h, less the number that is never used."""
 
@@ -341,7 +341,7 @@ class Removal:
             pass
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         waiting = dict(links)
-        self._leave(links)
+        self._forget_left()
         for index, (_, name) in links.items():
             self._work.put((index, name, answers))
         failed: dict[Key, LinkspanError] = {}
@@ -356,21 +356,25 @@ class Removal:
                 index, error = answers.get()
                 if (found := waiting.pop(index, None)) and error is not None:
                     failed[found[0]] = error
-        for key, name in waiting.values():
+                    self.leaving.pop(index, None)
+        for index, (key, name) in waiting.items():
             failed[key] = KernelError(f"delete link {name}: no answer of the kernel in {patience:g} s")
+            self.leaving.pop(index, None)
         return failed
 
-    def _leave(self, links: Iterable[int]) -> None:
-        """Note these links, before the kernel tells of what it takes away with them."""
-        now = time.monotonic()
-        for index in [index for index, since in list(self.leaving.items()) if now - since > LEAVING]:
+    def _forget_left(self) -> None:
+        """Forget the links of whose end no event was read."""
+        over = time.monotonic() - LEAVING
+        for index in [index for index, since in self.leaving.copy().items() if since < over]:
             self.leaving.pop(index, None)
-        self.leaving.update(dict.fromkeys(links, now))
 
     def _run(self, requests: Socket) -> None:
         while (work := self._work.get()) is not None:
             index, name, answers = work
             body = IFINFO.pack(0, 0, index, 0, 0)
+            # Now, because of many links the last is deleted seconds after the first; and before the kernel tells of
+            # what it takes away with the link.
+            self.leaving[index] = time.monotonic()
             error = requests.batch([Message(DELLINK, 0, body, f"delete link {name}")])[0]
             answers.put((index, None if error is not None and error.errno == errno.ENODEV else error))
         requests.close()
