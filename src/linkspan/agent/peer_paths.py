@@ -60,8 +60,8 @@ class PeerPaths:
             if path is None:
                 packed.append(None)
                 continue
-            way = path.network, 6 if ":" in path.address else 4
-            packed.append(PackedPath.of(path, ways.setdefault(way, len(ways))))
+            family: Literal[4, 6] = 6 if ":" in path.address else 4
+            packed.append(PackedPath.of(path, ways.setdefault((path.network, family), len(ways))))
         return PathsReply(tuple(packed), tuple(ways))
 
     async def all(self) -> list[HostPaths]:
