@@ -274,6 +274,32 @@ def test_the_matrix_has_what_the_hosts_have_measured(page: Browser, lab: Cluster
         mended(lab, "h3")
 
 
+def test_a_cell_of_the_matrix_has_a_value_or_the_reason(page: Browser) -> None:
+    """A large cluster's has the hosts that were asked, and a user's own host where only root may ask the others."""
+    script = """
+        const [done] = arguments;
+        import("/matrix.js").then(({ shownIn, untold, worstOf }) => {
+          const hosts = Array.from({ length: 100 }, (_, number) => ({ name: `h${number}` }));
+          const shown = (asked) => shownIn("h70", hosts, asked).map((one) => one.name);
+          const told = { hosts: ["h1", "h2"], silent: [{ host: "h2", why: "silent" }], paths: [] };
+          const word = (measured, everywhere, host) => untold(measured, "", everywhere, host).word;
+          const of = (network, loss, round_trip) => ({ host: "h1", peer: "h2", network, loss, round_trip });
+          done({
+            first: shown([]), asked: shown(["h70", "h5", "h9"]), own: shown(["h70"]).length,
+            words: [word(told, true, "h1"), word(told, true, "h2"), word(told, true, "h3"), word(told, false, "h3"),
+              word(null, true, "h1"), untold(null, "away", true, "h1").why],
+            worst: worstOf([of("a", 0, 0.1), of("b", 0.5, null), of("c", 0, 0.2)]).get("h1 h2").network,
+          });
+        });
+    """
+    found = page.driver.execute_async_script(script)
+    assert found["first"] == [*(f"h{number}" for number in range(39)), "h70"]
+    assert found["asked"] == ["h5", "h9", "h70"]
+    assert found["own"] == 40
+    assert found["words"] == ["not measured yet", "no answer", "not asked yet", "root only", "…", "away"]
+    assert found["worst"] == "b"
+
+
 def test_a_dot_in_the_graph_can_be_clicked(page: Browser) -> None:
     """As well as a row, and a box: its place on the screen is another one once the panel is closed."""
     graph = "const graph = document.querySelector('.canvas')._cyreg.cy;"

@@ -418,7 +418,7 @@ class Agent:
             self.hosts.alive,
             self.ask,
         )
-        self.peer_paths = PeerPaths(self.hosts, self.peer_pings, self.ask)
+        self.peer_paths = PeerPaths(self.hosts, self.leases, self.peer_pings, self.ask)
         self.peer_survey = PeerSurvey(machine.namespaces, self.hosts, self.view, self.peers.known, self.ask)
         self.healer = Healer(
             self.registry,
@@ -478,7 +478,7 @@ class Agent:
         if isinstance(question, Probe):
             return await self.peer_survey.answer(question)
         if isinstance(question, PathsQuestion):
-            return self.peer_paths.answer()
+            return self.peer_paths.answer(question)
         if isinstance(question, HealthQuestion):
             raise Invalid("an agent has no switches: only the controller has")
         return await self.cluster_trace.answer(question)

@@ -41,26 +41,27 @@ class SilentTold(msgspec.Struct, frozen=True):
 
 
 class PathsTold(msgspec.Struct, frozen=True):
-    """Paths in the documented format."""
+    """Paths in the documented format; ``hosts`` are those that were asked."""
 
+    hosts: list[str]
     paths: list[PathTold]
     silent: list[SilentTold]
 
     @classmethod
     def of(cls, found: Iterable[HostPaths], name: Callable[[str], str]) -> PathsTold:
         """Return the hosts' answers; ``name`` returns a host's name."""
-        paths, silent = [], []
+        hosts, paths, silent = [], [], []
         for one in found:
-            host = name(one.host)
+            hosts.append(host := name(one.host))
             paths += [
                 PathTold(host, name(p.peer), p.network, p.address, p.round_trip, p.loss, p.pings) for p in one.paths
             ]
             silent += [SilentTold(host, one.problem)] if one.problem else []
-        return cls(paths, silent)
+        return cls(hosts, paths, silent)
 
 
 class DiagnoseRoutes:
-    """GET reads; POST sends packets (a live trace, probes between hosts), and only root may use it."""
+    """GET reads; POST sends packets or asks all hosts, each of which pays for it, and only root may use it."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -73,6 +74,7 @@ class DiagnoseRoutes:
             web.get("/v1/doctor", self._doctor),
             web.post("/v1/doctor/peers", self._peers),
             web.get("/v1/paths", self._paths),
+            web.post("/v1/paths", self._all_paths),
         ]
 
     async def _trace(self, request: web.Request) -> web.Response:
@@ -89,9 +91,14 @@ class DiagnoseRoutes:
         return web.Response(body=msgspec.json.encode(await _checks(self._agent)), content_type="application/json")
 
     async def _paths(self, request: web.Request) -> web.Response:
-        """Answer with round trip and loss from this host to its peers, or with ?all from all hosts."""
-        peer_paths = self._agent.peer_paths
-        found = await peer_paths.all() if "all" in request.query else [peer_paths.own()]
+        """Answer with round trip and loss from this host to its peers."""
+        return self._told([self._agent.peer_paths.own()])
+
+    async def _all_paths(self, request: web.Request) -> web.Response:
+        """Answer with those between all hosts, which are asked through the store."""
+        return self._told(await self._agent.peer_paths.all())
+
+    def _told(self, found: Iterable[HostPaths]) -> web.Response:
         return answer(PathsTold.of(found, self._agent.hosts.name))
 
     async def _peers(self, request: web.Request) -> web.Response:

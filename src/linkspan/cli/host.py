@@ -55,13 +55,13 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
 @app.command()
 def peers(
     all_: Annotated[
-        bool, typer.Option("--all", help="Between all hosts (at most 40), each pair's worst network.")
+        bool, typer.Option("--all", help="Between all hosts (at most 40), each pair's worst network; root only.")
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Show round trip and loss of the pings from this host to its peers, in the last minute."""
-    found = Client(socket).call("GET", "/v1/paths?all" if all_ else "/v1/paths")
+    found = Client(socket).call("POST" if all_ else "GET", "/v1/paths")
     if output is Format.JSON:
         as_json(found)
         return

@@ -14,6 +14,8 @@ PATIENCE = 1.0
 """Seconds that a ping must have had for its answer before it counts as lost."""
 SMOOTHING = 8
 """How many times the old round trip weighs more than a new one, less one (RFC 6298, section 2)."""
+MICRO = 1_000_000
+"""Microseconds in a second."""
 
 
 class PathQuality(msgspec.Struct):
@@ -31,9 +33,14 @@ class PathQuality(msgspec.Struct):
     sent: float = 0.0
 
     @property
+    def missed(self) -> int:
+        """Return how many of the last pings had no answer."""
+        return self.lost.bit_count()
+
+    @property
     def loss(self) -> float:
         """Return which part of the last pings had no answer."""
-        return self.lost.bit_count() / self.asked if self.asked else 0.0
+        return self.missed / self.asked if self.asked else 0.0
 
     def ask(self, number: int, now: float) -> None:
         """Note that a ping is sent; the one before is lost if it is still under way."""
@@ -60,15 +67,20 @@ class PathQuality(msgspec.Struct):
 class MeasuredPath(msgspec.Struct, frozen=True):
     """What a host has measured to a peer (a host's id) in a network; ``round_trip`` in seconds, None without an answer.
 
-    ``loss`` is the part of the last ``pings`` that had no answer.
+    ``lost`` of the last ``pings`` had no answer.
     """
 
-    peer: Annotated[str, Meta(max_length=64)]
-    network: Annotated[str, Meta(max_length=64)]
-    address: Annotated[str, Meta(max_length=64)]
-    round_trip: Annotated[float, Meta(ge=0, le=3600)] | None
-    loss: Annotated[float, Meta(ge=0, le=1)]
-    pings: Annotated[int, Meta(ge=0, le=PINGS)]
+    peer: str
+    network: str
+    address: str
+    round_trip: float | None
+    lost: int
+    pings: int
+
+    @property
+    def loss(self) -> float:
+        """Return which part of the last pings had no answer."""
+        return self.lost / self.pings if self.pings else 0.0
 
     @property
     def badness(self) -> tuple[float, float]:
@@ -82,3 +94,31 @@ def worst(paths: Iterable[MeasuredPath]) -> list[MeasuredPath]:
     for path in sorted(paths, key=lambda path: path.badness, reverse=True):
         found.setdefault(path.peer, path)
     return list(found.values())
+
+
+class PackedPath(msgspec.Struct, frozen=True, array_like=True):
+    """A measured path as four numbers, for a record that every host gets.
+
+    ``way`` says which network and family it is of, and ``took`` the round trip in microseconds.
+    """
+
+    way: Annotated[int, Meta(ge=0)]
+    took: Annotated[int, Meta(ge=0, le=3600 * MICRO)] | None
+    lost: Annotated[int, Meta(ge=0, le=PINGS)]
+    pings: Annotated[int, Meta(ge=0, le=PINGS)]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which decoding turns into Invalid, if more pings are lost than there were."""
+        if self.lost > self.pings:
+            raise ValueError("more pings are lost than were sent")
+
+    @classmethod
+    def of(cls, path: MeasuredPath, way: int) -> PackedPath:
+        """Return a path as numbers."""
+        took = None if path.round_trip is None else min(round(path.round_trip * MICRO), 3600 * MICRO)
+        return cls(way, took, path.lost, path.pings)
+
+    def unpacked(self, peer: str, network: str, address: str) -> MeasuredPath:
+        """Return the path to a peer's address in a network."""
+        took = None if self.took is None else self.took / MICRO
+        return MeasuredPath(peer, network, address, took, self.lost, self.pings)

@@ -130,14 +130,16 @@ class PeerPings:
             await pause(max(begun + EVERY - loop_time(), 1.0))
 
     def _ping(self, family: int, address: str) -> None:
-        awaited = self._awaited.setdefault(address, _Awaited(time.monotonic()))
-        awaited.asked, awaited.failed, awaited.last = awaited.asked + 1, "", time.monotonic()
-        self._number = (self._number + 1) % NUMBERS
-        self._qualities.setdefault(address, PathQuality()).ask(self._number, time.time())
+        number, at, failed = (self._number + 1) % NUMBERS, time.time(), ""
         try:
-            self._echoes[family].ask(address, self._number)
+            if not self._echoes[family].ask(address, number):
+                return  # nothing was asked, so nothing can be lost: the next round asks again
         except KernelError as error:
-            awaited.failed = error.message
+            failed = error.message
+        self._number = number
+        self._qualities.setdefault(address, PathQuality()).ask(number, at)
+        awaited = self._awaited.setdefault(address, _Awaited(time.monotonic()))
+        awaited.asked, awaited.failed, awaited.last = awaited.asked + 1, failed, time.monotonic()
 
     def _heard(self, echo: Echo) -> None:
         for address, reply in echo.answers().items():

@@ -12,12 +12,12 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from linkspan.cluster.path_quality import MeasuredPath
+from linkspan.cluster.path_quality import PackedPath
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.diagnose.doctor.peer_probe import Probe, Probed
 from linkspan.diagnose.trace.live import Heard, Listen
@@ -51,18 +51,29 @@ class HealthReply(msgspec.Struct, frozen=True, tag="standing"):
     problems: tuple[str, ...] = ()
 
 
-PATHS = 64
-"""Peers in a ``PathsReply``: it goes through the store to every host."""
+PATHS = 40
+"""Peers in a ``PathsQuestion``: it goes through the store to every host, and so does the answer."""
 
 
 class PathsQuestion(msgspec.Struct, frozen=True, tag="paths"):
-    """Question to an agent: what its pings have measured."""
+    """Question to an agent: what its pings to these ``peers`` (hosts' ids) have measured."""
+
+    peers: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=PATHS)] = ()
 
 
 class PathsReply(msgspec.Struct, frozen=True, tag="measured"):
-    """Answer to ``PathsQuestion``: the worst path to each peer; the best peers are left out if there are many."""
+    """Answer to ``PathsQuestion``: the worst path to each of the peers, in the question's order.
 
-    paths: Annotated[tuple[MeasuredPath, ...], Meta(max_length=PATHS)]
+    A path is None if nothing is measured. Its ``way`` counts in ``ways``, a network and a family (4 or 6) each.
+    """
+
+    paths: Annotated[tuple[PackedPath | None, ...], Meta(max_length=PATHS)]
+    ways: Annotated[tuple[tuple[Annotated[str, Meta(max_length=64)], Literal[4, 6]], ...], Meta(max_length=PATHS)] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which decoding turns into Invalid, for a path of no way."""
+        if any(path is not None and path.way >= len(self.ways) for path in self.paths):
+            raise ValueError("a path has none of the answer's ways")
 
 
 Question = Walked | Listen | Probe | HealthQuestion | PathsQuestion

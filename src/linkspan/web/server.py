@@ -47,7 +47,6 @@ QUESTIONS = {
     "drift": "/v1/diff",
     "bgp": "/v1/bgp/peers",
     "address-check": "/v1/address-check",
-    "paths": "/v1/paths?all",
 }
 """What the page asks the agent without further words."""
 
@@ -100,6 +99,7 @@ class PageServer:
         about = {"lab": lab, "sends": sends, "others": sorted(others)}
         self._feed = Feed(AgentQuestions(agent.path, STATE_WITHIN), about)
         self._answers = SharedAnswers(agent.get)
+        self._paths_told = SharedAnswers(agent.post if sends else agent.get)
         self._parts = SharedAnswers(self._part)
         self._plans = {name: SharedAnswers(one.get) for name, one in others.items()}
         self._packets, self._surveys = Pace(*PACKETS), Pace(*SURVEYS)
@@ -122,6 +122,7 @@ class PageServer:
                 web.get("/api/trace", self._trace, allow_head=False),
                 web.post("/api/trace", self._packet),
                 web.post("/api/peers", self._peers),
+                web.get("/api/paths", self._paths, allow_head=False),
                 web.get("/api/plan", self._plan, allow_head=False),
                 web.get("/api/addresses", self._addresses, allow_head=False),
                 web.get("/api/migration/{network}", self._migration, allow_head=False),
@@ -263,6 +264,10 @@ class PageServer:
             raise Denied("only root may send packets", "run `sudo linkspan web`, or `sudo linkspan trace --live`")
         if (seconds := pace.wait()) > 0:
             raise Unavailable(f"too many packets were sent; the next one may be sent in {seconds:.0f} s")
+
+    async def _paths(self, _request: web.Request) -> web.Response:
+        """Answer with what all hosts have measured; for a user who may not ask them, with what this host has."""
+        return _json(await self._paths_told.get("/v1/paths"))
 
     async def _plan(self, request: web.Request) -> web.Response:
         """Answer with the commands of one host that name a word: a container's id, an interface, a host, a network."""

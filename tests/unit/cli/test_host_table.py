@@ -34,3 +34,21 @@ def test_a_host_s_state_says_whether_it_lives_and_when_it_was_heard(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith(f"h3    {told}  ")
     assert any("the store does not answer" in line for line in lines) == (alive is None)
+
+
+@pytest.mark.parametrize(("all_", "method"), [(False, "GET"), (True, "POST")])
+def test_all_hosts_are_asked_by_a_request_that_only_root_may_send(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, all_: bool, method: str
+) -> None:
+    """Anybody reads what this host has measured."""
+    asked: list[tuple[str, ...]] = []
+    path = {"host": "h1", "peer": "h2", "network": "demo", "address": "10.244.1.0", "round_trip": 0.0004, "loss": 0.25}
+
+    def call(_client: Client, *words: str) -> object:
+        asked.append(words)
+        return {"hosts": ["h1"], "paths": [path], "silent": []}
+
+    monkeypatch.setattr(Client, "call", call)
+    host.peers(all_, Format.TABLE, "/run/no.sock")
+    assert asked == [(method, "/v1/paths")]
+    assert capsys.readouterr().out.split()[-4:] == ["10.244.1.0", "0.40", "ms", "25%"]

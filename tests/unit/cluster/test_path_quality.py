@@ -67,9 +67,9 @@ def test_a_clock_that_is_set_back_measures_nothing() -> None:
 def test_each_peer_has_its_worst_path() -> None:
     """Loss outranks the round trip, and the worst peer is first."""
     paths = [
-        MeasuredPath("a", "demo", "10.0.0.1", 0.5, 0.0, 32),
-        MeasuredPath("a", "web", "10.1.0.1", 0.1, 0.1, 32),
-        MeasuredPath("b", "demo", "10.0.1.1", None, 1.0, 32),
-        MeasuredPath("b", "web", "10.1.1.1", 0.1, 0.0, 32),
+        MeasuredPath("a", "demo", "10.0.0.1", 0.5, 0, 32),
+        MeasuredPath("a", "web", "10.1.0.1", 0.1, 3, 32),
+        MeasuredPath("b", "demo", "10.0.1.1", None, 32, 32),
+        MeasuredPath("b", "web", "10.1.1.1", 0.1, 0, 32),
     ]
     assert [(one.peer, one.network) for one in worst(paths)] == [("b", "demo"), ("a", "web")]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import socket
 import time
 from collections import Counter
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from linkspan.cluster.peer_ping import CONFIRMED, RATE, SILENT, PeerPings, _Awaited
 from linkspan.core.supervise import ended
-from linkspan.kernel.probe.ping import Reply
+from linkspan.kernel.probe.ping import Echo, Reply
 from support.records.peers import network, peer
 from support.virtual_time import in_virtual_time
 
@@ -30,12 +32,13 @@ class Wire:
         self._answering = answering
         self._answers: dict[str, Reply] = {}
 
-    def ask(self, address: str, number: int) -> None:
+    def ask(self, address: str, number: int) -> bool:
         """Ask, and have the answer come a moment later."""
         self.asked.append(address)
         if address in self._answering:
             self._answers[address] = Reply(number, time.time() + TOOK)
             asyncio.get_running_loop().call_soon(self._peer_pings._heard, cast("Any", self))
+        return True
 
     def answers(self) -> dict[str, Reply]:
         """Return who answered since the last look."""
@@ -99,9 +102,10 @@ class Quiet:
     def __init__(self) -> None:
         self.asked: dict[str, list[float]] = {}
 
-    def ask(self, address: str, number: int) -> None:
+    def ask(self, address: str, number: int) -> bool:
         """Ask an address."""
         self.asked.setdefault(address, []).append(asyncio.get_running_loop().time())
+        return True
 
 
 def rounds(count: int, seconds: float, came: int = 0) -> dict[str, list[float]]:
@@ -178,3 +182,62 @@ def test_pings_measure_the_path() -> None:
         await ended(task)
 
     in_virtual_time(run)
+
+
+class Full(Wire):
+    """An echo socket whose peers answer, and whose buffer has room for every other request only."""
+
+    def ask(self, address: str, number: int) -> bool:
+        """Ask, or not."""
+        if len(self.asked) % 2:
+            self.asked.append("")
+            return False
+        return super().ask(address, number)
+
+
+def test_a_ping_that_was_not_sent_is_not_lost() -> None:
+    """The socket's buffer was full, which says nothing of the path: the peer has answered all that it got."""
+
+    async def run() -> None:
+        known = {("demo", "id2"): peer(network("vxlan", (4,)), {})}
+        peer_pings = PeerPings(known)
+        address = known["demo", "id2"].lease.addresses[0].split("/")[0]
+        wire = Full(peer_pings, {address})
+        peer_pings._echoes = {4: cast("Any", wire)}
+        task = asyncio.create_task(peer_pings._ask())
+        await asyncio.sleep(20)
+        ((_, _, quality),) = peer_pings.paths()
+        assert wire.asked.count("") >= 4
+        assert (quality.loss, quality.asked) == (0, wire.asked.count(address))
+        assert peer_pings._awaited == {}
+        await ended(task)
+
+    in_virtual_time(run)
+
+
+def test_a_socket_without_room_says_that_it_did_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a ping that the kernel took was sent."""
+
+    class Raw(socket.socket):
+        """A socket that needs no rights, and has room for one packet."""
+
+        room = 1
+
+        def __init__(self, *_words: int) -> None:
+            super().__init__(socket.AF_INET, socket.SOCK_DGRAM)
+
+        def setsockopt(self, *_words: Any) -> None:
+            """Set nothing."""
+
+        def sendto(self, *_words: Any) -> int:
+            """Send, if there is room."""
+            if not self.room:
+                raise BlockingIOError
+            self.room -= 1
+            return 16
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", Raw)
+        echo = Echo(4)
+    assert [echo.ask("10.77.2.0", number) for number in range(2)] == [True, False]
+    echo.close()

@@ -219,6 +219,22 @@ def test_packets_need_the_pages_token_and_root(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(run(root=True))
 
 
+@pytest.mark.parametrize(("user", "asked"), [(0, "POST /v1/paths"), (1000, "GET /v1/paths")])
+def test_only_roots_page_asks_all_hosts_what_they_have_measured(
+    monkeypatch: pytest.MonkeyPatch, user: int, asked: str
+) -> None:
+    """Every host of the cluster pays for it; another user's page has what this host has measured."""
+    monkeypatch.setattr("os.geteuid", lambda: user)
+
+    async def run() -> None:
+        async with visit() as page:
+            await page.log_in()
+            assert (await page.get("/api/paths"))[0] == 200
+            assert page.agent.asked == [asked]
+
+    asyncio.run(run())
+
+
 def test_hostile_words_reach_the_agent_as_words() -> None:
     """They cannot leave their place in the question, and long ones are refused."""
 

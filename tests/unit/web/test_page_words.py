@@ -15,6 +15,7 @@ OF_ANSWERS = {
     *("translated", "masqueraded", "received", "left", "lost", "switched", "isolated", "stopped"),
     # chosen by a table in the page
     *("Containers", "Hosts", "Networks", "Addresses", "Events", "Doctor", "Peers", "BGP", "Drift", "Migrations"),
+    *("no answer", "not measured yet", "not asked yet", "root only"),
     *("Reachable", "Broken", "Unknown", "there", "back", "1 problem", "{n} problems"),
     *("{n} d ago", "{n} h ago", "{n} min ago", "{n} s ago"),
 }

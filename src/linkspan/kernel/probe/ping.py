@@ -67,8 +67,11 @@ class Echo:
         """Return the descriptor, which is readable when there are answers."""
         return self._socket.fileno()
 
-    def ask(self, address: str, number: int = 0) -> None:
-        """Ask one address. Raises KernelError if the kernel has no route to it."""
+    def ask(self, address: str, number: int = 0) -> bool:
+        """Ask one address; return whether the request was sent, which needs room in the socket's buffer.
+
+        Raises KernelError if the kernel has no route to it.
+        """
         request, _ = _ECHO[self._family]
         head = _HEADER.pack(request, 0, 0, self._id, number)
         if self._family == 4:  # the kernel fills in IPv6's checksum
@@ -76,9 +79,10 @@ class Echo:
         try:
             self._socket.sendto(head + _MARK, (address, 0))
         except BlockingIOError:
-            return  # its buffer is full: the next round asks again
+            return False
         except OSError as error:
             raise of_errno(error.errno or 0, f"ping {address}") from error
+        return True
 
     def answers(self) -> dict[str, Reply]:
         """Return the last answer of each address that has answered."""

@@ -2,6 +2,7 @@
 import { useState } from "preact/hooks";
 import { send, useAnswer } from "/live.js";
 import { byName, capacity, health, hostsOf, links } from "/model.js";
+import { MOST, shownIn, untold, worstOf } from "/matrix.js";
 import { Again, Ago, Answer, Badge, Empty, Fill, Heading, Problem, Table, html, kept } from "/parts.js";
 import { t } from "/words.js";
 
@@ -74,13 +75,11 @@ export function Doctor({ state }) {
     <${Answer} found=${found}>${(checks) => html`<${Checks} checks=${checks} />`}</${Answer}>`;
 }
 
-const MOST = 40; // hosts in the matrix: more have no room, and the agent asks no more
-
 export function Peers({ state }) {
   const measured = useAnswer("/api/paths");
   const [probe, setProbe] = useState({ checks: null, error: "", busy: false });
   const hosts = hostsOf(state);
-  const shown = hosts.slice(0, MOST);
+  const shown = shownIn(state.about.here, hosts, measured.answer?.hosts ?? []);
   const run = () => {
     setProbe((now) => ({ ...now, busy: true }));
     send("/api/peers").then((checks) => setProbe({ checks, error: "", busy: false }), (error) => setProbe({ checks: null, error: error.message, busy: false }));
@@ -88,33 +87,35 @@ export function Peers({ state }) {
   return html`<${Heading} title=${t("Peers")} about=${t("Round trip, loss and MTU from each host to each other one. All hosts ping their peers every few seconds; a probe tries what their networks need.")}>
       <${Again} found=${measured} />
       ${state.about.sends ? html`<button type="button" class="strong" disabled=${probe.busy} onClick=${run}>${probe.busy ? t("Probing …") : t("Probe all hosts")}</button>`
-        : html`<small class="hint">${t("Probes: root only (sudo linkspan web)")}</small>`}</${Heading}>
+        : html`<small class="hint">${t("Other hosts' measurements and probes: root only (sudo linkspan web)")}</small>`}</${Heading}>
     ${probe.error && html`<${Problem}>${probe.error}</${Problem}>`}
     ${probe.checks && html`<${Checks} checks=${probe.checks} />`}
-    <${Matrix} state=${state} hosts=${shown} measured=${measured.answer} />
+    <${Matrix} state=${state} hosts=${shown} measured=${measured.answer} failed=${measured.error} />
     ${measured.error && html`<${Problem}>${measured.error}</${Problem}>`}
     ${hosts.length > MOST && html`<p class="hint">${t("{n} more", { n: hosts.length - MOST })}</p>`}`;
 }
 
-const Matrix = kept(({ state, hosts, measured }) => {
+const Matrix = kept(({ state, hosts, measured, failed }) => {
   const pairs = new Map(links(state, hosts).flatMap((one) => [[`${one.a} ${one.b}`, one], [`${one.b} ${one.a}`, one]]));
-  const paths = new Map((measured?.paths ?? []).map((one) => [`${one.host} ${one.peer}`, one]));
-  const silent = new Map((measured?.silent ?? []).map((one) => [one.host, one.why]));
+  const paths = worstOf(measured?.paths ?? []);
   return html`<div class="wide" tabindex="0" role="region" aria-label=${t("Matrix of hosts")}><table class="matrix">
     <thead><tr><th scope="col"><small>${t("from")} ↓ ${t("to")} →</small></th>${hosts.map((one) => html`<th key=${one.id} scope="col">${one.name}</th>`)}</tr></thead>
     <tbody>${hosts.map((row) => html`<tr key=${row.id}><th scope="row">${row.name} <${Badge} level=${health(state, row).level}>${t(health(state, row).word)}</${Badge}></th>
       ${hosts.map((column) => html`<${Cell} key=${column.id} state=${state} pair=${pairs.get(`${row.name} ${column.name}`)} same=${row === column}
-        path=${paths.get(`${row.name} ${column.name}`)} silent=${silent.get(row.name) ?? ""} />`)}</tr>`)}</tbody>
+        path=${paths.get(`${row.name} ${column.name}`)} untold=${untold(measured, failed, state.about.sends, row.name)} />`)}</tr>`)}</tbody>
   </table></div>`;
 });
 
 // One direction between two hosts: the worst network's round trip and loss, and how large a container's packet may be.
-function Cell({ state, pair, same, path, silent }) {
+function Cell({ state, pair, same, path, untold: reason }) {
   if (same) return html`<td class="same"><span aria-hidden="true">·</span></td>`;
   if (!pair) return html`<td title=${t("They have no network in common.")}>–</td>`;
   const networks = pair.networks.map((name) => state.networks[name]);
   const mtu = html`<small>${pair.backends.join(", ")} · MTU ${Math.min(...networks.map((one) => one.mtu))}</small>`;
-  if (!path) return html`<td class="unknown" title=${silent || pair.problem}>${silent || pair.problem ? html`<${Badge} level=${pair.problem ? "bad" : "warn"}>${pair.problem ? t("cut off") : t("no answer")}</${Badge}>` : "…"}${mtu}</td>`;
+  if (!path) {
+    const { word, why, level } = pair.problem ? { word: "cut off", why: pair.problem, level: "bad" } : reason;
+    return html`<td class="unknown" title=${why}>${level ? html`<${Badge} level=${level}>${t(word)}</${Badge}>` : t(word)}${mtu}</td>`;
+  }
   const level = path.loss === 1 ? "bad" : path.loss > 0 ? "warn" : "ok";
   const trip = path.round_trip === null ? "–" : `${(path.round_trip * 1000).toFixed(path.round_trip < 0.01 ? 2 : 0)} ms`;
   return html`<td class=${level} title=${`${path.network} ${path.address}`}><b>${level === "bad" ? t("cut off") : trip}</b>
