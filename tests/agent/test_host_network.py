@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from linkspan.core.errors import Conflict, Exhausted, Invalid
 from support.agent.agent_host import Host, run
 from support.agent.stage import FAMILIES, OUTSIDE, UPLINK, port
-from support.agent.traffic import asked, refusal, serving
+from support.agent.traffic import asked, inside, refusal, serving
 
 WISH = {"host_ip": "", "first": 7000, "last": 7002, "port": 7000, "protocol": "tcp"}
 
@@ -112,6 +113,27 @@ def test_only_named_sources_come_in_by_a_port_of_the_hosts_network(shared: Host,
         assert "is published, but not for" in found["reason"]
         shared.detach("one")
         assert asked(outside, at, 7001, protocol)[0] == here
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_flow_from_before_the_attach_is_limited_as_a_new_one(shared: Host, family: int) -> None:
+    """Of a UDP client that goes on sending: rules of `from=` see a flow's first packet only."""
+    outside, kind = shared.outside(), {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+    run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0", netns=shared.netns)
+    with inside(outside):
+        client = socket.socket(kind, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(10)
+        client.connect((UPLINK[family], 7001))
+        client.send(b"?")
+        with pytest.raises(ConnectionRefusedError):  # nobody listens yet
+            client.recv(2048)
+        published = "7001:7001/udp,from=203.0.113.0/24"
+        shared.cli("attach", "pid:1", "--id", "one", "--network", "shared", "--publish", published)
+        with serving(shared.netns, 7001, "udp"):
+            client.send(b"?")
+            with pytest.raises(OSError, match=r"No route to host|Permission denied"):
+                client.recv(2048)
 
 
 def test_what_a_network_of_the_host_is_not(shared: Host) -> None:

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from linkspan.backends import egress
+from linkspan.core import egress as rules
 from linkspan.core.addresses import prefix, whole
 from linkspan.core.clock import now
 from linkspan.core.errors import Unavailable
@@ -21,6 +22,7 @@ from linkspan.core.states.host import (
     NftChain,
     NftElement,
     NftSet,
+    NftTable,
     PolicyRule,
     Route,
     State,
@@ -34,12 +36,14 @@ from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.probe import underlay
-from support.netns.machine_fixtures import fresh_namespace, inside, run
+from support.netns.machine_fixtures import fresh_namespace, inside, joined, pings, run
 from support.polling import until
 from support.records.peers import network, view
 
 MARK, TABLE = 0x4C530001, 77_000_001
 ADDRESSES = {4: "192.0.2.100", 6: "2001:db8::100"}
+OUTER = {4: "192.0.2.9", 6: "2001:db8::9"}
+"""Of the outside."""
 
 
 @pytest.fixture
@@ -136,3 +140,34 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
         finally:
             first.close()
             second.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_target_after_translation_decides(spaces: Namespaces, container: str, outside: str, family: int) -> None:
+    """Another program leads one service to a container, one to the outside, and the address to a container."""
+    joined(container, "lsx1", 1)
+    joined(outside, "lsx2", 2)
+    ip, pool = ("ip", "10.99.0.0/16") if family == 4 else ("ip6", "fd99::/16")
+    service, far, near = ("10.96.0.1", "10.96.0.2", "10.99.2.2") if family == 4 else ("fd96::1", "fd96::2", "fd99:2::2")
+    away, address = OUTER[family], ADDRESSES[family]
+    run("nft", f"add table {ip} other; add chain {ip} other to {{ type nat hook prerouting priority dstnat; }}")
+    for one, target in ((service, near), (far, away), (address, near)):
+        run("nft", f"add rule {ip} other to {ip} daddr {one} dnat to {target}")
+    run("ip", "addr", "add", away, "dev", "eth0", *(["nodad"] if family == 6 else []), netns=outside)
+    run("ip", "route", "add", away, "via", near)
+    until(lambda: all(pings(container, one) for one in (service, far, address)), "all answer")
+    sockets, firewall = Sockets(spaces), FirewallDriver()
+    assert RouteDriver(sockets).apply([Route(whole(family), metric=UNREACHABLE_METRIC, table=TABLE)], []) == {}
+    assert PolicyRuleDriver(sockets).apply([PolicyRule(HOST, 31000, whole(family), TABLE, mark=MARK)], []) == {}
+    sets = [state for state in skeleton(Facts(), kinds()) if isinstance(state, NftTable | NftSet)]
+    elements = [
+        element(f"pools{family}", pool),
+        element(f"egress_marks{family}", pool, data=(str(MARK),)),
+        element(f"egress_here{family}", address),
+    ]
+    try:
+        assert firewall.apply([*sets, *rules.chains(), *elements], ()) == {}
+    finally:
+        firewall.close()
+    assert pings(container, service)
+    assert not any(pings(container, one) for one in (far, away, address))

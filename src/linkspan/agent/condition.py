@@ -96,7 +96,15 @@ def unused_records(
 
 
 def drift(reconciler: Reconciler, orphaned: Callable[[Key], bool]) -> list[str]:
-    """Return why objects differ from their desired state; ignore those of a container that is gone."""
-    failing = [error.told for key, error in reconciler.failing.items() if not orphaned(key)]
+    """Return why objects differ from their desired state.
+
+    Ignore those of a container that is gone, and what a container does not let linkspan impose on it: with NET_ADMIN
+    it may rename its interface, for example, and that is no fault of its host. The healer warns of it.
+    """
+    failing = [
+        error.told
+        for key, error in reconciler.failing.items()
+        if not orphaned(key) and not reconciler.imposed_on(key)
+    ]
     fights = [fight for fight in reconciler.fights.open() if fight.closed]
     return failing + [Contested(fight.message, there=True).told for fight in fights]

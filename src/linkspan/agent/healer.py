@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from linkspan.agent.metrics import Metrics
@@ -210,11 +210,17 @@ class Healer:
                 self._fighting.add(fight.key)
                 log.warning("%s", fight.message)
                 self._event_log.add("fight", fight.message, key=fight.what, by=fight.by)
-        why = {error.message for error in report.failed.values() if not isinstance(error, Contested)}
+        failed = {key: error for key, error in report.failed.items() if not isinstance(error, Contested)}
+        why = self._words(failed)
         for message in sorted(why - self._told):
             log.warning("cannot heal: %s", message)
-        failing = list(self._worker.machine.reconciler.failing.values())
-        self._told = why | (self._told & {error.message for error in failing})
+        self._told = why | (self._told & self._words(self._worker.machine.reconciler.failing))
+
+    def _words(self, failed: Mapping[Key, LinkspanError]) -> set[str]:
+        """Return why repairs failed; of what is imposed on a container, with the container's name."""
+        reconciler = self._worker.machine.reconciler
+        inside = {key: self._registry.inside(reconciler.imposed_on(key)) for key in failed}
+        return {f"in {inside[key]}: {error.message}" if inside[key] else error.message for key, error in failed.items()}
 
     async def _see_settings(self) -> None:
         self._registry.retry_forgetting()

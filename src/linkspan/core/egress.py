@@ -3,14 +3,15 @@
 A packet's walk, container A on host 1 to the outside, where host 2 holds the address of A's network:
 
 1. Host 1 marks the packet (``chosen``), because it begins or continues a connection of A's to an address in no pool. An
-   answer of A's to a client from outside is not marked: it leaves as it came.
+   answer of A's to a client from outside is not marked: it leaves as it came. Only the target after all translation
+   counts: another program may translate the address of a service, as kube-proxy does.
 2. A policy rule leads marked packets to the network's own table. Its default route leads to host 2, by the way of the
    network. Without a holder the table has only an ``unreachable`` route.
 3. Host 2 knows the packet by its guard, as any of host 1's, and forwards it. ``translated`` replaces its source by the
    address, and connection tracking keeps the port if it is free.
 4. The answer comes to host 2, which sends it to A by the way of the network. Its source is no container's, so host 1's
-   guard admits it by the set ``egress_ways``, from host 2 alone and to this network alone; ``chosen`` lets only
-   answers pass.
+   guard admits it by the set ``egress_ways``, from host 2 alone; ``answered`` lets only answers pass. These sets do not
+   tell such networks apart: a holder of one may send answers to containers of the others.
 
 Nothing leaves by another way, whatever fails. ``leaving`` comes after all translation: a packet of such a network may
 leave the host with the address as its source only while the host has the address, and with a container's address only
@@ -61,17 +62,25 @@ def chains() -> Iterable[State]:
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
         yield NftSet(INET, TABLE, f"egress_marks{family}", type_, "mark", interval=True)
         yield NftSet(INET, TABLE, f"egress_by{family}", type_, type_, interval=True)
-    yield NftChain(INET, TABLE, "chosen", _FILTER.format("prerouting", "mangle"), tuple(_chosen()))
+    yield NftChain(INET, TABLE, "answered", _FILTER.format("prerouting", "mangle"), tuple(_answered()))
+    # All translation of targets is at dstnat, whatever priority other programs' chains have.
+    yield NftChain(INET, TABLE, "chosen", _FILTER.format("prerouting", "dstnat + 1"), tuple(_chosen()))
     hook = "type nat hook postrouting priority srcnat - 1; policy accept;"
     yield NftChain(INET, TABLE, "translated", hook, tuple(_translated()))
     yield NftChain(INET, TABLE, "leaving", _FILTER.format("postrouting", "srcnat + 1"), tuple(_leaving()))
 
 
-def _chosen() -> Iterable[str]:
+def _answered() -> Iterable[str]:
+    # Before a published port is translated: it would answer at the address, too.
     for family in FAMILIES:
         ip = _IP[family]
         yield f"{ip} daddr @egress_here{family} ct state invalid,new drop"
         yield f"iifname . ether saddr @egress_ways {ip} saddr != @pools{family} ct state invalid,new drop"
+
+
+def _chosen() -> Iterable[str]:
+    for family in FAMILIES:
+        ip = _IP[family]
         outwards = f"{ip} daddr != @pools{family} fib daddr type != local"
         mark = f"meta mark set {ip} saddr map @egress_marks{family}"
         yield f'iifname "ls*" ct direction original {outwards} {mark}'

@@ -198,6 +198,11 @@ class Reconciler:
         keys = self.desired.sources().get(source, {})
         return next((error for key, error in self.failing.items() if key in keys), None)
 
+    def imposed_on(self, key: Key) -> int:
+        """Return the namespace of the container on which a desired state is imposed, HOST if it is not such a state."""
+        state = self.desired.state(key)
+        return netns_of(state) if state is not None and self.kinds.of(state).imposed else HOST
+
     def _readers(self, states: Iterable[State]) -> set[type[State]]:
         """Return the kinds of the helper programs that read one of these states."""
         found = {self.kinds[kind].read_by for kind in set(map(type, states))}

@@ -185,6 +185,7 @@ async def _attach_alone(
             elif endpoint.limited:
                 states = registry.states(network, endpoint)
                 await registry.worker.run_brief(_put, registry.worker.machine, states)
+                await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
             if registry.networks.token(network.name) is not token:
                 raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
             registry.journal.attached(endpoint)

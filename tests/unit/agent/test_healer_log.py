@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.agent import healer as healer_module
+from linkspan.agent.condition import drift
 from linkspan.agent.healer import Healer, Look
 from linkspan.agent.metrics import Metrics
 from linkspan.core import supervise
@@ -198,3 +199,21 @@ def test_what_is_imposed_on_containers_is_looked_at_inside_of_them(tmp_path: Pat
     reconciler.desired.replace(("test",), states)
     asyncio.run(healer._see_imposed())
     assert (reconciler.seen, reconciler.inside) == ([{TokenBucket}], {7})
+
+
+def test_what_a_container_does_not_let_impose_is_no_fault_of_its_host(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that renamed its interface, for example: a warning names it, and the host's own failures still count."""
+    machine = MemoryMachine()
+    healer, reconciler = healer_of(machine, tmp_path, nothing), machine.reconciler
+    limits = [TokenBucket("lsp1", 1000, 1000), TokenBucket("eth0", 1000, 1000, 7), TokenBucket("eth0", 1000, 1000, 8)]
+    reconciler.desired.replace(("test",), limits)
+    monkeypatch.setattr(healer._registry, "inside", lambda netns: {7: "shop", 8: "till"}.get(netns, ""))
+    reconciler.failing = {limit.key: KernelError(f"no {limit.device}") for limit in limits}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            healer.record(Report([], dict(reconciler.failing)))
+    told = ["cannot heal: in shop: no eth0", "cannot heal: in till: no eth0", "cannot heal: no lsp1"]
+    assert [record.getMessage() for record in caplog.records] == told
+    assert drift(reconciler, lambda _key: False) == ["no lsp1"]
