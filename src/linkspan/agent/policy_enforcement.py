@@ -23,7 +23,7 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.endpoint_records import PATIENCE
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import BridgeFilter, NftElement, State
 from linkspan.core.supervise import ended, lasting, woken
@@ -287,7 +287,11 @@ class Enforcement:
             self._stricter, sources[_KEPT] = True, [*kept]
         # What goes is first: an address may lead somewhere else, because another endpoint has it now.
         ordered = dict(sorted(sources.items(), key=lambda one: bool(one[1])))
-        failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
+        conflict: Conflict | None = None
+        try:
+            failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
+        except Conflict as error:  # all else is in force
+            failed, conflict = {}, error
         self._kept = kept
         if self._stricter and read:
             self._stricter = False
@@ -297,6 +301,8 @@ class Enforcement:
             # A chain that is left, because an attach under way uses it, is harmless. The healer removes it.
             if key[0] == NftElement.__name__ or self._worker.machine.reconciler.desired.state(key) is not None:
                 raise error
+        if conflict is not None:
+            raise conflict
 
     async def _put_none(self) -> None:
         """Without policies: drop what attaches desire that began while there were some. The healer removes the rest."""

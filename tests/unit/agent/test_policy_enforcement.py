@@ -70,6 +70,25 @@ def test_flows_are_cut_although_the_kernel_refuses_an_element(stage: Stage) -> N
     asyncio.run(main())
 
 
+def test_one_address_of_two_containers_stops_neither_the_others_nor_the_cut(stage: Stage) -> None:
+    """Whoever had it first keeps it, and all other containers are under their policies."""
+    shared, other = (
+        msgspec.structs.replace(HERE, id=f"c{number}", name=f"n{number}", addresses=addresses, host_ifname="lsr2")
+        for number, addresses in ((2, ("10.77.0.2/32",)), (3, ("10.77.0.3/32",)))
+    )
+    stage.member.endpoints |= {shared.identity: shared, other.identity: other}
+    every = WEB, *(msgspec.structs.replace(WEB, name=name, select=Selector(names=(name,))) for name in ("n2", "n3"))
+
+    async def main() -> None:
+        async with stage.running():
+            with pytest.raises(Conflict, match=r"disagree on .* 10\.77\.0\.2"):
+                await stage.apply(*every)
+            assert stage.addresses("policed_by_in4") == {"10.77.0.2", "10.77.0.3"}
+            assert stage.cuts == 1
+
+    asyncio.run(main())
+
+
 def test_a_cut_that_failed_is_made_up_for(stage: Stage) -> None:
     """The next time cuts, although it finds no difference any more."""
 
