@@ -290,8 +290,8 @@ class Enforcement:
         conflict: Conflict | None = None
         try:
             failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
-        except Conflict as error:  # all else is in force
-            failed, conflict = {}, error
+        except Conflict as refused:  # all else is in force
+            failed, conflict = {}, refused
         self._kept = kept
         if self._stricter and read:
             self._stricter = False
