@@ -158,7 +158,9 @@ class Agent:
         with locks.state_folder(state_dir), locks.network_namespace():
             self.config = await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
-            host = Host(id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True)
+            host = Host(
+                id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True, tiers=True
+            )
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
             ) as self.journal:

@@ -88,6 +88,7 @@ class Policies:
         for policy in policies:
             checked(policy)
             self._check_networks(policy)
+            self._check_agents(policy)
         if len({policy.name for policy in policies}) < len(policies):
             raise Invalid("one policy is there twice", "give each its own name")
         found: dict[str, list[str]] = {"created": [], "changed": [], "same": []}
@@ -194,6 +195,21 @@ class Policies:
         here = self._hosts.here.id
         return sorted(one.name or id_ for id_, one in self._hosts.all().items() if id_ != here and not one.enforces)
 
+    def _untiered(self, policy: Policy) -> list[str]:
+        """Return the names of the other hosts whose agents enforce policies, and do not understand this one."""
+        if not policy.is_of_tiers:
+            return []
+        others = (one for id_, one in self._hosts.all().items() if id_ != self._hosts.here.id)
+        return sorted(one.name or one.id for one in others if one.enforces and not one.tiers)
+
+    def _check_agents(self, policy: Policy) -> None:
+        if old := self._untiered(policy):
+            raise Conflict(
+                f"policy {policy.name}: the agent of host {', '.join(old)} is of a version that knows neither tiers of "
+                "policies nor requests of ICMP in them",
+                "upgrade it first: linkspan upgrade",
+            )
+
     def _check_networks(self, policy: Policy) -> None:
         for network in self._networks.all():
             if network.name in policy.select.networks and (why := unenforceable(network)):
@@ -203,6 +219,8 @@ class Policies:
         """Yield what a policy does not do, though its author may think so."""
         for host in self._lax():  # it joined after the policy was applied
             yield f"host {host} enforces no policy: its agent is of an older version"
+        for host in self._untiered(policy):
+            yield f"policy {policy.name}: host {host} does not enforce it as it is: its agent is of an older version"
         known = {network.name: network for network in self._networks.every()}
         for name in policy.select.networks:
             if name not in known:

@@ -229,7 +229,9 @@ class PolicyAnswers:
             if all(gate.port for gate in gates):
                 wanted = [Probe(gate.protocol, gate.port) for gate in gates]
                 spans = tuple(_ports(one) for one in wanted if judge.verdict(source.party, target.party, one).allowed)
-            probe = Probe(spans[0].protocol, spans[0].first) if spans else Probe("tcp", 1)
+            # All ports may be a rule's span of them, which a packet without a port is not in.
+            first = spans[0] if spans else Ports("tcp")
+            probe = Probe(first.protocol, first.first or (1 if first.protocol != "icmp" else 0))
             names = tuple(map(str, spans))
             names = ("all",) if names == PROTOCOLS else names
         else:

@@ -23,7 +23,7 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.endpoint_records import PATIENCE
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
-from linkspan.core.errors import LinkspanError
+from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import BridgeFilter, NftElement, State
 from linkspan.core.supervise import ended, lasting, woken
@@ -155,9 +155,8 @@ class Enforcement:
 
     def note(self, identity: Identity) -> None:
         """Follow an endpoint of this host that was added, changed or removed."""
-        if self.regime:
-            self._due.add(identity)
-            self._wake.set()
+        self._due.add(identity)  # also without policies: its attach may have begun under some
+        self._wake.set()
 
     def look(self) -> None:
         """Follow the networks, whose own rules are there now: the rules of policies may have waited for them."""
@@ -228,7 +227,7 @@ class Enforcement:
     async def _put(self) -> None:
         recorded = self._records.regime()
         if not (recorded or self.regime):
-            self._stricter = False
+            await self._put_none()
             return
         if recorded is not self.regime:
             # The new rules need labels that were not kept. Without them they would refuse what they allow.
@@ -288,7 +287,11 @@ class Enforcement:
             self._stricter, sources[_KEPT] = True, [*kept]
         # What goes is first: an address may lead somewhere else, because another endpoint has it now.
         ordered = dict(sorted(sources.items(), key=lambda one: bool(one[1])))
-        failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
+        conflict: Conflict | None = None
+        try:
+            failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
+        except Conflict as refused:  # all else is in force
+            failed, conflict = {}, refused
         self._kept = kept
         if self._stricter and read:
             self._stricter = False
@@ -298,6 +301,17 @@ class Enforcement:
             # A chain that is left, because an attach under way uses it, is harmless. The healer removes it.
             if key[0] == NftElement.__name__ or self._worker.machine.reconciler.desired.state(key) is not None:
                 raise error
+        if conflict is not None:
+            raise conflict
+
+    async def _put_none(self) -> None:
+        """Without policies: drop what attaches desire that began while there were some. The healer removes the rest."""
+        due = self._desired() if self._everything else map(policy_source, self._due)
+        sources = self._worker.machine.reconciler.desired.sources()
+        left: dict[Source, list[State]] = {source: [] for source in due if source in sources}
+        self._everything, self._stricter, self._due = False, False, set()
+        if left:
+            await self._worker.run(self._worker.machine.reconciler.changes, left)
 
     async def _in_turn(self, hosts: Iterable[str]) -> AsyncIterator[str]:
         """Yield hosts, with a pause after each: there may be tens of thousands of endpoints."""

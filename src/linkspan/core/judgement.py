@@ -67,11 +67,16 @@ class Judgement:
         }
 
     def note(self, state: State, seen: State | None, error: LinkspanError | None) -> None:
-        """Record that a state was put back or deleted, ``seen`` being what was there; or the kernel's ``error``."""
+        """Record that a state was put back or deleted, ``seen`` being what was there; or the kernel's ``error``.
+
+        A guard that cannot be put is not in force. What cannot be deleted, a chain that is in use, leaves all in force.
+        """
         key = self._kinds.subject(state)
         if key not in self._judged:
             return
         if error is not None:
+            if self._desired.state(state.key) is None and self._kinds.guards(state):
+                return
             self._fights.failed(state, error.message)
         elif key not in self._repaired:
             self._repaired[key] = seen

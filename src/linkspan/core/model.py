@@ -399,8 +399,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ids, from which it accepts packets. ``control`` are addresses with TCP ports of the control plane that it
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
     ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, ``filters`` that its kernel
-    passes the frames of bridges to the rules of policies (br_netfilter), and ``egresses`` that it knows networks'
-    egress addresses.
+    passes the frames of bridges to the rules of policies (br_netfilter), ``egresses`` that its agent knows networks'
+    egress addresses, and ``tiers`` that it knows tiers of policies, and requests of ICMP in them.
     """
 
     id: str
@@ -417,6 +417,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     enforces: bool = False
     filters: bool = False
     egresses: bool = False
+    tiers: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""

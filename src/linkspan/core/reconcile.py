@@ -122,14 +122,21 @@ class Reconciler:
     ) -> dict[Key, LinkspanError]:
         """Replace several sources' states and apply the differences in one batch; return errors by key.
 
-        Raises Conflict if sources disagree; the sources before the one it names are replaced and applied.
+        Raises Conflict for the first source that disagrees with another one. Such a source keeps its states; all others
+        are replaced and applied.
         """
         batch = _Batch()
+        refused: list[Conflict] = []
         try:
             for source, states in sources.items():
-                self._replace(batch, source, states, there)
+                try:
+                    self._replace(batch, source, states, there)
+                except Conflict as error:
+                    refused.append(error)
         finally:
             failed = self._applied(batch)
+        if refused:
+            raise refused[0]
         return failed
 
     def each(self, sources: Mapping[Source, Iterable[State]]) -> dict[Source, Conflict]:

@@ -23,7 +23,7 @@ from linkspan.core.states.host import HOST, State
 from linkspan.endpoints.build import check_ports, checked, described, resized
 from linkspan.endpoints.delivery import make_way
 from linkspan.endpoints.detach import forget_connections, unplumb
-from linkspan.endpoints.registry import Mates, Registry
+from linkspan.endpoints.registry import Mates, Registry, holds_mac
 from linkspan.endpoints.rename import recognise
 from linkspan.endpoints.update import alter
 from linkspan.kernel.drivers import routes
@@ -219,20 +219,8 @@ async def _refuse_known(registry: Registry, request: AttachRequest, number: int)
                 f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",
                 "choose another --ifname, or leave it out",
             )
-        if request.mac and request.mac in (other.mac, other.born_mac) and _near(registry, request, other):
+        if request.mac and holds_mac(other, registry.networks.get(request.network), request.mac):
             raise Conflict(f"MAC {request.mac} is used by {other.name or other.id}", "choose another, or leave it out")
-
-
-def _near(registry: Registry, request: AttachRequest, other: Endpoint) -> bool:
-    """Return whether one MAC cannot be both: in one network, or on two bridges with IPv6.
-
-    There policies know a container by its link-local address, too, which follows from the MAC.
-    """
-    if other.network == request.network:
-        return True
-    network = registry.networks.get(request.network)
-    bridged = not network.routed and other.host_ifname.startswith("lsp")
-    return bridged and all(any(at.family == 6 for at in of) for of in (network.prefixes, other.prefixes))
 
 
 def _plumb(

@@ -76,6 +76,19 @@ def policy_source(identity: Identity) -> tuple[str, ...]:
     return ("policy", "endpoint", *identity)
 
 
+def holds_mac(endpoint: Endpoint, network: Network, mac: str) -> bool:
+    """Return whether nobody else in a network may have a MAC because of an endpoint: of it, or on a bridge with IPv6.
+
+    There policies know a container by its link-local addresses, too, which follow from its MAC, and from its first one.
+    """
+    if mac not in (endpoint.mac, endpoint.born_mac):
+        return False
+    bridged = not network.routed and endpoint.host_ifname.startswith("lsp")
+    return endpoint.network == network.name or (
+        bridged and all(any(at.family == 6 for at in of) for of in (network.prefixes, endpoint.prefixes))
+    )
+
+
 @contextlib.contextmanager
 def logged(what: str) -> Iterator[None]:
     """Log that something is unavailable, and continue."""

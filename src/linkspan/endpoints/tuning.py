@@ -6,7 +6,7 @@ seconds: the next plugin is executed at once, and takes milliseconds. A CHECK br
 which counts at any time.
 
 A program in the container that may change its MAC (CAP_NET_ADMIN) can do so within the window, too. So a MAC
-that belongs to another endpoint of the network is not adopted: the guard continues to drop packets from it.
+that another endpoint holds is not adopted (``holds_mac``): the guard continues to drop packets from it.
 
 The open socket keeps the namespace of a dead container alive for the window, but not the veth pair, which a
 DEL deletes.
@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 
 from linkspan.backends.bridge import host_mac
 from linkspan.core.addresses import derived_mac, mac, mac_text
@@ -27,7 +27,7 @@ from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import Interface
 from linkspan.endpoints import update
 from linkspan.endpoints.build import tuned
-from linkspan.endpoints.registry import Identity, Registry
+from linkspan.endpoints.registry import Identity, Registry, holds_mac
 from linkspan.kernel.probe.interface_watch import InterfaceWatch, Values
 
 log = logging.getLogger("linkspan.endpoints.tuning")
@@ -174,7 +174,7 @@ class Tuning:
 
         def altered(network: Network, endpoint: Endpoint) -> Endpoint:
             if hardware != endpoint.mac:
-                self._refuse_others(network, endpoint, hardware)
+                refuse_taken(network, endpoint, hardware, self._registry.endpoints.values())
             return tuned(network, endpoint, hardware, mtu)
 
         with self._worker.machine.namespaces.holding(fd):
@@ -191,17 +191,18 @@ class Tuning:
             what = f"{after.called}: another plugin of its chain changed the MAC from {before.mac} to {after.mac}"
             self._event_log.add("attach", what, endpoint=after.id, ifname=after.ifname, network=after.network)
 
-    def _refuse_others(self, network: Network, endpoint: Endpoint, hardware: str) -> None:
-        """Raise Conflict for a MAC of another endpoint of the network, of its host, or of no interface."""
-        packed = bytes.fromhex(hardware.replace(":", ""))
-        holders = {e.mac: e.called for e in self._registry.endpoints.values() if e.network == network.name}
-        own = mac_text(host_mac(network, endpoint.host_ifname)), mac_text(derived_mac("bridge", network.name))
-        holder = holders.get(hardware, "the host" if hardware in own else "")
-        if packed[0] & 1 or not any(packed):
-            holder = "no single interface"
-        if holder:
-            raise Conflict(
-                f"{endpoint.ifname} of {endpoint.called} was given MAC {hardware}, which belongs to {holder}: "
-                f"network {network.name} drops its packets",
-                "choose another MAC in the configuration of the chain's later plugin, and start the container again",
-            )
+
+def refuse_taken(network: Network, endpoint: Endpoint, hardware: str, others: Iterable[Endpoint]) -> None:
+    """Raise Conflict for a MAC of another endpoint, as far as both cannot have it, of the host, or of no interface."""
+    packed = bytes.fromhex(hardware.replace(":", ""))
+    holders = (e.called for e in others if e.identity != endpoint.identity and holds_mac(e, network, hardware))
+    own = mac_text(host_mac(network, endpoint.host_ifname)), mac_text(derived_mac("bridge", network.name))
+    holder = next(holders, "the host" if hardware in own else "")
+    if packed[0] & 1 or not any(packed):
+        holder = "no single interface"
+    if holder:
+        raise Conflict(
+            f"{endpoint.ifname} of {endpoint.called} was given MAC {hardware}, which belongs to {holder}: "
+            f"network {network.name} drops its packets",
+            "choose another MAC in the configuration of the chain's later plugin, and start the container again",
+        )

@@ -131,6 +131,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """Return the rules of a direction."""
         return self.ingress if direction == "ingress" else self.egress
 
+    @property
+    def is_of_tiers(self) -> bool:
+        """Whether it needs agents that know tiers and requests of ICMP (``Host.tiers``)."""
+        every = (port for rule in (*(self.ingress or ()), *(self.egress or ())) for port in rule.ports)
+        return self.tier != "normal" or any(port.protocol == "icmp" and port.first for port in every)
+
     def isolates(self, direction: Direction) -> bool:
         """Return whether what no rule matches is refused: it has the direction, and does not only deny.
 

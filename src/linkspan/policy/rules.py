@@ -502,4 +502,5 @@ def _chosen(digest: str, family: int) -> str:
 
 @functools.lru_cache(4096)
 def _digest(name: str) -> str:
-    return hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+    """Return 128 bits of a chain's name: two contents with one name would be a conflict on every host."""
+    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()

@@ -12,14 +12,14 @@ from linkspan.agent.policy_answers import PolicyAnswers
 from linkspan.core.model import Endpoint, Host
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge
-from linkspan.policy.model import Policy, Selector
+from linkspan.policy.model import Policy, Ports, Protocol, Rule, Selector
 from support.records.one_host import network
 
 SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
 NETWORK = network("demo", "10.1.0.0/24", routed=False)
 
 
-def _answers(*hosts: Host) -> tuple[PolicyAnswers, list[Endpoint]]:
+def _answers(*hosts: Host, judge: Judge = SHUT) -> tuple[PolicyAnswers, list[Endpoint]]:
     """Return answers on the first of these hosts, and the endpoints that they know."""
     endpoints: list[Endpoint] = []
 
@@ -29,7 +29,7 @@ def _answers(*hosts: Host) -> tuple[PolicyAnswers, list[Endpoint]]:
     records = SimpleNamespace(find=find)
     known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
     networks = SimpleNamespace(all=lambda: [NETWORK])
-    policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=SHUT))
+    policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=judge))
     parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies]
     return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
 
@@ -50,3 +50,19 @@ def test_a_bridged_container_elsewhere_is_judged_by_its_own_hosts_kernel(
     found = asyncio.run(answers.can("other", "web", "80"))
     assert found.allowed == (not there)
     assert ("enforces no policy" in found.why) == (not there)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_a_rule_of_all_ports_is_said_to_allow_them(monkeypatch: pytest.MonkeyPatch, protocol: Protocol) -> None:
+    """Its span has every port, but no packet without one."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+    wide = Policy(name="wide", select=Selector(names=("web",)), ingress=(Rule(ports=(Ports(protocol, 1, 65535),)),))
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), judge=Judge([wide]))
+    for name, address in (("web", "10.1.0.2/24"), ("other", "10.1.0.3/24")):
+        endpoints.append(
+            Endpoint(
+                id=name, name=name, ifname="eth0", network="demo", host="h1", addresses=(address,), host_ifname="lsp1"
+            )
+        )
+    found = asyncio.run(answers.can("other", "web"))
+    assert (found.allowed, found.ports, found.why) == (True, (protocol,), "policy wide allows it")

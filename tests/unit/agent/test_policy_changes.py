@@ -12,8 +12,9 @@ import pytest
 
 from linkspan.agent import policy_enforcement
 from linkspan.agent.policy_elements import PolicyElements
+from linkspan.core.desired import Change
 from linkspan.core.model import Endpoint
-from linkspan.core.states.host import NftChain, NftElement
+from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.endpoints.registry import policy_source
 from linkspan.policy.judge import Terms
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector
@@ -220,6 +221,8 @@ def test_a_policy_that_goes_while_an_attach_under_it_is_under_way_leaves_nothing
             await stage.member.replica.write({}, deletes=["policies/p1"])
             await stage.enforcement.enforce()
             assert stage.addresses("policed_by_in4") == {"10.77.0.2", "10.77.0.3"}, "fewer rules were a hole"
+            assert reconciler.resync([NftSet, NftChain, NftElement]).failed, "the kernel refuses to delete its chains"
+            assert reconciler.fights.closed() == set(), "no port goes down for that"
             stage.member.endpoints[other.identity] = other
             stage.enforcement.note(other.identity)
             await stage.enforcement.enforce()
@@ -228,5 +231,28 @@ def test_a_policy_that_goes_while_an_attach_under_it_is_under_way_leaves_nothing
             change, _ = reconciler.difference()
             assert (change.put, change.delete) == ((), ())
             assert reconciler.failing == {}
+
+    asyncio.run(main())
+
+
+def test_with_the_last_policy_goes_what_an_attach_has_put_that_is_under_way(stage: Stage) -> None:
+    """The sets of its elements are gone, so that no healer could put them."""
+    other = msgspec.structs.replace(HERE, id="c2", addresses=("10.77.0.3/32",))
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            await stage.settled()
+            reconciler = stage.machine.reconciler
+            assert reconciler.change(policy_source(other.identity), stage.enforcement.elements(other)) == {}
+            await stage.member.replica.write({}, deletes=["policies/web"])
+            await stage.enforcement.enforce()
+            stage.member.endpoints[other.identity] = other
+            stage.enforcement.note(other.identity)
+            await stage.enforcement.enforce()
+            assert reconciler.desired.sources().keys() == {("host", "firewall")}
+            assert reconciler.resync([NftSet, NftChain, NftElement]).failed == {}
+            assert reconciler.difference()[0] == Change((), ())
+            assert reconciler.fights.closed() == set()
 
     asyncio.run(main())

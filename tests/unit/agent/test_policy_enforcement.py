@@ -14,11 +14,12 @@ from linkspan.agent import policy_enforcement
 from linkspan.agent.policies import Policies
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
+from linkspan.core.model import Host
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Bridge, BridgeFilter, NftElement
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
-from linkspan.policy.model import Peer, Rule, Selector
+from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector
 from support.policy_stage import HERE, NET, PROXY, WEB, Stage
 from support.polling import eventually
 from support.records.peers import network
@@ -66,6 +67,25 @@ def test_flows_are_cut_although_the_kernel_refuses_an_element(stage: Stage) -> N
             stage.machine.refused = set()
             await stage.enforcement.enforce()
             assert stage.cuts == 2, "flows may have begun while rules were missing"
+
+    asyncio.run(main())
+
+
+def test_one_address_of_two_containers_stops_neither_the_others_nor_the_cut(stage: Stage) -> None:
+    """Whoever had it first keeps it, and all other containers are under their policies."""
+    shared, other = (
+        msgspec.structs.replace(HERE, id=f"c{number}", name=f"n{number}", addresses=addresses, host_ifname="lsr2")
+        for number, addresses in ((2, ("10.77.0.2/32",)), (3, ("10.77.0.3/32",)))
+    )
+    stage.member.endpoints |= {shared.identity: shared, other.identity: other}
+    every = WEB, *(msgspec.structs.replace(WEB, name=name, select=Selector(names=(name,))) for name in ("n2", "n3"))
+
+    async def main() -> None:
+        async with stage.running():
+            with pytest.raises(Conflict, match=r"disagree on .* 10\.77\.0\.2"):
+                await stage.apply(*every)
+            assert stage.addresses("policed_by_in4") == {"10.77.0.2", "10.77.0.3"}
+            assert stage.cuts == 1
 
     asyncio.run(main())
 
@@ -217,16 +237,44 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
     asyncio.run(main())
 
 
+def policies_of(stage: Stage) -> Policies:
+    """Return the policies of host h1."""
+    one = stage.member
+    return Policies(one.replica, stage.records, one.networks, one.hosts, stage.enforcement, one.event_log)
+
+
+def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> None:
+    """It ignores a tier, and has no record of what passes; a policy of its own time is nothing to it."""
+    policies = policies_of(stage)
+    old = Host(id="h2", name="old", enforces=True)
+    ping = Rule(ports=(Ports("icmp", 8, 8),))
+    newer = (
+        Policy(name="p", tier="admin", ingress=(Rule(action="deny"),)),
+        Policy(name="p", tier="baseline", ingress=(Rule(action="pass"),)),
+        Policy(name="p", egress=(ping,)),
+    )
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"hosts/h2": old})
+            for one in newer:
+                for staged in (False, True):
+                    with pytest.raises(Conflict, match="host old is of a version that knows neither tiers"):
+                        await policies.apply([WEB, one], staged=staged)
+                (warning,) = (text for text in policies.warnings(one))
+                assert "host old does not enforce it as it is" in warning
+            assert policies.all() == []
+            await policies.apply([WEB])
+            await stage.member.replica.write({"hosts/h2": msgspec.structs.replace(old, tiers=True)})
+            for one in newer:
+                await policies.apply([one])
+
+    asyncio.run(main())
+
+
 def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
-    policies = Policies(
-        stage.member.replica,
-        stage.records,
-        stage.member.networks,
-        stage.member.hosts,
-        stage.enforcement,
-        stage.member.event_log,
-    )
+    policies = policies_of(stage)
     monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
     transaction, store = stage.member.store.transaction, stage.member.store
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import pytest
+
 from linkspan.core.contracts import Support
-from linkspan.core.errors import KernelError, LinkspanError
+from linkspan.core.errors import Conflict, KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import Bridge, Key, NftChain, State
 from linkspan.kernel.kinds import kinds
@@ -70,6 +72,19 @@ def test_a_source_that_disagrees_is_named_and_the_others_are_applied() -> None:
     assert reconciler.desired.sources().keys() == {("other",), source(0), source(3)}
     assert driver.calls == [(2, 0), (0, 1)]
     assert reconciler.desired.owners(bridge(2).key) == (("other",),)
+
+
+def test_one_source_that_disagrees_stops_no_change_of_the_others() -> None:
+    """It keeps what it has: fewer rules could be a hole."""
+    driver = Counting()
+    reconciler = Reconciler([(kinds()[Bridge], driver)])
+    reconciler.changes({("other",): [bridge(2)], source(1): [bridge(1)]})
+    driver.calls.clear()
+    with pytest.raises(Conflict, match=r"peer demo 1 and other disagree on Bridge br2"):
+        reconciler.changes({source(1): [bridge(2, mtu=9000)], source(3): [bridge(3)]})
+    assert reconciler.desired.sources().keys() == {("other",), source(1), source(3)}
+    assert reconciler.desired.owners(bridge(1).key) == (source(1),)
+    assert driver.calls == [(1, 0)]
 
 
 def test_what_moves_from_one_source_to_another_in_a_batch_is_not_deleted() -> None:

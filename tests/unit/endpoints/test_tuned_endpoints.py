@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from msgspec.structs import replace
 
 from linkspan.backends import backend
 from linkspan.core.addresses import derived_mac, mac_text, prefix
+from linkspan.core.errors import Conflict
 from linkspan.core.model import AttachRequest, Endpoint, Migration, Network
 from linkspan.core.states.host import NftElement
 from linkspan.endpoints.build import described, resized, tuned
+from linkspan.endpoints.tuning import refuse_taken
 
 NETWORK = Network(
     name="demo",
@@ -67,3 +71,24 @@ def test_a_mac_that_a_container_has_given_itself_is_derived_for_nobody() -> None
     usual = mac_text(derived_mac("demo", "10.244.0.2"))
     assert made().mac == usual
     assert made(taken=(usual,)).mac not in (usual, made(taken=(usual, made(taken=(usual,)).mac)).mac)
+
+
+BRIDGED = replace(NETWORK, name="br2", pools=("10.245.0.0/24", "fd00:245::/64"), gateways=("10.245.0.1/24",))
+
+
+@pytest.mark.parametrize(
+    ("network", "free"),
+    [
+        (BRIDGED, False),
+        (replace(BRIDGED, pools=("10.245.0.0/24",)), True),
+        (replace(BRIDGED, backend="host-gw"), True),
+        (NETWORK, False),
+    ],
+)
+def test_one_mac_on_two_bridges_with_ipv6_is_refused(network: Network, free: bool) -> None:
+    """Policies would know two containers by one link-local address; its first MAC's is an endpoint's, too."""
+    holder = replace(made(), host_ifname="lsp1", mac="02:00:00:00:00:01", born_mac=OTHER)
+    tuned_one = replace(holder, id="other", network=network.name, host_ifname="lsp2", mac="02:00:00:00:00:02")
+    refuse_taken(network, tuned_one, OTHER, [tuned_one])
+    with contextlib.nullcontext() if free else pytest.raises(Conflict, match="belongs to"):
+        refuse_taken(network, tuned_one, OTHER, [tuned_one, holder])

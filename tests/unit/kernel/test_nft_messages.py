@@ -113,3 +113,20 @@ def test_elements_that_stay_behind_go_without_libnftables(kernel: Kernel) -> Non
     assert driver.apply((), [*MANY[:10], other]) == {}
     assert kernel.transactions == [1]
     assert [command.split()[0] for command in kernel.commands[0]] == ["flush", "delete"]
+
+
+def test_a_map_loses_its_elements_only_with_the_rule_that_uses_it(kernel: Kernel) -> None:
+    """In between, that rule would find no way for a container's packets, and drop them."""
+    driver = FirewallDriver()
+    using = NftChain("inet", "linkspan", "policy_in4", "", (f"ip daddr vmap @{WAYS.name}", "drop"))
+    way = element(WAYS.name, "10.0.0.1", data=(f"goto {ONE.name}",))
+    assert driver.apply([PEERS, WAYS, ONE, using, way, MANY[0]], ()) == {}
+    kernel.commands.clear()
+    kernel.transactions.clear()
+    assert driver.apply((), [way, MANY[0], using, ONE, WAYS]) == {}
+    assert kernel.transactions == [1], "the element of the set that stays"
+    (commands,) = kernel.commands
+    assert [command.split()[:2] for command in commands] == [
+        ["delete", "element"], ["flush", "chain"], ["flush", "chain"], ["delete", "chain"], ["delete", "chain"],
+        ["delete", "map"],
+    ]  # fmt: skip

@@ -32,6 +32,7 @@ def test_a_rule_is_one_line_for_each_peer_and_protocol() -> None:
     chains = {one.name: one.rules for one in states(regime, [4, 6]) if isinstance(one, NftChain)}
     (name,) = (one for one in chains if one.startswith("policy_in4_") and not one.endswith("_no"))
     chosen, said = f"ip saddr @chosen4_{PROXY.digest}", 'accept comment "policy web line 5"'
+    assert len(name.removeprefix("policy_in4_")) == 32, "so many digits that nobody finds two policies with one name"
     assert chains[name] == (
         f"{chosen} meta l4proto icmp {said}",
         f"{chosen} tcp dport {{ 80-100, 443 }} {said}",

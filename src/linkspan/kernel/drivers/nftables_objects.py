@@ -133,10 +133,11 @@ class FirewallDriver:
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
-        """Put in one transaction, and delete in another; if one fails, by halves, to find the states that fail.
+        """Put in one transaction, and then delete in one; if one fails, by halves, to find the states that fail.
 
-        Many elements of new sets are there before it: no rule uses these sets yet. If libnftables is needed for other
-        things that go, elements whose sets stay are a transaction of their own.
+        Two things have a transaction of their own before that: many elements of new sets, which no rule uses yet, and,
+        if libnftables is needed for other things that go, elements whose sets stay. What is in a map that goes is
+        deleted with the rules that use the map: until then packets find their way in it.
         """
         failed: dict[Key, LinkspanError] = {}
         if put and not self._by_netlink(put, ()):
@@ -153,10 +154,10 @@ class FirewallDriver:
             # With a set go its elements, and a map's would keep the chains to which they lead.
             outside = [s for s in outside if not isinstance(s, NftElement) or s.data or _set_key(s) not in sets]
             if not self._by_netlink((), outside):
-                elements = [s for s in outside if isinstance(s, NftElement)]
-                rest = [s for s in outside if not isinstance(s, NftElement)]
-                if elements and not (rest and self._by_netlink((), elements)):
-                    rest = [*self._present(elements), *rest]
+                early = [s for s in outside if isinstance(s, NftElement) and _set_key(s) not in sets]
+                rest = [s for s in outside if not isinstance(s, NftElement) or _set_key(s) in sets]
+                if early and not (rest and self._by_netlink((), early)):
+                    rest = [*self._present(early), *rest]
                 self._transact(rest, _delete, failed)
             for state in delete:
                 self._data.pop(state.key, None)
