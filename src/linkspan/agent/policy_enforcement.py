@@ -25,7 +25,7 @@ from linkspan.cluster.interest import Interest
 from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
 from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.model import Endpoint, Network
-from linkspan.core.states.host import BridgeFilter, NftElement, State
+from linkspan.core.states.host import BridgeFilter, Key, NftElement, State
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints.registry import Identity, policy_source
 from linkspan.kernel.drivers import bridge_filters
@@ -297,12 +297,18 @@ class Enforcement:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
             await asyncio.to_thread(conntrack.cut, self._parties.flows(self.regime.judge, local))
-        for key, error in failed.items():  # after the cut: one bad element must not keep forbidden flows
-            # A chain that is left, because an attach under way uses it, is harmless. The healer removes it.
-            if key[0] == NftElement.__name__ or self._worker.machine.reconciler.desired.state(key) is not None:
-                raise error
+        if serious := await self._worker.run_brief(self._serious, failed):
+            raise serious[0]  # after the cut: one bad element must not keep forbidden flows
         if conflict is not None:
             raise conflict
+
+    def _serious(self, failed: Mapping[Key, LinkspanError]) -> list[LinkspanError]:
+        """Return the errors that count (in the worker's thread).
+
+        A chain that is left, because an attach under way uses it, is harmless. The healer removes it.
+        """
+        desired = self._worker.machine.reconciler.desired
+        return [e for key, e in failed.items() if key[0] == NftElement.__name__ or desired.state(key) is not None]
 
     async def _put_none(self) -> None:
         """Without policies: drop what attaches desire that began while there were some. The healer removes the rest."""
