@@ -31,6 +31,10 @@ FAILOVER = 8.0 * SHARED
 """Seconds until another host has the address of one that died."""
 
 
+LAST = 15
+"""Pings of three containers in one second."""
+
+
 class EgressRun(ClusterRun):
     """Three hosts, and a machine on their segment that has no route to any container."""
 
@@ -284,10 +288,19 @@ def test_plain_routes_and_ipv6_lead_to_the_holder_too(run: EgressRun, backend: s
 
 
 def test_without_it_each_host_s_own_address_is_the_source_again(run: EgressRun) -> None:
-    """And nothing of it is left: no rule, no table, no chain, no address."""
+    """And nothing of it is left: no rule, no table, no chain, no address, no open flow with a container's source."""
     run.held()
-    run.exec("h2", "linkspan network update demo --egress none")
-    until(lambda: run.holders() == [], "nobody has it")
+    hosts = {record.load(run.name).host(host).addresses[0].partition("/")[0] for host in HOSTS}
+    with contextlib.ExitStack() as open_:
+        for container in ("c1", "c2", "c3"):
+            argv = ["ip", "netns", "exec", f"{run.name}-{container}", "ping", "-i0.2", OUTSIDE]
+            process = open_.enter_context(subprocess.Popen(argv, stdout=subprocess.DEVNULL))
+            open_.callback(process.kill)
+        echoes = open_.enter_context(contextlib.closing(Echoes(f"{run.name}-outside")))
+        until(lambda: len(echoes.look()) > LAST and set(echoes.seen[-LAST:]) == {EGRESS}, "they leave by the address")
+        run.exec("h2", "linkspan network update demo --egress none")
+        until(lambda: run.holders() == [], "nobody has it")
+        until(lambda: set(echoes.look()[-LAST:]) == hosts, "open flows leave by the hosts' own addresses")
     for container, host in zip(("c1", "c2", "c3"), HOSTS, strict=True):
         own = record.load(run.name).host(host).addresses[0].partition("/")[0]
         until(lambda c=container, own=own: run.source(c, OUTSIDE) == own, f"{container} leaves by {host}")

@@ -4,12 +4,15 @@ import pytest
 
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe import conntrack
-from linkspan.kernel.probe.conntrack import flush
+from linkspan.kernel.probe.conntrack import cut, flush
 from support.netns.machine_fixtures import needs, run
 
 
-def entry(protocol: str, source: str, to: str, port: int, replier: str = "") -> None:
-    """Put an entry into the table, as if ``source`` had sent to ``to``, which was translated to ``replier``."""
+def entry(protocol: str, source: str, to: str, port: int, replier: str = "", seen: str = "") -> None:
+    """Put an entry into the table, as if ``source`` had sent to ``to``.
+
+    The target was translated to ``replier``, and the source to ``seen``.
+    """
     state = {
         "tcp": ["--state", "ESTABLISHED"],
         "udp": [],
@@ -18,7 +21,7 @@ def entry(protocol: str, source: str, to: str, port: int, replier: str = "") -> 
     extra = [*state[protocol], *(["--reply-vtag", "2"] if protocol == "sctp" else [])]
     run(
         *("conntrack", "-I", "-p", protocol, "-s", source, "-d", to, "--sport", "999", "--dport", str(port)),
-        *("-r", replier or to, "-q", source, "--reply-port-src", str(port), "--reply-port-dst", "999"),
+        *("-r", replier or to, "-q", seen or source, "--reply-port-src", str(port), "--reply-port-dst", "999"),
         *("-t", "300", *extra),
     )
 
@@ -103,3 +106,17 @@ def test_what_an_address_sent_to_a_port_goes(machine: str, address: str, other: 
     assert len(table()) == 3
     assert not any("udp" in line and f"src={address} " in line and "dport=53 " in line for line in table())
     assert flush(flows=[(prefix(address), protocol, 53) for protocol in ("udp", "tcp")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "seen"),
+    [("10.99.1.2", "192.0.2.9", "192.0.2.100"), ("fd99::2", "2001:db8::9", "2001:db8::100")],
+)
+def test_a_flow_tells_what_its_source_is_replaced_by(machine: str, address: str, other: str, seen: str) -> None:
+    """Nothing, where the answers go to the source itself; a translated target changes nothing about that."""
+    needs("conntrack")
+    entry("udp", address, other, 1, seen=seen)
+    entry("udp", address, other, 2)
+    entry("udp", address, seen, 3, other)
+    assert cut(lambda flow: flow.translated == prefix(seen)) == 1
+    assert cut(lambda flow: flow.translated is None) == 2

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +57,7 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.claims import Claims
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
-from linkspan.cluster.egress import Exits, leaves
+from linkspan.cluster.egress import Exits, Turn, stale
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims
@@ -460,14 +460,14 @@ class Agent:
         self.egress.changed(keys)
         await self.membership.changed(keys)
 
-    async def _follow_exit(self, name: str, mine: bool) -> None:
-        """Apply the states of a network whose egress address has another holder now; ``mine``: this host, or it was."""
+    async def _follow_exit(self, name: str, turns: Mapping[int, Turn]) -> None:
+        """Apply the states of a network whose egress address has changed, and cut the flows that do not follow."""
         await self.membership.converge({f"networks/{name}"})
         every = self.networks.all()
-        for network in every if mine else ():
+        for network in every if turns else ():
             if network.name == name:
                 with contextlib.suppress(KernelError):  # then its open connections end
-                    await asyncio.to_thread(conntrack.cut, partial(leaves, network, every))
+                    await asyncio.to_thread(conntrack.cut, partial(stale, network, every, turns))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""

@@ -27,13 +27,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 
 import msgspec
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
+from linkspan.core.addresses import Prefix
 from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, Unavailable
@@ -73,11 +74,19 @@ class _Held(msgspec.Struct):
     """The address that is on a link, and the link; empty until then."""
 
 
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of an egress address: ``here``, this host holds it now; ``lost``, it is not the network's any more."""
+
+    address: Prefix
+    here: bool = False
+    lost: bool = False
+
+
 class Exits:
     """The holders of egress addresses.
 
-    If the holder of a network's changes, ``follow`` is called with the network and whether this host is, or was, that
-    holder.
+    If a network's address or its holder changes, ``follow`` is called with the network, and with the changes that open
+    flows on this host may not follow by themselves, by family.
     """
 
     def __init__(
@@ -88,7 +97,7 @@ class Exits:
         networks: Networks,
         participation: Participation,
         event_log: EventLog,
-        follow: Callable[[str, bool], Awaitable[None]],
+        follow: Callable[[str, Mapping[int, Turn]], Awaitable[None]],
     ) -> None:
         self._worker = worker
         self._replica = replica
@@ -100,7 +109,10 @@ class Exits:
         self._held: dict[Exit, _Held] = {}
         self._put_here: set[Exit] = set()
         """The addresses that are states of this host."""
-        self._followed: Mapping[Exit, str] = {}
+        self._followed: Mapping[Exit, tuple[Prefix, str]] = {}
+        """The addresses that somebody holds, and their holders."""
+        self._flowing: Mapping[Exit, tuple[Prefix, str]] = {}
+        """All addresses with their last holders, as this host's open flows follow them: none after a start."""
         self._sent = float("-inf")
         """When the last keepalive was sent that the store accepted (``core.clock.now``)."""
         self._until = 0.0
@@ -195,20 +207,47 @@ class Exits:
             with contextlib.suppress(Unavailable):
                 await self._claim(key, exit_)
         await self._put(wanted)
-        if self.holders() != self._followed:
+        if self._having() != self._followed or self._lost():
             self._moved.set()
 
     async def _follow_holders(self) -> None:
-        """Apply the states of networks with another holder; beside ``_hold``, which must not wait for that."""
+        """Apply the states of changed networks; beside ``_hold``, which must not wait for that."""
         while True:
             await self._moved.wait()
             self._moved.clear()
-            holders, here = self.holders(), self._hosts.here.id
-            changed = holders.items() ^ self._followed.items()
-            for network in {key[0] for key, _ in changed}:
-                mine = any(key[0] == network and holder == here for key, holder in changed)
-                await self._follow(network, mine)
-            self._followed = holders
+            having, lost = self._having(), self._lost()
+            changed = {key for key, _ in having.items() ^ self._followed.items()} | lost
+            turns = self._turns(having, lost)
+            for network in {name for name, _ in changed}:
+                await self._follow(network, turns.get(network, {}))
+            self._followed = having
+            self._flowing = {key: last for key, last in {**self._flowing, **having}.items() if key not in lost}
+
+    def _having(self) -> dict[Exit, tuple[Prefix, str]]:
+        """Return the addresses that hosts hold, and their holders."""
+        holders, every = self.holders(), {network.name: network.exits for network in self._networks.all()}
+        return {key: (every[key[0]][key[1]].prefix, holder) for key, holder in holders.items()}
+
+    def _lost(self) -> Set[Exit]:
+        """Return what networks had, and have no more."""
+        return self._flowing.keys() - {(one.name, family) for one in self._networks.all() for family in one.exits}
+
+    def _turns(
+        self, having: Mapping[Exit, tuple[Prefix, str]], lost: Set[Exit]
+    ) -> Mapping[str, Mapping[int, Turn]]:
+        """Return what open flows here may not follow, by network and family.
+
+        An address that nobody holds is no such change: the same host may have it again.
+        """
+        found: dict[str, dict[int, Turn]] = {}
+        here = self._hosts.here.id
+        for key, (address, holder) in having.items():
+            before = self._flowing.get(key)
+            if before is None or before[0] != address or (before[1] != holder and here in (before[1], holder)):
+                found.setdefault(key[0], {})[key[1]] = Turn(address=address, here=holder == here)
+        for key in lost:
+            found.setdefault(key[0], {})[key[1]] = Turn(address=self._flowing[key][0], lost=True)
+        return found
 
     async def _claim(self, key: Exit, exit_: Egress) -> None:
         """Take the record of an address, keep it, or give it up."""
@@ -280,14 +319,22 @@ class Exits:
         self._put_here.discard(key)
 
 
-def leaves(network: Network, networks: Iterable[Network], flow: Flow) -> bool:
-    """Return whether a flow goes from a network to the outside.
+def stale(network: Network, networks: Iterable[Network], turns: Mapping[int, Turn], flow: Flow) -> bool:
+    """Return whether a flow leaves a network with another source than a new one on this host after these changes.
 
-    On a host that becomes the holder, or was it, connection tracking would treat such flows as before, and they would
-    end. Without their entries they are translated, or sent to the new holder, as new ones are.
+    Connection tracking treats all of a flow's packets as the first. Without their entries they are translated, or sent
+    to the holder, as new ones are.
     """
-    inside = (pool.holds(flow.target) for one in networks for pool in one.prefixes)
-    return any(pool.holds(flow.source) for pool in network.prefixes) and not any(inside)
+    turn = turns.get(flow.source.family)
+    if turn is None:
+        return False
+    if turn.lost:  # new ones have an address of the host
+        wrong = flow.translated in (None, turn.address)
+    else:
+        wrong = flow.translated != (turn.address if turn.here else None)
+    if not wrong or not any(pool.holds(flow.source) for pool in network.prefixes):
+        return False
+    return not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
 
 
 def _renew(machine: Machine, key: Exit, exit_: Egress, link: str, until: float, tell: bool) -> str:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from linkspan.cluster import egress
-from linkspan.cluster.egress import LATER, Exits, leaves
+from linkspan.cluster.egress import LATER, Exits, Turn, stale
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
 from linkspan.core.addresses import Prefix, prefix
@@ -108,14 +108,15 @@ class Host(Living[MemoryStore]):
         machine.egress, machine.sockets = addresses, Links()
         self.networks = Networks(self.replica)
         log = EventLog(folder / f"{name}.events")
-        self.followed: list[tuple[str, bool]] = []
+        self.followed: list[Mapping[int, Turn]] = []
         self.exits = Exits(
             Worker(machine), self.replica, self.hosts, self.networks, TakesPart(), log, self._follow
         )
         self.presence.subscribe(self.exits.confirmed, self.exits.lost)
 
-    async def _follow(self, name: str, mine: bool) -> None:
-        self.followed.append((name, mine))
+    async def _follow(self, name: str, turns: Mapping[int, Turn]) -> None:
+        assert name == "demo"
+        self.followed.append(turns)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         await super()._changed(keys)
@@ -184,6 +185,11 @@ def _clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gratuitous_arp, "announce", lambda *_: None)
 
 
+def turned(address: str = EXIT.address, **how: bool) -> Mapping[int, Turn]:
+    """Return a change of the address as ``follow`` gets it."""
+    return {4: Turn(address=prefix(address), **how)}
+
+
 def played(folder: Path, work: Callable[[Cluster], Awaitable[None]]) -> None:
     """Run a test's work in virtual time; at no moment two hosts have the address."""
 
@@ -220,7 +226,7 @@ def test_another_host_takes_it_when_the_holder_dies(tmp_path: Path) -> None:
             told = [host.exits.told(DEMO) for host in cluster.hosts.values()]
             assert told == [[{"address": EXIT.address, "host": holder}]] * 3
             assert {name: host.followed[-1] for name, host in cluster.hosts.items()} == {
-                name: ("demo", name == holder) for name in cluster.hosts
+                name: turned(here=name == holder) if name in (died, holder) else {} for name in cluster.hosts
             }
 
     played(tmp_path, work)
@@ -339,17 +345,64 @@ def test_whatever_happens_never_two_have_it(tmp_path: Path, seed: int) -> None:
     played(tmp_path, work)
 
 
-def test_flows_that_leave_are_those_from_the_network_to_no_pool() -> None:
+def test_open_flows_follow_when_the_address_comes_changes_and_goes(tmp_path: Path) -> None:
+    """On all hosts when the network gets, changes or loses it, also while nobody holds it."""
+
+    async def work(cluster: Cluster) -> None:
+        every = cluster.hosts.values()
+
+        def follow(address: str) -> bool:
+            """Return whether one host has it, and all follow that."""
+            last = [host.followed[-1] for host in every if host.followed]
+            return [last.count(turned(address, here=here)) for here in (True, False)] == [1, 2]
+
+        await soon(lambda: follow(EXIT.address), "all follow", FAILOVER)
+        assert [len(host.followed) for host in every] == [1, 1, 1]
+        await cluster.wish(Egress("192.0.2.101"))
+        await soon(lambda: follow("192.0.2.101"), "all follow the new address", 2 * FAILOVER)
+        for host in every:
+            host.store.cut()
+        await sleep(20)
+        await MemoryStore(cluster.memory).transaction({"networks/demo": msgspec.json.encode(network())})
+        for host in every:
+            host.store.mend()
+        gone = turned("192.0.2.101", lost=True)
+        await soon(lambda: all(host.followed[-1] == gone for host in every), "all know that it is gone", 20)
+
+    played(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("turn", "wrong"),
+    [
+        (turned(here=True), {"", "192.0.2.1", "192.0.2.101"}),
+        (turned(here=False), {EXIT.address, "192.0.2.1", "192.0.2.101"}),
+        (turned(lost=True), {"", EXIT.address}),
+        ({6: Turn(address=prefix("2001:db8::100"), here=True)}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_flow_is_stale_if_the_outside_sees_another_source_of_it(turn: Mapping[int, Turn], wrong: set[str]) -> None:
+    """The holder's have the address, others are not translated on their hosts, and without it each host masquerades."""
+
+    def is_stale(seen: str) -> bool:
+        source, target = prefix("10.244.1.2"), prefix("198.51.100.9")
+        return stale(DEMO, (DEMO,), turn, Flow(source, target, "tcp", 80, prefix(seen) if seen else None))
+
+    assert {seen for seen in ("", EXIT.address, "192.0.2.1", "192.0.2.101") if is_stale(seen)} == wrong
+
+
+def test_only_flows_from_the_network_to_no_pool_are_stale() -> None:
     """Of another network they go on as they are, and so do those between containers."""
     other = network("other", "10.245.0.0/16", options={"vni": "200"})
 
-    def left(source: str, target: str) -> bool:
-        return leaves(DEMO, (DEMO, other), Flow(prefix(source), prefix(target), "tcp", 80))
+    def is_stale(source: str, target: str) -> bool:
+        return stale(DEMO, (DEMO, other), turned(here=True), Flow(prefix(source), prefix(target), "tcp", 80))
 
-    assert left("10.244.1.2", "198.51.100.9")
-    assert not left("10.244.1.2", "10.244.2.3")
-    assert not left("10.244.1.2", "10.245.0.9")
-    assert not left("10.245.0.9", "198.51.100.9")
+    assert is_stale("10.244.1.2", "198.51.100.9")
+    assert not is_stale("10.244.1.2", "10.244.2.3")
+    assert not is_stale("10.244.1.2", "10.245.0.9")
+    assert not is_stale("10.245.0.9", "198.51.100.9")
 
 
 def test_the_next_holder_waits_longer_than_an_address_can_live() -> None:

@@ -61,6 +61,8 @@ class Flow(msgspec.Struct, frozen=True):
     target: Prefix
     protocol: str
     port: int
+    translated: Prefix | None = None
+    """What its source is replaced by, None if nothing replaces it."""
 
 
 class _Way(msgspec.Struct, frozen=True):
@@ -167,7 +169,8 @@ def _with_flows(
 def _flow(entry: dict[int, bytes]) -> Flow | None:
     """Return the flow of an entry, None if it has none.
 
-    Who answers is the target: the reply comes from where the packets went after their translation.
+    Who answers is the target: the reply comes from where the packets went after their translation, and goes to the
+    source that they had then.
     """
     sent, replied = (attributes(entry.get(one, b"")) for one in (_ORIGINAL, _REPLY))
     ends, answers = attributes(sent.get(_TUPLE_IP, b"")), attributes(replied.get(_TUPLE_IP, b""))
@@ -181,7 +184,9 @@ def _flow(entry: dict[int, bytes]) -> Flow | None:
             if protocol == "icmp":
                 message = attributes(sent.get(_TUPLE_PROTO, b"")).get(_PROTO_ICMP[family], b"")
                 port = icmp.request(family, int.from_bytes(message, "big"))
-            return Flow(Prefix(source, BITS[family]), Prefix(target, BITS[family]), protocol, port)
+            seen = answers.get(_TO[family], source)
+            translated = None if seen == source else Prefix(seen, BITS[family])
+            return Flow(Prefix(source, BITS[family]), Prefix(target, BITS[family]), protocol, port, translated)
     return None
 
 
