@@ -46,7 +46,7 @@ from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import gratuitous_arp
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.kernel.worker import Worker
-from linkspan.store.records import ALIVE
+from linkspan.store.records import EGRESS
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.egress")
@@ -57,9 +57,6 @@ LATER = 2.0
 """Seconds from the taking of the record to the first time of the address."""
 ANNOUNCED = 5.0
 """Seconds for which a new holder announces the address each time that it puts it: an announcement may be lost."""
-_KEY = f"{ALIVE}(egress)/"
-"""No host has such an id."""
-
 Exit = tuple[str, int]
 """A network and a family."""
 
@@ -98,6 +95,11 @@ class Exits:
         self._event_log = event_log
         self._follow = follow
         self._held: dict[Exit, _Held] = {}
+        self._unwanted: set[Exit] = set()
+        """The addresses whose records must go if they name this host while it does not hold them.
+
+        It gave them up, or it got no answer when it took them.
+        """
         self._put_here: set[Exit] = set()
         """The addresses that are states of this host."""
         self._followed: Mapping[Exit, str] = {}
@@ -142,16 +144,20 @@ class Exits:
 
     def changed(self, keys: frozenset[str]) -> None:
         """Look soon if a holder or a network has changed."""
-        if any(key.startswith((_KEY, "networks/", "hosts/")) for key in keys):
+        if any(key.startswith(("networks/", "hosts/")) for key in keys):
             self._wake.set()
+        elif some := [key for key in keys if key.startswith(EGRESS)]:
+            # Any host may write records of networks that do not exist, again and again.
+            known = {_key(network.name, family) for network in self._networks.all() for family in network.exits}
+            if not known.isdisjoint(some):
+                self._wake.set()
 
     def holders(self) -> dict[Exit, str]:
         """Return the ids of the hosts that hold an address, by network and family."""
         found: dict[Exit, str] = {}
         for network in self._networks.all():
             for family in network.exits:
-                record = self._replica.records.get(_key(network.name, family))
-                if record is None or (host := record.value.decode(errors="replace")) not in self._hosts.ids():
+                if (host := self._named((network.name, family))) not in self._hosts.ids():
                     continue
                 # Another host may have named this one in the record: it would count as the holder of any address.
                 if host != self._hosts.here.id or (network.name, family) in self._held:
@@ -187,10 +193,12 @@ class Exits:
 
     async def _look(self) -> None:
         wanted = {(n.name, family): exit_ for n in self._networks.all() for family, exit_ in n.exits.items()}
-        for key in self._held.keys() - wanted.keys():
-            with contextlib.suppress(Unavailable):
-                await self._give_up(key)
+        for key, held in list(self._held.items()):
+            if key not in wanted or self._gives_up(held, wanted[key]):
+                del self._held[key]
+                self._unwanted.add(key)
         await self._put(wanted)  # first: to ask the store may take a while
+        await self._free()
         for key, exit_ in wanted.items():
             with contextlib.suppress(Unavailable):
                 await self._claim(key, exit_)
@@ -211,27 +219,25 @@ class Exits:
             self._followed = holders
 
     async def _claim(self, key: Exit, exit_: Egress) -> None:
-        """Take the record of an address, keep it, or give it up."""
+        """Take the record of an address if nobody has it, or this host's agent before."""
         name, here = _key(*key), self._hosts.here.id
-        record = self._replica.records.get(name)
-        if record is not None and name in self._replica.absences:
+        if name in self._replica.absences:
             return
-        holder = record.value.decode(errors="replace") if record is not None else ""
-        held = self._held.get(key)
+        holder = self._named(key)
         if holder not in ("", here):
             self._held.pop(key, None)
             if self._hosts.lives(holder) is not False:
                 return
             holder = ""  # somebody put the record by hand, so it never ends
-        if held is not None and holder == here:
-            elsewhere = exit_ != held.wish and exit_.host not in (here, "") and self._hosts.lives(exit_.host)
-            if elsewhere or self._hosts.here.settings.get("drained"):
-                await self._give_up(key)
+        if holder and (key in self._held or key in self._unwanted):
             return
         if not self._is_known() or not await self._may_hold(key, exit_, again=bool(holder)):
             return
-        same = {name: self._replica.known_revision(name) if record is not None else 0}
+        if not holder:
+            self._unwanted.add(key)  # without an answer nobody knows when this record begins
+        same = {name: self._replica.known_revision(name)}
         if await self._replica.write({name: here.encode()}, unchanged=same, standing=True):
+            self._unwanted.discard(key)
             # An earlier agent of this host may have held it until now; nobody else has had it since.
             self._held[key] = _Held(now() if holder else now() + LATER, exit_)
             self._event_log.add("network", f"this host holds egress address {exit_.address}", network=key[0])
@@ -250,12 +256,28 @@ class Exits:
         place = self._worker.machine.egress.place
         return bool(await self._worker.run_brief(place, exit_.prefix))
 
-    async def _give_up(self, key: Exit) -> None:
-        """Remove an address first, and then its record, so that another host may take it."""
-        name = _key(*key)
-        del self._held[key]
-        await self._remove(key)
-        await self._replica.write({}, deletes=[name], unchanged={name: self._replica.known_revision(name)})
+    def _gives_up(self, held: _Held, exit_: Egress) -> bool:
+        """Return whether this host leaves an address to others: it is drained, or an operator moves the address."""
+        here = self._hosts.here
+        moves = exit_ != held.wish and exit_.host not in (here.id, "") and self._hosts.lives(exit_.host)
+        return bool(moves or here.settings.get("drained"))
+
+    async def _free(self) -> None:
+        """Delete the unwanted records once their addresses are removed, so that other hosts may take them.
+
+        This host's keepalive keeps them, so each look tries it again until they are gone.
+        """
+        for key in self._unwanted - self._held.keys() - self._put_here:
+            name = _key(*key)
+            if self._named(key) == self._hosts.here.id and name not in self._replica.absences:
+                with contextlib.suppress(Unavailable):
+                    same = {name: self._replica.known_revision(name)}
+                    await self._replica.write({}, deletes=[name], unchanged=same)
+
+    def _named(self, key: Exit) -> str:
+        """Return the id in an address's record, '' without a record."""
+        record = self._replica.records.get(_key(*key))
+        return record.value.decode(errors="replace") if record is not None else ""
 
     async def _put(self, wanted: Mapping[Exit, Egress]) -> None:
         """Put the held addresses again, announcing new ones, and remove the others."""
@@ -308,7 +330,7 @@ def _renew(machine: Machine, key: Exit, exit_: Egress, link: str, until: float, 
 
 
 def _key(network: str, family: int) -> str:
-    return f"{_KEY}{network}/{family}"
+    return f"{EGRESS}{network}/{family}"
 
 
 def _source(key: Exit) -> tuple[str, ...]:

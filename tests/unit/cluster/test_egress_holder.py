@@ -35,6 +35,7 @@ from support.virtual_time import clock, in_virtual_time, soon
 
 EXIT = Egress("192.0.2.100")
 DEMO = msgspec.structs.replace(network(), egress=(EXIT,))
+RECORD = "alive/(egress)/demo/4"
 FAILOVER = 8.0
 """Seconds."""
 LATE = 1.0
@@ -285,7 +286,7 @@ def test_a_network_without_one_leaves_nothing(tmp_path: Path) -> None:
         assert not any(host.exits.told(network()) for host in cluster.hosts.values())
         await next(iter(cluster.hosts.values())).replica.write({"networks/demo": network()})
         await soon(lambda: cluster.having() == [], "it is gone", 2)
-        assert cluster.memory.entries["alive/(egress)/demo/4"][0] is None
+        assert cluster.memory.entries[RECORD][0] is None
         assert not any(list(host.exits.problems()) for host in cluster.hosts.values())
 
     played(tmp_path, work)
@@ -297,10 +298,131 @@ def test_a_record_of_a_host_that_does_not_exist_keeps_it_from_nobody(tmp_path: P
     async def work(cluster: Cluster) -> None:
         holder = await cluster.one()
         store = cluster.hosts[holder].store
-        await store.transaction({"alive/(egress)/demo/4": b"h9\x1b[2J"})
+        await store.transaction({RECORD: b"h9\x1b[2J"})
         await sleep(10)
         after = await cluster.one()
         assert cluster.hosts["h1"].exits.told(DEMO) == [{"address": EXIT.address, "host": after}]
+
+    played(tmp_path, work)
+
+
+def _faulty(monkeypatch: pytest.MonkeyPatch, fault: str, seconds: float, *, of: str) -> None:
+    """Let the store fail for so long from the first write of a record on that ``of`` puts, or deletes.
+
+    "refused": it is not executed, and there is no answer. "lost": it is executed, and there is no answer. "changed":
+    it is not executed, because a condition fails.
+    """
+    real, begun = MemoryStore.transaction, []
+
+    async def transaction(
+        self: MemoryStore, puts: Mapping[str, bytes], deletes: Sequence[str] = (), **more: object
+    ) -> int:
+        if RECORD not in (puts if of == "puts" else deletes):
+            return await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+        begun.append(clock())
+        if clock() - begun[0] > seconds:
+            return await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+        if fault == "lost":
+            await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+        if fault != "changed":
+            raise Unavailable("store in memory: no answer")
+        return 0
+
+    monkeypatch.setattr(MemoryStore, "transaction", transaction)
+
+
+FAULTS = pytest.mark.parametrize("fault", ["refused", "lost", "changed"])
+
+
+@FAULTS
+def test_a_drained_host_frees_it_in_spite_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Its keepalive keeps the record until it is deleted, so it tries that again."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        _faulty(monkeypatch, fault, 3, of="deletes")
+        cluster.hosts[first].hosts._own_record.change(settings={"drained": "1"})
+        await soon(lambda: cluster.having() == [], "it is gone from the drained host", 2)
+        assert await cluster.one(but=first) != first
+
+    played(tmp_path, work)
+
+
+@FAULTS
+def test_an_operator_moves_it_in_spite_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The host that has it does not take it again for the new wish."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        target = next(name for name in cluster.kernels if name != first)
+        _faulty(monkeypatch, fault, 3, of="deletes")
+        await cluster.wish(Egress(EXIT.address, target, 1))
+        assert await cluster.one(but=first) == target
+
+    played(tmp_path, work)
+
+
+@FAULTS
+def test_a_network_without_one_leaves_nothing_in_spite_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The record goes later; and a network that gets one again has it on one host."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        _faulty(monkeypatch, fault, 3, of="deletes")
+        await next(iter(cluster.hosts.values())).replica.write({"networks/demo": network()})
+        await soon(lambda: cluster.having() == [], "it is gone", 2)
+        await soon(lambda: cluster.memory.entries[RECORD][0] is None, "the record is gone", 5)
+        await cluster.wish(EXIT)
+        await cluster.one()
+
+    played(tmp_path, work)
+
+
+def test_a_host_that_got_no_answer_waits_before_it_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds its own record then, though another host may have the address in its kernel for a moment longer."""
+
+    async def work(cluster: Cluster) -> None:
+        for _ in range(4):
+            holder = await cluster.one()
+            with monkeypatch.context() as patched:
+                _faulty(patched, "lost", 0.1, of="puts")
+                await cluster.hosts[holder].die()
+                await cluster.one(but=holder)
+            await cluster.begin(holder)
+            await sleep(5)
+
+    played(tmp_path, work)
+
+
+def test_a_record_of_no_address_wakes_nobody(tmp_path: Path) -> None:
+    """Any host may write and delete such records without end: nothing is kept, computed or asked because of them."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        await sleep(3)
+        host = cluster.hosts["h1"]
+        alive, heartbeats = host.hosts.alive(), set(host.presence._beats)
+        assert alive == set(cluster.kernels)
+        for key in ("alive/(egress)/nosuch/4", "alive/(egress)/demo/5"):
+            await host.replica.write({key: b"h1"})
+            assert key in host.replica.records
+            host.exits._wake.clear()
+            host.exits.changed(frozenset({key}))
+            assert not host.exits._wake.is_set()
+            await host.replica.write({}, deletes=[key])
+            assert key not in host.replica.records
+            assert key not in host.replica.absences
+        assert host.hosts.alive() is alive
+        assert host.presence._beats == heartbeats
+        assert not any("egress" in key for key in host.replica.contact._gone)
+        host.exits.changed(frozenset({RECORD}))
+        assert host.exits._wake.is_set()
 
     played(tmp_path, work)
 
