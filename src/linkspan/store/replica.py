@@ -41,7 +41,7 @@ from linkspan.store.fence import fenced
 from linkspan.store.lost_records import LostRecords, value_to_put_back
 from linkspan.store.overtaken import Overtaken
 from linkspan.store.record_cache import RecordCache
-from linkspan.store.records import ALIVE, CLAIMS, EGRESS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
+from linkspan.store.records import ALIVE, CLAIMS, ENDPOINTS, EPHEMERAL, GONE, Tombstone
 from linkspan.store.snapshot import Content, Kept, Snapshot
 
 log = logging.getLogger("linkspan.store.replica")
@@ -398,7 +398,7 @@ class Replica(RecordCache):
                 continue
             if self.known_revision(key) > batch.revision:
                 continue
-            if self._counts_later(key):  # its own host must react now, all others only after the absence has lasted
+            if key.startswith(ALIVE):  # its own host must react now, all others only after the absence has lasted
                 self.absences.note(key)
                 touched.add(key)
                 continue
@@ -431,16 +431,6 @@ class Replica(RecordCache):
 
     def _is_aside(self, key: str) -> bool:
         return key.startswith(ENDPOINTS) and not key.startswith(self._own_endpoints)
-
-    def _counts_later(self, key: str) -> bool:
-        """Return whether a record counts for a while after its end: a host's, or one of a holder of an egress address.
-
-        That asks the store about each, so records of networks that do not exist, which any host may write, just end.
-        """
-        if not key.startswith(EGRESS):
-            return key.startswith(ALIVE)
-        network, _, family = key.removeprefix(EGRESS).partition("/")
-        return family in ("4", "6") and f"networks/{network}" in self.records
 
     async def _forget(self, keys: frozenset[str]) -> None:
         """Drop the liveness records of hosts whose absence has lasted."""

@@ -62,7 +62,10 @@ class EgressAddressDriver:
         return Support("kernel")
 
     def place(self, address: Prefix) -> str:
-        """Return the link of the host whose subnet has an address, '' if there is none, or if it is the host's own."""
+        """Return the link of the host that is up and has an address's subnet.
+
+        '' if there is none, or if the address is the host's own.
+        """
         names = self._sockets.names(HOST)
         ours = set(self._sockets.own_links().values())
         others = [one for one in held(self._sockets.at(HOST)) if not one.is_egress]
@@ -70,7 +73,8 @@ class EgressAddressDriver:
             return ""
         for one in others:
             name = names.get(one.link, "lo")
-            if name not in ours and name != "lo" and one.prefix.holds(address):
+            inside = name not in ours and name != "lo" and one.prefix.holds(address)
+            if inside and self._sockets.link(HOST, name).up:
                 return name
         return ""
 
