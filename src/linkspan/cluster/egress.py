@@ -39,7 +39,7 @@ import msgspec
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
-from linkspan.core.addresses import Prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, Unavailable
@@ -199,12 +199,20 @@ class Exits:
     def problems(self) -> Iterable[str]:
         """Yield the addresses that no host holds, of networks in which this host takes part."""
         holders, taking, wanted = self.holders(), self._participation.all(), self._wanted()
+        old = sorted(host.name or host.id for host in self._hosts.all().values() if not host.egresses)
+        if old and wanted:
+            yield (
+                f"the agent of host {', '.join(old)} is of a version without egress addresses, so its containers leave "
+                "by its own: upgrade it"
+            )
         for network in self._networks.all():
             for family, exit_ in network.exits.items():
                 if network.name not in taking or (network.name, family) in holders:
                     continue
                 if (other := wanted[exit_.prefix.address].network) != network.name:
                     yield f"networks {other} and {network.name} have one egress address, {exit_.address}: change one"
+                elif owner := self._owner(exit_.prefix):
+                    yield f"egress address {exit_.address} of network {network.name} is {owner}: change it"
                 else:
                     yield (
                         f"no host holds the egress address {exit_.address} of network {network.name}: its containers "
@@ -303,7 +311,20 @@ class Exits:
         preferred = first not in ("", host.id) and self._hosts.lives(first) is not False and not self._is_drained(first)
         if not again and preferred and now() - self._vacant[address] < TURN:
             return False
+        if self._owner(wanted.wish.prefix):
+            return False
         return bool(await self._worker.run_brief(self._worker.machine.egress.place, wanted.wish.prefix))
+
+    def _owner(self, address: Prefix) -> str:
+        """Return what has an address already, '' if nothing is known to: any host may write a network's record."""
+        for network in self._networks.all():
+            if any(pool.holds(address) for pool in network.prefixes):
+                return f"in a pool of network {network.name}"
+        for host in self._hosts.all().values():
+            own = (*host.underlay.addresses, *host.underlay.advertise) if host.underlay else ()
+            if any(prefix(text).single() == address for text in own):
+                return f"host {host.name or host.id}'s own"
+        return ""
 
     def _is_drained(self, host: str) -> bool:
         """Return whether another host takes no addresses, by its record."""

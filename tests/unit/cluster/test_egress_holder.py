@@ -18,7 +18,7 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import Egress, Network
+from linkspan.core.model import Egress, Network, Underlay
 from linkspan.core.states.host import EgressAddress, Key, State
 from linkspan.kernel.drivers.egress_addresses import LIFETIME, EgressAddressDriver
 from linkspan.kernel.io.link_messages import Link
@@ -114,6 +114,7 @@ class Host(Living[MemoryStore]):
         machine.reconciler = type(machine.reconciler)(machine.driver.served())
         machine.egress, machine.sockets = addresses, Links()
         self.networks = Networks(self.replica)
+        self.hosts._own_record.change(egresses=True)
         log = EventLog(folder / f"{name}.events")
         self.followed: list[tuple[str, bool]] = []
         self.exits = Exits(
@@ -498,6 +499,38 @@ def test_two_networks_never_have_one_address(tmp_path: Path) -> None:
         await cluster.hosts[other].replica.write({"networks/apps": APPS})
         assert await cluster.one(but=holder) != holder
         cluster.hosts[holder].store.mend()
+
+    played(tmp_path, work)
+
+
+def test_nobody_takes_what_a_pool_or_a_host_has(tmp_path: Path) -> None:
+    """Any host may write such a record of a network: an honest one would answer for somebody else."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        for address, owner in (("10.244.3.4", "in a pool of network demo"), ("192.0.2.3", "host h3's own")):
+            host = msgspec.structs.replace(cluster.hosts["h3"].hosts.here, underlay=Underlay("eth0", ("192.0.2.3/24",)))
+            await cluster.hosts["h3"].replica.write({"hosts/h3": host})
+            await cluster.wish(Egress(address, "h1", 2))
+            await sleep(10)
+            assert not cluster.having(address)
+            assert list(cluster.hosts["h1"].exits.problems()) == [
+                f"egress address {address} of network demo is {owner}: change it"
+            ]
+
+    played(tmp_path, work)
+
+
+def test_a_host_that_does_not_know_egress_addresses_is_named(tmp_path: Path) -> None:
+    """It may have joined later, and its containers leave by its own address."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        old = msgspec.structs.replace(cluster.hosts["h3"].hosts.here, egresses=False)
+        await cluster.hosts["h3"].replica.write({"hosts/h3": old})
+        await sleep(3)
+        (problem,) = cluster.hosts["h1"].exits.problems()
+        assert problem.startswith("the agent of host h3 is of a version without egress addresses")
 
     played(tmp_path, work)
 
