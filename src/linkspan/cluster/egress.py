@@ -21,8 +21,8 @@ record ends too early, because somebody deleted it or etcd's leader was frozen. 
 as it sees another one's record.
 
 A host may hold an address if a link of its own that is up has the subnet, if it takes part in the network, and is not
-drained. One that cannot put it for STUCK gives it up. The preferred host comes first for TURN, while it lives and is
-not drained; it does not take the address from a host that holds it, because that would cut connections. An operator
+drained. One that cannot put it for STUCK gives it up. The preferred host comes first for PATIENCE, while it lives and
+is not drained; it does not take the address from a host that holds it, because that would cut connections. An operator
 moves it: `network update --egress IP,host=H` is a new wish, also if H was preferred.
 """
 
@@ -63,7 +63,7 @@ LATER = 2.0
 """Seconds from the taking of the record to the first time of the address."""
 ANNOUNCED = 5.0
 """Seconds for which a new holder announces the address each time that it puts it: an announcement may be lost."""
-TURN = 3.0
+PATIENCE = 3.0
 """Seconds for which others leave an address that nobody holds to the preferred host; it needs one if it can take it."""
 STUCK = 3.0
 """Seconds without a success after which a holder that cannot put its address gives it up."""
@@ -309,7 +309,7 @@ class Exits:
         if address in self._others:
             return False
         preferred = first not in ("", host.id) and self._hosts.lives(first) is not False and not self._is_drained(first)
-        if not again and preferred and now() - self._vacant[address] < TURN:
+        if not again and preferred and now() - self._vacant[address] < PATIENCE:
             return False
         if self._owner(wanted.wish.prefix):
             return False
