@@ -28,8 +28,7 @@ from linkspan.cluster.network_plans import NetworkRequest
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, Invalid, NotFound
 from linkspan.core.model import Allowance, AttachRequest, Endpoint, Network, NetworkPolicy
-from linkspan.endpoints.attach import attach
-from linkspan.endpoints.detach import detach
+from linkspan.endpoints import attach, detach
 from linkspan.endpoints.update import relabel
 from linkspan.kernel.io.namespaces import open_namespace
 
@@ -240,7 +239,7 @@ class Api:
         pid, _ = peer(request)
         fd = open_namespace(f"/proc/{pid}/fd/{wanted.namespace_fd}") if wanted.namespace_fd >= 0 else -1
         try:
-            return answer(public(await attach(self._agent.registry, wanted, fd, wanted.namespace_path)), 201)
+            return answer(public(await attach.attach(self._agent.registry, wanted, fd, wanted.namespace_path)), 201)
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -254,7 +253,7 @@ class Api:
         each = dict.fromkeys((e.id, e.identity[1] if wanted.ifname else "") for e in going)
         if not each:  # a container known only by the name of its veth pair, or whose attach is under way
             each[wanted.id, wanted.ifname] = None
-        count = sum([await detach(self._agent.registry, id_, ifname, network) for id_, ifname in each])
+        count = sum([await detach.detach(self._agent.registry, id_, ifname, network) for id_, ifname in each])
         id_, _ = next(iter(each))
         why = "" if count else await self._missing(wanted)
         return answer({"detached": count, "id": id_, "why": why})

@@ -58,6 +58,7 @@ class PolicyRoutes:
         """Return a policy as documented: every field, and warnings."""
         return {
             "name": policy.name,
+            "tier": policy.tier,
             "order": policy.order,
             "select": policy.select,
             "ingress": policy.ingress,
