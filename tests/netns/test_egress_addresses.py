@@ -78,6 +78,9 @@ def test_an_address_is_there_until_its_time_ends(spaces: Namespaces, uplink: str
     source = json.loads(run("ip", "-j", "route", "get", "192.0.2.9" if family == 4 else "2001:db8::9"))[0]["prefsrc"]
     assert source in ("192.0.2.1", "2001:db8::1")
     assert list(EgressAddressDriver(sockets).observe(HOST)) == []
+    run("ip", "link", "set", "up0", "down")
+    assert driver.place(address) == ""
+    run("ip", "link", "set", "up0", "up")
     until(lambda: list(driver.observe(HOST)) == [], "it is gone", 10)
 
 

@@ -312,11 +312,10 @@ class Enforcement:
 
     async def _put_none(self) -> None:
         """Without policies: drop what attaches desire that began while there were some. The healer removes the rest."""
-        due = self._desired() if self._everything else map(policy_source, self._due)
-        sources = self._worker.machine.reconciler.desired.sources()
-        left: dict[Source, list[State]] = {source: [] for source in due if source in sources}
+        due = self._desired() if self._everything else [policy_source(one) for one in self._due]
         self._everything, self._stricter, self._due = False, False, set()
-        if left:
+        sources = await self._worker.run_brief(self._worker.machine.reconciler.desired.sources)
+        if left := {source: list[State]() for source in due if source in sources}:
             await self._worker.run(self._worker.machine.reconciler.changes, left)
 
     async def _in_turn(self, hosts: Iterable[str]) -> AsyncIterator[str]:

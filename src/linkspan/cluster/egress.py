@@ -1,8 +1,9 @@
 """Egress: which host holds the egress addresses of networks, and this host's part of that.
 
-One host holds an address: the one whose id is in the *standing* record ``alive/(egress)/NETWORK/FAMILY``. The record is
+One host holds an address: the one whose id is in the *standing* record ``alive/(egress)/FAMILY/ADDRESS``. The record is
 tied to the same etcd lease as the host's liveness record, so it ends with it (`cluster/presence.py`). Taking it is one
-transaction, on condition that it does not exist. So there are never two holders by the records.
+transaction, on condition that it does not exist. So there are never two holders by the records, even if two networks
+have one address because two operators gave it to them at one moment: the first one by name leaves by it then.
 
 In the kernel there are never two either, whatever happens to a holder. Its address ends ``LIFETIME`` (4 s) after it
 *sent* the last keepalive that the store accepted; the kernel removes it then, a second late at most (it looks for ended
@@ -14,12 +15,15 @@ A death is known after 4 s at the latest, so the address is on another host afte
 the host, it takes up to 3 s more. While the store is away nobody has the address: nobody could know that no other host
 has it. Without the agent the address is gone after 4 s, too; an agent that is back before takes it over.
 
-Only a host whose kernel stands still as a whole (a virtual machine that is suspended) may have an address for a moment
-that another one has: until it runs its timers again.
+Two hosts may have an address for a moment if a kernel stands still as a whole (a virtual machine that is suspended),
+until it runs its timers again. The same holds for up to 2.5 s if a holder is cut off, or its agent stops, just as its
+record ends too early, because somebody deleted it or etcd's leader was frozen. Otherwise it removes the address as soon
+as it sees another one's record.
 
-A host may hold an address if a link of its own has the subnet, if it takes part in the network, and is not drained.
-The preferred host comes first while it lives; it does not take the address from a host that holds it, because that
-would cut connections. An operator moves it: `network update --egress IP,host=H` is a new wish, also if H was preferred.
+A host may hold an address if a link of its own that is up has the subnet, if it takes part in the network, and is not
+drained. One that cannot put it for STUCK gives it up. The preferred host comes first for PATIENCE, while it lives and
+is not drained; it does not take the address from a host that holds it, because that would cut connections. An operator
+moves it: `network update --egress IP,host=H` is a new wish, also if H was preferred.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from typing import NamedTuple
 
 import msgspec
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
-from linkspan.core.addresses import Prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, Unavailable
@@ -47,7 +52,7 @@ from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import gratuitous_arp
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.kernel.worker import Worker
-from linkspan.store.records import ALIVE
+from linkspan.store.records import EGRESS
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.egress")
@@ -58,20 +63,33 @@ LATER = 2.0
 """Seconds from the taking of the record to the first time of the address."""
 ANNOUNCED = 5.0
 """Seconds for which a new holder announces the address each time that it puts it: an announcement may be lost."""
-_KEY = f"{ALIVE}(egress)/"
-"""No host has such an id."""
-
+PATIENCE = 3.0
+"""Seconds for which others leave an address that nobody holds to the preferred host; it needs one if it can take it."""
+STUCK = 3.0
+"""Seconds without a success after which a holder that cannot put its address gives it up."""
+OTHERS = 10.0
+"""Seconds for which it leaves the address to other hosts then."""
 Exit = tuple[str, int]
 """A network and a family."""
 
 
+class _Wanted(NamedTuple):
+    """The network and the family that leave by an address, and the wish of an operator's."""
+
+    network: str
+    family: int
+    wish: Egress
+
+
 class _Held(msgspec.Struct):
-    """An address whose record this host holds: from when on, and for which wish of an operator's it was taken."""
+    """An address whose record this host holds: from when on, and for what it was taken."""
 
     since: float
-    wish: Egress
-    there: tuple[str, str] = ("", "")
-    """The address that is on a link, and the link; empty until then."""
+    taken: _Wanted
+    link: str = ""
+    """The link that has the address, '' for none."""
+    failing: float | None = None
+    """Since when it cannot be put; None if it can."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,8 +124,18 @@ class Exits:
         self._participation = participation
         self._event_log = event_log
         self._follow = follow
-        self._held: dict[Exit, _Held] = {}
-        self._put_here: set[Exit] = set()
+        self._held: dict[str, _Held] = {}
+        """By address."""
+        self._vacant: dict[str, float] = {}
+        """Since when nobody holds an address that somebody should."""
+        self._others: dict[str, float] = {}
+        """Until when this host leaves an address that it could not put to others."""
+        self._unwanted: set[str] = set()
+        """The addresses whose records must go if they name this host while it does not hold them.
+
+        It gave them up, or it got no answer when it took them.
+        """
+        self._put_here: set[str] = set()
         """The addresses that are states of this host."""
         self._followed: Mapping[Exit, tuple[Prefix, str]] = {}
         """The addresses that somebody holds, and their holders."""
@@ -147,27 +175,30 @@ class Exits:
     def lost(self) -> None:
         """Take note that this host's standing records have ended: others may hold its addresses."""
         self._until = 0.0
-        for key in self._held:
-            log.warning("egress address of network %s: this host was silent for too long, and gives it up", key[0])
+        for address in self._held:
+            log.warning("egress address %s: this host was silent for too long, and gives it up", address)
         self._held.clear()
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
         """Look soon if a holder or a network has changed."""
-        if any(key.startswith((_KEY, "networks/", "hosts/")) for key in keys):
+        if any(key.startswith(("networks/", "hosts/")) for key in keys) or self._are_wanted(keys):
             self._wake.set()
+
+    def _are_wanted(self, keys: frozenset[str]) -> bool:
+        """Return whether one is an address of a network: any host may write records of others, again and again."""
+        some = [key for key in keys if key.startswith(EGRESS)]
+        return bool(some) and not {_key(address) for address in self._wanted()}.isdisjoint(some)
 
     def holders(self) -> dict[Exit, str]:
         """Return the ids of the hosts that hold an address, by network and family."""
         found: dict[Exit, str] = {}
-        for network in self._networks.all():
-            for family in network.exits:
-                record = self._replica.records.get(_key(network.name, family))
-                if record is None or (host := record.value.decode(errors="replace")) not in self._hosts.ids():
-                    continue
-                # Another host may have named this one in the record: it would count as the holder of any address.
-                if host != self._hosts.here.id or (network.name, family) in self._held:
-                    found[network.name, family] = host
+        for address, wanted in self._wanted().items():
+            if (host := self._named(address)) not in self._hosts.ids():
+                continue
+            # Another host may have named this one in the record: it would count as the holder of any address.
+            if host != self._hosts.here.id or address in self._held:
+                found[wanted.network, wanted.family] = host
         return found
 
     def told(self, network: Network) -> list[dict[str, str]]:
@@ -178,10 +209,22 @@ class Exits:
 
     def problems(self) -> Iterable[str]:
         """Yield the addresses that no host holds, of networks in which this host takes part."""
-        holders, taking = self.holders(), self._participation.all()
+        holders, taking, wanted = self.holders(), self._participation.all(), self._wanted()
+        old = sorted(host.name or host.id for host in self._hosts.all().values() if not host.egresses)
+        if old and wanted:
+            yield (
+                f"the agent of host {', '.join(old)} is of a version without egress addresses, so its containers leave "
+                "by its own: upgrade it"
+            )
         for network in self._networks.all():
             for family, exit_ in network.exits.items():
-                if network.name in taking and (network.name, family) not in holders:
+                if network.name not in taking or (network.name, family) in holders:
+                    continue
+                if (other := wanted[exit_.prefix.address].network) != network.name:
+                    yield f"networks {other} and {network.name} have one egress address, {exit_.address}: change one"
+                elif owner := self._owner(exit_.prefix):
+                    yield f"egress address {exit_.address} of network {network.name} is {owner}: change it"
+                else:
                     yield (
                         f"no host holds the egress address {exit_.address} of network {network.name}: its containers "
                         "do not reach the outside (a link of the host must have its subnet)"
@@ -198,15 +241,23 @@ class Exits:
                 log.warning("%s", error.message)
 
     async def _look(self) -> None:
-        wanted = {(n.name, family): exit_ for n in self._networks.all() for family, exit_ in n.exits.items()}
-        for key in self._held.keys() - wanted.keys():
-            with contextlib.suppress(Unavailable):
-                await self._give_up(key)
-        await self._put(wanted)  # first: to ask the store may take a while
-        for key, exit_ in wanted.items():
-            with contextlib.suppress(Unavailable):
-                await self._claim(key, exit_)
-        await self._put(wanted)
+        wanted = self._wanted()
+        self._vacant = {address: since for address, since in self._vacant.items() if address in wanted}
+        self._others = {address: until for address, until in self._others.items() if until > now()}
+        for address, held in list(self._held.items()):
+            if self._gives_up(address, held, wanted.get(address)):
+                del self._held[address]
+                self._unwanted.add(address)
+        await self._put()  # first: to ask the store may take a while
+        await self._free()
+        for address, one in wanted.items():
+            try:
+                await self._claim(address, one)
+            except Unavailable:
+                continue
+            except LinkspanError as error:
+                log.warning("egress address %s: %s", address, error.message)
+        await self._put()
         if self._having() != self._followed or self._lost():
             self._moved.set()
 
@@ -249,74 +300,133 @@ class Exits:
             found.setdefault(key[0], {})[key[1]] = Turn(address=self._flowing[key][0], lost=True)
         return found
 
-    async def _claim(self, key: Exit, exit_: Egress) -> None:
-        """Take the record of an address, keep it, or give it up."""
-        name, here = _key(*key), self._hosts.here.id
-        record = self._replica.records.get(name)
-        if record is not None and name in self._replica.absences:
+    def _wanted(self) -> dict[str, _Wanted]:
+        """Return what leaves by which address; if two networks have one, it is the first one's by name."""
+        found: dict[str, _Wanted] = {}
+        for network in sorted(self._networks.all(), key=lambda one: one.name):
+            for family, exit_ in network.exits.items():
+                found.setdefault(exit_.prefix.address, _Wanted(network.name, family, exit_))
+        return found
+
+    async def _claim(self, address: str, wanted: _Wanted) -> None:
+        """Take the record of an address if nobody has it, or this host's agent before."""
+        name, here = _key(address), self._hosts.here.id
+        if name in self._replica.absences:
             return
-        holder = record.value.decode(errors="replace") if record is not None else ""
-        held = self._held.get(key)
+        holder = self._named(address)
         if holder not in ("", here):
-            self._held.pop(key, None)
+            self._held.pop(address, None)
             if self._hosts.lives(holder) is not False:
+                self._vacant.pop(address, None)
                 return
             holder = ""  # somebody put the record by hand, so it never ends
-        if held is not None and holder == here:
-            elsewhere = exit_ != held.wish and exit_.host not in (here, "") and self._hosts.lives(exit_.host)
-            if elsewhere or self._hosts.here.settings.get("drained"):
-                await self._give_up(key)
+        if holder and (address in self._held or address in self._unwanted):
             return
-        if not self._is_known() or not await self._may_hold(key, exit_, again=bool(holder)):
+        self._vacant.setdefault(address, now())
+        if not self._is_known() or not await self._may_hold(address, wanted, again=bool(holder)):
             return
-        same = {name: self._replica.known_revision(name) if record is not None else 0}
+        if not holder:
+            self._unwanted.add(address)  # without an answer nobody knows when this record begins
+        same = {name: self._replica.known_revision(name)}
         if await self._replica.write({name: here.encode()}, unchanged=same, standing=True):
+            self._unwanted.discard(address)
+            self._vacant.pop(address, None)
             # An earlier agent of this host may have held it until now; nobody else has had it since.
-            self._held[key] = _Held(now() if holder else now() + LATER, exit_)
-            self._event_log.add("network", f"this host holds egress address {exit_.address}", network=key[0])
+            self._held[address] = _Held(now() if holder else now() + LATER, wanted)
+            self._event_log.add("network", f"this host holds egress address {address}", network=wanted.network)
 
     def _is_known(self) -> bool:
         """Return whether the cluster certainly knows that this host lives."""
         return self._until - now() >= SHORTEST
 
-    async def _may_hold(self, key: Exit, exit_: Egress, *, again: bool) -> bool:
+    async def _may_hold(self, address: str, wanted: _Wanted, *, again: bool) -> bool:
         """Return whether this host may take an address that nobody holds, or (``again``) that it held before."""
-        host = self._hosts.here
-        if key[0] not in self._participation.all() or host.settings.get("drained") or self._hosts.removed():
+        host, first = self._hosts.here, wanted.wish.host
+        if wanted.network not in self._participation.all() or host.settings.get("drained") or self._hosts.removed():
             return False
-        if not again and exit_.host not in ("", host.id) and self._hosts.lives(exit_.host) is not False:
+        if address in self._others:
             return False
-        place = self._worker.machine.egress.place
-        return bool(await self._worker.run_brief(place, exit_.prefix))
+        preferred = first not in ("", host.id) and self._hosts.lives(first) is not False and not self._is_drained(first)
+        if not again and preferred and now() - self._vacant[address] < PATIENCE:
+            return False
+        if self._owner(wanted.wish.prefix):
+            return False
+        return bool(await self._worker.run_brief(self._worker.machine.egress.place, wanted.wish.prefix))
 
-    async def _give_up(self, key: Exit) -> None:
-        """Remove an address first, and then its record, so that another host may take it."""
-        name = _key(*key)
-        del self._held[key]
-        await self._remove(key)
-        await self._replica.write({}, deletes=[name], unchanged={name: self._replica.known_revision(name)})
+    def _owner(self, address: Prefix) -> str:
+        """Return what has an address already, '' if nothing is known to: any host may write a network's record."""
+        for network in self._networks.all():
+            if any(pool.holds(address) for pool in network.prefixes):
+                return f"in a pool of network {network.name}"
+        for host in self._hosts.all().values():
+            own = (*host.underlay.addresses, *host.underlay.advertise) if host.underlay else ()
+            if any(prefix(text).single() == address for text in own):
+                return f"host {host.name or host.id}'s own"
+        return ""
 
-    async def _put(self, wanted: Mapping[Exit, Egress]) -> None:
+    def _is_drained(self, host: str) -> bool:
+        """Return whether another host takes no addresses, by its record."""
+        record = self._hosts.record(host)
+        return record is None or bool(record.settings.get("drained"))
+
+    def _gives_up(self, address: str, held: _Held, wanted: _Wanted | None) -> bool:
+        """Return whether this host leaves an address to others.
+
+        It is drained, or cannot put the address; or operators move it, or give it to another network.
+        """
+        if wanted is None or wanted.network != held.taken.network or self._hosts.here.settings.get("drained"):
+            return True
+        if held.failing is not None and now() - held.failing >= STUCK:
+            self._others[address] = now() + OTHERS
+            return True
+        target = wanted.wish.host
+        if wanted == held.taken or target in (self._hosts.here.id, ""):
+            return False
+        return bool(self._hosts.lives(target)) and not self._is_drained(target)
+
+    async def _free(self) -> None:
+        """Delete the unwanted records once their addresses are removed, so that other hosts may take them.
+
+        This host's keepalive keeps them, so each look tries it again until they are gone.
+        """
+        for address in self._unwanted - self._held.keys() - self._put_here:
+            name = _key(address)
+            if self._named(address) == self._hosts.here.id and name not in self._replica.absences:
+                with contextlib.suppress(Unavailable):
+                    same = {name: self._replica.known_revision(name)}
+                    await self._replica.write({}, deletes=[name], unchanged=same)
+
+    def _named(self, address: str) -> str:
+        """Return the id in an address's record, '' without a record."""
+        record = self._replica.records.get(_key(address))
+        return record.value.decode(errors="replace") if record is not None else ""
+
+    async def _put(self) -> None:
         """Put the held addresses again, announcing new ones, and remove the others."""
-        for key in self._put_here - self._held.keys():
-            await self._remove(key)
-        for key, held in list(self._held.items()):
-            until, exit_ = self._until, wanted[key]
-            if held.since > now() or not self._is_known():
-                continue
-            address, link = held.there
-            known = link if address == exit_.address else ""  # else an operator changed it
-            self._put_here.add(key)
-            tell = not known or now() - held.since < ANNOUNCED
-            link = await self._worker.run_brief(_renew, self._worker.machine, key, exit_, known, until, tell)
-            if link != known:
-                what = f"egress address {exit_.address} is on {link or 'no link'}"
-                self._event_log.add("network", what, network=key[0])
-            held.there = exit_.address, link
+        for address in self._put_here - self._held.keys():
+            await self._worker.run_brief(self._worker.machine.reconciler.change, _source(address), ())
+            self._put_here.discard(address)
+        for address, held in list(self._held.items()):
+            if not self._is_known():
+                held.failing = None
+            elif held.since <= now():
+                self._put_here.add(address)
+                await self._put_one(address, held)
 
-    async def _remove(self, key: Exit) -> None:
-        await self._worker.run_brief(self._worker.machine.reconciler.change, _source(key), ())
-        self._put_here.discard(key)
+    async def _put_one(self, address: str, held: _Held) -> None:
+        tell = not held.link or now() - held.since < ANNOUNCED
+        place = held.taken.wish.prefix, held.link
+        try:
+            link = await self._worker.run_brief(_renew, self._worker.machine, *place, self._until, tell)
+        except LinkspanError as error:
+            link = ""  # it may have another one now
+            if held.failing is None:
+                log.warning("egress address %s: %s", address, error.message)
+        if link != held.link:
+            what = f"egress address {address} is on {link or 'no link'}"
+            self._event_log.add("network", what, network=held.taken.network)
+        held.link = link
+        held.failing = None if link else now() if held.failing is None else held.failing
 
 
 def stale(network: Network, networks: Iterable[Network], turns: Mapping[int, Turn], flow: Flow) -> bool:
@@ -337,26 +447,25 @@ def stale(network: Network, networks: Iterable[Network], turns: Mapping[int, Tur
     return not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
 
 
-def _renew(machine: Machine, key: Exit, exit_: Egress, link: str, until: float, tell: bool) -> str:
+def _renew(machine: Machine, address: Prefix, link: str, until: float, tell: bool) -> str:
     """Put an address until a moment, and announce it to ``tell`` it; return its link, '' for none (worker thread)."""
-    driver, address = machine.egress, exit_.prefix
+    driver = machine.egress
     device = link or driver.place(address)
-    if not device:
+    if not device or not (found := machine.sockets.link(HOST, device)).up:
         return ""
     driver.hold(address, until)
     state = EgressAddress(device, address)
-    failed = machine.reconciler.change(_source(key), (state,)) or driver.apply([state], ())
+    failed = machine.reconciler.change(_source(address.address), (state,)) or driver.apply([state], ())
     for error in failed.values():
         raise error
     if tell:
-        mac = machine.sockets.link(HOST, device).mac
-        gratuitous_arp.announce(device, mac, [address])
+        gratuitous_arp.announce(device, found.mac, [address])
     return device
 
 
-def _key(network: str, family: int) -> str:
-    return f"{_KEY}{network}/{family}"
+def _key(address: str) -> str:
+    return f"{EGRESS}{6 if ':' in address else 4}/{address}"
 
 
-def _source(key: Exit) -> tuple[str, ...]:
-    return ("egress", key[0], str(key[1]))
+def _source(address: str) -> tuple[str, ...]:
+    return ("egress", address)

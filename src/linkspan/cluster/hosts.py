@@ -12,7 +12,7 @@ from linkspan.core.model import Host
 from linkspan.store import records
 from linkspan.store.contact import STALE
 from linkspan.store.derived import Derived
-from linkspan.store.records import ALIVE, GONE, claimant
+from linkspan.store.records import ALIVE, EGRESS, GONE, claimant
 from linkspan.store.replica import Replica
 
 COME_BACK = "to bring it back as a new host: `linkspan uninstall` here, then start its agent again"
@@ -29,7 +29,7 @@ class Hosts:
         self.shared = shared
         self._all = Derived(lambda: replica.changes("hosts"), self._read)
         self._ids = Derived(lambda: replica.changes("hosts"), lambda: _words(replica, "hosts/"))
-        self._alive = Derived(lambda: replica.changes("alive"), lambda: _words(replica, ALIVE))
+        self._alive = Derived(lambda: replica.change_in("alive", None), lambda: _living(replica))
 
     @property
     def here(self) -> Host:
@@ -115,3 +115,7 @@ class Hosts:
 
 def _words(replica: Replica, prefix: str) -> Set[str]:
     return frozenset(key.removeprefix(prefix) for key in replica.keys_under(prefix))
+
+
+def _living(replica: Replica) -> Set[str]:
+    return frozenset(key.removeprefix(ALIVE) for key in replica.keys_under(ALIVE) if not key.startswith(EGRESS))

@@ -64,7 +64,7 @@ from linkspan.core.clock import loop_time, now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
 from linkspan.core.supervise import LATE, ended, lasting, until_whole, woken
-from linkspan.store.records import ALIVE
+from linkspan.store.records import ALIVE, EGRESS
 from linkspan.store.replica import Replica
 
 log = logging.getLogger("linkspan.cluster.presence")
@@ -178,7 +178,7 @@ class Presence:
 
     async def start(self) -> None:
         """Put this host's liveness record, and keep it from now on."""
-        self._note(self._replica.keys_under(ALIVE))
+        self._note(ALIVE + host for host in self._hosts.alive())
         if not self._replica.problem:
             await self._say()
         self._task = lasting("saying that this host lives", self._live)
@@ -189,7 +189,7 @@ class Presence:
 
     def changed(self, keys: frozenset[str]) -> None:
         """React to changed keys: to the loss of this host's record, and to another agent with its id."""
-        if not (alive := [key for key in keys if key.startswith(ALIVE)]):
+        if not (alive := [key for key in keys if key.startswith(ALIVE) and not key.startswith(EGRESS)]):
             return
         self._note(alive)
         if self._key in keys:

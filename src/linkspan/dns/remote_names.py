@@ -7,7 +7,7 @@ from linkspan.core.model import Network
 from linkspan.dns import zone
 from linkspan.dns.zone import Named
 from linkspan.store.derived import Derived
-from linkspan.store.records import ALIVE, ENDPOINTS
+from linkspan.store.records import ALIVE, EGRESS, ENDPOINTS
 from linkspan.store.replica import Replica
 
 
@@ -35,7 +35,7 @@ class RemoteNames:
         self._files: dict[str, _File] = {}
         """By network."""
         self._silenced = Derived(
-            lambda: (replica.absences.full, replica.changes("alive"), remote.wanted), self._find_silenced
+            lambda: (replica.absences.full, replica.change_in("alive", None), remote.wanted), self._find_silenced
         )
         self._silent: frozenset[str] = frozenset()
         self._seen = -1
@@ -44,7 +44,9 @@ class RemoteNames:
     def changed(self, keys: frozenset[str]) -> bool:
         """Return whether any of these keys matters."""
         return any(
-            key.startswith(ALIVE) or (key.startswith(ENDPOINTS) and key.split("/")[1] != self._host) for key in keys
+            (key.startswith(ALIVE) and not key.startswith(EGRESS))
+            or (key.startswith(ENDPOINTS) and key.split("/")[1] != self._host)
+            for key in keys
         )
 
     def look(self) -> int:

@@ -8,15 +8,20 @@ missing there may live: no host counts as dead until the store has room again an
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 from linkspan.core.clock import loop_time
 from linkspan.core.contracts import Store
 from linkspan.core.errors import Unavailable
 from linkspan.core.supervise import woken
+from linkspan.store.records import EGRESS
 
 ABSENCE = 0.5
 """Seconds. A host needs two transactions, about 10 ms, to put its record again."""
+STEP = 0.25
+"""Seconds. Any host may write and delete records of egress addresses, so the ends of many count at one moment: before
+each such moment the store is asked."""
 ROOM_EVERY = 2.0
 """Seconds between two questions to a full store whether it has room again."""
 GRACE = 8.0
@@ -52,7 +57,8 @@ class Absences:
 
     def note(self, key: str) -> None:
         """Record that a record is gone."""
-        self._until.setdefault(key, loop_time() + ABSENCE)
+        until = loop_time() + ABSENCE
+        self._until.setdefault(key, math.ceil(until / STEP) * STEP if key.startswith(EGRESS) else until)
         self._some.set()
 
     def back(self, key: str) -> None:

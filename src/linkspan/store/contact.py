@@ -14,7 +14,7 @@ from typing import Literal
 
 from linkspan.core.clock import now
 from linkspan.core.contracts import Batch
-from linkspan.store.records import ALIVE
+from linkspan.store.records import ALIVE, EGRESS
 
 STALE = 7.0
 """Seconds without a proof that the watch lives. A watch leaves a member that hangs within 4 s, and an election takes 1
@@ -69,7 +69,7 @@ class Contact:
         self.answered = self._told = time.time()
         self.heard = now()
         for record in batch.puts:
-            if record.key.startswith(ALIVE):
+            if record.key.startswith(ALIVE) and not record.key.startswith(EGRESS):
                 self._gone[record.key] = None
         for key in batch.deletes:
             if self._gone.get(key, 0.0) is None:

@@ -81,9 +81,10 @@ class RecordCache:
         """Return how often records of these kinds changed, for ``Derived``."""
         return self._index.changes(*kinds)
 
-    def change_in(self, kind: str, group: str) -> int:
+    def change_in(self, kind: str, group: str | None) -> int:
         """Return the number of the last change in a group of a kind, such as ``leases`` of a network; 0 if it has none.
 
+        The group None has the keys of two words, such as the liveness records.
         An equal number means equal records, whatever their revisions.
         """
         return self._index.change_in(kind, group)

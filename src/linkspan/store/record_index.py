@@ -150,7 +150,7 @@ class RecordIndex(Mapping[str, Record]):
         """Return how often records of these kinds changed: equal numbers mean equal values, whatever the revisions."""
         return tuple(self._changes[kind] for kind in kinds)
 
-    def change_in(self, kind: str, group: str) -> int:
+    def change_in(self, kind: str, group: Group) -> int:
         """Return the number of the last change in a group of a kind, 0 if it has no records; as ``changes`` does."""
         return self._latest.get((kind, group), 0)
 

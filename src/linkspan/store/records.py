@@ -22,6 +22,11 @@ T = TypeVar("T")
 
 ALIVE = "alive/"
 """Prefix of the liveness records (`cluster/presence.py`)."""
+EGRESS = f"{ALIVE}(egress)/"
+"""Prefix of the records of who holds an egress address (`cluster/egress.py`). No host has such an id.
+
+Any host may write them, for networks that do not exist, too.
+"""
 GONE = "gone/"
 """Prefix of the tombstones: the key of the removed record follows."""
 ENDPOINTS = "endpoints/"

@@ -16,9 +16,9 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.contracts import LIFE
-from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import Egress, Network
+from linkspan.core.model import Egress, Network, Underlay
 from linkspan.core.states.host import EgressAddress, Key, State
 from linkspan.kernel.drivers.egress_addresses import LIFETIME, EgressAddressDriver
 from linkspan.kernel.io.link_messages import Link
@@ -26,7 +26,7 @@ from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import gratuitous_arp
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.kernel.worker import Worker
-from linkspan.store.absence import ABSENCE
+from linkspan.store.absence import ABSENCE, STEP
 from linkspan.store.memory import Memory, MemoryStore
 from support.memory_machine import MemoryDriver, MemoryMachine
 from support.records.living import Living
@@ -35,6 +35,8 @@ from support.virtual_time import clock, in_virtual_time, soon
 
 EXIT = Egress("192.0.2.100")
 DEMO = msgspec.structs.replace(network(), egress=(EXIT,))
+APPS = network("apps", "10.246.0.0/16", gateways=("10.246.0.1/16",), options={"vni": "201"})
+RECORD = "alive/(egress)/4/192.0.2.100"
 FAILOVER = 8.0
 """Seconds."""
 LATE = 1.0
@@ -46,7 +48,9 @@ class Addresses(EgressAddressDriver):
 
     def __init__(self) -> None:
         self._until = {}
-        self.ends = float("-inf")
+        self.ends: dict[str, float] = {}
+        self.broken: set[str] = set()
+        """The addresses that it refuses."""
 
     def place(self, address: Prefix) -> str:
         """Return a link that has the subnet."""
@@ -59,9 +63,12 @@ class Addresses(EgressAddressDriver):
             left = int(self._until.get(state.prefix, 0.0) - clock())
             if left < 1:
                 return {state.key: Unavailable("not confirmed")}
-            self.ends = clock() + min(left, LIFETIME) + LATE
-        if delete:
-            self.ends = float("-inf")
+            if state.prefix.address in self.broken:
+                return {state.key: NotFound("no link")}
+            self.ends[state.prefix.address] = clock() + min(left, LIFETIME) + LATE
+        for state in delete:
+            assert isinstance(state, EgressAddress)
+            self.ends.pop(state.prefix.address, None)
         return {}
 
 
@@ -84,17 +91,17 @@ class Links(Sockets):
 
     def link(self, netns: int, name: str) -> Link:
         """Return the link."""
-        return Link(1, 0, {})
+        return Link(1, 1, {})
 
 
 class TakesPart(Participation):
-    """Takes part in the network."""
+    """Takes part in all networks."""
 
     def __init__(self) -> None: ...
 
     def all(self) -> frozenset[str]:
-        """Return the network."""
-        return frozenset({"demo"})
+        """Return the networks."""
+        return frozenset({"demo", "apps"})
 
 
 class Host(Living[MemoryStore]):
@@ -107,6 +114,7 @@ class Host(Living[MemoryStore]):
         machine.reconciler = type(machine.reconciler)(machine.driver.served())
         machine.egress, machine.sockets = addresses, Links()
         self.networks = Networks(self.replica)
+        self.hosts._own_record.change(egresses=True)
         log = EventLog(folder / f"{name}.events")
         self.followed: list[Mapping[int, Turn]] = []
         self.exits = Exits(
@@ -161,9 +169,14 @@ class Cluster:
         changed = msgspec.structs.replace(DEMO, egress=(wish,))
         await next(iter(self.hosts.values())).replica.write({"networks/demo": changed})
 
-    def having(self) -> list[str]:
+    def having(self, address: str = EXIT.address) -> list[str]:
         """Return the hosts whose kernels have the address."""
-        return [name for name, kernel in self.kernels.items() if kernel.ends > clock()]
+        return [name for name, kernel in self.kernels.items() if kernel.ends.get(address, 0.0) > clock()]
+
+    async def drain(self, name: str, drained: str) -> None:
+        """Drain a host, or end that."""
+        host = self.hosts[name].hosts._own_record.change(settings={"drained": drained})
+        await self.hosts[name].replica.write({f"hosts/{name}": host})
 
     async def one(self, but: str = "") -> str:
         """Wait until a host has the address, another one than ``but``."""
@@ -291,7 +304,7 @@ def test_a_network_without_one_leaves_nothing(tmp_path: Path) -> None:
         assert not any(host.exits.told(network()) for host in cluster.hosts.values())
         await next(iter(cluster.hosts.values())).replica.write({"networks/demo": network()})
         await soon(lambda: cluster.having() == [], "it is gone", 2)
-        assert cluster.memory.entries["alive/(egress)/demo/4"][0] is None
+        assert cluster.memory.entries[RECORD][0] is None
         assert not any(list(host.exits.problems()) for host in cluster.hosts.values())
 
     played(tmp_path, work)
@@ -303,10 +316,245 @@ def test_a_record_of_a_host_that_does_not_exist_keeps_it_from_nobody(tmp_path: P
     async def work(cluster: Cluster) -> None:
         holder = await cluster.one()
         store = cluster.hosts[holder].store
-        await store.transaction({"alive/(egress)/demo/4": b"h9\x1b[2J"})
+        await store.transaction({RECORD: b"h9\x1b[2J"})
         await sleep(10)
         after = await cluster.one()
         assert cluster.hosts["h1"].exits.told(DEMO) == [{"address": EXIT.address, "host": after}]
+
+    played(tmp_path, work)
+
+
+def _faulty(monkeypatch: pytest.MonkeyPatch, fault: str, seconds: float, *, of: str) -> None:
+    """Let the store fail for so long from the first write of a record on that ``of`` puts, or deletes.
+
+    "refused": it is not executed, and there is no answer. "lost": it is executed, and there is no answer. "changed":
+    it is not executed, because a condition fails.
+    """
+    real, begun = MemoryStore.transaction, []
+
+    async def transaction(
+        self: MemoryStore, puts: Mapping[str, bytes], deletes: Sequence[str] = (), **more: object
+    ) -> int:
+        if RECORD not in (puts if of == "puts" else deletes):
+            return await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+        begun.append(clock())
+        if clock() - begun[0] > seconds:
+            return await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+        if fault == "lost":
+            await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+        if fault != "changed":
+            raise Unavailable("store in memory: no answer")
+        return 0
+
+    monkeypatch.setattr(MemoryStore, "transaction", transaction)
+
+
+FAULTS = pytest.mark.parametrize("fault", ["refused", "lost", "changed"])
+
+
+@FAULTS
+def test_a_drained_host_frees_it_in_spite_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Its keepalive keeps the record until it is deleted, so it tries that again."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        _faulty(monkeypatch, fault, 3, of="deletes")
+        await cluster.drain(first, "1")
+        await soon(lambda: cluster.having() == [], "it is gone from the drained host", 2)
+        assert await cluster.one(but=first) != first
+
+    played(tmp_path, work)
+
+
+@FAULTS
+def test_an_operator_moves_it_in_spite_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The host that has it does not take it again for the new wish."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        target = next(name for name in cluster.kernels if name != first)
+        _faulty(monkeypatch, fault, 3, of="deletes")
+        await cluster.wish(Egress(EXIT.address, target, 1))
+        assert await cluster.one(but=first) == target
+
+    played(tmp_path, work)
+
+
+@FAULTS
+def test_a_network_without_one_leaves_nothing_in_spite_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The record goes later; and a network that gets one again has it on one host."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        _faulty(monkeypatch, fault, 3, of="deletes")
+        await next(iter(cluster.hosts.values())).replica.write({"networks/demo": network()})
+        await soon(lambda: cluster.having() == [], "it is gone", 2)
+        await soon(lambda: cluster.memory.entries[RECORD][0] is None, "the record is gone", 5)
+        await cluster.wish(EXIT)
+        await cluster.one()
+
+    played(tmp_path, work)
+
+
+def test_a_host_that_got_no_answer_waits_before_it_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds its own record then, though another host may have the address in its kernel for a moment longer."""
+
+    async def work(cluster: Cluster) -> None:
+        for _ in range(4):
+            holder = await cluster.one()
+            with monkeypatch.context() as patched:
+                _faulty(patched, "lost", 0.1, of="puts")
+                await cluster.hosts[holder].die()
+                await cluster.one(but=holder)
+            await cluster.begin(holder)
+            await sleep(5)
+
+    played(tmp_path, work)
+
+
+def test_a_record_of_no_address_wakes_nobody(tmp_path: Path) -> None:
+    """Any host may write and delete such records without end: nothing is kept or computed because of them."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        await sleep(3)
+        host = cluster.hosts["h1"]
+        alive, heartbeats = host.hosts.alive(), set(host.presence._beats)
+        assert alive == set(cluster.kernels)
+        for key in ("alive/(egress)/4/192.0.2.7", "alive/(egress)/demo/4"):
+            await host.replica.write({key: b"h1"})
+            assert key in host.replica.records
+            host.exits._wake.clear()
+            host.exits.changed(frozenset({key}))
+            assert not host.exits._wake.is_set()
+            await host.replica.write({}, deletes=[key])
+        asked = 0
+
+        async def full() -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+        host.store.full = full  # type: ignore[method-assign]
+        begun = clock()
+        for number in range(100):
+            await host.store.transaction({f"alive/(egress)/4/{number}": b"h1"})
+            await host.store.transaction({}, deletes=[f"alive/(egress)/4/{number}"])
+            await sleep(0.03)
+        assert 1 <= asked <= (clock() - begun) / STEP + 1
+        assert host.hosts.alive() is alive
+        assert host.presence._beats == heartbeats
+        assert not any("egress" in key for key in host.replica.contact._gone)
+        host.exits.changed(frozenset({RECORD}))
+        assert host.exits._wake.is_set()
+
+    played(tmp_path, work)
+
+
+def test_a_preferred_host_that_is_drained_leaves_it_to_another(tmp_path: Path) -> None:
+    """When it is drained no more, it leaves it there."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.wish(Egress(EXIT.address, "h2", 1))
+        await soon(lambda: cluster.having() == ["h2"], "h2 has it", FAILOVER)
+        await cluster.drain("h2", "1")
+        other = await cluster.one(but="h2")
+        await cluster.drain("h2", "")
+        await sleep(15)
+        assert cluster.having() == [other]
+
+    played(tmp_path, work)
+
+
+def test_a_move_to_a_host_without_a_link_ends_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host gets the chance for some seconds."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        target = next(name for name in cluster.kernels if name != first)
+        monkeypatch.setattr(cluster.kernels[target], "place", lambda _address: "")
+        await cluster.wish(Egress(EXIT.address, target, 1))
+        await sleep(15)
+        assert cluster.having() not in ([], [target])
+
+    played(tmp_path, work)
+
+
+def test_two_networks_never_have_one_address(tmp_path: Path) -> None:
+    """Two operators gave it to them at one moment; and one that leaves a network is taken for the other in time."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        host = cluster.hosts["h1"]
+        await host.replica.write({"networks/apps": msgspec.structs.replace(APPS, egress=(EXIT,))})
+        await sleep(10)
+        for one in cluster.hosts.values():
+            assert list(one.exits.holders()) == [("apps", 4)]
+            assert list(one.exits.problems()) == [
+                f"networks apps and demo have one egress address, {EXIT.address}: change one"
+            ]
+        holder = await cluster.one()
+        cluster.hosts[holder].store.cut()
+        other = next(name for name in cluster.hosts if name != holder)
+        await cluster.hosts[other].replica.write({"networks/apps": APPS})
+        assert await cluster.one(but=holder) != holder
+        cluster.hosts[holder].store.mend()
+
+    played(tmp_path, work)
+
+
+def test_nobody_takes_what_a_pool_or_a_host_has(tmp_path: Path) -> None:
+    """Any host may write such a record of a network: an honest one would answer for somebody else."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        for address, owner in (("10.244.3.4", "in a pool of network demo"), ("192.0.2.3", "host h3's own")):
+            host = msgspec.structs.replace(cluster.hosts["h3"].hosts.here, underlay=Underlay("eth0", ("192.0.2.3/24",)))
+            await cluster.hosts["h3"].replica.write({"hosts/h3": host})
+            await cluster.wish(Egress(address, "h1", 2))
+            await sleep(10)
+            assert not cluster.having(address)
+            assert list(cluster.hosts["h1"].exits.problems()) == [
+                f"egress address {address} of network demo is {owner}: change it"
+            ]
+
+    played(tmp_path, work)
+
+
+def test_a_host_that_does_not_know_egress_addresses_is_named(tmp_path: Path) -> None:
+    """It may have joined later, and its containers leave by its own address."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        old = msgspec.structs.replace(cluster.hosts["h3"].hosts.here, egresses=False)
+        await cluster.hosts["h3"].replica.write({"hosts/h3": old})
+        await sleep(3)
+        (problem,) = cluster.hosts["h1"].exits.problems()
+        assert problem.startswith("the agent of host h3 is of a version without egress addresses")
+
+    played(tmp_path, work)
+
+
+def test_an_address_that_cannot_be_put_goes_elsewhere_and_stops_no_other(tmp_path: Path) -> None:
+    """Its link may be gone on that host, or down."""
+
+    async def work(cluster: Cluster) -> None:
+        bad = Egress("192.0.2.50", "h1")
+        for name in cluster.kernels:
+            cluster.kernels[name].broken = {bad.address} if name == "h1" else set()
+        await cluster.wish(Egress(EXIT.address, "h1", 1))
+        await cluster.hosts["h2"].replica.write({"networks/apps": msgspec.structs.replace(APPS, egress=(bad,))})
+        await soon(lambda: cluster.having() == ["h1"], "h1 has the good one", 2 * FAILOVER)
+        for _ in range(200):
+            await sleep(0.1)
+            assert cluster.having() == ["h1"]
+        assert len(cluster.having(bad.address)) == 1
 
     played(tmp_path, work)
 

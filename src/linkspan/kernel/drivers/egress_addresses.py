@@ -40,6 +40,8 @@ LIFETIME = 4
 """Seconds. The kernel counts whole ones, and is a second late at most (4.35 s measured)."""
 SHORTEST = 1
 """Seconds of life with which it is worth the while to put an address."""
+PAUSE = 0.1
+"""Seconds by which an address may end late because this process was stopped before the kernel had the message."""
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200  # linux/if_addr.h
 _GONE = (errno.EADDRNOTAVAIL, errno.ENODEV)
 
@@ -60,7 +62,10 @@ class EgressAddressDriver:
         return Support("kernel")
 
     def place(self, address: Prefix) -> str:
-        """Return the link of the host whose subnet has an address, '' if there is none, or if it is the host's own."""
+        """Return the link of the host that is up and has an address's subnet.
+
+        '' if there is none, or if the address is the host's own.
+        """
         names = self._sockets.names(HOST)
         ours = set(self._sockets.own_links().values())
         others = [one for one in held(self._sockets.at(HOST)) if not one.is_egress]
@@ -68,7 +73,8 @@ class EgressAddressDriver:
             return ""
         for one in others:
             name = names.get(one.link, "lo")
-            if name not in ours and name != "lo" and one.prefix.holds(address):
+            inside = name not in ours and name != "lo" and one.prefix.holds(address)
+            if inside and self._sockets.link(HOST, name).up:
                 return name
         return ""
 
@@ -89,17 +95,21 @@ class EgressAddressDriver:
         return each(put, self._put) | each(delete, self._delete)
 
     def _put(self, state: EgressAddress) -> None:
-        left = int(self._until.get(state.prefix, 0.0) - now())
-        if left < SHORTEST:
-            raise Unavailable(
-                f"egress address {state.prefix.address}: the store has not confirmed that this host lives",
-                "it comes back by itself; `linkspan status` shows the store",
-            )
-        times = struct.pack("=IIII", 0, min(left, LIFETIME), 0, 0)  # struct ifa_cacheinfo: preferred, valid
-        more = attr(CACHEINFO, times) + u32(METRIC, EGRESS_METRIC) + u32(FLAGS, _NODAD | _NOPREFIXROUTE)
-        self._send(state, NEWADDR, F_CREATE | F_REPLACE, more)
-        if now() >= self._until[state.prefix]:  # this process was stopped in between
+        until = self._until.get(state.prefix, 0.0)
+        sent = False
+        while (left := int(until - now())) >= SHORTEST:
+            times = struct.pack("=IIII", 0, min(left, LIFETIME), 0, 0)  # struct ifa_cacheinfo: preferred, valid
+            more = attr(CACHEINFO, times) + u32(METRIC, EGRESS_METRIC) + u32(FLAGS, _NODAD | _NOPREFIXROUTE)
+            self._send(state, NEWADDR, F_CREATE | F_REPLACE, more)
+            if now() + left < until + PAUSE:
+                return
+            sent = True  # this process was stopped, perhaps before the kernel began to count the seconds
+        if sent:
             self._delete(state)
+        raise Unavailable(
+            f"egress address {state.prefix.address}: the store has not confirmed that this host lives",
+            "it comes back by itself; `linkspan status` shows the store",
+        )
 
     def _delete(self, state: EgressAddress) -> None:
         try:
