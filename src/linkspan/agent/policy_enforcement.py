@@ -312,10 +312,10 @@ class Enforcement:
 
     async def _put_none(self) -> None:
         """Without policies: drop what attaches desire that began while there were some. The healer removes the rest."""
-        due = self._desired() if self._everything else [policy_source(one) for one in self._due]
+        due = self._desired() if self._everything else map(policy_source, self._due)
+        left: dict[Source, list[State]] = {source: [] for source in due if self._is_source(source)}
         self._everything, self._stricter, self._due = False, False, set()
-        sources = await self._worker.run_brief(self._worker.machine.reconciler.desired.sources)
-        if left := {source: list[State]() for source in due if source in sources}:
+        if left:
             await self._worker.run(self._worker.machine.reconciler.changes, left)
 
     async def _in_turn(self, hosts: Iterable[str]) -> AsyncIterator[str]:
@@ -355,6 +355,9 @@ class Enforcement:
     def _desired(self) -> list[Source]:
         """Return the sources of all states of policies. The worker may change them meanwhile."""
         return [source for source in list(self._worker.machine.reconciler.desired.sources()) if source[0] == "policy"]
+
+    def _is_source(self, source: Source) -> bool:
+        return source in self._worker.machine.reconciler.desired.sources()
 
     def _put_of(self, kind: str) -> Iterable[tuple[str, ...]]:
         """Return of which hosts, or of which endpoints here, elements have been put."""
