@@ -84,7 +84,8 @@ def test_a_clean_debian(built: Path, tmp_path: Path, suite: str) -> None:
         /opt/linkspan/bin/python - <<'CHECK'
 from pathlib import Path
 from linkspan.agent import file_ownership
-print("writers:", [*file_ownership.others([Path("/opt/linkspan"), Path("/usr/bin/linkspan")])])
+from linkspan.kernel.io.private_files import writers
+print("writers:", [*writers([Path("/opt/linkspan"), Path("/usr/bin/linkspan")])])
 print("writer:", repr(file_ownership.writer("/usr/bin/linkspan")))
 CHECK
         ls -l /opt/linkspan/bin/etcd /opt/linkspan/bin/etcdctl
