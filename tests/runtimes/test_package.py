@@ -230,7 +230,7 @@ def test_an_upgrade_that_is_interrupted_between_program_and_agent(built: Path, n
 @pytest.mark.timeout(900)
 def test_a_debian_with_systemd(built: Path, newer: Path, tmp_path: Path) -> None:
     """The services start, survive and are upgraded; a cluster's etcd is one, and is restored; nothing is left."""
-    root = BootedRoot("trixie", tmp_path / "root")
+    root = BootedRoot(tmp_path / "root")
     root.put(deb(built))
     root.put(newer)
     with root.booted():

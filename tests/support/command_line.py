@@ -25,7 +25,7 @@ from linkspan.lab import processes
 from support import copies
 
 _LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
-_STARTING = frozenset({"init", "join", "restore", "recover"})
+_STARTING = tuple(("cluster", verb) for verb in ("init", "join", "restore", "recover"))
 
 
 def is_local(words: Sequence[str]) -> bool:
@@ -33,7 +33,7 @@ def is_local(words: Sequence[str]) -> bool:
 
     It must be in the host's namespaces. The others ask its agent, from wherever they run.
     """
-    return words[0] in _LOCAL or (words[0] == "cluster" and words[1] in _STARTING)
+    return words[0] in _LOCAL or tuple(words[:2]) in _STARTING
 
 
 def linkspan(

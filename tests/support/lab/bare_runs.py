@@ -36,12 +36,11 @@ class BareRun(ClusterRun):
 
     def exec(self, place: str, command: str, code: int = 0) -> str:
         """Run a command in a host or container; one that may start an agent begins with the host's words, too."""
-        program, *words = command.split()
-        before = self.wrapped.get(place)
-        if before is None or [program, words[0]] != ["linkspan", "cluster"] or not is_local(words):
+        words, before = command.split(), self.wrapped.get(place)
+        if before is None or words[:2] != ["linkspan", "cluster"] or not is_local(words[1:]):
             return super().exec(place, command, code)
         lab = record.load(self.name)
-        argv = inside.command(lab, place, [*before, sys.executable, "-m", "linkspan.cli.main", *words])
+        argv = inside.command(lab, place, [*before, sys.executable, "-m", "linkspan.cli.main", *words[1:]])
         environment = inside.environment(lab, place)
         done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
         assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"
