@@ -22,8 +22,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "undo", "mistake"),
     [
-        ("ipip", "ip link delete ipip0", ""),
-        ("wireguard", "ip link delete wg0", ""),
+        ("ipip", "ip link delete ipip0", "ip tunnel change ipip0 mode ipip local 192.0.2.5 remote 192.0.2.6"),
+        (
+            "wireguard",
+            "ip link delete wg0",
+            "ip netns exec host3 wg set wg0 peer $(wg show wg0 public-key) remove",
+        ),
         (
             "ipsec",
             "ip xfrm state deleteall; ip xfrm policy deleteall; ip route flush root 172.18.3.0/24",
@@ -31,10 +35,11 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_a_lesson_for_this_kernel_is_solved(name: str, undo: str, mistake: str) -> None:
+def test_a_lesson_for_this_kernel_is_solved_and_explained(name: str, undo: str, mistake: str) -> None:
     """One solution after the other in one sandbox, because its beginning takes half a minute.
 
-    ``mistake`` makes the first wrong answer of the first solution: it is recognised, and `explain` finds it.
+    `explain` sees that the first one is complete. ``mistake`` makes the first wrong answer of it: that is recognised,
+    and `explain` finds it.
     """
     one = numbered(name)
     with sandbox.passing(f"test-kernel-{os.getpid()}") as box:
@@ -46,7 +51,8 @@ def test_a_lesson_for_this_kernel_is_solved(name: str, undo: str, mistake: str) 
             assert code == 0, output
             judged = play.settled(box, one)
             assert judged.passed, play.told(judged)
-            if number == 1 and mistake:
+            if number == 1:
+                assert play.explained(box, one) == play.Explained(True, "")
                 box.script(mistake)
                 judged = judge(box, one)
                 assert (judged.wrong, judged.passed) == ((1,), False)
