@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import report
-from datapath import Way, ours, serving, tcp, udp
+from datapath import Way, exchanged, ours, serving, tcp, udp
 from report import Metric, progress, result
 
 from linkspan.lab import agents, build, commands, containers, sockets, topology, underlay
@@ -120,18 +120,12 @@ def _request(number: int) -> bytes:
 
 def request(way: Way, count: int) -> float:
     """Return the median round trip of a request by TCP, in microseconds."""
-    times = []
     with serving(way.server, sys.executable, "-ISc", _ANSWER, str(PORT), str(SIZE), word=True):
         with sockets.inside(way.client):
             client = socket.create_connection((way.address, PORT), 2)
         with client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for _ in range(count):
-                started = time.perf_counter_ns()
-                client.send(bytes(SIZE))
-                client.recv(SIZE)
-                times.append((time.perf_counter_ns() - started) / 1e3)
-    return statistics.median(times)
+            return exchanged(client, count)
 
 
 TESTS: dict[str, Callable[[Way, int], float]] = {

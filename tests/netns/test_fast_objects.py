@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from linkspan.core.addresses import prefix
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import NftExit, NftLinkChain, State
+from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.drivers import nftables_objects
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from support.netns.machine_fixtures import fresh_namespace, inside, run
@@ -48,19 +50,25 @@ def states() -> list[State]:
     ]
 
 
-@pytest.fixture
-def reconciler() -> Iterator[Reconciler]:
-    """Give a reconciler of these kinds inside a host with the links, and all of the states desired and put."""
+@contextlib.contextmanager
+def a_host() -> Iterator[Reconciler]:
+    """Give a reconciler of these kinds inside a host that has the links, and nothing else."""
     with fresh_namespace() as netns, inside(netns):
         link("lsr1")
         run("ip", "link", "add", "lsx64", "type", "vxlan", "id", "100", "dstport", "4789")
         driver = FirewallDriver()
         try:
-            found = Reconciler([(kind, driver) for kind in nftables_objects.KINDS])
-            assert found.change(("all",), states()) == {}
-            yield found
+            yield Reconciler([(kind, driver) for kind in nftables_objects.KINDS])
         finally:
             driver.close()
+
+
+@pytest.fixture
+def reconciler() -> Iterator[Reconciler]:
+    """Give such a reconciler, with all of the states desired and put."""
+    with a_host() as found:
+        assert found.change(("all",), states()) == {}
+        yield found
 
 
 def differs(reconciler: Reconciler) -> list[str]:
@@ -77,6 +85,16 @@ def test_all_is_observed_as_it_was_put(reconciler: Reconciler) -> None:
         assert {s.key: s for s in fresh.observe(0)} == {s.key: s for s in states()}
     finally:
         fresh.close()
+
+
+def test_the_commands_of_a_plan_make_the_same() -> None:
+    """Typed in order, they leave the reconciler nothing to do."""
+    with a_host() as reconciler:
+        for state in ordered(states()[::-1]):
+            for line in commands(state, lambda _netns: ""):
+                run("sh", "-ec", line)
+        reconciler.desired.replace(("all",), states())
+        assert differs(reconciler) == []
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ an address in a pool. Other hosts are not concerned: one may forward early while
 Limits of bandwidth hold, because ``fwd`` sends through a link's queueing discipline. ``direct=true`` is refused: a peer
 would answer by the underlay's own link, past these chains. A network that migrates is not fast.
 
-Rejected: a program in BPF at each link (2 us less of 20, but a compiler, maps by pin and nothing for ``plan`` and
+Rejected: a program in BPF at each link (1 us less of 20, but a compiler, maps by pin and nothing for ``plan`` and
 ``diff`` to show); one chain for all links of a network (the kernel of Debian 12 cannot add a link to a chain).
 """
 
