@@ -81,6 +81,10 @@ class BaseBackend:
         """Return no needs: no traffic crosses hosts."""
         return ()
 
+    def fast_device(self, network: Network) -> str:
+        """Return no device: no packet takes a fast path."""
+        return ""
+
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return no states."""
         return ()

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from linkspan.backends import BACKENDS, backend, migration
+from linkspan.core import fast_path
 from linkspan.core.addresses import BITS, Prefix, host_address, pool, prefix
 from linkspan.core.contracts import Backend
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
@@ -65,7 +66,8 @@ def planned(
     options = dict(request.options)
     if name == "auto":
         name = "bridge" if alone else "vxlan"
-        options = options if alone else {"direct": "true"} | options
+        wishes = {} if alone or options.get(fast_path.OPTION) == "true" else {"direct": "true"}
+        options = wishes | options
     way = backend(name)
     _check_bridge(Network(name=request.name, pools=(), subnet_len={}, backend=name), in_use.networks)
     overhead = way.overhead[underlay.outer] if underlay else 0
@@ -82,6 +84,7 @@ def planned(
         expose=request.expose,
     )
     way.check(network)
+    _check_fast(network, in_use.hosts)
     _check_exposure(network)
     _check_mtu(network)
     _check_overlap(network.name, network.prefixes, in_use)
@@ -197,10 +200,11 @@ def migrated(
     networks: Iterable[Network],
     here: Underlay,
     leases: Iterable[Lease],
+    hosts: Iterable[Host],
 ) -> Network:
     """Check a migration to backend ``name``, or its reversal, and return the record of its start.
 
-    ``networks`` are all of the cluster, ``leases`` those of the network. Raises Invalid or Conflict.
+    ``networks`` and ``hosts`` are all of the cluster, ``leases`` those of the network. Raises Invalid or Conflict.
     """
     if network.egress and not backend(name).exits:
         raise Invalid(
@@ -214,6 +218,7 @@ def migrated(
     way = backend(name)
     new = msgspec.structs.replace(network, backend=name, options={**_kept(way, network), **options})
     way.check(new)
+    _check_fast(new, hosts)
     others = _ways(one for one in networks if one.name != network.name)
     changed = migration.started(network, way.completed(new, others), here, leases)
     for one in changed.ways:
@@ -243,6 +248,16 @@ def _check_bridge(network: Network, others: Iterable[Network]) -> None:
                 f"network {network.name} would share its bridge's name with network {other.name}",
                 "choose another name",
             )
+
+
+def _check_fast(network: Network, hosts: Iterable[Host]) -> None:
+    """Refuse a fast network while agents would take its record for invalid."""
+    old = sorted(host.name or host.id for host in hosts if not host.hastens) if fast_path.is_fast(network) else []
+    if old:
+        raise Conflict(
+            f"network {network.name}: the agent of host {', '.join(old)} is of a version without fast=true",
+            "upgrade it first: linkspan upgrade",
+        )
 
 
 def _check_exposure(network: Network) -> None:

@@ -107,6 +107,9 @@ class Backend(Protocol):
         as ``peer`` does.
         """
 
+    def fast_device(self, network: Network) -> str:
+        """Return the tunnel device by which a network's packets may skip the rules (``core/fast_path``), '' if none."""
+
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return what one endpoint on this host needs, at both ends of its veth pair."""
 

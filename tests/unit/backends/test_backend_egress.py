@@ -131,7 +131,7 @@ def test_such_a_network_does_not_migrate_to_a_backend_that_cannot() -> None:
     """It would lose its way out."""
     demo = leaving("vxlan", vni="100")
     with pytest.raises(Invalid, match="has an egress address, which backend wireguard cannot lead to"):
-        migrated(demo, "wireguard", {}, [demo], Underlay("eth0", ("192.0.2.1/24",)), [])
+        migrated(demo, "wireguard", {}, [demo], Underlay("eth0", ("192.0.2.1/24",)), [], [])
 
 
 def test_an_address_is_parsed() -> None:

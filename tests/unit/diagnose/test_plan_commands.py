@@ -17,6 +17,7 @@ from linkspan.core.states.host import (
     Neighbour,
     NftChain,
     NftElement,
+    NftExit,
     NftSet,
     NftTable,
     Route,
@@ -62,6 +63,10 @@ def typed(state: State) -> tuple[str, ...]:
         (
             NftElement("inet", "t", "m", ("tcp", "80"), ("10.0.0.2", "8080")),
             "nft 'add element inet t m { tcp . 80 : 10.0.0.2 . 8080 }'",
+        ),
+        (
+            NftExit("netdev", "t", "ends4_lsx64", ("10.0.0.2",), ("lsr1",)),
+            "nft 'add element netdev t ends4_lsx64 { 10.0.0.2 : lsr1 }'",
         ),
         (
             Neighbour("lsx64", prefix("fd77::2").packed, bytes(5) + b"\2"),
