@@ -64,6 +64,7 @@ def _networks(agent: Agent) -> list[dict[str, Any]]:
             "free": agent.blocks.free(n.name),
             "names": agent.name_service.standing(n.name),
             "not_switched": agent.migration_runner.not_switched(n),
+            "fast": agent.fast_endpoints.told(n),
         }
         for n in agent.networks.all()
     ]

@@ -39,9 +39,9 @@ def inside(netns: str) -> Iterator[None]:
 def transfer(sender: str, receiver: str, address: str, size: int) -> float:
     """Send bytes by TCP from one namespace to another, and return the seconds until the last has come."""
     with inside(receiver):
-        server = socket.create_server((address, 0))
+        server = socket.create_server((address, 0), family=_family(address))
     with inside(sender):
-        client = socket.socket()
+        client = socket.socket(_family(address))
     with server, client:
         client.settimeout(20)
         client.connect(server.getsockname())

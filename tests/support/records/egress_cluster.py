@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from asyncio import create_task, sleep
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from linkspan.cluster import egress
+from linkspan.cluster import address_probe, egress
 from linkspan.cluster.egress import Exits, Turn
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
@@ -39,10 +39,25 @@ LATE = 1.0
 """Seconds after the end of its life at which the kernel removes an address at the latest."""
 
 
+class Segment:
+    """The link that all hosts are on: their kernels, and the addresses of other machines."""
+
+    def __init__(self) -> None:
+        self.kernels: list[Addresses] = []
+        self.others: set[str] = set()
+
+    async def rivals(self, worker: Worker, addresses: Iterable[Prefix]) -> dict[Prefix, str]:
+        """Answer a host's question as machines do that have an address."""
+        asking = worker.machine.egress
+        taken = {a for one in self.kernels if one is not asking for a, end in one.ends.items() if end > clock()}
+        return {one: "another machine" for one in addresses if one.address in self.others | taken}
+
+
 class Addresses(EgressAddressDriver):
     """A kernel's, by the loop's clock; it is as late as a kernel may be."""
 
-    def __init__(self) -> None:
+    def __init__(self, segment: Segment) -> None:
+        segment.kernels.append(self)
         self._until = {}
         self.ends: dict[str, float] = {}
         self.broken: set[str] = set()
@@ -93,11 +108,12 @@ class Links(Sockets):
 class TakesPart(Participation):
     """Takes part in all networks."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
 
     def all(self) -> frozenset[str]:
         """Return the networks."""
-        return frozenset({"demo", "apps"})
+        return frozenset(network.name for network in self._networks.all())
 
 
 class Host(Living[MemoryStore]):
@@ -112,15 +128,20 @@ class Host(Living[MemoryStore]):
         self.networks = Networks(self.replica)
         self.hosts._own_record.change(egresses=True)
         log = EventLog(folder / f"{name}.events")
-        self.followed: list[Mapping[int, Turn]] = []
+        self.calls: list[Mapping[str, Mapping[int, Turn]]] = []
+        takes_part = TakesPart(self.networks)
         self.exits = Exits(
-            Worker(machine), self.replica, self.hosts, self.networks, TakesPart(), log, self._follow
+            Worker(machine), self.replica, self.hosts, self.networks, takes_part, log, self._follow
         )
         self.presence.subscribe(self.exits.confirmed, self.exits.lost)
 
-    async def _follow(self, name: str, turns: Mapping[int, Turn]) -> None:
-        assert name == "demo"
-        self.followed.append(turns)
+    @property
+    def followed(self) -> list[Mapping[int, Turn]]:
+        """The changes of network demo."""
+        return [turns["demo"] for turns in self.calls if "demo" in turns]
+
+    async def _follow(self, turns: Mapping[str, Mapping[int, Turn]]) -> None:
+        self.calls.append(turns)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         await super()._changed(keys)
@@ -145,7 +166,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.memory = Memory()
-        self.kernels = {name: Addresses() for name in ("h1", "h2", "h3")}
+        self.segment = Segment()
+        self.kernels = {name: Addresses(self.segment) for name in ("h1", "h2", "h3")}
         self.hosts: dict[str, Host] = {}
         self.twice: list[tuple[float, list[str]]] = []
         self._folder = folder
@@ -198,6 +220,7 @@ def played(folder: Path, work: Callable[[Cluster], Awaitable[None]]) -> None:
 
     async def run() -> None:
         cluster = Cluster(folder)
+        patched.setattr(address_probe, "rivals", cluster.segment.rivals)
         for name in cluster.kernels:
             await cluster.begin(name)
             await cluster.hosts[name].replica.write({f"hosts/{name}": cluster.hosts[name].hosts.here})
