@@ -142,6 +142,7 @@ export const ZH = {
   "encapsulated": "封装",
   "encrypted": "加密",
   "fail": "失败",
+  "forwarded": "提前转发",
   "from": "从",
   "gateway": "网关",
   "held": "占用",
