@@ -164,11 +164,16 @@ class PolicyElements:
         known: dict[str, Known] = {}
         states: dict[str, list[State]] = {}
         alike: dict[frozenset[str], frozenset[str]] = {}
-        new, pools = [(digest, force.regime.selectors[digest]) for digest in gained], self.pools()
+        new, pools = {digest: force.regime.selectors[digest] for digest in gained}, self.pools()
+        by_name = any(selector.names for selector in new.values())
         name = self._hosts.name(host)
+        selected: dict[tuple[object, ...], list[str]] = {}
         for network, one in self._remote.of_host(host):
-            subject = _subject(name, network, one)
-            by = [digest for digest, selector in new if selects(selector, subject)]
+            like = network, one.labels, one.container if by_name else ""  # there are thousands like each other
+            if like not in selected:
+                subject = _subject(name, network, one)
+                selected[like] = [digest for digest, selector in new.items() if selects(selector, subject)]
+            by = selected[like]
             for text in one.addresses.split():
                 there = before.get(text)
                 if there is None or (at := there.address) is None or not (by or there.chosen & lost):

@@ -164,8 +164,9 @@ class Part(msgspec.Struct, frozen=True):
         return one.subject, one.tier, one.order, bool(one.clauses), one.isolates, one.passes
 
 
-def parts(regime: Regime) -> dict[tuple[str, ...], Part]:
-    """Return the parts of a regime, by name."""
+@functools.lru_cache(2)
+def parts(regime: Regime) -> Mapping[tuple[str, ...], Part]:
+    """Return the parts of a regime, by name; those of the last two are kept, which changes compare."""
     every = (
         Part(reading.name, direction, section)
         for reading in _readings(regime)
