@@ -494,7 +494,7 @@ def _add_element(state: NftElement, _shell: Shell) -> tuple[str, ...]:
 
 def _typed(states: Sequence[NftChain]) -> list[NftChain]:
     """Return chains in an order that nft accepts: each one after those to which it jumps."""
-    chains = {state.key: state for state in states}
+    chains = {(state.family, state.table, state.name): state for state in states}
     done: dict[NftChain, None] = {}
     met: set[NftChain] = set()
 
@@ -502,7 +502,7 @@ def _typed(states: Sequence[NftChain]) -> list[NftChain]:
         met.add(chain)
         for rule in chain.rules:
             for name in _JUMP.findall(rule):
-                target = chains.get(NftChain(chain.family, chain.table, name, "", ()).key)
+                target = chains.get((chain.family, chain.table, name))
                 if target is not None and target not in met:
                     visit(target)
         done.setdefault(chain)
@@ -629,6 +629,7 @@ KINDS = (
         purpose="the fast path of what comes in by a link, or goes out (fast=true)",
         sort=Sort.RULE,
         commands=_add_chain,
+        typed=_typed,
         on=_of_link,
         lost_with=_in_table,
         part_of=_table_key,
@@ -636,7 +637,7 @@ KINDS = (
     ),
     Kind(
         state=NftExit,
-        rank=46,
+        rank=47,
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="the link by which the fast path reaches a container (fast=true)",
