@@ -340,7 +340,7 @@ class Agent:
             self.networks,
             self.participation,
             self.event_log,
-            self._follow_exit,
+            self._follow_exits,
         )
         self.presence.subscribe(self.egress.confirmed, self.egress.lost)
         self.shared_states = SharedStates(self.worker, self.view)
@@ -469,14 +469,12 @@ class Agent:
         self.egress.changed(keys)
         await self.membership.changed(keys)
 
-    async def _follow_exit(self, name: str, turns: Mapping[int, Turn]) -> None:
-        """Apply the states of a network whose egress address has changed, and cut the flows that do not follow."""
-        await self.membership.converge({f"networks/{name}"})
-        every = self.networks.all()
-        for network in every if turns else ():
-            if network.name == name:
-                with contextlib.suppress(KernelError):  # then its open connections end
-                    await asyncio.to_thread(conntrack.cut, partial(stale, network, every, turns))
+    async def _follow_exits(self, turns: Mapping[str, Mapping[int, Turn]]) -> None:
+        """Apply the states of networks whose egress addresses have changed, and cut the flows that do not follow."""
+        await self.membership.converge({f"networks/{name}" for name in turns})
+        if any(turns.values()):
+            with contextlib.suppress(KernelError):  # then open connections end
+                await asyncio.to_thread(conntrack.cut, partial(stale, self.networks.all(), turns))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""

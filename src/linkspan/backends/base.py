@@ -27,7 +27,7 @@ class BaseBackend:
     neighbours = False
     learns = False
     encrypts = False
-    exits = False
+    no_exit = "it carries packets between containers only"
     host_phase: HostPhase = "before networks"
     programs: tuple[tuple[str, str], ...] = ()
     has_settings = False

@@ -85,7 +85,7 @@ class VxlanBackend(TunnelBackend):
     name = "vxlan"
     summary = "VXLAN: a container's frame goes to the other host in UDP (port 4789)"
     overhead: Mapping[int, int] = {4: 50, 6: 70}
-    exits = True
+    no_exit = ""
     options: Mapping[str, str] = {
         "vni": f"1..{VNIS[-1]}",
         "port": "1..65535",
@@ -159,7 +159,6 @@ class VxlanBackend(TunnelBackend):
             yield element("internal_links", name)
         if fast_path.is_fast(network):
             yield from fast_path.network_states(view, network, name, self.overhead[here.outer])
-        yield from egress.network_states(view, network)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the peer's states, and those for its part of the way to the outside."""

@@ -43,8 +43,8 @@ class Backend(Protocol):
     """Whether a speaker adds the routes to peers, instead of ``peer``'s states."""
     encrypts: bool
     """Whether all traffic across hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
-    exits: bool
-    """Whether its networks may have egress addresses: it carries packets of any address to and from a peer."""
+    no_exit: str
+    """Why its networks cannot have egress addresses, '' if they can: it carries packets of any address to a peer."""
     host_phase: HostPhase
     """When ``host`` is applied: before networks (a device for their addresses), or after peers (a speaker)."""
     programs: tuple[tuple[str, str], ...]

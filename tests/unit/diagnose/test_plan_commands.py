@@ -25,6 +25,7 @@ from linkspan.core.states.host import (
     Sysctl,
     TokenBucket,
     TrustedSource,
+    TunnelExit,
     TunnelPrefix,
     Veth,
 )
@@ -83,6 +84,10 @@ def typed(state: State) -> tuple[str, ...]:
         (
             TunnelPrefix(prefix("10.2.0.0/24"), GATEWAY),
             """echo '10.2.0.0/24 10.0.0.1' >>"${STATE_DIR:-/var/lib/linkspan}"/ipip/table""",
+        ),
+        (
+            TunnelExit(prefix("10.2.0.0/16"), GATEWAY),
+            """echo '10.2.0.0/16 10.0.0.1' >>"${STATE_DIR:-/var/lib/linkspan}"/ipip/exits""",
         ),
         (Address("ls-demo", prefix("10.0.0.1/24")), "ip addr replace 10.0.0.1/24 dev ls-demo brd +"),
         (Address("eth0", prefix("10.0.0.2/32"), 7), "ip -n web addr replace 10.0.0.2/32 dev eth0"),

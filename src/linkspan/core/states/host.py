@@ -367,6 +367,20 @@ class TunnelPrefix(State, frozen=True, gc=False):
         return ("TunnelPrefix", self.prefix.packed, self.prefix.length)
 
 
+class TunnelExit(State, frozen=True, gc=False):
+    """A row of the helper's second table: a pool, and the host through which its packets leave to the outside.
+
+    ``remote`` is that host's packed underlay address.
+    """
+
+    prefix: Prefix
+    remote: bytes
+
+    @property
+    def key(self) -> Key:
+        return ("TunnelExit", self.prefix.packed, self.prefix.length)
+
+
 class Neighbour(State, frozen=True, gc=False):
     """A permanent neighbour entry (ARP or ND) on a device of ours."""
 
