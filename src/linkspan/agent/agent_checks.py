@@ -87,6 +87,12 @@ def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
     return found
 
 
+def names_of_policies(sentences: Iterable[str]) -> list[Check]:
+    """Return which DNS names of policies lead nowhere on this host, though containers may go there by them."""
+    fix = "`linkspan policy show` has their addresses; ask the network's name server: nslookup NAME GATEWAY"
+    return [Check("names of policies", "warn", sentence, fix) for sentence in sentences]
+
+
 def unprotected(sentences: Iterable[str]) -> list[Check]:
     """Return which containers of this host policies do not protect."""
     fix = f"on a bridge: {bridge_filters.FIX}; on the host's own network: put them on another one"

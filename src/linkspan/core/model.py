@@ -400,7 +400,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
     ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, ``filters`` that its kernel
     passes the frames of bridges to the rules of policies (br_netfilter), ``egresses`` that its agent knows networks'
-    egress addresses, and ``tiers`` that it knows tiers of policies, and requests of ICMP in them.
+    egress addresses, ``tiers`` that it knows tiers of policies, and requests of ICMP in them, and ``dns_peers`` that it
+    knows DNS names as peers in them.
     """
 
     id: str
@@ -418,6 +419,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     filters: bool = False
     egresses: bool = False
     tiers: bool = False
+    dns_peers: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""

@@ -272,6 +272,25 @@ def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> 
     asyncio.run(main())
 
 
+def test_a_policy_with_dns_names_waits_for_agents_that_know_them(stage: Stage) -> None:
+    """An older agent would take a peer by name for none, and refuse the record."""
+    policies = policies_of(stage)
+    old = Host(id="h2", name="old", enforces=True, tiers=True)
+    named = Policy(name="p", egress=(Rule(peers=(Peer(dns=("api.example.com",)),)),))
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"hosts/h2": old})
+            with pytest.raises(Conflict, match="host old is of a version that knows no DNS names"):
+                await policies.apply([named])
+            (warning,) = policies.warnings(named)
+            assert "host old does not enforce it as it is" in warning
+            assert policies.all() == []
+            await policies.apply([WEB])
+
+    asyncio.run(main())
+
+
 def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
     policies = policies_of(stage)

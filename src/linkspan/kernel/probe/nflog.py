@@ -21,7 +21,7 @@ from linkspan.kernel.probe.conntrack import PROTOCOL_NAMES, PROTOCOLS, Flow
 # linux/netfilter/nfnetlink_log.h
 _PACKET, _CONFIG = 4 << 8, 4 << 8 | 1  # NFNL_SUBSYS_ULOG
 _PREFIX, _PAYLOAD = 10, 9  # NFULA_*
-_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT = 1, 2, 4  # NFULA_CFG_*
+_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_AT_ONCE = 1, 2, 4, 5  # NFULA_CFG_*
 _BIND, _COPY_PACKET = 1, 2
 _DELAY = 20
 """Hundredths of a second after which the kernel passes on what it has collected."""
@@ -39,13 +39,18 @@ class Logged(msgspec.Struct, frozen=True):
 
 
 class Nflog:
-    """Listens to one group in the calling thread's namespace. Raises KernelError if it cannot."""
+    """Listens to one group in the calling thread's namespace."""
 
-    def __init__(self, group: int) -> None:
+    def __init__(self, group: int, length: int = _LENGTH, *, at_once: bool = False) -> None:
+        """Listen to the first ``length`` bytes of packets. Raises KernelError if it cannot.
+
+        ``at_once``: the kernel passes on each packet by itself, and does not wait for more.
+        """
         self._socket = Socket(NETFILTER)
         body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + attr(_CFG_CMD, bytes([_BIND]))
-        body += attr(_CFG_MODE, struct.pack("!IBx", _LENGTH, _COPY_PACKET))
+        body += attr(_CFG_MODE, struct.pack("!IBx", length, _COPY_PACKET))
         body += attr(_CFG_TIMEOUT, struct.pack("!I", _DELAY))
+        body += attr(_CFG_AT_ONCE, struct.pack("!I", 1)) if at_once else b""
         try:
             self._socket.request(Message(_CONFIG, 0, body, f"listen to nflog group {group}"))
         except BaseException:
@@ -61,7 +66,13 @@ class Nflog:
         return self._socket.fileno()
 
     def read(self) -> Iterator[Logged]:
-        """Yield the packets that are there now; what was too much for the socket's buffer is lost."""
+        """Yield the flows of the packets that are there now; what was too much for the socket's buffer is lost."""
+        for prefix, packet in self.packets():
+            if flow := flow_of(packet):
+                yield Logged(prefix, flow)
+
+    def packets(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the packets that are there now, each from its IP header on, with the prefix that the rule gave it."""
         while True:
             try:
                 messages = list(self._socket.receive())
@@ -74,8 +85,7 @@ class Nflog:
             for kind, _, body in messages:
                 if kind == _PACKET:
                     found = attributes(body, 4)
-                    if flow := flow_of(found.get(_PAYLOAD, b"")):
-                        yield Logged(string(found.get(_PREFIX, b"")), flow)
+                    yield string(found.get(_PREFIX, b"")), found.get(_PAYLOAD, b"")
 
 
 def available(group: int) -> bool:
@@ -107,6 +117,19 @@ def flow_of(packet: bytes) -> Flow | None:
     elif named == "icmp" and not later:
         port = icmp.request(family, int.from_bytes(packet[header : header + 1], "big"))
     return Flow(Prefix(ends[0], bits), Prefix(ends[1], bits), named, port)
+
+
+def carried(packet: bytes) -> tuple[str, bytes]:
+    """Return the protocol of an IP packet and what it carries behind its UDP or TCP header; b"" of any other packet."""
+    found = flow_of(packet)
+    if found is None or found.protocol not in ("tcp", "udp"):
+        return "", b""
+    if packet[0] >> 4 == 4:
+        header, later = (packet[0] & 15) * 4, int.from_bytes(packet[6:8], "big") & 0x1FFF
+    else:
+        _, header, later = _transport(packet)
+    length = 8 if found.protocol == "udp" else (packet[header + 12 : header + 13] or b"\0")[0] >> 4 << 2
+    return found.protocol, b"" if later else packet[header + length :]
 
 
 def _transport(packet: bytes) -> tuple[int, int, int]:
