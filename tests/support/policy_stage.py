@@ -127,8 +127,9 @@ class Stage:
         named = NamedAddresses()
         parties = Parties(one.networks, one.endpoints, named)
         worker = worker_of(self.machine)
-        names = PolicyNames(worker, elements, named, lambda _endpoint: (), logs=False)
-        self.enforcement = Enforcement(worker, self.records, elements, parties, one.remote, one.interest, names)
+        self.names = PolicyNames(worker, elements, named, lambda _endpoint: (), logs=False)
+        followed = one.remote, one.interest, self.names
+        self.enforcement = Enforcement(worker, self.records, elements, parties, *followed)
         one.told = self.enforcement.changed
 
     def cut(self, _forbidden: object) -> int:

@@ -280,7 +280,7 @@ class Agent:
             logs=logs,
         )
         self.policies = Policies(
-            self.replica, records, self.networks, self.hosts, self.enforcement, self.event_log
+            self.replica, records, self.networks, self.hosts, self.enforcement, self.policy_names, self.event_log
         )
         self.policy_trials = Trials(self.worker, self.enforcement, parties)
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)

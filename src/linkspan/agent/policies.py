@@ -8,6 +8,7 @@ import msgspec
 
 from linkspan.agent.policy_coverage import unenforceable
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_names import PolicyNames
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
@@ -43,6 +44,7 @@ class Policies:
         networks: Networks,
         hosts: Hosts,
         enforcement: Enforcement,
+        names: PolicyNames,
         event_log: EventLog,
     ) -> None:
         self._replica = replica
@@ -50,6 +52,7 @@ class Policies:
         self._networks = networks
         self._hosts = hosts
         self._enforcement = enforcement
+        self._names = names
         self._event_log = event_log
 
     def all(self) -> list[Policy]:
@@ -234,6 +237,9 @@ class Policies:
             yield f"host {host} enforces no policy: its agent is of an older version"
         for host in dict.fromkeys((*self._untiered(policy), *self._nameless(policy))):
             yield f"policy {policy.name}: host {host} does not enforce it as it is: its agent is of an older version"
+        for one in self._names.told(sorted(policy.names)):
+            if one.problem:
+                yield f"policy {policy.name}: DNS name {one.name} leads nowhere from this host: {one.problem}"
         known = {network.name: network for network in self._networks.every()}
         for name in policy.select.networks:
             if name not in known:

@@ -240,7 +240,8 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
 def policies_of(stage: Stage) -> Policies:
     """Return the policies of host h1."""
     one = stage.member
-    return Policies(one.replica, stage.records, one.networks, one.hosts, stage.enforcement, one.event_log)
+    parts = one.replica, stage.records, one.networks, one.hosts, stage.enforcement, stage.names, one.event_log
+    return Policies(*parts)
 
 
 def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +75,17 @@ def test_what_is_no_name_is_refused(text: str) -> None:
         names.name(text)
     with pytest.raises(Invalid):
         checked(Policy(name="p", egress=(Rule(peers=(Peer(dns=(text,)),)),)))
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[*.a-zA-Z0-9_-]{1,40}", fullmatch=True))
+def test_any_text_is_refused_or_a_name_in_its_one_form(text: str) -> None:
+    """Nothing else comes into a record, and so into a question to a name server."""
+    try:
+        found = names.name(text)
+    except Invalid:
+        return
+    assert re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+", found)
+    assert names.name(found) == found
 
 
 def test_a_record_has_names_in_one_form_only() -> None:
