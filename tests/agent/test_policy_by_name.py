@@ -21,9 +21,8 @@ from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq: apt install dnsmasq-base")
 
-API, API6, MOVED, WILD, REAL, TCP_ONLY, ELSEWHERE = (
-    *("203.0.113.10", "2001:db8:5::10", "203.0.113.11", "203.0.113.12", "203.0.113.13", "203.0.113.14", "203.0.113.99"),
-)
+API, API6 = "203.0.113.10", "2001:db8:5::10"
+MOVED, WILD, REAL, TCP_ONLY, VIEWED, ELSEWHERE = (f"203.0.113.{last}" for last in (11, 12, 13, 14, 15, 99))
 RESOLVER, POOLS = "198.51.100.2", ("10.211.0.0/16", "fd00:211::/64")
 OUT = """
 policy: out
@@ -40,7 +39,7 @@ class Place:
     def __init__(self, world: World) -> None:
         self.host = Host(world, names=True)
         self.outside = self.host.outside()
-        for text in (API, API6, MOVED, WILD, REAL, TCP_ONLY, ELSEWHERE):
+        for text in (API, API6, MOVED, WILD, REAL, TCP_ONLY, VIEWED, ELSEWHERE):
             run("ip", "addr", "add", f"{text}/{128 if ':' in text else 32}", "dev", "lo", netns=self.outside)
         resolvers = self.host.folder / "resolv.conf"
         resolvers.write_text(f"nameserver {RESOLVER}\n", encoding="ascii")
@@ -60,13 +59,14 @@ class Place:
                 "evil.example.org", 600, "10.211.0.9", "127.0.0.1", "198.51.100.1", "169.254.169.254", REAL
             ),
             "tcp.example.org": addresses("tcp.example.org", 600, TCP_ONLY),
+            "view.example.org": addresses("view.example.org", 600, VIEWED),
             "other.example.net": addresses("other.example.net", 600, ELSEWHERE),
         }
 
-    def asks(self, name: str, *, tcp: bool = False) -> list[str]:
+    def asks(self, name: str, *, tcp: bool = False, seconds: float = 10.0) -> list[str]:
         """Return what the container is told about a name, nothing if there is no answer."""
         with inside(self.web), contextlib.suppress(OSError):
-            return ask("10.211.0.1", name, seconds=10, tcp=tcp).data
+            return ask("10.211.0.1", name, seconds=seconds, tcp=tcp).data
         return []
 
     def known(self, name: str) -> dict[str, int]:
@@ -98,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         made = Place(world)
         try:
             with resolving(made.outside, RESOLVER, made.zone), serving(made.outside, 80):
-                until(lambda: made.asks("other.example.net") == [ELSEWHERE], "the name server answers")
+                until(lambda: made.asks("other.example.net", seconds=1) == [ELSEWHERE], "the name server answers")
                 file = tmp_path_factory.mktemp("names") / "out.yaml"
                 file.write_text(OUT, encoding="ascii")
                 assert made.passes(ELSEWHERE)
@@ -149,13 +149,30 @@ def test_no_name_opens_the_cluster(place: Place) -> None:
     """Its owner answers with an address of the pool, of the host, of loopback: only the one outside counts."""
     assert len(place.asks("evil.example.org")) == 5
     until(lambda: REAL in place.known("*.example.org"), "the address outside is known", 10 * SHARED)
-    assert place.known("*.example.org").keys() <= {REAL, WILD, TCP_ONLY}
+    assert place.known("*.example.org").keys() <= {REAL, WILD, TCP_ONLY, VIEWED}
 
 
 def test_an_answer_by_tcp_counts_as_well(place: Place) -> None:
     """Clients ask by TCP if an answer is long."""
     assert place.asks("tcp.example.org", tcp=True) == [TCP_ONLY]
     until(lambda: place.passes(TCP_ONLY), "the address is open", 10 * SHARED)
+
+
+def test_a_container_in_several_networks_is_answered_at_another_port(place: Place) -> None:
+    """By the server that has the names of all of them: what that tells it counts as well."""
+    place.host.network("second", "10.212.0.0/16", options={"mode": "routed"})
+    place.host.attach(place.web, "second", name=place.web, ifname="eth1", labels={"app": "web"})
+    try:
+        until(lambda: "10.211." in _listed(place, "map", "view_of4"), "its questions are redirected")
+        until(lambda: place.asks("view.example.org", seconds=1) == [VIEWED], "the server answers")
+        until(lambda: place.passes(VIEWED), "the address is open", 10 * SHARED)
+    finally:
+        place.host.detach(place.web, "eth1")
+        place.host.cli("network", "delete", "second")
+
+
+def _listed(place: Place, kind: str, name: str) -> str:
+    return run("nft", "list", kind, "inet", "linkspan", name, netns=place.host.netns)
 
 
 def test_the_records_answer_by_name(place: Place) -> None:
@@ -200,7 +217,7 @@ def test_an_address_whose_time_is_over_keeps_its_open_connections_only(place: Pl
             place.zone["api.example.com"] = addresses("api.example.com", 300, MOVED)
             place.emptied("api.example.com")
             place.forgets()
-            assert refusal(place.web, API, 80)
+            until(lambda: refusal(place.web, API, 80), "a refusal", 20 * SHARED)
             client.sendall(b"still")
             assert accepted.recv(16) == b"still"
         finally:

@@ -98,7 +98,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
         as_json(found)
         return
     print(_printed(_policy(found)), end="")
-    for one in found["names"]:
+    for one in found.get("names", ()):
         listed = ", ".join(f"{at['address']} ({counted(at['seconds'], 'second')})" for at in one["addresses"])
         print(f"# {one['name']} here, now: {listed or one['problem'] or 'no address is known'}")
     for words in found["warnings"]:
