@@ -128,9 +128,12 @@ class Stage:
         parties = Parties(one.networks, one.endpoints, named)
         worker = worker_of(self.machine)
         self.names = PolicyNames(worker, elements, named, lambda _endpoint: (), logs=False)
-        followed = one.remote, one.interest, self.names
+        followed = one.remote, one.interest, self.names, self.before
         self.enforcement = Enforcement(worker, self.records, elements, parties, *followed)
         one.told = self.enforcement.changed
+
+    async def before(self) -> None:
+        """Take no endpoint off a fast path: there is none."""
 
     def cut(self, _forbidden: object) -> int:
         """Count a cut, or fail."""

@@ -23,6 +23,7 @@ from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.drop_log import DropLog
 from linkspan.agent.etcd_unit import EtcdUnit
+from linkspan.agent.fast_endpoints import FastEndpoints
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding
 from linkspan.agent.healer import Healer
@@ -161,8 +162,8 @@ class Agent:
             self.config = await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(
-                id=identity, name=self.host_name, version=__version__,
-                enforces=True, egresses=True, tiers=True, dns_peers=True,
+                id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True, tiers=True,
+                hastens=True, dns_peers=True,
             )  # fmt: skip
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
@@ -269,6 +270,7 @@ class Agent:
         records, parties = PolicyRecords(self.replica, self.networks), Parties(self.networks, endpoints, named)
         elements = PolicyElements(self.networks, self.hosts, self.leases, self.remote, endpoints)
         self.policy_names = PolicyNames(self.worker, elements, named, self.name_service.nameservers, logs=logs)
+        self.fast_endpoints = FastEndpoints(self.worker, self.networks, endpoints, records, elements, self.view)
         self.enforcement = Enforcement(
             self.worker,
             records,
@@ -277,6 +279,7 @@ class Agent:
             self.remote,
             self.interest,
             self.policy_names,
+            self.fast_endpoints.follow,
             logs=logs,
         )
         self.policies = Policies(
@@ -305,7 +308,8 @@ class Agent:
             self.enforcement,
         )
         for follower in (
-            self.endpoint_records, self.name_service, self.interest, self.enforcement, self.policy_names,
+            self.endpoint_records, self.name_service, self.interest, self.enforcement, self.fast_endpoints,
+            self.policy_names,
         ):  # fmt: skip
             self.registry.subscribe(follower.note)
         self.orphans = Orphans(
@@ -342,7 +346,7 @@ class Agent:
             self.networks,
             self.participation,
             self.event_log,
-            self._follow_exit,
+            self._follow_exits,
         )
         self.presence.subscribe(self.egress.confirmed, self.egress.lost)
         self.shared_states = SharedStates(self.worker, self.view)
@@ -471,14 +475,12 @@ class Agent:
         self.egress.changed(keys)
         await self.membership.changed(keys)
 
-    async def _follow_exit(self, name: str, turns: Mapping[int, Turn]) -> None:
-        """Apply the states of a network whose egress address has changed, and cut the flows that do not follow."""
-        await self.membership.converge({f"networks/{name}"})
-        every = self.networks.all()
-        for network in every if turns else ():
-            if network.name == name:
-                with contextlib.suppress(KernelError):  # then its open connections end
-                    await asyncio.to_thread(conntrack.cut, partial(stale, network, every, turns))
+    async def _follow_exits(self, turns: Mapping[str, Mapping[int, Turn]]) -> None:
+        """Apply the states of networks whose egress addresses have changed, and cut the flows that do not follow."""
+        await self.membership.converge({f"networks/{name}" for name in turns})
+        if any(turns.values()):
+            with contextlib.suppress(KernelError):  # then open connections end
+                await asyncio.to_thread(conntrack.cut, partial(stale, self.networks.all(), turns))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""
@@ -516,6 +518,7 @@ class Agent:
             self._tell(words)
         await self.name_service.take_over()
         await self.enforcement.take_over()
+        await self.fast_endpoints.follow()
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
@@ -530,7 +533,7 @@ class Agent:
         # ``interest`` reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest, self.policy_names, self.enforcement, self.drop_log, self.egress,
+            self.interest, self.policy_names, self.enforcement, self.fast_endpoints, self.drop_log, self.egress,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -575,6 +578,7 @@ class Agent:
         failed = await follow_mtus(self.registry)  # first: the next way may have a smaller MTU
         failed |= await follow_pools(self.registry)
         failed |= await self.plans.put()
+        await self.fast_endpoints.follow()  # before plans drop the chains of a network that is fast no more
         self.enforcement.look()
         await self.recovery.learn()  # orphans may belong to a network that came back
         return failed

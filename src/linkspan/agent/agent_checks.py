@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from linkspan.agent.fast_endpoints import Standing
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
@@ -91,6 +92,15 @@ def names_of_policies(sentences: Iterable[str]) -> list[Check]:
     """Return which DNS names of policies lead nowhere on this host, though containers may go there by them."""
     fix = "`linkspan policy show` has their addresses; ask the network's name server: nslookup NAME GATEWAY"
     return [Check("names of policies", "warn", sentence, fix) for sentence in sentences]
+
+
+def fast(standings: Mapping[str, Standing]) -> list[Check]:
+    """Return which networks with ``fast=true`` are fast on this host, and why not; ``standings`` by network."""
+    fix = "docs/backends.md (A fast path) explains it; meanwhile all packets pass the rules, as in other networks"
+    return [
+        Check(f"fast path of {name}", "warn" if one.obstacle else "ok", one.words(), fix if one.obstacle else "")
+        for name, one in sorted(standings.items())
+    ]
 
 
 def unprotected(sentences: Iterable[str]) -> list[Check]:
