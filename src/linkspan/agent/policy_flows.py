@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from linkspan.agent.named_addresses import NamedAddresses
-from linkspan.agent.policy_coverage import addresses, policed
+from linkspan.agent.policy_coverage import addresses, policed, spots_at
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.model import Endpoint
@@ -22,10 +22,10 @@ Source = tuple[str, ...]
 class Known(msgspec.Struct, frozen=True, gc=False):
     """An endpoint at one of its addresses: the selectors that select it, and its name.
 
-    Of another host's endpoint only selectors of peers count.
+    Of another host's endpoint only selectors of peers count. One on this host's own network has no address, but ports.
     """
 
-    address: Prefix
+    address: Prefix | None
     chosen: frozenset[str]
     name: str
 
@@ -49,8 +49,8 @@ class Flows:
     ) -> None:
         """Take the addresses of this host's endpoints as ``here``: other hosts enforce the policies of theirs.
 
-        ``local`` are the host's own addresses: no flow with one of them passes the rules. ``names`` are the DNS names
-        of addresses outside.
+        ``local`` are the host's own addresses. Of flows with one of them only those pass rules that lead to ports of
+        containers on the host's own network. ``names`` are the DNS names of addresses outside.
         """
         self._judge = judge
         self._known = known
@@ -66,14 +66,25 @@ class Flows:
     def refusal(self, flow: conntrack.Flow) -> Verdict | None:
         """Return by which policy and line this host refuses a flow, None if it does not."""
         source, target = flow.source.address, flow.target.address
-        if self._own(source) or self._own(target):
+        if self._own(source):
             return None
+        if self._own(target):
+            return self.refusal_at_host(flow)
         probe = Probe(flow.protocol, flow.port)
         ends = self._party(flow.source), self._party(flow.target)
         if source in self._here and not (out := self._judge.judged("egress", *ends, probe)).allowed:
             return out
         if target in self._here and not (into := self._judge.judged("ingress", *ends[::-1], probe)).allowed:
             return into
+        return None
+
+    def refusal_at_host(self, flow: conntrack.Flow) -> Verdict | None:
+        """Return as ``refusal`` for a flow to the host itself: a container on its network may have the port."""
+        for spot in spots_at(flow.target, flow.protocol, flow.port):
+            if (served := self._known.get(spot)) is not None:
+                probe = Probe(flow.protocol, flow.port)
+                into = self._judge.judged("ingress", served.party, self._party(flow.source), probe)
+                return None if into.allowed else into
         return None
 
     def _own(self, address: str) -> bool:
@@ -126,7 +137,7 @@ class Parties:
         return self._of.keys()
 
     def flows(self, judge: Judge, local: frozenset[str] = frozenset(), *, past: bool = False) -> Flows:
-        """Return which flows through this host a judge forbids; ``local`` are the host's own addresses.
+        """Return which flows of this host a judge forbids; ``local`` are the host's own addresses.
 
         With ``past`` a DNS name is also at addresses that it had within a week: flows that are open were allowed then.
         """

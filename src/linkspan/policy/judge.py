@@ -303,10 +303,9 @@ class Judge:
             found += self._anchored.get(pair, ())
         return frozenset(digest for digest in found if selects(self.selectors[digest], subject))
 
-    def about(self, chosen: frozenset[str]) -> frozenset[str]:
+    def about(self, direction: Direction, chosen: frozenset[str]) -> frozenset[str]:
         """Return what is about an endpoint that these selectors select: policies and defaults, for people."""
-        every = (section for sections in self.sections.values() for section in sections)
-        return frozenset(one.called for one in every if one.subject in chosen)
+        return frozenset(one.called for one in self.sections[direction] if one.subject in chosen)
 
     def verdict(self, source: Party, target: Party, probe: Probe) -> Verdict:
         """Return the verdict of both ends: the source's egress first, then the target's ingress."""

@@ -27,7 +27,7 @@ class DnsAnswers:
 
     def read(self) -> Iterator[Answer]:
         """Yield the answers about addresses that are there now."""
-        for _, packet in self._nflog.packets():
+        for packet in self._nflog.packets():
             yield from answers(packet)
 
 

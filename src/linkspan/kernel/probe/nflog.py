@@ -20,7 +20,8 @@ from linkspan.kernel.probe.conntrack import PROTOCOL_NAMES, PROTOCOLS, Flow
 
 # linux/netfilter/nfnetlink_log.h
 _PACKET, _CONFIG = 4 << 8, 4 << 8 | 1  # NFNL_SUBSYS_ULOG
-_PREFIX, _PAYLOAD = 10, 9  # NFULA_*
+_HEADER, _PREFIX, _PAYLOAD = 1, 10, 9  # NFULA_*
+_LOCAL_IN = b"\1"  # NF_INET_LOCAL_IN in linux/netfilter.h
 _CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_AT_ONCE = 1, 2, 4, 5  # NFULA_CFG_*
 _BIND, _COPY_PACKET = 1, 2
 _DELAY = 20
@@ -32,10 +33,11 @@ _FRAGMENT = 44
 
 
 class Logged(msgspec.Struct, frozen=True):
-    """A packet's flow, and the prefix that the rule gave it."""
+    """A packet's flow, and the prefix that the rule gave it; ``to_host``: it came to the host itself."""
 
     prefix: str
     flow: Flow
+    to_host: bool = False
 
 
 class Nflog:
@@ -67,12 +69,18 @@ class Nflog:
 
     def read(self) -> Iterator[Logged]:
         """Yield the flows of the packets that are there now; what was too much for the socket's buffer is lost."""
-        for prefix, packet in self.packets():
-            if flow := flow_of(packet):
-                yield Logged(prefix, flow)
+        for found in self._receive():
+            if flow := flow_of(found.get(_PAYLOAD, b"")):
+                hook = found.get(_HEADER, b"")[2:3]
+                yield Logged(string(found.get(_PREFIX, b"")), flow, to_host=hook == _LOCAL_IN)
 
-    def packets(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the packets that are there now, each from its IP header on, with the prefix that the rule gave it."""
+    def packets(self) -> Iterator[bytes]:
+        """Yield the packets that are there now, each from its IP header on."""
+        for found in self._receive():
+            yield found.get(_PAYLOAD, b"")
+
+    def _receive(self) -> Iterator[dict[int, bytes]]:
+        """Yield the attributes of each message that is there now."""
         while True:
             try:
                 messages = list(self._socket.receive())
@@ -82,10 +90,7 @@ class Nflog:
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
-            for kind, _, body in messages:
-                if kind == _PACKET:
-                    found = attributes(body, 4)
-                    yield string(found.get(_PREFIX, b"")), found.get(_PAYLOAD, b"")
+            yield from (attributes(body, 4) for kind, _, body in messages if kind == _PACKET)
 
 
 def available(group: int) -> bool:
