@@ -64,7 +64,7 @@ def test_a_flow_to_a_port_of_the_host_is_judged_by_the_container_that_has_it() -
     chosen = judge.chosen(Subject("web", "x", "h1", {"app": "web"}))
     known = {spot: Known(None, chosen, "web") for spot in ("4 tcp 80", "192.0.2.9 tcp 443")}
     known["10.1.0.3"] = Known(prefix("10.1.0.3"), judge.chosen(Subject("p", "x", "h1", {"app": "proxy"})), "proxy")
-    flows = Flows(judge, known, (), POOLS, {"192.0.2.1", "192.0.2.9", "2001:db8::1"})
+    flows = Flows(judge, known, (), POOLS, {"192.0.2.1", "192.0.2.9", "2001:db8::1"}, {})
 
     def cut(source: str, target: str, port: int, protocol: str = "tcp") -> bool:
         return flows(Flow(prefix(source), prefix(target), protocol, port))
