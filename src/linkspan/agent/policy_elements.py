@@ -210,7 +210,7 @@ class PolicyElements:
         for endpoint in self._endpoints.values() if regime else ():
             for direction in DIRECTIONS if endpoint.network in known else ():
                 if why := uncovered(endpoint, known[endpoint.network], direction):
-                    for whose in regime.judge.about(direction, regime.chosen(self.subject(endpoint))):
+                    for whose in regime.judge.about(regime.chosen(self.subject(endpoint)), (direction,)):
                         found.setdefault((endpoint.network, whose, why), []).append(endpoint.called)
         return [
             f"network {name}: {whose} does not protect {_listed(list(dict.fromkeys(called)))}: {why}"

@@ -303,9 +303,10 @@ class Judge:
             found += self._anchored.get(pair, ())
         return frozenset(digest for digest in found if selects(self.selectors[digest], subject))
 
-    def about(self, direction: Direction, chosen: frozenset[str]) -> frozenset[str]:
+    def about(self, chosen: frozenset[str], directions: Iterable[Direction] = DIRECTIONS) -> frozenset[str]:
         """Return what is about an endpoint that these selectors select: policies and defaults, for people."""
-        return frozenset(one.called for one in self.sections[direction] if one.subject in chosen)
+        every = (section for direction in directions for section in self.sections[direction])
+        return frozenset(one.called for one in every if one.subject in chosen)
 
     def verdict(self, source: Party, target: Party, probe: Probe) -> Verdict:
         """Return the verdict of both ends: the source's egress first, then the target's ingress."""
