@@ -32,6 +32,7 @@ ingress:
 egress:
 - to: [{cidr: '::/0', except: ['2001:db8::1']}]
   ports: [1-65535/tcp, tcp]
+- {to: [{dns: [api.example.com, '*.example.org']}], ports: [443]}
 ---
 policy: guard
 tier: admin

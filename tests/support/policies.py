@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from linkspan.core import icmp
 from linkspan.core.states.host import State
+from linkspan.policy import name_rules
 from linkspan.policy import rules as nftables
 from linkspan.policy.judge import Probe
 from linkspan.policy.model import TIERS, Peer, Policy, Ports, Requirement, Rule, Selector, Subject, Tier
@@ -89,7 +90,7 @@ probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_fr
 
 def states(regime: Regime, families: Collection[int], *, ports: bool = False) -> list[State]:
     """Return the sets and chains of all policies of a regime, with those that they have in common."""
-    found = list(nftables.common(regime, families, ports=ports))
+    found = [*nftables.common(regime, families, ports=ports), *name_rules.sets(regime.names, families)]
     for part in nftables.parts(regime).values():
         found += nftables.states(regime, part, families)
     return list(dict.fromkeys(found))

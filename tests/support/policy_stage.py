@@ -11,9 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.agent.policy_flows import Parties
+from linkspan.agent.policy_names import PolicyNames
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.model import Endpoint
@@ -122,10 +124,12 @@ class Stage:
         one = self.member
         self.records = PolicyRecords(one.replica, one.networks)
         elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
-        parties = Parties(one.networks, one.endpoints)
-        self.enforcement = Enforcement(
-            worker_of(self.machine), self.records, elements, parties, one.remote, one.interest, self.before
-        )
+        named = NamedAddresses()
+        parties = Parties(one.networks, one.endpoints, named)
+        worker = worker_of(self.machine)
+        self.names = PolicyNames(worker, elements, named, lambda _endpoint: (), logs=False)
+        followed = one.remote, one.interest, self.names, self.before
+        self.enforcement = Enforcement(worker, self.records, elements, parties, *followed)
         one.told = self.enforcement.changed
 
     async def before(self) -> None:

@@ -32,6 +32,7 @@ from linkspan.agent.host_identity import host_id, keep
 from linkspan.agent.ipsec_sessions import IpsecSessions
 from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.metrics import Metrics
+from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.network_changes import NetworkChanges
 from linkspan.agent.network_details import NetworkDetails
 from linkspan.agent.news import News
@@ -45,6 +46,7 @@ from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.agent.policy_flows import Parties
 from linkspan.agent.policy_metrics import PolicyMetrics
+from linkspan.agent.policy_names import PolicyNames
 from linkspan.agent.policy_probes import PolicyProbes
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.agent.policy_trials import Trials
@@ -161,7 +163,7 @@ class Agent:
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(
                 id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True, tiers=True,
-                hastens=True,
+                hastens=True, dns_peers=True,
             )  # fmt: skip
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
@@ -264,8 +266,10 @@ class Agent:
             self.config,
             self.event_log,
         )
-        records, parties = PolicyRecords(self.replica, self.networks), Parties(self.networks, endpoints)
+        named, logs = NamedAddresses(), nflog.available(rules.GROUP)
+        records, parties = PolicyRecords(self.replica, self.networks), Parties(self.networks, endpoints, named)
         elements = PolicyElements(self.networks, self.hosts, self.leases, self.remote, endpoints)
+        self.policy_names = PolicyNames(self.worker, elements, named, self.name_service.nameservers, logs=logs)
         self.fast_endpoints = FastEndpoints(self.worker, self.networks, endpoints, records, elements, self.view)
         self.enforcement = Enforcement(
             self.worker,
@@ -274,17 +278,18 @@ class Agent:
             parties,
             self.remote,
             self.interest,
+            self.policy_names,
             self.fast_endpoints.follow,
-            logs=nflog.available(rules.GROUP),
+            logs=logs,
         )
         self.policies = Policies(
-            self.replica, records, self.networks, self.hosts, self.enforcement, self.event_log
+            self.replica, records, self.networks, self.hosts, self.enforcement, self.policy_names, self.event_log
         )
         self.policy_trials = Trials(self.worker, self.enforcement, parties)
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
         self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
         self.policy_answers = PolicyAnswers(
-            self.networks, self.allowances, self.endpoint_records, self.hosts, records
+            self.networks, self.allowances, self.endpoint_records, self.hosts, records, named
         )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
         listeners = HostListeners(self.name_service.listening)
@@ -304,6 +309,7 @@ class Agent:
         )
         for follower in (
             self.endpoint_records, self.name_service, self.interest, self.enforcement, self.fast_endpoints,
+            self.policy_names,
         ):  # fmt: skip
             self.registry.subscribe(follower.note)
         self.orphans = Orphans(
@@ -527,7 +533,7 @@ class Agent:
         # ``interest`` reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest, self.enforcement, self.fast_endpoints, self.drop_log, self.egress,
+            self.interest, self.policy_names, self.enforcement, self.fast_endpoints, self.drop_log, self.egress,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -557,6 +563,7 @@ class Agent:
 
     async def replan(self) -> None:
         """Observe the machine's facts, and apply what follows from them if they changed."""
+        self.policy_names.look()
         if await self.facts.look():
             await self.plans.put()
             await self.plans.drop()

@@ -88,6 +88,12 @@ def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
     return found
 
 
+def names_of_policies(sentences: Iterable[str]) -> list[Check]:
+    """Return which DNS names of policies lead nowhere on this host, though containers may go there by them."""
+    fix = "`linkspan policy show` has their addresses; ask the network's name server: nslookup NAME GATEWAY"
+    return [Check("names of policies", "warn", sentence, fix) for sentence in sentences]
+
+
 def fast(standings: Mapping[str, Standing]) -> list[Check]:
     """Return which networks with ``fast=true`` are fast on this host, and why not; ``standings`` by network."""
     fix = "docs/backends.md (A fast path) explains it; meanwhile all packets pass the rules, as in other networks"

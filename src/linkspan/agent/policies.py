@@ -8,6 +8,7 @@ import msgspec
 
 from linkspan.agent.policy_coverage import unenforceable
 from linkspan.agent.policy_enforcement import Enforcement
+from linkspan.agent.policy_names import PolicyNames
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
@@ -43,6 +44,7 @@ class Policies:
         networks: Networks,
         hosts: Hosts,
         enforcement: Enforcement,
+        names: PolicyNames,
         event_log: EventLog,
     ) -> None:
         self._replica = replica
@@ -50,6 +52,7 @@ class Policies:
         self._networks = networks
         self._hosts = hosts
         self._enforcement = enforcement
+        self._names = names
         self._event_log = event_log
 
     def all(self) -> list[Policy]:
@@ -203,7 +206,20 @@ class Policies:
         others = (one for id_, one in self._hosts.all().items() if id_ != self._hosts.here.id)
         return sorted(one.name or one.id for one in others if one.enforces and not one.tiers)
 
+    def _nameless(self, policy: Policy) -> list[str]:
+        """Return the names of the other hosts whose agents enforce policies, and know no DNS names in them."""
+        if not policy.names:
+            return []
+        others = (one for id_, one in self._hosts.all().items() if id_ != self._hosts.here.id)
+        return sorted(one.name or one.id for one in others if one.enforces and not one.dns_peers)
+
     def _check_agents(self, policy: Policy) -> None:
+        if old := self._nameless(policy):
+            raise Conflict(
+                f"policy {policy.name}: the agent of host {', '.join(old)} is of a version that knows no DNS names in "
+                "policies",
+                "upgrade it first: linkspan upgrade",
+            )
         if old := self._untiered(policy):
             raise Conflict(
                 f"policy {policy.name}: the agent of host {', '.join(old)} is of a version that knows neither tiers of "
@@ -220,8 +236,11 @@ class Policies:
         """Yield what a policy does not do, though its author may think so."""
         for host in self._lax():  # it joined after the policy was applied
             yield f"host {host} enforces no policy: its agent is of an older version"
-        for host in self._untiered(policy):
+        for host in dict.fromkeys((*self._untiered(policy), *self._nameless(policy))):
             yield f"policy {policy.name}: host {host} does not enforce it as it is: its agent is of an older version"
+        for one in self._names.told(sorted(policy.names)):
+            if one.problem:
+                yield f"policy {policy.name}: DNS name {one.name} leads nowhere from this host: {one.problem}"
         known = {network.name: network for network in self._networks.every()}
         for name in policy.select.networks:
             if name not in known:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_coverage import hosted, policed, unenforceable
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
@@ -16,8 +17,10 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.dns_names import normal
+from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.core.model import Allowance, Endpoint, Host, Port
+from linkspan.policy import names
 from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
 from linkspan.policy.model import Case, End, Policy, Ports, Protocol, Subject, checked, ports
 from linkspan.policy.review import Finding, Known, review
@@ -83,7 +86,9 @@ class PolicyAnswers:
         endpoint_records: EndpointRecords,
         hosts: Hosts,
         records: PolicyRecords,
+        named: NamedAddresses,
     ) -> None:
+        self._named = named
         self._hosts = hosts
         self._networks = networks
         self._allowances = allowances
@@ -197,8 +202,15 @@ class PolicyAnswers:
         mine = [e for e in every if any(one.single() == address for one in e.prefixes)]
         if address is not None and not mine:
             outside = is_outside(address, [pool for one in self._networks.all() for pool in one.prefixes])
-            return [Place(address.address, "", "", Party(address, outside=outside))]
-        return [self._place(judge, endpoint) for endpoint in mine or await self._endpoint_records.find(end.name)]
+            called = self._named.by_address().get(address.address, frozenset()) & judge.names
+            return [Place(address.address, "", "", Party(address, outside=outside, names=called))]
+        try:
+            found = mine or await self._endpoint_records.find(end.name)
+        except NotFound:
+            if not (meant := names.meant(normal(end.name), judge.names)):
+                raise
+            return [Place(end.name, "", "", Party(None, outside=True, names=frozenset(meant)))]
+        return [self._place(judge, endpoint) for endpoint in found]
 
     def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
@@ -242,18 +254,19 @@ class PolicyAnswers:
                 wanted = [Probe(gate.protocol, gate.port) for gate in gates]
                 spans = tuple(_ports(one) for one in wanted if judge.verdict(source.party, target.party, one).allowed)
             probe = _probe_of(spans)
-            names = tuple(map(str, spans))
-            names = ("all",) if names == PROTOCOLS else names
+            open_ = tuple(map(str, spans))
+            open_ = ("all",) if open_ == PROTOCOLS else open_
         else:
             allowed = judge.verdict(source.party, target.party, probe).allowed
-            names = (str(_ports(probe)),) if allowed else ()
+            open_ = (str(_ports(probe)),) if allowed else ()
         verdict = judge.verdict(source.party, target.party, probe)
         why = _why(verdict)
         if bare := [place.network for place in (source, target) if not place.party.policed]:
             why += f"; linkspan enforces no policy for containers of network {bare[0]}"
-        if port and names:
+        if port and open_:
             why += "".join(_limits(source, target, probe))
-        return Answer(allowed=bool(names), ports=names, by=verdict.by, why=why)
+        why += _by_name(judge, source, target)
+        return Answer(allowed=bool(open_), ports=open_, by=verdict.by, why=why)
 
     def _answer_at_host(self, judge: Judge, source: Place, target: Place, probe: Probe | None) -> Answer:
         """Return whether one end may connect to a container on its host's own network, whose ports are the host's."""
@@ -343,6 +356,17 @@ def _limits(source: Place, target: Place, probe: Probe) -> Iterator[str]:
         inside = at is not None and any(prefix(cidr).holds(at) for cidr in one.sources)
         if one.sources and not inside and probe == Probe(one.protocol, one.host_port if target.hosted else one.port):
             yield f"; only {', '.join(one.sources)} may come in by port {one.host_port}/{one.protocol} of the host"
+
+
+def _by_name(judge: Judge, source: Place, target: Place) -> str:
+    """Return what an answer about an address outside rests on, if a policy lets the source out by DNS names."""
+    if target.network or judge.askers.isdisjoint(source.party.chosen or ()):
+        return ""
+    if target.party.address is None:
+        return "" if target.party.names else "; by DNS name it may reach addresses that records do not have"
+    if target.party.names:
+        return f"; on this host {', '.join(sorted(target.party.names))} has this address now"
+    return "; on this host no DNS name of its policies has this address now"
 
 
 def _passes(gate: Allowance, probe: Probe | None) -> bool:

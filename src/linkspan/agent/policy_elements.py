@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -127,6 +127,15 @@ class PolicyElements:
             for identity, endpoint in (self._endpoints.items() if selectors else ())
             if any(selects(selector, self.subject(endpoint)) for selector in selectors)
         }
+
+    def endpoints(self, identities: Iterable[tuple[str, str]]) -> list[Endpoint]:
+        """Return those of these endpoints of this host that are still there."""
+        return [self._endpoints[one] for one in identities if one in self._endpoints]
+
+    def addresses_of_hosts(self) -> frozenset[str]:
+        """Return the addresses that hosts have on the underlay."""
+        every = (host.underlay for host in self._hosts.all().values() if host.underlay is not None)
+        return frozenset(prefix(text).address for one in every for text in (*one.addresses, *one.advertise))
 
     def of_others(self, force: InForce, host: str) -> tuple[dict[str, Known], dict[str, list[State]]]:
         """Return by address what is known of another host's endpoints, and their elements, by selector of peers.

@@ -21,6 +21,7 @@ import msgspec
 from linkspan.agent.policy_coverage import unenforceable
 from linkspan.agent.policy_elements import InForce, PolicyElements
 from linkspan.agent.policy_flows import Parties, Source
+from linkspan.agent.policy_names import PolicyNames
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.endpoint_records import PATIENCE
 from linkspan.cluster.interest import Interest
@@ -33,7 +34,7 @@ from linkspan.endpoints.registry import Identity, policy_source
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.kernel.worker import Worker
-from linkspan.policy import rules
+from linkspan.policy import name_rules, rules
 from linkspan.policy.regime import Regime
 from linkspan.policy.rules import Difference
 from linkspan.store.records import ENDPOINTS
@@ -47,6 +48,8 @@ _POLICIES = ("policies/", "staged/", "allowances/")
 """Kinds of records whose changes are found by comparing what follows from them."""
 RULES: Source = ("policy", "rules")
 """The rules that all policies have in common; each policy's own ones have sources that begin so."""
+_NAMES: Source = ("policy", "names")
+"""The sets of DNS names, which are filled before there are rules that look at them."""
 _HOSTS: Source = ("policy", "addresses of hosts")
 _KEPT: Source = ("policy", "kept")
 
@@ -75,11 +78,12 @@ class Enforcement:
         parties: Parties,
         remote: RemoteEndpoints,
         interest: Interest,
+        names: PolicyNames,
         before: Callable[[], Awaitable[None]],
         *,
         logs: bool = True,
     ) -> None:
-        """Take the parts that it follows, and ``parties`` to keep up to date; ``logs``: this kernel has nflog.
+        """Take the parts that it follows, and ``parties`` and ``names`` to keep up to date; ``logs``: there is nflog.
 
         ``before`` is awaited before other policies come into force: it takes endpoints off the path past the rules.
         """
@@ -89,6 +93,7 @@ class Enforcement:
         self._parties = parties
         self._remote = remote
         self._interest = interest
+        self._names = names
         self._before = before
         self._logs = logs
         self._force = InForce()
@@ -109,6 +114,8 @@ class Enforcement:
         """Whether the kernel could pass bridges' frames to the rules when that was looked at last."""
         self._mattering: frozenset[str] = frozenset()
         """The networks whose endpoints mattered when everything was compared last."""
+        self._named: tuple[frozenset[str], frozenset[int]] = frozenset(), frozenset()
+        """The DNS names that are followed, and the families of their sets."""
         self._due: set[Identity] = set()
         self._due_hosts: set[str] = set()
         self._putting = asyncio.Lock()
@@ -133,7 +140,9 @@ class Enforcement:
         if not self.regime:
             return
         self._force = self._wanted(self.regime)
-        self._kept = await self._worker.run(self._keep, self._rules(rules.difference(Regime(), self.regime)))
+        sources = self._rules(rules.difference(Regime(), self.regime))
+        sources[_NAMES] = [*name_rules.sets(self.regime.names, self._force.families)]
+        self._kept = await self._worker.run(self._keep, sources)
 
     def _keep(self, sources: Mapping[Source, list[State]]) -> list[NftElement]:
         """Desire these, and the elements of their sets that are there; return those (worker thread)."""
@@ -252,6 +261,7 @@ class Enforcement:
             return
         if recorded is not self.regime:
             await self._prepare(recorded)
+        await self._follow_names(recorded)
         plan = self._plan(recorded)
         sources = await self._of_others(plan)
         # No pause from here until the worker is called: attaches that see the new rules come after their sets.
@@ -271,7 +281,7 @@ class Enforcement:
         if self._stricter and plan.read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-            await asyncio.to_thread(conntrack.cut, self._parties.flows(self.regime.judge, local))
+            await asyncio.to_thread(conntrack.cut, self._parties.flows(self.regime.judge, local, past=True))
         if serious := await self._worker.run_brief(self._serious, failed):
             raise serious[0]  # after the cut: one bad element must not keep forbidden flows
         if conflict is not None:
@@ -333,6 +343,8 @@ class Enforcement:
             leased, self._hosted = {*self._mattering, *self._hosted}, self._mattering
         if plan.changed or here:
             sources |= self._rules(plan.difference)
+            if self._named[0] or self._is_source(_NAMES):
+                sources[_NAMES] = [*name_rules.sets(*self._named)]
         for name in leased:
             sources[(*_HOSTS, name)] = list(self._elements.of_hosts(force, name)) if name in self._hosted else []
         for identity in due:
@@ -341,6 +353,15 @@ class Enforcement:
             self._stricter |= self._attached_under_others(source, sources[source])
             self._stricter |= self._parties.note(source, known)
         return sources
+
+    async def _follow_names(self, recorded: Regime) -> None:
+        """Put the sets of the DNS names that will be in force, and fill them: the rules come when that is done."""
+        named = recorded.names, self._wanted(recorded).families
+        if named != self._named and (recorded.names or self._named[0]):
+            sets = [*name_rules.sets(recorded.names | self.regime.names, named[1] | self._force.families)]
+            await self._worker.run(self._worker.machine.reconciler.change, _NAMES, sets)
+            await self._names.follow(recorded, named[1] if recorded.names else frozenset())
+        self._named = named
 
     def _serious(self, failed: Mapping[Key, LinkspanError]) -> list[LinkspanError]:
         """Return the errors that count (in the worker's thread).

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_coverage import addresses, policed, spots_at
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
@@ -44,17 +45,19 @@ class Flows:
         here: Collection[str],
         pools: Collection[Prefix],
         local: Collection[str],
+        names: Mapping[str, frozenset[str]],
     ) -> None:
         """Take the addresses of this host's endpoints as ``here``: other hosts enforce the policies of theirs.
 
         ``local`` are the host's own addresses. Of flows with one of them only those pass rules that lead to ports of
-        containers on the host's own network.
+        containers on the host's own network. ``names`` are the DNS names of addresses outside.
         """
         self._judge = judge
         self._known = known
         self._here = here
         self._pools = pools
         self._local = local
+        self._names = names
 
     def __call__(self, flow: conntrack.Flow) -> bool:
         """Return whether policies that this host enforces forbid a flow."""
@@ -89,15 +92,21 @@ class Flows:
 
     def _party(self, address: Prefix) -> Party:
         known = self._known.get(address.address)
-        return Party(address, outside=is_outside(address, self._pools)) if known is None else known.party
+        if known is not None:
+            return known.party
+        names = self._names.get(address.address, frozenset())
+        return Party(address, outside=is_outside(address, self._pools), names=names)
 
 
 class Parties:
     """The endpoints whose elements have been put, by address and by the source of the elements."""
 
-    def __init__(self, networks: Networks, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+    def __init__(
+        self, networks: Networks, endpoints: Mapping[tuple[str, str], Endpoint], named: NamedAddresses
+    ) -> None:
         self._networks = networks
         self._endpoints = endpoints
+        self._named = named
         self._at: dict[str, Known] = {}
         self._of: dict[Source, Mapping[str, Known]] = {}
 
@@ -127,13 +136,17 @@ class Parties:
         """Return the sources of which something is known."""
         return self._of.keys()
 
-    def flows(self, judge: Judge, local: frozenset[str] = frozenset()) -> Flows:
-        """Return which flows of this host a judge forbids; ``local`` are the host's own addresses."""
+    def flows(self, judge: Judge, local: frozenset[str] = frozenset(), *, past: bool = False) -> Flows:
+        """Return which flows of this host a judge forbids; ``local`` are the host's own addresses.
+
+        With ``past`` a DNS name is also at addresses that it had within a week: flows that are open were allowed then.
+        """
         own = filter(policed, self._endpoints.values())
         here = {address.address for endpoint in own for address in addresses(endpoint)}
         pools = [pool for network in self._networks.all() for pool in network.prefixes]
         local |= {prefix(text).address for network in self._networks.all() for text in network.gateways}
-        return Flows(judge, dict(self._at), here, pools, local)
+        names = self._named.by_address(past=past) if judge.names else {}
+        return Flows(judge, dict(self._at), here, pools, local, names)
 
     def name_of(self, address: str) -> str:
         """Return the name of the endpoint that has an address here; the address itself if none is known.

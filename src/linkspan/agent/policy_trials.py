@@ -61,16 +61,16 @@ class Trials:
         if not regime.staged:
             return Trial(refused=(), more=0, full=False, cuts=0)
         local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-        flows = self._parties.flows(regime.trial, local)
-        return await asyncio.to_thread(self._of, flows)
+        now, past = (self._parties.flows(regime.trial, local, past=past) for past in (False, True))
+        return await asyncio.to_thread(self._of, now, past)
 
-    def _of(self, flows: Flows) -> Trial:
+    def _of(self, flows: Flows, past: Flows) -> Trial:
         """Read and judge in a thread of its own: a container that scans ports fills sets with 65,535 flows."""
         sets = policy_counts.tallies(TABLE, rules.TALLIES)
         counted = sorted((one for some in sets for one in some), key=lambda one: -one.packets)
         refused, more = summed(counted, flows, self._parties.name_of)
         full = any(len(some) >= MOST_ELEMENTS for some in sets)
-        return Trial(refused=refused, more=more, full=full, cuts=conntrack.count(flows))
+        return Trial(refused=refused, more=more, full=full, cuts=conntrack.count(past))
 
 
 def summed(

@@ -72,7 +72,8 @@ class PolicyRoutes:
         return answer([self._told(policy) for policy in self._agent.policies.all()])
 
     async def _show(self, request: web.Request) -> web.Response:
-        return answer(self._told(self._agent.policies.get(request.match_info["name"])))
+        policy = self._agent.policies.get(request.match_info["name"])
+        return answer({**self._told(policy), "names": self._agent.policy_names.told(sorted(policy.names))})
 
     async def _apply(self, request: web.Request) -> web.Response:
         wanted = await body(request, ApplyBody)

@@ -98,6 +98,9 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
         as_json(found)
         return
     print(_printed(_policy(found)), end="")
+    for one in found.get("names", ()):
+        listed = ", ".join(f"{at['address']} ({counted(at['seconds'], 'second')})" for at in one["addresses"])
+        print(f"# {one['name']} here, now: {listed or one['problem'] or 'no address is known'}")
     for words in found["warnings"]:
         say(f"warning: {words}", sys.stderr)
 
@@ -237,7 +240,7 @@ def run_tests(
 def _policy(found: dict[str, Any]) -> Policy:
     from linkspan.policy.model import Policy
 
-    return msgspec.convert({key: value for key, value in found.items() if key != "warnings"}, Policy)
+    return msgspec.convert({key: value for key, value in found.items() if key not in ("warnings", "names")}, Policy)
 
 
 def _printed(policy: Policy) -> str:

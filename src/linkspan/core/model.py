@@ -404,7 +404,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, ``filters`` that its kernel
     passes the frames of bridges to the rules of policies (br_netfilter), ``egresses`` that its agent knows networks'
     egress addresses, ``tiers`` that it knows tiers of policies, requests of ICMP in them, and policies about ports of
-    containers on the host's own network, and ``hastens`` that it knows the option ``fast`` of networks.
+    containers on the host's own network, ``dns_peers`` that it knows DNS names as peers in them, and ``hastens`` that
+    it knows the option ``fast`` of networks.
     """
 
     id: str
@@ -422,6 +423,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     filters: bool = False
     egresses: bool = False
     tiers: bool = False
+    dns_peers: bool = False
     hastens: bool = False
 
     def within(self, pool: Prefix) -> str:

@@ -65,6 +65,15 @@ next packet. If the policed end sends that one, it is a flow that this end begin
 **A container and its own host** always reach each other, as in Kubernetes: neither passes ``forward``. Networks stay
 isolated from each other, whatever a policy allows (``core/ruleset.py``).
 
+**DNS names.** A peer by name is a set whose elements end by themselves (``name_rules``). The agent fills it with what
+the networks' name servers answer (``agent/policy_names.py``). A name only ever opens: a rule that denies by name would
+miss the first packets. The judge knows the names of an address from the agent, which has them of this host alone, so
+`policy can` answers about names from the records, and about addresses as far as this host knows.
+
+Rejected: dnsmasq's ``--nftset`` (elements without an end; not put again when the cache answers; a name means all names
+below it), an own name server in between (DNS would need the agent), to hold answers back until the set is filled
+(NFQUEUE, which many kernels lack, and a stopped agent would stop DNS).
+
 **Bridges.** The bridge family has no connection tracking and no reject on many kernels. So a bridge whose network a
 policy may be about passes its frames to the inet family (``BridgeFilter``: br_netfilter, for this bridge alone), where
 they come in and go out by the bridge. Addresses there are those of the guard: also link-local ones. One rule is the

@@ -32,6 +32,7 @@ _ENDINGS = (".yaml", ".yml")
 _POLICY = ("policy", "tier", "order", "select", "ingress", "egress", "tests")
 _SELECTOR = ("labels", "expressions", "network", "host", "name")
 _OUTSIDE = "outside"
+_PEERS = "write outside, cidr: 192.0.2.0/24, dns: [api.example.com], or labels"
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -165,9 +166,12 @@ def _action(reader: Reader, node: yaml.Node) -> Action:
 def _peer(reader: Reader, node: yaml.Node) -> Peer:
     if isinstance(node, yaml.ScalarNode):
         if reader.text(node, "a peer") != _OUTSIDE:
-            raise reader.wrong(node, f"has the peer {node.value!r}", "write outside, cidr: 192.0.2.0/24, or labels")
+            raise reader.wrong(node, f"has the peer {node.value!r}", _PEERS)
         return Peer(outside=True)
     keys = reader.mapping(node, "a peer")
+    if "dns" in keys:
+        given = reader.fields(node, ("dns",), "a peer with DNS names")
+        return Peer(dns=kubernetes.dns_names(reader, given["dns"])) if given else Peer()
     if "cidr" not in keys:
         return Peer(select=_selector(reader, node))
     found = reader.fields(node, ("cidr", "except"), "a peer with a CIDR")
@@ -237,6 +241,8 @@ def _plain_peer(peer: Peer) -> Any:
         return _OUTSIDE
     if peer.select is not None:
         return _plain_selector(peer.select)
+    if peer.dns:
+        return {"dns": list(peer.dns)}
     return {"cidr": peer.cidr, "except": list(peer.excepts)} if peer.excepts else {"cidr": peer.cidr}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -44,13 +44,14 @@ class Party(msgspec.Struct, frozen=True):
 
     ``chosen`` are the digests of the selectors that select it, None if it is no known endpoint. ``outside`` says
     whether its address is in no pool; None as address means any address outside. Of an endpoint that is not
-    ``policed`` its own policies are not enforced.
+    ``policed`` its own policies are not enforced. ``names`` are the DNS names of policies that it has.
     """
 
     address: Prefix | None
     chosen: frozenset[str] | None = None
     outside: bool = False
     policed: bool = True
+    names: frozenset[str] = frozenset()
 
 
 def is_outside(address: Prefix, pools: Iterable[Prefix]) -> bool:
@@ -59,17 +60,20 @@ def is_outside(address: Prefix, pools: Iterable[Prefix]) -> bool:
 
 
 class Match(msgspec.Struct, frozen=True):
-    """A peer of a clause: a selector's digest, or a prefix without some others, or the outside."""
+    """A peer of a clause: a selector's digest, a prefix without some others, the outside, or a DNS name."""
 
     digest: str = ""
     prefix: Prefix | None = None
     excepts: tuple[Prefix, ...] = ()
     outside: bool = False
+    name: str = ""
 
     def fits(self, party: Party) -> bool:
         """Return whether a party is meant."""
         if self.outside:
             return party.outside
+        if self.name:
+            return party.outside and self.name in party.names
         if self.prefix is None:
             return party.chosen is not None and self.digest in party.chosen
         at = party.address
@@ -161,6 +165,7 @@ class Terms:
         """By digest: every selector that the policy has."""
         self.peers: set[str] = set()
         """The digests of those that are peers of a rule."""
+        self.names = policy.names
         self.sections = {direction: self._section(direction) for direction in DIRECTIONS}
 
     def _section(self, direction: Direction) -> Section | None:
@@ -168,20 +173,24 @@ class Terms:
         if (rules := one.rules(direction)) is None:
             return None
         clauses = tuple(
-            Clause(rule.action, tuple(map(self._match, rule.peers)), rule.ports, rule.line) for rule in rules
+            Clause(rule.action, tuple(itertools.chain(*map(self._matches, rule.peers))), rule.ports, rule.line)
+            for rule in rules
         )
         return Section(
             one.name, one.line, self._digest(one.select), clauses, one.isolates(direction), one.tier, order=one.order
         )
 
-    def _match(self, peer: Peer) -> Match:
+    def _matches(self, peer: Peer) -> Iterator[Match]:
         if peer.select is not None:
             digest = self._digest(peer.select)
             self.peers.add(digest)
-            return Match(digest)
-        if peer.outside:
-            return Match(outside=True)
-        return Match("", network_of(peer.cidr), tuple(map(network_of, peer.excepts)))
+            yield Match(digest)
+        elif peer.outside:
+            yield Match(outside=True)
+        elif peer.dns:
+            yield from (Match(name=name) for name in peer.dns)
+        else:
+            yield Match("", network_of(peer.cidr), tuple(map(network_of, peer.excepts)))
 
     def _digest(self, selector: Selector) -> str:
         digest = selector.digest
@@ -271,6 +280,16 @@ class Judge:
         """True if a rule looks at addresses."""
         every = (section for sections in self.sections.values() for section in sections)
         return any(peer.prefix is not None for one in every for clause in one.clauses for peer in clause.peers)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The DNS names that rules are about."""
+        return frozenset().union(*(terms.names for terms in self.terms.values()))
+
+    @cached_property
+    def askers(self) -> frozenset[str]:
+        """The digests of the selectors whose endpoints some policy lets out by DNS names."""
+        return frozenset(terms.policy.select.digest for terms in self.terms.values() if terms.names)
 
     @cached_property
     def keys(self) -> frozenset[str]:

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 from linkspan.core.errors import Invalid
+from linkspan.policy import names
 from linkspan.policy.model import (
     Operator,
     Peer,
@@ -151,6 +152,9 @@ def _cluster_peers(reader: Reader, node: yaml.Node, ends: str) -> list[Peer]:
     if "networks" in keys and ends == "to":
         found = reader.fields(node, ("networks",), "a peer with networks")
         return [Peer(cidr=cidr) for cidr in reader.texts(found["networks"], "networks")] if found else []
+    if "domainNames" in keys and ends == "to":
+        found = reader.fields(node, ("domainNames",), "a peer with domainNames")
+        return [Peer(dns=dns_names(reader, found["domainNames"]))] if found else []
     return [_cluster_peer(reader, node)]
 
 
@@ -171,7 +175,7 @@ def _cluster_peer(reader: Reader, node: yaml.Node) -> Peer:
 
 _UNMEANT = {
     "nodes": "and hosts have no labels here",
-    "domainNames": "and linkspan knows no addresses of names",
+    "domainNames": "and a client's address does not say by which name it is called",
 }
 
 
@@ -277,6 +281,15 @@ def expressions(reader: Reader, node: yaml.Node) -> tuple[Requirement, ...]:
         key = reader.text(found["key"], "key")
         made.append(Requirement(key, msgspec.convert(operator, Operator), values))
     return tuple(made)
+
+
+def dns_names(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
+    """Return the DNS names of a peer, as DNS has them."""
+    texts = reader.texts(node, "DNS names")
+    try:
+        return tuple(dict.fromkeys(map(names.name, texts)))
+    except Invalid as error:
+        raise reader.wrong(node, f"has a name that means nobody: {error.message}", error.hint) from error
 
 
 def _port(reader: Reader, node: yaml.Node) -> Ports:

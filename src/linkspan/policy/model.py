@@ -12,6 +12,7 @@ from linkspan.core import icmp
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.model import NAME
+from linkspan.policy import names
 
 Action = Literal["allow", "deny"]
 RuleAction = Literal["allow", "deny", "pass"]
@@ -69,15 +70,17 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """The other end of a connection: endpoints, addresses but for some, or everything outside all pools.
+    """The other end of a connection: endpoints, addresses but for some, everything outside all pools, or DNS names.
 
-    Exactly one of ``select``, ``cidr`` and ``outside`` is given.
+    Exactly one of ``select``, ``cidr``, ``outside`` and ``dns`` is given. A name means the addresses outside all pools
+    that name servers answer for it (``policy/names.py``).
     """
 
     select: Selector | None = None
     cidr: str = ""
     excepts: tuple[str, ...] = ()
     outside: bool = False
+    dns: tuple[str, ...] = ()
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -136,6 +139,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it needs agents that know tiers and requests of ICMP (``Host.tiers``)."""
         every = (port for rule in (*(self.ingress or ()), *(self.egress or ())) for port in rule.ports)
         return self.tier != "normal" or any(port.protocol == "icmp" and port.first for port in every)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The DNS names that its rules are about."""
+        every = (peer for rule in (*(self.ingress or ()), *(self.egress or ())) for peer in rule.peers)
+        return frozenset(name for peer in every for name in peer.dns)
 
     def isolates(self, direction: Direction) -> bool:
         """Return whether what no rule matches is refused: it has the direction, and does not only deny.
@@ -225,7 +234,7 @@ def checked(policy: Policy) -> Policy:
         for direction in DIRECTIONS:
             rules = policy.rules(direction) or ()
             _few(f"rules of {direction}", rules)
-            lines = sum(max(len(rule.peers), 1) * max(len(rule.ports), 1) for rule in rules)
+            lines = sum(_ends(rule) * max(len(rule.ports), 1) for rule in rules)
             if lines > MOST_LINES:
                 raise Invalid(
                     f"the rules of {direction} have {lines} pairs of a peer and a port, and may have {MOST_LINES}",
@@ -236,6 +245,7 @@ def checked(policy: Policy) -> Policy:
                     if rule.action == "pass" and policy.tier == "normal":
                         raise Invalid("pass needs a tier", "write tier: admin or tier: baseline in the policy")
                     _check_rule(rule)
+                    _check_names(rule, direction)
                 except Invalid as error:
                     where = f"line {rule.line}" if rule.line else f"rule {number} of {direction}"
                     raise error.within(where) from error
@@ -249,8 +259,9 @@ def _check_rule(rule: Rule) -> None:
     _few("peers", rule.peers)
     _few("ports", rule.ports)
     for peer in rule.peers:
-        if (peer.select is not None) + bool(peer.cidr) + peer.outside != 1:
-            raise Invalid("a peer is either endpoints, or a CIDR, or the outside", "write one of them for each peer")
+        if (peer.select is not None) + bool(peer.cidr) + peer.outside + bool(peer.dns) != 1:
+            what = "a peer is either endpoints, or a CIDR, or the outside, or DNS names"
+            raise Invalid(what, "write one of them for each peer")
         if peer.select is not None:
             _check_selector(peer.select)
         if peer.excepts and not peer.cidr:
@@ -267,6 +278,26 @@ def _check_rule(rule: Rule) -> None:
                 raise Invalid(f"{one.first} to {one.last} is no type of icmp", f"write icmp, or {_REQUESTS}")
         elif (one.first or one.last) and not 1 <= one.first <= one.last <= 65535:
             raise Invalid(f"ports {one.first}-{one.last} are no range", "give 1 to 65535, the lower one first")
+
+
+def _ends(rule: Rule) -> int:
+    """Return how many other ends a rule names: each DNS name is one."""
+    return max(sum(max(len(peer.dns), 1) for peer in rule.peers), 1)
+
+
+def _check_names(rule: Rule, direction: Direction) -> None:
+    """Refuse DNS names where they could not hold: their addresses are known only once somebody has asked."""
+    for peer in rule.peers:
+        _few("DNS names", peer.dns)
+        for text in peer.dns:
+            if names.name(text) != text:
+                raise Invalid(f"DNS name {text!r} is not as DNS has it", f"write {names.name(text)}")
+        if peer.dns and direction == "ingress":
+            what = "an ingress rule names no client by DNS: a client's address does not say by which name it is called"
+            raise Invalid(what, "write cidr:, outside, or labels")
+        if peer.dns and rule.action != "allow":
+            what = f"a rule with {rule.action} has no DNS names: an address counts only once its name was asked for"
+            raise Invalid(what, "allow the names that are meant, and close the rest")
 
 
 def _check_selector(selector: Selector) -> None:

@@ -66,6 +66,16 @@ class Regime:
         """The keys of all labels that selectors of peers look at."""
         return self.judge.keys | self.trial.keys
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The DNS names that are peers of a rule."""
+        return self.judge.names | self.trial.names
+
+    @cached_property
+    def askers(self) -> frozenset[str]:
+        """The digests of the selectors whose endpoints some policy lets out by DNS names."""
+        return self.judge.askers | self.trial.askers
+
     @property
     def by_host(self) -> bool:
         """Whether a selector looks at hosts' names."""

@@ -15,6 +15,7 @@ from linkspan.core.model import Port
 from linkspan.core.ports import families_of, key_of
 from linkspan.core.ruleset import BRIDGE, INET, TABLE, element, pool_text
 from linkspan.core.states.host import BridgeFilter, NftChain, NftElement, NftSet, State
+from linkspan.policy import name_rules
 from linkspan.policy.judge import LINK_LOCAL, Clause, Judge, Match, Section
 from linkspan.policy.model import DIRECTIONS, Direction, Ports
 from linkspan.policy.regime import Regime
@@ -199,7 +200,7 @@ def difference(before: Regime, after: Regime) -> Difference:
     put = tuple(part for name, part in new.items() if old.get(name) != part)
     gone = tuple(name for name in old if name not in new)
     gained, lost = after.peers - before.peers, before.peers - after.peers
-    found = set(gained | lost)
+    found = set(gained | lost | (before.askers ^ after.askers))
     for direction in DIRECTIONS:
         found |= before.watched[direction] ^ after.watched[direction]
     for name in (*gone, *(part.name for part in put)):
@@ -228,12 +229,15 @@ def common(
             for after in ("", *reading.passing(direction)):
                 yield NftSet(INET, TABLE, reading.ways(direction, family, after), _TYPE[family], "verdict")
     for reading in readings:
-        yield from _counted(wanted, logs=logs) if not reading.enforces else (_refused(logs=logs),)
+        patient = wanted if regime.names else []
+        yield from _counted(wanted, logs=logs) if not reading.enforces else (_refused(patient, logs=logs),)
         for direction in DIRECTIONS:
             if reading.judge.sections[direction]:
                 yield from _of_direction(reading, direction, wanted, ports=ports)
         if ports and reading.judge.sections["ingress"]:
             yield from _of_ports(reading, wanted)
+    if regime.names:
+        yield from name_rules.states(wanted, logs=logs)
 
 
 def states(regime: Regime, part: Part, families: Iterable[int]) -> Iterator[State]:
@@ -418,9 +422,10 @@ def _not_near(direction: Direction, family: int) -> str:
     return f"{at} != @pools{family}" + (f" {at} != {LINK_LOCAL}" if family == LINK_LOCAL.family else "")
 
 
-def _refused(*, logs: bool) -> NftChain:
-    """Return the chain to which each rule that refuses leads."""
-    return NftChain(INET, TABLE, "policy_refused", "", (*_log(ENFORCED, logs=logs), _REJECT))
+def _refused(patient: Iterable[int], *, logs: bool) -> NftChain:
+    """Return the chain to which each rule that refuses leads; ``patient`` families have peers by DNS names."""
+    waits = (name_rules.patient(_not_near("egress", family)) for family in patient)
+    return NftChain(INET, TABLE, "policy_refused", "", (*_log(ENFORCED, logs=logs), *waits, _REJECT))
 
 
 def _counted(families: list[int], *, logs: bool) -> Iterator[State]:
@@ -465,6 +470,8 @@ def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterato
     for peer in peers:
         if peer.outside:
             yield f"{_not_near(direction, family)} "
+        elif peer.name:
+            yield f"{name_rules.condition(peer.name, family)} {_not_near(direction, family)} "
         elif peer.prefix is None:
             yield f"{at} @{_chosen(peer.digest, family)} "
         elif peer.prefix.family == family:
@@ -518,7 +525,9 @@ def of_endpoint(regime: Regime, chosen: frozenset[str], addresses: Iterable[Pref
 
 
 def _own(regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix]) -> Iterator[State]:
-    """Yield what leads an endpoint's packets to the chains of its policies."""
+    """Yield what leads an endpoint's packets to the chains of its policies, and to whoever learns what it is told."""
+    if not chosen.isdisjoint(regime.askers):
+        yield from map(name_rules.asking, addresses)
     for reading, direction in itertools.product(_readings(regime), DIRECTIONS):
         if chosen.isdisjoint(reading.about(regime)[direction]):
             continue
@@ -589,7 +598,7 @@ def ours(state: State) -> bool:
     return isinstance(state, BridgeFilter)
 
 
-_SETS = ("chosen", _KNOWN, "policed_", "watched_", *TALLIES, _PORTS, _RECEIVERS)
+_SETS = ("chosen", _KNOWN, "policed_", "watched_", *TALLIES, _PORTS, _RECEIVERS, *name_rules.SETS)
 
 
 @functools.lru_cache(4096)

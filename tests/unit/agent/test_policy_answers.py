@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_answers import PolicyAnswers
 from linkspan.core.model import Endpoint, Host, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
@@ -34,7 +35,7 @@ def _answers(*hosts: Host, judge: Judge = SHUT) -> tuple[PolicyAnswers, list[End
     known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
     networks = SimpleNamespace(all=lambda: [NETWORK, SHARED])
     policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=judge))
-    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies]
+    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies, NamedAddresses()]
     return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
 
 

@@ -240,7 +240,8 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
 def policies_of(stage: Stage) -> Policies:
     """Return the policies of host h1."""
     one = stage.member
-    return Policies(one.replica, stage.records, one.networks, one.hosts, stage.enforcement, one.event_log)
+    parts = one.replica, stage.records, one.networks, one.hosts, stage.enforcement, stage.names, one.event_log
+    return Policies(*parts)
 
 
 def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> None:
@@ -268,6 +269,25 @@ def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> 
             await stage.member.replica.write({"hosts/h2": msgspec.structs.replace(old, tiers=True)})
             for one in newer:
                 await policies.apply([one])
+
+    asyncio.run(main())
+
+
+def test_a_policy_with_dns_names_waits_for_agents_that_know_them(stage: Stage) -> None:
+    """An older agent would take a peer by name for none, and refuse the record."""
+    policies = policies_of(stage)
+    old = Host(id="h2", name="old", enforces=True, tiers=True)
+    named = Policy(name="p", egress=(Rule(peers=(Peer(dns=("api.example.com",)),)),))
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"hosts/h2": old})
+            with pytest.raises(Conflict, match="host old is of a version that knows no DNS names"):
+                await policies.apply([named])
+            (warning,) = policies.warnings(named)
+            assert "host old does not enforce it as it is" in warning
+            assert policies.all() == []
+            await policies.apply([WEB])
 
     asyncio.run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_flows import Flows, Known, Parties
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe.conntrack import Flow
@@ -27,7 +28,7 @@ def forbidden(source: str, target: str, *, here: str = "web", protocol: str = "t
         at: Known(prefix(at), judge.chosen(Subject(name, "x", "h1", {"app": name})), name)
         for name, at in ADDRESSES.items()
     }
-    flows = Flows(judge, known, {ADDRESSES[here]}, POOLS, {"10.1.0.1"})
+    flows = Flows(judge, known, {ADDRESSES[here]}, POOLS, {"10.1.0.1"}, {})
     one, other = (prefix(ADDRESSES.get(end, end)) for end in (source, target))
     return flows(Flow(one, other, protocol, port))
 
@@ -63,7 +64,7 @@ def test_a_flow_to_a_port_of_the_host_is_judged_by_the_container_that_has_it() -
     chosen = judge.chosen(Subject("web", "x", "h1", {"app": "web"}))
     known = {spot: Known(None, chosen, "web") for spot in ("4 tcp 80", "192.0.2.9 tcp 443")}
     known["10.1.0.3"] = Known(prefix("10.1.0.3"), judge.chosen(Subject("p", "x", "h1", {"app": "proxy"})), "proxy")
-    flows = Flows(judge, known, (), POOLS, {"192.0.2.1", "192.0.2.9", "2001:db8::1"})
+    flows = Flows(judge, known, (), POOLS, {"192.0.2.1", "192.0.2.9", "2001:db8::1"}, {})
 
     def cut(source: str, target: str, port: int, protocol: str = "tcp") -> bool:
         return flows(Flow(prefix(source), prefix(target), protocol, port))
@@ -87,7 +88,7 @@ def test_a_protocol_that_no_rule_names_is_forbidden_as_well() -> None:
 def test_an_address_that_another_endpoint_has_by_now_stays_its() -> None:
     """It came with h3's record, and then h2's old one went; only an address with another meaning is a difference."""
     no_networks: Any = None
-    parties, two, three = Parties(no_networks, {}), ("policy", "host", "h2"), ("policy", "host", "h3")
+    parties, two, three = Parties(no_networks, {}, NamedAddresses()), ("policy", "host", "h2"), ("policy", "host", "h3")
     web, db = (Known(prefix(ADDRESSES["web"]), frozenset({name}), name) for name in ("web", "db"))
     at = ADDRESSES["web"]
     assert not parties.note(two, {at: web})

@@ -28,7 +28,7 @@ class Counting(Flows):
 def test_a_scan_of_all_ports_is_judged_in_part() -> None:
     """Those with the most packets are told, and how many are left out."""
     web = Known(WEB, SHUT.chosen(Subject("web", "x", "h1", {})), "web")
-    flows = Counting(SHUT, {WEB.address: web}, {WEB.address}, [prefix("10.1.0.0/16")], ())
+    flows = Counting(SHUT, {WEB.address: web}, {WEB.address}, [prefix("10.1.0.0/16")], (), {})
     scan = [Tally(Flow(NEIGHBOUR, WEB, "tcp", port), 1) for port in range(1, 60000)]
     often = Tally(Flow(NEIGHBOUR, WEB, "udp", 53), 9)
     refused, more = policy_trials.summed([often, *scan], flows, lambda address: f"<{address}>")

@@ -22,7 +22,7 @@ from linkspan.kernel.probe.conntrack import PROTOCOL_NAMES, PROTOCOLS, Flow
 _PACKET, _CONFIG = 4 << 8, 4 << 8 | 1  # NFNL_SUBSYS_ULOG
 _HEADER, _PREFIX, _PAYLOAD = 1, 10, 9  # NFULA_*
 _LOCAL_IN = b"\1"  # NF_INET_LOCAL_IN in linux/netfilter.h
-_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT = 1, 2, 4  # NFULA_CFG_*
+_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_AT_ONCE = 1, 2, 4, 5  # NFULA_CFG_*
 _BIND, _COPY_PACKET = 1, 2
 _DELAY = 20
 """Hundredths of a second after which the kernel passes on what it has collected."""
@@ -41,13 +41,18 @@ class Logged(msgspec.Struct, frozen=True):
 
 
 class Nflog:
-    """Listens to one group in the calling thread's namespace. Raises KernelError if it cannot."""
+    """Listens to one group in the calling thread's namespace."""
 
-    def __init__(self, group: int) -> None:
+    def __init__(self, group: int, length: int = _LENGTH, *, at_once: bool = False) -> None:
+        """Listen to the first ``length`` bytes of packets. Raises KernelError if it cannot.
+
+        ``at_once``: the kernel passes on each packet by itself, and does not wait for more.
+        """
         self._socket = Socket(NETFILTER)
         body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + attr(_CFG_CMD, bytes([_BIND]))
-        body += attr(_CFG_MODE, struct.pack("!IBx", _LENGTH, _COPY_PACKET))
+        body += attr(_CFG_MODE, struct.pack("!IBx", length, _COPY_PACKET))
         body += attr(_CFG_TIMEOUT, struct.pack("!I", _DELAY))
+        body += attr(_CFG_AT_ONCE, struct.pack("!I", 1)) if at_once else b""
         try:
             self._socket.request(Message(_CONFIG, 0, body, f"listen to nflog group {group}"))
         except BaseException:
@@ -63,7 +68,19 @@ class Nflog:
         return self._socket.fileno()
 
     def read(self) -> Iterator[Logged]:
-        """Yield the packets that are there now; what was too much for the socket's buffer is lost."""
+        """Yield the flows of the packets that are there now; what was too much for the socket's buffer is lost."""
+        for found in self._receive():
+            if flow := flow_of(found.get(_PAYLOAD, b"")):
+                hook = found.get(_HEADER, b"")[2:3]
+                yield Logged(string(found.get(_PREFIX, b"")), flow, to_host=hook == _LOCAL_IN)
+
+    def packets(self) -> Iterator[bytes]:
+        """Yield the packets that are there now, each from its IP header on."""
+        for found in self._receive():
+            yield found.get(_PAYLOAD, b"")
+
+    def _receive(self) -> Iterator[dict[int, bytes]]:
+        """Yield the attributes of each message that is there now."""
         while True:
             try:
                 messages = list(self._socket.receive())
@@ -73,12 +90,7 @@ class Nflog:
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
-            for kind, _, body in messages:
-                if kind == _PACKET:
-                    found = attributes(body, 4)
-                    if flow := flow_of(found.get(_PAYLOAD, b"")):
-                        hook = found.get(_HEADER, b"")[2:3]
-                        yield Logged(string(found.get(_PREFIX, b"")), flow, to_host=hook == _LOCAL_IN)
+            yield from (attributes(body, 4) for kind, _, body in messages if kind == _PACKET)
 
 
 def available(group: int) -> bool:
@@ -110,6 +122,19 @@ def flow_of(packet: bytes) -> Flow | None:
     elif named == "icmp" and not later:
         port = icmp.request(family, int.from_bytes(packet[header : header + 1], "big"))
     return Flow(Prefix(ends[0], bits), Prefix(ends[1], bits), named, port)
+
+
+def carried(packet: bytes) -> tuple[str, bytes]:
+    """Return the protocol of an IP packet and what it carries behind its UDP or TCP header; b"" of any other packet."""
+    found = flow_of(packet)
+    if found is None or found.protocol not in ("tcp", "udp"):
+        return "", b""
+    if packet[0] >> 4 == 4:
+        header, later = (packet[0] & 15) * 4, int.from_bytes(packet[6:8], "big") & 0x1FFF
+    else:
+        _, header, later = _transport(packet)
+    length = 8 if found.protocol == "udp" else (packet[header + 12 : header + 13] or b"\0")[0] >> 4 << 2
+    return found.protocol, b"" if later else packet[header + length :]
 
 
 def _transport(packet: bytes) -> tuple[int, int, int]:

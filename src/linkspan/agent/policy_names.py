@@ -1,0 +1,359 @@
+"""Policy names: keeps the sets of DNS names filled with the addresses that the networks' name servers answer.
+
+Two ways lead to them. The agent asks for each name without a wildcard itself, as soon as a policy names it and again
+whenever its TTL is over, at the name server of each network here whose containers such a policy selects. So the set is
+filled before a container asks, and the container's answer is the same, from the server's cache. And the agent sees
+what these servers answer the containers (``policy/name_rules.py``): that is all it learns of names with a wildcard, and
+it counts for the others as well, whose servers may answer something else each time.
+
+The kernel ends each element by itself. So while no agent runs, what is in the sets passes until its time is over, and
+a new agent begins with what is left in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
+
+from linkspan.agent import name_lookup
+from linkspan.agent.named_addresses import MOST, Named, NamedAddresses, lifetime, usable
+from linkspan.agent.policy_elements import PolicyElements
+from linkspan.core.addresses import Prefix
+from linkspan.core.errors import KernelError, LinkspanError, Unavailable
+from linkspan.core.model import Endpoint
+from linkspan.core.ruleset import TABLE
+from linkspan.core.supervise import ended, lasting, until_whole, woken
+from linkspan.kernel.drivers import timed_elements
+from linkspan.kernel.drivers.timed_elements import Timed
+from linkspan.kernel.io import dns_messages
+from linkspan.kernel.io.dns_messages import Answer
+from linkspan.kernel.io.nftables import netfilter_socket
+from linkspan.kernel.probe import underlay
+from linkspan.kernel.probe.dns_answers import DnsAnswers
+from linkspan.kernel.worker import Worker
+from linkspan.policy import name_rules, names
+from linkspan.policy.name_rules import GRACE
+from linkspan.policy.regime import Regime
+
+log = logging.getLogger("linkspan.agent.policy_names")
+
+AT_ONCE = 16
+"""Questions under way at one time."""
+WAIT = 2.0
+"""Seconds for which new rules wait for the addresses of their names."""
+AGAIN, SELDOM = 2.0, 30.0
+"""Seconds until a question without an answer is asked again: at first, and after several."""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """A name of a policy: the addresses that it has on this host now, and why it may have none ("": no reason)."""
+
+    name: str
+    addresses: tuple[Named, ...]
+    problem: str
+
+
+class _Question(msgspec.Struct, frozen=True):
+    server: str
+    name: str
+    kind: int
+
+
+class _Asked(msgspec.Struct):
+    """When a question is due (never: it is under way), how often in a row it failed, and why it brought no address."""
+
+    due: float = 0
+    failed: int = 0
+    problem: str = ""
+
+
+_NOWHERE = {dns_messages.NO_ERROR: "it has no addresses", dns_messages.NO_NAME: "there is no such name"}
+"""By code: what an answer without addresses says."""
+
+
+class PolicyNames:
+    """Learns the addresses of the names that policies let containers reach."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        elements: PolicyElements,
+        addresses: NamedAddresses,
+        nameservers: Callable[[Endpoint], tuple[str, ...]],
+        *,
+        logs: bool,
+    ) -> None:
+        """Take what names the server of an endpoint's network; ``logs``: this kernel has nflog."""
+        self._worker = worker
+        self._elements = elements
+        self._addresses = addresses
+        self._nameservers = nameservers
+        self._logs = logs
+        self._regime = Regime()
+        self._families: frozenset[int] = frozenset()
+        self._pools: list[Prefix] = []
+        self._hosts: frozenset[str] = frozenset()
+        """Addresses of hosts."""
+        self._read: set[tuple[str, int]] = set()
+        """Names, with a family, of which the kernel's elements have been read."""
+        self._unserved: set[str] = set()
+        """Networks whose containers such policies select, and that have no name server here."""
+        self._asked: dict[_Question, _Asked] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+        self._due_elements: list[Timed] = []
+        self._listener: DnsAnswers | None = None
+        self._deaf = "" if logs else "this kernel has no nflog (CONFIG_NETFILTER_NETLINK_LOG)"
+        """Why nobody listens to answers."""
+        self._putting = asyncio.Lock()
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._wake, self._fill = asyncio.Event(), asyncio.Event()
+        self._moved = False
+        """Whether endpoints have come or gone since servers were looked for."""
+        self._looked = -math.inf
+        self._unsure = False
+        """Whether the kernel may lack elements."""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # Life
+
+    def start(self) -> None:
+        """Start to ask, and to put what is answered."""
+        self._tasks = [lasting("asking for names", self._follow), lasting("filling sets of names", self._put_due)]
+
+    async def stop(self) -> None:
+        """Stop; the kernel keeps what it has, until its time is over."""
+        for task in (*self._tasks, *self._asking):
+            await ended(task)
+        self._rest()
+
+    def note(self, _identity: tuple[str, str]) -> None:
+        """Follow an endpoint of this host that was added, changed or removed."""
+        if self._regime.names:
+            self._moved = True
+            self._wake.set()
+
+    def look(self) -> None:
+        """Compare the kernel's elements with what is known: somebody else has changed rules, and maybe emptied sets."""
+        if self._regime.names:
+            self._unsure = True
+            self._wake.set()
+
+    async def follow(self, regime: Regime, families: frozenset[int]) -> None:
+        """Fill the sets of a regime's names, which are there, before its rules are: for at most WAIT seconds."""
+        self._regime, self._families = regime, families
+        self._addresses.keep(regime.names)
+        if not (regime.names and families):
+            self._read.clear()
+            self._asked.clear()
+            self._rest()
+            return
+        try:
+            await self._take_over()
+            self._listen()
+            await self._look_around()
+            if asking := self._ask_due():
+                await asyncio.wait(asking, timeout=WAIT)
+            await self._put()
+        except LinkspanError as error:  # other policies must not wait for names
+            self._fail(error)
+        self._wake.set()
+
+    async def _take_over(self) -> None:
+        """Take in what the sets of names have that are new to this agent: an earlier one may have put it."""
+        every = set(itertools.product(self._regime.names, self._families))
+        unread = sorted(every - self._read)
+        for name, one, past in await self._worker.run(_read, unread):
+            self._addresses.found(name, one.address.address, **{"past" if past else "now": one.seconds})
+        self._read = every
+
+    # What containers are told
+
+    def _listen(self) -> None:
+        if self._listener is not None or not self._logs:
+            return
+        try:
+            self._listener = DnsAnswers(name_rules.GROUP, name_rules.LOGGED)
+        except KernelError as error:
+            self._deaf = error.message
+            return
+        self._deaf = ""
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._hear)
+
+    def _rest(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
+    def _hear(self) -> None:
+        assert self._listener is not None
+        for answer in self._listener.read():
+            self._learn(answer)
+
+    def _learn(self, answer: Answer) -> None:
+        """Take in what a name has, if a policy means it."""
+        told = answer.code == dns_messages.NO_ERROR and answer.addresses
+        for name in names.meant(answer.name, self._regime.names) if told else ():
+            for packed, ttl in answer.addresses:
+                address = Prefix(packed, len(packed) * 8)
+                if address.family in self._families and usable(address, self._pools, self._hosts):
+                    self._due_elements += _elements(name, address, *self._addresses.learn(name, address, lifetime(ttl)))
+        if self._due_elements:
+            self._fill.set()
+
+    # What the kernel has
+
+    async def _put_due(self) -> None:
+        while True:
+            await self._fill.wait()
+            self._fill.clear()
+            try:
+                await self._put()
+            except LinkspanError as error:
+                self._fail(error)
+
+    async def _put(self) -> None:
+        async with self._putting:
+            due, self._due_elements = self._due_elements, []
+            if due:
+                await self._worker.run(_put, due)
+
+    def _fail(self, error: LinkspanError) -> None:
+        """Take in that sets were not filled: compare them with what is known, until they are."""
+        log.warning("names of policies: %s", error.message)
+        self._unsure = True
+        asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
+
+    # What the agent asks
+
+    async def _follow(self) -> None:
+        while True:
+            await woken(self._wake, until_whole(AGAIN) if self._regime.names else None)
+            self._wake.clear()
+            try:
+                if self._regime.names and (self._moved or time.monotonic() - self._looked >= SELDOM):
+                    await self._look_around()
+                if self._unsure:
+                    self._unsure = False
+                    every = ((name, known) for name in self._regime.names for known in self._addresses.left(name))
+                    await self._worker.run(_put_lacking, [e for name, known in every for e in _elements(name, *known)])
+                if self._regime.names:
+                    self._listen()
+            except LinkspanError as error:
+                self._fail(error)
+            self._ask_due()
+
+    async def _look_around(self) -> None:
+        """Learn which servers answer containers that policies let out by names, and whose addresses no name has."""
+        self._moved, self._looked = False, time.monotonic()
+        self._pools = [pool for some in self._elements.pools().values() for pool in some]
+        local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
+        self._hosts = local | self._elements.addresses_of_hosts()
+        askers = self._elements.endpoints(self._elements.selected(self._regime, self._regime.askers))
+        found = {endpoint.network: self._nameservers(endpoint) for endpoint in askers}
+        self._unserved = {network for network, servers in found.items() if not servers}
+        servers = {some[0] for some in found.values() if some}  # its other addresses are the same server's
+        plain = [name for name in self._regime.names if not name.startswith(names.WILDCARD)]
+        kinds = [dns_messages.KINDS[family] for family in self._families]
+        wanted = itertools.starmap(_Question, itertools.product(sorted(servers), sorted(plain), kinds))
+        self._asked = {question: self._asked.get(question, _Asked()) for question in wanted}
+
+    def _ask_due(self) -> set[asyncio.Task[None]]:
+        """Begin to ask what is due, and return the tasks of all questions under way."""
+        now = time.monotonic()
+        for question, asked in self._asked.items():
+            if asked.due <= now:
+                asked.due = math.inf
+                task = asyncio.create_task(self._ask(question))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+        return set(self._asking)
+
+    async def _ask(self, question: _Question) -> None:
+        async with self._room:
+            try:
+                answer = await name_lookup.ask(question.server, question.name, question.kind)
+            except Unavailable as error:
+                self._answered(question, None, error.message)
+                return
+        self._learn(answer)
+        self._answered(question, answer, "")
+
+    def _answered(self, question: _Question, answer: Answer | None, problem: str) -> None:
+        """Set the time of the next question: once the answer is over, and sooner if there was none."""
+        asked = self._asked.get(question)
+        if asked is None:
+            return
+        if answer is not None and answer.code in (dns_messages.NO_ERROR, dns_messages.NO_NAME):
+            shortest = min((ttl for _, ttl in answer.addresses), default=0)
+            asked.due = time.monotonic() + lifetime(shortest) - GRACE + 1
+            asked.failed, asked.problem = 0, "" if answer.addresses else _NOWHERE[answer.code]
+            return
+        asked.failed += 1
+        asked.due = time.monotonic() + min(AGAIN * asked.failed, SELDOM)
+        asked.problem = problem or f"name server {question.server} answers with error {answer.code if answer else 0}"
+
+    # What people are told
+
+    def told(self, wanted: Iterable[str]) -> list[Told]:
+        """Return what is known here of names."""
+        return [Told(name=one, addresses=tuple(self._addresses.of(one)), problem=self._problem(one)) for one in wanted]
+
+    def _problem(self, name: str) -> str:
+        """Return why a name leads nowhere on this host, '' if it leads somewhere, or nobody needs it here."""
+        if name in self._addresses.full:
+            return f"it has more than {MOST} addresses, and containers reach no more of them"
+        if name.startswith(names.WILDCARD):
+            return self._deaf and f"nobody learns what containers are told: {self._deaf}"
+        if self._addresses.of(name):
+            return ""
+        found = [asked.problem for question, asked in self._asked.items() if question.name == name]
+        return next(filter(None, found), "") if all(found) else ""
+
+    def problems(self) -> list[str]:
+        """Return a sentence for each name that leads nowhere, and each network without DNS, if containers need it."""
+        unserved = self._unserved if self._regime.names else ()
+        return [
+            *(f"DNS name {one.name}: {one.problem}" for one in self.told(sorted(self._regime.names)) if one.problem),
+            *(f"network {name} has no name server here: its containers reach nothing by name" for name in unserved),
+        ]
+
+
+def _elements(name: str, address: Prefix, passing: float, past: float) -> list[Timed]:
+    """Return the elements of a name's two sets; those without time are left out."""
+    sets = (name_rules.named(name, address.family), passing), (name_rules.formerly(name, address.family), past)
+    return [Timed(of, address, seconds) for of, seconds in sets if seconds > 0]
+
+
+# In the worker's thread
+
+
+def _put(elements: Iterable[Timed]) -> None:
+    with contextlib.closing(netfilter_socket()) as netlink:
+        timed_elements.put(netlink, TABLE, elements)
+
+
+def _put_lacking(elements: Collection[Timed]) -> None:
+    """Put those of the elements that sets lack."""
+    with contextlib.closing(netfilter_socket()) as netlink:
+        sets = {one.set for one in elements}
+        there = {(of, one.address) for of in sets for one in timed_elements.read(netlink, TABLE, of)}
+        timed_elements.put(netlink, TABLE, [one for one in elements if (one.set, one.address) not in there])
+
+
+def _read(names: Iterable[tuple[str, int]]) -> list[tuple[str, Timed, bool]]:
+    """Return by name what an earlier agent has put into its sets of a family, and whether that is the former one."""
+    with contextlib.closing(netfilter_socket()) as netlink:
+        return [
+            (name, one, past)
+            for name, family in names
+            for of, past in ((name_rules.named, False), (name_rules.formerly, True))
+            for one in timed_elements.read(netlink, TABLE, of(name, family))
+        ]

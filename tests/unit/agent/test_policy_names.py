@@ -1,0 +1,262 @@
+"""Names of policies: which server is asked when, and what is put of what it and others say."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from linkspan.agent import name_lookup, policy_names
+from linkspan.agent.named_addresses import NamedAddresses
+from linkspan.agent.policy_names import PolicyNames
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import KernelError, Unavailable
+from linkspan.core.model import Endpoint
+from linkspan.kernel.drivers.timed_elements import Timed
+from linkspan.kernel.io.dns_messages import A, Answer
+from linkspan.kernel.probe import underlay
+from linkspan.policy import name_rules
+from linkspan.policy.model import Peer, Policy, Rule
+from linkspan.policy.regime import Regime
+from support.polling import eventually
+
+NAMES = Regime([Policy(name="p", egress=(Rule(peers=(Peer(dns=("a.example.com", "*.example.org")),)),))])
+WEB = Endpoint(id="c1", ifname="eth0", network="demo", addresses=("10.77.0.2/32",))
+FOUR = frozenset({4})
+
+
+def said(name: str, *texts: str, ttl: int = 300, code: int = 0) -> Answer:
+    """Return an answer."""
+    return Answer(0, name, A, code, addresses=tuple((socket.inet_aton(text), ttl) for text in texts))
+
+
+class Servers:
+    """Name servers, and a kernel that keeps what is put."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answer: Callable[[str], Answer] = lambda name: said(name, "192.0.2.7")
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.kernel: dict[tuple[str, str], float] = {}
+        self.unable = False
+        self.endpoints = {WEB.identity: WEB}
+        self.serving: dict[str, tuple[str, ...]] = {"demo": ("10.77.0.1",)}
+        monkeypatch.setattr(name_lookup, "ask", self._ask)
+        monkeypatch.setattr(policy_names, "_put", self._put)
+        monkeypatch.setattr(policy_names, "_put_lacking", self._put)
+        monkeypatch.setattr(policy_names, "_read", self._read)
+        monkeypatch.setattr(policy_names, "AGAIN", 0.02)
+        monkeypatch.setattr(policy_names, "until_whole", lambda seconds: seconds)
+        monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset({"198.51.100.1"}))
+        self.known = NamedAddresses()
+        elements: Any = SimpleNamespace(
+            pools=lambda: {"demo": (prefix("10.77.0.0/16"),)},
+            addresses_of_hosts=lambda: frozenset({"198.51.100.2"}),
+            selected=lambda _regime, _digests: set(self.endpoints),
+            endpoints=lambda some: [self.endpoints[one] for one in some],
+        )
+        worker = cast("Any", SimpleNamespace(run=self._run, machine=SimpleNamespace(sockets=None)))
+        self.names = PolicyNames(worker, elements, self.known, lambda one: self.serving[one.network], logs=False)
+
+    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    async def _ask(self, server: str, name: str, _kind: int) -> Answer:
+        self.asked[server, name] += 1
+        return self.answer(name)
+
+    def _put(self, elements: Iterable[Timed]) -> None:
+        if self.unable:
+            raise KernelError("no such set")
+        self.kernel.update({(one.set, one.address.address): one.seconds for one in elements})
+
+    def _read(self, names: Iterable[tuple[str, int]]) -> list[tuple[str, Timed, bool]]:
+        return [
+            (name, Timed(of, prefix(address), seconds), past)
+            for name, family in names
+            for made, past in ((name_rules.named, False), (name_rules.formerly, True))
+            for (of, address), seconds in self.kernel.items()
+            if of == made(name, family)
+        ]
+
+    def there(self, name: str) -> set[str]:
+        """Return the addresses in a name's set."""
+        return {address for of, address in self.kernel if of == name_rules.named(name, 4)}
+
+    def told(self, answer: Answer) -> None:
+        """Have a container told something."""
+        self.names._learn(answer)
+
+    async def run(self, work: Callable[[], Any]) -> None:
+        """Run with the tasks."""
+        self.names.start()
+        try:
+            await work()
+        finally:
+            await self.names.stop()
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
+    """Return servers."""
+    return Servers(monkeypatch)
+
+
+def test_sets_are_filled_before_rules_come(servers: Servers) -> None:
+    """When ``follow`` returns, a name without a wildcard has its addresses, and nobody was asked for the other one."""
+
+    async def main() -> None:
+        await servers.names.follow(NAMES, FOUR)
+        assert servers.there("a.example.com") == {"192.0.2.7"}
+        assert set(servers.asked) == {("10.77.0.1", "a.example.com")}
+        await servers.names.stop()
+
+    asyncio.run(main())
+
+
+def test_rules_do_not_wait_for_a_silent_server(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come without its addresses, which follow."""
+    monkeypatch.setattr(policy_names, "WAIT", 0.01)
+    ready = asyncio.Event()
+
+    async def slow(_server: str, name: str, _kind: int) -> Answer:
+        await ready.wait()
+        return said(name, "192.0.2.8")
+
+    async def main() -> None:
+        monkeypatch.setattr(name_lookup, "ask", slow)
+
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            assert servers.there("a.example.com") == set()
+            ready.set()
+            await eventually(lambda: servers.there("a.example.com") == {"192.0.2.8"}, "they follow")
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_name_is_asked_for_again_when_its_ttl_is_over(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before: what it has then is put, and what it had stays until its time is over."""
+    monkeypatch.setattr(policy_names, "GRACE", 1000)
+    monkeypatch.setattr(policy_names, "lifetime", lambda ttl: 999 + ttl)
+
+    async def main() -> None:
+        async def work() -> None:
+            servers.answer = lambda name: said(name, "192.0.2.7", ttl=1000)
+            await servers.names.follow(NAMES, FOUR)
+            await asyncio.sleep(0.2)
+            assert servers.asked["10.77.0.1", "a.example.com"] == 1
+            servers.answer = lambda name: said(name, "192.0.2.8", ttl=0)
+            await servers.names.follow(Regime(), frozenset())
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: servers.asked["10.77.0.1", "a.example.com"] > 3, "it is asked for again")
+            assert servers.there("a.example.com") == {"192.0.2.7", "192.0.2.8"}
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_server_that_fails_is_asked_again(servers: Servers) -> None:
+    """Soon; and until it answers, the reason is told."""
+
+    def fails(_name: str) -> Answer:
+        raise Unavailable("name server 10.77.0.1 does not answer for a.example.com")
+
+    async def main() -> None:
+        async def work() -> None:
+            servers.answer = fails
+            await servers.names.follow(NAMES, FOUR)
+            assert servers.names.problems()[-1].endswith("10.77.0.1 does not answer for a.example.com")
+            servers.answer = lambda name: said(name, code=2)
+            await eventually(lambda: "with error 2" in servers.names.problems()[-1], "an error of the server's")
+            servers.answer = lambda name: said(name, "192.0.2.7")
+            await eventually(lambda: servers.there("a.example.com"), "it answers")
+            assert not [text for text in servers.names.problems() if "a.example.com" in text]
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_only_what_a_policy_means_is_learnt(servers: Servers) -> None:
+    """Of what containers are told: below the wildcard, outside the cluster, of a family that has sets."""
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            servers.told(said("x.y.example.org", "192.0.2.9", "10.77.0.9", "198.51.100.1", "198.51.100.2", "127.0.0.1"))
+            servers.told(said("example.org", "192.0.2.10"))
+            servers.told(said("b.example.com", "192.0.2.11"))
+            servers.told(said("z.example.org", "192.0.2.12", code=3))
+            servers.told(Answer(0, "v.example.org", 28, 0, addresses=((bytes(15) + b"\7", 60),)))
+            await eventually(lambda: servers.there("*.example.org"), "it is put")
+            assert servers.there("*.example.org") == {"192.0.2.9"}
+            assert servers.there("a.example.com") == {"192.0.2.7"}
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_network_whose_first_container_comes_has_its_server_asked(servers: Servers) -> None:
+    """Each network's server answers its own containers; a network without one is named."""
+    other = Endpoint(id="c2", ifname="eth0", network="other", addresses=("10.78.0.2/32",))
+    servers.serving |= {"other": ("10.78.0.1",), "bare": ()}
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            servers.endpoints[other.identity] = other
+            servers.names.note(other.identity)
+            await eventually(lambda: ("10.78.0.1", "a.example.com") in servers.asked, "its server is asked")
+            servers.endpoints["c3", "eth0"] = Endpoint(id="c3", ifname="eth0", network="bare")
+            servers.names.note(("c3", "eth0"))
+            await eventually(lambda: "network bare has no name server here" in servers.names.problems()[-1], "named")
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> None:
+    """With all that is known, whatever was lost: somebody may have removed the set, or emptied it."""
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            servers.unable = True
+            servers.told(said("x.example.org", "192.0.2.9"))
+            await asyncio.sleep(0.1)
+            servers.kernel.clear()
+            servers.unable = False
+            await eventually(lambda: servers.there("*.example.org") == {"192.0.2.9"}, "it is filled")
+            assert servers.there("a.example.com") == {"192.0.2.7"}
+            servers.kernel.clear()
+            servers.names.look()
+            await eventually(lambda: servers.there("a.example.com") == {"192.0.2.7"}, "it is filled again")
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_new_agent_goes_on_with_what_is_left(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of names with a wildcard nobody could tell it anything else."""
+    servers.kernel[name_rules.named("*.example.org", 4), "192.0.2.9"] = 40
+    servers.kernel[name_rules.formerly("*.example.org", 4), "192.0.2.10"] = 4000
+
+    async def main() -> None:
+        await servers.names.follow(NAMES, FOUR)
+        (told,) = servers.names.told(["*.example.org"])
+        assert [one.address for one in told.addresses] == ["192.0.2.9"]
+        assert servers.known.by_address(past=True)["192.0.2.10"] == {"*.example.org"}
+        await servers.names.stop()
+
+    asyncio.run(main())
