@@ -86,6 +86,11 @@ class FirewallDriver:
             self._listed = before, found
         return found
 
+    def stamp(self) -> object:
+        """Return the generation of the last listing, as long as that is valid."""
+        now = generation(self._netfilter)
+        return now if now == self._listed[0] else object()
+
     def _list(self) -> tuple[tuple[State, ...], bool]:
         """Return all that is in our tables, and whether a process owns one of them (``flags owner``).
 

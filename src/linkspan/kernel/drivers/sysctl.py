@@ -132,6 +132,10 @@ class SysctlDriver:
         """The paths that the last observation of the host's links looked for, by link."""
         self._answers: dict[int, dict[str, str | None]] = {}
         """Its values by path, by the hash of the link's message: most messages are the same each second."""
+        self._seen: tuple[dict[str, str | None], dict[str, str | None]] = {}, {}
+        """All values on the host at the last stamp, by path."""
+        self._changes = 0
+        """How often they were others than at the stamp before."""
         self.watch = WriteWatch(ROOT / path for path in (*_FORWARDING, *_ALSO))
         """Readable after somebody has written to a forwarding setting, even the value that it has."""
         self._mended: dict[str, float] = {}
@@ -212,14 +216,12 @@ class SysctlDriver:
         try:
             with self._namespaces.entered(netns):
                 # A setting whose link is away now is not forgotten: the link may come back.
-                present = ((path, _present(path)) for path in self._entries(netns))
+                others, of_links = self._present_values(netns)
                 found: list[State] = [
-                    Sysctl(path, value, netns) for path, value in present if value is not None
+                    Sysctl(path, value, netns) for path, value in others.items() if value is not None
                 ]
-                paths = sorted(self._links.get(netns, ()))
-                values = self._there(paths if netns == HOST else ())
-                for path in paths:
-                    if (value := values[path] if path in values else _present(path)) is None:
+                for path, value in of_links.items():
+                    if value is None:
                         self._links[netns].discard(path)
                     else:
                         found.append(LinkSysctl(path, value, netns))
@@ -227,6 +229,24 @@ class SysctlDriver:
         except NotFound:
             self._forget(netns)
             raise
+
+    def stamp(self) -> object:
+        """Return what stays the same as long as all settings on the host have the same values."""
+        with self._namespaces.entered(HOST):
+            seen = self._present_values(HOST)
+        if seen != self._seen:
+            self._seen, self._changes = seen, self._changes + 1
+        return self._changes
+
+    def _present_values(self, netns: int) -> tuple[dict[str, str | None], dict[str, str | None]]:
+        """Return our settings that others use too, and those of links, by path; None if there is no such setting.
+
+        The calling thread is in the namespace.
+        """
+        paths = sorted(self._links.get(netns, ()))
+        values = self._there(paths if netns == HOST else ())
+        of_links = {path: values[path] if path in values else _present(path) for path in paths}
+        return {path: _present(path) for path in self._entries(netns)}, of_links
 
     def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
         """Return the values of links' settings on the host, by path: one query for each link, or for all of them."""
