@@ -60,7 +60,9 @@ class RecordIndex(Mapping[str, Record]):
     def get(self, key: str, default: Record | None = None) -> Record | None:  # type: ignore[override]
         """Return a record, or ``default`` if there is none."""
         kept = self._kept(key)
-        return default if kept is None else _unpacked(key, kept, self._samples[key.partition("/")[0]])
+        if kept is None or isinstance(kept, Record):
+            return kept or default
+        return _unpacked(key, kept, self._samples[key.partition("/")[0]])
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._kept(key) is not None
