@@ -8,8 +8,8 @@ back, two hosts do not reach each other for a while, and ten agents are killed a
     sudo bench/soak.py [--quick]
 
 The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the machine. It
-needs 6 GB of memory. All hosts share one kernel's table of neighbours (1,024 entries, as a rule): so each host sends
-packets to a few others only.
+needs 6 GB of memory. All hosts share one kernel's table of neighbours (1,024 learnt entries, as a rule): so the lab
+gives each host the MACs of the others, and each sends packets of containers to a few others only.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         subprocess.run(["bash", "-c", HOST, "bash", str(folder)], check=True)
         self.log = folder / "agent.log"
+        self.reader = {"LC_ALL": "C.UTF-8", "XDG_STATE_HOME": str(folder)}  # lessons speak the kept language
         with self.log.open("w") as log:
             self.agent = subprocess.Popen(
                 ["linkspan", "agent"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
@@ -71,7 +72,7 @@ class Host:
             text=True,
             check=False,
             timeout=60,
-            env={**os.environ, "COLUMNS": "110", "TERM": "dumb"},
+            env={**os.environ, "COLUMNS": "110", "TERM": "dumb", **self.reader},
         )
         return done.returncode, done.stdout.rstrip("\n")
 

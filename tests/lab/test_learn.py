@@ -28,7 +28,7 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     assert (found["number"], found["passed"], [one["ok"] for one in found["checks"]]) == (4, False, [False] * 3)
     assert [learn("hint").split(":")[0] for _ in range(4)] == ["Hint 1", "Hint 2", "Hint 3", "Hint 3"]
     assert "ip link set vethpA netns netns_A" in learn("solution")
-    assert "is missing" in learn("explain")
+    assert "no link besides lo" in learn("explain")
     typed("learn", "answer")
     inside(state, numbered("container").data.wrong[0].attempt)
     assert "Not it 1" in learn("status")

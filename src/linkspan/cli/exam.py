@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user
+from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user, yes
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.escapes import shown
@@ -44,16 +44,17 @@ def start(
     """Sit an exam: one lesson after the other, without hints, solutions and explanations. `next` goes on."""
     from linkspan.learn import exam, lesson, sandbox
 
-    if os.environ.get(INSIDE):
-        raise Conflict("this shell is in a sandbox already", "`exit` first")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise Conflict("an exam needs a terminal: what is typed is its result", "start it in a terminal")
-    if minutes > exam.DAY:
-        raise Invalid(f"an exam of {minutes} minutes is longer than a day", f"give at most {exam.DAY}")
-    if file.exists():
-        raise Conflict(f"{file} exists", "name another --file")
-    chosen = list({one.name: one for one in map(lesson.numbered, lessons)}.values())
     kept, words = reader(lang)
+    if os.environ.get(INSIDE):
+        raise Conflict(words("this shell is in a sandbox already"), words("type `exit` first"))
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise Conflict(words("an exam needs a terminal: what is typed is its result"), words("start it in a terminal"))
+    if minutes > exam.DAY:
+        what = words("an exam of {minutes} minutes is longer than a day", minutes=minutes)
+        raise Invalid(what, words("give at most {minutes}", minutes=exam.DAY))
+    if file.exists():
+        raise Conflict(words("{file} exists", file=file), words("name another --file"))
+    chosen = list({one.name: one for one in map(lesson.numbered, lessons)}.values())
     kept.speak(words.language)
     with step(words("looking at what the lessons need")), sandbox.passing(kept.sandbox) as box:
         for one in chosen:
@@ -146,35 +147,36 @@ def verify(
         bool, typer.Option("--trust", help="Let the commands do what you may do; else files are read-only.")
     ] = False,
     minutes: Annotated[int, typer.Option("--minutes", metavar="N", min=1, help="The time that you gave.")] = MINUTES,
+    lang: Lang = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Replay what was typed in a new sandbox; exit 3 if a lesson that a result calls passed does not pass."""
     from linkspan.learn import exam
 
+    _, words = reader(lang)
     exam.allowed(trust=trust)
     found = []
     for path in files:
-        with step(f"replaying {path}"):
+        with step(words("replaying {file}", file=path)):
             found.append(exam.verify(path, minutes, trust=trust))
         if output is not Format.JSON:  # at once: a class takes hours
-            _show(found[-1])
+            _show(found[-1], words)
     if output is Format.JSON:
         as_json(found)
     if not all(one.well for one in found):
         raise typer.Exit(NOT_WELL)
 
 
-def _show(found: Verification) -> None:
+def _show(found: Verification, words: Words) -> None:
     """Print what became of a result file."""
-    who = shown(found.who)
+    from linkspan.learn.english import Sentences
+
+    who, told = shown(found.who), Sentences(words.language)
     rows: list[tuple[object, ...]] = [
-        (who, found.minutes, one.number, shown(one.name), _yes(one.passed), _yes(one.verified), shown(one.why))
-        for one in found.lessons
+        (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
+        for n in found.lessons
     ]
     if found.why:
-        rows.append((who or found.file, found.minutes or "-", "-", "-", "-", "no", shown(found.why)))
-    table(("who", "minutes", "number", "name", "passed", "verified", "why"), rows, f"{found.file} has no lessons")
-
-
-def _yes(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "-"}[value]
+        rows.append((who or found.file, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
+    columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
+    table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))

@@ -16,7 +16,17 @@ import typer
 
 from linkspan.cli import exam, usage
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, helped, introduce, opened, prepared, reader, user
+from linkspan.cli.lesson_session import (
+    Lang,
+    first_possible,
+    fitted,
+    helped,
+    introduce,
+    opened,
+    reader,
+    user,
+    yes,
+)
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.own_command import own_command
@@ -79,7 +89,7 @@ def _state(state: str, words: Words) -> str:
 @app.command()
 def start(
     number: Annotated[
-        str, typer.Argument(metavar="[N]", help="The lesson's number or name; default: the first that is not passed.")
+        str, typer.Argument(metavar="N", help="The lesson's number or name; default: the first that is not passed.")
     ] = "",
     split: Annotated[
         bool, typer.Option("--split", help="Show the lesson and what is achieved in a pane of tmux.")
@@ -98,25 +108,24 @@ def start(
         raise Conflict(words("this shell is in a sandbox already"), fix)
     kept.speak(words.language)  # the sandbox has a locale of its own: there `learn` speaks what is kept
     every = list(lesson.lessons().values())
-    first = next((one for one in every if kept.entry(one.name).state != "passed"), every[0])
-    one: Lesson | None = lesson.numbered(number) if number else first
-    while one is not None:
+    left = [one for one in every if kept.entry(one.name).state != "passed"]
+    chosen = [lesson.numbered(number)] if number else left or every[:1]
+    while chosen:
         on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        box = prepared(one, kept, words)
+        one, box = first_possible(chosen, kept, words)
         if not on_terminal:
             box.leave()
             introduce(one, words)
             say(words("The sandbox is ready: `linkspan learn shell` enters it, `linkspan learn reset` removes it."))
             return
         try:
-            code = _split() if split else _taught(box, one, kept, words)
+            code = _split(words) if split else _taught(box, one, kept, words)
         finally:
             if box.end():  # else another window has ended it, and may have opened a lesson since
                 kept.close()
-        following = [other for other in every if other.number > one.number]
-        if code == sandbox.NEXT and not following:
+        chosen = [other for other in every if other.number > one.number] if code == sandbox.NEXT else []
+        if code == sandbox.NEXT and not chosen:
             say(words("That was the last lesson."))
-        one = following[0] if code == sandbox.NEXT and following else None
     say(words("The sandbox is gone. `linkspan learn` goes on with the next lesson."))
 
 
@@ -145,10 +154,10 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
     return code
 
 
-def _split() -> int:
+def _split(words: Words) -> int:
     """Show the lesson in one pane of tmux and a shell of the sandbox in the other; return the shell's exit code."""
     if shutil.which("tmux") is None:
-        raise NotFound("there is no tmux", "apt install tmux, or start the lesson without --split")
+        raise NotFound(words("there is no tmux"), words("apt install tmux, or start the lesson without --split"))
     own = shlex.join([*own_command(), "learn"])
     outside = {name: value for name, value in os.environ.items() if name != "TMUX"}  # it may run inside another one
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +214,7 @@ def task(lang: Lang = "") -> None:
 
 @app.command()
 def hint(
-    number: Annotated[int, typer.Argument(metavar="[N]", min=0, max=3, help="1 to 3; default: the next one.")] = 0,
+    number: Annotated[int, typer.Argument(metavar="N", min=0, max=3, help="1 to 3; default: the next one.")] = 0,
     lang: Lang = "",
 ) -> None:
     """Show a hint for the open lesson; the next one tells more, up to the third."""
@@ -399,34 +408,34 @@ def reset(
 
 @app.command()
 def play(
-    number: Annotated[str, typer.Argument(metavar="N|all", help="A lesson, or all.")], output: Output = Format.TABLE
+    number: Annotated[str, typer.Argument(metavar="N|all", help="A lesson, or all.")],
+    lang: Lang = "",
+    output: Output = Format.TABLE,
 ) -> None:
     """Play a lesson's solution in a sandbox of its own, and show that doing nothing does not pass; exit 3 if not so."""
     from linkspan.learn import lesson
     from linkspan.learn import play as played
     from linkspan.learn.play import Played
 
+    _, words = reader(lang)
     chosen = list(lesson.lessons().values()) if number == "all" else [lesson.numbered(number)]
     results = []
     for one in chosen:
-        with step(f"lesson {one.number}: {one.name}"):
+        with step(words("lesson {number}: {name}", number=one.number, name=one.name)):
             results.append(played.play(one))
     if output is Format.JSON:
         as_json(results)
     else:
         rows = [
-            (r.number, _yes(r.passed_by_solution), _yes(r.passed_by_nothing), "")
+            (r.number, yes(r.passed_by_solution, words), yes(r.passed_by_nothing, words), "")
             if isinstance(r, Played)
             else (r.number, "-", "-", r.unavailable)
             for r in results
         ]
-        table(("number", "passed by solution", "passed by nothing", "unavailable"), rows, "")
+        by = words("passed by solution"), words("passed by nothing")
+        table((words("number"), *by, words("unavailable")), rows, "")
     if not all(one.well for one in results if isinstance(one, Played)):
         raise typer.Exit(NOT_WELL)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 @app.command()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from linkspan.cli import layout
 from linkspan.cli.output import say, step, width
-from linkspan.core.errors import Conflict, Denied, NotFound
+from linkspan.core.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from linkspan.learn.language import Words
@@ -43,6 +44,11 @@ def user() -> str:
         return f"user {os.getuid()}"
 
 
+def yes(value: bool | None, words: Words) -> str:
+    """Return a value in words, '-' if nobody knows it."""
+    return {True: words("yes"), False: words("no"), None: "-"}[value]
+
+
 def opened(kept: Progress, words: Words) -> Lesson:
     """Return the lesson that is open. Raises NotFound."""
     from linkspan.learn import lesson
@@ -59,27 +65,28 @@ def helped(kept: Progress, words: Words) -> Lesson:
     return opened(kept, words)
 
 
+class Lacking(Conflict):
+    """This machine lacks what a lesson needs."""
+
+
 def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ()) -> None:
-    """Raise Conflict, with the way out, if this machine lacks what a lesson needs, or ``more`` besides."""
-    from linkspan.learn import needs
+    """Raise Lacking, with the way out, if this machine lacks what a lesson needs, or ``more`` besides."""
+    from linkspan.learn import english, needs
 
     if lacking := needs.lacking(box, (*one.data.needs, *more)):
+        told = english.Sentences(words.language)
         what = ", ".join(one.what for one in lacking)
-        fix = "; ".join(one.fix for one in lacking)
-        raise Conflict(words("lesson {number} needs {what}", number=one.number, what=what), fix)
+        fix = "; ".join(dict.fromkeys(told(one.fix) for one in lacking))
+        raise Lacking(words("lesson {number} needs {what}", number=one.number, what=what), fix)
 
 
 def prepared(one: Lesson, kept: Progress, words: Words, *, exam: bool = False) -> Sandbox:
     """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
-    from linkspan.learn import english, play, sandbox
+    from linkspan.learn import play, sandbox
 
     sandbox.end_all(kept.sandbox)
     with step(words("making the sandbox of lesson {number}", number=one.number)):
-        try:
-            box = sandbox.make(kept.sandbox)
-        except Denied as error:
-            told = english.Sentences(words.language)
-            raise Denied(told(error.message), told(error.hint)) from error
+        box = sandbox.make(kept.sandbox)
         try:
             require(box, one, words)
             play.begin(box, one)
@@ -88,6 +95,20 @@ def prepared(one: Lesson, kept: Progress, words: Words, *, exam: bool = False) -
             box.end()
             raise
     return box
+
+
+def first_possible(lessons: Sequence[Lesson], kept: Progress, words: Words) -> tuple[Lesson, Sandbox]:
+    """Make the beginning of the first of these lessons (at least one) that this machine can do, and return it.
+
+    Say what those before it lack. Raises Lacking if the machine can do none, and LinkspanError as `prepared`.
+    """
+    *before, last = lessons
+    for one in before:
+        try:
+            return one, prepared(one, kept, words)
+        except Lacking as error:
+            say(words("Skipped: {reason}", reason=error.told))
+    return last, prepared(last, kept, words)
 
 
 def introduce(one: Lesson, words: Words, *, exam: bool = False) -> None:

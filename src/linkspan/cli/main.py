@@ -60,8 +60,11 @@ def _options(
     ] = False,
 ) -> None:
     if os.environ.get(INSIDE) and context.invoked_subcommand not in IN_A_SANDBOX:
-        what = f"`linkspan {context.invoked_subcommand}` does not run in a lesson's sandbox"
-        raise Conflict(f"{what}, which has a network of its own, but the machine's files", "type it in another window")
+        what = (
+            f"`linkspan {context.invoked_subcommand}` does not run in a lesson's sandbox, "
+            "which has a network of its own, but the machine's files"
+        )
+        raise Conflict(what, "type it in another window")
 
 
 def app(names: Iterable[str] = (*GROUPS, *COMMANDS)) -> typer.Typer:
@@ -104,7 +107,10 @@ def main() -> None:
         Client.show_by(shown)
     try:
         typed = [word for word in words[:1] if word in GROUPS or word in COMMANDS]
-        sys.exit(commands(*typed)(prog_name="linkspan", standalone_mode=False))
+        made = commands(*typed)
+        if typed == ["learn"]:
+            _module("reader_language", "").translate(made.commands["learn"], words)
+        sys.exit(made(prog_name="linkspan", standalone_mode=False))
     except LinkspanError as error:
         sys.exit(_failed(error, words))
     except usage.SHOWN_ERROR as error:
@@ -127,7 +133,9 @@ def _failed(error: LinkspanError, words: list[str]) -> int:
     """Print an error, and return the exit code."""
     if _wants_json(words):
         as_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-    say(escaped(f"linkspan: {error.told}", keep="\n"), sys.stderr)
+    learns = words[:1] == ["learn"] or bool(os.environ.get(INSIDE))
+    told = _module("reader_language", "").told(error, words) if learns else error.told
+    say(escaped(f"linkspan: {told}", keep="\n"), sys.stderr)
     return 2 if isinstance(error, usage.UsageFault) else 1
 
 

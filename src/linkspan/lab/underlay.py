@@ -22,6 +22,8 @@ CORE, CORE_CABLE = "core", "eth1"
 TABLE = "linkspan-lab"
 PARTITION = "partition:"
 STORE_CUT = "store-cut"
+LEARNING = 32
+"""Most hosts that learn each other's MACs: all namespaces share 1,024 entries for neighbours (gc_thresh3)."""
 
 
 def segment(number: int) -> str:
@@ -122,8 +124,7 @@ def plug(lab: Lab, host: Host) -> None:
         _plug_nat(lab, host)
         connect(lab, host)
         return
-    mac = mac_text(derived_mac(lab.name, host.name))  # the same MAC after a reboot: its neighbours remember it
-    peer = f"peer name {CABLE} address {mac} mtu {lab.mtu} netns {host.namespace}"
+    peer = f"peer name {CABLE} address {_mac(lab, host)} mtu {lab.mtu} netns {host.namespace}"
     master = "" if lab.switches else f" master {segment(host.segment)}"
     commands.ip(
         lab.switch,
@@ -172,7 +173,28 @@ def connect(lab: Lab, host: Host) -> None:
         lines.append(
             f"route replace default {ways[0] if len(ways) == 1 else ' '.join(f'nexthop {w}' for w in ways)}"
         )
+    lines += neighbours(lab, host)
     commands.ip(host.namespace, lines)
+
+
+def neighbours(lab: Lab, host: Host) -> list[str]:
+    """Return lines for ``ip -batch``: the others of a host's segment as permanent neighbours, if the hosts are many.
+
+    The kernel's limit counts no permanent ones. A host behind a NAT learns its neighbours, and is learnt.
+    """
+    if len(lab.hosts) <= LEARNING or host.nat:
+        return []
+    others = [one for one in lab.hosts if one.segment == host.segment and one.name != host.name and not one.nat]
+    return [
+        f"neigh replace {bare(text)} lladdr {_mac(lab, other)} dev {CABLE} nud permanent"
+        for other in others
+        for text in other.addresses
+    ]
+
+
+def _mac(lab: Lab, host: Host) -> str:
+    """Return the MAC of a host's cable: the same after a reboot, because its neighbours remember it."""
+    return mac_text(derived_mac(lab.name, host.name))
 
 
 def unplug(lab: Lab, host: Host) -> None:

@@ -44,7 +44,7 @@ An explanation is linkspan's own trace
     `explanation.py` walks the lesson's packet as `linkspan trace` does, with the same code. Only what it starts from is
     the reader's: `reader_network.py` takes every namespace for a container of the host to which its link leads, and a
     lesson's ``hosts`` for hosts. `reader_kernel.py` and `reader_walk.py` know what linkspan does not make itself: any
-    tunnel device, and policies of IPsec.
+    tunnel device, policies of IPsec, and the flows of a switch.
 
 A fault is found by whoever looks
     A lesson with a ``fault`` begins broken. Its reason is told at the end, and linkspan's trace answers only after the

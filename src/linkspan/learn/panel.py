@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from linkspan.learn import comparison
 from linkspan.learn.language import Words
-from linkspan.learn.lesson import Lesson
+from linkspan.learn.lesson import Lesson, lessons
 from linkspan.learn.texts import heading
 from linkspan.learn.watcher import Judgement
 
@@ -29,6 +29,16 @@ class Panel:
         """Return the lesson's number and title."""
         return self._words("Lesson {number}: {title}", number=self._lesson.number, title=self._text.title)
 
+    @property
+    def _effort(self) -> str:
+        """Return the title with the minutes that the lesson takes, and the lessons that a reader should know."""
+        before = [str(lessons()[name].number) for name in self._lesson.data.after]
+        words, given = self._words, {"title": self.title, "minutes": self._lesson.data.minutes}
+        if not before:
+            return words("{title} (about {minutes} minutes)", **given)
+        known = (", " if words.language == "en" else "\u3001").join(before)
+        return words("{title} (about {minutes} minutes; know lesson {lessons} first)", **given, lessons=known)
+
     def part(self, name: str, number: int = 0) -> str:
         """Return a part with its heading."""
         named = f"{name} {number}" if number else name
@@ -40,7 +50,7 @@ class Panel:
         why = () if self._lesson.data.fault else ("why",)
         names = ("goal", "see", "task") if exam else ("goal", "predict", "see", *why, "task")
         parts = [self.part(name) for name in names]
-        return [self.title, *parts, *self.steps(None)]
+        return [self._effort, *parts, *self.steps(None)]
 
     def steps(self, judged: Judgement | None) -> list[str]:
         """Return a line for each step of the task, with its mark; nothing is done where ``judged`` is None."""

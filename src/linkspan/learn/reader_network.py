@@ -21,8 +21,9 @@ from linkspan.diagnose.doctor import bgp_reasons
 from linkspan.diagnose.trace.bgp_routes import Learning, Told
 from linkspan.diagnose.trace.hops import Map, Other
 from linkspan.kernel.probe import bird_control
-from linkspan.learn import reader_xfrm
+from linkspan.learn import reader_switch, reader_xfrm
 from linkspan.learn.reader_kernel import wireguard
+from linkspan.learn.reader_switch import Plug, Switches
 from linkspan.learn.reader_xfrm import Xfrm
 from linkspan.learn.sandbox import NETNS, Sandbox
 
@@ -58,7 +59,10 @@ class _Known(Map, frozen=True):
 
 
 class ReaderHost(msgspec.Struct, frozen=True):
-    """One host: its namespace (HOST for the sandbox's own, with no path), what is there, tunnel devices and IPsec."""
+    """One host: its namespace (HOST for the sandbox's own, with no path), what is there, tunnel devices and IPsec.
+
+    ``switches`` are those between all hosts.
+    """
 
     name: str
     netns: int
@@ -66,6 +70,7 @@ class ReaderHost(msgspec.Struct, frozen=True):
     known: Map
     wires: tuple[Wire, ...]
     xfrm: Xfrm
+    switches: Switches
 
     def speaker(self) -> Learning | None:
         """Return what the host's BIRD knows, None if none runs: why a route was not learnt."""
@@ -140,7 +145,42 @@ def hosts(names: Iterable[str]) -> list[ReaderHost]:
     spaces = _spaces([FIRST, *named])
     endpoints = _endpoints([spaces[name] for name in there], [spaces[name] for name in named if name not in there])
     keys = {key: name for name in there for key in _keys(spaces[name])}
-    return [_host(spaces[name], [spaces[other] for other in there if other != name], endpoints, keys) for name in there]
+    between = _switches(spaces)
+    return [
+        _host(spaces[name], [spaces[other] for other in there if other != name], endpoints, keys, between)
+        for name in there
+    ]
+
+
+def lacking(name: str) -> str:
+    """Return why no packet can begin or end in a container, '' if one can, or if the name is an address.
+
+    Must run inside the sandbox.
+    """
+    if not _NAME.fullmatch(name) or not (NETNS / name).exists():
+        return ""
+    plugged = _ethers(*_parsed([f"ip {_into(name)}-d -j address show"]))
+    if not plugged:
+        return "it has no link besides lo"
+    return "" if any(map(_addresses, plugged)) else "it has no address"
+
+
+def _switches(spaces: Mapping[str, _Space]) -> Switches:
+    """Find the ports of switches at which links end."""
+    ((_, printed),) = Sandbox(0).results([reader_switch.PORTS])
+    known = reader_switch.ports(printed)
+    links: dict[tuple[str, str], Plug] = {}
+    addresses: dict[bytes, Plug] = {}
+    for one in spaces.values() if known else ():
+        for link in one.links:
+            place = one.numbers.get(link.get("link_netnsid", -1), "")
+            there = spaces[place].links if place in spaces else ()
+            name = next((far["ifname"] for far in there if far["ifindex"] == link.get("link_index")), "")
+            if name in known:
+                plug = Plug(place, known[name][0], name, known[name][1])
+                links[one.name, link["ifname"]] = plug
+                addresses |= {prefix(address).packed: plug for address in _addresses(link)}
+    return Switches(links, addresses)
 
 
 def _spaces(names: Sequence[str]) -> dict[str, _Space]:
@@ -166,7 +206,11 @@ def _endpoints(there: Sequence[_Space], containers: Sequence[_Space]) -> dict[st
 
 
 def _host(
-    own: _Space, others: Sequence[_Space], endpoints: Mapping[str, Sequence[Endpoint]], keys: Mapping[str, str]
+    own: _Space,
+    others: Sequence[_Space],
+    endpoints: Mapping[str, Sequence[Endpoint]],
+    keys: Mapping[str, str],
+    switches: Switches,
 ) -> ReaderHost:
     known = _Known(
         own.name,
@@ -178,7 +222,8 @@ def _host(
         keys=keys,
     )
     path = "" if own.name == FIRST else str(NETNS / own.name)
-    return ReaderHost(own.name, Path(path).stat().st_ino if path else HOST, path, known, own.wires, _xfrm(own))
+    netns = Path(path).stat().st_ino if path else HOST
+    return ReaderHost(own.name, netns, path, known, own.wires, _xfrm(own), switches)
 
 
 def _into(name: str) -> str:
@@ -187,9 +232,12 @@ def _into(name: str) -> str:
 
 
 def _plugged(links: Links) -> Links:
-    """Return a container's links. One without any has one, so that a trace can begin in it and say what is missing."""
-    plugged = (link for link in links if link.get("link_type") == "ether" and _kind(link) not in _FALLBACK)
-    return list(plugged) or [{"ifname": "eth0"}]
+    """Return a container's links. One without any has one, so that a trace that ends in it says what is missing."""
+    return _ethers(links) or [{"ifname": "eth0"}]
+
+
+def _ethers(links: Links) -> Links:
+    return [link for link in links if link.get("link_type") == "ether" and _kind(link) not in _FALLBACK]
 
 
 def _endpoint(

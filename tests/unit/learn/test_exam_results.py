@@ -182,8 +182,12 @@ def test_an_exam_with_more_time_than_was_given_is_refused(tmp_path: Path) -> Non
     assert (found.why, found.lessons, found.well) == ("its exam had 30 minutes, and 29 were given", (), False)
 
 
-def test_a_file_that_is_no_result_keeps_nobody_from_the_next_one(tmp_path: Path) -> None:
+def test_a_file_that_is_no_result_keeps_nobody_from_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is a row, and the exit code says that not all is well."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
     (tmp_path / "a.json").write_text("{}")
     exam.write(tmp_path / "b.json", result(msgspec.structs.replace(SAT, passed_after=None, commands=())))
     files = [str(tmp_path / name) for name in ("a.json", "none.json", "b.json")]
