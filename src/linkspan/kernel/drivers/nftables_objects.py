@@ -12,6 +12,7 @@ import functools
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -53,6 +54,7 @@ NEWER = ("icmpv6 taddr",)
 """Expressions of our rules that an older nft does not know: 1.0.6, of Debian 12, has no ``taddr``. Without its rule a
 container may answer for the IPv6 address of another one on its bridge; ``doctor`` says so."""
 
+_SomeChain = TypeVar("_SomeChain", bound=NftChain)
 _CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
 
@@ -169,7 +171,9 @@ class FirewallDriver:
 
         Two things have a transaction of their own before that: many elements of new sets, which no rule uses yet, and,
         if libnftables is needed for other things that go, elements whose sets stay. What is in a map that goes is
-        deleted with the rules that use the map: until then packets find their way in it.
+        deleted with the rules that use the map: until then packets find their way in it. Chains with hooks go before
+        that. A packet that has come to one keeps the rules of before a transaction, but finds the elements of after it
+        (nft_do_chain and nft_lookup_eval): it would be dropped where it no longer finds its way.
         """
         failed: dict[Key, LinkspanError] = {}
         if put and not self._by_netlink(put, ()):
@@ -190,7 +194,9 @@ class FirewallDriver:
                 rest = [s for s in outside if not isinstance(s, NftElement) or _set_key(s) in sets]
                 if early and not (rest and self._by_netlink((), early)):
                     rest = [*self._present(early), *rest]
-                self._transact(rest, _delete, failed)
+                hooks = [s for s in rest if isinstance(s, NftChain) and s.hook]
+                self._transact(hooks, _delete, failed)
+                self._transact([s for s in rest if s not in hooks], _delete, failed)
             for state in delete:
                 self._data.pop(state.key, None)
         return failed
@@ -501,17 +507,17 @@ def _add_element(state: NftElement, _shell: Shell) -> tuple[str, ...]:
     return _commands(f"add element {state.family} {state.table} {state.set} {{ {element_text(state)} }}")
 
 
-def _typed(states: Sequence[NftChain]) -> list[NftChain]:
+def _typed(states: Sequence[_SomeChain]) -> list[_SomeChain]:
     """Return chains in an order that nft accepts: each one after those to which it jumps."""
-    chains = {state.key: state for state in states}
-    done: dict[NftChain, None] = {}
-    met: set[NftChain] = set()
+    chains = {(state.family, state.table, state.name): state for state in states}
+    done: dict[_SomeChain, None] = {}
+    met: set[_SomeChain] = set()
 
-    def visit(chain: NftChain) -> None:
+    def visit(chain: _SomeChain) -> None:
         met.add(chain)
         for rule in chain.rules:
             for name in _JUMP.findall(rule):
-                target = chains.get(NftChain(chain.family, chain.table, name, "", ()).key)
+                target = chains.get((chain.family, chain.table, name))
                 if target is not None and target not in met:
                     visit(target)
         done.setdefault(chain)
@@ -638,6 +644,7 @@ KINDS = (
         purpose="the fast path of what comes in by a link, or goes out (fast=true)",
         sort=Sort.RULE,
         commands=_add_chain,
+        typed=_typed,
         on=_of_link,
         lost_with=_in_table,
         part_of=_table_key,
@@ -645,7 +652,7 @@ KINDS = (
     ),
     Kind(
         state=NftExit,
-        rank=46,
+        rank=47,
         driver=driver,
         known_by=_KNOWN_BY,
         purpose="the link by which the fast path reaches a container (fast=true)",
