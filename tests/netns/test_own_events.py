@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import threading
 
-from linkspan.core.states.host import Address, Bridge, NftElement, NftSet, NftTable, Route, State
+from linkspan.core.addresses import whole
+from linkspan.core.states.host import (
+    HOST,
+    Address,
+    Bridge,
+    NftElement,
+    NftSet,
+    NftTable,
+    PolicyRule,
+    Route,
+    State,
+)
 from linkspan.kernel.events import NftEvents, RouteEvents
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.machine import Machine
@@ -37,6 +48,25 @@ def test_what_goes_with_a_link_that_we_delete_is_no_event(host: Machine) -> None
         events.dirty()
         run("ip", "link", "del", BRIDGE.name)
         assert {Bridge, Address, Route} <= events.dirty()
+    finally:
+        events.socket.close()
+
+
+def test_a_policy_rule_of_ours_that_another_program_removes_is_an_event(host: Machine) -> None:
+    """What linkspan changes itself is none, and neither are rules of others: nobody looks at rules each second."""
+    events = RouteEvents(kinds(), host.ports(), host.neighbours.own, host.links.leaving)
+    try:
+        for family in (4, 6):
+            rule = PolicyRule(HOST, 31000, whole(family), 76010, mark=0x10)
+            assert host.reconciler.change(("egress",), [rule]) == {}
+            run("ip", f"-{family}", "rule", "add", "pref", "31001", "lookup", "100")
+            run("ip", f"-{family}", "rule", "del", "pref", "31001")
+            assert events.dirty() == frozenset()
+            run("ip", f"-{family}", "rule", "del", "pref", "31000")
+            assert events.dirty() == {PolicyRule}
+            run("ip", f"-{family}", "rule", "add", "pref", "31002", "lookup", "100", "protocol", "76")
+            assert events.dirty() == {PolicyRule}
+            assert host.reconciler.change(("egress",), ()) == {}
     finally:
         events.socket.close()
 

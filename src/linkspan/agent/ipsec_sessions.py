@@ -143,17 +143,18 @@ class IpsecSessions:
                 await self.look()
                 hurry = any(one.missing for one in self._known.values())
             took = self._memory.took
-            await self._rest(max(SOON, HURRY * took) if hurry else max(EVERY, REST * took))
+            pause = max(SOON, HURRY * took) if hurry else max(EVERY, REST * took)
+            await self._rest(pause if self._asked else None)
 
     def soon(self) -> None:
         """Look at once if other connections are wanted than at the last query: peers may have come."""
         self._wake.set()
 
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, or until other connections are wanted."""
+    async def _rest(self, seconds: float | None) -> None:
+        """Sleep for so long (None: without an end), or until other connections are wanted."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + until_whole(seconds)
-        while await woken(self._wake, end - loop.time()):
+        end = None if seconds is None else loop.time() + until_whole(seconds)
+        while await woken(self._wake, None if end is None else end - loop.time()):
             self._wake.clear()
             if await self._wanted() != self._asked:
                 return

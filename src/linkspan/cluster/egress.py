@@ -191,7 +191,8 @@ class Exits:
         if now() >= self._sent + LIFE:
             self.lost()
         self._sent, self._until = sent, sent + LIFETIME
-        self._wake.set()
+        if self._held or self._vacant or self._unwanted:
+            self._wake.set()
 
     def lost(self) -> None:
         """Take note that this host's standing records have ended: others may hold its addresses."""
@@ -286,6 +287,8 @@ class Exits:
 
     async def _look(self) -> None:
         wanted = self._wanted()
+        if not (wanted or self._held or self._unwanted or self._put_here or self._followed or self._flowing):
+            return
         self._vacant = {address: since for address, since in self._vacant.items() if address in wanted}
         self._others = {address: until for address, until in self._others.items() if until > now()}
         self._rivals = {
@@ -345,8 +348,8 @@ class Exits:
     def _wanted(self) -> dict[str, _Wanted]:
         """Return what leaves by which address; if two networks have one, it is the first one's by name."""
         found: dict[str, _Wanted] = {}
-        for network in sorted(self._networks.all(), key=lambda one: one.name):
-            for family, exit_ in network.exits.items():
+        for network in self._networks.all():
+            for family, exit_ in network.exits.items() if network.egress else ():
                 found.setdefault(exit_.prefix.address, _Wanted(network.name, family, exit_))
         return found
 

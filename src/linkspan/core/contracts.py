@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -131,6 +131,17 @@ class Driver(Protocol):
         """Make and change ``put``, then remove ``delete``; continue past errors and return them by key.
 
         A put is idempotent, and so is a delete of an object that is gone already.
+        """
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """A driver that finds out more quickly whether the host is as before than what it observes there."""
+
+    def stamp(self) -> object:
+        """Return a value that equals an earlier one only if ``observe`` would yield the same states for the host.
+
+        Raises what ``observe`` raises.
         """
 
 

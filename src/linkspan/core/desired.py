@@ -7,6 +7,7 @@ that names both sources.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import msgspec
@@ -38,6 +39,8 @@ class Desired:
         self._sources: dict[Source, dict[Key, State]] = {}
         self._owners: dict[object, dict[Key, _Owned]] = {}
         """By the kind's name (a key's first part), so that observing a few objects costs nothing for the others."""
+        self._changes: defaultdict[type[State], int] = defaultdict(int)
+        """By kind: how often its states changed."""
 
     def replace(self, source: Source, states: Iterable[State]) -> Change:
         """Make these the states of a source, and return what to put and to delete.
@@ -56,6 +59,8 @@ class Desired:
         old = self._sources.get(source, {})
         put = [state for key, state in new.items() if old.get(key) != state] if old else [*new.values()]
         gone = old.keys() - new.keys() if old else set()
+        for changed in {*map(type, put), *(type(old[key]) for key in gone)}:
+            self._changes[changed] += 1
         delete = [state for key, state in old.items() if key in gone and self.owners(key) == (source,)]
         for key in gone:
             kind = self._owners[key[0]]
@@ -78,6 +83,10 @@ class Desired:
         else:
             self._sources.pop(source, None)
         return Change(tuple(put), tuple(delete))
+
+    def changes(self, kinds: Iterable[type[State]]) -> tuple[int, ...]:
+        """Return how often the states of these kinds changed: equal numbers mean equal states."""
+        return tuple(self._changes.get(kind, 0) for kind in kinds)
 
     def states(self, kinds: tuple[type[State], ...] | None = None) -> dict[Key, State]:
         """Return the desired states by key: of these kinds or of all."""

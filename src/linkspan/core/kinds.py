@@ -60,6 +60,8 @@ class Event(enum.Enum):
     ADDRESS_GONE = enum.auto()
     """An address was removed, or the host's own routes changed: states that depend on them may be gone too."""
     ROUTE = enum.auto()
+    RULE = enum.auto()
+    """A rule of the routing policy with our protocol number."""
     NEIGHBOUR = enum.auto()
     ENTRY = enum.auto()
     """A forwarding entry of a bridge or a VXLAN device."""

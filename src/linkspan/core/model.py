@@ -458,8 +458,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def address(self, family: int) -> Prefix | None:
         """Return the host's own address in the network, without length; None if it has none of the family."""
         for text in self.addresses:
-            if (found := prefix(text)).family == family:
-                return found.single()
+            if (":" in text) == (family == 6):
+                return prefix(text).single()
         return None
 
 

@@ -37,6 +37,7 @@ from linkspan.core.fights import Contested, Fights
 from linkspan.core.judgement import Judgement, Ports
 from linkspan.core.kinds import Event, Kind, Kinds, Link, netns_of
 from linkspan.core.left import Left
+from linkspan.core.settled import Settled
 from linkspan.core.states.host import HOST, Key, State
 
 PASSES = 3
@@ -91,6 +92,7 @@ class Reconciler:
         self._before = before
         self._one_look = one_look
         self._by_kind = {kind.state: (kind, driver) for kind, driver in served}
+        self._settled = Settled(self._by_kind.values(), self.desired)
         self.kinds = Kinds(kind for kind, _ in self._by_kind.values())
         self._merging = frozenset(kind.state for kind in self.kinds if kind.merges)
         self.fights = Fights(self.kinds)
@@ -355,24 +357,31 @@ class Reconciler:
     ) -> tuple[Change, dict[Key, str], dict[Key, State]]:
         """Return the difference and what is observed of it; ``guarded``: ports with broken guards should be down.
 
-        Of what is as desired nothing is kept: with 1,000 peers these are 10,000 states, and all others are few.
+        Of what is as desired nothing is kept: with 1,000 peers these are 10,000 states, and all others are few. Drivers
+        that are settled are not observed at all.
         """
         wanted = tuple(self._by_kind) if kinds is None else tuple(kinds)
-        names = {kind.__name__ for kind in wanted}
         inside = set(namespaces)
-        known = inside | {HOST}
-        desired = {k: s for k, s in self.desired.states(wanted).items() if netns_of(s) in known}
-        waiting: Mapping[Key, LinkspanError] = {}
-        if guarded and self.fights.closed():
-            shut, waiting = self._ports.shut(list(desired.values()))
-            desired = {state.key: state for state in shut}
-        missing, wrong = dict(desired), dict[Key, State]()
         with self._one_look():
+            plain = not (inside or self.failing or self.fights.closed())
+            marks = {driver: self._settled.mark(driver) for driver in self._drivers(wanted) if plain}
+            settled = {driver for driver, mark in marks.items() if self._settled.holds(driver, mark)}
+            wanted = tuple(kind for kind in wanted if self._by_kind[kind][1] not in settled)
+            names = {kind.__name__ for kind in wanted}
+            known = inside | {HOST}
+            desired = {k: s for k, s in self.desired.states(wanted).items() if netns_of(s) in known}
+            waiting: Mapping[Key, LinkspanError] = {}
+            if guarded and self.fights.closed():
+                shut, waiting = self._ports.shut(list(desired.values()))
+                desired = {state.key: state for state in shut}
+            missing, wrong = dict(desired), dict[Key, State]()
             for driver in self._drivers(wanted):
                 for state in driver.observe(HOST):
                     key = state.key
                     if key[0] in names and key not in waiting:
                         _compare(key, state, desired.get(key), missing, wrong)
+        observed = {driver: mark for driver, mark in marks.items() if driver not in settled}
+        self._settled.note(observed, wanted, {str(key[0]) for key in (*missing, *wrong)})
         extra = [state for key, state in wrong.items() if key not in desired]
         for netns in inside:
             try:

@@ -32,12 +32,14 @@ from linkspan.kernel.io.netlink import (
     DELLINK,
     DELNEIGH,
     DELROUTE,
+    DELRULE,
     GETLINK,
     NETFILTER,
     NEWADDR,
     NEWLINK,
     NEWNEIGH,
     NEWROUTE,
+    NEWRULE,
     ROUTE,
     Socket,
     attr,
@@ -45,10 +47,12 @@ from linkspan.kernel.io.netlink import (
     string,
 )
 from linkspan.kernel.io.route_messages import BIRD
+from linkspan.kernel.io.rule_messages import HEADER as RULE_HEADER
+from linkspan.kernel.io.rule_messages import PROTOCOL as RULE_PROTOCOL
 
-# linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF,
-# _IPV6_NETCONF
-_ROUTE_GROUPS = (1, 3, 4, 5, 7, 9, 11, 24, 25)
+# linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE,
+# _IPV6_RULE, _IPV4_NETCONF, _IPV6_NETCONF
+_ROUTE_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25)
 _NEWQDISC, _DELQDISC, _NEWNETCONF = 36, 37, 80
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES in linux/netfilter/nfnetlink.h
 _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
@@ -103,7 +107,7 @@ class Ports:
 
 
 class RouteEvents:
-    """Links, queueing disciplines, addresses, routes, neighbours and settings that somebody else changed."""
+    """Links, queueing disciplines, addresses, routes, policy rules, neighbours and settings that others changed."""
 
     def __init__(
         self,
@@ -189,6 +193,9 @@ class RouteEvents:
             return self._routes(kind, body)
         if kind in (NEWNEIGH, DELNEIGH):
             return self._neighbours(kind, body)
+        if kind in (NEWRULE, DELRULE):
+            ours = attributes(body, RULE_HEADER.size).get(RULE_PROTOCOL) == bytes([ROUTE_PROTOCOL])
+            return (Event.RULE,) if ours else ()
         if kind in (_NEWQDISC, _DELQDISC):
             return (Event.QDISC,)
         if kind == _NEWNETCONF and len(attributes(body, 4)) == 2:  # a link and one setting; a new link implies all

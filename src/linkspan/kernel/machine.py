@@ -71,7 +71,7 @@ class Machine:
         """Close sockets and threads; the kernel keeps everything."""
         self.links.close()
         self.firewall.close()
-        self.sysctls.watch.close()
+        self.sysctls.close()
         self.sockets.close()
         self.namespaces.close()
 

@@ -97,10 +97,8 @@ class EtcdStore:
             try:
                 async for page, at in self._pages(ranges):
                     revision = at
-                    for start in range(0, len(page.kvs), SLICE):
-                        records = self._records(page.kvs[start : start + SLICE])
+                    async for records in self._sliced(page):
                         found += map(each, records) if each is not None else records
-                        await asyncio.sleep(0)  # the next page is on its way
             except Refused as error:
                 if not error.compacted:  # a compaction between two pages: begin again
                     raise
@@ -113,7 +111,7 @@ class EtcdStore:
         while True:
             try:
                 async for page, revision in self._pages([keys]):
-                    yield self._records(page.kvs), revision
+                    yield [record async for some in self._sliced(page) for record in some], revision
                     keys = after(keys, page)
             except Refused as error:
                 if not error.compacted:  # between two pages: the rest is of a later moment
@@ -143,6 +141,13 @@ class EtcdStore:
     async def _page(self, keys: Json, size: PageSize) -> Range:
         """Return the answer about the first records of a range of keys."""
         return await size.fitting(lambda most: self._gateway.ask("/v3/kv/range", {**keys, "limit": most}, Range))
+
+    async def _sliced(self, page: Range) -> AsyncIterator[Records]:
+        """Yield a page's records in slices, and let others run in between: the next page is on its way, too."""
+        for start in range(0, len(page.kvs), SLICE):
+            if start:
+                await asyncio.sleep(0)
+            yield self._records(page.kvs[start : start + SLICE])
 
     def _records(self, found: Sequence[KeyValue]) -> Records:
         cluster = self._guard.key.encode()

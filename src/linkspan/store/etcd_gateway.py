@@ -43,6 +43,10 @@ An idle agent has three in all: the stream of its watch, the one of its lease, a
 6,000 at the most.
 """
 
+UNUSED = 60.0
+"""Seconds after which a connection without calls is closed: a new one costs agent and etcd a handshake of TLS each, and
+an idle agent calls every ten seconds."""
+
 T = TypeVar("T")
 
 
@@ -258,7 +262,7 @@ async def _left(session: aiohttp.ClientSession) -> None:
 
 
 def _session(timeout: aiohttp.ClientTimeout, connections: int) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0, limit_per_host=connections)
+    connector = aiohttp.TCPConnector(limit=0, limit_per_host=connections, keepalive_timeout=UNUSED)
     return aiohttp.ClientSession(connector=connector, timeout=timeout)
 
 

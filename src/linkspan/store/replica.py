@@ -61,6 +61,8 @@ LISTED = 9e-6
 Larger pages cost less, but an etcd that all hosts ask at once may be too slow for these."""
 SPREAD = 30.0
 """The most seconds in which all hosts list again."""
+PACK_AFTER, PACKED, PACK_PAUSE = 5.0, 200, 0.05
+"""The snapshot's records are packed so many seconds after the start, so many at a time (3 ms), with pauses between."""
 
 
 MANY = ("blocks/", "hosts/", "leases/")
@@ -147,21 +149,29 @@ class Replica(RecordCache):
         ``new``: this host joins the store's cluster, so an existing snapshot is another cluster's, and is ignored.
         """
         known = Content("", []) if new else self._snapshot.read()
-        for record in known.records:
-            self._index.keep(record)
+        self._index.load(known.records)
         self._cluster = known.cluster
         if known.host != self._host:
             self._snapshot.note()
-        del known  # of a large cluster it has 15 MB
+        del known  # the index has the records
         self._losses.recall()
         self.remembered = {key: record.value for key, record in self.under("networks/").items()}
         work = {
             "following the store": self._follow,
             "keeping the snapshot": self._snapshot.follow,
             "following absent hosts": self.absences.follow,
+            "packing the snapshot's records": self._pack,
         }
         self._tasks = [lasting(*one) for one in work.items()]
         await woken(self._first, FIRST_ANSWER)
+
+    async def _pack(self) -> None:
+        """Pack the snapshot's records, a few at a time, once the start is over."""
+        await asyncio.sleep(PACK_AFTER)
+        left = True
+        while left:
+            left = self._index.pack(PACKED)
+            await asyncio.sleep(PACK_PAUSE)
 
     async def stop(self) -> None:
         """End the watch, and write the snapshot, after a write that still runs."""
@@ -374,14 +384,13 @@ class Replica(RecordCache):
         touched = self._aside.take(beside) if beside is not None and self._aside is not None else set()
         listers = self._losses.listers({key.split("/", 2)[1] for key in batch.deletes if key.startswith("blocks/")})
         for record in batch.puts:
+            if record.value is SAME:
+                if self._index.touch(record.key, record.revision):  # else it was removed while the store was listed
+                    self.lost.discard(record.key)
+                continue
             if self._is_misfit(record):
                 continue
             if self._known(record.key) > record.revision:
-                continue
-            if record.value is SAME:
-                if record.key in self.records:  # else it was removed while the store was listed
-                    self._index.touch(record.key, record.revision)
-                    self.lost.discard(record.key)
                 continue
             old = self.records.get(record.key)
             self._replace(old, record)

@@ -494,3 +494,38 @@ def test_a_peer_that_comes_is_started_at_once(tmp_path: Path, monkeypatch: pytes
 
     asyncio.run(run())
     log.close()
+
+
+def test_without_connections_nobody_looks_until_a_peer_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most hosts have none: an idle agent must not wake up each second for them."""
+    looks, rests = list[list[str]](), list[float | None]()
+
+    def step(_control: Path, wanted: list[Wanted], _memory: Memory) -> list[Association]:
+        looks.append([one.connection.name for one in wanted])
+        return [association(1)]
+
+    monkeypatch.setattr("linkspan.agent.ipsec_sessions._stepped", step)
+    machine = MemoryMachine()
+    machine.ike = tmp_path / "vici"
+    log = EventLog(tmp_path / "events")
+
+    async def run() -> None:
+        ipsec_sessions = IpsecSessions(worker_of(machine), log)
+        rest = ipsec_sessions._rest
+
+        async def resting(seconds: float | None) -> None:
+            rests.append(seconds)
+            await rest(seconds)
+
+        monkeypatch.setattr(ipsec_sessions, "_rest", resting)
+        monkeypatch.setattr(ipsec_sessions, "_news", lambda: "")
+        await ipsec_sessions.start()
+        await eventually(lambda: rests == [None], "the first rest, which has no end")
+        machine.reconciler.desired.replace(("peer",), [CONNECTION, CHILD])
+        ipsec_sessions.soon()
+        await eventually(lambda: looks[:1] == [["ls-h2"]], "the query for the peer that came")
+        await eventually(lambda: len(rests) > 1 and rests[1] is not None, "a rest that ends")
+        await ipsec_sessions.stop()
+
+    asyncio.run(run())
+    log.close()

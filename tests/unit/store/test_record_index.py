@@ -81,7 +81,9 @@ def test_only_another_value_counts_as_a_change() -> None:
     assert index.forget_revisions() == {}
     assert index.revision("hosts/a") == 0
     index.keep(Record("hosts/a", b"one", 2))
-    index.touch("hosts/a", 3)
+    assert index.touch("hosts/a", 3)
+    assert not index.touch("hosts/a", 2)
+    assert not index.touch("hosts/b", 4)
     second = index.packed("hosts/a")
     assert first is not None
     assert second is not None
@@ -108,3 +110,42 @@ def test_a_lease_takes_little_memory() -> None:
         assert (tracemalloc.get_traced_memory()[0] - before) / 1000 < 300
     finally:
         tracemalloc.stop()
+
+
+def test_loaded_records_are_as_any_others() -> None:
+    """A start keeps the records of its snapshot as they are, because to pack them takes longer than all else of it."""
+    index = RecordIndex()
+    given = {key: Record(key, key.encode() * 9, number) for number, key in enumerate(STRANGE, 1)}
+    index.load(given.values())
+    assert dict(index) == given
+    assert {one.key: one for one in index.all()} == given
+    assert all(key in index and index.revision(key) == one.revision for key, one in given.items())
+    before = index.changes("a")
+    assert index.touch("a/b", 99)
+    index.keep(Record("a/b", given["a/b"].value, 100))
+    assert (index["a/b"].value, index.revision("a/b"), index.changes("a")) == (given["a/b"].value, 100, before)
+    index.drop("a/b/c")
+    assert index.get("a/b/c") is None
+    expected = {key: one.revision for key, one in given.items() if key != "a/b/c"} | {"a/b": 100}
+    assert index.forget_revisions() == expected
+    assert {index.revision(key) for key in index} == {0}
+
+
+def test_loaded_records_are_packed_a_few_at_a_time() -> None:
+    """Then they take as little memory as others, and those that came or went meanwhile do not matter."""
+    tracemalloc.start()
+    try:
+        index, before = RecordIndex(), tracemalloc.get_traced_memory()[0]
+        index.load(Record(f"leases/net/h{number}", f"{number:04}".encode() * 100, number) for number in range(1000))
+        loaded = tracemalloc.get_traced_memory()[0] - before
+        index.drop("leases/net/h999")
+        index.keep(Record("leases/net/h998", b"new", 2000))
+        for _ in range(9):
+            assert index.pack(100)
+        assert not index.pack(100)
+        assert tracemalloc.get_traced_memory()[0] - before < loaded / 2
+    finally:
+        tracemalloc.stop()
+    assert index["leases/net/h7"] == Record("leases/net/h7", b"0007" * 100, 7)
+    assert index["leases/net/h998"] == Record("leases/net/h998", b"new", 2000)
+    assert "leases/net/h999" not in index

@@ -17,7 +17,7 @@ import functools
 import shlex
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
 from linkspan.core.contracts import Support
@@ -38,6 +38,7 @@ from linkspan.kernel.io.neighbour_messages import (
     SELF,
 )
 from linkspan.kernel.io.netlink import (
+    ATTR,
     DELNEIGH,
     F_CREATE,
     F_REPLACE,
@@ -51,6 +52,8 @@ from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 
 _OURS = bytes([ROUTE_PROTOCOL])
+_ANY = 0
+"""The family of a list of the neighbours of IPv4 and IPv6."""
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 _REMEMBERED = 1.0
@@ -69,6 +72,7 @@ _DUMPED_ENTRY = {n: struct.Struct(f"=HH6sxxHH{n}s") for n in (4, 16)}
 _PLAIN_ENTRY = 52
 """Size in bytes of an entry with only an IPv4 address and its times (NDA_CACHEINFO)."""
 
+_TIMES = 3  # NDA_CACHEINFO
 _WHERE = ((6, "port"), (7, "vni"), (8, "via"))  # NDA_PORT, NDA_VNI, NDA_IFINDEX
 
 _BY_MAC = struct.Struct("=BxxxiHBBHH6s2x")
@@ -102,10 +106,24 @@ class NeighbourDriver:
         macs = {link.number: link.mac for link in links if link.number in ours}
         return [*self._neighbours(names, ours), *(self._entries(ours, macs) if ours else ())]
 
+    def stamp(self) -> object:
+        """Return what stays the same as long as the kernel reports the same entries that last, on the same links."""
+        links = self._sockets.links(HOST)
+        there = frozenset((link.number, link.name, link.mac, link.ours) for link in links)
+        return there, hash(b"".join(map(_timeless, (*self._lasting(_ANY), *self._lasting(AF_BRIDGE)))))
+
+    def _lasting(self, family: int) -> Iterator[bytes]:
+        """Yield the entries of a family that the kernel never checks again, as it reports them."""
+        what = "list forwarding entries" if family == AF_BRIDGE else "list neighbours"
+        for payload in self._sockets.at(HOST).dump(GETNEIGH, bytes([family]) + bytes(11), what):
+            state = NDMSG.unpack_from(payload)[2]
+            if state & PERMANENT or (state & NOARP and not (family == _ANY and _is_of_group(payload))):
+                yield payload
+
     def _neighbours(self, names: Mapping[int, str], ours: Mapping[int, str]) -> Iterable[Neighbour]:
-        for payload in self._sockets.at(HOST).dump(GETNEIGH, bytes(12), "list neighbours"):
+        for payload in self._lasting(_ANY):
             _, index, state, _, _ = NDMSG.unpack_from(payload)
-            if not state & (PERMANENT | NOARP) or index not in names:
+            if index not in names:
                 continue
             if index in ours:
                 found = Neighbour(names[index], *_address_and_mac(payload))
@@ -115,23 +133,20 @@ class NeighbourDriver:
                 yield Neighbour(names[index], *_address_and_mac(payload))
 
     def _is_astray(self, found: Neighbour) -> bool:
-        """Return whether somebody else made a permanent neighbour: on a link that resolves, with a unicast MAC."""
-        return found.device.startswith(self._resolving) and len(found.mac) == 6 and not found.mac[0] & 1
+        """Return whether somebody else made a permanent neighbour: on a link that resolves, with a MAC."""
+        return found.device.startswith(self._resolving) and len(found.mac) == 6
 
     def _entries(self, ours: Mapping[int, str], macs: Mapping[int, bytes]) -> Iterable[FdbEntry]:
         # A MAC has one entry: the kernel appends destinations only to all-zero and multicast ones
         # (vxlan_fdb_update).
-        dump = self._sockets.at(HOST).dump(
-            GETNEIGH, bytes([AF_BRIDGE]) + bytes(11), "list forwarding entries"
-        )
-        for payload in dump:
+        for payload in self._lasting(AF_BRIDGE):
             _, index, state, flags, _ = NDMSG.unpack_from(payload)
             if index not in ours:
                 continue
             if ours[index].startswith(self._tunnels):
                 if state & PERMANENT:
                     yield FdbEntry(ours[index], *_mac_and_address(payload), _elsewhere(payload))
-            elif not flags & SELF and state & (PERMANENT | NOARP):  # of a bridge's port; its own MAC is local
+            elif not flags & SELF:  # of a bridge's port; its own MAC is local
                 mac = bytes(attributes(payload, 12).get(LLADDR, b""))
                 if mac != macs[index]:
                     yield FdbEntry(ours[index], mac, b"")
@@ -171,6 +186,23 @@ class NeighbourDriver:
             if now - since > _REMEMBERED:
                 self.own.pop(change, None)
         return failed
+
+
+def _is_of_group(payload: bytes) -> bool:
+    """Return whether a neighbour is a multicast group: the kernel makes such entries, and removes them, by itself."""
+    mac = attributes(payload, NDMSG.size).get(LLADDR, b"")
+    return len(mac) == 6 and bool(mac[0] & 1)
+
+
+def _timeless(payload: bytes) -> bytes:
+    """Return an entry without the times that the kernel reports with it: since when it is there, and was used."""
+    at, unpack = NDMSG.size, ATTR.unpack_from
+    while at + 4 <= len(payload):
+        size, kind = unpack(payload, at)
+        if kind == _TIMES:
+            return payload[:at] + payload[at + size :]
+        at += max((size + 3) & ~3, 4)
+    return payload
 
 
 def _address_and_mac(payload: bytes) -> tuple[bytes, bytes]:

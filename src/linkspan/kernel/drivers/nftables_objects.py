@@ -96,7 +96,7 @@ class FirewallDriver:
         if netns != HOST:
             return ()
         before = generation(self._netfilter)
-        if self._listed[0] == before and self._links == _indexes(self._links):
+        if self._is_listed(before):
             return self._listed[1]
         found, owned = self._list()
         self._links = _indexes(
@@ -109,6 +109,15 @@ class FirewallDriver:
         if not owned and generation(self._netfilter) == before:
             self._listed = before, found
         return found
+
+    def stamp(self) -> object:
+        """Return the generation of the last listing, and the links that it names, as long as it is valid."""
+        now = generation(self._netfilter)
+        return (now, frozenset(self._links.items())) if self._is_listed(now) else object()
+
+    def _is_listed(self, now: int) -> bool:
+        """Return whether the last listing is valid in a generation: what is on a link goes with it, without another."""
+        return self._listed[0] == now and self._links == _indexes(self._links)
 
     def _list(self) -> tuple[tuple[State, ...], bool]:
         """Return all that is in our tables, and whether a process owns one of them (``flags owner``).

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import Kind
+from linkspan.core.kinds import Event, Kind
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import ROUTE_PROTOCOL, Key, PolicyRule, State
 from linkspan.kernel.io import batch
@@ -129,6 +129,6 @@ KINDS = (
         purpose="which table routes these packets: they must leave by their address's interface, or by another host",
         commands=_add,
         alone=_always,
-        poll=True,
+        events=frozenset({Event.RULE}),
     ),
 )

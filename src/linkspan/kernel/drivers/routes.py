@@ -99,10 +99,16 @@ class RouteDriver:
     def observe(self, netns: int) -> Iterable[State]:
         """Return the routes with our protocol number: in all tables, on the host in those that rules of ours name."""
         names = self._sockets.names(netns)
+        return (_route(payload, names, netns) for payload in self._reported(netns))
+
+    def stamp(self) -> object:
+        """Return what stays the same as long as the kernel reports the same routes by links of the same names."""
+        return frozenset(self._sockets.names(HOST).items()), hash(b"".join(self._reported(HOST)))
+
+    def _reported(self, netns: int) -> Iterator[bytes]:
         for family in SOCKET_FAMILY.values():
             table = TABLE_MAIN if netns == HOST and not self._has_tables(family) else _EVERY_TABLE
-            for payload in _dump(self._sockets, netns, family, ROUTE_PROTOCOL, table):
-                yield _route(payload, names, netns)
+            yield from _dump(self._sockets, netns, family, ROUTE_PROTOCOL, table)
 
     def _has_tables(self, family: int) -> bool:
         """Return whether rules of ours on the host name other tables; there is nothing of ours in any other."""

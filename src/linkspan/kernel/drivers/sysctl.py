@@ -38,6 +38,7 @@ from linkspan.kernel.io.batch import each
 from linkspan.kernel.io.durable_files import Memory, boot_id
 from linkspan.kernel.io.inotify import WriteWatch
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.open_settings import OpenSettings
 from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
 from linkspan.kernel.probe import closed_links, forwarders
@@ -45,6 +46,9 @@ from linkspan.kernel.probe import closed_links, forwarders
 ROOT = Path("/proc/sys")
 FEW = 4
 """Links of ours from which on one query for all links of the host is cheaper than one for each."""
+MOST_OPEN = 400
+"""Settings that stay open between two observations: those of about 30 containers. Beyond that a list of all links takes
+less time, and a process may have 1,024 open files."""
 LONGEST = 4096
 """Size of a setting in bytes: one page, like sysctl's own buffers."""
 
@@ -132,10 +136,16 @@ class SysctlDriver:
         """The paths that the last observation of the host's links looked for, by link."""
         self._answers: dict[int, dict[str, str | None]] = {}
         """Its values by path, by the hash of the link's message: most messages are the same each second."""
+        self._open = OpenSettings(ROOT, LONGEST)
         self.watch = WriteWatch(ROOT / path for path in (*_FORWARDING, *_ALSO))
         """Readable after somebody has written to a forwarding setting, even the value that it has."""
         self._mended: dict[str, float] = {}
         """When a forwarding setting that somebody had changed was restored."""
+
+    def close(self) -> None:
+        """Close all files."""
+        self._open.close()
+        self.watch.close()
 
     def probe(self) -> Support:
         """Return support: every Linux has it; a container may have it read-only."""
@@ -212,14 +222,12 @@ class SysctlDriver:
         try:
             with self._namespaces.entered(netns):
                 # A setting whose link is away now is not forgotten: the link may come back.
-                present = ((path, _present(path)) for path in self._entries(netns))
+                others, of_links = self._present_values(netns)
                 found: list[State] = [
-                    Sysctl(path, value, netns) for path, value in present if value is not None
+                    Sysctl(path, value, netns) for path, value in others.items() if value is not None
                 ]
-                paths = sorted(self._links.get(netns, ()))
-                values = self._there(paths if netns == HOST else ())
-                for path in paths:
-                    if (value := values[path] if path in values else _present(path)) is None:
+                for path, value in of_links.items():
+                    if value is None:
                         self._links[netns].discard(path)
                     else:
                         found.append(LinkSysctl(path, value, netns))
@@ -227,6 +235,28 @@ class SysctlDriver:
         except NotFound:
             self._forget(netns)
             raise
+
+    def stamp(self) -> object:
+        """Return what stays the same as long as all settings on the host have the same values."""
+        paths = *self._known, *sorted(self._links.get(HOST, ()))
+        with self._namespaces.entered(HOST):
+            if len(paths) > MOST_OPEN:
+                self._open.close()
+                return self._present_values(HOST)
+            try:
+                return paths, self._open.texts(paths)
+            except OSError:  # too many open files
+                return object()
+
+    def _present_values(self, netns: int) -> tuple[dict[str, str | None], dict[str, str | None]]:
+        """Return our settings that others use too, and those of links, by path; None if there is no such setting.
+
+        The calling thread is in the namespace.
+        """
+        paths = sorted(self._links.get(netns, ()))
+        values = self._there(paths if netns == HOST else ())
+        of_links = {path: values[path] if path in values else _present(path) for path in paths}
+        return {path: _present(path) for path in self._entries(netns)}, of_links
 
     def _there(self, paths: Iterable[str]) -> dict[str, str | None]:
         """Return the values of links' settings on the host, by path: one query for each link, or for all of them."""

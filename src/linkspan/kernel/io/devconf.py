@@ -5,6 +5,7 @@ To ask for a link costs as much as to read five files (measured), and a link has
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 
@@ -31,6 +32,7 @@ _PLACES: Mapping[str, Mapping[str, int]] = {
 }
 
 
+@functools.lru_cache(maxsize=1 << 14)  # the same ones are asked for each second
 def link_of(path: str) -> str:
     """Return the link of a setting that ``value`` can find, '' if it cannot."""
     parts = path.split("/")
