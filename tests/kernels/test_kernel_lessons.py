@@ -20,26 +20,23 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "undo", "mistake"),
+    ("name", "undo", "seen", "mistake"),
     [
-        ("ipip", "ip link delete ipip0", "ip tunnel change ipip0 mode ipip local 192.0.2.5 remote 192.0.2.6"),
-        (
-            "wireguard",
-            "ip link delete wg0",
-            "ip netns exec host3 wg set wg0 peer $(wg show wg0 public-key) remove",
-        ),
+        ("ipip", "ip link delete ipip0", "1480 fit through ipip0", ""),
+        ("wireguard", "ip link delete wg0", "1420 fit through wg0", ""),
         (
             "ipsec",
             "ip xfrm state deleteall; ip xfrm policy deleteall; ip route flush root 172.18.3.0/24",
+            "",
             "ip xfrm policy delete src 172.18.3.0/24 dst 172.18.1.0/24 dir fwd",
         ),
     ],
 )
-def test_a_lesson_for_this_kernel_is_solved_and_explained(name: str, undo: str, mistake: str) -> None:
+def test_a_lesson_for_this_kernel_is_solved_and_explained(name: str, undo: str, seen: str, mistake: str) -> None:
     """One solution after the other in one sandbox, because its beginning takes half a minute.
 
-    `explain` sees that the first one is complete. ``mistake`` makes the first wrong answer of it: that is recognised,
-    and `explain` finds it.
+    After the first one, `explain` follows the packet there and back, and has ``seen`` what fits through the tunnel; or
+    ``mistake`` makes the first wrong answer of it: that is recognised, and `explain` finds it.
     """
     one = numbered(name)
     with sandbox.passing(f"test-kernel-{os.getpid()}") as box:
@@ -51,8 +48,11 @@ def test_a_lesson_for_this_kernel_is_solved_and_explained(name: str, undo: str, 
             assert code == 0, output
             judged = play.settled(box, one)
             assert judged.passed, play.told(judged)
-            if number == 1:
-                assert play.explained(box, one) == play.Explained(True, "")
+            if number == 1 and seen:
+                found = play.explained(box, one)
+                assert found.arrives, found.finding
+                assert seen in found.finding
+            if number == 1 and mistake:
                 box.script(mistake)
                 judged = judge(box, one)
                 assert (judged.wrong, judged.passed) == ((1,), False)
