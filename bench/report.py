@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 from linkspan.core.errors import LinkspanError
 
 Metric = dict[str, Any]
+
+EACH = 10.0
+"""Seconds between two lines of progress in a file."""
 
 
 def run(measure: Callable[[Path, bool], dict[str, Metric]], description: str, quick: str) -> None:
@@ -85,10 +89,22 @@ def table(what: str, found: dict[str, Metric]) -> None:
         print(f"| {name} | {wanted} | {metric['value']:.2f}{unit} | {met} |")
 
 
-def progress(text: str) -> None:
-    """Say on stderr how far it is."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+class Progress:
+    """Says on stderr how far a benchmark is: on a terminal in one line, in a file at most one line each 10 s."""
+
+    def __init__(self) -> None:
+        self._told = float("-inf")
+
+    def __call__(self, text: str) -> None:
+        """Say it."""
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        elif text and time.monotonic() - self._told >= EACH:
+            self._told = time.monotonic()
+            print(f"{datetime.now(UTC):%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+progress = Progress()
 
 
 def p(values: list[float], percent: int) -> float:

@@ -1,12 +1,15 @@
 """IPIP (RFC 2003) in user space, for kernels without the ipip device: a TUN on one side, the wire on the other.
 
-    python -IS ipip_endpoint.py --table FILE --device lsipip --local 192.0.2.1
+    python -IS ipip_endpoint.py --table FILE [--exits FILE] --device lsipip --local 192.0.2.1
 
 **Outwards** a packet is read from the TUN, the longest prefix of the table that holds its destination gives
 the peer's underlay address, and the packet is sent by a raw socket of protocol 4; the kernel puts the outer
 header before it. **Inwards** the same socket gives whole packets from the wire; the inner source must lie in
 a prefix of the very peer that the outer source is, or the packet is dropped and counted. Both directions are a
 process each, for one packet costs 4 us of Python in each direction, and threads would share one core.
+
+**Exits.** A packet to or from the outside has an address in no row. If its other address, the container's, is in a
+pool of the second table, the row has the one host to which such packets go, and from which they come.
 
 **The table** is read again whenever it is renamed into its folder (inotify), in a thread that sleeps
 otherwise; the loops take the new one with their next packet. What was looked up stays in a dictionary of the
@@ -50,8 +53,8 @@ DROPS = ("no_peer", "refused", "too_big", "stranger", "malformed")
 source that is not the sender's; what is no IPv4 packet."""
 
 _COUNT = struct.Struct("=Q")
-# RFC 791 section 3.1: an outer header's source; an inner one's protocol and source; what tells a merged packet.
-_SOURCE, _HEADER, _TCP = struct.Struct("12x4s"), struct.Struct("9xB2x4s"), struct.Struct("!B5xH4x4H16xH")
+# RFC 791 section 3.1: an outer header's source; an inner one's protocol and addresses; what tells a merged packet.
+_SOURCE, _HEADER, _TCP = struct.Struct("12x4s"), struct.Struct("9xB2x4s4s"), struct.Struct("!B5xH4x4H16xH")
 # linux/if_tun.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 0x0001, 0x1000, 0x4000
 # linux/virtio_net.h: flags, GSO type, length of the headers, size of segments, offsets of the checksum
@@ -106,30 +109,35 @@ class Table(Generic[Way]):
 
 
 class Tables(Generic[Way]):
-    """The table as it is now; ``current`` is replaced when the file is."""
+    """The tables as they are now; ``current`` and ``exits`` are replaced when their files are."""
 
-    def __init__(self, path: Path, form: Callable[[bytes], Way]) -> None:
-        self._path, self._form = path, form
+    def __init__(self, path: Path, exits: Path | None, form: Callable[[bytes], Way]) -> None:
+        self._path, self._exits, self._form = path, exits, form
         self._inotify = _libc.inotify_init1(os.O_CLOEXEC)
         mask = _MOVED_TO | _DELETE | _CLOSE_WRITE
         if _libc.inotify_add_watch(self._inotify, str(path.parent).encode(), mask) < 0:
             _fail(f"watch {path.parent}", OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
-        self.current = self._read()
+        self.current, self.exits = self._read(path), self._read(exits)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def _read(self) -> Table[Way]:
+    def _read(self, path: Path | None) -> Table[Way]:
         try:
-            text = self._path.read_text(encoding="ascii", errors="replace")
+            text = path.read_text(encoding="ascii", errors="replace") if path else ""
         except FileNotFoundError:
             text = ""
         return Table(text, self._form)
+
+    def out(self, address: bytes) -> Way | None:
+        """Return the way between a container and the outside."""
+        exits = self.exits
+        return exits.known.get(address) or exits.find(address)
 
     def _watch(self) -> None:
         while True:
             events = os.read(self._inotify, 1 << 16)
             if struct.unpack_from("=iI", events)[1] & _IGNORED:
                 os.kill(os.getpid(), signal.SIGTERM)  # the folder is gone: the agent that starts us recreates it
-            self.current = self._read()
+            self.current, self.exits = self._read(self._path), self._read(self._exits)
 
 
 class Drops:
@@ -165,7 +173,7 @@ def outwards(tun: io.FileIO, wire: socket.socket, tables: Tables[tuple[str, int]
         if view[0] >> 4 != 4:
             continue  # IPv6's own multicast on a link that is up
         table, target = tables.current, bytes(view[16:20])
-        way = table.known.get(target) or table.find(target)
+        way = table.known.get(target) or table.find(target) or tables.out(bytes(view[12:16]))
         if way is None:
             drops.add("no_peer")
             continue
@@ -193,8 +201,8 @@ def inwards(tun: io.FileIO, wire: socket.socket, tables: Tables[bytes], drops: D
         if size < head + 20 or view[head] >> 4 != 4:
             drops.add("malformed")
             continue
-        table, (protocol, source) = tables.current, inner(view, head)
-        if (table.known.get(source) or table.find(source)) != outer(view)[0]:
+        table, (protocol, source, target) = tables.current, inner(view, head)
+        if (table.known.get(source) or table.find(source) or tables.out(target)) != outer(view)[0]:
             drops.add("stranger")
             continue
         # What is said of it takes the place of the outer header's end.
@@ -299,6 +307,7 @@ def main() -> NoReturn:
     """Open both sides, then serve each direction in a process; where one ends, the other does."""
     parser = argparse.ArgumentParser(description="IPIP in user space, for kernels without the ipip device")
     parser.add_argument("--table", type=Path, required=True, help="lines PREFIX ADDRESS")
+    parser.add_argument("--exits", type=Path, help="lines POOL ADDRESS, in the same folder")
     parser.add_argument("--device", required=True, help="the TUN, which exists")
     parser.add_argument("--local", required=True, help="the underlay address to send from and receive at")
     arguments = parser.parse_args()
@@ -313,8 +322,8 @@ def main() -> NoReturn:
         _libc.prctl(_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             sys.exit("error: the other direction ended")
-        inwards(tun, wire, Tables(table, bytes), drops)
-    outwards(tun, wire, Tables(table, lambda remote: (socket.inet_ntoa(remote), 0)), drops)
+        inwards(tun, wire, Tables(table, arguments.exits, bytes), drops)
+    outwards(tun, wire, Tables(table, arguments.exits, lambda remote: (socket.inet_ntoa(remote), 0)), drops)
 
 
 if __name__ == "__main__":

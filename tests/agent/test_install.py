@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import linkspan
-from linkspan.agent import file_ownership
+from linkspan.kernel.io.private_files import writers
 
 LINKSPAN = f"{sys.executable} -m linkspan.cli.main"
 MACHINE = """
@@ -112,7 +112,7 @@ def test_one_file_that_others_may_write_is_named(tmp_path: Path, mode: int) -> N
 
     def found(start: Path) -> list[str]:
         """Return what is found, a place by its own path, whatever link led to it."""
-        return [one.replace("/link/", "/a/b/") for one in file_ownership.others([start])]
+        return [one.replace("/link/", "/a/b/") for one in writers([start])]
 
     deep = tmp_path / "a" / "b"
     deep.mkdir(parents=True, mode=0o755)

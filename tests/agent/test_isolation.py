@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import socket
 from collections.abc import Iterator
 
@@ -307,7 +308,7 @@ def test_a_port_without_its_bridge_is_no_way_in(world: World) -> None:
         host.stop()
         link = endpoint["host_ifname"]
         run("ip", "link", "set", link, "nomaster", netns=host.netns)
-        mac = run("cat", f"/sys/class/net/{link}/address", netns=host.netns).strip()
+        mac = json.loads(run("ip", "-j", "link", "show", link, netns=host.netns))[0]["address"]
         run("ip", "neigh", "replace", "10.201.0.1", "lladdr", mac, "dev", "eth0", netns=netns)
         with capturing(outside, "eth0") as seen:
             assert not echoes(netns, OUTSIDE[4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import subprocess
@@ -95,7 +96,7 @@ def mac(text: str) -> bytes:
 
 def gateway_mac(stage: Stage, port: str) -> bytes:
     device = port if stage.mode == "routed" else "ls-demo"
-    return mac(run("cat", f"/sys/class/net/{device}/address", netns=stage.host.netns).strip())
+    return mac(json.loads(run("ip", "-j", "link", "show", device, netns=stage.host.netns))[0]["address"])
 
 
 def lies(stage: Stage, forger: Container, victim: Container) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.drivers.ipip_table import helper
 from linkspan.kernel.machine import Machine
 from support.netns.forgery import Listener, datagram, send
+from support.netns.leaving import EXIT, leaving, source
 from support.netns.machine_fixtures import host, machine, run, succeeds
 from support.netns.overlay import MTU, Cluster, OverlayHost, network
 from support.netns.traced_cluster import address, traced
@@ -178,6 +179,21 @@ def test_forged_packets_get_nothing_through(trio: Cluster, to: int) -> None:
     assert not passes("c3", "10.77.3.5"), "a container does not speak as its host, though masqueraded"
     assert passes("h3", "10.77.3.5")
     listener.close()
+
+
+def test_a_network_leaves_by_a_holder_of_either_kind(trio: Cluster) -> None:
+    """From a container on either kind of host; the guard admits by the mark that the holder's packets get."""
+    for holder in (3, 2):
+        with leaving(trio, DEMO, holder):
+            for number in (1, 2, 3):
+                until(lambda n=number: source(trio, f"c{n}", "x", "192.0.2.9") == EXIT, f"c{number} leaves", 40)
+                assert trio.hosts[number - 1].differs() == []
+            listener = Listener(trio, 1)
+            for name in ("h2", "h3"):
+                send(trio, name, datagram("198.51.100.1", address(trio, 1, DEMO)), udp=False, target="192.0.2.1")
+                assert not listener.heard(), f"what {name} begins in the outside's name does not come in"
+            listener.close()
+            assert trio.pings(2, 1, DEMO)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS[:4])

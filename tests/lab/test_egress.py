@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from linkspan.core.errors import Conflict
 from linkspan.lab import processes, record, sockets
 from support.lab.cluster_runs import ClusterRun
 from support.lab.underlay_capture import Echoes
@@ -264,9 +266,15 @@ def test_an_operator_moves_it(run: EgressRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "pool", "family"), [("host-gw", "10.90.0.0/16", 4), ("vxlan", "fd00:90::/48", 6)]
+    ("backend", "pool", "family"),
+    [
+        ("host-gw", "10.90.0.0/16", 4),
+        ("vxlan", "fd00:90::/48", 6),
+        ("ipip", "10.91.0.0/16", 4),
+        pytest.param("bgp", "10.92.0.0/16", 4, marks=pytest.mark.skipif(not shutil.which("bird"), reason="needs BIRD")),
+    ],
 )
-def test_plain_routes_and_ipv6_lead_to_the_holder_too(run: EgressRun, backend: str, pool: str, family: int) -> None:
+def test_every_way_leads_to_the_holder(run: EgressRun, backend: str, pool: str, family: int) -> None:
     """Of another network, with an address of its own."""
     address, outside = MORE[family]
     run.create("more", pool, backend=backend)
@@ -277,7 +285,7 @@ def test_plain_routes_and_ipv6_lead_to_the_holder_too(run: EgressRun, backend: s
         run.exec("h3", f"linkspan network update more --egress {address}")
         for place in places:
             until(lambda p=place: run.source(p, outside) == address, f"{place} leaves by it")
-        assert len(run.holders(address)) == 1
+        until(lambda: len(run.holders(address)) == 1, "one host has it")
         found = json.loads(run.exec("h1", f"linkspan trace p0 {outside} -o json", code=-1))
         assert found["reachable"], (found["reason"], found["unknown"])
     finally:
@@ -285,6 +293,16 @@ def test_plain_routes_and_ipv6_lead_to_the_holder_too(run: EgressRun, backend: s
             run.run("detach", place)
         run.delete("more")
     until(lambda: run.holders(address) == [], "it is gone with the network")
+
+
+def test_an_address_that_another_machine_has_is_refused(run: EgressRun) -> None:
+    """The error has the machine's MAC, and the address stays as it was."""
+    run.held()
+    mac = run.inside("outside", "cat /sys/class/net/eth0/address")
+    said = f"egress address {OUTSIDE} is in use by another machine, with MAC {mac.strip()} on eth0"
+    with pytest.raises(Conflict, match=re.escape(said)):
+        run.call("h1", "PATCH", "/v1/networks/demo", {"egress": [OUTSIDE]})
+    assert run.call("h1", "GET", "/v1/networks/demo")["egress"][0]["address"] == EGRESS
 
 
 def test_without_it_each_host_s_own_address_is_the_source_again(run: EgressRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def _device(cluster: IpsecRun) -> str:
 
 
 def _mac(cluster: IpsecRun, host: str) -> bytes:
-    return mac(cluster.inside(host, "cat /sys/class/net/eth0/address").strip())
+    return mac(json.loads(cluster.ip(host, "-j link show eth0"))[0]["address"])
 
 
 def _echo(source: str, target: str) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.dns.service import LINGER
+from linkspan.dns import service
 from linkspan.lab import record, sockets
 from support.dns_queries import AAAA, NOERROR, NXDOMAIN, PTR, REFUSED, TXT, A, Answer, question, reverse
 from support.lab.dns_runs import GATEWAY, GATEWAY6, NamesRun, resolver
@@ -158,18 +158,19 @@ def test_a_server_that_hangs_or_dies_is_replaced(cluster: NamesRun) -> None:
     assert sum("hung, and is replaced" in one["what"] for one in said) == 1
 
 
-@pytest.mark.alone
 def test_a_server_without_containers_that_cannot_run_is_given_up(cluster: NamesRun) -> None:
     """It stays for ten seconds only if it runs: its address went with the last container."""
     wish = {"name": "late", "pools": ["10.97.0.0/16"], "backend": "vxlan"}
-    cluster.call("h1", "POST", "/v1/networks", wish)
-    with cluster.container("h1", "late1", "late"):
-        until(lambda: cluster.server("h1", "late"), "its server")
-    gone = time.monotonic()
-    os.kill(cluster.server("h1", "late"), signal.SIGKILL)
-    folder = cluster.folder / "h1" / "names" / "late"
-    assert seconds(gone, lambda: not folder.exists(), "nothing of it is wanted any more") < LINGER / 2
-    until(lambda: "late" not in cluster.not_well("h1"), "status is well")
+    stays = service.LINGER * SHARED
+    with cluster.timed("h1", service, LINGER=stays):
+        cluster.call("h1", "POST", "/v1/networks", wish)
+        with cluster.container("h1", "late1", "late"):
+            until(lambda: cluster.server("h1", "late"), "its server")
+        gone = time.monotonic()
+        os.kill(cluster.server("h1", "late"), signal.SIGKILL)
+        folder = cluster.folder / "h1" / "names" / "late"
+        assert seconds(gone, lambda: not folder.exists(), "nothing of it is wanted any more") < stays / 2
+        until(lambda: "late" not in cluster.not_well("h1"), "status is well")
     cluster.delete("late")
 
 

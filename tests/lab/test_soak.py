@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 HOSTS, CONTAINERS, KILLED = 5, 2, 2
-SECONDS = 45.0
+SECONDS = 30.0
 
 
 def test_failures_in_turn_lose_no_lease_no_ping_and_no_name(lab: LabRun) -> None:

@@ -1,4 +1,4 @@
-"""`linkspan web` in Chromium, at labs that have routers with BGP, OpenFlow switches or certificates."""
+"""`linkspan web` in Chromium, at labs that have routers with BGP or OpenFlow switches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ BIRD = pytest.mark.skipif(
 )
 SWITCHES = pytest.mark.skipif(
     shutil.which("ovs-ofctl") is None, reason="needs Open vSwitch: apt install openvswitch-switch"
-)
-STRONGSWAN = pytest.mark.skipif(
-    shutil.which("swanctl", path="/usr/sbin:/usr/bin") is None, reason="needs strongSwan"
 )
 PATH = "return document.querySelector('.canvas')._cyreg.cy.edges('[hop = \"there\"]').map((one) => one.target().id())"
 NODES = "return document.querySelector('.canvas')?._cyreg?.cy.nodes(arguments[0]).map((one) => one.id()) ?? []"
@@ -47,7 +44,7 @@ def shown(words: str) -> Iterator[tuple[ClusterRun, Browser]]:
 
 @BIRD
 def test_a_router_s_session_is_in_the_graph_and_explained() -> None:
-    """While it is up, and in red with the reason after its router died."""
+    """While it is up, and in red with the reason while its router is dead, or cut off."""
     with shown("--backend bgp --segments 2 --routers bird") as (lab, page):
         page.row("c1")
         page.row("c2")
@@ -58,25 +55,36 @@ def test_a_router_s_session_is_in_the_graph_and_explained() -> None:
         until(lambda: page.run(NODES, "[kind = 'router'][level = 'ok']") == ["b:r1"], "the graph has the router")
         page.row("r1")
         page.shows("It is up.", ".details")
-        lab.run("break", "r1 router-kill")
-        until(lambda: page.run(NODES, "[kind = 'router'][level = 'bad']") == ["b:r1"], "the router is red")
-        page.click(".details .actions .quiet")
-        page.shows("192.0.2.254", ".details .verdict.bad")
+        for failure in ("router-kill", "link-down"):
+            lab.run("break", f"r1 {failure}")
+            until(lambda: page.run(NODES, "[kind = 'router'][level = 'bad']") == ["b:r1"], "the router is red")
+            page.click(".details .actions .quiet")
+            page.shows("192.0.2.254", ".details .verdict.bad")
+            lab.run("mend", "r1")
+            until(lambda: page.run(NODES, "[kind = 'router'][level = 'ok']") == ["b:r1"], "the session is up again")
 
 
-@pytest.mark.parametrize(
-    ("backend", "hops", "outside"),
-    [
-        pytest.param("sdn", "switch", True, marks=SWITCHES),
-        pytest.param("ipsec", "encrypted", False, marks=STRONGSWAN),
-    ],
-)
-def test_two_clicks_show_the_way_of_a_backend_with_a_lab_of_its_own(backend: str, hops: str, outside: bool) -> None:
-    """With the switches on the way, of which the controller answers; or encrypted between both kernels."""
-    with shown(f"--backend {backend}") as (_, page):
+@SWITCHES
+def test_two_clicks_show_the_switches_on_the_way_and_why_there_is_none() -> None:
+    """Of the switches the controller answers; flows that are gone come back, and without a switch nothing passes."""
+    with shown("--backend sdn") as (lab, page):
         page.row("c1")
         page.row("c2")
         page.shows("Reachable", ".verdict")
-        page.shows(hops, ".hops")
+        page.shows("switch", ".hops")
         until(lambda: set(page.run(PATH)) >= {"k:h1", "k:h2"}, "the graph has both kernels in the path")
-        assert bool(page.run(NODES, "[kind = 'outside']")) == outside
+        assert page.run(NODES, "[kind = 'outside']")
+        lab.run("break", "sw1 flows-flush")
+        page.click(".ways button.strong")
+        page.shows("seen", ".hops")
+        page.shows("Reachable", ".verdict")
+        for failure, verdict, why in (
+            ("ctl1 controller-kill", "Unknown", "the controller of the switches did not report its part of the path"),
+            ("sw1 switch-kill", "Broken", "Connection refused"),
+        ):
+            lab.run("break", failure)
+            page.click(".trace header button:nth-of-type(2)")
+            page.shows(verdict, ".verdict")
+            page.shows(why, ".verdict")
+            lab.run("mend", failure.partition(" ")[0])
+        page.shows("Reachable", ".verdict")

@@ -13,7 +13,7 @@ from linkspan.core.addresses import prefix, whole
 from linkspan.core.clock import now
 from linkspan.core.errors import Unavailable
 from linkspan.core.model import Egress, Facts
-from linkspan.core.ruleset import element, skeleton
+from linkspan.core.ruleset import FROM_HOLDER, element, skeleton
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import (
     HOST,
@@ -132,6 +132,8 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
         found = [s for s in egress.network_states(seen, demo) if isinstance(s, NftChain | NftSet | NftElement)]
         wanted += [s for s in found if s not in wanted]
     wanted += [element("egress_hops4", "192.0.2.2"), element("egress_hops6", "fd02::2")]
+    wanted += [element("egress_links", "lsipip"), element("egress_tunnels", "lsipip", str(FROM_HOLDER))]
+    wanted += [element("egress_tunnels", "lsipip", "0"), element("ipip_holders", "192.0.2.2")]
     with fresh_namespace() as netns, inside(netns):
         first, second = FirewallDriver(), FirewallDriver()
         try:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
 import socket
 import struct
 from pathlib import Path
+
+import pytest
 
 from linkspan.core.states.host import Sysctl
 from linkspan.kernel.drivers.sysctl import SysctlDriver
@@ -28,6 +31,49 @@ def test_nothing_odd_is_nothing(spaces: Namespaces, tmp_path: Path) -> None:
     assert not facts.firewalld
     assert not facts.forward_chains
     assert not facts.ra_links
+
+
+TRANSLATORS = [
+    ("add table ip x; add chain ip x c { type nat hook prerouting priority -100; }", set()),
+    ("add rule ip x c tcp dport 9 redirect to :10", {(4, "chain c of table x")}),
+    ("delete table ip x; add table inet x; add chain inet x c { type nat hook prerouting priority -100; }", set()),
+    ("add rule inet x c tcp dport 9 redirect to :10", {(4, "chain c of table x"), (6, "chain c of table x")}),
+    ("delete table inet x; add table ip x; add chain ip x c { type nat hook postrouting priority 100; }", set()),
+    ("add rule ip x c masquerade", set()),
+]
+"""Steps, and what then translates what comes in."""
+
+
+def test_others_who_may_translate_what_comes_in_are_named(machine: str, spaces: Namespaces, tmp_path: Path) -> None:
+    """A chain without rules does not, nor does what only changes sources, nor does linkspan itself."""
+    sysctls = SysctlDriver(spaces, tmp_path / "m")
+    run("nft", "add table inet linkspan; add chain inet linkspan c { type nat hook prerouting priority -100; }")
+    run("nft", "add rule inet linkspan c tcp dport 9 redirect to :10")
+    for commands, found in TRANSLATORS:
+        run("nft", commands)
+        assert observe_facts(sysctls).translated == found, commands
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_engines_lead_to_their_own_containers_only(
+    machine: str, spaces: Namespaces, tmp_path: Path, variant: str
+) -> None:
+    """Docker's chain for published ports does not count; any other rule beside it does."""
+    iptables = shutil.which(f"iptables-{variant}")
+    if iptables is None:
+        pytest.skip(f"needs iptables-{variant}")
+    sysctls = SysctlDriver(spaces, tmp_path / "m")
+    run(iptables, "-w", "-t", "nat", "-N", "DOCKER")
+    run(iptables, "-w", "-t", "nat", "-A", "PREROUTING", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "DOCKER")
+    assert observe_facts(sysctls).translated == set()
+    run(iptables, "-w", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-j", "DNAT", "--to", "10.244.1.2")
+    assert {family for family, _ in observe_facts(sysctls).translated} == {4}
+
+
+def test_this_kernel_can_forward_early(spaces: Namespaces, tmp_path: Path) -> None:
+    """All kernels that linkspan is tested on can; to find out leaves nothing behind."""
+    assert observe_facts(SysctlDriver(spaces, tmp_path / "m")).early
+    assert "linkspan-try" not in run("nft", "list", "ruleset")
 
 
 def advertise(device: str) -> None:

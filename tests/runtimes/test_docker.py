@@ -576,6 +576,9 @@ def test_limits_are_options_of_a_container_for_its_network(docker: Docker) -> No
     docker.run("rm -f c1")
     docker.container("c2", "--network demo --label linkspan.bandwidth=in=20M,out=5M")  # a compose file's way
     until(lambda: any(planned in one["command"] and one["present"] for one in host.linkspan("plan")), "both are there")
+    docker.container("c3", "--network demo --label linkspan.bandwidth=20M")
+    said = "c3 is not limited as its label says: label linkspan.bandwidth: bandwidth '20M' is not understood"
+    until(lambda: said in host.run("linkspan", "events").stdout, "the label that is no limit is told")
     refused = docker.attempt(f"run --rm --network name=demo,driver-opt=bandwidth-in=fast {IMAGE} true")
     assert "bandwidth 'fast' is not a rate" in refused.stderr
 

@@ -84,7 +84,8 @@ def test_a_clean_debian(built: Path, tmp_path: Path, suite: str) -> None:
         /opt/linkspan/bin/python - <<'CHECK'
 from pathlib import Path
 from linkspan.agent import file_ownership
-print("writers:", [*file_ownership.others([Path("/opt/linkspan"), Path("/usr/bin/linkspan")])])
+from linkspan.kernel.io.private_files import writers
+print("writers:", [*writers([Path("/opt/linkspan"), Path("/usr/bin/linkspan")])])
 print("writer:", repr(file_ownership.writer("/usr/bin/linkspan")))
 CHECK
         ls -l /opt/linkspan/bin/etcd /opt/linkspan/bin/etcdctl
@@ -229,7 +230,7 @@ def test_an_upgrade_that_is_interrupted_between_program_and_agent(built: Path, n
 @pytest.mark.timeout(900)
 def test_a_debian_with_systemd(built: Path, newer: Path, tmp_path: Path) -> None:
     """The services start, survive and are upgraded; a cluster's etcd is one, and is restored; nothing is left."""
-    root = BootedRoot("trixie", tmp_path / "root")
+    root = BootedRoot(tmp_path / "root")
     root.put(deb(built))
     root.put(newer)
     with root.booted():

@@ -19,29 +19,37 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
 
+from linkspan.cli import agent_start
 from linkspan.cli.main import commands, main
 from linkspan.lab import processes
 from support import copies
 
-LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
-"""Commands that look at the machine, or change it: they must be in the host's namespaces.
+_LOCAL = frozenset({"agent", "controller", "demo", "doctor", "install", "lab", "uninstall"})
+_STARTING = tuple(("cluster", verb) for verb in ("init", "join", "restore", "recover"))
 
-The others ask its agent, from wherever they run."""
+
+def is_local(words: Sequence[str]) -> bool:
+    """Return whether a command looks at the machine, changes it or starts an agent.
+
+    It must be in the host's namespaces. The others ask its agent, from wherever they run.
+    """
+    return words[0] in _LOCAL or tuple(words[:2]) in _STARTING
 
 
 def linkspan(
-    *words: str, variables: Mapping[str, str] | None = None, seconds: float = 120.0
+    *words: str, variables: Mapping[str, str] | None = None, seconds: float = 120.0, netns: str = "", hostname: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, and return its exit code and what it printed; fail where it does not end within ``seconds``.
 
-    Its environment has ``variables`` besides.
+    Its environment has ``variables`` besides. It is in the namespace ``netns``, and on a machine called ``hostname``;
+    '' stands for this process's.
     """
     _prepare()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         pid = os.fork()
         if not pid:
             os.environ.update(variables or {})
-            _become(words, out, errors)
+            _become(words, out, errors, netns, hostname)
         watched = os.pidfd_open(pid)
         try:
             ended = bool(select.select([watched], [], [], seconds)[0])
@@ -62,14 +70,20 @@ def _prepare() -> None:
         commands()(["network", "list", "--help"], prog_name="linkspan", standalone_mode=False)
 
 
-def _become(words: Sequence[str], out: IO[bytes], errors: IO[bytes]) -> NoReturn:
+def _become(words: Sequence[str], out: IO[bytes], errors: IO[bytes], netns: str, hostname: str) -> NoReturn:
     """Be the command, and end."""
     with open(os.devnull, "rb") as nothing:
         for number, file in enumerate((nothing, out, errors)):
             os.dup2(file.fileno(), number)
     sys.argv = ["linkspan", *words]
     processes.start = copies.start_of_lab
-    copies.lived(main)
+    agent_start.begin = copies.start_by_command
+
+    def program() -> None:
+        copies.enter(netns, hostname)
+        main()
+
+    copies.lived(program)
 
 
 def _text(file: IO[bytes]) -> str:

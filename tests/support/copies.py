@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from linkspan import daemon
+from linkspan.cli import agent_start
 from linkspan.core.own_command import own_command
 from linkspan.lab import processes
 from support.polling import SHARED
@@ -67,24 +68,26 @@ def agent(
 ) -> Callable[[], None] | None:
     """Return what makes a new process a host's agent, for Popen's ``preexec_fn``; None if it is to be started really.
 
-    It is in the namespace ``netns``, and on a machine called ``hostname`` if that is not empty. /proc shows ``command``
-    and ``env``, and ``program`` is what they would run. Another version's agent, and one for which this process lacks
-    the rights, is started really.
+    It is in the namespace ``netns``, and on a machine called ``hostname``; '' stands for this process's. /proc shows
+    ``command`` and ``env``, and ``program`` is what they would run. Another version's agent, and one for which this
+    process lacks the rights, is started really.
     """
     if SHARED == 1 or "PYTHONPATH" in env or os.geteuid() != 0 or not _can_show():
         return None
 
     def become() -> NoReturn:
-        _enter(netns, hostname)
+        enter(netns, hostname)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the last moment for an error that Popen raises
         lived(lambda: _run(program, command, env))
 
     return become
 
 
-def _enter(netns: str, hostname: str) -> None:
-    there = os.open(f"/run/netns/{netns}", os.O_RDONLY)
-    _succeeds(_libc.setns(there, _CLONE_NEWNET))
+def enter(netns: str, hostname: str) -> None:
+    """Move this process into a namespace, and to a machine of this name, if they are not ''."""
+    if netns:
+        there = os.open(f"/run/netns/{netns}", os.O_RDONLY)
+        _succeeds(_libc.setns(there, _CLONE_NEWNET))
     if hostname:
         _succeeds(_libc.unshare(_CLONE_NEWUTS))
         socket.sethostname(hostname)
@@ -154,4 +157,22 @@ def start_of_lab(
         )
 
 
-_really = processes.start
+def start_by_command(command: Sequence[str], environment: Mapping[str, str], file: Path) -> subprocess.Popen[bytes]:
+    """Start an agent as ``agent_start.begin`` does, but as a copy."""
+    if (copy := agent("", "", command, environment)) is None:
+        return _begun_really(command, environment, file)
+    sys.stdout.flush()  # else the copy says it too
+    sys.stderr.flush()
+    with file.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=copy,
+        )
+
+
+_really, _begun_really = processes.start, agent_start.begin

@@ -124,9 +124,12 @@ class Stage:
         elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
         parties = Parties(one.networks, one.endpoints)
         self.enforcement = Enforcement(
-            worker_of(self.machine), self.records, elements, parties, one.remote, one.interest
+            worker_of(self.machine), self.records, elements, parties, one.remote, one.interest, self.before
         )
         one.told = self.enforcement.changed
+
+    async def before(self) -> None:
+        """Take no endpoint off a fast path: there is none."""
 
     def cut(self, _forbidden: object) -> int:
         """Count a cut, or fail."""

@@ -15,8 +15,10 @@ SHARED = 4 if "PYTEST_XDIST_WORKER" in os.environ else 1
 What is shown there is that an event has its effect well before any timer (a minute) would have it."""
 PATIENCE = 60.0 * SHARED
 """Seconds to wait for what has no deadline of its own."""
-PAUSE = 0.05
-"""Seconds."""
+PAUSE = 0.1 if SHARED > 1 else 0.05
+"""Seconds between two looks that cost little."""
+LONGEST = 0.5
+"""Seconds between two looks, whatever they cost: most of a long one may be waiting for no answer."""
 HEALED_WITHIN = 2.0 * SHARED
 """Seconds: the promise of healing is 2. Tests with the marker ``alone`` hold linkspan to it."""
 
@@ -40,18 +42,21 @@ def _looks(condition: Condition, what: str, seconds: float) -> Iterator[None]:
 def until(condition: Condition, what: str, seconds: float = PATIENCE) -> None:
     """Poll a condition until it holds; fail with the last value seen if it does not within ``seconds``.
 
-    The longer it takes, the longer are the pauses, up to PAUSE: a look may cost a process or an agent's answer.
+    The longer it takes, the longer are the pauses, up to PAUSE. A look may cost a process or an agent's answer, which
+    takes time from what is awaited: the pause after it is as long as it was.
     """
-    pause = 0.01
+    pause, begun = 0.01, time.monotonic()
     for _ in _looks(condition, what, seconds):
-        time.sleep(pause)
-        pause = min(pause * 1.2, PAUSE)
+        time.sleep(max(pause, min(time.monotonic() - begun, LONGEST)))
+        pause, begun = min(pause * 1.2, PAUSE), time.monotonic()
 
 
 async def eventually(condition: Condition, what: str, seconds: float = 20.0) -> None:
     """Poll as ``until`` does, and let the event loop run meanwhile."""
+    pause = 0.005
     for _ in _looks(condition, what, seconds):
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.2, 0.02)
 
 
 async def awaited(condition: Callable[[], Awaitable[object]], what: str, seconds: float = 20.0) -> None:

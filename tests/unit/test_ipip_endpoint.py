@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import struct
+from pathlib import Path
 
 from linkspan.core.addresses import prefix
-from linkspan.ipip_endpoint import KNOWN, PLAIN, Table, _checksum, about_merged, frag_needed
+from linkspan.ipip_endpoint import KNOWN, PLAIN, Table, Tables, _checksum, about_merged, frag_needed
+from support.polling import until
 
 
 def packed(text: str) -> bytes:
@@ -21,6 +23,22 @@ def test_the_longest_prefix_wins() -> None:
     assert table.find(packed("10.77.2.9")) == packed("192.0.2.3")
     assert table.find(packed("198.51.100.1")) == packed("192.0.2.9")
     assert Table("10.77.2.0/24 192.0.2.2\n", bytes).find(packed("10.77.3.0")) is None
+
+
+def test_what_leaves_to_the_outside_goes_by_its_source(tmp_path: Path) -> None:
+    """By the second table, which follows its file; without that table nothing has such a way."""
+    table, exits = tmp_path / "table", tmp_path / "exits"
+    table.write_text("10.77.2.0/24 192.0.2.2\n")
+    tables = Tables(table, exits, bytes)
+    assert tables.out(packed("10.77.1.5")) is None
+    exits.write_text("10.77.0.0/16 192.0.2.3\n")
+    until(lambda: tables.out(packed("10.77.1.5")) == packed("192.0.2.3"), "the row counts")
+    assert tables.out(packed("198.51.100.1")) is None
+    exits.unlink()
+    until(lambda: tables.out(packed("10.77.1.5")) is None, "it counts no more")
+    assert tables.current.find(packed("10.77.2.5")) == packed("192.0.2.2")
+    exits.write_text("10.77.0.0/16 192.0.2.3\n")
+    assert Tables(table, None, bytes).out(packed("10.77.1.5")) is None
 
 
 def test_lines_that_are_no_rows_are_left_out() -> None:

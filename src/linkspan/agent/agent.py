@@ -23,6 +23,7 @@ from linkspan.agent.cluster_recovery import ClusterRecovery
 from linkspan.agent.cluster_trace import ClusterTrace
 from linkspan.agent.drop_log import DropLog
 from linkspan.agent.etcd_unit import EtcdUnit
+from linkspan.agent.fast_endpoints import FastEndpoints
 from linkspan.agent.forwarding import Forwarding
 from linkspan.agent.founding import Founding
 from linkspan.agent.healer import Healer
@@ -159,8 +160,9 @@ class Agent:
             self.config = await self.founding.cleared(self.config.host_id)
             identity, news = host_id(state_dir, self.config.host_id, shared=bool(self.config.store))
             host = Host(
-                id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True, tiers=True
-            )
+                id=identity, name=self.host_name, version=__version__, enforces=True, egresses=True, tiers=True,
+                hastens=True,
+            )  # fmt: skip
             with contextlib.closing(
                 Journal(state_dir / "journal.db", cooldown=self.config.cooldown)
             ) as self.journal:
@@ -263,13 +265,16 @@ class Agent:
             self.event_log,
         )
         records, parties = PolicyRecords(self.replica, self.networks), Parties(self.networks, endpoints)
+        elements = PolicyElements(self.networks, self.hosts, self.leases, self.remote, endpoints)
+        self.fast_endpoints = FastEndpoints(self.worker, self.networks, endpoints, records, elements, self.view)
         self.enforcement = Enforcement(
             self.worker,
             records,
-            PolicyElements(self.networks, self.hosts, self.leases, self.remote, endpoints),
+            elements,
             parties,
             self.remote,
             self.interest,
+            self.fast_endpoints.follow,
             logs=nflog.available(rules.GROUP),
         )
         self.policies = Policies(
@@ -297,7 +302,9 @@ class Agent:
             self.metrics.operation,
             self.enforcement,
         )
-        for follower in (self.endpoint_records, self.name_service, self.interest, self.enforcement):
+        for follower in (
+            self.endpoint_records, self.name_service, self.interest, self.enforcement, self.fast_endpoints,
+        ):  # fmt: skip
             self.registry.subscribe(follower.note)
         self.orphans = Orphans(
             self.worker,
@@ -333,7 +340,7 @@ class Agent:
             self.networks,
             self.participation,
             self.event_log,
-            self._follow_exit,
+            self._follow_exits,
         )
         self.presence.subscribe(self.egress.confirmed, self.egress.lost)
         self.shared_states = SharedStates(self.worker, self.view)
@@ -462,14 +469,12 @@ class Agent:
         self.egress.changed(keys)
         await self.membership.changed(keys)
 
-    async def _follow_exit(self, name: str, turns: Mapping[int, Turn]) -> None:
-        """Apply the states of a network whose egress address has changed, and cut the flows that do not follow."""
-        await self.membership.converge({f"networks/{name}"})
-        every = self.networks.all()
-        for network in every if turns else ():
-            if network.name == name:
-                with contextlib.suppress(KernelError):  # then its open connections end
-                    await asyncio.to_thread(conntrack.cut, partial(stale, network, every, turns))
+    async def _follow_exits(self, turns: Mapping[str, Mapping[int, Turn]]) -> None:
+        """Apply the states of networks whose egress addresses have changed, and cut the flows that do not follow."""
+        await self.membership.converge({f"networks/{name}" for name in turns})
+        if any(turns.values()):
+            with contextlib.suppress(KernelError):  # then open connections end
+                await asyncio.to_thread(conntrack.cut, partial(stale, self.networks.all(), turns))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""
@@ -507,6 +512,7 @@ class Agent:
             self._tell(words)
         await self.name_service.take_over()
         await self.enforcement.take_over()
+        await self.fast_endpoints.follow()
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
@@ -521,7 +527,7 @@ class Agent:
         # ``interest`` reads other hosts' endpoints, for names above all: what carries packets comes first.
         for follower in (
             self.orphans, self.endpoint_records, self.exact_addresses, self.name_service, self.control, self.upkeep,
-            self.interest, self.enforcement, self.drop_log, self.egress,
+            self.interest, self.enforcement, self.fast_endpoints, self.drop_log, self.egress,
         ):  # fmt: skip
             follower.start()
             parts.push_async_callback(follower.stop)
@@ -565,6 +571,7 @@ class Agent:
         failed = await follow_mtus(self.registry)  # first: the next way may have a smaller MTU
         failed |= await follow_pools(self.registry)
         failed |= await self.plans.put()
+        await self.fast_endpoints.follow()  # before plans drop the chains of a network that is fast no more
         self.enforcement.look()
         await self.recovery.learn()  # orphans may belong to a network that came back
         return failed

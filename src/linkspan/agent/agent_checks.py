@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from linkspan.agent.fast_endpoints import Standing
 from linkspan.agent.ipsec_sessions import RATE
 from linkspan.backends import BACKENDS
 from linkspan.backends.multi_host import is_unchecked
@@ -85,6 +86,15 @@ def policies(number: int, findings: Sequence[Finding]) -> list[Check]:
         more = len(findings) - len(found)
         found.append(Check("policies", "warn", f"{more} more findings like these", "mend those first"))
     return found
+
+
+def fast(standings: Mapping[str, Standing]) -> list[Check]:
+    """Return which networks with ``fast=true`` are fast on this host, and why not; ``standings`` by network."""
+    fix = "docs/backends.md (A fast path) explains it; meanwhile all packets pass the rules, as in other networks"
+    return [
+        Check(f"fast path of {name}", "warn" if one.obstacle else "ok", one.words(), fix if one.obstacle else "")
+        for name, one in sorted(standings.items())
+    ]
 
 
 def unprotected(sentences: Iterable[str]) -> list[Check]:

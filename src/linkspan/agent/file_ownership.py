@@ -8,27 +8,22 @@ only root may write (``copy``).
 
 from __future__ import annotations
 
-import contextlib
-import grp
 import importlib.metadata
 import os
-import pwd
 import re
 import shutil
-import stat
 import sys
 import sysconfig
 import venv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import linkspan
 from linkspan.core.errors import Conflict, Denied
+from linkspan.kernel.io.private_files import writers
 
 COPY = Path("/opt/linkspan")
 _MARK = ".made-by-linkspan"
-_ACL = "system.posix_acl_access"
-_PACKAGES = ("site-packages", "dist-packages")
 
 
 def program() -> tuple[str, str, str]:
@@ -41,7 +36,7 @@ def program() -> tuple[str, str, str]:
     why = writer(executable)
     if not why:
         return executable, sys.executable, ""
-    if base := next(others(_base()), ""):
+    if base := next(writers(_base()), ""):
         raise Denied(
             f"a service of root would run files that others may write: {base}",
             "install linkspan with a Python that only root may write, for example the distribution's",
@@ -62,72 +57,7 @@ def command() -> str:
 
 def writer(executable: str) -> str:
     """Return a sentence that names who besides root may write this linkspan or a file it loads, "" if nobody."""
-    return next(others([Path(executable), *_loaded()]), "")
-
-
-def others(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield a sentence for each user besides root who may write these paths, their contents, or a parent folder.
-
-    Packages in a folder of their own below another (``site-packages``) are checked if they are among the
-    paths.
-    """
-    seen: set[Path] = set()
-    for path in paths:
-        yield from _way(path, seen)
-        folders = [path] if path.is_dir() else []
-        while folders:
-            for entry in os.scandir(folders.pop()):
-                place, found = Path(entry.path), entry.stat(follow_symlinks=False)
-                if place in seen or place.name in _PACKAGES:
-                    continue
-                seen.add(place)
-                yield from _place(place, found, seen)
-                if place.is_dir():  # or a link to a folder
-                    folders.append(place)
-
-
-def _way(path: Path, seen: set[Path]) -> Iterator[str]:
-    """Yield who may write a path, or one of the folders and links on it; check each once."""
-    for place in (*reversed(path.parents), path):
-        if place not in seen:
-            seen.add(place)
-            with contextlib.suppress(FileNotFoundError):
-                yield from _place(place, place.lstat(), seen)
-
-
-def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]:
-    """Yield who may write one file or folder, or the target of a link."""
-    if why := _who(place, found):
-        yield f"{place} {why}"
-    if stat.S_ISLNK(found.st_mode):
-        yield from _way(Path(os.path.normpath(place.parent / place.readlink())), seen)
-
-
-def _who(place: Path, found: os.stat_result) -> str:
-    """Return who besides root may change a file or folder, "" if nobody."""
-    if found.st_uid:
-        return f"is owned by {_name(found.st_uid)}"
-    if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
-        return ""  # sticky: nobody can change another user's files in such a folder
-    if found.st_mode & stat.S_IWOTH:
-        return "may be written by everybody"
-    if found.st_mode & stat.S_IWGRP and (found.st_gid or _ACL in os.listxattr(place)):
-        return f"may be written by group {_group(found.st_gid)}"
-    return ""
-
-
-def _name(uid: int) -> str:
-    try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
-    except KeyError:
-        return f"user {uid}"
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+    return next(writers([Path(executable), *_loaded()]), "")
 
 
 def _loaded() -> list[Path]:

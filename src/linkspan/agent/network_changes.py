@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from linkspan.backends import migration
-from linkspan.cluster import controller_status, network_plans
+from linkspan.cluster import address_probe, controller_status, network_plans
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.membership import Membership, raise_first
@@ -100,6 +100,9 @@ class NetworkChanges:
         async with self._changing:
             routes = await self._worker.run(self._worker.machine.routes)
 
+            if egress:
+                await self._check_free(name, egress)
+
             def enlarged() -> Network:
                 self._networks.refresh()
                 network, in_use = self._networks.get(name), self._in_use(routes)
@@ -114,6 +117,21 @@ class NetworkChanges:
         self._event_log.add("network", f"network {name} was changed", network=name)
         raise_first(refused)
         return network
+
+    async def _check_free(self, name: str, texts: Sequence[str]) -> None:
+        """Refuse egress addresses that another machine on a link of this host has. Raises Conflict.
+
+        Those that a network has already are on their holders.
+        """
+        self._networks.refresh()
+        ours = {one.prefix for network in self._networks.every() for one in network.egress}
+        wanted = network_plans.left_by(self._networks.get(name), texts, self._in_use({}))
+        new = [one.prefix for one in wanted.egress if one.prefix not in ours]
+        for address, words in (await address_probe.rivals(self._worker, new)).items():
+            raise Conflict(
+                f"network {name}: egress address {address.address} is in use by {words}",
+                "choose a free address, or take it off that machine",
+            )
 
     async def delete(self, name: str, force: bool = False) -> list[Endpoint]:
         """Delete a network; return the endpoints that this cuts off, of all hosts, as far as they are known.

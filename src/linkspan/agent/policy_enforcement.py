@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 
 from linkspan.agent.policy_coverage import unenforceable
 from linkspan.agent.policy_elements import InForce, PolicyElements
@@ -60,16 +60,21 @@ class Enforcement:
         parties: Parties,
         remote: RemoteEndpoints,
         interest: Interest,
+        before: Callable[[], Awaitable[None]],
         *,
         logs: bool = True,
     ) -> None:
-        """Take the parts that it follows, and ``parties`` to keep up to date; ``logs``: this kernel has nflog."""
+        """Take the parts that it follows, and ``parties`` to keep up to date; ``logs``: this kernel has nflog.
+
+        ``before`` is awaited before other policies come into force: it takes endpoints off the path past the rules.
+        """
         self._worker = worker
         self._records = records
         self._elements = elements
         self._parties = parties
         self._remote = remote
         self._interest = interest
+        self._before = before
         self._logs = logs
         self._force = InForce()
         self._kept: list[NftElement] = []
@@ -235,6 +240,7 @@ class Enforcement:
             await self._remote.caught_up(PATIENCE)
             # Before the rules are there: an agent that is killed now, and starts while the store is away, needs them.
             await self._records.save()
+            await self._before()
         changed = recorded is not self.regime
         mattering, pools, force = self._interest.networks(), self._elements.pools(), self._wanted(recorded)
         # Before the hosts are taken: what is read during the pauses below is put the next time. Until all are read,

@@ -180,6 +180,7 @@ class Api:
             "progress": msgspec.to_builtins(self._agent.migration_runner.progress(network)),
             "data_path": data_path(network, self._agent.facts.last),
             "exits": self._agent.egress.told(network),
+            "fast": self._agent.fast_endpoints.told(network),
         }
         return answer(msgspec.to_builtins(network) | more)
 

@@ -127,6 +127,8 @@ async def _checks(agent: Agent) -> list[Check]:
     found += agent_checks.stations(networks, agent.peers.known)
     found += await _of_policies(agent)
     found += agent_checks.unprotected(agent.enforcement.unenforced())
+    standings = {network.name: agent.fast_endpoints.standing(network) for network in networks}
+    found += agent_checks.fast({name: one for name, one in standings.items() if one is not None})
     condition = condition_of(agent)
     found += agent_checks.owners(condition.disputes)
     found += agent_checks.records(condition.records)

@@ -50,6 +50,8 @@ def gauges(agent: Agent, condition: Condition, handshakes: dict[str, float]) -> 
     yield "linkspan_addresses_free", "Addresses left", "network", free
     unreadable = float(len(condition.store["unreadable"]))
     yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}
+    held = {address: float(one) for address, one in agent.egress.held().items()}
+    yield "linkspan_egress_address_held", "Whether a living host holds a network's egress address", "address", held
     failed = float(len(condition.records))
     yield "linkspan_records_failing", "Records of the store that are not used completely", "", {"": failed}
     claimed = float(len(condition.disputes))

@@ -16,27 +16,6 @@ from linkspan.endpoints.reconstruction import is_unnamed
 
 def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
     """Return the agent's status as documented for `status -o json`."""
-    heals = [
-        {
-            "at": h.at,
-            "kind": h.about["kind"],
-            "key": h.about["key"],
-            "what": h.about["change"],
-            "inside": h.about.get("inside", ""),  # the events may be those of an older release
-        }
-        for h in agent.event_log.kept("heal", 20)
-    ]
-    networks = [
-        {
-            "name": n.name,
-            "backend": n.backend,
-            "endpoints": agent.registry.count(n.name),
-            "free": agent.blocks.free(n.name),
-            "names": agent.name_service.standing(n.name),
-            "not_switched": agent.migration_runner.not_switched(n),
-        }
-        for n in agent.networks.all()
-    ]
     process = {
         "version": __version__,
         "pid": os.getpid(),
@@ -48,7 +27,7 @@ def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
         "agent": process | {"state_dir": agent.config.state_dir, "host": agent.hosts.here.name},
         "store": condition.store,
         "records": condition.records,
-        "networks": networks,
+        "networks": _networks(agent),
         "disputes": condition.disputes,
         "drift": [*dict.fromkeys(condition.drift), *condition.unmet],
         "gone": [
@@ -56,23 +35,14 @@ def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
             for identity, seconds in agent.reaper.dead().items()
             if (e := agent.registry.endpoints.get(identity)) is not None
         ],
-        "fights": [
-            {
-                "what": f.what,
-                "by": f.by,
-                "since": time.time() - (time.monotonic() - f.since),
-                "repairs": f.repairs,
-                "ports_down": f.closed,
-            }
-            for f in agent.worker.machine.reconciler.fights.open()
-        ],
+        "fights": _fights(agent),
         "rebuilt": {
             "endpoints": agent.recovery.rebuilt,
             "why": f"the journal {agent.recovery.doubt}" if agent.recovery.rebuilt else "",
             "unnamed": [e.id for e in agent.registry.endpoints.values() if is_unnamed(e)],
         },
         "orphans": condition.orphans,
-        "heals": heals,
+        "heals": _heals(agent),
         "unreachable": condition.unreachable,
         "namesakes": [{"name": n, "ids": ids} for n, ids in namesakes.shared(agent.hosts.names()).items()],
         "waiting": "",
@@ -83,3 +53,44 @@ def as_status(agent: Agent, condition: Condition) -> dict[str, Any]:
         if controller_status.needed(agent.networks.all())
         else None,
     }
+
+
+def _networks(agent: Agent) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": n.name,
+            "backend": n.backend,
+            "endpoints": agent.registry.count(n.name),
+            "free": agent.blocks.free(n.name),
+            "names": agent.name_service.standing(n.name),
+            "not_switched": agent.migration_runner.not_switched(n),
+            "fast": agent.fast_endpoints.told(n),
+        }
+        for n in agent.networks.all()
+    ]
+
+
+def _fights(agent: Agent) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": f.what,
+            "by": f.by,
+            "since": time.time() - (time.monotonic() - f.since),
+            "repairs": f.repairs,
+            "ports_down": f.closed,
+        }
+        for f in agent.worker.machine.reconciler.fights.open()
+    ]
+
+
+def _heals(agent: Agent) -> list[dict[str, Any]]:
+    return [
+        {
+            "at": h.at,
+            "kind": h.about["kind"],
+            "key": h.about["key"],
+            "what": h.about["change"],
+            "inside": h.about.get("inside", ""),  # the events may be those of an older release
+        }
+        for h in agent.event_log.kept("heal", 20)
+    ]

@@ -27,7 +27,7 @@ class BaseBackend:
     neighbours = False
     learns = False
     encrypts = False
-    exits = False
+    no_exit = "it carries packets between containers only"
     host_phase: HostPhase = "before networks"
     programs: tuple[tuple[str, str], ...] = ()
     has_settings = False
@@ -80,6 +80,10 @@ class BaseBackend:
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return no needs: no traffic crosses hosts."""
         return ()
+
+    def fast_device(self, network: Network) -> str:
+        """Return no device: no packet takes a fast path."""
+        return ""
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return no states."""

@@ -60,6 +60,7 @@ class BridgeBackend(BaseBackend):
     """Bridged and routed endpoints on one host."""
 
     name = "bridge"
+    no_exit = "its containers are on one host, whose own address they leave by"
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and pools that are too small."""

@@ -47,11 +47,12 @@ def routes(
 ) -> Iterable[State]:
     """Return the routes to the outside through a peer that holds an egress address.
 
-    ``gateways`` has the peer's address on the device by families. ``plain``: the device is the underlay's own link.
+    ``gateways`` has the peer's address on the device by families, b'' if the device finds the peer by itself.
+    ``plain``: the device is the underlay's own link.
     """
     for family in families(view, network, peer):
         table = egress.TABLES + egress.numbers(view.networks)[network.name]
-        if gateway := gateways.get(family):
-            yield Route(whole(family), device, gateway, onlink=not plain, table=table)
+        if (gateway := gateways.get(family)) is not None:
+            yield Route(whole(family), device, gateway, onlink=bool(gateway) and not plain, table=table)
             if plain:
                 yield element(f"egress_hops{family}", Prefix(gateway, 0).address)

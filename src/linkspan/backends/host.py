@@ -16,6 +16,7 @@ class HostBackend(BaseBackend):
     """A backend without states."""
 
     name = "host"
+    no_exit = "its containers have the host's own addresses"
 
     def check(self, network: Network) -> None:
         """Refuse pools and options, which have no meaning here."""

@@ -30,7 +30,6 @@ from linkspan.backends.multi_host import (
     CHECK_MAC,
     admitted_neighbour,
     facing,
-    loose_underlay,
     offered,
     plain_needs,
     plain_route,
@@ -51,15 +50,13 @@ class HostGwBackend(RoutedBackend):
     name = "host-gw"
     summary = "host-gw: plain routes; the other host is the gateway to its containers"
     neighbours = True
-    exits = True
+    no_exit = ""
     options: Mapping[str, str] = {CHECK_MAC: "true|false"}
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the guards, and the link with this host's own addresses."""
         yield from plain_states(view, network)
         yield from egress.network_states(view, network)
-        if network.egress:  # answers from outside come from the holder, and not by the default route
-            yield from loose_underlay(view, network)
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the peer's routes. Raises Unavailable if a router is in between, or if it never answered ARP (ND)."""

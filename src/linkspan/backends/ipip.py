@@ -11,6 +11,10 @@ process (linkspan.ipip_endpoint) wraps and unwraps by a table of prefixes and un
 more than the kernel's device: the inner source must belong to the same host as the outer one. The packets on
 the wire are the same, so both kinds of host work in one network.
 
+Where a network leaves by another host's egress address, its table's default route has that host as next hop. The
+helper has a second table for that, of pools and underlay addresses: it finds the far end by a packet's source if no
+row of the first one has its destination, and admits packets of the outside from that host to this pool alone.
+
 A peer costs one route for each of its prefixes (and a row of the table), and two set elements. Overhead: 20
 bytes (the outer header). A host has one device, so its MTU is the underlay's minus 20; a network's smaller
 MTU applies at its containers. ``direct=true`` works as for vxlan.
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from linkspan.backends import egress
 from linkspan.backends.multi_host import (
     admitted,
     is_direct,
@@ -38,8 +43,8 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.model import Facts, HostView, Network, Peer
 from linkspan.core.needs import Need
-from linkspan.core.ruleset import element
-from linkspan.core.states.host import Ipip, Route, State, TunnelPrefix
+from linkspan.core.ruleset import FROM_HOLDER, element
+from linkspan.core.states.host import Ipip, Route, State, TunnelExit, TunnelPrefix
 from linkspan.core.states.programs import IpipHelper, Process
 
 DEVICE = "lsipip"
@@ -57,6 +62,7 @@ class IpipBackend(TunnelBackend):
     summary = "IPIP: a container's packet goes to the other host in IP (protocol 4)"
     families: tuple[int, ...] = (4,)
     overhead: Mapping[int, int] = {4: OUTER, 6: OUTER}  # ``received`` refuses an underlay without IPv4
+    no_exit = ""
 
     def check(self, network: Network) -> None:
         """Refuse unknown options and IPv6 pools."""
@@ -90,7 +96,22 @@ class IpipBackend(TunnelBackend):
         yield Ipip(DEVICE, here.mtu - OUTER, b"" if helper else local, tun=bool(helper))
         yield element("ipip_local", text)
         if helper:
-            yield Process("ipip", (*helper.argv, "--device", DEVICE, "--local", text))
+            words = helper.exits if any(one.egress and _uses(one) for one in view.networks) else ()
+            yield Process("ipip", (*helper.argv, *words, "--device", DEVICE, "--local", text))
+
+    def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
+        """Return the peer's states, and those for its part of the way to the outside."""
+        yield from super().peer(view, network, peer)
+        if not egress.families(view, network, peer):
+            return
+        address, helper = self.far(view, network, peer), view.facts.program(IpipHelper)
+        yield from egress.routes(view, network, peer, DEVICE, {4: b"" if helper else address.packed}, plain=False)
+        yield element("egress_links", DEVICE)
+        yield element("egress_tunnels", DEVICE, str(0 if helper else FROM_HOLDER))
+        if helper:
+            yield from (TunnelExit(pool, address.packed) for pool in network.prefixes)
+        else:
+            yield element("ipip_holders", address.address)
 
     def met(
         self, view: HostView, network: Network, peer: Peer, address: Prefix, targets: Sequence[Prefix]
@@ -124,6 +145,11 @@ class IpipBackend(TunnelBackend):
         yield Need("IP protocol 4 (IPIP)", "ipip", source, address.packed, size, fix, inside=_for_nobody)
         if is_direct(network):
             yield from plain_needs(view, network, peer, spare=True)
+
+
+def _uses(network: Network) -> bool:
+    """Return whether a network uses the device, now or at the end of its migration."""
+    return any(way.backend == IpipBackend.name for way in network.ways)
 
 
 def _for_nobody(left: int) -> bytes:

@@ -249,3 +249,5 @@ def plain_states(view: HostView, network: Network) -> Iterable[State]:
     mtu = min(network.mtu, underlay(view, network).mtu)
     yield Bridge(network.bridge, derived_mac("bridge", network.name), mtu)
     yield from own_addresses(view, network, network.bridge)
+    if network.egress:  # answers from outside come from the holder, and not by the default route
+        yield from loose_underlay(view, network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from linkspan.backends import egress
 from linkspan.backends.base import BaseBackend
 from linkspan.backends.bridge import routed_endpoint, shaped
 from linkspan.backends.multi_host import (
@@ -41,8 +42,9 @@ class RoutedBackend(BaseBackend):
         check_options(network, self.options)
 
     def network(self, view: HostView, network: Network) -> Iterable[State]:
-        """Return pools that fail closed, and the guards."""
+        """Return pools that fail closed, the guards, and what egress addresses need."""
         yield from network_states(view, network)
+        yield from egress.network_states(view, network)
 
     def announce(self, view: HostView, network: Network) -> Mapping[str, str] | None:
         """Return an empty offer: the host record has everything, and the offer only says that the host receives."""

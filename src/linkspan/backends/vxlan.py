@@ -28,6 +28,9 @@ It counts as on the segment if the records of both hosts say so (then each admit
 and if it answers ARP or neighbour solicitation. Peers that do not answer yet, or stop answering, use the
 tunnel, so each host admits the other by both.
 
+With ``fast=true`` packets between containers of the network skip connection tracking and the rules, where that changes
+nothing but the speed (``core/fast_path``).
+
 Rejected: one layer 2 across all hosts (a bridge with the VXLAN as a port, one neighbour and one forwarding
 entry for each *container*, ARP to answer); learning, and multicast or head-end flooding (a silent host is
 unknown, a lying one is believed); answering the kernel's misses from user space (the first packets wait for
@@ -45,16 +48,19 @@ import msgspec
 
 from linkspan.backends import egress
 from linkspan.backends.multi_host import (
+    SWITCH,
     admitted,
     is_direct,
     offered,
     onlink_routes,
     plain_needs,
+    reached,
     related,
     theirs,
     underlay,
 )
 from linkspan.backends.routed import TunnelBackend
+from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.model import HostView, Lease, Network, Peer
@@ -79,8 +85,13 @@ class VxlanBackend(TunnelBackend):
     name = "vxlan"
     summary = "VXLAN: a container's frame goes to the other host in UDP (port 4789)"
     overhead: Mapping[int, int] = {4: 50, 6: 70}
-    exits = True
-    options: Mapping[str, str] = {"vni": f"1..{VNIS[-1]}", "port": "1..65535", **TunnelBackend.options}
+    no_exit = ""
+    options: Mapping[str, str] = {
+        "vni": f"1..{VNIS[-1]}",
+        "port": "1..65535",
+        **TunnelBackend.options,
+        fast_path.OPTION: "true|false",
+    }
 
     def check(self, network: Network) -> None:
         """Refuse unknown options, and numbers out of range."""
@@ -92,6 +103,21 @@ class VxlanBackend(TunnelBackend):
                     f"network {network.name}: {key}={text} is out of range",
                     f"give a number from {allowed[0]} to {allowed[-1]}",
                 )
+        if network.options.get(fast_path.OPTION, "false") not in SWITCH:
+            raise Invalid(
+                f"network {network.name}: fast={network.options[fast_path.OPTION]} is no switch", "give true or false"
+            )
+        if fast_path.is_fast(network) and is_direct(network):
+            raise Invalid(
+                f"network {network.name}: fast=true and direct=true exclude each other: a peer on the same link would "
+                "answer past the fast path",
+                "leave one of them out",
+            )
+        if fast_path.is_fast(network) and network.internal:
+            raise Invalid(
+                f"network {network.name} is internal: all of its packets pass the rules, so it cannot be fast",
+                "leave --opt fast or --internal out",
+            )
 
     def completed(self, network: Network, others: Iterable[Network]) -> Network:
         """Give the network a VNI, starting at a number made from its name, so that two networks seldom collide."""
@@ -114,6 +140,10 @@ class VxlanBackend(TunnelBackend):
         """Return the device's name: ``lsx`` and the VNI in hexadecimal."""
         return device(network)
 
+    def fast_device(self, network: Network) -> str:
+        """Return the device if the network has the option ``fast``."""
+        return device(network) if fast_path.is_fast(network) else ""
+
     def announce(self, view: HostView, network: Network) -> Mapping[str, str]:
         """Return the VTEP's MAC and the address to which peers send."""
         return {"mac": mac_text(_mac(view, network)), **super().announce(view, network)}
@@ -127,13 +157,18 @@ class VxlanBackend(TunnelBackend):
         yield tunnel_port("udp", port)
         if network.internal:
             yield element("internal_links", name)
-        yield from egress.network_states(view, network)
+        if fast_path.is_fast(network):
+            yield from fast_path.network_states(view, network, name, self.overhead[here.outer])
 
     def peer(self, view: HostView, network: Network, peer: Peer) -> Iterable[State]:
         """Return the peer's states, and those for its part of the way to the outside."""
         yield from super().peer(view, network, peer)
         by = device(network)
         own = {address.family: address.packed for address in map(prefix, peer.lease.addresses)}
+        if fast_path.is_fast(network):
+            vtep, targets = offered(network, peer, self.name)["mac"], list(reached(peer))
+            hops = {one.family: Prefix(theirs(network, peer, one.family), 0).address for one in targets}
+            yield from fast_path.peer_states(view, by, vtep, targets, hops)
         yield from egress.routes(view, network, peer, by, own, plain=False)
         if egress.families(view, network, peer):
             yield element("egress_ways", by, offered(network, peer, self.name)["mac"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from linkspan.api.client import Client
@@ -76,14 +77,18 @@ def _started(client: Client, config_file: str) -> tuple[subprocess.Popen[bytes],
     state_dir = Path(settings.state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
-    with (state_dir / LOG).open("ab") as log:
-        process = subprocess.Popen(
+    return begin(command, environment | variables, state_dir / LOG), str(state_dir / LOG)
+
+
+def begin(command: Sequence[str], environment: Mapping[str, str], file: Path) -> subprocess.Popen[bytes]:
+    """Begin a process in a session of its own, with a file for its output."""
+    with file.open("ab") as log:
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
-            env=environment | variables,
+            env=environment,
             start_new_session=True,
         )
-    return process, str(state_dir / LOG)

@@ -147,25 +147,34 @@ def attach(
         "labels": pairs(label, "--label"),
         "bandwidth": msgspec.to_builtins(limits.parse(bandwidth)) if bandwidth else None,
     }
+    endpoint = _attached(client, network, path, body)
+    if output is Format.JSON:
+        as_json(endpoint)
+    else:
+        say(_summary(endpoint, network))
+
+
+def _attached(client: Client, network: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Attach what is in the namespace at ``path``, and return the endpoint."""
     on_host = client.call("GET", f"/v1/networks/{quote(network)}")["backend"] == "host"
     # A process or a bare name may share the host's namespace; a named namespace is always another one.
     if on_host and not (path.startswith("/run/netns/") and Path(path).exists()):
-        endpoint = client.call("POST", "/v1/attach", body)
-    else:
-        fd = open_namespace(path)
-        try:
-            endpoint = client.call("POST", "/v1/attach", body | {"namespace_fd": fd, "namespace_path": path})
-        finally:
-            os.close(fd)
-    if output is Format.JSON:
-        as_json(endpoint)
-        return
+        return dict(client.call("POST", "/v1/attach", body))
+    fd = open_namespace(path)
+    try:
+        return dict(client.call("POST", "/v1/attach", body | {"namespace_fd": fd, "namespace_path": path}))
+    finally:
+        os.close(fd)
+
+
+def _summary(endpoint: dict[str, Any], network: str) -> str:
+    """Return what an endpoint has, in one line."""
     words = [f"{endpoint['name'] or endpoint['id']}: {endpoint['ifname']} on network {network}"]
     words += [f"address {joined(endpoint['addresses'])}"] if endpoint["addresses"] else []
     words += [f"gateway {joined(endpoint['gateways'])}"] if endpoint["gateways"] else []
     words += [f"ports {joined(map(_port, endpoint['ports']))}"] if endpoint["ports"] else []
     words += [f"bandwidth {limit}"] if (limit := _limit(endpoint)) else []
-    say(", ".join(words))
+    return ", ".join(words)
 
 
 def detach(

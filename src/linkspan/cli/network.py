@@ -172,6 +172,7 @@ def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOC
             ("allowed", joined(allowed)),
             ("policy", network.get("policy", "")),  # a running agent may be older
             *[("egress", f"{e['address']} on {e['host'] or 'no host'}") for e in network.get("exits", ())],
+            *([("fast path", fast["words"])] if (fast := network.get("fast")) else []),
         ]
     )
 

@@ -103,6 +103,8 @@ def _show_networks(found: dict[str, Any]) -> None:
     for network in found["networks"]:
         if network["not_switched"]:
             say(f"network {network['name']}: not switched: {joined(network['not_switched'])}")
+        if fast := network.get("fast"):  # a running agent may be older
+            say(f"network {network['name']}: {fast['words']}")
 
 
 def _show_problems(found: dict[str, Any]) -> None:

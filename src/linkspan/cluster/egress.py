@@ -3,7 +3,8 @@
 One host holds an address: the one whose id is in the *standing* record ``alive/(egress)/FAMILY/ADDRESS``. The record is
 tied to the same etcd lease as the host's liveness record, so it ends with it (`cluster/presence.py`). Taking it is one
 transaction, on condition that it does not exist. So there are never two holders by the records, even if two networks
-have one address because two operators gave it to them at one moment: the first one by name leaves by it then.
+have one address because two operators gave it to them at one moment: the first one by name leaves by it then. All
+addresses of a dead holder are taken by one transaction, and all of their networks follow in one go.
 
 In the kernel there are never two either, whatever happens to a holder. Its address ends ``LIFETIME`` (4 s) after it
 *sent* the last keepalive that the store accepted; the kernel removes it then, a second late at most (it looks for ended
@@ -20,6 +21,9 @@ until it runs its timers again. The same holds for up to 2.5 s if a holder is cu
 record ends too early, because somebody deleted it or etcd's leader was frozen. Otherwise it removes the address as soon
 as it sees another one's record.
 
+A new holder asks the segment before the first time (`cluster/address_probe.py`). If another machine answers, which can
+be no holder any more, it gives the record back, and asks again before it takes it once more.
+
 A host may hold an address if a link of its own that is up has the subnet, if it takes part in the network, and is not
 drained. One that cannot put it for STUCK gives it up. The preferred host comes first for PATIENCE, while it lives and
 is not drained; it does not take the address from a host that holds it, because that would cut connections. An operator
@@ -31,11 +35,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
 
+from linkspan.cluster import address_probe
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
@@ -69,6 +74,10 @@ STUCK = 3.0
 """Seconds without a success after which a holder that cannot put its address gives it up."""
 OTHERS = 10.0
 """Seconds for which it leaves the address to other hosts then."""
+SUSPECTED = 3 * OTHERS
+"""Seconds for which a host asks before it takes the record of an address that another machine had."""
+AT_ONCE = 50
+"""Records that one transaction takes: etcd allows 128 changes, and as many conditions (``--max-txn-ops``)."""
 Exit = tuple[str, int]
 """A network and a family."""
 
@@ -90,6 +99,15 @@ class _Held(msgspec.Struct):
     """The link that has the address, '' for none."""
     failing: float | None = None
     """Since when it cannot be put; None if it can."""
+    free: bool = False
+    """Whether no other machine on the link has it."""
+
+
+class _Rival(NamedTuple):
+    """Another machine that has an address, and until when that is remembered."""
+
+    words: str
+    until: float
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +121,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 class Exits:
     """The holders of egress addresses.
 
-    If a network's address or its holder changes, ``follow`` is called with the network, and with the changes that open
-    flows on this host may not follow by themselves, by family.
+    If addresses or their holders change, ``follow`` is called with all networks concerned, each with the changes that
+    open flows on this host may not follow by themselves, by family.
     """
 
     def __init__(
@@ -115,7 +133,7 @@ class Exits:
         networks: Networks,
         participation: Participation,
         event_log: EventLog,
-        follow: Callable[[str, Mapping[int, Turn]], Awaitable[None]],
+        follow: Callable[[Mapping[str, Mapping[int, Turn]]], Awaitable[None]],
     ) -> None:
         self._worker = worker
         self._replica = replica
@@ -128,8 +146,11 @@ class Exits:
         """By address."""
         self._vacant: dict[str, float] = {}
         """Since when nobody holds an address that somebody should."""
+        self._at_once = AT_ONCE
+        """How many records the next transaction takes."""
         self._others: dict[str, float] = {}
         """Until when this host leaves an address that it could not put to others."""
+        self._rivals: dict[str, _Rival] = {}
         self._unwanted: set[str] = set()
         """The addresses whose records must go if they name this host while it does not hold them.
 
@@ -224,11 +245,34 @@ class Exits:
                     yield f"networks {other} and {network.name} have one egress address, {exit_.address}: change one"
                 elif owner := self._owner(exit_.prefix):
                     yield f"egress address {exit_.address} of network {network.name} is {owner}: change it"
+                elif rival := self._rivals.get(exit_.prefix.address):
+                    yield (
+                        f"egress address {exit_.address} of network {network.name} is in use by {rival.words}: take it "
+                        "off that machine, or give the network another one"
+                    )
                 else:
                     yield (
                         f"no host holds the egress address {exit_.address} of network {network.name}: its containers "
                         "do not reach the outside (a link of the host must have its subnet)"
                     )
+
+    def held(self) -> dict[str, bool]:
+        """Return whether a living host holds each egress address of the networks in which this host takes part.
+
+        While the store is away nobody does.
+        """
+        holders, taking = self.holders(), self._participation.all()
+        return {
+            exit_.address: self._has(holders.get((network.name, family), ""))
+            for network in self._networks.all()
+            if network.name in taking
+            for family, exit_ in network.exits.items()
+        }
+
+    def _has(self, holder: str) -> bool:
+        if holder == self._hosts.here.id:
+            return self._until > now()
+        return bool(holder and self._hosts.lives(holder))
 
     async def _hold(self) -> None:
         while True:
@@ -244,19 +288,17 @@ class Exits:
         wanted = self._wanted()
         self._vacant = {address: since for address, since in self._vacant.items() if address in wanted}
         self._others = {address: until for address, until in self._others.items() if until > now()}
+        self._rivals = {
+            address: rival for address, rival in self._rivals.items() if rival.until > now() and address in wanted
+        }
         for address, held in list(self._held.items()):
             if self._gives_up(address, held, wanted.get(address)):
                 del self._held[address]
                 self._unwanted.add(address)
         await self._put()  # first: to ask the store may take a while
         await self._free()
-        for address, one in wanted.items():
-            try:
-                await self._claim(address, one)
-            except Unavailable:
-                continue
-            except LinkspanError as error:
-                log.warning("egress address %s: %s", address, error.message)
+        with contextlib.suppress(Unavailable):
+            await self._claim(wanted)
         await self._put()
         if self._having() != self._followed or self._lost():
             self._moved.set()
@@ -269,8 +311,8 @@ class Exits:
             having, lost = self._having(), self._lost()
             changed = {key for key, _ in having.items() ^ self._followed.items()} | lost
             turns = self._turns(having, lost)
-            for network in {name for name, _ in changed}:
-                await self._follow(network, turns.get(network, {}))
+            if changed:
+                await self._follow({network: turns.get(network, {}) for network, _ in changed})
             self._followed = having
             self._flowing = {key: last for key, last in {**self._flowing, **having}.items() if key not in lost}
 
@@ -308,38 +350,81 @@ class Exits:
                 found.setdefault(exit_.prefix.address, _Wanted(network.name, family, exit_))
         return found
 
-    async def _claim(self, address: str, wanted: _Wanted) -> None:
-        """Take the record of an address if nobody has it, or this host's agent before."""
+    async def _claim(self, wanted: Mapping[str, _Wanted]) -> None:
+        """Take the records of addresses that nobody has, or this host's agent before. Raises Unavailable."""
+        free = {address: again for address in wanted if (again := self._is_free(address)) is not None}
+        if not self._is_known():
+            return
+        may = [address for address, again in free.items() if self._may_hold(address, wanted[address], again=again)]
+        placed = await self._worker.run_brief(_placed, self._worker.machine, [wanted[a].wish.prefix for a in may])
+        may = [address for address in may if wanted[address].wish.prefix in placed]
+        taken = await self._suspected([address for address in may if address in self._rivals])
+        may = [address for address in may if address not in taken]
+        size = self._at_once
+        for some in (may[start : start + size] for start in range(0, len(may), size)):
+            if await self._take(some, wanted, free):
+                self._at_once = AT_ONCE
+            else:  # fewer, so that one that is never free keeps no other back
+                self._at_once = max(1, size // 2)
+                if len(some) > 1:
+                    return  # another host was faster: its records come now, and wake this task
+
+    def _is_free(self, address: str) -> bool | None:
+        """Return None if this host may not take an address now, else whether it, or its agent before, had it last."""
         name, here = _key(address), self._hosts.here.id
         if name in self._replica.absences:
-            return
+            return None
         holder = self._named(address)
         if holder not in ("", here):
             self._held.pop(address, None)
             if self._hosts.lives(holder) is not False:
                 self._vacant.pop(address, None)
-                return
+                return None
             holder = ""  # somebody put the record by hand, so it never ends
         if holder and (address in self._held or address in self._unwanted):
-            return
+            return None
         self._vacant.setdefault(address, now())
-        if not self._is_known() or not await self._may_hold(address, wanted, again=bool(holder)):
-            return
-        if not holder:
-            self._unwanted.add(address)  # without an answer nobody knows when this record begins
-        same = {name: self._replica.known_revision(name)}
-        if await self._replica.write({name: here.encode()}, unchanged=same, standing=True):
+        return bool(holder)
+
+    async def _take(self, some: Sequence[str], wanted: Mapping[str, _Wanted], free: Mapping[str, bool]) -> bool:
+        """Take the records of addresses; return False, and take none, if another host has one of them.
+
+        ``free`` says of each whether this host, or its agent before, had it last.
+        """
+        here, names = self._hosts.here.id, {address: _key(address) for address in some}
+        self._unwanted.update(address for address in some if not free[address])  # without an answer nobody knows
+        same = {name: self._replica.known_revision(name) for name in names.values()}
+        puts = dict.fromkeys(names.values(), here.encode())
+        if not await self._replica.write(puts, unchanged=same, standing=True):
+            return False
+        for address in some:
             self._unwanted.discard(address)
             self._vacant.pop(address, None)
             # An earlier agent of this host may have held it until now; nobody else has had it since.
-            self._held[address] = _Held(now() if holder else now() + LATER, wanted)
-            self._event_log.add("network", f"this host holds egress address {address}", network=wanted.network)
+            again = free[address]
+            self._held[address] = _Held(now() if again else now() + LATER, wanted[address], free=again)
+            event = f"this host holds egress address {address}"
+            self._event_log.add("network", event, network=wanted[address].network)
+        return True
+
+    async def _suspected(self, addresses: Sequence[str]) -> set[str]:
+        """Ask the segment for addresses; return those that another machine has, and leave them for a while."""
+        if not addresses:
+            return set()
+        found = await address_probe.rivals(self._worker, [prefix(address).single() for address in addresses])
+        for address in addresses:
+            self._rivals.pop(address, None)
+        for one, words in found.items():
+            log.warning("egress address %s is in use by %s", one.address, words)
+            self._rivals[one.address] = _Rival(words, now() + SUSPECTED)
+            self._others[one.address] = now() + OTHERS
+        return {one.address for one in found}
 
     def _is_known(self) -> bool:
         """Return whether the cluster certainly knows that this host lives."""
         return self._until - now() >= SHORTEST
 
-    async def _may_hold(self, address: str, wanted: _Wanted, *, again: bool) -> bool:
+    def _may_hold(self, address: str, wanted: _Wanted, *, again: bool) -> bool:
         """Return whether this host may take an address that nobody holds, or (``again``) that it held before."""
         host, first = self._hosts.here, wanted.wish.host
         if wanted.network not in self._participation.all() or host.settings.get("drained") or self._hosts.removed():
@@ -349,9 +434,7 @@ class Exits:
         preferred = first not in ("", host.id) and self._hosts.lives(first) is not False and not self._is_drained(first)
         if not again and preferred and now() - self._vacant[address] < PATIENCE:
             return False
-        if self._owner(wanted.wish.prefix):
-            return False
-        return bool(await self._worker.run_brief(self._worker.machine.egress.place, wanted.wish.prefix))
+        return not self._owner(wanted.wish.prefix)
 
     def _owner(self, address: Prefix) -> str:
         """Return what has an address already, '' if nothing is known to: any host may write a network's record."""
@@ -406,12 +489,27 @@ class Exits:
         for address in self._put_here - self._held.keys():
             await self._worker.run_brief(self._worker.machine.reconciler.change, _source(address), ())
             self._put_here.discard(address)
+        await self._ask_first()
         for address, held in list(self._held.items()):
             if not self._is_known():
                 held.failing = None
-            elif held.since <= now():
+            elif held.since <= now() and held.free:
                 self._put_here.add(address)
                 await self._put_one(address, held)
+
+    async def _ask_first(self) -> None:
+        """Ask for the addresses that come now, and give up those that another machine has."""
+        if not self._is_known():
+            return
+        coming = {address: held for address, held in self._held.items() if held.since <= now() and not held.free}
+        taken = await self._suspected(list(coming))
+        for address, held in coming.items():
+            held.free = address not in taken
+            if not held.free and self._held.get(address) is held:
+                del self._held[address]
+                self._unwanted.add(address)
+                event = f"egress address {address} is in use by {self._rivals[address].words}"
+                self._event_log.add("network", event, network=held.taken.network)
 
     async def _put_one(self, address: str, held: _Held) -> None:
         tell = not held.link or now() - held.since < ANNOUNCED
@@ -429,22 +527,27 @@ class Exits:
         held.failing = None if link else now() if held.failing is None else held.failing
 
 
-def stale(network: Network, networks: Iterable[Network], turns: Mapping[int, Turn], flow: Flow) -> bool:
+def stale(networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow) -> bool:
     """Return whether a flow leaves a network with another source than a new one on this host after these changes.
 
-    Connection tracking treats all of a flow's packets as the first. Without their entries they are translated, or sent
-    to the holder, as new ones are.
+    ``turns`` has the changes by network and family. Connection tracking treats all of a flow's packets as the first.
+    Without their entries they are translated, or sent to the holder, as new ones are.
     """
-    turn = turns.get(flow.source.family)
+    source = flow.source
+    moved = (one for one in networks if one.name in turns and any(pool.holds(source) for pool in one.prefixes))
+    turn = next((turns[one.name].get(source.family) for one in moved), None)
     if turn is None:
         return False
     if turn.lost:  # new ones have an address of the host
         wrong = flow.translated in (None, turn.address)
     else:
         wrong = flow.translated != (turn.address if turn.here else None)
-    if not wrong or not any(pool.holds(flow.source) for pool in network.prefixes):
-        return False
-    return not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
+    return wrong and not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
+
+
+def _placed(machine: Machine, addresses: Iterable[Prefix]) -> set[Prefix]:
+    """Return those of the addresses whose subnet a link of the host has (worker thread)."""
+    return {address for address in addresses if machine.egress.place(address)}
 
 
 def _renew(machine: Machine, address: Prefix, link: str, until: float, tell: bool) -> str:

@@ -67,7 +67,7 @@ class MigrationRunner:
             )
         self._replica.require_settled(f"migrate network {name}")
         changed = network_plans.migrated(
-            network, way, options, self._networks.every(), here, self._leases.all(name)
+            network, way, options, self._networks.every(), here, self._leases.all(name), self._hosts.all().values()
         )
         new = changed.target
         if new is not None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from linkspan.backends import BACKENDS, backend, migration
+from linkspan.core import fast_path
 from linkspan.core.addresses import BITS, Prefix, host_address, pool, prefix
 from linkspan.core.contracts import Backend
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
@@ -65,7 +66,8 @@ def planned(
     options = dict(request.options)
     if name == "auto":
         name = "bridge" if alone else "vxlan"
-        options = options if alone else {"direct": "true"} | options
+        wishes = {} if alone or options.get(fast_path.OPTION) == "true" else {"direct": "true"}
+        options = wishes | options
     way = backend(name)
     _check_bridge(Network(name=request.name, pools=(), subnet_len={}, backend=name), in_use.networks)
     overhead = way.overhead[underlay.outer] if underlay else 0
@@ -82,6 +84,7 @@ def planned(
         expose=request.expose,
     )
     way.check(network)
+    _check_fast(network, in_use.hosts)
     _check_exposure(network)
     _check_mtu(network)
     _check_overlap(network.name, network.prefixes, in_use)
@@ -139,19 +142,21 @@ def left_by(network: Network, texts: Sequence[str], in_use: InUse) -> Network:
             f"network {network.name} keeps its containers' addresses outside (--no-masquerade)", "leave --egress out"
         )
     if network.migration is not None:
-        raise Conflict(f"network {network.name} migrates to {network.migration.backend}", "wait until it is done")
+        raise Conflict(
+            f"network {network.name} migrates to {network.migration.backend}, and gets no egress address meanwhile",
+            f"wait until it is done; `linkspan network show {network.name}` shows the progress",
+        )
     _check_exits(network, exits, in_use)
     return changed
 
 
 def _check_exits(network: Network, exits: Iterable[Egress], in_use: InUse) -> None:
     """Refuse addresses that the network, or another one, cannot leave by."""
-    if not backend(network.backend).exits:
-        able = ", ".join(name for name, way in BACKENDS.items() if way.exits)
+    if why := backend(network.backend).no_exit:
+        able = ", ".join(name for name, way in BACKENDS.items() if not way.no_exit)
         raise Invalid(
-            f"network {network.name}: backend {network.backend} carries no packets of the outside to the host that "
-            "holds an egress address",
-            f"use a network of backend {able}",
+            f"network {network.name} of backend {network.backend} cannot have an egress address: {why}",
+            f"use a network of another backend: {able}",
         )
     if old := sorted(host.name or host.id for host in in_use.hosts if not host.egresses):
         raise Conflict(
@@ -161,7 +166,11 @@ def _check_exits(network: Network, exits: Iterable[Egress], in_use: InUse) -> No
     for one in exits:
         address = one.prefix
         if not any(pool.family == address.family for pool in network.prefixes):
-            raise Invalid(f"network {network.name} has no pool of IPv{address.family}", "leave --egress out")
+            raise Invalid(
+                f"network {network.name} has no pool of IPv{address.family}, so nothing could leave it by "
+                f"{address.address}",
+                f"give an address of the family of its pools, {', '.join(network.pools)}",
+            )
         for other in in_use.networks:
             if any(pool.holds(address) for pool in other.prefixes):
                 raise Conflict(f"egress address {address.address} is in a pool of network {other.name}", _OUTER)
@@ -185,9 +194,15 @@ def _exit(network: Network, text: str, in_use: InUse) -> Egress:
     except Invalid as error:
         raise error.within(f"network {network.name}: --egress {text}") from error
     called = {host.id: host.name for host in in_use.hosts}
-    if name and not (id_ := meant(called, name)):
+    id_ = meant(called, name) if name else ""
+    if name and not id_:
         raise missing(called, name)
-    return Egress(own, id_ if name else "")
+    if any(host.id == id_ and host.settings.get("drained") for host in in_use.hosts):
+        raise Conflict(
+            f"network {network.name}: host {name} is drained, so it holds no egress address",
+            f"name another host, or: linkspan host undrain {name}",
+        )
+    return Egress(own, id_)
 
 
 def migrated(
@@ -197,14 +212,15 @@ def migrated(
     networks: Iterable[Network],
     here: Underlay,
     leases: Iterable[Lease],
+    hosts: Iterable[Host],
 ) -> Network:
     """Check a migration to backend ``name``, or its reversal, and return the record of its start.
 
-    ``networks`` are all of the cluster, ``leases`` those of the network. Raises Invalid or Conflict.
+    ``networks`` and ``hosts`` are all of the cluster, ``leases`` those of the network. Raises Invalid or Conflict.
     """
-    if network.egress and not backend(name).exits:
+    if network.egress and (why := backend(name).no_exit):
         raise Invalid(
-            f"network {network.name} has an egress address, which backend {name} cannot lead to",
+            f"network {network.name} has an egress address, which it cannot have with backend {name}: {why}",
             f"remove it first: linkspan network update {network.name} --egress none",
         )
     if network.migration is not None and name == network.backend:
@@ -214,6 +230,7 @@ def migrated(
     way = backend(name)
     new = msgspec.structs.replace(network, backend=name, options={**_kept(way, network), **options})
     way.check(new)
+    _check_fast(new, hosts)
     others = _ways(one for one in networks if one.name != network.name)
     changed = migration.started(network, way.completed(new, others), here, leases)
     for one in changed.ways:
@@ -243,6 +260,16 @@ def _check_bridge(network: Network, others: Iterable[Network]) -> None:
                 f"network {network.name} would share its bridge's name with network {other.name}",
                 "choose another name",
             )
+
+
+def _check_fast(network: Network, hosts: Iterable[Host]) -> None:
+    """Refuse a fast network while agents would take its record for invalid."""
+    old = sorted(host.name or host.id for host in hosts if not host.hastens) if fast_path.is_fast(network) else []
+    if old:
+        raise Conflict(
+            f"network {network.name}: the agent of host {', '.join(old)} is of a version without fast=true",
+            "upgrade it first: linkspan upgrade",
+        )
 
 
 def _check_exposure(network: Network) -> None:

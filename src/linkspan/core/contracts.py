@@ -43,8 +43,8 @@ class Backend(Protocol):
     """Whether a speaker adds the routes to peers, instead of ``peer``'s states."""
     encrypts: bool
     """Whether all traffic across hosts is encrypted and authenticated: its networks are sealed (``seal``)."""
-    exits: bool
-    """Whether its networks may have egress addresses: it carries packets of any address to and from a peer."""
+    no_exit: str
+    """Why its networks cannot have egress addresses, '' if they can: it carries packets of any address to a peer."""
     host_phase: HostPhase
     """When ``host`` is applied: before networks (a device for their addresses), or after peers (a speaker)."""
     programs: tuple[tuple[str, str], ...]
@@ -106,6 +106,9 @@ class Backend(Protocol):
         They follow from what both hosts know of each other, so the peer expects the same. Raises Unavailable
         as ``peer`` does.
         """
+
+    def fast_device(self, network: Network) -> str:
+        """Return the tunnel device by which a network's packets may skip the rules (``core/fast_path``), '' if none."""
 
     def endpoint(self, network: Network, endpoint: Endpoint) -> Iterable[State]:
         """Return what one endpoint on this host needs, at both ends of its veth pair."""

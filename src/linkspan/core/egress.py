@@ -10,7 +10,10 @@ A packet's walk, container A on host 1 to the outside, where host 2 holds the ad
 3. Host 2 knows the packet by its guard, as any of host 1's, and forwards it. ``translated`` replaces its source by the
    address, and connection tracking keeps the port if it is free.
 4. The answer comes to host 2, which sends it to A by the way of the network. Its source is no container's, so host 1's
-   guard admits it by the set ``egress_ways``, from host 2 alone; ``answered`` lets only answers pass. These sets do not
+   guard admits it only from host 2; ``answered`` lets only answers pass. By VXLAN the guard knows host 2 by its VTEP's
+   MAC (the set ``egress_ways``). By IPIP it goes by the packet's mark (``egress_tunnels``): the kernel's device keeps
+   the mark of what was around the packet, which ``input`` sets if host 2 sent that; the helper passes nothing else on,
+   so its packets have none. Plain packets of the outside need no admission. Except for the helper, these sets do not
    tell such networks apart: a holder of one may send answers to containers of the others.
 
 Nothing leaves by another way, whatever fails. ``leaving`` comes after all translation: a packet of such a network may
@@ -62,6 +65,7 @@ def chains() -> Iterable[State]:
             yield NftSet(INET, TABLE, f"{name}{family}", type_)
         yield NftSet(INET, TABLE, f"egress_marks{family}", type_, "mark", interval=True)
         yield NftSet(INET, TABLE, f"egress_by{family}", type_, type_, interval=True)
+    yield NftSet(INET, TABLE, "egress_links", "ifname")
     yield NftChain(INET, TABLE, "answered", _FILTER.format("prerouting", "mangle"), tuple(_answered()))
     # All translation of targets is at dstnat, whatever priority other programs' chains have.
     yield NftChain(INET, TABLE, "chosen", _FILTER.format("prerouting", "dstnat + 1"), tuple(_chosen()))
@@ -76,6 +80,8 @@ def _answered() -> Iterable[str]:
         ip = _IP[family]
         yield f"{ip} daddr @egress_here{family} ct state invalid,new drop"
         yield f"iifname . ether saddr @egress_ways {ip} saddr != @pools{family} ct state invalid,new drop"
+        yield f"iifname @egress_links {ip} saddr != @pools{family} ct state invalid,new drop"
+    yield "iifname @egress_links meta mark set 0x00000000"  # it has served the guard
 
 
 def _chosen() -> Iterable[str]:

@@ -323,9 +323,10 @@ class Facts(msgspec.Struct, frozen=True):
     ``forward_chains`` has (family, chain) of others' iptables chains that decide on forwarding. ``firewalld``
     says whether it runs. ``forwarding`` has the families for which the host forwarded before linkspan came,
     or for which somebody else has enabled it since. ``old_links`` are the links that existed then, with their
-    family, ``closed_links`` those of them that were not forwarded, and ``bridges`` the bridges among them.
+    family, ``closed_links`` those of them that were not forwarded, and ``bridges`` the bridges among them. ``ra_links``
     are the links that take router advertisements now; ``programs`` are those that may serve this host, as the kinds of
-    state found them, one of each class.
+    state found them, one of each class. ``early`` says that the kernel can forward at a link's ingress, and
+    ``translated`` has (family, chain) of others that may translate the targets of packets that come in.
     """
 
     forward_chains: frozenset[tuple[int, str]] = frozenset()
@@ -336,6 +337,8 @@ class Facts(msgspec.Struct, frozen=True):
     bridges: frozenset[str] = frozenset()
     ra_links: frozenset[str] = frozenset()
     programs: tuple[Program, ...] = ()
+    early: bool = False
+    translated: frozenset[tuple[int, str]] = frozenset()
 
     def program(self, kind: type[P]) -> P | None:
         """Return what was found of a program, None where it is not installed or not needed."""
@@ -400,7 +403,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
     ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, ``filters`` that its kernel
     passes the frames of bridges to the rules of policies (br_netfilter), ``egresses`` that its agent knows networks'
-    egress addresses, and ``tiers`` that it knows tiers of policies, and requests of ICMP in them.
+    egress addresses, ``tiers`` that it knows tiers of policies, and requests of ICMP in them, and ``hastens`` that it
+    knows the option ``fast`` of networks.
     """
 
     id: str
@@ -418,6 +422,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     filters: bool = False
     egresses: bool = False
     tiers: bool = False
+    hastens: bool = False
 
     def within(self, pool: Prefix) -> str:
         """Return the host's underlay address if it is in the pool, '' if not, or if the host is behind a NAT."""

@@ -99,6 +99,9 @@ _TUNNEL = "meta l4proto . th dport"
 port, and the bytes in that place differ from packet to packet: it has sets of its own.
 """
 
+FROM_HOLDER = 0x4C540000
+"""Mark of what a host that holds an egress address sends to the kernel's IPIP device, until the guard has seen it."""
+
 _ADMIT = "goto admitted"
 """Instead of ``accept``, for every packet whose source the guard has verified."""
 
@@ -192,7 +195,8 @@ def _sets() -> Iterable[NftSet]:
         yield NftSet(INET, TABLE, name, "ifname . ether_addr")
     for name in ("control_ports", "control_here"):
         yield NftSet(INET, TABLE, name, "inet_service")
-    for name in ("ipip_local", "ipip_peers"):
+    yield NftSet(INET, TABLE, "egress_tunnels", "ifname . mark")
+    for name in ("ipip_local", "ipip_peers", "ipip_holders"):
         yield NftSet(INET, TABLE, name, _TYPE[4])
     for family in FAMILIES:
         type_ = _TYPE[family]
@@ -249,7 +253,8 @@ def _by_source() -> Iterable[str]:
 def _by_exit() -> Iterable[str]:
     # Answers from outside, by the host through which their network leaves (``egress``).
     for family in FAMILIES:
-        yield f"iifname . ether saddr @egress_ways {_IP[family]} daddr @egress_nets{family} {_ADMIT}"
+        for by in ("ether saddr @egress_ways", "meta mark @egress_tunnels"):
+            yield f"iifname . {by} {_IP[family]} daddr @egress_nets{family} {_ADMIT}"
 
 
 def _outside(kinds: Kinds) -> list[str]:
@@ -397,6 +402,7 @@ def _input() -> Iterable[str]:
         yield f"{icmp} type {{ {_ERRORS[family]} }} {_IP[family]} saddr @pools{family} jump errors"
     # Protocol 4 (RFC 2003) by its offset in the header: nft's name for it depends on /etc/protocols.
     yield "@nh,72,8 0x4 ip daddr @ipip_local ip saddr != @ipip_peers drop"
+    yield f"@nh,72,8 0x4 ip saddr @ipip_holders meta mark set {FROM_HOLDER:#010x}"
     yield f"{_QUESTIONS} jump named"
     yield f"{_VIEWS} jump viewed"
     for ours in ('iifname "ls*"', f"iifgroup {GROUP}"):

@@ -11,6 +11,7 @@ from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
 from linkspan.core.errors import Invalid
 from linkspan.core.model import (
     AttachRequest,
+    Bandwidth,
     Endpoint,
     Network,
     Port,
@@ -44,10 +45,21 @@ def checked(request: AttachRequest) -> AttachRequest:
             mac=mac_text(mac(request.mac)) if request.mac else "",
             ports=tuple(map(spelled, request.ports)),
             port_ranges=tuple(map(spelled, request.port_ranges)),
-            bandwidth=bandwidth.followed({}, request.labels, request.bandwidth),
+            bandwidth=_limits(request),
         )
     except Invalid as error:
         raise error.within(f"attach {request.name or request.id} to {request.network}") from error
+
+
+def _limits(request: AttachRequest) -> Bandwidth | None:
+    """Return the limits that a request gives, by themselves or by a label. Raises Invalid if it gives both."""
+    given, found = request.bandwidth, bandwidth.followed({}, request.labels, request.bandwidth)
+    if given is not None and found is not None and found != given:
+        raise Invalid(
+            f"its bandwidth is {bandwidth.spelled(given)}, and {bandwidth.spelled(found)} by label {bandwidth.LABEL}",
+            "give one of them",
+        )
+    return found
 
 
 def _check_numbers(request: AttachRequest) -> None:

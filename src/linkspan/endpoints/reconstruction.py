@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.backends import backend
-from linkspan.core import bandwidth
+from linkspan.core import bandwidth, fast_path
 from linkspan.core.addresses import Prefix, link_local, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Bandwidth, Endpoint, Network, checked_name, host_ifname
@@ -66,8 +66,11 @@ class Link(msgspec.Struct, frozen=True):
 
 
 def links(observed: Iterable[State]) -> dict[str, Link]:
-    """Return the host's observations of each pair, by the name of its host end."""
-    states = [state for state in observed if int(getattr(state, "netns", HOST)) == HOST]
+    """Return the host's observations of each pair, by the name of its host end.
+
+    Those of the fast path are left out: they follow from the endpoint, and say nothing of it.
+    """
+    states = [s for s in observed if int(getattr(s, "netns", HOST)) == HOST and not fast_path.has(s)]
     veths = {state.name: state for state in states if isinstance(state, Veth)}
     about: dict[str, list[State]] = {name: [veth] for name, veth in veths.items()}
     for state in states:

@@ -56,7 +56,10 @@ class Mates(msgspec.Struct, frozen=True):
     def without(self, endpoint: Endpoint) -> dict[tuple[str, ...], list[State]]:
         """Return the desired states without an endpoint, by source."""
         rest = list(multihoming.container_states(self.homes))
-        return {multihoming.source(endpoint): rest, source(endpoint): [], policy_source(endpoint.identity): []}
+        gone: dict[tuple[str, ...], list[State]] = {
+            one: [] for one in (source(endpoint), policy_source(endpoint.identity), fast_source(endpoint.identity))
+        }
+        return {multihoming.source(endpoint): rest, **gone}
 
     def ranked(self, network: Network, endpoint: Endpoint, others: Iterable[int] = ()) -> Endpoint:
         """Return the endpoint with a metric after those of its container's other interfaces, and after ``others``."""
@@ -74,6 +77,11 @@ def source(endpoint: Endpoint) -> tuple[str, ...]:
 def policy_source(identity: Identity) -> tuple[str, ...]:
     """Return the name under which the elements are desired by which policies know an endpoint."""
     return ("policy", "endpoint", *identity)
+
+
+def fast_source(identity: Identity) -> tuple[str, ...]:
+    """Return the name under which the states are desired that take an endpoint into its network's fast path."""
+    return ("fast", *identity)
 
 
 def holds_mac(endpoint: Endpoint, network: Network, mac: str) -> bool:

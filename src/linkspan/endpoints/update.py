@@ -213,7 +213,8 @@ async def named(
 ) -> None:
     """Store a container's name, its other names on this network, and the labels that its engine has of it.
 
-    Labels that no record can take are left out, with a warning. A label with limits that are none changes nothing.
+    Labels that no record can take are left out, with a warning. A label with limits that are none changes nothing, and
+    `linkspan events` says so, because the engine's user gets no answer.
     """
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
@@ -229,6 +230,8 @@ async def named(
             limits = bandwidth.followed(endpoint.labels, labels, limits)
         except Invalid as error:
             log.warning("%s is not limited as its label says: %s", name, error.message)
+            what = f"{name} is not limited as its label says: {error.told}"
+            registry.event_log.add("network", what, endpoint=identity[0], network=endpoint.network)
         return msgspec.structs.replace(endpoint, name=name, labels=labels, bandwidth=limits)
 
     with contextlib.suppress(NotFound):

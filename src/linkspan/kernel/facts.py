@@ -23,7 +23,7 @@ from linkspan.kernel.io.address_messages import PERMANENT, UNIVERSE
 from linkspan.kernel.io.link_messages import Link
 from linkspan.kernel.io.netlink import GETROUTE, Socket, attributes
 from linkspan.kernel.io.route_messages import OIF, RTMSG
-from linkspan.kernel.probe import foreign_chains, forwarders
+from linkspan.kernel.probe import early_forwarding, foreign_chains, forwarders, translators
 
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+")
@@ -46,6 +46,8 @@ def observe_facts(sysctls: SysctlDriver) -> Facts:
         old_links=old,
         bridges=frozenset(link.name for link in links if link.kind == "bridge") & {name for _, name in old},
         ra_links=frozenset(n for n in _ra_links() if sysctls.before(f"net/ipv6/conf/{n}/accept_ra") == "1"),
+        early=early_forwarding.possible(),
+        translated=frozenset(translators.found(found)),
     )
 
 

@@ -11,7 +11,7 @@ from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import between_hosts
 from linkspan.diagnose.trace.hops import Hop, show
 from linkspan.diagnose.trace.parts import Entry, Part
-from linkspan.diagnose.trace.trace import BROKEN, Trace, Unanswered, chosen, place, port, trace
+from linkspan.diagnose.trace.trace import BROKEN, Trace, chosen, place, port, run, trace
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.learn import reader_network
 from linkspan.learn.reader_kernel import ReaderKernel
@@ -36,15 +36,9 @@ def walked(packet: Sequence[str], hosts: Sequence[str] = ()) -> Trace:
         with contextlib.closing(_kernel(namespaces, built[FIRST])) as asked:
             first, last = place(source, known, asked), place(target, known, asked)
             sent = chosen(asked, known, first, last, port(*ports or ("",)))
-        going = trace(known, first, last, sent)
-        answer: Part | Unanswered | None = None
-        while True:
-            try:
-                host, entry = going.send(answer) if answer is not None else next(going)
-            except StopIteration as end:
-                found: Trace = end.value
-                return _with_holders(found, built.values(), sent.target)
-            answer = _part(namespaces, built[host or FIRST], entry)
+        asking = trace(known, first, last, sent)
+        found = run(asking, lambda host, entry: _part(namespaces, built[host or FIRST], entry))
+        return _with_holders(found, built.values(), sent.target)
 
 
 def _part(namespaces: Namespaces, host: ReaderHost, entry: Entry) -> Part:

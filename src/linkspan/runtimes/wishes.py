@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from linkspan.core import bandwidth
 from linkspan.core.errors import Invalid
@@ -31,6 +31,17 @@ def check(network: Network, *, internal: str, ipv6: str) -> None:
         )
 
 
+def check_options(options: Iterable[str]) -> None:
+    """Refuse options of an engine's network, apart from the one that names linkspan's. Raises Invalid."""
+    unknown = sorted(set(options) - {"network"})
+    if not unknown:
+        return
+    hint = "the only option is network=NAME; the linkspan network has all others"
+    if not set(LIMITS).isdisjoint(unknown):
+        hint = "a limit is a container's: give it with the container's --network, not to the whole network"
+    raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", hint)
+
+
 def limits(options: Mapping[str, object]) -> Bandwidth | None:
     """Return the limits that a container's options for a network ask for, None if there are none.
 
@@ -39,7 +50,7 @@ def limits(options: Mapping[str, object]) -> Bandwidth | None:
     if unknown := sorted(options.keys() - set(LIMITS)):
         raise Invalid(
             f"option {', '.join(unknown)} is unknown to driver linkspan",
-            f"a container's options for its network are {' and '.join(LIMITS)}",
+            "a container's options for its network are bandwidth-in=20M and bandwidth-out=5M (bits a second)",
         )
     if not options:
         return None

@@ -108,7 +108,7 @@ def _network(network: Network, name: str) -> None:
     for exit_ in network.egress:
         host_address(exit_.address)
         _within("an egress address's number", exit_.number, GENERATIONS)
-        if network.internal or not all(backend(way.backend).exits for way in network.ways):
+        if network.internal or any(backend(way.backend).no_exit for way in network.ways):
             raise Invalid(f"it cannot have the egress address {exit_.address}")
     parsed = network.prefixes
     for number, one in enumerate(parsed):

@@ -101,6 +101,7 @@ class Feed:
         self._read_at = float("-inf")
         self._took: collections.deque[float] = collections.deque(maxlen=READINGS)
         self._reading = asyncio.Lock()
+        self._prepared: asyncio.Task[State] | None = None
         self._watched, self._unwatched = asyncio.Event(), asyncio.Event()
         self._event_came, self._changed = asyncio.Event(), asyncio.Event()
 
@@ -122,8 +123,13 @@ class Feed:
     async def state(self) -> State:
         """Return the state, which is read now if nobody keeps it up to date."""
         if self._clock() - self._read_at > RENEW and not self._watched.is_set():
-            await self._read()
+            await self._read(RENEW)
         return self._state
+
+    def prepare(self) -> None:
+        """Begin to read the state: a viewer comes once its browser has the page's files."""
+        if self._prepared is None or self._prepared.done():
+            self._prepared = asyncio.create_task(self.state())
 
     async def containers(self) -> ContainerList:
         """Return all containers of the cluster, as of the last reading."""
@@ -184,9 +190,11 @@ class Feed:
 
     async def _renew(self) -> None:
         """Read the state after an event, and from time to time."""
+        older = RENEW  # the first viewer has read it; what happened since then comes as an event
         while True:
             self._event_came.clear()
-            await self._read()
+            await self._read(older)
+            older = 0.0
             took = min(self._took, default=0.0)
             soon, late = max(PUBLISH, SHARE_OF_EVENTS * took), max(RENEW, SHARE * took)
             await asyncio.sleep(soon)
@@ -194,9 +202,12 @@ class Feed:
                 async with asyncio.timeout(late - soon):
                     await self._event_came.wait()
 
-    async def _read(self) -> None:
+    async def _read(self, older: float = 0.0) -> None:
+        """Read the state, unless somebody has done it ``older`` seconds ago or later."""
         async with self._reading:
             begun = self._clock()
+            if begun - self._read_at < older:
+                return
             problems, known = [], self._lists["endpoints"]
             try:
                 status = await self._agent.get("/v1/status")

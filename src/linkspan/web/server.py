@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -201,6 +202,8 @@ class PageServer:
         found = self._files.get(name)
         if found is None:
             raise NotFound(f"the page has no file {name[:LONGEST]!r}")
+        if name == "index.html":
+            self._feed.prepare()
         tag = f'"{found.etag}"'
         headers = {"Cache-Control": "no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
         if request.headers.get("If-None-Match") == tag:
@@ -270,7 +273,7 @@ class PageServer:
         return _json(await self._paths_told.get("/v1/paths"))
 
     async def _plan(self, request: web.Request) -> web.Response:
-        """Answer with the commands of one host that name a word: a container's id, an interface, a host, a network."""
+        """Answer with the commands of one host that name a container's id, an interface, a host or a network."""
         host, word = _word(request, "host"), _word(request, "word")
         here = (await self._feed.state())["about"]["here"]
         answers = self._answers if host == here else self._plans.get(host)
@@ -278,7 +281,8 @@ class PageServer:
             raise NotFound(f"this page asks the agent of host {here}", f"run `linkspan plan` on host {host}")
         network = _word(request, "network")
         lines = await answers.get(f"/v1/plan?{urlencode({'network': network})}" if network else "/v1/plan")
-        return _json([line for line in lines if not word or word in line["why"] or word in line["command"]])
+        named = re.compile(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])")  # h1 is no part of h10
+        return _json([one for one in lines if not word or named.search(one["why"]) or named.search(one["command"])])
 
     async def _addresses(self, request: web.Request) -> web.Response:
         """Answer with the first addresses in use of a network, and how many there are."""

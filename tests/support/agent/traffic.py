@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 from linkspan.kernel.io import namespaces
+from linkspan.lab.commands import entering
 
 SHORT = 0.3
 """Seconds that a negative finding waits: what passes takes less than one millisecond here."""
@@ -38,9 +39,9 @@ def inside(netns: str) -> Iterator[None]:
 def transfer(sender: str, receiver: str, address: str, size: int) -> float:
     """Send bytes by TCP from one namespace to another, and return the seconds until the last has come."""
     with inside(receiver):
-        server = socket.create_server((address, 0))
+        server = socket.create_server((address, 0), family=_family(address))
     with inside(sender):
-        client = socket.socket()
+        client = socket.socket(_family(address))
     with server, client:
         client.settimeout(20)
         client.connect(server.getsockname())
@@ -136,7 +137,7 @@ def answers(netns: str, address: str, port: int, protocol: str = "tcp") -> bool:
 
 def echoes(netns: str, address: str) -> bool:
     """Return whether one of two pings is answered within SHORT."""
-    command = ["ip", "netns", "exec", netns, "ping", "-n", "-c2", "-i0.1", f"-W{SHORT}", address]
+    command = [*entering(netns), "ping", "-n", "-c2", "-i0.1", f"-W{SHORT}", address]
     return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
 
 

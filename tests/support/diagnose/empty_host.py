@@ -74,6 +74,10 @@ class EmptyHost(KernelView):
         """Return none."""
         return b""
 
+    def exit(self, source: bytes) -> bytes:
+        """Return none."""
+        return b""
+
     def secured(self, address: bytes) -> Secured | None:
         """Return none."""
         return None

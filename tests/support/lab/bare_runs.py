@@ -13,6 +13,8 @@ from typing import Any
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.store_url import OWN_CLIENTS
 from linkspan.lab import inside, processes, record
+from linkspan.lab.commands import entering
+from support.command_line import is_local
 from support.lab.cluster_runs import ClusterRun
 from support.lab.lab_runs import COMMAND
 from support.polling import explained, until
@@ -33,15 +35,16 @@ class BareRun(ClusterRun):
         self.run("up", f"--bare --hosts {hosts}")
 
     def exec(self, place: str, command: str, code: int = 0) -> str:
-        """Run a command in a host or container; those that may start an agent are in the host's namespaces."""
-        if command.startswith(tuple(f"linkspan cluster {verb}" for verb in ("init", "join", "restore", "recover"))):
-            lab, words = record.load(self.name), [sys.executable, "-m", "linkspan.cli.main", *command.split()[1:]]
-            words = [*self.wrapped.get(place, ()), *words]
-            argv, environment = inside.command(lab, place, words), inside.environment(lab, place)
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
-            assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"
-            return done.stdout
-        return super().exec(place, command, code)
+        """Run a command in a host or container; one that may start an agent begins with the host's words, too."""
+        words, before = command.split(), self.wrapped.get(place)
+        if before is None or words[:2] != ["linkspan", "cluster"] or not is_local(words[1:]):
+            return super().exec(place, command, code)
+        lab = record.load(self.name)
+        argv = inside.command(lab, place, [*before, sys.executable, "-m", "linkspan.cli.main", *words[1:]])
+        environment = inside.environment(lab, place)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=environment)
+        assert code in (done.returncode, -1), f"{command} on {place}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def killed(self, host: str, command: str, there: Callable[[], bool]) -> None:
         """Type a command, kill the agent and the command as soon as something is there, and start an agent."""
@@ -96,7 +99,10 @@ class BareRun(ClusterRun):
         """Wait until these hosts are the voters, and healthy."""
 
         def found() -> object:
-            roles = self.members(asked) if self.roles(asked) else {}
+            try:
+                roles = self.members(asked)
+            except AssertionError:  # its agent does not answer
+                return {}
             return {host for host, role in roles.items() if role == "voter"} == {*hosts} or roles
 
         def are() -> bool:
@@ -135,7 +141,7 @@ class BareRun(ClusterRun):
         files = self.files(host)
         name = "root" if user == "root" else f"host-{(files.state_dir / 'host-id').read_text().strip()}"
         password = (files.root_password if user == "root" else files.password).read_text().strip()
-        argv = ["ip", "netns", "exec", f"{self.name}-{host}", "env", "ETCDCTL_API=3", "etcdctl"]
+        argv = [*entering(f"{self.name}-{host}"), "env", "ETCDCTL_API=3", "etcdctl"]
         own = f"https://192.0.2.{host.removeprefix('h')}:{OWN_CLIENTS}"
         argv += ["--endpoints", own if files.voter() is not None else f"https://192.0.2.1:{OWN_CLIENTS}"]
         argv += ["--cacert", str(files.authority), "--cert", str(files.certificate), "--key", str(files.key)]

@@ -13,10 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from linkspan.api.client import Client
 from linkspan.lab import credentials, etcd_servers, processes, record
+from linkspan.lab.commands import entering
 from linkspan.lab.topology import ETCD_PORT
 from support.lab.lab_runs import LabRun
 from support.polling import SHARED, explained, until
@@ -76,10 +80,34 @@ class ClusterRun(LabRun):
         """Delete a network."""
         self.call("h1", "DELETE", f"/v1/networks/{network}?force")
 
+    @contextlib.contextmanager
+    def timed(self, host: str, module: ModuleType, **seconds: float) -> Iterator[None]:
+        """Beside other tests, let a host's agent have other times for a while: these constants of a module.
+
+        A test that is run by itself has the real ones: its agents are no copies of its process (support/copies.py).
+        """
+        if SHARED == 1:
+            yield
+            return
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in seconds.items():
+                patched.setattr(module, name, value)
+            self.restarted(host)
+            try:
+                yield
+            finally:
+                patched.undo()
+                self.restarted(host)
+
+    def restarted(self, host: str) -> None:
+        """Kill a host's agent, and start another one."""
+        self.run("break", host, "agent-kill")
+        self.run("mend", host)
+
     def etcdctl(self, *words: str, given: str = "", port: int = ETCD_PORT) -> str:
         """Run ``etcdctl`` beside the lab's etcd; a value that is ``given`` comes by its standard input."""
         lab = record.load(self.name)
-        argv = ["ip", "netns", "exec", lab.switch, "etcdctl", *words]
+        argv = [*entering(lab.switch), "etcdctl", *words]
         env = credentials.environment(lab, f"127.0.0.1:{port}")
         env["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
         return subprocess.run(argv, input=given, capture_output=True, text=True, check=True, env=env).stdout
@@ -111,8 +139,8 @@ class ClusterRun(LabRun):
         return self.inside(host, f"ip {words}")
 
     def inside(self, host: str, command: str) -> str:
-        """Run a command in a host's namespace, without the lab's command line."""
-        argv = ["ip", "netns", "exec", f"{self.name}-{host}", *command.split()]
+        """Run a command in a host's namespace, without the lab's command line; /sys is the machine's."""
+        argv = [*entering(f"{self.name}-{host}"), *command.split()]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command} on {host}: {done.stderr}"
         return done.stdout
@@ -128,7 +156,7 @@ class ClusterRun(LabRun):
 
         On a busy machine answers come late: the ping goes on until a request is answered that was sent after the end.
         """
-        argv = ["ip", "netns", "exec", f"{self.name}-{source}", "ping", "-D", "-i", "0.05", "-W", "1", address]
+        argv = [*entering(f"{self.name}-{source}"), "ping", "-D", "-i", "0.05", "-W", "1", address]
         with tempfile.NamedTemporaryFile() as file, subprocess.Popen(argv, stdout=file, stderr=file) as process:
             output = Path(file.name)
             try:

@@ -107,11 +107,6 @@ class SecretRun(MigratingRun):
         found = record.load(self.name)
         faults.mend(found, found.host(host))
 
-    def restarted(self, host: str) -> None:
-        """Restart a host's agent."""
-        self.fails(host, "agent-kill")
-        self.mended(host)
-
     def rotated(self, host: str) -> None:
         """Change a host's key, and wait until the next one is in force."""
         self.call(host, "POST", "/v1/keys")

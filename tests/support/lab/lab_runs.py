@@ -12,7 +12,8 @@ from typing import Any
 
 from linkspan.core.config import LABS
 from linkspan.lab import inside, processes, record
-from support.command_line import LOCAL, linkspan
+from linkspan.lab.commands import entering
+from support.command_line import is_local, linkspan
 
 _numbers = itertools.count()
 COMMAND = (sys.executable, "-m", "linkspan.cli.main", "lab")
@@ -44,8 +45,9 @@ class LabRun:
         """Run a command in a host or container, as `lab exec` does, and return its output."""
         lab, words = record.load(self.name), command.split()
         environment = inside.environment(lab, place)
-        if words[0] == "linkspan" and words[1] not in LOCAL and "PYTHONPATH" not in environment:
-            done = linkspan(*words[1:], variables=environment)
+        if words[0] == "linkspan" and "PYTHONPATH" not in environment:
+            netns, hostname = (lab.place(place).namespace, place) if is_local(words[1:]) else ("", "")
+            done = linkspan(*words[1:], variables=environment, seconds=180.0, netns=netns, hostname=hostname)
         else:
             argv = inside.command(lab, place, words)
             done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment)
@@ -54,19 +56,19 @@ class LabRun:
 
     def pings(self, place: str, address: str) -> bool:
         """Return whether one ping out of three tries is answered."""
-        command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]
+        command = [*entering(f"{self.name}-{place}"), "ping", "-c1", "-W1", address]
         return any(
             subprocess.run(command, capture_output=True, check=False).returncode == 0 for _ in range(3)
         )
 
     def answers(self, place: str, address: str, seconds: float = 0.2) -> bool:
         """Tell whether a single ping is answered within ``seconds``: a look that is short beside a promise of time."""
-        command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", f"-W{seconds}", address]
+        command = [*entering(f"{self.name}-{place}"), "ping", "-c1", f"-W{seconds}", address]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def silent(self, place: str, address: str) -> bool:
         """Return whether a single ping stays without an answer for a second."""
-        command = ["ip", "netns", "exec", f"{self.name}-{place}", "ping", "-c1", "-W1", address]
+        command = [*entering(f"{self.name}-{place}"), "ping", "-c1", "-W1", address]
         return subprocess.run(command, capture_output=True, check=False).returncode != 0
 
     def processes(self) -> list[int]:

@@ -15,13 +15,14 @@ import pytest
 from linkspan.kernel.io import namespaces
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.machine import Machine
+from linkspan.lab.commands import entering
 
 _numbers = itertools.count()
 
 
 def run(*argv: str, netns: str = "", check: bool = True) -> str:
     """Run a command, in a named namespace where one is given, and return its output."""
-    inside = ("ip", "netns", "exec", netns) if netns else ()
+    inside = entering(netns) if netns else ()
     done = subprocess.run((*inside, *argv), capture_output=True, text=True, timeout=120, check=False)
     assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -29,7 +30,7 @@ def run(*argv: str, netns: str = "", check: bool = True) -> str:
 
 def succeeds(*argv: str, netns: str = "") -> bool:
     """Return whether a command ends with 0."""
-    inside = ("ip", "netns", "exec", netns) if netns else ()
+    inside = entering(netns) if netns else ()
     return subprocess.run((*inside, *argv), capture_output=True, timeout=120, check=False).returncode == 0
 
 

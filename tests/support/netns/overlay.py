@@ -85,6 +85,7 @@ class OverlayHost:
         self.peers: dict[str, list[Peer]] = {}
         self.attached: set[str] = set()
         self.others: tuple[Other, ...] = ()
+        self.exits: dict[tuple[str, int], str] = {}
         with world.entered(self.name):
             self.machine = Machine(self.folder)
             helper = self.machine.program(IpipHelper)
@@ -101,7 +102,14 @@ class OverlayHost:
     def view(self) -> HostView:
         """Return what a backend sees."""
         leases = tuple(self.lease(one) for one in self.networks)
-        return HostView(tuple(self.networks), facts=self.facts, host=self.host, leases=leases, others=self.others)
+        return HostView(
+            tuple(self.networks),
+            facts=self.facts,
+            host=self.host,
+            leases=leases,
+            others=self.others,
+            exits=self.exits,
+        )
 
     def lease(self, network: Network) -> Lease:
         """Return this host's lease in a network, with its offer."""

@@ -9,7 +9,7 @@ from linkspan.core.model import Network
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.result import Local
-from linkspan.diagnose.trace.trace import Trace, Unanswered, trace
+from linkspan.diagnose.trace.trace import Trace, Unanswered, run, trace
 from linkspan.kernel.io.namespaces import Namespaces
 from support.netns.overlay import Cluster, OverlayHost
 
@@ -56,17 +56,14 @@ def traced(
     first = cluster.hosts[at - 1]
     with cluster.world.entered(first.name):
         begin, end, packet = local(cluster, first).begin(source, target, to)
-    going = trace(known(cluster, first), begin, end, packet)
-    answer: Part | Unanswered | None = None
-    while True:
-        try:
-            host, entry = going.send(answer) if answer is not None else next(going)
-        except StopIteration as done:
-            found: Trace = done.value
-            return found
+
+    def report(host: str, entry: Entry) -> Part | Unanswered:
         number = int(host.removeprefix("id-")) if host else at
-        told = unanswered.get(number, "")
-        answer = Unanswered("it is silent") if number in silent else part(cluster, number, entry, told)
+        if number in silent:
+            return Unanswered("it is silent")
+        return part(cluster, number, entry, unanswered.get(number, ""))
+
+    return run(trace(known(cluster, first), begin, end, packet), report)
 
 
 def address(cluster: Cluster, number: int, network: Network, family: int = 4) -> str:

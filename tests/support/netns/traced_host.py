@@ -12,9 +12,9 @@ from linkspan.core.states.host import State
 from linkspan.diagnose.trace import live
 from linkspan.diagnose.trace.hops import Map
 from linkspan.diagnose.trace.live_packet import new_mark
-from linkspan.diagnose.trace.parts import Part
+from linkspan.diagnose.trace.parts import Entry, Part
 from linkspan.diagnose.trace.result import Local
-from linkspan.diagnose.trace.trace import Asking, Trace, Unanswered, trace
+from linkspan.diagnose.trace.trace import Trace, Unanswered, run, trace
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.machine import Machine
 from support.netns import sample
@@ -86,7 +86,7 @@ class Host:
                     namespaces.register(endpoint.netns, endpoint.netns_path)
                 local = Local(namespaces, known, Path("/nonexistent"))
                 first, last, packet = local.begin(source, target, to)
-                found = _alone(local, trace(known, first, last, packet))
+                found = run(trace(known, first, last, packet), lambda host, entry: _alone(local, host, entry))
                 if not alive:
                     return found
                 goal = live.goal(known, last)
@@ -95,15 +95,8 @@ class Host:
                 return live.marked(found, {known.host: own}, known.host, goal)
 
 
-def _alone(local: Local, going: Asking) -> Trace:
-    answer: Part | Unanswered | None = None
-    while True:
-        try:
-            host, entry = going.send(answer) if answer is not None else next(going)
-        except StopIteration as end:
-            found: Trace = end.value
-            return found
-        answer = Unanswered("no other host is asked") if host else local.part(entry)
+def _alone(local: Local, host: str, entry: Entry) -> Part | Unanswered:
+    return Unanswered("no other host is asked") if host else local.part(entry)
 
 
 def made(*, routed: bool) -> Iterator[Host]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,23 @@ class FakeAgent:
             yield self
         finally:
             await runner.cleanup()
+
+    @contextlib.contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """Serve in a thread of its own within the block."""
+        loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+        async def serve() -> None:
+            async with self.serving():
+                ready.set()
+                await over.wait()
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+        thread.start()
+        ready.wait()
+        try:
+            yield
+        finally:
+            loop.call_soon_threadsafe(over.set)
+            thread.join()
+            loop.close()

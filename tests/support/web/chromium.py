@@ -83,11 +83,27 @@ class Browser:
         """Run a script in the page."""
         return self.driver.execute_script(script, *arguments)
 
-    def mouse(self, x: float, y: float) -> None:
-        """Click at a place of the page, in pixels."""
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            form = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}
-            self.devtools("Input.dispatchMouseEvent", form)
+    def mouse(self, x: float, y: float, *, to: tuple[float, float] | None = None) -> None:
+        """Click at a place of the page, in pixels, or drag from there ``to`` another one."""
+        steps = [("mouseMoved", x, y), ("mousePressed", x, y)]
+        if to is not None:
+            steps += [("mouseMoved", x + (to[0] - x) * part, y + (to[1] - y) * part) for part in (0.3, 0.6, 1.0)]
+        for kind, *place in [*steps, ("mouseReleased", *(to or (x, y)))]:
+            pressed = {"button": "left", "buttons": 1, "clickCount": 1}
+            self.devtools("Input.dispatchMouseEvent", {"type": kind, "x": place[0], "y": place[1], **pressed})
+
+    @contextlib.contextmanager
+    def tab(self) -> Iterator[str]:
+        """Be in a new tab within the block; give its handle."""
+        first = self.driver.current_window_handle
+        self.driver.switch_to.new_window("tab")
+        opened = self.driver.current_window_handle
+        try:
+            yield opened
+        finally:
+            self.driver.switch_to.window(opened)
+            self.driver.close()
+            self.driver.switch_to.window(first)
 
     def view(self, name: str) -> None:
         """Open a view by its link."""

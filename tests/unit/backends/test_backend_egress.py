@@ -13,8 +13,18 @@ from linkspan.core import egress
 from linkspan.core.addresses import prefix, whole
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.core.model import Egress, Host, Network, Underlay
+from linkspan.core.program import Program
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import HOST, UNREACHABLE_METRIC, NftElement, PolicyRule, Route, State
+from linkspan.core.states.host import (
+    HOST,
+    UNREACHABLE_METRIC,
+    NftElement,
+    PolicyRule,
+    Route,
+    State,
+    TunnelExit,
+)
+from linkspan.core.states.programs import IpipHelper, Process
 from support.records.peers import network, peer, view
 
 EXIT = "192.0.2.100"
@@ -36,7 +46,12 @@ def elements(states: set[State], name: str) -> set[tuple[tuple[str, ...], tuple[
     return {(s.parts, s.data) for s in states if isinstance(s, NftElement) and s.set == name}
 
 
-@pytest.mark.parametrize(("name", "options"), [("vxlan", {"vni": "100"}), ("host-gw", {})])
+HELPER = IpipHelper(("python", "endpoint.py"), ("--exits", "exits"))
+WAYS = [("vxlan", {"vni": "100"}), ("host-gw", {}), ("ipip", {}), ("bgp", {})]
+"""The backends whose networks may leave by an address, with options."""
+
+
+@pytest.mark.parametrize(("name", "options"), WAYS)
 def test_the_holder_translates_and_the_others_lead_there(name: str, options: dict[str, str]) -> None:
     """Without a holder the others have the unreachable route alone; nobody masquerades the network."""
     demo, mark = leaving(name, **options), egress.MARK | egress.numbers([leaving(name, **options)])["demo"]
@@ -59,7 +74,7 @@ def test_the_holder_translates_and_the_others_lead_there(name: str, options: dic
         assert bool(led) == (holder == "id2")
         assert all((r.destination, r.table) == (whole(4), table) for r in led)
         hops = elements(by_peer, "egress_hops4")
-        assert hops == ({(("192.0.2.2",), ())} if holder == "id2" and name == "host-gw" else set())
+        assert hops == ({(("192.0.2.2",), ())} if holder == "id2" and name in ("host-gw", "bgp") else set())
 
 
 def test_answers_are_let_in_by_the_holder_s_way_alone() -> None:
@@ -68,6 +83,51 @@ def test_answers_are_let_in_by_the_holder_s_way_alone() -> None:
     let_in = element("egress_ways", "lsx64", OFFER["mac"])
     assert let_in in set(backend("vxlan").peer(seen(demo, "id2"), demo, peer(demo, OFFER)))
     assert let_in not in set(backend("vxlan").peer(seen(demo, "id3"), demo, peer(demo, OFFER)))
+
+
+@pytest.mark.parametrize("helped", [False, True], ids=["kernel", "helper"])
+def test_ipip_leads_to_the_holder_and_admits_answers_from_it_alone(helped: bool) -> None:
+    """The kernel's device by the next hop, and a mark on what the holder sends; the helper by its second table."""
+    demo = leaving("ipip")
+    programs: tuple[Program, ...] = (HELPER,) if helped else ()
+    far = prefix("192.0.2.2").packed
+    table = egress.TABLES + egress.numbers([demo])["demo"]
+    found = {}
+    for holder in ("id2", "id3"):
+        known = replace(seen(demo, holder), facts=view(demo, programs=programs).facts)
+        found[holder] = set(backend("ipip").peer(known, demo, peer(demo, {"address": "192.0.2.2"})))
+        processes = [s for s in backend("ipip").network(known, demo) if isinstance(s, Process)]
+        assert ["--exits" in process.argv for process in processes] == [True] * helped
+    more = {
+        Route(whole(4), "lsipip", b"" if helped else far, onlink=not helped, table=table),
+        element("egress_links", "lsipip"),
+        element("egress_tunnels", "lsipip", "0" if helped else str(0x4C540000)),
+        TunnelExit(demo.prefixes[0], far) if helped else element("ipip_holders", "192.0.2.2"),
+    }
+    assert found["id2"] - found["id3"] == more
+
+
+def test_a_helper_without_networks_that_leave_elsewhere_runs_as_before() -> None:
+    """Another argv would be another process, and cut all tunnels."""
+    demo = network("ipip")
+    (process,) = [s for s in backend("ipip").network(view(demo, programs=(HELPER,)), demo) if isinstance(s, Process)]
+    assert "--exits" not in process.argv
+
+
+def test_bgp_leads_to_a_holder_on_the_segment_alone() -> None:
+    """A router would send the packets elsewhere: then nothing leaves, and `status` says why."""
+    demo, way = leaving("bgp"), backend("bgp")
+    told = {}
+    for on_link in (True, False):
+        other = peer(demo, {}, on_link=on_link)
+        known = replace(seen(demo, "id2"), peers=(other,))
+        host = replace(known.host, settings={"bgp.next-hops": "any"})
+        states = set(way.peer(replace(known, host=host), demo, other))
+        assert any(isinstance(s, Route) and s.table for s in states) == on_link
+        told[on_link] = list(way.troubles(known))
+    assert told[True] == []
+    (text,) = told[False]
+    assert text.startswith(f"network demo: host h2, which holds its egress address {EXIT}, is not on this host's")
 
 
 def test_networks_have_numbers_of_their_own() -> None:
@@ -98,8 +158,8 @@ HOSTS = tuple(
         (["outside"], {}, r"--egress outside", Invalid),
         ([EXIT], {"internal": True}, r"is internal: nothing leaves it", Invalid),
         ([EXIT], {"masquerade": False}, r"keeps its containers' addresses", Invalid),
-        ([EXIT], {"backend": "wireguard", "options": {}}, r"backend wireguard carries no packets", Invalid),
-        ([EXIT], {"backend": "bridge", "options": {}}, r"backend bridge carries no packets", Invalid),
+        ([EXIT], {"backend": "wireguard", "options": {}}, r"WireGuard chooses the peer by a packet's target", Invalid),
+        ([EXIT], {"backend": "bridge", "options": {}}, r"of backend bridge cannot have .* on one host", Invalid),
     ],
 )
 def test_a_network_that_cannot_leave_by_an_address_says_why(
@@ -127,11 +187,20 @@ def test_an_address_is_one_network_s_on_hosts_that_all_know_it() -> None:
         left_by(demo, [EXIT], InUse((demo,), old))
 
 
+def test_a_drained_host_cannot_be_asked_to_hold_it() -> None:
+    """It gives up what it holds, too."""
+    demo, drained = network("vxlan", vni="100"), (HOSTS[0], replace(HOSTS[1], settings={"drained": "1"}))
+    with pytest.raises(Conflict, match="host h2 is drained, so it holds no egress address") as refused:
+        left_by(demo, [f"{EXIT},host=h2"], InUse((demo,), drained))
+    assert refused.value.hint.endswith("linkspan host undrain h2")
+    assert left_by(demo, [EXIT], InUse((demo,), drained)).egress
+
+
 def test_such_a_network_does_not_migrate_to_a_backend_that_cannot() -> None:
     """It would lose its way out."""
     demo = leaving("vxlan", vni="100")
-    with pytest.raises(Invalid, match="has an egress address, which backend wireguard cannot lead to"):
-        migrated(demo, "wireguard", {}, [demo], Underlay("eth0", ("192.0.2.1/24",)), [])
+    with pytest.raises(Invalid, match="has an egress address, which it cannot have with backend wireguard: WireGuard"):
+        migrated(demo, "wireguard", {}, [demo], Underlay("eth0", ("192.0.2.1/24",)), [], [])
 
 
 def test_an_address_is_parsed() -> None:

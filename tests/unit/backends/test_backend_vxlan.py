@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from linkspan.backends.vxlan import BACKEND, device
 from linkspan.core.addresses import derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Allowance, Standing, Underlay
+from linkspan.core.model import Allowance, Facts, Standing, Underlay
 from linkspan.core.ruleset import element, tunnel_peer
 from linkspan.core.states.host import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
 from support.records.peers import HERE, ONLY_6, network, peer, view
@@ -38,6 +40,34 @@ def test_a_peer_is_a_neighbour_an_entry_and_a_route_for_each_family() -> None:
         element("vteps4", "lsx64", MAC, "10.77.2.0"),
         element("vteps6", "lsx64", MAC, "fd77:0:0:2::"),
     }
+
+
+def test_a_peer_of_a_fast_network_is_in_its_chains_too() -> None:
+    """Where the kernel can forward early; and a network without the option has none of it."""
+    slow, demo = network("vxlan", vni="100"), network("vxlan", vni="100", fast="true")
+    sees = msgspec.structs.replace(view(demo), facts=Facts(early=True))
+    assert set(BACKEND.peer(sees, demo, peer(demo, OFFER))) - set(BACKEND.peer(sees, slow, peer(slow, OFFER))) == {
+        NftElement("netdev", "linkspan", "vteps4_lsx64", (MAC, "10.77.2.0")),
+        NftElement("netdev", "linkspan", "hops4_lsx64", ("10.77.2.0",), ("10.77.2.0",)),
+    }
+    assert BACKEND.fast_device(demo) == "lsx64"
+    assert BACKEND.fast_device(slow) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"options": {"vni": "100", "fast": "maybe"}}, "no switch"),
+        ({"options": {"vni": "100", "fast": "true", "direct": "true"}}, "exclude each other"),
+        ({"options": {"vni": "100", "fast": "true"}, "internal": True}, "internal"),
+    ],
+)
+def test_what_no_network_can_be_is_refused(change: dict[str, Any], why: str) -> None:
+    """With the reason; the same without ``fast=true`` is accepted."""
+    with pytest.raises(Invalid, match=why):
+        BACKEND.check(msgspec.structs.replace(network("vxlan"), **change))
+    change["options"].pop("fast")
+    BACKEND.check(msgspec.structs.replace(network("vxlan"), **change))
 
 
 @pytest.mark.parametrize("allowed", [("demo", "web"), ("web", "demo")], ids=["reaches", "is-reached"])

@@ -25,10 +25,10 @@ NAMELESS = (
 
 
 def _classes() -> set[str]:
-    found = set()
+    found: set[str] = set()
     for path in (ROOT / "src/linkspan/core/states").glob("*.py"):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") == "State" for base in node.bases):
+            if isinstance(node, ast.ClassDef) and any(getattr(b, "id", "") in {"State", *found} for b in node.bases):
                 found.add(node.name)
     return found
 

@@ -69,6 +69,15 @@ def test_engines_users_say_it_by_two_options() -> None:
         wishes.limits({"bandwidth-out": "fast"})
 
 
+def test_a_network_of_an_engine_has_no_limits_of_its_own() -> None:
+    """The error says where they belong; another option is refused, too."""
+    wishes.check_options({"network": "demo"})
+    for options, hint in (({"bandwidth-in": "20M"}, "a limit is a container's"), ({"colour": ""}, "the only option")):
+        with pytest.raises(Invalid, match="is unknown to driver linkspan") as refused:
+            wishes.check_options({"network": "demo"} | options)
+        assert refused.value.hint.startswith(hint)
+
+
 def test_a_label_sets_changes_and_lifts_limits() -> None:
     """Other labels leave the limits as they are; one that is no limit is refused."""
     given, label = Bandwidth(ingress_rate=8000), {bandwidth.LABEL: "in=1M"}

@@ -155,6 +155,21 @@ def test_the_status_of_a_connection_follows_from_what_was_seen_of_it(
         assert (found.passes, bool(found.unsure)) == (holds is not True, holds is None)
 
 
+def test_a_rule_may_forward_a_packet_itself() -> None:
+    """To the next hop and the link that maps lead to; a packet that is in no map goes on to the next rule."""
+    to = {"map": {"key": field("ip", "saddr"), "data": {"set": [["10.0.0.2", "10.9.0.1"]]}}}
+    link = {"map": {"key": field("ip", "saddr"), "data": {"set": [["10.0.0.2", "lsx64"]]}}}
+    plain = (match(field("ip", "hdrlength"), 5), match({"&": [field("ip", "frag-off"), 16383]}, 0))
+    rule = (*plain, {"fwd": {"dev": link, "family": "ip", "addr": to}})
+    nowhere = {"map": {"key": field("ip", "daddr"), "data": {"set": []}}}
+    other = ({"fwd": {"dev": "lsx64", "family": "ip", "addr": nowhere}},)
+    chain = Chain("netdev", "linkspan", "lsr1", "filter", "ingress", rules=(other, rule, (DROP,)), devices=("eth0",))
+    found = passed_link(Kernel(chain), "ingress", PING)
+    assert (found.passes, found.forwarded, found.unsure) == (True, ("lsx64", "10.9.0.1"), ())
+    back = Frame(Packet(TARGET, SOURCE), "eth0", "eth1", b"\x02\0\0\0\0\1")
+    assert not passed_link(Kernel(chain), "ingress", back).passes, "its source is in no map"
+
+
 @pytest.mark.parametrize(("states", "passes", "unsure"), [
     ("new", True, 1), ("established", True, 1), (["established", "new"], False, 0), ("invalid", True, 0),
 ])  # fmt: skip

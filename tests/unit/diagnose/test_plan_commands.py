@@ -17,6 +17,7 @@ from linkspan.core.states.host import (
     Neighbour,
     NftChain,
     NftElement,
+    NftExit,
     NftSet,
     NftTable,
     Route,
@@ -24,6 +25,7 @@ from linkspan.core.states.host import (
     Sysctl,
     TokenBucket,
     TrustedSource,
+    TunnelExit,
     TunnelPrefix,
     Veth,
 )
@@ -64,6 +66,10 @@ def typed(state: State) -> tuple[str, ...]:
             "nft 'add element inet t m { tcp . 80 : 10.0.0.2 . 8080 }'",
         ),
         (
+            NftExit("netdev", "t", "ends4_lsx64", ("10.0.0.2",), ("lsr1",)),
+            "nft 'add element netdev t ends4_lsx64 { 10.0.0.2 : lsr1 }'",
+        ),
+        (
             Neighbour("lsx64", prefix("fd77::2").packed, bytes(5) + b"\2"),
             "ip neigh replace fd77::2 lladdr 00:00:00:00:00:02 dev lsx64 nud permanent",
         ),
@@ -78,6 +84,10 @@ def typed(state: State) -> tuple[str, ...]:
         (
             TunnelPrefix(prefix("10.2.0.0/24"), GATEWAY),
             """echo '10.2.0.0/24 10.0.0.1' >>"${STATE_DIR:-/var/lib/linkspan}"/ipip/table""",
+        ),
+        (
+            TunnelExit(prefix("10.2.0.0/16"), GATEWAY),
+            """echo '10.2.0.0/16 10.0.0.1' >>"${STATE_DIR:-/var/lib/linkspan}"/ipip/exits""",
         ),
         (Address("ls-demo", prefix("10.0.0.1/24")), "ip addr replace 10.0.0.1/24 dev ls-demo brd +"),
         (Address("eth0", prefix("10.0.0.2/32"), 7), "ip -n web addr replace 10.0.0.2/32 dev eth0"),

@@ -43,6 +43,10 @@ REQUEST = AttachRequest(id="c1", network="demo", ifname="eth0")
         ({"labels": {"a": "x" * 800_000}}, "^attach c1 to demo: its labels and published ports take 781 KiB"),
         ({"bandwidth": Bandwidth(ingress_rate=LARGEST)}, "^bandwidth: ingress_rate of 17179869184 bits is out"),
         ({"labels": {LABEL: "in=fast"}}, "^attach c1 to demo: label linkspan.bandwidth: bandwidth 'fast' is"),
+        (
+            {"labels": {LABEL: "out=3M"}, "bandwidth": Bandwidth(ingress_rate=7_000_000)},
+            "^attach c1 to demo: its bandwidth is in=7M, and out=3M by label linkspan.bandwidth",
+        ),
     ],
 )
 def test_a_request_that_nobody_could_carry_out_is_refused_with_its_reason(fault: dict[str, object], why: str) -> None:

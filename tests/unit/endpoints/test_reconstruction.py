@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from linkspan.backends import backend
+from linkspan.core import fast_path
 from linkspan.core.addresses import mac, prefix
 from linkspan.core.model import AttachRequest, Bandwidth, Endpoint, Network, Port
 from linkspan.core.states.host import HOST, State
@@ -51,6 +52,16 @@ def test_the_kernel_tells_everything_but_the_id(routed: bool, ports: tuple[Port,
     named = reconstruction.from_kernel(link, [of], ["net", "c1"], "h1", 0)
     assert named is not None
     assert named.id == "c1"
+
+
+def test_what_the_fast_path_has_of_a_pair_says_nothing() -> None:
+    """A container is recognised by the same elements, whether it is on that path or not."""
+    of = network("demo", "10.1.0.0/24", routed=True)
+    made = endpoint(of, "10.1.0.5")
+    plain = on_host(of, made)
+    links = reconstruction.links([*plain, *fast_path.endpoint_states(made, "lsx64")])
+    assert links == reconstruction.links(plain)
+    assert reconstruction.agrees(made, of, links[made.host_ifname])
 
 
 @MODES

@@ -77,6 +77,7 @@ SERIES = {
     "LinkspanStoreMemberDown": ('linkspan_store_member_up{instance="h1", member="m1"}', "0", "1"),
     "LinkspanHostSilent": ('linkspan_host_silent{instance="h1", host="h2"}', "1", "_"),
     "LinkspanPeerUnreachable": ('linkspan_peer_unreachable{instance="h1", host="h2"}', "1", "_"),
+    "LinkspanEgressUnheld": ('linkspan_egress_address_held{instance="h1", address="192.0.2.100"}', "0", "1"),
     "LinkspanPeerLoss": ('linkspan_peer_loss_ratio{instance="h1", host="h2"}', "0.2", "0.03"),
     "LinkspanHandshakeOld": ('linkspan_wireguard_handshake_age_seconds{instance="h1", peer="h2"}', "301", "170"),
     "LinkspanDrift": ('linkspan_drift{instance="h1"}', "1", "0"),

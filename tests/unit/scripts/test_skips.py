@@ -14,14 +14,16 @@ CONFTEST = Path(__file__).parents[2] / "conftest.py"
 SUITE = "import pytest\ndef test_runs(): pass\ndef test_skips(): pytest.skip('no such kernel')\n"
 
 
-def in_ci(folder: Path, suite: str, expected: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a suite, in a folder for which no root is needed, as CI does."""
+def in_ci(
+    folder: Path, suite: str, expected: str, *words: str, of: str = "unit"
+) -> subprocess.CompletedProcess[str]:
+    """Run a suite, in a folder for which no root is needed, as CI does; ``of`` is what the command line names."""
     (folder / "unit").mkdir()
     (folder / "unit" / "test_it.py").write_text(suite)
     shutil.copy(CONFTEST, folder)
     (folder / "expected").write_text(expected)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, "unit"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, of],
         cwd=folder,
         env={**os.environ, "CI": "true", "LINKSPAN_EXPECTED_SKIPS": str(folder / "expected")},
         capture_output=True,
@@ -50,8 +52,9 @@ def test_a_whole_run_in_ci_fails_where_other_tests_are_skipped(tmp_path: Path, e
 
 
 def test_a_test_that_is_left_out_need_not_be_skipped(tmp_path: Path) -> None:
-    """The part that has the machine to itself asks for the same list, and most of it is of the other tests."""
-    done = in_ci(tmp_path, SUITE, "unit/test_it.py::test_skips\n", "-k", "test_runs")
+    """The part that has the machine to itself asks for the same list, and most of it is of the other tests' files."""
+    expected = "unit/test_it.py::test_skips\nunit/test_other.py::test_skips\n"
+    done = in_ci(tmp_path, SUITE, expected, "-k", "test_runs", of="unit/test_it.py")
     assert done.returncode == 0, done.stdout
     assert "1 passed, 1 deselected" in done.stdout.splitlines()[-1]
 

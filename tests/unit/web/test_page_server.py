@@ -235,6 +235,21 @@ def test_only_roots_page_asks_all_hosts_what_they_have_measured(
     asyncio.run(run())
 
 
+def test_a_plan_has_the_lines_that_name_a_word_as_a_whole() -> None:
+    """Host h1 is not named by the commands for h10."""
+
+    async def run() -> None:
+        async with visit() as page:
+            await page.log_in()
+            page.agent.more["plan"] = lines = [
+                {"why": f"for network demo, to reach host {host}", "command": "ip route"} for host in ("h10", "h1")
+            ]
+            _, text, _ = await page.get("/api/plan?host=h1&word=to%20reach%20host%20h1")
+            assert json.loads(text) == lines[1:]
+
+    asyncio.run(run())
+
+
 def test_hostile_words_reach_the_agent_as_words() -> None:
     """They cannot leave their place in the question, and long ones are refused."""
 
@@ -292,6 +307,21 @@ def test_changes_come_to_all_viewers_by_one_stream_of_the_agent(monkeypatch: pyt
                     assert set(put) == {"c3/eth0"}
                     assert [one["what"] for one in events] == ["c3 was attached"]
                 assert page.agent.streams == 1
+
+    asyncio.run(run())
+
+
+def test_the_state_is_read_once_for_a_page_while_its_files_come() -> None:
+    """The stream that the page asks for later has it already."""
+
+    async def run() -> None:
+        async with visit() as page:
+            await page.log_in()
+            await page.get("/")
+            await eventually(lambda: "GET /v1/status" in page.agent.asked, "the agent is asked")
+            async with page.stream() as message:
+                assert (await message())[1]["state"]["containers"].keys() == {"c1/eth0", "c2/eth0"}
+                assert page.agent.asked.count("GET /v1/status") == 1
 
     asyncio.run(run())
 
@@ -355,6 +385,20 @@ def test_the_page_is_small() -> None:
     found = files.read()
     assert sum(len(one.content) for one in found.values()) <= 200_000
     assert {"index.html", "app.js", "style.css", "vendor/cytoscape.js"} <= set(found)
+
+
+def test_all_modules_of_the_table_are_asked_for_at_once() -> None:
+    """The page's head names them: a browser that finds each in the one before it asks again and again."""
+    text = (files.FOLDER / "index.html").read_text(encoding="utf-8")
+    (table,) = re.findall(r'<script type="importmap">(.*?)</script>', text)
+    names = json.loads(table)["imports"]
+    found, left = set[str](), ["/app.js"]
+    while left:
+        found.add(path := left.pop())
+        source = (files.FOLDER / path.removeprefix("/")).read_text(encoding="utf-8")
+        imported = {names.get(one, one) for one in re.findall(r'^import\b.*?from ?"([^"]+)"', source, re.MULTILINE)}
+        left += imported - found
+    assert {"/app.js", *re.findall(r'rel="modulepreload" href="([^"]+)"', text)} == found
 
 
 def test_the_policy_knows_the_style_that_cytoscape_injects() -> None:

@@ -12,7 +12,7 @@ OF_ANSWERS = {
     *("alive", "silent", "drained", "unknown", "ok", "warn", "fail", "skip", "added", "changed", "removed"),
     *("held", "host", "gateway", "reserved", "leaked", "duplicate", "orphaned", "receives", "sends"),
     *("sent", "routed", "bridged", "delivered", "dropped", "encapsulated", "decapsulated", "encrypted", "decrypted"),
-    *("translated", "masqueraded", "received", "left", "lost", "switched", "isolated", "stopped"),
+    *("forwarded", "translated", "masqueraded", "received", "left", "lost", "switched", "isolated", "stopped"),
     # chosen by a table in the page
     *("Containers", "Hosts", "Networks", "Addresses", "Events", "Doctor", "Peers", "BGP", "Drift", "Migrations"),
     *("no answer", "not measured yet", "not asked yet", "root only"),

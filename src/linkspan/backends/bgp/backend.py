@@ -18,6 +18,9 @@ Announced: this host's blocks, and as /32 and /128 the exact addresses outside t
 within seconds the blocks in which no container is left. It keeps announcing the others, and its own address,
 with the community GRACEFUL_SHUTDOWN (RFC 8326), so that its running containers stay reachable.
 
+An egress address is a plain route to its holder, which must be on the segment: a router in between would send what
+leaves to the outside by its own default route.
+
 Accepted: from a host in the mesh only the prefixes of its leases, so no host can announce another's. From a
 configured peer (a router, a reflector) everything in the pools that is at most a block wide, and never this
 host's own prefixes. Anything else, such as a default route or the host's own networks, only if
@@ -44,11 +47,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from linkspan.backends import egress
 from linkspan.backends.bgp import bird_config
 from linkspan.backends.bgp.settings import Speaker, in_mesh, mesh_session, speaker
 from linkspan.backends.multi_host import (
     admitted,
     admitted_plainly,
+    facing,
     offered,
     plain_needs,
     plain_states,
@@ -76,6 +81,7 @@ class BgpBackend(RoutedBackend):
     name = "bgp"
     summary = "BGP: plain routes, which the hosts' speakers (BIRD) tell each other"
     learns = True
+    no_exit = ""
     has_settings = True
     host_phase: HostPhase = "after peers"
     programs: tuple[tuple[str, str], ...] = (("bird", "bird2"), ("birdc", "bird2"))
@@ -120,6 +126,7 @@ class BgpBackend(RoutedBackend):
     def network(self, view: HostView, network: Network) -> Iterable[State]:
         """Return the states that host-gw needs, too, and the ends of own blocks: also without a speaker."""
         yield from plain_states(view, network)
+        yield from egress.network_states(view, network)
         lease = view.lease(network.name)
         for block in lease.blocks if lease else ():
             yield Route(block, metric=UNREACHABLE_METRIC)
@@ -141,6 +148,23 @@ class BgpBackend(RoutedBackend):
             yield admitted_plainly(view, network, target)
             if peer.device not in ("", underlay(view, network).ifname):  # routers may lead to it by another link
                 yield admitted("ways", (peer.device,), target)
+        if egress.families(view, network, peer):
+            found = _beside(view, network, peer)
+            yield from egress.routes(view, network, peer, peer.device, found, plain=True)
+
+    def troubles(self, view: HostView) -> Iterable[str]:
+        """Return the networks that leave by a host behind a router, which would send their packets elsewhere."""
+        networks = {network.name: network for network in view.networks if network.backend == self.name}
+        for peer in view.peers if view.host is not None and view.host.underlay is not None else ():
+            if (network := networks.get(peer.lease.network)) is None:
+                continue
+            for family in egress.families(view, network, peer):
+                if family not in _beside(view, network, peer):
+                    yield (
+                        f"network {network.name}: host {peer.host.name}, which holds its egress address "
+                        f"{network.exits[family].address}, is not on this host's segment, so containers here do not "
+                        "reach the outside; use an address of this segment, or backend vxlan"
+                    )
 
     def needs(self, view: HostView, network: Network, peer: Peer) -> Iterable[Need]:
         """Return that the pool's packets reach a peer on the link unwrapped; routers are not ours to probe."""
@@ -232,6 +256,11 @@ def _unreached(network: Network, peer: Peer, why: str, hint: str) -> Unavailable
     return Unavailable(
         f"host {peer.host.name} cannot be reached by bgp in network {network.name}: {why}", hint
     )
+
+
+def _beside(view: HostView, network: Network, peer: Peer) -> Mapping[int, bytes]:
+    """Return the peer's addresses on this host's segment by family: routers lead packets to the outside elsewhere."""
+    return facing(view, network, peer) if peer.on_link else {}
 
 
 def _mesh_session(view: HostView, mine: Speaker, network: Network, peer: Peer) -> Session:

@@ -96,6 +96,7 @@ class IpsecBackend(RoutedBackend):
     summary = "IPsec: a container's packet goes to the other host encrypted, in ESP"
     overhead: Mapping[int, int] = {4: OVERHEAD, 6: OVERHEAD}
     encrypts = True
+    no_exit = "its associations are for the addresses of containers"
     has_settings = True
     programs: tuple[tuple[str, str], ...] = (("charon-systemd", "charon-systemd"),)
 

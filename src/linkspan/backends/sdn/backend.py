@@ -50,6 +50,7 @@ class SdnBackend(RoutedBackend):
 
     name = "sdn"
     summary = "SDN: the underlay's switch (Open vSwitch) is the router; a controller programs it"
+    no_exit = "the underlay's switches carry packets of its pools only"
     options: Mapping[str, str] = {"gateway": "IPV4[,IPV6]", "mac": "MAC"}
 
     def check(self, network: Network) -> None:

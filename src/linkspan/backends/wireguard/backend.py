@@ -23,7 +23,8 @@ each other directly: they send through a host that both reach, the first by its 
 both hosts it has the other's addresses as allowed IPs; it decrypts, and forwards like a router.
 
 Rejected: a device for each network (a port and a key more for each, with the same hosts as peers); public
-keys in the leases (a host has one key, whatever its networks).
+keys in the leases (a host has one key, whatever its networks). So its networks have no egress addresses: of the peers
+of one device only one can have 0.0.0.0/0 as an allowed IP, and another network may leave by another host.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class WireguardBackend(RoutedBackend):
     summary = "WireGuard: a container's packet goes to the other host encrypted, in UDP (port 51820)"
     overhead: Mapping[int, int] = {4: 20 + HEADERS, 6: 40 + HEADERS}
     encrypts = True
+    no_exit = (
+        "WireGuard chooses the peer by a packet's target, and only one peer of a device can have all targets of the "
+        "outside, so all networks would leave by one host"
+    )
     has_settings = True
     programs: tuple[tuple[str, str], ...] = (("wg", "wireguard-tools"),)
     watches: tuple[type[Program], ...] = (Tools,)

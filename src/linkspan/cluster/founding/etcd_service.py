@@ -21,12 +21,13 @@ from pathlib import Path
 from linkspan.cluster.founding import data_folder
 from linkspan.cluster.founding.data_folder import Note
 from linkspan.cluster.founding.trust_files import Voter
-from linkspan.core.errors import LinkspanError, NotFound, Unavailable
+from linkspan.core.errors import Denied, LinkspanError, NotFound, Unavailable
 from linkspan.core.own_command import own_command
 from linkspan.core.states.host import HOST
 from linkspan.core.states.programs import Process
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.io.durable_files import write
+from linkspan.kernel.io.private_files import machines_root, writers
 
 log = logging.getLogger("linkspan.cluster.founding.etcd_service")
 
@@ -91,6 +92,17 @@ def program() -> str:
         what = "etcd is not installed, and linkspan's package has none"
         raise NotFound(what, "apt install etcd-server (its own service is not needed: systemctl disable --now etcd)")
     return found
+
+
+def require_trusted() -> None:
+    """Refuse an etcd that others than root may change: root asks it for its version. Raises Denied, or NotFound.
+
+    Only a host that becomes a voter asks this. One that is a voter already keeps its etcd.
+    """
+    found = program()
+    if machines_root() and (why := next(writers([Path(found)]), "")):
+        what = f"others than root may change etcd, which this host would run: {why}"
+        raise Denied(what, "chown root, chmod go-w; or remove it and install etcd-server")
 
 
 def unit(command: str, condition: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from linkspan.cluster.founding import certificates, join_token
 from linkspan.cluster.founding.certificates import Authority, Requested
-from linkspan.cluster.founding.etcd_service import FILES, EtcdService, program
+from linkspan.cluster.founding.etcd_service import FILES, EtcdService, require_trusted
 from linkspan.cluster.founding.join_token import JoinToken, TokenRecord
 from linkspan.cluster.founding.signer import HOSTS, REVOKED, TOKENS, JoinedHost, Revoked, sign, with_serials
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
@@ -39,7 +39,7 @@ async def found(
     ``install`` makes the unit and its user if systemd runs etcd; ``wish`` writes down the operator's settings;
     certificates are valid for ``life`` seconds. Each step is repeatable: what exists stays. Raises LinkspanError.
     """
-    program()  # before anything is written: a host that cannot be a voter may still join another's cluster
+    require_trusted()  # before anything is written: a host that cannot be a voter may still join another's cluster
     files.keep_voter(voter)
     await asyncio.to_thread(make_authorities, files, service)
     await asyncio.to_thread(install)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from linkspan.cluster.founding import data_folder, handover, member_list
-from linkspan.cluster.founding.etcd_service import EtcdService, program
+from linkspan.cluster.founding.etcd_service import EtcdService, program, require_trusted
 from linkspan.cluster.founding.handover import Ready, Secrets
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.errors import LinkspanError
@@ -74,6 +74,7 @@ async def become(
 def _ready() -> Ready:
     """Return whether this host can run etcd."""
     try:
+        require_trusted()
         return Ready(data_folder.minor_of(program()))
     except LinkspanError as error:
         return Ready("", error.message)

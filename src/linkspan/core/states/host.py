@@ -103,7 +103,7 @@ class LinkSysctl(State, frozen=True, gc=False):
 
 
 class NftTable(State, frozen=True, gc=False):
-    """An nftables table of ours; ``family`` is inet or bridge. The hooks of a dormant table see no packet."""
+    """An nftables table of ours; ``family`` is inet, bridge or netdev. The hooks of a dormant table see no packet."""
 
     family: str
     name: str
@@ -164,6 +164,36 @@ class NftElement(State, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return ("NftElement", self.family, self.table, self.set, *self.parts)
+
+
+class NftLinkChain(NftChain, frozen=True, gc=False):
+    """A chain of family netdev, which belongs to a link (``core/fast_path``).
+
+    It gets what comes in by the link, and then has the link's name; or its rules send by the link, and its name ends
+    with ``_`` and the link's. The kernel keeps the link's index in them.
+    """
+
+    @property
+    def key(self) -> Key:
+        return ("NftLinkChain", self.family, self.table, self.name)
+
+    @property
+    def link(self) -> str:
+        """Return the link's name."""
+        return self.name.rpartition("_")[2]
+
+
+def ingress_hook(link: str) -> str:
+    """Return the hook of a chain for what comes in by a link, as nft lists it."""
+    return f'type filter hook ingress device "{link}" priority filter; policy accept;'
+
+
+class NftExit(NftElement, frozen=True, gc=False):
+    """An element of a map that leads to a link, its ``data``: the kernel keeps the link's index, not its name."""
+
+    @property
+    def key(self) -> Key:
+        return ("NftExit", self.family, self.table, self.set, *self.parts)
 
 
 class ForwardAccept(State, frozen=True, gc=False):
@@ -335,6 +365,20 @@ class TunnelPrefix(State, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return ("TunnelPrefix", self.prefix.packed, self.prefix.length)
+
+
+class TunnelExit(State, frozen=True, gc=False):
+    """A row of the helper's second table: a pool, and the host through which its packets leave to the outside.
+
+    ``remote`` is that host's packed underlay address.
+    """
+
+    prefix: Prefix
+    remote: bytes
+
+    @property
+    def key(self) -> Key:
+        return ("TunnelExit", self.prefix.packed, self.prefix.length)
 
 
 class Neighbour(State, frozen=True, gc=False):

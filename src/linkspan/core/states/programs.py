@@ -19,9 +19,14 @@ SECRET = "{secret}"  # noqa: S105 - it is where one goes
 
 
 class IpipHelper(Program, frozen=True):
-    """The start of the user-space IPIP endpoint's argv, without addresses: the kernel has no IPIP device."""
+    """The start of the user-space IPIP endpoint's argv, without addresses: the kernel has no IPIP device.
+
+    ``exits`` are the words by which it reads the table of networks that leave by another host, too. They are only in
+    the argv of a helper that needs them: one that an agent before started does not know them.
+    """
 
     argv: tuple[str, ...]
+    exits: tuple[str, ...] = ()
 
 
 class Bird(Program, frozen=True):

@@ -255,11 +255,12 @@ class Crossing(Walk):
             return tunnel.remote, f"{name} has one far end, {show(tunnel.remote)}"
         if following != packet.target:
             return following, f"the route's next hop is the far end, {show(following)}"
-        far = self._asked.remote(name, b"", packet.target)
-        if not far:
-            reason = f"the table of {name}'s helper has no row for {show(packet.target)}"
-            raise self._broken(HOST, name, packet, reason)
-        return far, f"{show(packet.target)} is behind {show(far)} (the helper's table)"
+        if far := self._asked.remote(name, b"", packet.target):
+            return far, f"{show(packet.target)} is behind {show(far)} (the helper's table)"
+        if far := self._asked.exit(packet.source):
+            return far, f"{show(packet.source)} leaves to the outside by {show(far)} (the helper's table)"
+        reason = f"the table of {name}'s helper has no row for {show(packet.target)}"
+        raise self._broken(HOST, name, packet, reason)
 
     def _mac_of_far(self, tunnel: Wire, device: Device, following: bytes) -> bytes:
         if tunnel.kind != VXLAN:

@@ -11,7 +11,7 @@ import msgspec
 
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, KernelError, LinkspanError
-from linkspan.core.states.host import HOST, TunnelPrefix
+from linkspan.core.states.host import HOST, State, TunnelExit, TunnelPrefix
 from linkspan.core.states.ipsec import NAT, PREFIX
 from linkspan.core.wire import Wire
 from linkspan.diagnose.trace.bgp_routes import Learning
@@ -229,10 +229,17 @@ class KernelAnswers(FirewallAnswers):
                 return b""
             found = neighbour_messages.tunnel_entry(socket, index, mac)
             return found.address if found is not None else b""
+        return self._row(TunnelPrefix, address)
+
+    def exit(self, source: bytes) -> bytes:
+        """Return the address of the helper's best row of its second table."""
+        return self._row(TunnelExit, source)
+
+    def _row(self, kind: type[TunnelPrefix | TunnelExit], address: bytes) -> bytes:
         target = Prefix(address, len(address) * 8)
-        rows = self._host.driver(ipip_table.driver).observe(HOST)
-        fitting = [r for r in rows if isinstance(r, TunnelPrefix) and r.prefix.holds(target)]
-        return max(fitting, key=lambda r: r.prefix.length).remote if fitting else b""
+        rows: Iterable[State] = self._host.driver(ipip_table.driver).observe(HOST)
+        fitting = [row for row in rows if isinstance(row, kind) and row.prefix.holds(target)]
+        return max(fitting, key=lambda row: row.prefix.length).remote if fitting else b""
 
     def secured(self, address: bytes) -> Secured | None:
         """Ask the WireGuard device, of which a host has one."""

@@ -209,6 +209,9 @@ class KernelView(Protocol):
     def remote(self, device: str, mac: bytes, address: bytes) -> bytes:
         """Return the underlay address to which a tunnel sends: by a VXLAN's FDB, or a helper's table; b'' without."""
 
+    def exit(self, source: bytes) -> bytes:
+        """Return the underlay address to which a helper sends what leaves to the outside from a source; b'' without."""
+
     def secured(self, address: bytes) -> Secured | None:
         """Return what the host's encrypting device does with an address, None if no peer of it has it."""
 

@@ -169,7 +169,7 @@ def _together(asked: KernelView, steps: Sequence[_Step], frame: Frame) -> Verdic
         unsure += found.unsure
         later += found.later
         unless = unless or found.unless
-        if not found.passes:
+        if not found.passes or any(found.forwarded):
             return msgspec.structs.replace(found, packet=frame.packet, unsure=tuple(unsure))
         packet = found.packet or frame.packet
         rerouted = rerouted or bool(found.to) or (step.reroutes and packet.mark != frame.packet.mark)

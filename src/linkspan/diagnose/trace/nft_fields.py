@@ -192,6 +192,10 @@ class Fields:
                 return (str(packet.ttl),)
             case ("ip", "version"):
                 return ("4",)
+            case ("ip", "hdrlength"):  # the packets of a trace have no options, and are no fragments
+                return ("5",)
+            case ("ip", "frag-off"):
+                return ("0",)
             case (("th" | "tcp" | "udp" | "sctp"), ("sport" | "dport")):
                 if not packet.has_ports or protocol not in ("th", packet.protocol):
                     return ()

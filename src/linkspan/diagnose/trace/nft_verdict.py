@@ -36,7 +36,10 @@ _QUIET = frozenset(
 )
 """Statements after which packet and rule continue unchanged."""
 _FINAL = frozenset(
-    {"accept", "drop", "reject", "return", "continue", "jump", "goto", "dnat", "masquerade", "snat", "redirect", "vmap"}
+    (
+        *("accept", "drop", "reject", "return", "continue", "jump", "goto", "vmap"),
+        *("dnat", "masquerade", "snat", "redirect", "fwd"),
+    )
 )
 _HARMLESS = frozenset({"priority", "nftrace", "label", "secmark", "zone", "event", "helper", "dscp", "ecn"})
 """Fields of a packet or its connection whose change has no consequence for its path."""
@@ -202,6 +205,13 @@ class _Evaluation:
                 if to is not None:
                     port = (str(rest["port"]),) if "port" in rest else ()
                     return _by(rule, to=(*to, *port)) if to else None
+            case {"fwd": {"dev": device, "addr": address}}:
+                ends = (device, address)
+                link, to = (self._values(chain, one) if isinstance(one, dict) else (str(one),) for one in ends)
+                if link == () or to == ():
+                    return None
+                if link and to:
+                    return _by(rule, forwarded=(link[0], to[0]))
             case {"jump": {"target": name}} | {"goto": {"target": name}}:
                 target = self._chains.get((chain.family, chain.table, name))
                 if target is not None and depth < _DEPTH:

@@ -79,11 +79,19 @@ class Passage:
 
     def _ingress(self, frame: Frame) -> Packet:
         """Receive a frame by its device: past programs and filters, and nftables' hook there."""
+        packet, found = self._ingressed(frame)
+        if any(found.forwarded):
+            link, to = found.forwarded
+            self._note(frame.netns, frame.arriving, f"{found.where} forwards it by {link} to {to}", frame.packet)
+        return packet
+
+    def _ingressed(self, frame: Frame) -> tuple[Packet, Verdict]:
+        """Receive a frame by its device; return also the verdict of nftables' hook there, which may forward it."""
         self._below("ingress", frame, frame.arriving)
         attached = self._asked.attached(frame.netns, frame.arriving).ingress
         packet = self._past(attached, frame.netns, frame.arriving, frame.packet)
         found = netfilter_hooks.passed_link(self._asked, "ingress", msgspec.structs.replace(frame, packet=packet))
-        return self._after(found, frame.netns, frame.arriving, packet)
+        return self._after(found, frame.netns, frame.arriving, packet), found
 
     def _egress(self, frame: Frame) -> Packet:
         """Send a frame by its device: nftables' hook there, then programs, filters and queues."""

@@ -46,6 +46,7 @@ MEANINGS = (
     ("@egress_here", "it comes to an egress address, at which nothing answers, and belongs to no connection"),
     ("@egress_at", "its source is an egress address that this host does not hold (any more)"),
     ("@egress_ways", "only answers come from the host that holds the network's egress address"),
+    ("@egress_links", "only answers come from the host that holds the network's egress address"),
     ("@pools", "networks are isolated from each other (`linkspan network allow` allows it)"),
     ("@sources", "{source} belongs to a container, but the packet does not come from one"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import msgspec
 
@@ -155,6 +155,17 @@ def trace(known: Map, source: Place, target: Place, packet: Packet) -> Asking:
     except _Lost:
         return _judged(there, back, lost=True)
     return _judged(there, back)
+
+
+def run(going: Asking, report: Callable[[str, Entry], Part | Unanswered]) -> Trace:
+    """Run a trace to its end; ``report`` returns what a host ('' is this one) reports of a walk through it."""
+    try:
+        host, entry = next(going)
+        while True:
+            host, entry = going.send(report(host, entry))
+    except StopIteration as end:
+        found: Trace = end.value
+        return found
 
 
 def _judged(there: _Way, back: _Way, *, broken: Broken | None = None, lost: bool = False) -> Trace:

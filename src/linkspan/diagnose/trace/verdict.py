@@ -19,8 +19,9 @@ class Verdict(msgspec.Struct, frozen=True):
     ``policy`` the chain of iptables whose policy did. ``to`` is a DNAT's target (address, port), ``masked`` says that
     the source is to change, to ``source`` or else to the host's own. ``packet`` is the packet afterwards. ``unsure``
     are the rules on which it depends whether this is so; ``unless`` is the drop (where, rule) that one of them could
-    prevent. ``rerouted`` tells that the packet is to be routed once more. ``removal`` is the command that takes away
-    what drops in iptables, in words.
+    prevent. ``rerouted`` tells that the packet is to be routed once more. ``forwarded`` has the link by which a rule
+    sends the packet itself, and the next hop there, past everything else on the host. ``removal`` is the command that
+    takes away what drops in iptables, in words.
     """
 
     passes: bool = True
@@ -36,6 +37,7 @@ class Verdict(msgspec.Struct, frozen=True):
     unsure: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     rerouted: bool = False
+    forwarded: tuple[str, str] = ("", "")
     removal: tuple[str, ...] = ()
 
 

@@ -8,9 +8,11 @@ what ``passage`` has; the first answer that stops it ends the walk with ``Broken
 
 from __future__ import annotations
 
+import socket
+
 import msgspec
 
-from linkspan.core.addresses import mac_text
+from linkspan.core.addresses import SOCKET_FAMILY, mac_text
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import HOST
@@ -30,7 +32,7 @@ from linkspan.diagnose.trace.kernel_view import (
 )
 from linkspan.diagnose.trace.packet import Packet, towards
 from linkspan.diagnose.trace.passage import Passage
-from linkspan.diagnose.trace.verdict import Frame
+from linkspan.diagnose.trace.verdict import Frame, Verdict
 
 _ECHO_REPLY = {4: 0, 6: 129}
 """Types of ICMP's answer to a ping: RFC 792, RFC 4443."""
@@ -353,7 +355,11 @@ class Walk(Passage):
     def _route(self, arriving: str, mac: bytes, packet: Packet) -> None:
         before = packet
         frame = Frame(packet, arriving, mac=mac)
-        frame = msgspec.structs.replace(frame, packet=self._ingress(frame))
+        packet, early = self._ingressed(frame)
+        if any(early.forwarded):
+            self._forwarded(arriving, early, packet)
+            return
+        frame = msgspec.structs.replace(frame, packet=packet)
         found = netfilter_hooks.passed(self._asked, "prerouting", frame, self._restored)
         packet = self._after(found, HOST, arriving, frame.packet)
         self._remember(HOST, packet)
@@ -385,6 +391,17 @@ class Walk(Passage):
         self._hop(HOST, device.name, "routed", _way(lookup), packet)
         packet = self._posted(Frame(packet, arriving, device.name, mac), device.name)
         self._out_of_host(device, lookup, packet)
+
+    def _forwarded(self, arriving: str, found: Verdict, packet: Packet) -> None:
+        """Send it by the link that a chain at its ingress names: no other hook of the host sees it."""
+        name, to = found.forwarded
+        packet = self._counted_down(arriving, packet)
+        device = self._usable(HOST, name, packet)
+        self._narrow(device.mtu)
+        detail = f"chain {found.where} sends it to {to} by itself, before connection tracking and all rules"
+        self._hop(HOST, device.name, "forwarded", detail, packet)
+        following = socket.inet_pton(SOCKET_FAMILY[packet.family], to)
+        self._out_of_host(device, Lookup(gateway=following), packet)
 
     def _counted_down(self, arriving: str, packet: Packet) -> Packet:
         """Return the packet with its TTL after one more router."""

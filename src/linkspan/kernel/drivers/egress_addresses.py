@@ -43,6 +43,8 @@ SHORTEST = 1
 PAUSE = 0.1
 """Seconds by which an address may end late because this process was stopped before the kernel had the message."""
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200  # linux/if_addr.h
+_UNPROVEN = 0x08 | 0x40
+"""IFA_F_DADFAILED, IFA_F_TENTATIVE: the kernel has not found yet that the address is this host's alone."""
 _GONE = (errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
@@ -77,6 +79,22 @@ class EgressAddressDriver:
             if inside and self._sockets.link(HOST, name).up:
                 return name
         return ""
+
+    def asking(self, addresses: Iterable[Prefix]) -> dict[str, dict[bytes, bytes]]:
+        """Return what to ask on which link who has these addresses: by link, each with the source of the question."""
+        found: dict[str, dict[bytes, bytes]] = {}
+        for address in addresses:
+            if device := self.place(address):
+                source = bytes(4) if address.family == 4 else self._own(device)
+                if source:
+                    found.setdefault(device, {})[address.packed] = source
+        return found
+
+    def _own(self, device: str) -> bytes:
+        """Return an IPv6 address of the host's own on a link that it may send from, b'' without one."""
+        own = held(self._sockets.at(HOST), self._sockets.index(HOST, device))
+        six = (one for one in own if one.prefix.family == 6 and not one.is_egress and not one.flags & _UNPROVEN)
+        return next((one.prefix.packed for one in six), b"")
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return those addresses on the host's links that this process holds.

@@ -1,7 +1,8 @@
 """Chains whose rules are verdicts alone, by nfnetlink: such a chain comes and goes with a container.
 
-Under policies the first container with a combination of them brings a chain, and the last one takes it away. With a
-thousand policies libnftables would read some thousand chains and sets before each of these transactions.
+In a network with ``fast=true`` each container has one at its link (``NftLinkChain``). Under policies the first
+container with a combination of them brings a chain, and the last one takes it away. With a thousand policies
+libnftables would read some thousand chains and sets before each of these transactions.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 
-from linkspan.core.states.host import NftChain
+from linkspan.core.states.host import NftChain, NftLinkChain, ingress_hook
 from linkspan.kernel.io.netlink import F_CREATE, F_EXCL, Message, attr, text
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE = _SUBSYSTEM | 3, _SUBSYSTEM | 5, _SUBSYSTEM | 6
-_TABLE, _NAME = 1, 3  # NFTA_CHAIN_*
+_TABLE, _NAME, _HOOK, _POLICY, _TYPE = 1, 3, 4, 5, 7  # NFTA_CHAIN_*
+_NUMBER, _PRIORITY, _DEVICE = 1, 2, 3  # NFTA_HOOK_*
 _RULE_CHAIN, _EXPRESSIONS, _USERDATA = 2, 4, 7  # NFTA_RULE_*
 _ITEM, _EXPRESSION, _DATA = 1, 1, 2  # NFTA_LIST_ELEM, NFTA_EXPR_*
 _REGISTER, _IMMEDIATE = 1, 2  # NFTA_IMMEDIATE_*
@@ -26,12 +28,16 @@ _APPEND = 0x800  # NLM_F_APPEND, linux/netlink.h
 _CODES = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}  # NF_*, NFT_*
 _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT in libnftnl/udata.h
 _RULE = re.compile(r'(?P<verdict>accept|drop|(?:jump|goto) [\w-]+)(?: comment "(?P<comment>[^"]*)")?')
-FAMILIES = {"inet": 1, "bridge": 7}
+FAMILIES = {"inet": 1, "netdev": 5, "bridge": 7}
+_INGRESS = bytes(4)  # NF_NETDEV_INGRESS
+_FILTER = bytes(4)  # NF_IP_PRI_FILTER
+_ACCEPT = struct.pack(">I", 1)  # NF_ACCEPT
 
 
 def of_verdicts(chain: NftChain) -> bool:
-    """Return whether a chain has verdicts alone, each maybe with a comment."""
-    return not chain.hook and all(_RULE.fullmatch(rule) for rule in chain.rules)
+    """Return whether a chain has verdicts alone, each maybe with a comment, and no hook but that of its link."""
+    hook = ingress_hook(chain.name) if isinstance(chain, NftLinkChain) else ""
+    return chain.hook == hook and all(_RULE.fullmatch(rule) for rule in chain.rules)
 
 
 def verdict(words: str) -> bytes:
@@ -46,6 +52,9 @@ def added(chains: Iterable[NftChain]) -> Iterator[Message]:
     new = list(chains)
     for chain in new:
         body = _header(chain) + text(_TABLE, chain.table) + text(_NAME, chain.name)
+        if chain.hook:
+            hook = attr(_NUMBER, _INGRESS) + attr(_PRIORITY, _FILTER) + text(_DEVICE, chain.name)
+            body += attr(_HOOK | _NESTED, hook) + attr(_POLICY, _ACCEPT) + text(_TYPE, "filter")
         yield Message(_NEW_CHAIN, F_CREATE | F_EXCL, body, f"chain {chain.name}")
     for chain in new:
         at = _header(chain) + text(_TABLE, chain.table) + text(_RULE_CHAIN, chain.name)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from linkspan.core.errors import KernelError
+from linkspan.core.errors import KernelError, of_errno
 from linkspan.core.states.host import NftElement, NftSet
 from linkspan.kernel.drivers.nftables_chains import FAMILIES, verdict
 from linkspan.kernel.io.netlink import ATTR, F_CREATE, Message, Socket, attr, text
@@ -37,6 +37,7 @@ _PACKERS: dict[str, Callable[[str], bytes]] = {
     "inet_proto": lambda part: bytes([_PROTOCOLS[part]]),
     "inet_service": lambda part: struct.pack(">H", int(part)),
     "mark": lambda part: struct.pack("=I", int(part)),
+    "iface_index": lambda part: struct.pack("=I", link_index(part)),
 }
 _SIZES = {
     "ifname": 16,
@@ -46,6 +47,7 @@ _SIZES = {
     "inet_proto": 1,
     "inet_service": 2,
     "mark": 4,
+    "iface_index": 4,
 }
 _FULL = 60000
 """Bytes of elements in one message: the list is an attribute, whose length has 16 bits."""
@@ -69,6 +71,14 @@ def layout(state: NftSet) -> Layout | None:
     parts = key if data == _VERDICTS else (*key, *data)
     known = not (state.interval or state.dynamic) and all(part in _PACKERS for part in parts)
     return Layout(key, data) if known else None
+
+
+def link_index(name: str) -> int:
+    """Return the index of a link of the calling thread's namespace. Raises KernelError if there is none."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise of_errno(error.errno or 0, f"find link {name}") from error
 
 
 def _size(types: Sequence[str]) -> int:

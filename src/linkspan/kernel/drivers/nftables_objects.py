@@ -7,6 +7,7 @@ otherwise puts the chain once more (one transaction, no packet passes fewer rule
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shlex
@@ -16,11 +17,21 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Sort
+from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Link, Sort
 from linkspan.core.shell import Shell
-from linkspan.core.states.host import HOST, Key, NftChain, NftElement, NftSet, NftTable, State
+from linkspan.core.states.host import (
+    HOST,
+    Key,
+    NftChain,
+    NftElement,
+    NftExit,
+    NftLinkChain,
+    NftSet,
+    NftTable,
+    State,
+)
 from linkspan.kernel.drivers import nftables_chains, nftables_elements
-from linkspan.kernel.drivers.nftables_elements import Layout, layout, transact
+from linkspan.kernel.drivers.nftables_elements import Layout, layout, link_index, transact
 from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table_exists
 from linkspan.kernel.local_host import LocalHost
 
@@ -31,8 +42,12 @@ _MANY = 200
 _FEW = 8
 """Chains up to which each is listed by itself after a put: a thousand policies have some thousand chains."""
 
-TABLES = (("inet", "linkspan"), ("bridge", "linkspan"))
+TABLES = (("inet", "linkspan"), ("bridge", "linkspan"), ("netdev", "linkspan"))
 """All tables of ours, by (family, name)."""
+_EVERYWHERE = TABLES[:2]
+"""Those that every host with containers has: netdev is only for networks with ``fast=true``."""
+_INDEX = "iface_index"
+"""The type of a map's data that is a link."""
 
 NEWER = ("icmpv6 taddr",)
 """Expressions of our rules that an older nft does not know: 1.0.6, of Debian 12, has no ``taddr``. Without its rule a
@@ -42,7 +57,7 @@ _CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
 
 class FirewallDriver:
-    """NftTable, NftSet, NftChain and NftElement: all by one transaction for a batch."""
+    """NftTable, NftSet, NftChain, NftElement, NftLinkChain and NftExit: all by one transaction for a batch."""
 
     def __init__(self) -> None:
         self._nft = Nft()
@@ -53,6 +68,8 @@ class FirewallDriver:
         """Where maps lead, as far as it is known: the kernel changes an element's data only by a delete and an add."""
         self._listed: tuple[int, tuple[State, ...]] = (-1, ())
         """The last listing, with the ruleset's generation: it is valid until the kernel has another generation."""
+        self._links: dict[str, int] = {}
+        """The links of chains and elements in the last listing, with their indexes: a new link has another index."""
 
     def close(self) -> None:
         """Close the sockets; only this may be called again afterwards."""
@@ -69,17 +86,22 @@ class FirewallDriver:
 
     @property
     def has_tables(self) -> bool:
-        """True if all of our tables exist."""
-        return all(table_exists(self._netfilter, *table) for table in TABLES)
+        """True if there are the tables that every host with containers has."""
+        return all(table_exists(self._netfilter, *table) for table in _EVERYWHERE)
 
     def observe(self, netns: int) -> Iterable[State]:
         """Return everything in our tables; list again after a transaction, whoever made it."""
         if netns != HOST:
             return ()
         before = generation(self._netfilter)
-        if self._listed[0] == before:
+        if self._listed[0] == before and self._links == _indexes(self._links):
             return self._listed[1]
         found, owned = self._list()
+        self._links = _indexes(
+            state.data[0] if isinstance(state, NftExit) else state.link
+            for state in found
+            if isinstance(state, NftExit | NftLinkChain)
+        )
         # With an owner's socket its tables go, and that is no transaction (nft_rcv_nl_event in nf_tables_api.c). In a
         # list that another transaction ran into, part may be older than the rest.
         if not owned and generation(self._netfilter) == before:
@@ -129,7 +151,8 @@ class FirewallDriver:
             lines = [line.strip() for line in body.splitlines() if line.strip()]
             hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
             hook = hook.replace("output priority dstnat;", "output priority -100;")  # as every version reads it
-            found.append(NftChain(family, table, name, hook, tuple(lines)))
+            of = NftLinkChain if family == "netdev" else NftChain
+            found.append(of(family, table, name, hook, tuple(lines)))
         return found
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
@@ -185,10 +208,14 @@ class FirewallDriver:
             return False
         added, removed = ([s for s in some if isinstance(s, NftElement)] for some in (put, delete))
         new, gone = ([s for s in some if isinstance(s, NftChain)] for some in (put, delete))
+        try:
+            adding = [*nftables_elements.messages(added, self._layouts, add=True)]
+        except KernelError:  # the link to which one leads is gone
+            return False
         batch = [
             *nftables_chains.added(new),
             *nftables_elements.messages([*self._outdated(added), *removed], self._layouts, add=False),
-            *nftables_elements.messages(added, self._layouts, add=True),
+            *adding,
             *nftables_chains.deleted(gone),
         ]
         return not batch or transact(self._netfilter, batch) is None
@@ -285,6 +312,16 @@ def _knows(nft: Nft, expression: str) -> bool:
             return False
         raise  # a guard must not go because of another fault
     return True
+
+
+def _indexes(links: Iterable[str]) -> dict[str, int]:
+    """Return the indexes of links, 0 for one that does not exist."""
+    found = {}
+    for link in links:
+        found[link] = 0
+        with contextlib.suppress(KernelError):
+            found[link] = link_index(link)
+    return found
 
 
 def _gone(error: KernelError) -> bool:
@@ -392,7 +429,8 @@ def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
             assert isinstance(elements, list)
             for element in elements:
                 if data:
-                    yield NftElement(family, table, name, _parts(element[0]), _parts(element[1]))
+                    of = NftExit if data == _INDEX else NftElement
+                    yield of(family, table, name, _parts(element[0]), _parts(element[1]))
                 else:
                     yield NftElement(family, table, name, _parts(element))
 
@@ -482,6 +520,14 @@ def _table_key(state: NftSet | NftChain | NftElement) -> Key:
     return NftTable(state.family, state.table).key
 
 
+def _of_link(state: NftLinkChain) -> tuple[Link, ...]:
+    return ((HOST, state.link),)
+
+
+def _to_link(state: NftExit) -> tuple[Link, ...]:
+    return ((HOST, state.data[0]),)
+
+
 def _set_key(state: NftElement) -> Key:
     return NftSet(state.family, state.table, state.set, "").key
 
@@ -505,18 +551,20 @@ _ONE_PORT = ("macs", "senders", "internal_links")
 
 
 def _guards(state: NftTable | NftSet | NftChain) -> frozenset[str]:
+    if state.family == "netdev":  # without these, packets pass the rules
+        return frozenset()
     return frozenset({BRIDGED if state.family == "bridge" else ALL})
 
 
 def _guard(state: NftElement) -> frozenset[str]:
-    if state.set.startswith(_SERVES):
+    if state.family == "netdev" or state.set.startswith(_SERVES):
         return frozenset()
     if state.set.startswith(_ONE_PORT):
         return frozenset({state.parts[0]})
     return frozenset({BRIDGED if state.family == "bridge" else ALL})
 
 
-_KNOWN_BY = "the tables `inet linkspan` and `bridge linkspan`"
+_KNOWN_BY = "the tables `inet linkspan`, `bridge linkspan` and `netdev linkspan`"
 _EVENTS = frozenset({Event.NFT})
 
 KINDS = (
@@ -572,5 +620,31 @@ KINDS = (
         part_of=_set_key,
         guards=_guard,
         events=_EVENTS,
+    ),
+    Kind(
+        state=NftLinkChain,
+        rank=46,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="the fast path of what comes in by a link, or goes out (fast=true)",
+        sort=Sort.RULE,
+        commands=_add_chain,
+        on=_of_link,
+        lost_with=_in_table,
+        part_of=_table_key,
+        events=_EVENTS | {Event.LINK, Event.TUNNEL},
+    ),
+    Kind(
+        state=NftExit,
+        rank=46,
+        driver=driver,
+        known_by=_KNOWN_BY,
+        purpose="the link by which the fast path reaches a container (fast=true)",
+        sort=Sort.RULE,
+        commands=_add_element,
+        on=_to_link,
+        lost_with=_in_set,
+        part_of=_set_key,
+        events=_EVENTS | {Event.LINK, Event.TUNNEL},
     ),
 )

@@ -18,7 +18,7 @@ _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 _GET_TABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _GET_GENERATION = (10 << 8) | 16  # NFT_MSG_GETGEN
 _FD_SETSIZE = 1024  # select(2): a descriptor above it ends the process
-_FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
+_FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}
 
 
 @functools.cache
@@ -74,6 +74,14 @@ class Nft:
             said = words.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise KernelError(f"nftables: {said[0].removeprefix('Error: ')}")
         return str(output.decode(errors="replace"))
+
+    def try_out(self, commands: str) -> None:
+        """Have the kernel check a transaction, and change nothing; raises KernelError as ``run``."""
+        self._library.nft_ctx_set_dry_run(self._context, True)
+        try:
+            self.run(commands)
+        finally:
+            self._library.nft_ctx_set_dry_run(self._context, False)
 
     def text(self, command: str, *, handles: bool = False) -> str:
         """List as text, without counters and without sets' elements; ``handles`` adds those of chains and rules."""

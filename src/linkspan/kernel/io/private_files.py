@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import grp
 import os
+import pwd
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from linkspan.core.errors import Denied, KernelError, of_errno
 
 LARGEST = 1 << 20
 """Largest file that is read, in bytes."""
+_ACL = "system.posix_acl_access"
+_PACKAGES = ("site-packages", "dist-packages")
 
 
 def alone(source: str) -> bytes:
@@ -45,6 +51,12 @@ def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> b
         raise of_errno(error.errno or 0, doing) from error
 
 
+def machines_root() -> bool:
+    """Return whether this is the machine's root. A user namespace's root sees that one's files as somebody else's."""
+    mapped = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    return os.geteuid() == 0 and mapped == ["0", "0", str((1 << 32) - 1)]
+
+
 def apart(folder: Path) -> None:
     """Reserve a folder for root, also if it exists. Raises LinkspanError with its name."""
     try:
@@ -60,3 +72,68 @@ def apart(folder: Path) -> None:
             os.close(fd)
     except OSError as error:
         raise of_errno(error.errno or 0, f"reserve {folder} for root") from error
+
+
+def writers(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield a sentence for each user besides root who may write these paths, their contents, or a parent folder.
+
+    Packages in a folder of their own below another (``site-packages``) are checked if they are among the
+    paths.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        yield from _way(path, seen)
+        folders = [path] if path.is_dir() else []
+        while folders:
+            for entry in os.scandir(folders.pop()):
+                place, found = Path(entry.path), entry.stat(follow_symlinks=False)
+                if place in seen or place.name in _PACKAGES:
+                    continue
+                seen.add(place)
+                yield from _place(place, found, seen)
+                if place.is_dir():  # or a link to a folder
+                    folders.append(place)
+
+
+def _way(path: Path, seen: set[Path]) -> Iterator[str]:
+    """Yield who may write a path, or one of the folders and links on it; check each once."""
+    for place in (*reversed(path.parents), path):
+        if place not in seen:
+            seen.add(place)
+            with contextlib.suppress(FileNotFoundError):
+                yield from _place(place, place.lstat(), seen)
+
+
+def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]:
+    """Yield who may write one file or folder, or the target of a link."""
+    if why := _who(place, found):
+        yield f"{place} {why}"
+    if stat.S_ISLNK(found.st_mode):
+        yield from _way(Path(os.path.normpath(place.parent / place.readlink())), seen)
+
+
+def _who(place: Path, found: os.stat_result) -> str:
+    """Return who besides root may change a file or folder, "" if nobody."""
+    if found.st_uid:
+        return f"is owned by {_name(found.st_uid)}"
+    if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
+        return ""  # sticky: nobody can change another user's files in such a folder
+    if found.st_mode & stat.S_IWOTH:
+        return "may be written by everybody"
+    if found.st_mode & stat.S_IWGRP and (found.st_gid or _ACL in os.listxattr(place)):
+        return f"may be written by group {_group(found.st_gid)}"
+    return ""
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

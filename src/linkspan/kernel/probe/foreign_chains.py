@@ -19,7 +19,8 @@ from linkspan.kernel.io.netlink import NETFILTER, Socket, attributes, string, te
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _SUBSYSTEM = 10 << 8
 _GETCHAIN, _GETRULE = 4, 7
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 5, 6, 7
+_HOOK_NUMBER, _PREROUTING = 1, 0  # NFTA_HOOK_HOOKNUM, NF_INET_PRE_ROUTING
 _RULE_TABLE, _RULE_CHAIN = 1, 2
 _NFPROTO = {4: 2, 6: 10}
 _ACCEPT = 1  # NF_ACCEPT, linux/netfilter.h
@@ -27,7 +28,10 @@ _NAMES = {4: "ip_tables_names", 6: "ip6_tables_names"}
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """An nftables chain; ``uses`` counts its rules and, for a chain with no hook, the jumps to it."""
+    """An nftables chain; ``uses`` counts its rules and, for a chain with no hook, the jumps to it.
+
+    ``translates``: it may translate what comes in (type nat at hook prerouting).
+    """
 
     family: int
     table: str
@@ -35,6 +39,7 @@ class Chain(msgspec.Struct, frozen=True):
     hooked: bool
     accepts: bool
     uses: int
+    translates: bool = False
 
 
 def nft_chains() -> list[Chain]:
@@ -55,6 +60,8 @@ def nft_chains() -> list[Chain]:
 def _chain(payload: bytes) -> Chain:
     found = attributes(payload, 4)
     policy = found.get(_CHAIN_POLICY)
+    hook = attributes(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER, b"")
+    nat = string(found.get(_CHAIN_TYPE, b"\0")) == "nat"
     return Chain(
         family=payload[0],
         table=string(found[_CHAIN_TABLE]),
@@ -62,6 +69,7 @@ def _chain(payload: bytes) -> Chain:
         hooked=_CHAIN_HOOK in found,
         accepts=policy is None or int.from_bytes(policy, "big") == _ACCEPT,
         uses=int.from_bytes(found.get(_CHAIN_USE, b""), "big"),
+        translates=nat and hook == struct.pack(">I", _PREROUTING),
     )
 
 
@@ -70,10 +78,10 @@ def of_iptables(chains: Iterable[Chain], family: int) -> dict[str, Chain]:
     return {c.name: c for c in chains if (c.family, c.table) == (_NFPROTO[family], "filter")}
 
 
-def nft_rules(family: int, chain: str) -> list[bytes]:
-    """Return the rules of a chain of iptables' filter table (nft variant), undecoded."""
+def nft_rules(family: int, chain: str, table: str = "filter") -> list[bytes]:
+    """Return the rules of a chain of a table of iptables (nft variant), undecoded."""
     body = struct.pack("=BBH", _NFPROTO[family], 0, 0)
-    body += text(_RULE_TABLE, "filter") + text(_RULE_CHAIN, chain)
+    body += text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain)
     socket = Socket(NETFILTER)
     try:
         return socket.dump(_SUBSYSTEM | _GETRULE, body, f"list rules of chain {chain}")

@@ -57,9 +57,9 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
-def listed(command: str, chain: str = "") -> list[list[str]]:
-    """Return the rules and policies that a command lists, of all chains or one, split into words."""
-    said = run(command, "-w", WAIT, "-S", *([chain] if chain else []))
+def listed(command: str, chain: str = "", table: str = "filter") -> list[list[str]]:
+    """Return the rules and policies that a command lists, of all chains of a table or one, split into words."""
+    said = run(command, "-w", WAIT, "-t", table, "-S", *([chain] if chain else []))
     return [words(line) for line in said.splitlines() if line.startswith("-")]
 
 

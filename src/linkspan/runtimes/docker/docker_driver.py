@@ -169,11 +169,7 @@ class Docker(Service):
             raise Invalid(f"option {', '.join(unknown)} is unknown to driver linkspan", "create the network without it")
         options = call.chosen
         name = options.pop("network", "")
-        if options:
-            raise Invalid(
-                f"option {', '.join(sorted(options))} is unknown to driver linkspan",
-                "the only option is network=NAME; the linkspan network has all others",
-            )
+        wishes.check_options(options)
         if not call.pools or any(pool.address_space != SPACE for pool in call.pools):
             raise Invalid(
                 "driver linkspan needs its own IPAM driver",

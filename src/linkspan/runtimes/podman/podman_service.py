@@ -137,12 +137,7 @@ class Podman(Service):
                 raise Invalid(f"command {other!r} is unknown", "is Podman's netavark another version?")
 
     def _check(self, made: PodmanNetwork) -> None:
-        unknown = set(made.options or {}) - {"network"}
-        if unknown:
-            raise Invalid(
-                f"option {', '.join(sorted(unknown))} is unknown to driver linkspan",
-                "the only option is network=NAME; the linkspan network has all others",
-            )
+        wishes.check_options(made.options or {})
         network = self._agent.network(made.linkspan)
         if network.on_host:
             raise Invalid(f"network {network.name} shares the host's network", "podman run --network host does that")

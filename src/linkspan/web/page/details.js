@@ -1,13 +1,15 @@
 // What one object is: its facts, the commands that make it, who owns it, and its last repairs.
 import { useState } from "preact/hooks";
 import { useAnswer } from "/live.js";
-import { health, itemOf, label, problemsOf } from "/model.js";
+import { bare, health, hostsOf, itemOf, label, links, problemsOf } from "/model.js";
+import { roundTrip } from "/matrix.js";
 import { Again, Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
 import { t } from "/words.js";
 
 export function Details({ state, refOf, close }) {
   const name = refOf.slice(2);
   const views = { "c:": Container, "h:": Host, "n:": Network };
+  if (refOf.startsWith("l:")) return html`<section class="panel details" aria-label=${t("Details")}><${Link} key=${refOf} state=${state} names=${name.split(" ")} close=${close} /></section>`;
   if (refOf.startsWith("b:")) return html`<section class="panel details" aria-label=${t("Details")}><${Session} key=${refOf} peer=${name} close=${close} /></section>`;
   const of = { "c:": itemOf(state.containers, name), "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": itemOf(state.networks, name) }[refOf.slice(0, 2)];
   const View = views[refOf.slice(0, 2)];
@@ -77,6 +79,34 @@ function Network({ state, one, close }) {
     <${Commands} host=${state.about.here} word=${`network ${one.name}`} network=${one.name} />`;
 }
 
+// What joins two hosts: their networks in common, what each has measured, and the commands on both.
+function Link({ state, names, close }) {
+  const found = useAnswer("/api/paths");
+  const pair = hostsOf(state).filter((one) => names.includes(one.name));
+  const [one] = links(state, pair);
+  const [a, b] = pair;
+  const title = names.join(" ↔ ");
+  if (!one) return html`<${Head} title=${title} close=${close} /><${Empty}>${t("They have no network in common.")}</${Empty}>`;
+  const ways = [[a, b], [b, a]];
+  const other = a.name === state.about.here ? b : a; // repairs are those of the asked host
+  const places = [...(other.underlay?.addresses.map(bare) ?? []), ...other.leases.flatMap((lease) => lease.prefixes)];
+  const told = (from, to, network) => found.answer?.paths.find((path) => path.host === from.name && path.peer === to.name && path.network === network);
+  return html`<${Head} title=${title} close=${close}>${one.problem && html`<${Badge} level="bad">${t("cut off")}</${Badge}>`}</${Head}>
+    ${one.problem && html`<${Problem}>${one.problem}</${Problem}>`}
+    <${Facts} pairs=${[
+      ...one.networks.map((name) => [name, html`<span class="tag">${state.networks[name].backend}</span> MTU ${state.networks[name].mtu}
+        ${ways.map(([from, to]) => html`<div key=${from.name}>${from.name} → ${to.name}: <${Measured} path=${told(from, to, name)} /></div>`)}`]),
+      ...pair.map((host) => [t("Underlay of {host}", { host: host.name }), host.underlay && html`<code>${host.underlay.ifname} ${host.underlay.addresses.join(" ")}</code>`]),
+    ]} />
+    <${Repairs} state=${state} fits=${(heal) => heal.key.split(" ").some((word) => places.includes(word))} />
+    ${ways.map(([from, to]) => html`<${Commands} key=${from.name} title=${t("Commands that make it on {host}", { host: from.name })} host=${from.name} word=${`to reach host ${to.name}`} />`)}`;
+}
+
+function Measured({ path }) {
+  if (!path) return html`<small>${t("not measured yet")}</small>`;
+  return html`<b>${roundTrip(path)}</b> ${t("{n} % lost", { n: Math.round(100 * path.loss) })}`;
+}
+
 // A BGP session of the asked host: with a router, or with a host of the mesh.
 function Session({ peer, close }) {
   const found = useAnswer(`/api/bgp/${encodeURIComponent(peer)}`);
@@ -101,11 +131,11 @@ function Repairs({ state, fits }) {
 }
 
 // The commands that would make the object, as `linkspan plan` prints them; asked for when they are opened.
-function Commands({ host, word, network = "" }) {
+function Commands({ host, word, network = "", title = t("Commands that make it") }) {
   const [open, setOpen] = useState(false);
   const found = useAnswer("/api/plan", { host, word, network }, open);
   return html`<details class="commands" onToggle=${(event) => setOpen(event.target.open)}>
-    <summary>${t("Commands that make it")}</summary>
+    <summary>${title}</summary>
     ${open && html`<${Answer} found=${found}>${(lines) => lines.length
       ? html`<ol class="plan">${lines.map((one, index) => html`<li key=${index}>
           <small class=${one.present ? "" : "absent"}># ${one.why}${one.present ? "" : ` (${t("missing in the kernel")})`}</small><code>${one.command}</code></li>`)}</ol>`

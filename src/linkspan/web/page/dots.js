@@ -69,6 +69,7 @@ export class Dots {
   }
 
   draw() {
+    cancelAnimationFrame(this.frame); // cytoscape has drawn in this frame, too: once is enough
     const paper = this.canvas.getContext("2d");
     const zoom = this.graph.zoom();
     const pan = this.graph.pan();

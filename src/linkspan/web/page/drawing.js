@@ -2,7 +2,7 @@
 import cytoscape from "cytoscape";
 import { Dots, short } from "/dots.js";
 import { style } from "/graph-style.js";
-import { SIGNS, bare, health, label } from "/model.js";
+import { SIGNS, bare, health, label, linkRef } from "/model.js";
 import { t } from "/words.js";
 
 const KERNELS = 100; // hosts whose kernels are drawn; of more, only those in a path
@@ -65,7 +65,7 @@ export class Drawing {
       this.graph.nodes().forEach((node) => { if (!kept.has(node.id())) node.remove(); });
       for (const [id, { node, data }] of kept) {
         const there = this.graph.getElementById(id);
-        if (!there.length) this.graph.add({ group: "nodes", data, position: node.position });
+        if (!there.length) this.draw(data, node.position);
         else {
           there.data(data);
           there.position(node.position);
@@ -76,19 +76,19 @@ export class Drawing {
     if (this.graph.nodes().length !== before && !this.moved) this.fit();
   }
 
-  // Draws what joins the hosts, and the sessions with routers. If `all` links are drawn, each is bent around the hosts
-  // between its ends.
-  join(pairs, chosen, all) {
+  // Draws what joins the hosts, and the sessions with routers; `near(pair)` says which links are brought out. If `all`
+  // links are drawn, each is bent around the hosts between its ends.
+  join(pairs, near, all) {
     const end = (host) => (this.hosts > KERNELS ? `h:${host}` : `k:${host}`);
     const lines = new Map();
     for (const one of pairs) {
       const [from, to] = [this.graph.getElementById(end(one.a)), this.graph.getElementById(end(one.b))];
       if (!from.length || !to.length) continue;
-      const near = one.a === chosen || one.b === chosen;
-      lines.set(`l:${one.a} ${one.b}`, { near, data: { pair: true, bend: all ? bend(from.position(), to.position()) : 0, source: from.id(), target: to.id(), problem: one.problem ? 1 : 0, label: one.problem ? "✕" : one.backends.join(", ") } });
+      const ref = linkRef(one.a, one.b);
+      lines.set(ref, { near: near(one), data: { ref, pair: true, bend: all ? bend(from.position(), to.position()) : 0, source: from.id(), target: to.id(), problem: one.problem ? 1 : 0, label: one.problem ? "✕" : one.backends.join(", ") } });
     }
     this.graph.nodes("[kind = 'router']").forEach((router) => {
-      const data = { pair: true, bend: 0, source: end(router.data("at")), target: router.id(), problem: router.data("level") === "ok" ? 0 : 1, label: router.data("level") === "ok" ? "BGP" : "✕" };
+      const data = { ref: router.id(), pair: true, bend: 0, source: end(router.data("at")), target: router.id(), problem: router.data("level") === "ok" ? 0 : 1, label: router.data("level") === "ok" ? "BGP" : "✕" };
       if (this.graph.getElementById(data.source).length) lines.set(`s:${router.id()}`, { near: false, data });
     });
     this.graph.batch(() => {
@@ -151,12 +151,17 @@ export class Drawing {
     this.extra = this.extra.union(elements);
   }
 
+  // A drag that begins at a node moves the picture, as one beside it does: boxes cover most of it.
+  draw(data, position) {
+    return this.graph.add({ group: "nodes", data, position, pannable: true });
+  }
+
   // Returns the node, which is drawn now if it has a place.
   need(id) {
     const there = this.graph.getElementById(id);
     const spot = this.spots.get(id);
     if (there.length || !spot) return there;
-    const added = this.graph.add({ group: "nodes", data: spot.data, position: spot.node.position });
+    const added = this.draw(spot.data, spot.node.position);
     this.take(added);
     return added;
   }
@@ -167,7 +172,7 @@ export class Drawing {
     const around = this.graph.nodes().boundingBox();
     ids.forEach((id, index) => {
       const position = { x: around.x2 + 90, y: (around.y1 + around.y2) / 2 + 50 * (index - (ids.length - 1) / 2) };
-      this.take(this.graph.add({ group: "nodes", data: { id, kind: "outside", label: id.slice(2) }, position }));
+      this.take(this.draw({ id, kind: "outside", label: id.slice(2) }, position));
     });
   }
 

@@ -3,7 +3,7 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Drawing } from "/drawing.js";
 import { Layout } from "/layout.js";
 import { useAnswer } from "/live.js";
-import { containersOf, hostsOf, links, path } from "/model.js";
+import { containersOf, hostsOf, linkRef, links, path } from "/model.js";
 import { html } from "/parts.js";
 import { t } from "/words.js";
 
@@ -16,7 +16,8 @@ export function Graph({ state, sel, a, b, trace, pick, order }) {
   const chosen = useRef(pick);
   chosen.current = pick;
   const hosts = hostsOf(state);
-  const host = sel.startsWith("h:") ? sel.slice(2) : "";
+  const link = sel.startsWith("l:") ? sel : ""; // chosen, between two hosts
+  const host = sel.startsWith("h:") ? sel.slice(2) : link.slice(2).split(" ")[0];
   const [asked, setAsked] = useState(""); // the host of a large cluster whose containers are drawn
   const found = useAnswer("/api/containers", { host: asked }, Boolean(asked));
   const part = asked && found.answer ? found.answer.containers : null;
@@ -40,8 +41,9 @@ export function Graph({ state, sel, a, b, trace, pick, order }) {
   useEffect(() => {
     const among = hosts.length <= MESHED ? null : new Set([host, state.about.here]);
     const pairs = links(state, hosts, among).filter((one) => hosts.length <= MESHED || one.problem || one.a === host || one.b === host);
-    drawing.current.join(pairs, host, hosts.length <= MESHED);
-  }, [state, host, containers]);
+    const near = (one) => (link ? linkRef(one.a, one.b) === link : one.a === host || one.b === host);
+    drawing.current.join(pairs, near, hosts.length <= MESHED);
+  }, [state, host, link, containers]);
 
   useEffect(() => {
     const there = b && trace ? path(state, trace.hops, containers) : [];

@@ -21,6 +21,11 @@ export function worstOf(paths) {
   return found;
 }
 
+// Returns a path's round trip for people.
+export function roundTrip({ round_trip: seconds }) {
+  return seconds === null ? "–" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 2 : 0)} ms`;
+}
+
 // Returns why a host has told nothing of a path: a word, the sentence behind it, and how bad it is.
 export function untold(measured, failed, everywhere, host) {
   if (!measured) return failed ? { word: "no answer", why: failed, level: "warn" } : { word: "…", why: "" };

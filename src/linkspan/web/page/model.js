@@ -71,10 +71,10 @@ export function health(state, host) {
 
 export const SIGNS = { ok: "✓", idle: "‖", warn: "!", bad: "✕" };
 
-// Returns whether a container contains the words of a search.
-export function matches(container, words) {
-  const text = textOf(container);
-  return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+// Returns a function that says whether a container contains the words of a search.
+export function searched(search) {
+  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  return (container) => words.every((word) => textOf(container).includes(word));
 }
 
 const textOf = remembered((container) => {
@@ -102,6 +102,11 @@ export function refName(state, ref) {
   if (!ref.startsWith("c:")) return name;
   const container = itemOf(state.containers, name);
   return container ? label(container) : name.split("/")[0].slice(0, 12);
+}
+
+// Returns what the address bar calls the link between two hosts, in either order.
+export function linkRef(a, b) {
+  return `l:${[a, b].sort(compare).join(" ")}`;
 }
 
 // Returns the pairs of hosts that exchange packets: {a, b, networks, backends, problem}. With `among`, a set of names, one

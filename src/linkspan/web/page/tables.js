@@ -1,7 +1,7 @@
 // The tables of containers, hosts and networks, with search and filters.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { useAnswer } from "/live.js";
-import { bare, byName, containersOf, health, hostsOf, label, matches } from "/model.js";
+import { bare, byName, containersOf, health, hostsOf, label, searched } from "/model.js";
 import { Answer, Badge, Empty, Heading, Table, html, kept } from "/parts.js";
 import { language, t } from "/words.js";
 
@@ -28,8 +28,8 @@ const Choice = kept(({ title, items, chosen, choose }) => html`
   </select>`);
 
 export function Containers({ state, route, go, pick, marks, colour }) {
-  const fits = (one) =>
-    (!route.host || one.host === route.host) && (!route.network || one.network === route.network) && (!route.q || matches(one, route.q));
+  const found = searched(route.q);
+  const fits = (one) => (!route.host || one.host === route.host) && (!route.network || one.network === route.network) && found(one);
   const question = `${route.host} ${route.network} ${route.q}`;
   return html`
     <${Heading} title=${t("Containers")}>

@@ -1,9 +1,10 @@
 // The other views: addresses, events, doctor, peers, BGP, drift, migrations.
 import { useState } from "preact/hooks";
 import { send, useAnswer } from "/live.js";
-import { byName, capacity, health, hostsOf, links } from "/model.js";
-import { MOST, shownIn, untold, worstOf } from "/matrix.js";
+import { byName, capacity, health, hostsOf, linkRef, links } from "/model.js";
+import { MOST, roundTrip, shownIn, untold, worstOf } from "/matrix.js";
 import { Again, Ago, Answer, Badge, Empty, Fill, Heading, Problem, Table, html, kept } from "/parts.js";
+import { address } from "/route.js";
 import { t } from "/words.js";
 
 export function Addresses({ state, route, go, colour }) {
@@ -101,25 +102,24 @@ const Matrix = kept(({ state, hosts, measured, failed }) => {
   return html`<div class="wide" tabindex="0" role="region" aria-label=${t("Matrix of hosts")}><table class="matrix">
     <thead><tr><th scope="col"><small>${t("from")} ↓ ${t("to")} →</small></th>${hosts.map((one) => html`<th key=${one.id} scope="col">${one.name}</th>`)}</tr></thead>
     <tbody>${hosts.map((row) => html`<tr key=${row.id}><th scope="row">${row.name} <${Badge} level=${health(state, row).level}>${t(health(state, row).word)}</${Badge}></th>
-      ${hosts.map((column) => html`<${Cell} key=${column.id} state=${state} pair=${pairs.get(`${row.name} ${column.name}`)} same=${row === column}
+      ${hosts.map((column) => html`<${Cell} key=${column.id} state=${state} link=${address({ view: "hosts", sel: linkRef(row.name, column.name) })} pair=${pairs.get(`${row.name} ${column.name}`)} same=${row === column}
         path=${paths.get(`${row.name} ${column.name}`)} untold=${untold(measured, failed, state.about.sends, row.name)} />`)}</tr>`)}</tbody>
   </table></div>`;
 });
 
 // One direction between two hosts: the worst network's round trip and loss, and how large a container's packet may be.
-function Cell({ state, pair, same, path, untold: reason }) {
+function Cell({ state, link, pair, same, path, untold: reason }) {
   if (same) return html`<td class="same"><span aria-hidden="true">·</span></td>`;
   if (!pair) return html`<td title=${t("They have no network in common.")}>–</td>`;
   const networks = pair.networks.map((name) => state.networks[name]);
   const mtu = html`<small>${pair.backends.join(", ")} · MTU ${Math.min(...networks.map((one) => one.mtu))}</small>`;
   if (!path) {
     const { word, why, level } = pair.problem ? { word: "cut off", why: pair.problem, level: "bad" } : reason;
-    return html`<td class="unknown" title=${why}>${level ? html`<${Badge} level=${level}>${t(word)}</${Badge}>` : t(word)}${mtu}</td>`;
+    return html`<td class="unknown" title=${why}><a href=${link}>${level ? html`<${Badge} level=${level}>${t(word)}</${Badge}>` : t(word)}${mtu}</a></td>`;
   }
   const level = path.loss === 1 ? "bad" : path.loss > 0 ? "warn" : "ok";
-  const trip = path.round_trip === null ? "–" : `${(path.round_trip * 1000).toFixed(path.round_trip < 0.01 ? 2 : 0)} ms`;
-  return html`<td class=${level} title=${`${path.network} ${path.address}`}><b>${level === "bad" ? t("cut off") : trip}</b>
-    ${path.loss > 0 && html`<${Badge} level=${level}>${t("{n} % lost", { n: Math.round(100 * path.loss) })}</${Badge}>`}${mtu}</td>`;
+  return html`<td class=${level} title=${`${path.network} ${path.address}`}><a href=${link}><b>${level === "bad" ? t("cut off") : roundTrip(path)}</b>
+    ${path.loss > 0 && html`<${Badge} level=${level}>${t("{n} % lost", { n: Math.round(100 * path.loss) })}</${Badge}>`}${mtu}</a></td>`;
 }
 
 export function Bgp({ state, pick, marks }) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 import time
 from pathlib import Path
 from typing import cast
@@ -11,14 +12,15 @@ from typing import cast
 import pytest
 from cryptography import x509
 
-from linkspan.cluster.founding import certificates, foundation
+from linkspan.cluster.founding import certificates, foundation, promotion
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.foundation import found, renew_revoked
+from linkspan.cluster.founding.handover import Ready
 from linkspan.cluster.founding.renewal import Renewal
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.cluster.founding.validity import parsed
-from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.errors import Denied, Invalid, NotFound
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.vault import Vault
 
@@ -59,6 +61,27 @@ def test_a_host_without_etcd_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(NotFound, match="etcd is not installed"):
         asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None, _no_wish, 3600))
     assert files.voter() is None
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("uid", "mode", "why"), [(528287, 0o755, "owned by user 528287"), (0, 0o777, "by everybody")])
+@pytest.mark.parametrize("at", ["bin/etcd", "bin"])
+def test_an_etcd_that_others_may_write_makes_no_voter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, uid: int, mode: int, why: str
+) -> None:
+    """Neither by init nor later: whoever may write it, or a folder on its path, would become root."""
+    etcd, changed, files = tmp_path / "bin" / "etcd", tmp_path / at, TrustFiles(tmp_path / "state")
+    etcd.parent.mkdir(mode=0o755)
+    etcd.write_text("#!/bin/sh\necho etcd Version: 3.5.16\n")
+    etcd.chmod(0o755)
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert promotion._ready() == Ready("3.5")
+    os.chown(changed, uid, 0)
+    changed.chmod(mode)
+    with pytest.raises(Denied, match=f"others than root may change etcd.*{changed} .*{why}"):
+        asyncio.run(found(files, service(tmp_path), VOTER, "h1", "h1", lambda: None, _no_wish, 3600))
+    assert files.voter() is None
+    assert why in promotion._ready().problem
 
 
 def test_a_repeated_init_keeps_the_list_of_revoked_certificates(

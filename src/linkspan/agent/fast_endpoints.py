@@ -1,0 +1,158 @@
+"""Fast endpoints: which containers of this host are on the fast path of their network, and why others are not.
+
+An attach does not wait for it: a container is on the path some milliseconds later. A detach removes what the path has
+of an endpoint together with the endpoint (`endpoints/registry.py`). Before policies come into force here, the
+endpoints that they are about leave the path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from linkspan.agent.policy_elements import PolicyElements
+from linkspan.agent.policy_records import PolicyRecords
+from linkspan.backends import backend
+from linkspan.cluster.networks import Networks
+from linkspan.core import fast_path
+from linkspan.core.errors import LinkspanError
+from linkspan.core.model import Endpoint, HostView, Network
+from linkspan.core.states.host import State
+from linkspan.core.supervise import ended, lasting
+from linkspan.endpoints import multihoming
+from linkspan.endpoints.registry import Identity, fast_source
+from linkspan.kernel.worker import Worker
+
+log = logging.getLogger("linkspan.agent.fast_endpoints")
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A fast network on this host: the number of endpoints on its fast path, and why others are not.
+
+    ``obstacle`` is why none is, '' if nothing stops the host. ``left`` has the reason by the container's name.
+    """
+
+    endpoints: int
+    obstacle: str = ""
+    left: Mapping[str, str] = {}
+
+    def words(self) -> str:
+        """Return the standing in a sentence."""
+        if self.obstacle:
+            return f"not fast on this host: {self.obstacle}"
+        left = "; ".join(f"{name}: {why}" for name, why in sorted(self.left.items()))
+        return f"fast for {self.endpoints} of its containers here" + (f", not for {left}" if left else "")
+
+
+class FastEndpoints:
+    """Keeps the states that take endpoints into the fast path as records, policies and the machine want them."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        networks: Networks,
+        endpoints: Mapping[Identity, Endpoint],
+        records: PolicyRecords,
+        elements: PolicyElements,
+        view: Callable[[], HostView],
+    ) -> None:
+        """Take the parts that it follows; ``endpoints`` are those of this host, and ``records`` those of policies."""
+        self._worker = worker
+        self._networks = networks
+        self._endpoints = endpoints
+        self._records = records
+        self._elements = elements
+        self._view = view
+        self._due: set[Identity] = set()
+        self._put: set[Identity] = set()
+        """The endpoints that have been on the fast path, as far as they have not left it."""
+        self._putting = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start to follow endpoints."""
+        self._task = lasting("keeping the fast path", self._follow)
+
+    async def stop(self) -> None:
+        """Stop following; what has been put stays."""
+        await ended(self._task)
+
+    def note(self, identity: Identity) -> None:
+        """Follow an endpoint of this host that was added, changed or removed."""
+        if self._put or self._devices():
+            self._due.add(identity)
+            self._wake.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            due, self._due = self._due, set()
+            names = {identity[0] for identity in due}  # ports of a container count for all of its interfaces
+            await self._apply({*due, *(one for one in self._endpoints if one[0] in names)})
+
+    async def follow(self) -> None:
+        """Follow networks and policies; return when the endpoints that they exclude are off the path."""
+        if self._put or self._devices():
+            await self._apply({*self._endpoints, *self._put})
+
+    async def _apply(self, due: Iterable[Identity]) -> None:
+        async with self._putting:
+            devices = self._devices() if self._view().facts.early else {}
+            sources = {identity: self._states(identity, devices) for identity in due}
+            self._put = (self._put - sources.keys()) | {identity for identity, states in sources.items() if states}
+            wanted = {fast_source(identity): states for identity, states in sources.items()}
+            try:
+                failed = list((await self._worker.run(self._worker.machine.reconciler.changes, wanted)).values())
+            except LinkspanError as refused:
+                failed = [refused]
+            for error in failed:  # the healer tries again
+                log.warning("the fast path is not as it should be: %s", error.message)
+
+    def _devices(self) -> dict[str, str]:
+        """Return the tunnel devices of fast networks, by the networks' names."""
+        found = {network.name: backend(network.backend).fast_device(network) for network in self._networks.all()}
+        return {name: device for name, device in found.items() if device}
+
+    def _states(self, identity: Identity, devices: Mapping[str, str]) -> list[State]:
+        endpoint = self._endpoints.get(identity)
+        if endpoint is None or endpoint.network not in devices:
+            return []
+        if self._left(self._networks.get(endpoint.network), endpoint):
+            return []
+        return list(fast_path.endpoint_states(endpoint, devices[endpoint.network]))
+
+    def _left(self, network: Network, endpoint: Endpoint) -> str:
+        """Return why an endpoint is not on the fast path though its host could take it, '' if it is."""
+        mates = multihoming.mates(endpoint, self._endpoints.values())
+        if any(mate.ports for mate in mates):
+            return "its container publishes ports"
+        if why := fast_path.unfit(network, endpoint):
+            return why
+        regime = self._records.regime()
+        chosen = regime.chosen(self._elements.subject(endpoint)) if regime else frozenset()
+        if whose := next(iter(regime.judge.about(chosen)), ""):
+            return f"{whose} is about it"
+        return "a staged policy is about it" if any(chosen & one for one in regime.watched.values()) else ""
+
+    def told(self, network: Network) -> dict[str, object] | None:
+        """Return the standing of a network as JSON has it; None if it has no option ``fast``."""
+        found = self.standing(network)
+        return None if found is None else msgspec.to_builtins(found) | {"words": found.words()}
+
+    def standing(self, network: Network) -> Standing | None:
+        """Return how a network is doing on this host; None if it has no option ``fast``."""
+        if not backend(network.backend).fast_device(network):
+            return None
+        view = self._view()
+        here = view.host.underlay if view.host is not None else None
+        overhead = backend(network.backend).overhead[here.outer] if here is not None else 0
+        if obstacle := fast_path.obstacle(view, network, overhead):
+            return Standing(0, obstacle)
+        own = [one for one in self._endpoints.values() if one.network == network.name]
+        left = {one.called: why for one in own if (why := self._left(network, one))}
+        return Standing(len(own) - len(left), left=left)

@@ -1,0 +1,177 @@
+"""Fast endpoints: who is on the fast path of a network, follows policies, ports and networks, and says why not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.agent.fast_endpoints import FastEndpoints
+from linkspan.agent.policy_elements import PolicyElements
+from linkspan.agent.policy_records import PolicyRecords
+from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Port, Underlay
+from linkspan.core.states.host import NftLinkChain
+from linkspan.policy.model import Policy, Rule, Selector
+from linkspan.store.memory import Memory
+from support.memory_machine import MemoryMachine, worker_of
+from support.polling import eventually
+from support.records.replicas import Member, network
+
+NET = network(options={"vni": "100", "fast": "true"}, mtu=1450)
+WEB = Endpoint(
+    id="c1", ifname="eth0", name="web", network="demo", addresses=("10.244.1.2/32",), mac="02:00:00:00:00:01",
+    mtu=1450, host_ifname="lsr1", netns=7, netns_cookie=1,
+)  # fmt: skip
+OTHER = msgspec.structs.replace(WEB, id="c2", name="other", addresses=("10.244.1.3/32",), host_ifname="lsr2", netns=8)
+CLOSED = Policy(name="closed", select=Selector(names=("web",)), ingress=())
+STAGED = Policy(name="later", select=Selector(names=("other",)), egress=(Rule(),))
+
+
+class Stage:
+    """A host whose kernel is in memory, with two containers of a fast network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.machine = MemoryMachine()
+        self.member = Member(Memory(), folder, "h1")
+        self.facts = Facts(early=True)
+        self.member.endpoints |= {one.identity: one for one in (WEB, OTHER)}
+        records = PolicyRecords(self.member.replica, self.member.networks)
+        one = self.member
+        elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
+        worker = worker_of(self.machine)
+        self.fast = FastEndpoints(worker, one.networks, one.endpoints, records, elements, self.view)
+
+    def view(self) -> HostView:
+        """Return what the host sees."""
+        here = Host(id="h1", name="h1", underlay=Underlay("eth0", ("192.0.2.1/24",)))
+        return HostView(self.member.networks.all(), facts=self.facts, host=here)
+
+    @asynccontextmanager
+    async def running(self, net: Network = NET) -> AsyncIterator[None]:
+        """Begin with a network, and follow endpoints meanwhile."""
+        await self.member.start()
+        await self.record(net)
+        await self.fast.follow()
+        self.fast.start()
+        try:
+            yield
+        finally:
+            await self.fast.stop()
+            await self.member.stop()
+
+    async def record(self, net: Network) -> None:
+        """Record a network."""
+        await self.member.replica.write({"networks/demo": net})
+        self.member.networks.refresh()
+
+    def change(self, endpoint: Endpoint) -> None:
+        """Change an endpoint of the host."""
+        self.member.endpoints[endpoint.identity] = endpoint
+        self.fast.note(endpoint.identity)
+
+    @property
+    def links(self) -> set[str]:
+        """The containers' links that are on the path."""
+        return {one.name for one in self.machine.driver.states.values() if isinstance(one, NftLinkChain)}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """Return such a host, before it runs."""
+    return Stage(tmp_path)
+
+
+def test_a_policy_takes_off_whom_it_selects(stage: Stage) -> None:
+    """An enforced one and a staged one, which counts; without them all are on the path again."""
+
+    async def main() -> None:
+        async with stage.running():
+            assert stage.links == {"lsr1", "lsr2"}
+            await stage.member.replica.write({"policies/closed": CLOSED})
+            await stage.fast.follow()
+            assert stage.links == {"lsr2"}
+            standing = stage.fast.standing(NET)
+            assert standing is not None
+            assert (standing.endpoints, standing.left) == (1, {"web": "policy closed is about it"})
+            await stage.member.replica.write({"staged/later": STAGED})
+            await stage.fast.follow()
+            assert stage.links == set()
+            await stage.member.replica.write({}, deletes=["policies/closed", "staged/later"])
+            await stage.fast.follow()
+            assert stage.links == {"lsr1", "lsr2"}
+
+    asyncio.run(main())
+
+
+def test_a_default_of_a_network_takes_all_off(stage: Stage) -> None:
+    """It is about each endpoint of the network."""
+
+    async def main() -> None:
+        async with stage.running(msgspec.structs.replace(NET, policy="default-deny")):
+            assert stage.links == set()
+
+    asyncio.run(main())
+
+
+PORTS = (Port("", 8080, 80, "tcp"),)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [msgspec.structs.replace(WEB, ports=PORTS)],
+        [msgspec.structs.replace(WEB, mtu=1400)],
+        [msgspec.structs.replace(WEB, ifname="eth1", host_ifname="lsp3", network="more", ports=PORTS)],
+    ],
+    ids=["publishes", "mtu", "its container publishes by another network"],
+)
+def test_a_change_of_an_endpoint_counts_at_once(stage: Stage, changed: Iterable[Endpoint]) -> None:
+    """Nobody calls but the registry, which says that the endpoint changed."""
+
+    async def main() -> None:
+        async with stage.running():
+            for one in changed:
+                stage.change(one)
+            await eventually(lambda: stage.links == {"lsr2"}, "web is off the path")
+            stage.change(WEB)
+            for one in changed:
+                if one.identity != WEB.identity:
+                    stage.member.endpoints.pop(one.identity)
+                    stage.fast.note(one.identity)
+            await eventually(lambda: stage.links == {"lsr1", "lsr2"}, "web is on the path")
+
+    asyncio.run(main())
+
+
+def test_an_endpoint_that_is_gone_leaves_nothing(stage: Stage) -> None:
+    """Nor does a network that is fast no more."""
+
+    async def main() -> None:
+        async with stage.running():
+            del stage.member.endpoints[WEB.identity]
+            stage.fast.note(WEB.identity)
+            await eventually(lambda: stage.links == {"lsr2"}, "web is gone")
+            await stage.record(msgspec.structs.replace(NET, backend="host-gw", options={}))
+            await stage.fast.follow()
+            assert stage.links == set()
+            assert stage.fast.standing(stage.member.networks.get("demo")) is None
+
+    asyncio.run(main())
+
+
+def test_a_kernel_that_cannot_is_asked_for_nothing(stage: Stage) -> None:
+    """The standing says so."""
+
+    async def main() -> None:
+        stage.facts = Facts()
+        async with stage.running():
+            assert stage.links == set()
+            standing = stage.fast.standing(NET)
+            assert standing is not None
+            assert "this kernel" in standing.words()
+
+    asyncio.run(main())

@@ -1,0 +1,125 @@
+"""Taking egress addresses over: all of a dead holder's at once, and none that another machine has."""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkspan.cluster.egress import OTHERS
+from linkspan.core.model import Egress
+from linkspan.store.memory import MemoryStore
+from support.records.egress_cluster import APPS, EXIT, FAILOVER, RECORD, Cluster, played
+from support.virtual_time import soon
+
+TAKEN = Egress("192.0.2.50")
+
+
+def test_no_host_takes_an_address_that_another_machine_has(tmp_path: Path) -> None:
+    """`status` names it on every host, whoever asks; once the machine is gone, a host takes it."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        cluster.segment.others.add(TAKEN.address)
+        await cluster.wish(TAKEN)
+
+        def named() -> bool:
+            told = [list(host.exits.problems()) for host in cluster.hosts.values()]
+            return all(len(one) == 1 and "is in use by another machine: take it off" in one[0] for one in told)
+
+        await soon(named, "all hosts name it", 3 * FAILOVER)
+        for _ in range(300):
+            await sleep(0.1)
+            assert cluster.having(TAKEN.address) == []
+        assert named()
+        assert not any(host.exits.held()[TAKEN.address] for host in cluster.hosts.values())
+        cluster.segment.others.clear()
+        await soon(lambda: len(cluster.having(TAKEN.address)) == 1, "one has it", OTHERS + FAILOVER)
+        await soon(lambda: not any(list(h.exits.problems()) for h in cluster.hosts.values()), "no problem is left", 5)
+
+    played(tmp_path, work)
+
+
+def test_a_host_that_came_to_have_it_meanwhile_keeps_the_next_holder_from_it(tmp_path: Path) -> None:
+    """The question is asked at each takeover, and not only for a new address."""
+
+    async def work(cluster: Cluster) -> None:
+        holder = await cluster.one()
+        cluster.segment.others.add(EXIT.address)
+        await sleep(5)
+        assert cluster.having() == [holder]
+        await cluster.hosts[holder].die()
+        await sleep(20)
+        assert cluster.having() == []
+
+    played(tmp_path, work)
+
+
+def test_all_addresses_of_a_dead_holder_move_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a few transactions, and all networks follow together: as soon as one alone would."""
+    taken: list[int] = []
+    real = MemoryStore.transaction
+
+    async def transaction(self: MemoryStore, puts: Mapping[str, bytes], *more: object, **how: object) -> int:
+        if count := sum(key.startswith("alive/(egress)/") for key in puts):
+            taken.append(count)
+        return await real(self, puts, *more, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MemoryStore, "transaction", transaction)
+    many = {
+        f"networks/n{n}": msgspec.structs.replace(
+            APPS,
+            name=f"n{n}",
+            pools=(f"10.{n}.0.0/16",),
+            gateways=(f"10.{n}.0.1/16",),
+            options={"vni": f"{1000 + n}"},
+            egress=(Egress(f"203.0.113.{n}", "h1"),),
+        )
+        for n in range(1, 101)
+    }
+    addresses = {one.egress[0].address for one in many.values()}
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.hosts["h1"].replica.write(many)
+        await soon(lambda: all(cluster.having(a) == ["h1"] for a in addresses), "h1 has all", 2 * FAILOVER)
+        await sleep(3)
+        calls = {name: len(host.calls) for name, host in cluster.hosts.items()}
+        taken.clear()
+        await cluster.hosts["h1"].die()
+
+        def moved() -> bool:
+            return all(cluster.having(a) not in ([], ["h1"]) for a in addresses)
+
+        await soon(moved, "the others have all", FAILOVER)
+        assert len(taken) < 20
+        for name in ("h2", "h3"):
+            since = cluster.hosts[name].calls[calls[name] :]
+            assert len(since) < 10
+            assert {network for call in since for network in call} >= {f"n{n}" for n in range(1, 101)}
+
+    played(tmp_path, work)
+
+
+def test_the_metric_says_whether_anybody_holds_it(tmp_path: Path) -> None:
+    """Also while the store is away, because nobody does then; and if the record's host does not exist."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        every = cluster.hosts.values()
+
+        def held() -> set[bool]:
+            return {host.exits.held()[EXIT.address] for host in every}
+
+        await soon(lambda: held() == {True}, "all know that one holds it", 2)
+        for host in every:
+            host.store.cut()
+        await soon(lambda: held() == {False}, "nobody holds it", FAILOVER)
+        for host in every:
+            host.store.mend()
+        await soon(lambda: held() == {True}, "one holds it again", 15)
+        assert RECORD in cluster.memory.entries
+
+    played(tmp_path, work)
