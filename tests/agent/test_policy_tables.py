@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from linkspan.core.addresses import prefix
 from linkspan.policy import document
-from linkspan.policy.judge import Judge, Party, Probe
-from linkspan.policy.model import TIERS, Peer, Policy, Ports, Requirement, Rule, Selector, Subject, Tier
+from linkspan.policy.model import Policy, Tier
 from support.agent.yard import PODS, Yard, yard_in
-from support.policy_cases import END, Case, peer_cases, port_cases, rule_cases
+from support.policy_cases import peer_cases, port_cases, rule_cases
+from support.policy_tables import both_wrong, disagreements, play, policies
 
-FAMILIES = (4, 6)
+RIGHT: dict[int, list[object]] = {4: [], 6: []}
 
 
 @pytest.fixture(scope="module", params=["routed", "bridged"])
@@ -30,54 +23,23 @@ def yard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield made
 
 
-def _text(container: str, case: Case) -> str:
-    """Return a case as a policy about one container."""
-    end = "from" if case.direction == "ingress" else "to"
-    rules = [{end if key == END else key: value for key, value in rule.items()} for rule in case.rules]
-    # JSON is YAML, too, without aliases for what two rules share.
-    return json.dumps({"policy": f"about-{container}", "select": {"name": container}, case.direction: rules}) + "\n"
-
-
-def _play(yard: Yard, cases: Iterable[Case]) -> list[str]:
-    """Give each container a case of one direction, nine at a time; return the cells that are wrong."""
-    found = []
-    for direction in ("ingress", "egress"):
-        waiting = [case for case in cases if case.direction == direction]
-        for start in range(0, len(waiting), len(PODS)):
-            about = dict(zip(PODS, waiting[start : start + len(PODS)], strict=False))
-            yard.apply("---\n".join(_text(name, case) for name, case in about.items()))
-            for family in FAMILIES:
-                for cell in yard.wrong(family, partial(_expected, about, family)):
-                    names = {about[end].name for end in cell[:2] if end in about}
-                    found.append(f"{cell} by IPv{family}, {direction}: one of {names}")
-    return found
-
-
-def _expected(about: Mapping[str, Case], family: int, source: str, target: str, port: int, protocol: str) -> bool:
-    for own, other, direction in ((target, source, "ingress"), (source, target, "egress")):
-        case = about.get(own)
-        if case is not None and case.direction == direction:
-            return other in case.ends[family] and (port, protocol) in case.ports
-    return True
-
-
 def test_every_peer_means_whom_the_table_says(yard: Yard) -> None:
     """By labels, each operator, networks, names, addresses and exceptions, in both directions."""
     cases = peer_cases()
     assert len(cases) == 128
-    assert _play(yard, cases) == []
+    assert play(yard, cases) == []
 
 
 def test_every_list_of_ports_opens_what_the_table_says(yard: Yard) -> None:
     """By single ports, spans, whole protocols, and several of them."""
     cases = port_cases()
     assert len(cases) == 70
-    assert _play(yard, cases) == []
+    assert play(yard, cases) == []
 
 
 def test_of_several_rules_the_first_one_decides(yard: Yard) -> None:
     """Allows and denies of one policy, in either order."""
-    assert _play(yard, rule_cases()) == []
+    assert play(yard, rule_cases()) == []
     assert yard.host.differences() == []
 
 
@@ -127,7 +89,7 @@ def test_policies_that_meet_are_looked_at_by_their_order(yard: Yard) -> None:
         into, out = OPEN[about[target][0]][0], OPEN[about[source][0]][1]
         return _within(into, source[0], port, protocol) and _within(out, target[0], port, protocol)
 
-    assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
+    assert both_wrong(yard, lambda _family: expected) == RIGHT
 
 
 _X, _Z = "from: [{network: x}]", "from: [{network: z}]"
@@ -164,7 +126,7 @@ def test_tiers_decide_above_and_below(yard: Yard) -> None:
     def expected(source: str, target: str, port: int, protocol: str) -> bool:
         return _within(about[target][1], source[0], port, protocol)
 
-    assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
+    assert both_wrong(yard, lambda _family: expected) == RIGHT
     refused = yard.host.json("trace", "z-a", "z-c", "--port", "80", code=3)
     assert "policy z-c-admin line" in refused["reason"]
     assert yard.host.json("policy", "can", "x-a", "z-c")["ports"] == ["1-80/tcp", "82-65535/tcp"]
@@ -174,23 +136,22 @@ def test_a_changed_label_and_a_deleted_policy_change_the_cells(yard: Yard) -> No
     """The same cells follow labels of both ends, and everything is open again at the end."""
     yard.apply("policy: p\nselect: {labels: {pod: a}}\ningress: [{from: [{labels: {pod: b}}]}]\n")
 
-    def between(targets: str, sources: str) -> list[object]:
+    def between(targets: str, sources: str) -> object:
         """Return what is wrong if only these targets are closed, and only these sources reach them."""
-        return [
-            yard.wrong(family, lambda s, t, _port, _protocol: t not in targets.split() or s in sources.split())
-            for family in FAMILIES
-        ]
+        return both_wrong(
+            yard, lambda _family: lambda s, t, _port, _protocol: t not in targets.split() or s in sources.split()
+        )
 
-    assert between("x-a y-a z-a", "x-b y-b z-b") == [[], []]
+    assert between("x-a y-a z-a", "x-b y-b z-b") == RIGHT
     yard.host.cli("endpoint", "label", "x-c", "pod=a")
     yard.host.cli("endpoint", "label", "y-b", "pod=c")
     try:
-        assert between("x-a y-a z-a x-c", "x-b z-b") == [[], []]
+        assert between("x-a y-a z-a x-c", "x-b z-b") == RIGHT
     finally:
         yard.host.cli("endpoint", "label", "x-c", "pod=c")
         yard.host.cli("endpoint", "label", "y-b", "pod=b")
     yard.apply("")
-    assert between("", "") == [[], []]
+    assert between("", "") == RIGHT
 
 
 KUBERNETES = """
@@ -217,54 +178,7 @@ def test_a_policy_of_kubernetes_means_the_same_here(yard: Yard) -> None:
     def expected(source: str, target: str, _port: int, protocol: str) -> bool:
         return target != "z-a" or (protocol == "tcp" and (source[0] == "z" or source in ("y-b", "y-c")))
 
-    assert [yard.wrong(family, expected) for family in FAMILIES] == [[], []]
-
-
-_values = st.sampled_from("abc")
-_requirements = st.builds(
-    Requirement,
-    st.sampled_from(("pod", "tier")),
-    st.sampled_from(("In", "NotIn")),
-    st.lists(_values, min_size=1, max_size=2, unique=True).map(tuple),
-) | st.builds(Requirement, st.sampled_from(("pod", "tier")), st.sampled_from(("Exists", "DoesNotExist")))
-_selectors = st.builds(
-    Selector,
-    labels=st.dictionaries(st.just("pod"), _values, max_size=1),
-    expressions=st.lists(_requirements, max_size=1).map(tuple),
-    networks=st.sampled_from(((), ("x",), ("y", "z"))),
-    names=st.sampled_from(((), (), (), ("x-a",))),
-)
-_cidrs = st.sampled_from(
-    (
-        Peer(cidr="10.211.0.0/16", excepts=("10.211.0.0/30",)),
-        Peer(cidr="0.0.0.0/0"),
-        Peer(cidr="fd00:212::/64"),
-        Peer(outside=True),
-    )
-)
-_ports = st.sampled_from(
-    (Ports("tcp", 80, 80), Ports("tcp"), Ports("udp", 80, 81), Ports("udp", 81, 81), Ports("icmp"))
-)
-
-
-def _ways(*actions: str) -> st.SearchStrategy[Any]:
-    rules = st.builds(
-        Rule,
-        action=st.sampled_from(actions),
-        peers=st.lists(st.builds(Peer, select=_selectors) | _cidrs, max_size=2).map(tuple),
-        ports=st.lists(_ports, max_size=2, unique=True).map(tuple),
-    )
-    some = st.lists(rules, max_size=2).map(tuple)
-    return st.tuples(some, some) | st.tuples(st.none(), some) | st.tuples(some, st.none())
-
-
-def _made(select: Selector, ways: Any, order: int, tier: Tier) -> Policy:
-    return Policy(name="p", select=select, ingress=ways[0], egress=ways[1], order=order, tier=tier)
-
-
-_tiered = st.builds(_made, _selectors, _ways("allow", "deny", "pass"), st.integers(0, 2), st.sampled_from(TIERS[::2]))
-_usual = st.builds(_made, _selectors, _ways("allow", "allow", "deny"), st.integers(0, 2), st.just("normal"))
-_policies = st.lists(_usual | _tiered, min_size=1, max_size=5)
+    assert both_wrong(yard, lambda _family: expected) == RIGHT
 
 
 @settings(
@@ -273,26 +187,7 @@ _policies = st.lists(_usual | _tiered, min_size=1, max_size=5)
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(made=_policies)
+@given(made=policies)
 def test_the_kernel_and_the_judge_agree_on_random_policies(yard: Yard, made: list[Policy]) -> None:
     """Whatever five policies of all tiers say, each cell is what the judge says of it, by IPv4 and IPv6."""
-    named = [msgspec.structs.replace(one, name=f"p{number}") for number, one in enumerate(made)]
-    yard.enforce(*named)
-    judge = Judge(named)
-    text = "---\n".join(map(document.printed, named))
-    for family in FAMILIES:
-        parties = {
-            name: Party(
-                prefix(yard.ips[name][family]),
-                judge.chosen(Subject(name, name[0], "", {"pod": name[2], "ns": name[0]})),
-            )
-            for name in PODS
-        }
-        verdicts = {
-            (source, target, port, protocol): judge.verdict(
-                parties[source], parties[target], Probe(protocol, port)
-            ).allowed
-            for source, target in itertools.permutations(PODS, 2)
-            for port, protocol in itertools.product((80, 81), ("tcp", "udp"))
-        }
-        assert yard.wrong(family, lambda *cell: verdicts[cell]) == [], text  # noqa: B023 - called at once
+    assert disagreements(yard, made, lambda _name: "") == RIGHT, "---\n".join(map(document.printed, made))

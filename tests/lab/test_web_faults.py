@@ -141,7 +141,7 @@ def test_an_agent_that_is_gone_says_nothing_and_a_real_packet_decides(page: Brow
         ("rules-flush", "Nft", "ipsec"),
         ("routes-flush", "Route", "bgp"),
         ("fdb-flush", "FdbEntry", "vxlan"),
-        ("helper-kill", "IpsecConnection", "ipsec"),
+        ("helper-kill", "Process", "ipsec"),
     ],
 )
 def test_a_fault_that_is_repaired_is_told(

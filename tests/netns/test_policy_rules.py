@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts
+from linkspan.core.model import Facts, Port
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import NftChain, NftSet
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
@@ -47,11 +47,14 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
     """It has no memory of how nft printed them, and changes nothing."""
     policies = document.parsed(EVERYTHING, "").policies
     regime = Regime(policies, policies, ["shop"])
-    wanted = [*samples.states(regime, [4, 6]), *rules.bridge_states(regime, [4, 6])]
+    wanted = [*samples.states(regime, [4, 6], ports=True), *rules.bridge_states(regime, [4, 6])]
     web = regime.chosen(Subject("w", "shop", "h1", {"app": "web"}))
     addresses = [prefix("10.1.0.2"), prefix("fd00::2")]
     wanted += rules.of_endpoint(regime, web, addresses, policed=True)
     wanted += rules.bridge_elements(regime, web, "lsp1", addresses)
+    ports = Port("", 443, 443, "tcp"), Port("192.0.2.1", 53, 53, "udp"), Port("2001:db8::1", 53, 53, "udp")
+    wanted += rules.of_ports(regime, web, ports, [4, 6])
+    wanted = list(dict.fromkeys(wanted))
     with fresh_namespace() as netns, inside(netns):
         first, second = FirewallDriver(), FirewallDriver()
         try:

@@ -87,9 +87,9 @@ probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_fr
     Probe, st.just("icmp"), requests
 )
 
-def states(regime: Regime, families: Collection[int]) -> list[State]:
+def states(regime: Regime, families: Collection[int], *, ports: bool = False) -> list[State]:
     """Return the sets and chains of all policies of a regime, with those that they have in common."""
-    found = list(nftables.common(regime, families))
+    found = list(nftables.common(regime, families, ports=ports))
     for part in nftables.parts(regime).values():
         found += nftables.states(regime, part, families)
     return list(dict.fromkeys(found))

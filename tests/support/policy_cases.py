@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-_ALL = frozenset(f"{network}-{pod}" for network, pod in itertools.product("xyz", "abc"))
+ALL = frozenset(f"{network}-{pod}" for network, pod in itertools.product("xyz", "abc"))
+"""The nine containers."""
 Open = frozenset[tuple[int, str]]
 EVERY: Open = frozenset(itertools.product((80, 81), ("tcp", "udp")))
 
@@ -39,7 +40,7 @@ def _of(words: str) -> frozenset[str]:
     found = set()
     for word in words.split():
         network, _, pod = word.partition("-")
-        found |= {one for one in _ALL if network in ("*", one[0]) and pod in ("*", one[2])}
+        found |= {one for one in ALL if network in ("*", one[0]) and pod in ("*", one[2])}
     return frozenset(found)
 
 
@@ -173,7 +174,7 @@ def port_cases() -> list[Case]:
 def rule_cases() -> list[Case]:
     """Return the cases about rules that meet: the first that matches decides."""
     a, x = {"labels": {"pod": "a"}}, {"network": "x"}
-    every = {4: _ALL, 6: _ALL}
+    every = {4: ALL, 6: ALL}
     none: dict[int, frozenset[str]] = {4: frozenset(), 6: frozenset()}
     without_a = {4: _of("*-b *-c"), 6: _of("*-b *-c")}
     x_alone = {4: _of("x-*"), 6: _of("x-*")}

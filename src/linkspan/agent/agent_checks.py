@@ -99,7 +99,7 @@ def fast(standings: Mapping[str, Standing]) -> list[Check]:
 
 def unprotected(sentences: Iterable[str]) -> list[Check]:
     """Return which containers of this host policies do not protect."""
-    fix = f"on a bridge: {bridge_filters.FIX}; on the host's own network: put them on another one"
+    fix = f"on a bridge: {bridge_filters.FIX}; on the host's own network: publish their ports, or use another one"
     return [Check("policies", "fail", sentence, fix) for sentence in sentences]
 
 

@@ -133,7 +133,7 @@ class DropLog:
             if mine := [one for one in packets if one.prefix == wanted]:
                 flows = self._parties.flows(judge)
                 for one in mine:
-                    verdict = flows.refusal(one.flow)
+                    verdict = flows.refusal_at_host(one.flow) if one.to_host else flows.refusal(one.flow)
                     self._add(self._drop(one, now, verdict.by if verdict else None, staged=staged))
 
     def _drop(self, one: Logged, at: float, by: By | None, *, staged: bool) -> Drop:

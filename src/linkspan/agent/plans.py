@@ -42,8 +42,9 @@ class Plans:
 
     def _wanted(self) -> Iterator[tuple[Source, list[State]]]:
         view = self._view()
-        used = any(not network.on_host for network in view.networks)
-        yield ("host", "firewall"), [*ruleset.skeleton(view.facts, kinds()), *ruleset.control(view)] if used else []
+        # Also for networks of backend host: policies, and ``from=``, limit who may come in by their containers' ports.
+        states = [*ruleset.skeleton(view.facts, kinds()), *ruleset.control(view)] if view.networks else []
+        yield ("host", "firewall"), states
         for way in BACKENDS.values():
             if way.host_phase != "before networks":
                 continue  # ``cluster/shared_states`` puts it

@@ -15,7 +15,7 @@ from linkspan.core.errors import Conflict, Invalid, NotFound, closest
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
 from linkspan.kernel.drivers import bridge_filters
-from linkspan.policy.model import Policy, checked
+from linkspan.policy.model import DIRECTIONS, Policy, checked
 from linkspan.store.compare_and_swap import TRIES
 from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
@@ -197,7 +197,8 @@ class Policies:
 
     def _untiered(self, policy: Policy) -> list[str]:
         """Return the names of the other hosts whose agents enforce policies, and do not understand this one."""
-        if not policy.is_of_tiers:
+        hosted = {network.name for network in self._networks.all() if network.on_host}
+        if not policy.is_of_tiers and hosted.isdisjoint(policy.select.networks):
             return []
         others = (one for id_, one in self._hosts.all().items() if id_ != self._hosts.here.id)
         return sorted(one.name or one.id for one in others if one.enforces and not one.tiers)
@@ -206,13 +207,13 @@ class Policies:
         if old := self._untiered(policy):
             raise Conflict(
                 f"policy {policy.name}: the agent of host {', '.join(old)} is of a version that knows neither tiers of "
-                "policies nor requests of ICMP in them",
+                "policies, nor requests of ICMP in them, nor ports of containers on the host's own network",
                 "upgrade it first: linkspan upgrade",
             )
 
     def _check_networks(self, policy: Policy) -> None:
         for network in self._networks.all():
-            if network.name in policy.select.networks and (why := unenforceable(network)):
+            if network.name in policy.select.networks and (why := _unable(policy, network)):
                 raise Invalid(f"policy {policy.name} selects network {network.name}: {why}", _fix(network))
 
     def warnings(self, policy: Policy) -> Iterator[str]:
@@ -227,12 +228,20 @@ class Policies:
                 yield f"policy {policy.name}: network {name} does not exist, so it selects nothing there"
         if not policy.select.networks:
             for network in known.values():
-                if why := unenforceable(network):
+                if why := _unable(policy, network):
                     yield f"policy {policy.name} does not count in network {network.name}: {why}"
 
 
+def _unable(policy: Policy, network: Network) -> str:
+    """Return why a direction of a policy is not enforced in a network, '' if all are."""
+    every = (unenforceable(network, one) for one in DIRECTIONS if policy.rules(one) is not None)
+    return next(filter(None, every), "")
+
+
 def _fix(network: Network) -> str:
-    return "create a network of another backend" if network.on_host else bridge_filters.FIX
+    if network.on_host:
+        return "leave egress out, or put the containers on a network of another backend"
+    return bridge_filters.FIX
 
 
 STAGED = "staged/"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from linkspan.agent.policy_coverage import policed, unenforceable
+from linkspan.agent.policy_coverage import hosted, policed, unenforceable
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
@@ -25,6 +25,7 @@ from linkspan.policy.review import Finding, Known, review
 _BROADCAST = "255.255.255.255"
 OUTSIDE = "outside"
 """The word for every address in no pool."""
+_OWN_HOST = "it is the container's own host, which no policy is about"
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
 class Place(msgspec.Struct, frozen=True):
     """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees.
 
-    ``ports`` are those that a container publishes.
+    ``ports`` are those that a container publishes. ``hosted``: it is on its host's own network, and they are all that
+    policies know of it; of one that need not exist any port counts.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Place(msgspec.Struct, frozen=True):
     host: str
     party: Party
     ports: tuple[Port, ...] = ()
+    hosted: bool = False
 
 
 class PolicyAnswers:
@@ -108,7 +111,8 @@ class PolicyAnswers:
         async def ports_of(one: Place) -> tuple[str, ...]:
             """Return at which ports; most endpoints are like others, and answers take a millisecond."""
             party = one.party if judge.by_address else msgspec.structs.replace(one.party, address=None)
-            like = Place("", one.network, "", party)
+            near = one.host if any(place.hosted for place in places) else ""
+            like = Place("", one.network, near, party, hosted=one.hosted)
             if like not in known:
                 await asyncio.sleep(0)
                 answers = [self._answer(judge, one, place, port) for place in places]
@@ -118,7 +122,7 @@ class PolicyAnswers:
         async for some in self._endpoint_records.everywhere():
             for endpoint in some:
                 one = self._place(judge, endpoint)
-                itself = any(place.party.address == one.party.address for place in places)
+                itself = any(_same(place, one) for place in places)
                 if one.network and not itself and (reached := await ports_of(one)):
                     found.append(Reacher(name=one.name, network=one.network, host=one.host, ports=reached))
         if reached := await ports_of(Place(OUTSIDE, "", "", Party(None, outside=True))):
@@ -174,10 +178,10 @@ class PolicyAnswers:
 
     async def _places(self, judge: Judge, end: End) -> list[Place]:
         if end.network:
-            self._networks.get(end.network)
+            network = self._networks.get(end.network)
             chosen = judge.chosen(Subject("", end.network, "", end.labels))
-            routed = not unenforceable(self._networks.get(end.network))
-            return [Place(str(end), end.network, "", Party(None, chosen, policed=routed))]
+            party = Party(None, chosen, policed=not unenforceable(network))
+            return [Place(str(end), end.network, "", party, hosted=network.on_host)]
         if end.name == OUTSIDE:
             return [Place(OUTSIDE, "", "", Party(None, outside=True))]
         try:
@@ -200,10 +204,12 @@ class PolicyAnswers:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
         address = next((one.single() for one in endpoint.prefixes), None)
         party = Party(address, judge.chosen(subject), policed=self._is_policed(endpoint))
-        return Place(endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports)
+        return Place(endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports, hosted(endpoint))
 
     def _is_policed(self, endpoint: Endpoint) -> bool:
         """Return whether policies about an endpoint count on its host, by what that says of its kernel."""
+        if hosted(endpoint):
+            return bool(endpoint.ports)
         if endpoint.host == self._hosts.here.name or not endpoint.host_ifname.startswith("lsp"):
             return policed(endpoint)
         return any(host.filters for host in self._hosts.all().values() if host.name == endpoint.host)
@@ -214,9 +220,15 @@ class PolicyAnswers:
 
     def _answer(self, judge: Judge, source: Place, target: Place, port: str) -> Answer:
         probe = _probe(port) if port else None
+        if target.hosted:
+            return self._answer_at_host(judge, source, target, probe)
+        if source.hosted:
+            if source.host and source.host == target.host:
+                return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
+            source = Place(source.name, "", source.host, Party(None))  # nobody that a selector selects
         gates = self._gates(source.network, target.network)
         if own := self._own(source, target):
-            return Answer(allowed=True, ports=(str(_ports(probe)) if probe else "all",), by=None, why=own)
+            return Answer(allowed=True, ports=(_said(probe),), by=None, why=own)
         if inner := self._internal(source, target):
             why = f"network {inner} is internal: nothing passes between it and the outside, whatever a policy says"
             return Answer(allowed=False, ports=(), by=None, why=why)
@@ -229,9 +241,7 @@ class PolicyAnswers:
             if all(gate.port for gate in gates):
                 wanted = [Probe(gate.protocol, gate.port) for gate in gates]
                 spans = tuple(_ports(one) for one in wanted if judge.verdict(source.party, target.party, one).allowed)
-            # All ports may be a rule's span of them, which a packet without a port is not in.
-            first = spans[0] if spans else Ports("tcp")
-            probe = Probe(first.protocol, first.first or (1 if first.protocol != "icmp" else 0))
+            probe = _probe_of(spans)
             names = tuple(map(str, spans))
             names = ("all",) if names == PROTOCOLS else names
         else:
@@ -245,6 +255,41 @@ class PolicyAnswers:
             why += "".join(_limits(source, target, probe))
         return Answer(allowed=bool(names), ports=names, by=verdict.by, why=why)
 
+    def _answer_at_host(self, judge: Judge, source: Place, target: Place, probe: Probe | None) -> Answer:
+        """Return whether one end may connect to a container on its host's own network, whose ports are the host's."""
+        if source.hosted and source.host == target.host:
+            return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
+        network = next((one for one in self._networks.all() if one.name == source.network), None)
+        if network is not None and network.internal:
+            why = f"network {network.name} is internal: of a host it reaches only DNS and ICMP, whatever a policy says"
+            return Answer(allowed=False, ports=(), by=None, why=why)
+        published = [Probe(one.protocol, one.host_port) for one in target.ports]
+        if not target.party.policed or (probe is not None and published and probe not in published):
+            why = f"{target.name} publishes no {'port' if probe is None else _ports(probe)}, so no policy is about it"
+            return Answer(allowed=True, ports=(_said(probe),), by=None, why=why)
+        # Its own egress is enforced only where its packets are forwarded: by another host, whose address they get then.
+        seen = msgspec.structs.replace(source.party, policed=False)
+        elsewhere = source.host not in ("", target.host)
+        if elsewhere and (network is None or network.masquerade):
+            seen = self._as_host(source.host)
+
+        def verdict(one: Probe) -> Verdict:
+            out = judge.judged("egress", source.party, self._as_host(target.host), one) if elsewhere else None
+            return out if out is not None and not out.allowed else judge.verdict(seen, target.party, one)
+
+        asked = [probe] if probe is not None else published or [_probe_of(judge.openings(seen, target.party))]
+        said = {one: verdict(one) for one in asked}
+        names = tuple(str(_ports(one)) for one, found in said.items() if found.allowed)
+        telling = next((found for found in said.values() if found.allowed or not names), Verdict(allowed=True))
+        limits = (text for one, found in said.items() if found.allowed for text in _limits(source, target, one))
+        return Answer(allowed=bool(names), ports=names, by=telling.by, why=_why(telling) + "".join(limits))
+
+    def _as_host(self, name: str) -> Party:
+        """Return a host as another one sees it: outside all networks, at its underlay address, if it has told one."""
+        known = (one.underlay for one in self._hosts.all().values() if one.name == name)
+        text = next((text for one in known if one is not None for text in one.addresses), "")
+        return Party(prefix(text).single() if text else None, outside=True)
+
     def _own(self, source: Place, target: Place) -> str:
         """Return why packets between two ends pass no rule of policies: one is the other one's gateway; '' if not."""
         networks = {network.name: network for network in self._networks.all()}
@@ -252,7 +297,7 @@ class PolicyAnswers:
             if one.network in networks and not other.network and other.party.address is not None:
                 gateways = {prefix(text).address for text in networks[one.network].gateways}
                 if other.party.address.address in gateways:
-                    return "it is the container's own host, which no policy is about"
+                    return _OWN_HOST
         return ""
 
     def _internal(self, source: Place, target: Place) -> str:
@@ -270,6 +315,23 @@ class PolicyAnswers:
         return [one for one in self._allowances.all() if (one.source, one.target) == (source, target)]
 
 
+def _same(one: Place, other: Place) -> bool:
+    """Return whether two places are one container's."""
+    if one.party.address is None:
+        return (one.name, one.host, one.hosted) == (other.name, other.host, other.hosted)
+    return one.party.address == other.party.address
+
+
+def _probe_of(spans: Sequence[Ports]) -> Probe:
+    """Return one of what is open. All ports may be a rule's span of them, which a packet without a port is not in."""
+    first = spans[0] if spans else Ports("tcp")
+    return Probe(first.protocol, first.first or (1 if first.protocol != "icmp" else 0))
+
+
+def _said(probe: Probe | None) -> str:
+    return str(_ports(probe)) if probe else "all"
+
+
 def _of_many(address: Prefix) -> bool:
     return address.address == _BROADCAST or ipaddress.ip_address(address.address).is_multicast
 
@@ -279,7 +341,7 @@ def _limits(source: Place, target: Place, probe: Probe) -> Iterator[str]:
     at = source.party.address
     for one in target.ports if source.party.outside else ():
         inside = at is not None and any(prefix(cidr).holds(at) for cidr in one.sources)
-        if one.sources and not inside and (one.protocol, one.port) == (probe.protocol, probe.port):
+        if one.sources and not inside and probe == Probe(one.protocol, one.host_port if target.hosted else one.port):
             yield f"; only {', '.join(one.sources)} may come in by port {one.host_port}/{one.protocol} of the host"
 
 

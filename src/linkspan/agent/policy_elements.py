@@ -6,31 +6,43 @@ from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
-from linkspan.agent.policy_coverage import addresses, bridged, policed, unenforceable
+from linkspan.agent.policy_coverage import (
+    addresses,
+    bridged,
+    hosted,
+    policed,
+    spots,
+    uncovered,
+    unenforceable,
+)
 from linkspan.agent.policy_flows import Known
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
-from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import BridgeFilter, State
 from linkspan.policy import rules
-from linkspan.policy.model import Subject, selects
+from linkspan.policy.model import DIRECTIONS, Subject, selects
 from linkspan.policy.regime import Regime
 from linkspan.store.derived import Derived
 
 
 class InForce(msgspec.Struct, frozen=True):
-    """Policies in force on a host, the families that have sets, and the bridges whose frames pass the rules."""
+    """Policies in force on a host, the families that have sets, and the bridges whose frames pass the rules.
+
+    ``ports`` says whether packets to ports of containers on the host's own network pass them.
+    """
 
     regime: Regime = Regime()
     families: frozenset[int] = frozenset()
     bridges: frozenset[str] = frozenset()
+    ports: bool = False
 
     def common(self, *, logs: bool) -> list[State]:
         """Return the rules that all policies have in common, and the bridges' settings; ``logs``: there is nflog."""
-        found = list(rules.common(self.regime, self.families, logs=logs))
+        found = list(rules.common(self.regime, self.families, logs=logs, ports=self.ports))
         if self.bridges:
             found += rules.bridge_states(self.regime, self.families)
         return found + [BridgeFilter(bridge) for bridge in sorted(self.bridges)]
@@ -61,17 +73,16 @@ class PolicyElements:
         """Return by network the pools that addresses of containers are from."""
         return self._pools.get()
 
-    def families(self) -> frozenset[int]:
-        """Return the families of the pools."""
-        return frozenset(pool.family for pools in self.pools().values() for pool in pools)
+    def wanted(self, regime: Regime) -> InForce:
+        """Return a regime with the families of the pools, and the bridges that its networks have, or will have.
 
-    def bridges(self, regime: Regime) -> frozenset[str]:
-        """Return the bridges that networks with policies have, or will have, on a host that can filter them."""
-        return frozenset(
-            network.bridge
-            for network in self._networks.all()
-            if not (network.routed or unenforceable(network)) and regime.concerns(network.name)
-        )
+        A host's ports are reached by both families.
+        """
+        families = frozenset(pool.family for pools in self.pools().values() for pool in pools)
+        about = [network for network in self._networks.all() if regime.concerns(network.name)]
+        ports = any(network.on_host for network in about)
+        bridges = (one.bridge for one in about if not (one.on_host or one.routed or unenforceable(one)))
+        return InForce(regime, families.union(FAMILIES if ports else ()), frozenset(bridges), ports)
 
     def subject(self, endpoint: Endpoint) -> Subject:
         """Return what selectors look at of an endpoint of this host."""
@@ -86,6 +97,8 @@ class PolicyElements:
         found = rules.of_endpoint(force.regime, chosen, found_at, policed=policed(endpoint))
         if bridged(endpoint) and force.bridges:
             found += rules.bridge_elements(force.regime, chosen, endpoint.host_ifname, found_at)
+        if hosted(endpoint) and force.ports:
+            found += rules.of_ports(force.regime, chosen, endpoint.ports, force.families)
         return found
 
     def identities(self) -> set[tuple[str, str]]:
@@ -93,12 +106,17 @@ class PolicyElements:
         return set(self._endpoints)
 
     def of_own(self, force: InForce, identity: tuple[str, str]) -> tuple[dict[str, Known], list[State]]:
-        """Return by address what is known of an endpoint of this host, and its elements; nothing if it is gone."""
+        """Return by address what is known of an endpoint of this host, and its elements; nothing if it is gone.
+
+        One on the host's own network is known by its ports (``spots``).
+        """
         endpoint = self._endpoints.get(identity)
         if endpoint is None or not force.regime:
             return {}, []
         chosen = force.regime.chosen(self.subject(endpoint))
         known = {at.address: Known(at, chosen, endpoint.called) for at in addresses(endpoint)}
+        if hosted(endpoint):
+            known |= {spot: Known(None, chosen, endpoint.called) for one in endpoint.ports for spot in spots(one)}
         return known, self.of_endpoint(force, endpoint)
 
     def selected(self, regime: Regime, digests: Collection[str]) -> set[tuple[str, str]]:
@@ -146,16 +164,20 @@ class PolicyElements:
         known: dict[str, Known] = {}
         states: dict[str, list[State]] = {}
         alike: dict[frozenset[str], frozenset[str]] = {}
-        new, pools = [(digest, force.regime.selectors[digest]) for digest in gained], self.pools()
+        new, pools = {digest: force.regime.selectors[digest] for digest in gained}, self.pools()
+        by_name = any(selector.names for selector in new.values())
         name = self._hosts.name(host)
+        selected: dict[tuple[object, ...], list[str]] = {}
         for network, one in self._remote.of_host(host):
-            subject = _subject(name, network, one)
-            by = [digest for digest, selector in new if selects(selector, subject)]
+            like = network, one.labels, one.container if by_name else ""  # there are thousands like each other
+            if like not in selected:
+                subject = _subject(name, network, one)
+                selected[like] = [digest for digest, selector in new.items() if selects(selector, subject)]
+            by = selected[like]
             for text in one.addresses.split():
                 there = before.get(text)
-                if there is None or not (by or there.chosen & lost):
+                if there is None or (at := there.address) is None or not (by or there.chosen & lost):
                     continue
-                at = there.address
                 if not any(pool.holds(at) for pool in pools.get(network, ())):
                     continue
                 chosen = (there.chosen - lost).union(by)
@@ -175,14 +197,15 @@ class PolicyElements:
     def unenforced(self, regime: Regime) -> list[str]:
         """Return a sentence for each policy and network here of which containers are not protected."""
         known = {network.name: network for network in self._networks.all()}
-        found: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str, str], list[str]] = {}
         for endpoint in self._endpoints.values() if regime else ():
-            if endpoint.network in known and not policed(endpoint):
-                for whose in regime.judge.about(regime.chosen(self.subject(endpoint))):
-                    found.setdefault((endpoint.network, whose), []).append(endpoint.called)
+            for direction in DIRECTIONS if endpoint.network in known else ():
+                if why := uncovered(endpoint, known[endpoint.network], direction):
+                    for whose in regime.judge.about(regime.chosen(self.subject(endpoint)), (direction,)):
+                        found.setdefault((endpoint.network, whose, why), []).append(endpoint.called)
         return [
-            f"network {name}: {whose} does not protect {_listed(called)}: {unenforceable(known[name])}"
-            for (name, whose), called in sorted(found.items())
+            f"network {name}: {whose} does not protect {_listed(list(dict.fromkeys(called)))}: {why}"
+            for (name, whose, why), called in sorted(found.items())
         ]
 
 

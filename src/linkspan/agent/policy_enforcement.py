@@ -16,6 +16,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 
+import msgspec
+
 from linkspan.agent.policy_coverage import unenforceable
 from linkspan.agent.policy_elements import InForce, PolicyElements
 from linkspan.agent.policy_flows import Parties, Source
@@ -47,6 +49,19 @@ RULES: Source = ("policy", "rules")
 """The rules that all policies have in common; each policy's own ones have sources that begin so."""
 _HOSTS: Source = ("policy", "addresses of hosts")
 _KEPT: Source = ("policy", "kept")
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What a change is about: what will be in force, and what of it differs from what is.
+
+    ``changed``: the policies do. ``whole``: everything is compared. ``read``: other hosts' endpoints have been read.
+    """
+
+    force: InForce
+    difference: Difference
+    changed: bool
+    whole: bool
+    read: bool
 
 
 class Enforcement:
@@ -110,8 +125,7 @@ class Enforcement:
     def learn(self) -> None:
         """Take in the recorded policies, so that the endpoints that are taken over get their elements."""
         recorded = self._records.regime()
-        # Their sets come with the networks' own rules, before the first resync; so do the bridges.
-        self._force = InForce(recorded, self._elements.families(), self._elements.bridges(recorded))
+        self._force = self._elements.wanted(recorded)  # sets come before the first resync, with the networks' own rules
         self._remote.want_labels(self.regime.keys)
 
     async def take_over(self) -> None:
@@ -200,6 +214,8 @@ class Enforcement:
         if recorded is not self.regime or not families <= self._force.families:
             return False
         failing = self._worker.machine.reconciler.failing
+        if network.on_host:
+            return self._force.ports
         filtered = network.bridge in self._force.bridges and BridgeFilter(network.bridge).key not in failing
         return network.routed or filtered
 
@@ -235,60 +251,13 @@ class Enforcement:
             await self._put_none()
             return
         if recorded is not self.regime:
-            # The new rules need labels that were not kept. Without them they would refuse what they allow.
-            self._remote.want_labels(recorded.keys)
-            await self._remote.caught_up(PATIENCE)
-            # Before the rules are there: an agent that is killed now, and starts while the store is away, needs them.
-            await self._records.save()
-            await self._before()
-        changed = recorded is not self.regime
-        mattering, pools, force = self._interest.networks(), self._elements.pools(), self._wanted(recorded)
-        # Before the hosts are taken: what is read during the pauses below is put the next time. Until all are read,
-        # whoever has not been read seems to have no labels. What was kept goes with all that takes its place.
-        read = self._remote.complete
-        before = self._mattering, self._put_pools, self._force.families
-        moved = (mattering, pools, force.families) != before
-        whole = self._everything or moved or (read and bool(self._kept)) or not (self.regime and recorded)
-        hosts, self._due_hosts = self._due_hosts, set()
-        self._everything = False
-        self._stricter |= changed or pools != self._put_pools
-        self._mattering, self._put_pools = mattering, pools
-        sources: dict[Source, list[State]] = {}
-        difference = rules.difference(Regime() if whole else self.regime, recorded)
-        if whole:
-            sources = {source: [] for source in self._desired() if source[1] in ("rules", "host")}
-            hosts = self._remote.owners() | {source[2] for source in sources if source[1] == "host"}
-        elif changed:
-            hosts |= {host for host in self._remote.owners() if not self._remote.labelled(host)}
-        hosts |= {host for host in self._unlabelled if self._remote.labelled(host)}
-        async for host in self._in_turn(hosts):
-            sources |= self._of_host(force, host)
-        if (difference.gained or difference.lost) and not whole:
-            async for host in self._in_turn(self._remote.owners() - hosts):
-                sources |= self._reselected(force, host, difference)
+            await self._prepare(recorded)
+        plan = self._plan(recorded)
+        sources = await self._of_others(plan)
         # No pause from here until the worker is called: attaches that see the new rules come after their sets.
-        due, self._due = self._due, set()
-        leased, self._leased = self._leased & self._hosted, set()
-        here = whole or force.bridges != self._force.bridges
-        if here:
-            due = self._elements.identities() | {(id_, ifname) for id_, ifname in self._put_of("endpoint")}
-        elif changed:
-            due |= self._elements.selected(self.regime, difference.concerned)
-            due |= self._elements.selected(recorded, difference.concerned)
-        self._force = force
-        if changed or here:
-            sources |= self._rules(difference)
-        if whole:
-            leased, self._hosted = {*mattering, *self._hosted}, mattering
-        for name in leased:
-            sources[(*_HOSTS, name)] = list(self._elements.of_hosts(force, name)) if name in self._hosted else []
-        for identity in due:
-            source = policy_source(identity)
-            known, sources[source] = self._elements.of_own(force, identity)
-            self._stricter |= self._attached_under_others(source, sources[source])
-            self._stricter |= self._parties.note(source, known)
-        kept = self._kept if recorded and not read else []
-        kept = _within(kept, rules.sets_of_peers(recorded, force.families)) if kept else []
+        sources |= self._of_here(plan)
+        kept = self._kept if recorded and not plan.read else []
+        kept = _within(kept, rules.sets_of_peers(recorded, plan.force.families)) if kept else []
         if kept != self._kept:
             self._stricter, sources[_KEPT] = True, [*kept]
         # What goes is first: an address may lead somewhere else, because another endpoint has it now.
@@ -299,7 +268,7 @@ class Enforcement:
         except Conflict as refused:  # all else is in force
             failed, conflict = {}, refused
         self._kept = kept
-        if self._stricter and read:
+        if self._stricter and plan.read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
             await asyncio.to_thread(conntrack.cut, self._parties.flows(self.regime.judge, local))
@@ -307,6 +276,71 @@ class Enforcement:
             raise serious[0]  # after the cut: one bad element must not keep forbidden flows
         if conflict is not None:
             raise conflict
+
+    async def _prepare(self, recorded: Regime) -> None:
+        """Make sure that other policies than those in force can be put."""
+        # The new rules need labels that were not kept. Without them they would refuse what they allow.
+        self._remote.want_labels(recorded.keys)
+        await self._remote.caught_up(PATIENCE)
+        # Before the rules are there: an agent that is killed now, and starts while the store is away, needs them.
+        await self._records.save()
+        await self._before()
+
+    def _plan(self, recorded: Regime) -> _Plan:
+        """Take in what has changed since the last time."""
+        # Before the hosts are taken: what is read during the pauses that follow is put the next time. Until all are
+        # read, whoever has not been read seems to have no labels. What was kept goes with all that takes its place.
+        read, changed = self._remote.complete, recorded is not self.regime
+        mattering, pools, force = self._interest.networks(), self._elements.pools(), self._wanted(recorded)
+        moved = (mattering, pools, force.families) != (self._mattering, self._put_pools, self._force.families)
+        whole = self._everything or moved or (read and bool(self._kept)) or not (self.regime and recorded)
+        self._stricter |= changed or pools != self._put_pools
+        self._everything, self._mattering, self._put_pools = False, mattering, pools
+        return _Plan(force, rules.difference(Regime() if whole else self.regime, recorded), changed, whole, read)
+
+    async def _of_others(self, plan: _Plan) -> dict[Source, list[State]]:
+        """Return what differs of other hosts' endpoints, by source; take in what is known of them."""
+        hosts, self._due_hosts = self._due_hosts, set()
+        sources: dict[Source, list[State]] = {}
+        if plan.whole:
+            sources = {source: [] for source in self._desired() if source[1] == "host"}
+            hosts = self._remote.owners() | {source[2] for source in sources}
+        elif plan.changed:
+            hosts |= {host for host in self._remote.owners() if not self._remote.labelled(host)}
+        hosts |= {host for host in self._unlabelled if self._remote.labelled(host)}
+        async for host in self._in_turn(hosts):
+            sources |= self._of_host(plan.force, host)
+        difference = plan.difference
+        if (difference.gained or difference.lost) and not plan.whole:
+            async for host in self._in_turn(self._remote.owners() - hosts):
+                sources |= self._reselected(plan.force, host, difference)
+        return sources
+
+    def _of_here(self, plan: _Plan) -> dict[Source, list[State]]:
+        """Return what differs of the rules, and of this host's endpoints, by source; this is in force from now on."""
+        force, sources = plan.force, dict[Source, list[State]]()
+        due, self._due = self._due, set()
+        leased, self._leased = self._leased & self._hosted, set()
+        here = plan.whole or (force.bridges, force.ports) != (self._force.bridges, self._force.ports)
+        if here:
+            due = self._elements.identities() | {(id_, ifname) for id_, ifname in self._put_of("endpoint")}
+        elif plan.changed:
+            due |= self._elements.selected(self.regime, plan.difference.concerned)
+            due |= self._elements.selected(force.regime, plan.difference.concerned)
+        self._force = force
+        if plan.whole:
+            sources = {source: [] for source in self._desired() if source[1] == "rules"}
+            leased, self._hosted = {*self._mattering, *self._hosted}, self._mattering
+        if plan.changed or here:
+            sources |= self._rules(plan.difference)
+        for name in leased:
+            sources[(*_HOSTS, name)] = list(self._elements.of_hosts(force, name)) if name in self._hosted else []
+        for identity in due:
+            source = policy_source(identity)
+            known, sources[source] = self._elements.of_own(force, identity)
+            self._stricter |= self._attached_under_others(source, sources[source])
+            self._stricter |= self._parties.note(source, known)
+        return sources
 
     def _serious(self, failed: Mapping[Key, LinkspanError]) -> list[LinkspanError]:
         """Return the errors that count (in the worker's thread).
@@ -380,9 +414,11 @@ class Enforcement:
     def _wanted(self, regime: Regime) -> InForce:
         """Return what can be in force now: the networks' own rules and the bridges come first."""
         desired = self._worker.machine.reconciler.desired
-        families = self._elements.families() if ("host", "firewall") in desired.sources() else frozenset[int]()
-        bridges = frozenset(one for one in self._elements.bridges(regime) if desired.owners(("Bridge", one)))
-        return InForce(regime, families, bridges)
+        if ("host", "firewall") not in desired.sources():
+            return InForce(regime)
+        wanted = self._elements.wanted(regime)
+        bridges = frozenset(one for one in wanted.bridges if desired.owners(("Bridge", one)))
+        return msgspec.structs.replace(wanted, bridges=bridges)
 
     def filtered(self) -> frozenset[str]:
         """Return the bridges whose frames pass the rules."""

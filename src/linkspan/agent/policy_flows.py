@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from linkspan.agent.policy_coverage import addresses, policed
+from linkspan.agent.policy_coverage import addresses, policed, spots_at
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.model import Endpoint
@@ -21,10 +21,10 @@ Source = tuple[str, ...]
 class Known(msgspec.Struct, frozen=True, gc=False):
     """An endpoint at one of its addresses: the selectors that select it, and its name.
 
-    Of another host's endpoint only selectors of peers count.
+    Of another host's endpoint only selectors of peers count. One on this host's own network has no address, but ports.
     """
 
-    address: Prefix
+    address: Prefix | None
     chosen: frozenset[str]
     name: str
 
@@ -47,7 +47,8 @@ class Flows:
     ) -> None:
         """Take the addresses of this host's endpoints as ``here``: other hosts enforce the policies of theirs.
 
-        ``local`` are the host's own addresses: no flow with one of them passes the rules.
+        ``local`` are the host's own addresses. Of flows with one of them only those pass rules that lead to ports of
+        containers on the host's own network.
         """
         self._judge = judge
         self._known = known
@@ -62,14 +63,25 @@ class Flows:
     def refusal(self, flow: conntrack.Flow) -> Verdict | None:
         """Return by which policy and line this host refuses a flow, None if it does not."""
         source, target = flow.source.address, flow.target.address
-        if self._own(source) or self._own(target):
+        if self._own(source):
             return None
+        if self._own(target):
+            return self.refusal_at_host(flow)
         probe = Probe(flow.protocol, flow.port)
         ends = self._party(flow.source), self._party(flow.target)
         if source in self._here and not (out := self._judge.judged("egress", *ends, probe)).allowed:
             return out
         if target in self._here and not (into := self._judge.judged("ingress", *ends[::-1], probe)).allowed:
             return into
+        return None
+
+    def refusal_at_host(self, flow: conntrack.Flow) -> Verdict | None:
+        """Return as ``refusal`` for a flow to the host itself: a container on its network may have the port."""
+        for spot in spots_at(flow.target, flow.protocol, flow.port):
+            if (served := self._known.get(spot)) is not None:
+                probe = Probe(flow.protocol, flow.port)
+                into = self._judge.judged("ingress", served.party, self._party(flow.source), probe)
+                return None if into.allowed else into
         return None
 
     def _own(self, address: str) -> bool:
@@ -116,7 +128,7 @@ class Parties:
         return self._of.keys()
 
     def flows(self, judge: Judge, local: frozenset[str] = frozenset()) -> Flows:
-        """Return which flows through this host a judge forbids; ``local`` are the host's own addresses."""
+        """Return which flows of this host a judge forbids; ``local`` are the host's own addresses."""
         own = filter(policed, self._endpoints.values())
         here = {address.address for endpoint in own for address in addresses(endpoint)}
         pools = [pool for network in self._networks.all() for pool in network.prefixes]

@@ -403,8 +403,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     knows, ``192.0.2.1:2379``: every host keeps its containers from them.
     ``enforces`` says that its agent enforces policies, which agents before 0.2.0 do not, ``filters`` that its kernel
     passes the frames of bridges to the rules of policies (br_netfilter), ``egresses`` that its agent knows networks'
-    egress addresses, ``tiers`` that it knows tiers of policies, and requests of ICMP in them, and ``hastens`` that it
-    knows the option ``fast`` of networks.
+    egress addresses, ``tiers`` that it knows tiers of policies, requests of ICMP in them, and policies about ports of
+    containers on the host's own network, and ``hastens`` that it knows the option ``fast`` of networks.
     """
 
     id: str

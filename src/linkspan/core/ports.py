@@ -122,6 +122,20 @@ def joined_sources(texts: Collection[str]) -> tuple[str, ...]:
     return tuple(map(str, (*fours, *sixes)))
 
 
+def key_of(port: Port) -> tuple[str, tuple[str, ...]]:
+    """Return how sets and maps of rules know packets to a published port: by the end of their names, and a key.
+
+    The end is ``_at`` for a port at one address of the host, else "". The key is protocol and port, after the address.
+    """
+    key = (port.protocol, str(port.host_port))
+    return ("", key) if port.host_ip in _ANY else ("_at", (prefix(port.host_ip).address, *key))
+
+
+def families_of(port: Port) -> tuple[int, ...]:
+    """Return the families by whose addresses of the host a published port is reached."""
+    return _families(port.host_ip)
+
+
 def limited(found: Iterable[P], sources: Sequence[str]) -> tuple[P, ...]:
     """Return ports or requests by which clients come in from these CIDRs only; without any they stay as they are.
 
@@ -283,8 +297,8 @@ def _at(port: Port) -> str:
 
 def _clash(one: str, other: str) -> bool:
     """Return whether two host addresses share a port: they are the same, or one means all of a family of both."""
-    return one == other or ((one in _ANY or other in _ANY) and bool(_families(one) & _families(other)))
+    return one == other or ((one in _ANY or other in _ANY) and bool({*_families(one)} & {*_families(other)}))
 
 
-def _families(host_ip: str) -> set[int]:
-    return set(_ANY.get(host_ip) or (prefix(host_ip).family,))
+def _families(host_ip: str) -> tuple[int, ...]:
+    return _ANY.get(host_ip) or (prefix(host_ip).family,)

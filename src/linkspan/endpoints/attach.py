@@ -182,10 +182,11 @@ async def _attach_alone(
                     _plumb, machine, mates, network, endpoint, place.fd, reused
                 )
                 await forget_connections(registry, endpoint, [])
-            elif endpoint.limited:
+            elif endpoint.ports:
                 states = registry.states(network, endpoint)
                 await registry.worker.run_brief(_put, registry.worker.machine, states)
-                await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
+                if endpoint.limited:
+                    await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
             if registry.networks.token(network.name) is not token:
                 raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
             registry.journal.attached(endpoint)

@@ -54,7 +54,7 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
             log.warning("detach %s: %s", endpoint.id, error.message)
         if endpoint.ports or any(mate.ports for mate in registry.mates(endpoint).endpoints):
             registry.keep(asyncio.create_task(forget_connections(registry, endpoint, endpoint.prefixes)))
-    elif endpoint.limited:
+    elif endpoint.ports:
         for error in await unplumb(registry, endpoint):
             log.warning("detach %s: %s", endpoint.id, error.message)
     registry.forget(endpoint)

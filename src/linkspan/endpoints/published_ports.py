@@ -16,7 +16,7 @@ from typing import TypeGuard
 from linkspan.backends.bridge import loopback
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.model import Endpoint, Network, Port, Protocol
-from linkspan.core.ports import joined_sources
+from linkspan.core.ports import families_of, joined_sources, key_of
 from linkspan.core.ruleset import TABLE, element, pool_text
 from linkspan.core.states.host import NftElement, State
 
@@ -53,32 +53,24 @@ def states(homes: Sequence[tuple[Network, Endpoint]]) -> Iterable[State]:
 
 
 def _port(port: Port, family: int, target: Prefix) -> Iterable[State]:
-    if not port.host_ip or prefix(port.host_ip).family == family:
-        at, key = _key(port)
+    if family in families_of(port):
+        at, key = key_of(port)
         yield element(f"{_EVERYWHERE}{at}{family}", *key, data=(target.address, str(port.port)))
         yield from _limited(port, family)
 
 
 def _limited(port: Port, family: int) -> Iterable[State]:
     """Yield the element that closes a port with sources to all others, in a family that it has."""
-    if port.sources and (not port.host_ip or prefix(port.host_ip).family == family):
-        at, key = _key(port)
+    if port.sources and family in families_of(port):
+        at, key = key_of(port)
         yield element(f"{_LIMITED}{at}{family}", *key)
 
 
 def _permitted(port: Port) -> Iterable[State]:
     """Yield the elements of a port's sources, of both families: without any the port would seem to have none."""
-    at, key = _key(port)
+    at, key = key_of(port)
     for source in map(prefix, port.sources):
         yield element(f"{_PERMITTED}{at}{source.family}", pool_text(source), *key)
-
-
-def _key(port: Port) -> tuple[str, tuple[str, ...]]:
-    """Return the end of the names of a port's sets, without the family, and its key there."""
-    key = (port.protocol, str(port.host_port))
-    if port.host_ip and any(prefix(port.host_ip).packed):  # 0.0.0.0 and :: mean every address of a family
-        return "_at", (prefix(port.host_ip).address, *key)
-    return "", key
 
 
 def is_one(state: State) -> TypeGuard[NftElement]:

@@ -314,7 +314,7 @@ class Recovery:
     async def _desire(self, endpoints: Iterable[Endpoint]) -> None:
         """Desire what endpoints need; all must be known: some states follow from all interfaces of a container."""
         for endpoint in endpoints:
-            if not (endpoint.host_ifname or endpoint.limited):
+            if not (endpoint.host_ifname or endpoint.ports):
                 continue
             states = self._registry.states(self._networks.get(endpoint.network), endpoint)
             if endpoint.host_ifname:  # nobody may know yet where it was delivered

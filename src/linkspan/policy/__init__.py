@@ -71,6 +71,14 @@ they come in and go out by the bridge. Addresses there are those of the guard: a
 bridge family's own: a container under ingress gets only packets to its addresses, because broadcasts would pass the
 rules above, which go by the receiver's address.
 
-What is not enforced is said: policies that name a network of backend host, or a bridged one without br_netfilter, are
-refused, and those that may select its endpoints are accepted with a warning.
+**Ports of the host.** A container on its host's own network has no address of its own, so ingress is about the ports
+that it publishes: maps lead from these, instead of from an address, to the same chains of policies. Only where a policy
+may be about such a container are there rules for packets to the host. What it sends nobody can tell from the host's.
+
+    policy_in_ports   at ``input``: established flows and the host's own pass; packets to such a port go to
+    policy_in4_port   as policy_in4: the map policed_by_port4 leads from the port to the chain of its policies
+    policy_out_ports  at ``output``, for who speaks first after a cut: as the same rule in policy_out
+
+What is not enforced is said: policies that name a bridged network without br_netfilter, or one of backend host and have
+egress, are refused, and those that may select its endpoints are accepted with a warning.
 """

@@ -284,9 +284,9 @@ class Judge:
             found += self._anchored.get(pair, ())
         return frozenset(digest for digest in found if selects(self.selectors[digest], subject))
 
-    def about(self, chosen: frozenset[str]) -> frozenset[str]:
+    def about(self, chosen: frozenset[str], directions: Iterable[Direction] = DIRECTIONS) -> frozenset[str]:
         """Return what is about an endpoint that these selectors select: policies and defaults, for people."""
-        every = (section for sections in self.sections.values() for section in sections)
+        every = (section for direction in directions for section in self.sections[direction])
         return frozenset(one.called for one in every if one.subject in chosen)
 
     def verdict(self, source: Party, target: Party, probe: Probe) -> Verdict:

@@ -11,6 +11,8 @@ import msgspec
 
 from linkspan.core import icmp
 from linkspan.core.addresses import Prefix
+from linkspan.core.model import Port
+from linkspan.core.ports import families_of, key_of
 from linkspan.core.ruleset import BRIDGE, INET, TABLE, element, pool_text
 from linkspan.core.states.host import BridgeFilter, NftChain, NftElement, NftSet, State
 from linkspan.policy.judge import LINK_LOCAL, Clause, Judge, Match, Section
@@ -18,6 +20,7 @@ from linkspan.policy.model import DIRECTIONS, Direction, Ports
 from linkspan.policy.regime import Regime
 
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
+_NFPROTO = {4: "ipv4", 6: "ipv6"}
 _ICMP, _MESSAGE = {4: "icmp", 6: "ipv6-icmp"}, {4: "icmp type", 6: "icmpv6 type"}
 _SHORT: dict[Direction, str] = {"ingress": "in", "egress": "out"}
 _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
@@ -39,6 +42,12 @@ The port of an ICMP request is its number (``core/icmp.py``).
 """
 _PORTS, _RECEIVERS = "filtered_ports", "receivers"
 """Sets of the bridge family: ports of containers under ingress, and the addresses that each may get packets for."""
+_PORT_TYPE = "inet_proto . inet_service"
+_PORT_KEYS = {
+    "": ("meta l4proto . th dport", "meta l4proto . th sport"),
+    "_at": ("{ip} daddr . meta l4proto . th dport", "{ip} saddr . meta l4proto . th sport"),
+}
+"""Keys of ports of the host, at all its addresses and at one: of packets to it, and of its answers."""
 _REMEMBERED = 7 * 86400
 """Seconds for which such a count is kept after its last packet."""
 _WITH_PORTS = "{ tcp, udp, sctp }"
@@ -97,6 +106,14 @@ class _Reading(msgspec.Struct, frozen=True):
         """Return the name of the map that leads each of them to the chain of its policies: those ``after`` a tier."""
         return f"{self.sets}_by_{_SHORT[direction]}{family}{f'_{after}' if after else ''}"
 
+    def ports(self, family: int, at: str = "") -> str:
+        """Return the name of the set of the ports of containers on the host's network; ``at`` as in ``key_of``."""
+        return f"{self.sets}_port{at}{family}"
+
+    def port_ways(self, family: int, at: str = "", after: str = "") -> str:
+        """Return the name of the map that leads from each of them to the chain of its policies, as in ``ways``."""
+        return f"{self.sets}_by_port{at}{family}{f'_{after}' if after else ''}"
+
     def after(self, tier: str, direction: Direction, family: int) -> str:
         """Return the name of the chain to which rules lead that pass on what a tier does not decide."""
         return f"{self.chain(direction, family)}_after_{tier}"
@@ -108,6 +125,11 @@ class _Reading(msgspec.Struct, frozen=True):
     def about(self, regime: Regime) -> Mapping[Direction, frozenset[str]]:
         """Return by direction the digests of the selectors whose endpoints it is about."""
         return self.judge.subjects if self.enforces else regime.watched
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Return what becomes of a packet whose endpoint is under policy and has lost its way to the chains."""
+        return ("drop",) if self.enforces else ()
 
     def refuses(self, family: int) -> str:
         """Return the verdict of a rule that refuses."""
@@ -142,8 +164,9 @@ class Part(msgspec.Struct, frozen=True):
         return one.subject, one.tier, one.order, bool(one.clauses), one.isolates, one.passes
 
 
-def parts(regime: Regime) -> dict[tuple[str, ...], Part]:
-    """Return the parts of a regime, by name."""
+@functools.lru_cache(2)
+def parts(regime: Regime) -> Mapping[tuple[str, ...], Part]:
+    """Return the parts of a regime, by name; those of the last two are kept, which changes compare."""
     every = (
         Part(reading.name, direction, section)
         for reading in _readings(regime)
@@ -186,10 +209,13 @@ def difference(before: Regime, after: Regime) -> Difference:
     return Difference(put, gone, frozenset(found), gained, lost)
 
 
-def common(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Iterator[State]:
+def common(
+    regime: Regime, families: Iterable[int], *, logs: bool = True, ports: bool = False
+) -> Iterator[State]:
     """Return the sets and chains that do not grow with policies, for the families of the networks' pools.
 
-    There are none without policies. ``logs`` says whether this kernel has nflog.
+    There are none without policies. ``logs`` says whether this kernel has nflog, ``ports`` whether policies may be
+    about ports of containers on the host's own network.
     """
     wanted = sorted(set(families))
     if not regime or not wanted:
@@ -205,7 +231,9 @@ def common(regime: Regime, families: Iterable[int], *, logs: bool = True) -> Ite
         yield from _counted(wanted, logs=logs) if not reading.enforces else (_refused(logs=logs),)
         for direction in DIRECTIONS:
             if reading.judge.sections[direction]:
-                yield from _of_direction(reading, direction, wanted)
+                yield from _of_direction(reading, direction, wanted, ports=ports)
+        if ports and reading.judge.sections["ingress"]:
+            yield from _of_ports(reading, wanted)
 
 
 def states(regime: Regime, part: Part, families: Iterable[int]) -> Iterator[State]:
@@ -260,7 +288,7 @@ def bridge_elements(
         yield from (element(f"{_RECEIVERS}{one.family}", port, one.address, table=BRIDGE) for one in addresses)
 
 
-def _of_direction(reading: _Reading, direction: Direction, families: list[int]) -> Iterator[State]:
+def _of_direction(reading: _Reading, direction: Direction, families: list[int], *, ports: bool) -> Iterator[State]:
     link, own = _LINK[direction], _OWN[direction]
     back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
     rules = ["ct state established,related accept", *([_NEIGHBOURS] if 6 in families else [])]
@@ -271,27 +299,72 @@ def _of_direction(reading: _Reading, direction: Direction, families: list[int]) 
             if reading.enforces:
                 # Whoever speaks first after a cut: else an answer would begin a connection that nobody judges.
                 rules.append(f'{back} "{name}" {ip} {other} {subjects} {_STRAY}')
-        yield from _of_family(reading, direction, family)
+        yield from _of_family(reading, direction, family, ports=ports and direction == "ingress")
     hook = f"type filter hook forward priority filter + {reading.priority + DIRECTIONS[::-1].index(direction)};"
     yield NftChain(INET, TABLE, reading.chain(direction), f"{hook} policy accept;", tuple(rules))
 
 
-def _of_family(reading: _Reading, direction: Direction, family: int) -> Iterator[State]:
+def _of_family(reading: _Reading, direction: Direction, family: int, *, ports: bool) -> Iterator[State]:
     ip, own = _IP[family], _OWN[direction]
     silent = [f"{match} {ip} {_OTHER[direction]} != @{_KNOWN}{family}" for match in _near(direction, family)]
     if direction == "egress":
         # To its neighbours by an address that none of them has: a broadcast or multicast, above all.
         silent.append(f'oifname "{_BRIDGES}" {_not_near(direction, family)}')
-    rules = [f"{match} {'drop' if reading.enforces else 'accept'}" for match in silent]
-    if reading.enforces:
-        rules = [_INVALID, _STRAY, *rules]
-    # An endpoint under policy without a way has lost it.
-    lost = ("drop",) if reading.enforces else ()
     way = f"{ip} {own} vmap @{reading.ways(direction, family)}"
-    yield NftChain(INET, TABLE, reading.chain(direction, family), "", (*rules, way, *lost))
+    rules = (*_silenced(reading, silent), way, *reading.lost)
+    yield NftChain(INET, TABLE, reading.chain(direction, family), "", rules)
     for tier in reading.passing(direction):
-        way = f"{ip} {own} vmap @{reading.ways(direction, family, tier)}"
-        yield NftChain(INET, TABLE, reading.after(tier, direction, family), "", (way, *(lost or ("accept",))))
+        ways = [f"{ip} {own} vmap @{reading.ways(direction, family, tier)}"]
+        if ports:  # only at input, where no packet for a container comes
+            ways += [f"fib daddr type local {way}" for way in _port_ways(reading, family, tier)]
+        yield NftChain(INET, TABLE, reading.after(tier, direction, family), "", (*ways, *(reading.lost or ("accept",))))
+
+
+def _silenced(reading: _Reading, silent: Iterable[str]) -> list[str]:
+    """Return the rules before all policies: for packets of no connection, and for those of nobody that is known."""
+    rules = [f"{match} {'drop' if reading.enforces else 'accept'}" for match in silent]
+    return [_INVALID, _STRAY, *rules] if reading.enforces else rules
+
+
+def _of_ports(reading: _Reading, families: list[int]) -> Iterator[State]:
+    """Yield the sets and chains for ports of containers on the host's own network, whose packets come to the host.
+
+    Their policies' chains are those of ingress.
+    """
+    first = "ct state established,related accept"
+    arriving, answering = [first, 'iifname "lo" accept'], [first, 'oifname "lo" accept']
+    stray = reading.chain("egress", "_stray")
+    for family in families:
+        ip, type_ = _IP[family], _TYPE[family]
+        chain = reading.chain("ingress", f"{family}_port")
+        for at, keys in _PORT_KEYS.items():
+            key = f"{type_} . {_PORT_TYPE}" if at else _PORT_TYPE
+            yield NftSet(INET, TABLE, reading.ports(family, at), key)
+            for after in ("", *reading.passing("ingress")):
+                yield NftSet(INET, TABLE, reading.port_ways(family, at, after), key, "verdict")
+            head = "" if at else f"meta nfproto {_NFPROTO[family]} "  # an address says the family, too
+            target, source = (head + key.format(ip=ip) for key in keys)
+            ports = f"@{reading.ports(family, at)}"
+            arriving.append(f"{target} {ports} jump {chain}")
+            answering.append(f"{source} {ports} jump {stray}")
+        silent = [f"{ip} saddr @pools{family} {ip} saddr != @{_KNOWN}{family}"]
+        if family == LINK_LOCAL.family:
+            # By such an address of another link a stranger could seem to be a container on a bridge.
+            silent.append(f'iifname != "{_BRIDGES}" ip6 saddr {LINK_LOCAL}')
+        rules = [*_silenced(reading, silent), *_port_ways(reading, family), *reading.lost]
+        yield NftChain(INET, TABLE, chain, "", tuple(rules))
+    hook = f"priority filter + {reading.priority}; policy accept;"
+    yield NftChain(INET, TABLE, reading.chain("ingress", "_ports"), f"type filter hook input {hook}", tuple(arriving))
+    if reading.enforces:  # as in ``_of_direction``: whoever speaks first after a cut
+        yield NftChain(INET, TABLE, stray, "", (_STRAY,))  # nft would list such a rule without its family
+        name = reading.chain("egress", "_ports")
+        yield NftChain(INET, TABLE, name, f"type filter hook output {hook}", tuple(answering))
+
+
+def _port_ways(reading: _Reading, family: int, after: str = "") -> Iterator[str]:
+    """Yield the rules that lead from a packet's port to the chain of its policies: the port at one address first."""
+    for at, (target, _) in reversed(_PORT_KEYS.items()):
+        yield f"{target.format(ip=_IP[family])} vmap @{reading.port_ways(family, at, after)}"
 
 
 def _each(
@@ -450,17 +523,41 @@ def _own(regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix]) ->
         if chosen.isdisjoint(reading.about(regime)[direction]):
             continue
         for family in sorted({address.family for address in addresses}):
-            way = reading.name, direction, family, chosen
-            if way not in regime.ways:
-                if len(regime.ways) >= _WAYS:
-                    regime.ways.clear()
-                regime.ways[way] = _each(reading, direction, family, reading.judge.tiers_of(direction, chosen))
-            chains = regime.ways[way]
+            chains = _chains(regime, reading, direction, family, chosen)
             yield from chains.values()
             for text in (address.address for address in addresses if address.family == family):
                 yield element(reading.subjects(direction, family), text)
                 for after, chain in chains.items():
                     yield element(reading.ways(direction, family, after), text, data=(f"goto {chain.name}",))
+
+
+def _chains(
+    regime: Regime, reading: _Reading, direction: Direction, family: int, chosen: frozenset[str]
+) -> dict[str, NftChain]:
+    """Return the chains of what these selectors select, by the tier after which each comes."""
+    way = reading.name, direction, family, chosen
+    if way not in regime.ways:
+        if len(regime.ways) >= _WAYS:
+            regime.ways.clear()
+        regime.ways[way] = _each(reading, direction, family, reading.judge.tiers_of(direction, chosen))
+    return regime.ways[way]
+
+
+def of_ports(
+    regime: Regime, chosen: frozenset[str], ports: Iterable[Port], families: Collection[int]
+) -> Iterator[State]:
+    """Yield what leads packets to ports of a container on the host's own network to the chains of its policies."""
+    every = [(port, family) for port in ports for family in families_of(port) if family in families]
+    for reading in _readings(regime):
+        if chosen.isdisjoint(reading.about(regime)["ingress"]):
+            continue
+        for port, family in every:
+            at, key = key_of(port)
+            chains = _chains(regime, reading, "ingress", family, chosen)
+            yield from chains.values()
+            yield element(reading.ports(family, at), *key)
+            for after, chain in chains.items():
+                yield element(reading.port_ways(family, at, after), *key, data=(f"goto {chain.name}",))
 
 
 def of_peer(regime: Regime, chosen: frozenset[str], address: Prefix) -> Iterator[NftElement]:

@@ -11,7 +11,7 @@ import msgspec
 
 from linkspan.api.client import PATIENCE, Client
 from linkspan.core.errors import LinkspanError, Unavailable
-from linkspan.core.escapes import shown
+from linkspan.core.escapes import plain, shown
 
 LONGEST_LINE = 1 << 20
 """Bytes of an event: a longer one is no event of an agent."""
@@ -41,7 +41,7 @@ class AgentQuestions:
 
     async def list(self, url: str) -> list[Any]:
         """Return the items of a long list."""
-        return await asyncio.to_thread(lambda: [shown(one) for one in self._client.items(url)])
+        return await asyncio.to_thread(_items, self._client, url)
 
     async def events(self, last: int, since: float) -> AsyncIterator[dict[str, Any]]:
         """Yield the ``last`` events since a time, then each new one, until the agent ends: then raise Unavailable."""
@@ -60,3 +60,11 @@ class AgentQuestions:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unavailable(f"agent at {self.path}: {str(error).lower()}") from error
         raise Unavailable(f"agent at {self.path} has ended")
+
+
+def _items(client: Client, url: str) -> list[Any]:
+    found: list[Any] = []
+    for part in client.parts(url):
+        items = msgspec.json.decode(part)
+        found += items if plain(part) else map(shown, items)  # nearly every part is plain
+    return found

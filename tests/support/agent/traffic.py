@@ -152,6 +152,12 @@ def refusal(netns: str, address: str, port: int, protocol: str = "tcp") -> int:
     return 0
 
 
+def retransmitted(client: socket.socket) -> int:
+    """Return how many TCP segments of a connection were sent again, its SYN among them."""
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int(struct.unpack_from("=I", info, 100)[0])  # tcpi_total_retrans, linux/tcp.h
+
+
 def late(client: socket.socket) -> bytes:
     """Return a TCP segment (IPv4) of a client's connection that is far out of its window, and has no data."""
     (source, sport), (target, dport) = client.getsockname(), client.getpeername()

@@ -74,7 +74,10 @@ class FakeAgent:
         if name in self.refused:
             return web.json_response({"error": {"code": "unavailable", "message": "no store", "hint": ""}}, status=503)
         found: Any = known.get(name, {"asked": request.path_qs})
-        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+        body = msgspec.json.encode(found)
+        if isinstance(found, list):  # in lines, as an agent's
+            body = b"[" + b",\n".join(map(msgspec.json.encode, found)) + b"]"
+        return web.Response(body=body, content_type="application/json")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -6,17 +6,21 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from linkspan.agent.policy_answers import PolicyAnswers
-from linkspan.core.model import Endpoint, Host
+from linkspan.core.model import Endpoint, Host, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge
-from linkspan.policy.model import Policy, Ports, Protocol, Rule, Selector
+from linkspan.policy.model import Peer, Policy, Ports, Protocol, Rule, Selector
 from support.records.one_host import network
 
 SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
 NETWORK = network("demo", "10.1.0.0/24", routed=False)
+
+
+SHARED = msgspec.structs.replace(NETWORK, name="shared", backend="host", pools=(), gateways=())
 
 
 def _answers(*hosts: Host, judge: Judge = SHUT) -> tuple[PolicyAnswers, list[Endpoint]]:
@@ -28,7 +32,7 @@ def _answers(*hosts: Host, judge: Judge = SHUT) -> tuple[PolicyAnswers, list[End
 
     records = SimpleNamespace(find=find)
     known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
-    networks = SimpleNamespace(all=lambda: [NETWORK])
+    networks = SimpleNamespace(all=lambda: [NETWORK, SHARED])
     policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=judge))
     parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies]
     return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
@@ -66,3 +70,36 @@ def test_a_rule_of_all_ports_is_said_to_allow_them(monkeypatch: pytest.MonkeyPat
         )
     found = asyncio.run(answers.can("other", "web"))
     assert (found.allowed, found.ports, found.why) == (True, (protocol,), "policy wide allows it")
+
+
+def test_a_container_on_its_hosts_own_network_is_reached_by_its_ports_alone() -> None:
+    """Containers of other hosts come with their host's address, and those of its own with theirs."""
+    peers = Peer(select=Selector(names=("near", "far"))), Peer(cidr="192.0.2.3/32")
+    policy = Policy(name="front", select=Selector(names=("front",)), line=1, ingress=(Rule(peers=peers, line=2),))
+    known = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2, 3)]
+    answers, endpoints = _answers(*known, judge=Judge([policy]))
+    front = Endpoint(
+        id="front", name="front", ifname="eth0", network="shared", host="h1",
+        ports=(Port("", 8443, 8443, "tcp"), Port("", 9001, 9000, "udp")),
+    )  # fmt: skip
+    endpoints += [front, msgspec.structs.replace(front, id="mate", name="mate", ports=())]
+    for number, (name, host) in enumerate((("near", "h1"), ("other", "h1"), ("far", "h2"), ("third", "h3"))):
+        made = Endpoint(
+            id=name, name=name, ifname="eth0", network="demo", host=host, addresses=(f"10.1.0.{2 + number}/24",),
+            host_ifname="lsr1",
+        )  # fmt: skip
+        endpoints.append(made)
+
+    def can(source: str, target: str = "front", port: str = "") -> tuple[bool, tuple[str, ...]]:
+        found = asyncio.run(answers.can(source, target, port))
+        return found.allowed, found.ports
+
+    assert can("near") == (True, ("8443/tcp", "9001/udp"))
+    assert can("other", port="8443/tcp") == (False, ())
+    assert can("other", port="8444/tcp") == (True, ("8444/tcp",)), "it is no port of the container's"
+    assert can("far") == (False, ()), "it comes with the address of h2, which no selector knows"
+    assert can("third", port="9001/udp") == (True, ("9001/udp",)), "the address of h3 is allowed"
+    assert can("outside") == (False, ())
+    assert can("front", "mate") == (True, ("all",)), "both are the host itself"
+    assert can("other", "mate") == (True, ("all",)), "nothing of it is published"
+    assert asyncio.run(answers.can("mate", "near")).why.startswith("it is the container's own host")

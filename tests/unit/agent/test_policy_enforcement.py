@@ -14,7 +14,7 @@ from linkspan.agent import policy_enforcement
 from linkspan.agent.policies import Policies
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
-from linkspan.core.model import Host
+from linkspan.core.model import Host, Port
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Bridge, BridgeFilter, NftElement
 from linkspan.endpoints.registry import policy_source
@@ -385,6 +385,36 @@ def test_an_agent_that_starts_wants_the_guard_of_ports_from_the_first_on(
             stage.enforcement.learn()
             found = {one.set for one in stage.enforcement.elements(PORT) if isinstance(one, NftElement)}
             assert {"filtered_ports", "receivers4"} <= found
+
+    asyncio.run(main())
+
+
+def test_ports_of_a_container_on_the_hosts_own_network_are_under_its_policies(stage: Stage) -> None:
+    """By both families, whichever pools there are; without a port nothing protects it, and that is told."""
+    shared = msgspec.structs.replace(network("host"), name="shared", pools=(), gateways=(), backend="host")
+    port = Port("", 8443, 8443, "tcp")
+    one = msgspec.structs.replace(HERE, id="c9", network="shared", addresses=(), host_ifname="", ports=(port,))
+
+    async def main() -> None:
+        async with stage.running():
+            stage.member.endpoints[one.identity] = one
+            await stage.member.replica.write({"networks/shared": shared})
+            stage.member.networks.refresh()
+            await stage.enforcement.cover(shared)
+            await stage.apply(WEB)
+            ports = {(s.set, *s.parts) for s in stage.machine.driver.states.values() if isinstance(s, NftElement)}
+            for family in (4, 6):
+                assert {(f"policed_port{family}", "tcp", "8443"), (f"policed_by_port{family}", "tcp", "8443")} <= ports
+            assert stage.enforcement.unenforced() == []
+            cuts = stage.cuts
+            stage.member.endpoints[one.identity] = msgspec.structs.replace(one, name="other")
+            stage.enforcement.note(one.identity)
+            await stage.enforcement.enforce()
+            assert not stage.addresses("policed_port")
+            assert stage.cuts == cuts + 1, "another label may forbid flows"
+            stage.member.endpoints[one.identity] = msgspec.structs.replace(one, ports=())
+            (told,) = stage.enforcement.unenforced()
+            assert told.startswith("network shared: policy web does not protect web: it publishes no port")
 
     asyncio.run(main())
 

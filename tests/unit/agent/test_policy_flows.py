@@ -57,6 +57,27 @@ def test_a_flow_with_the_host_itself_is_never_forbidden() -> None:
     assert not forbidden("127.0.0.1", "web", port=81)
 
 
+def test_a_flow_to_a_port_of_the_host_is_judged_by_the_container_that_has_it() -> None:
+    """At the address at which it has it; nobody else's port is anybody's business."""
+    judge = Judge([WEB])
+    chosen = judge.chosen(Subject("web", "x", "h1", {"app": "web"}))
+    known = {spot: Known(None, chosen, "web") for spot in ("4 tcp 80", "192.0.2.9 tcp 443")}
+    known["10.1.0.3"] = Known(prefix("10.1.0.3"), judge.chosen(Subject("p", "x", "h1", {"app": "proxy"})), "proxy")
+    flows = Flows(judge, known, (), POOLS, {"192.0.2.1", "192.0.2.9", "2001:db8::1"})
+
+    def cut(source: str, target: str, port: int, protocol: str = "tcp") -> bool:
+        return flows(Flow(prefix(source), prefix(target), protocol, port))
+
+    assert not cut("10.1.0.3", "192.0.2.1", 80)
+    assert cut("198.51.100.7", "192.0.2.1", 80)
+    assert cut("198.51.100.7", "192.0.2.9", 443)
+    assert not cut("198.51.100.7", "192.0.2.1", 443)
+    assert not cut("198.51.100.7", "192.0.2.1", 80, "udp")
+    assert not cut("198.51.100.7", "203.0.113.5", 80), "it is not the host's"
+    assert not cut("192.0.2.1", "192.0.2.9", 443), "the host itself"
+    assert not cut("2001:db8::7", "2001:db8::1", 80)
+
+
 def test_a_protocol_that_no_rule_names_is_forbidden_as_well() -> None:
     """GRE has no ports, so a rule with ports does not allow it."""
     assert forbidden("proxy", "web", protocol="47", port=0)

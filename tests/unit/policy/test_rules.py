@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from linkspan.core.addresses import prefix
+from linkspan.core.model import Port
 from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.policy import rules
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject
@@ -183,3 +184,33 @@ def test_a_port_on_a_bridge_gets_only_packets_for_its_container() -> None:
     ]  # fmt: skip
     assert [*rules.bridge_elements(regime, other, "lsp2", [prefix("10.1.0.3")])] == []
     assert [*rules.bridge_states(Regime([Policy(name="out", egress=())]), [4])] == []
+
+
+def test_ports_of_the_host_lead_to_the_chains_of_their_containers_policies() -> None:
+    """Those of ingress, the same as for addresses; a port at one address is in maps of its own."""
+    regime = Regime([WEB])
+    web = regime.chosen(Subject("w", "x", "h1", {"app": "web"}))
+    ports = Port("", 80, 80, "tcp"), Port("0.0.0.0", 53, 53, "udp"), Port("2001:db8::1", 443, 443, "tcp")
+    found = list(rules.of_ports(regime, web, ports, [4, 6]))
+    ways = {(one.set, one.parts): one.data[0] for one in found if isinstance(one, NftElement) and one.data}
+    assert {key for key in ways if key[0].startswith("policed_by_port4")} == {
+        ("policed_by_port4", ("tcp", "80")), ("policed_by_port4", ("udp", "53")),
+    }  # fmt: skip
+    assert {key for key in ways if "6" in key[0]} == {
+        ("policed_by_port6", ("tcp", "80")), ("policed_by_port_at6", ("2001:db8::1", "tcp", "443")),
+    }  # fmt: skip
+    own = rules.of_endpoint(regime, web, [prefix("10.1.0.1")], policed=True)
+    (chain,) = (one for one in own if isinstance(one, NftChain))
+    assert ways["policed_by_port4", ("tcp", "80")] == f"goto {chain.name}"
+    assert list(rules.of_ports(regime, regime.chosen(Subject("o", "x", "h1", {})), ports, [4])) == []
+
+
+def test_without_networks_of_the_host_no_packet_to_it_meets_a_rule() -> None:
+    """Neither do its answers; there are such rules only where policies may be about such ports."""
+    regime = Regime([WEB], [WEB])
+    hooks = {one.name for one in states(regime, [4]) if isinstance(one, NftChain) and one.hook}
+    assert hooks == {"policy_in", "staged_in"}
+    every = [one for one in states(regime, [4, 6], ports=True) if isinstance(one, NftChain)]
+    assert {one.name for one in every if one.hook} == hooks | {"policy_in_ports", "policy_out_ports", "staged_in_ports"}
+    outgoing = Regime([msgspec.structs.replace(WEB, ingress=None, egress=())])
+    assert not [one for one in states(outgoing, [4], ports=True) if isinstance(one, NftChain) and "ports" in one.name]

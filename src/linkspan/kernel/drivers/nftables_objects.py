@@ -160,7 +160,9 @@ class FirewallDriver:
 
         Two things have a transaction of their own before that: many elements of new sets, which no rule uses yet, and,
         if libnftables is needed for other things that go, elements whose sets stay. What is in a map that goes is
-        deleted with the rules that use the map: until then packets find their way in it.
+        deleted with the rules that use the map: until then packets find their way in it. Chains with hooks go before
+        that. A packet that has come to one keeps the rules of before a transaction, but finds the elements of after it
+        (nft_do_chain and nft_lookup_eval): it would be dropped where it no longer finds its way.
         """
         failed: dict[Key, LinkspanError] = {}
         if put and not self._by_netlink(put, ()):
@@ -181,7 +183,9 @@ class FirewallDriver:
                 rest = [s for s in outside if not isinstance(s, NftElement) or _set_key(s) in sets]
                 if early and not (rest and self._by_netlink((), early)):
                     rest = [*self._present(early), *rest]
-                self._transact(rest, _delete, failed)
+                hooks = [s for s in rest if isinstance(s, NftChain) and s.hook]
+                self._transact(hooks, _delete, failed)
+                self._transact([s for s in rest if s not in hooks], _delete, failed)
             for state in delete:
                 self._data.pop(state.key, None)
         return failed

@@ -20,7 +20,8 @@ from linkspan.kernel.probe.conntrack import PROTOCOL_NAMES, PROTOCOLS, Flow
 
 # linux/netfilter/nfnetlink_log.h
 _PACKET, _CONFIG = 4 << 8, 4 << 8 | 1  # NFNL_SUBSYS_ULOG
-_PREFIX, _PAYLOAD = 10, 9  # NFULA_*
+_HEADER, _PREFIX, _PAYLOAD = 1, 10, 9  # NFULA_*
+_LOCAL_IN = b"\1"  # NF_INET_LOCAL_IN in linux/netfilter.h
 _CFG_CMD, _CFG_MODE, _CFG_TIMEOUT = 1, 2, 4  # NFULA_CFG_*
 _BIND, _COPY_PACKET = 1, 2
 _DELAY = 20
@@ -32,10 +33,11 @@ _FRAGMENT = 44
 
 
 class Logged(msgspec.Struct, frozen=True):
-    """A packet's flow, and the prefix that the rule gave it."""
+    """A packet's flow, and the prefix that the rule gave it; ``to_host``: it came to the host itself."""
 
     prefix: str
     flow: Flow
+    to_host: bool = False
 
 
 class Nflog:
@@ -75,7 +77,8 @@ class Nflog:
                 if kind == _PACKET:
                     found = attributes(body, 4)
                     if flow := flow_of(found.get(_PAYLOAD, b"")):
-                        yield Logged(string(found.get(_PREFIX, b"")), flow)
+                        hook = found.get(_HEADER, b"")[2:3]
+                        yield Logged(string(found.get(_PREFIX, b"")), flow, to_host=hook == _LOCAL_IN)
 
 
 def available(group: int) -> bool:

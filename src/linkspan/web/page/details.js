@@ -123,11 +123,12 @@ function Session({ peer, close }) {
       <details class="commands"><summary>${t("What was found on the path")}</summary><pre tabindex="0">${JSON.stringify(told.seen, null, 2)}</pre></details>`}</${Answer}>`;
 }
 
+// Each kind of repair once, by the last one: a flushed table is two dozen.
 function Repairs({ state, fits }) {
-  const found = Object.values(state.repairs).filter(fits).reverse();
-  if (!found.length) return null;
-  return html`<h3>${t("Last repairs")}</h3><ul class="plain">${found.slice(0, 8).map((one, index) => html`
-    <li key=${index}><b>${one.kind}</b> <code>${one.key}</code> ${t(one.what)} <small><${Ago} at=${one.at} /></small></li>`)}</ul>`;
+  const kinds = Map.groupBy(Object.values(state.repairs).filter(fits).reverse(), (one) => `${one.kind} ${one.what}`);
+  if (!kinds.size) return null;
+  return html`<h3>${t("Last repairs")}</h3><ul class="plain">${[...kinds].map(([kind, [one, ...others]]) => html`
+    <li key=${kind}><b>${one.kind}</b> <code>${one.key}</code> ${others.length > 0 && t("{n} more", { n: others.length })} ${t(one.what)} <small><${Ago} at=${one.at} /></small></li>`)}</ul>`;
 }
 
 // The commands that would make the object, as `linkspan plan` prints them; asked for when they are opened.

@@ -102,7 +102,8 @@ export function Hosts({ state, route, go, pick, marks }) {
     } },
     { name: "address", title: t("Underlay"), of: (one) => html`<code>${one.underlay?.addresses.map(bare).join(" ") ?? "–"}</code>` },
     { name: "count", title: t("Containers"), of: (one) => one.containers },
-    { name: "version", title: t("Version"), of: (one) => one.version },
+    // Of hosts with one version it says nothing, and there is little room.
+    ...(hostsOf(state).some((one) => one.version !== state.about.version) ? [{ name: "version", title: t("Version"), of: (one) => one.version }] : []),
   ], [state, language()]);
   return html`
     <${Heading} title=${t("Hosts")}><${Search} route=${route} go=${go} label=${t("Name, address")} /></${Heading}>
