@@ -15,7 +15,7 @@ from linkspan.core.model import Endpoint
 from linkspan.core.states.host import Key, State
 from linkspan.endpoints import multihoming
 from linkspan.endpoints.detach import detach
-from linkspan.endpoints.registry import policy_source, source
+from linkspan.endpoints.registry import fast_source, policy_source, source
 from support.records.one_host import endpoint, network
 from support.records.registry_stage import NotedMachine, NotedReconciler, RegistryStage
 
@@ -56,7 +56,8 @@ def test_the_loop_goes_on_while_the_kernel_removes_a_link(tmp_path: Path) -> Non
         assert await detach(stage.registry, one.id, "eth0") == 1
         await stage.stop()
         assert not kernel.waited_in_vain
-        assert set(kernel.changed) == {source(one), multihoming.source(one), policy_source(one.identity)}
+        own = {source(one), multihoming.source(one), policy_source(one.identity), fast_source(one.identity)}
+        assert set(kernel.changed) == own
         assert dict.keys(stage.endpoints) == {mate.identity}
 
     asyncio.run(run())

@@ -63,6 +63,7 @@ ALLOWED = {
     "endpoints/reconstruction.py": "of an endpoint whose record is lost only this is known",
     "kernel/drivers/iptables.py": "whose rules are in the way",
     "kernel/probe/iptables_rules.py": "a chain of Docker's firewall",
+    "kernel/probe/translators.py": "chains that lead to other programs' own bridges only",
     "store/records.py": "a claim has no engine, only the interface's name",
 }
 """Files outside runtimes/ and shim/ that name a runtime, and why; CONTRIBUTING.md names the first."""

@@ -98,7 +98,7 @@ def test_what_agents_write_is_taken(key: str) -> None:
         ("networks/demo", _leaving("x"), "'x' is not an IP address"),
         ("networks/demo", _leaving("192.0.2.9", "192.0.2.8"), "two egress addresses of one family"),
         ("networks/demo", _leaving("192.0.2.9", internal=True), "cannot have the egress address 192.0.2.9"),
-        ("networks/demo", _leaving("192.0.2.9", backend="ipip", options={}), "cannot have the egress address"),
+        ("networks/demo", _leaving("192.0.2.9", backend="wireguard", options={}), "cannot have the egress address"),
         ("networks/demo", network("other"), "its name 'other' differs from that of its key"),
         ("networks/a b", network("a b"), "'a b' is not a name"),
         ("leases/demo/h9", _lease(host="h1"), "its host 'h1' differs from that of its key"),
