@@ -556,15 +556,18 @@ class Exits:
         held.failing = None if link else now() if held.failing is None else held.failing
 
 
-def stale(networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow) -> bool:
+def stale(
+    moved: Collection[Network], networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow
+) -> bool:
     """Return whether a flow leaves a network with another source than a new one on this host after these changes.
 
-    ``turns`` has the changes by network and family. Connection tracking treats all of a flow's packets as the first.
-    Without their entries they are translated, or sent to the holder, as new ones are.
+    ``turns`` has the changes by network and family, and ``moved`` these networks: there may be far fewer of them, and a
+    host has many flows. Connection tracking treats all of a flow's packets as the first. Without their entries they are
+    translated, or sent to the holder, as new ones are.
     """
     source = flow.source
-    moved = (one for one in networks if one.name in turns and any(pool.holds(source) for pool in one.prefixes))
-    turn = next((turns[one.name].get(source.family) for one in moved), None)
+    left = (one for one in moved if any(pool.holds(source) for pool in one.prefixes))
+    turn = next((turns[one.name].get(source.family) for one in left), None)
     if turn is None:
         return False
     if turn.lost:  # new ones have an address of the host
