@@ -169,7 +169,8 @@ def test_an_address_whose_record_ended_meanwhile_is_not_put(tmp_path: Path) -> N
         await cluster.hosts["h1"].replica.write(leaving_by("h1", 3))
         addresses = [f"203.0.113.{n}" for n in range(1, 4)]
         await soon(lambda: all(cluster.having(a) == ["h1"] for a in addresses), "h1 has all", 2 * FAILOVER)
-        exits, put = cluster.hosts["h1"].exits, []
+        exits = cluster.hosts["h1"].exits
+        put: list[str] = []
 
         async def meanwhile(address: str, _held: object) -> None:
             put.append(address)
