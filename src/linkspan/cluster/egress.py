@@ -528,8 +528,6 @@ class Exits:
         if not self._is_known():
             return
         coming = [address for address, held in self._held.items() if held.since <= now() and not held.free]
-        if len(coming) > AT_ONCE:
-            self._wake.set()
         asked = {address: self._held[address] for address in coming[:AT_ONCE]}
         taken = await self._suspected(list(asked))
         for address, held in asked.items():
@@ -539,6 +537,8 @@ class Exits:
                 self._unwanted.add(address)
                 event = f"egress address {address} is in use by {self._rivals[address].words}"
                 self._event_log.add("network", event, network=held.taken.network)
+        if len(coming) > AT_ONCE:
+            self._wake.set()
 
     async def _put_one(self, address: str, held: _Held) -> None:
         tell = not held.link or now() - held.since < ANNOUNCED
