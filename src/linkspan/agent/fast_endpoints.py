@@ -1,15 +1,16 @@
 """Fast endpoints: which containers of this host are on the fast path of their network, and why others are not.
 
 An attach does not wait for it: a container is on the path some milliseconds later. A detach removes what the path has
-of an endpoint together with the endpoint (`endpoints/registry.py`). Before policies come into force here, the
-endpoints that they are about leave the path.
+of an endpoint together with the endpoint (`endpoints/registry.py`). When policies have come into force here, the
+endpoints that they are about leave the path: sooner, connection tracking could take an answer for the first packet of
+a flow, and policies would judge that flow the wrong way round.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -22,11 +23,13 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, HostView, Network
 from linkspan.core.states.host import State
 from linkspan.core.supervise import ended, lasting
-from linkspan.endpoints import multihoming
 from linkspan.endpoints.registry import Identity, fast_source
 from linkspan.kernel.worker import Worker
 
 log = logging.getLogger("linkspan.agent.fast_endpoints")
+
+Namespace = tuple[int, int]
+"""A container's namespace: its inode and its cookie."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -69,6 +72,8 @@ class FastEndpoints:
         self._due: set[Identity] = set()
         self._put: set[Identity] = set()
         """The endpoints that have been on the fast path, as far as they have not left it."""
+        self._publishing: frozenset[Namespace] = frozenset()
+        """The containers that publish ports, as far as that was followed: it counts for all of their interfaces."""
         self._putting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -92,8 +97,10 @@ class FastEndpoints:
             await self._wake.wait()
             self._wake.clear()
             due, self._due = self._due, set()
-            names = {identity[0] for identity in due}  # ports of a container count for all of its interfaces
-            await self._apply({*due, *(one for one in self._endpoints if one[0] in names)})
+            before, self._publishing = self._publishing, _publishing(self._endpoints.values())
+            turned = before ^ self._publishing
+            mates = {identity for identity, one in self._endpoints.items() if one.namespace in turned}
+            await self._apply({*due, *mates})
 
     async def follow(self) -> None:
         """Follow networks and policies; return when the endpoints that they exclude are off the path."""
@@ -103,7 +110,8 @@ class FastEndpoints:
     async def _apply(self, due: Iterable[Identity]) -> None:
         async with self._putting:
             devices = self._devices() if self._view().facts.early else {}
-            sources = {identity: self._states(identity, devices) for identity in due}
+            publishing = _publishing(self._endpoints.values())
+            sources = {identity: self._states(identity, devices, publishing) for identity in due}
             self._put = (self._put - sources.keys()) | {identity for identity, states in sources.items() if states}
             wanted = {fast_source(identity): states for identity, states in sources.items()}
             try:
@@ -118,21 +126,22 @@ class FastEndpoints:
         found = {network.name: backend(network.backend).fast_device(network) for network in self._networks.all()}
         return {name: device for name, device in found.items() if device}
 
-    def _states(self, identity: Identity, devices: Mapping[str, str]) -> list[State]:
+    def _states(
+        self, identity: Identity, devices: Mapping[str, str], publishing: Collection[Namespace]
+    ) -> list[State]:
         endpoint = self._endpoints.get(identity)
         if endpoint is None or endpoint.network not in devices:
             return []
-        if self._left(self._networks.get(endpoint.network), endpoint):
+        if self._left(self._networks.get(endpoint.network), endpoint, publishing):
             return []
         return list(fast_path.endpoint_states(endpoint, devices[endpoint.network]))
 
-    def _left(self, network: Network, endpoint: Endpoint) -> str:
+    def _left(self, network: Network, endpoint: Endpoint, publishing: Collection[Namespace]) -> str:
         """Return why an endpoint is not on the fast path though its host could take it, '' if it is."""
-        mates = multihoming.mates(endpoint, self._endpoints.values())
-        if any(mate.ports for mate in mates):
-            return "its container publishes ports"
         if why := fast_path.unfit(network, endpoint):
             return why
+        if endpoint.namespace in publishing:
+            return "its container publishes ports"
         regime = self._records.regime()
         chosen = regime.chosen(self._elements.subject(endpoint)) if regime else frozenset()
         if whose := next(iter(regime.judge.about(chosen)), ""):
@@ -148,11 +157,21 @@ class FastEndpoints:
         """Return how a network is doing on this host; None if it has no option ``fast``."""
         if not backend(network.backend).fast_device(network):
             return None
-        view = self._view()
-        here = view.host.underlay if view.host is not None else None
-        overhead = backend(network.backend).overhead[here.outer] if here is not None else 0
-        if obstacle := fast_path.obstacle(view, network, overhead):
+        if obstacle := _obstacle(self._view(), network):
             return Standing(0, obstacle)
+        publishing = _publishing(self._endpoints.values())
         own = [one for one in self._endpoints.values() if one.network == network.name]
-        left = {one.called: why for one in own if (why := self._left(network, one))}
+        left = {one.called: why for one in own if (why := self._left(network, one, publishing))}
         return Standing(len(own) - len(left), left=left)
+
+
+def _publishing(endpoints: Iterable[Endpoint]) -> frozenset[Namespace]:
+    """Return the containers that publish ports, as far as their namespaces are known."""
+    return frozenset(one.namespace for one in endpoints if one.ports and one.netns)
+
+
+def _obstacle(view: HostView, network: Network) -> str:
+    """Return why this host forwards no packet of a fast network early, '' if it does."""
+    here = view.host.underlay if view.host is not None else None
+    overhead = backend(network.backend).overhead[here.outer] if here is not None else 0
+    return fast_path.obstacle(view, network, overhead)

@@ -126,8 +126,9 @@ PORTS = (Port("", 8080, 80, "tcp"),)
         [msgspec.structs.replace(WEB, ports=PORTS)],
         [msgspec.structs.replace(WEB, mtu=1400)],
         [msgspec.structs.replace(WEB, ifname="eth1", host_ifname="lsp3", network="more", ports=PORTS)],
+        [msgspec.structs.replace(WEB, id="e2", ifname="eth1", host_ifname="lsp3", network="more", ports=PORTS)],
     ],
-    ids=["publishes", "mtu", "its container publishes by another network"],
+    ids=["publishes", "mtu", "its container publishes by another network", "by another endpoint of an engine"],
 )
 def test_a_change_of_an_endpoint_counts_at_once(stage: Stage, changed: Iterable[Endpoint]) -> None:
     """Nobody calls but the registry, which says that the endpoint changed."""
