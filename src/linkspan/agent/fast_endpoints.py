@@ -30,6 +30,8 @@ log = logging.getLogger("linkspan.agent.fast_endpoints")
 
 Namespace = tuple[int, int]
 """A container's namespace: its inode and its cookie."""
+_NAMED = 5
+"""Containers that a sentence names: a policy may be about a thousand."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -46,7 +48,9 @@ class Standing(msgspec.Struct, frozen=True):
         """Return the standing in a sentence."""
         if self.obstacle:
             return f"not fast on this host: {self.obstacle}"
-        left = "; ".join(f"{name}: {why}" for name, why in sorted(self.left.items()))
+        named = [f"{name}: {why}" for name, why in sorted(self.left.items())]
+        more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
+        left = "; ".join([*named[:_NAMED], *more])
         return f"fast for {self.endpoints} of its containers here" + (f", not for {left}" if left else "")
 
 
@@ -161,8 +165,8 @@ class FastEndpoints:
             return Standing(0, obstacle)
         publishing = _publishing(self._endpoints.values())
         own = [one for one in self._endpoints.values() if one.network == network.name]
-        left = {one.called: why for one in own if (why := self._left(network, one, publishing))}
-        return Standing(len(own) - len(left), left=left)
+        left = [(one.called, why) for one in own if (why := self._left(network, one, publishing))]
+        return Standing(len(own) - len(left), left=dict(left))  # containers may share a name
 
 
 def _publishing(endpoints: Iterable[Endpoint]) -> frozenset[Namespace]:

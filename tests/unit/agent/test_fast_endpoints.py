@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.agent.fast_endpoints import FastEndpoints
+from linkspan.agent.fast_endpoints import FastEndpoints, Standing
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Port, Underlay
@@ -162,6 +162,23 @@ def test_an_endpoint_that_is_gone_leaves_nothing(stage: Stage) -> None:
             assert stage.fast.standing(stage.member.networks.get("demo")) is None
 
     asyncio.run(main())
+
+
+def test_a_standing_counts_each_endpoint_and_names_a_few(stage: Stage) -> None:
+    """Containers may share a name, and a policy may be about very many."""
+
+    async def main() -> None:
+        async with stage.running():
+            for one in (WEB, OTHER):
+                stage.change(msgspec.structs.replace(one, name="twin", mtu=1400))
+            standing = stage.fast.standing(NET)
+            assert standing is not None
+            assert (standing.endpoints, list(standing.left)) == (0, ["twin"])
+
+    asyncio.run(main())
+    words = Standing(1, left={f"c{number}": "its MTU is not the network's" for number in range(9)}).words()
+    assert "c4: " in words
+    assert words.endswith("; and 4 more")
 
 
 def test_a_kernel_that_cannot_is_asked_for_nothing(stage: Stage) -> None:
