@@ -23,6 +23,7 @@ from linkspan.core.states.host import Key, NftChain, NftElement, NftSet, NftTabl
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.policy import rules
 from linkspan.policy.model import Peer, Policy, Rule, Selector
+from linkspan.policy.regime import Regime
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.polling import eventually
@@ -133,7 +134,7 @@ class Stage:
         self.enforcement = Enforcement(worker, self.records, elements, parties, *followed)
         one.told = self.enforcement.changed
 
-    async def leave_path(self) -> None:
+    async def leave_path(self, _in_force: Regime) -> None:
         """Record which addresses are policed when endpoints are to leave the fast path."""
         self.policed_off_path.append(self.addresses("policed_by_in4"))
 

@@ -25,6 +25,7 @@ from linkspan.core.states.host import State
 from linkspan.core.supervise import ended, lasting
 from linkspan.endpoints.registry import Identity, fast_source
 from linkspan.kernel.worker import Worker
+from linkspan.policy.regime import Regime
 
 log = logging.getLogger("linkspan.agent.fast_endpoints")
 
@@ -73,6 +74,8 @@ class FastEndpoints:
         self._records = records
         self._elements = elements
         self._view = view
+        self._in_force = Regime()
+        """The policies whose rules are there, as far as that was followed."""
         self._due: set[Identity] = set()
         self._put: set[Identity] = set()
         """The endpoints that have been on the fast path, as far as they have not left it."""
@@ -106,8 +109,12 @@ class FastEndpoints:
             mates = {identity for identity, one in self._endpoints.items() if one.namespace in turned}
             await self._apply({*due, *mates})
 
-    async def follow(self) -> None:
-        """Follow networks and policies; return when the endpoints that they exclude are off the path."""
+    async def follow(self, in_force: Regime | None = None) -> None:
+        """Follow networks and policies; return when the endpoints that they exclude are off the path.
+
+        ``in_force`` are the policies whose rules are there now. Who is on the path leaves it for no others.
+        """
+        self._in_force = self._in_force if in_force is None else in_force
         if self._put or self._devices():
             await self._apply({*self._endpoints, *self._put})
 
@@ -136,17 +143,19 @@ class FastEndpoints:
         endpoint = self._endpoints.get(identity)
         if endpoint is None or endpoint.network not in devices:
             return []
-        if self._left(self._networks.get(endpoint.network), endpoint, publishing):
+        regime = self._in_force if identity in self._put else self._records.regime()
+        if self._left(self._networks.get(endpoint.network), endpoint, regime, publishing):
             return []
         return list(fast_path.endpoint_states(endpoint, devices[endpoint.network]))
 
-    def _left(self, network: Network, endpoint: Endpoint, publishing: Collection[Namespace]) -> str:
+    def _left(
+        self, network: Network, endpoint: Endpoint, regime: Regime, publishing: Collection[Namespace]
+    ) -> str:
         """Return why an endpoint is not on the fast path though its host could take it, '' if it is."""
         if why := fast_path.unfit(network, endpoint):
             return why
         if endpoint.namespace in publishing:
             return "its container publishes ports"
-        regime = self._records.regime()
         chosen = regime.chosen(self._elements.subject(endpoint)) if regime else frozenset()
         if whose := next(iter(regime.judge.about(chosen)), ""):
             return f"{whose} is about it"
@@ -163,9 +172,9 @@ class FastEndpoints:
             return None
         if obstacle := _obstacle(self._view(), network):
             return Standing(0, obstacle)
-        publishing = _publishing(self._endpoints.values())
+        regime, publishing = self._records.regime(), _publishing(self._endpoints.values())
         own = [one for one in self._endpoints.values() if one.network == network.name]
-        left = [(one.called, why) for one in own if (why := self._left(network, one, publishing))]
+        left = [(one.called, why) for one in own if (why := self._left(network, one, regime, publishing))]
         return Standing(len(own) - len(left), left=dict(left))  # containers may share a name
 
 

@@ -79,13 +79,13 @@ class Enforcement:
         remote: RemoteEndpoints,
         interest: Interest,
         names: PolicyNames,
-        leave_path: Callable[[], Awaitable[None]],
+        leave_path: Callable[[Regime], Awaitable[None]],
         *,
         logs: bool = True,
     ) -> None:
         """Take the parts that it follows, and ``parties`` and ``names`` to keep up to date; ``logs``: there is nflog.
 
-        ``leave_path`` is awaited when other policies are in force: it takes endpoints off the path past the rules. Not
+        ``leave_path`` is awaited when these policies are in force: it takes endpoints off the path past the rules. Not
         sooner: an answer that passes before there are rules would begin a flow, and allow the one that it answers.
         """
         self._worker = worker
@@ -280,7 +280,7 @@ class Enforcement:
             failed, conflict = {}, refused
         self._kept = kept
         if plan.changed or plan.whole:
-            await self._leave_path()
+            await self._leave_path(self.regime)
         if self._stricter and plan.read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)

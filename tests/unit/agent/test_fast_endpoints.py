@@ -44,6 +44,7 @@ class Stage:
         elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
         worker = worker_of(self.machine)
         self.fast = FastEndpoints(worker, one.networks, one.endpoints, records, elements, self.view)
+        self.records = records
 
     def view(self) -> HostView:
         """Return what the host sees."""
@@ -73,6 +74,10 @@ class Stage:
         self.member.endpoints[endpoint.identity] = endpoint
         self.fast.note(endpoint.identity)
 
+    async def enforce(self) -> None:
+        """Say that the recorded policies are in force."""
+        await self.fast.follow(self.records.regime())
+
     @property
     def links(self) -> set[str]:
         """The containers' links that are on the path."""
@@ -92,16 +97,38 @@ def test_a_policy_takes_off_whom_it_selects(stage: Stage) -> None:
         async with stage.running():
             assert stage.links == {"lsr1", "lsr2"}
             await stage.member.replica.write({"policies/closed": CLOSED})
-            await stage.fast.follow()
+            await stage.enforce()
             assert stage.links == {"lsr2"}
             standing = stage.fast.standing(NET)
             assert standing is not None
             assert (standing.endpoints, standing.left) == (1, {"web": "policy closed is about it"})
             await stage.member.replica.write({"staged/later": STAGED})
-            await stage.fast.follow()
+            await stage.enforce()
             assert stage.links == set()
             await stage.member.replica.write({}, deletes=["policies/closed", "staged/later"])
+            await stage.enforce()
+            assert stage.links == {"lsr1", "lsr2"}
+
+    asyncio.run(main())
+
+
+def test_nobody_leaves_the_path_before_rules_are_there(stage: Stage) -> None:
+    """An answer on its way would begin a flow, and policies would allow it. Who is not on it waits outside."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.change(msgspec.structs.replace(WEB, mtu=1400))
+            await eventually(lambda: stage.links == {"lsr2"}, "web is off the path")
+            closed = msgspec.structs.replace(CLOSED, select=Selector(names=("web", "other")))
+            await stage.member.replica.write({"policies/closed": closed})
+            stage.change(WEB)
+            stage.change(OTHER)
             await stage.fast.follow()
+            assert stage.links == {"lsr2"}
+            await stage.enforce()
+            assert stage.links == set()
+            await stage.member.replica.write({}, deletes=["policies/closed"])
+            await stage.enforce()
             assert stage.links == {"lsr1", "lsr2"}
 
     asyncio.run(main())
