@@ -3,7 +3,7 @@
 An attach does not wait for it: a container is on the path some milliseconds later. A detach removes what the path has
 of an endpoint together with the endpoint (`endpoints/registry.py`). When policies have come into force here, the
 endpoints that they are about leave the path: sooner, connection tracking could take an answer for the first packet of
-a flow, and policies would judge that flow the wrong way round.
+a flow, and policies would judge that flow the wrong way round. It forgets what it knew of their flows before the path.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.backends import backend
 from linkspan.cluster.networks import Networks
 from linkspan.core import fast_path
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, HostView, Network
 from linkspan.core.states.host import State
 from linkspan.core.supervise import ended, lasting
 from linkspan.endpoints.registry import Identity, fast_source
+from linkspan.kernel.probe import conntrack
 from linkspan.kernel.worker import Worker
 from linkspan.policy.regime import Regime
 
@@ -123,7 +125,8 @@ class FastEndpoints:
             devices = self._devices() if self._view().facts.early else {}
             publishing = _publishing(self._endpoints.values())
             sources = {identity: self._states(identity, devices, publishing) for identity in due}
-            self._put = (self._put - sources.keys()) | {identity for identity, states in sources.items() if states}
+            before = self._put
+            self._put = (before - sources.keys()) | {identity for identity, states in sources.items() if states}
             wanted = {fast_source(identity): states for identity, states in sources.items()}
             try:
                 failed = list((await self._worker.run(self._worker.machine.reconciler.changes, wanted)).values())
@@ -131,6 +134,32 @@ class FastEndpoints:
                 failed = [refused]
             for error in failed:  # the healer tries again
                 log.warning("the fast path is not as it should be: %s", error.message)
+            if left := [one for key in before - self._put if (one := self._endpoints.get(key)) is not None]:
+                await self._forget(left)
+
+    async def _forget(self, left: Collection[Endpoint]) -> None:
+        """Have connection tracking forget the flows inside their networks of endpoints that have left the path.
+
+        It has not seen what passed on the path. It would take the next packets of an older flow for invalid ones.
+        """
+        view = self._view()
+        pools = {
+            network.name: network.prefixes
+            for network in self._networks.all()
+            if backend(network.backend).fast_device(network) and not _obstacle(view, network)
+        }
+        others = {
+            address.address: pools[one.network] for one in left if one.network in pools for address in one.prefixes
+        }
+        if not others:
+            return
+        own = {text for network in self._networks.all() for text in network.gateways}
+        own |= {text for lease in view.leases for text in lease.addresses}
+        inside = Inside(others, frozenset(prefix(text).address for text in own))
+        try:
+            await asyncio.to_thread(conntrack.cut, inside)
+        except LinkspanError as error:  # then such flows end
+            log.warning("flows of before the fast path: %s", error.message)
 
     def _devices(self) -> dict[str, str]:
         """Return the tunnel devices of fast networks, by the networks' names."""
@@ -176,6 +205,23 @@ class FastEndpoints:
         own = [one for one in self._endpoints.values() if one.network == network.name]
         left = [(one.called, why) for one in own if (why := self._left(network, one, regime, publishing))]
         return Standing(len(own) - len(left), left=dict(left))  # containers may share a name
+
+
+class Inside:
+    """Which flows are inside a network between a container here and anybody but this host, as it is forwarded."""
+
+    def __init__(self, others: Mapping[str, Collection[Prefix]], own: Collection[str]) -> None:
+        """Take the pools of its network by a container's address, and the addresses of this host in networks."""
+        self._others = others
+        self._own = own
+
+    def __call__(self, flow: conntrack.Flow) -> bool:
+        """Return whether it is such a flow; one that is translated is none, and its packets never skip the rules."""
+        ends = flow.source, flow.target
+        if flow.translated is not None or any(end.address in self._own for end in ends):
+            return False
+        pairs = ends, ends[::-1]
+        return any(pool.holds(other) for one, other in pairs for pool in self._others.get(one.address, ()))
 
 
 def _publishing(endpoints: Iterable[Endpoint]) -> frozenset[Namespace]:
