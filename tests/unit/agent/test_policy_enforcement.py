@@ -105,6 +105,24 @@ def test_a_cut_that_failed_is_made_up_for(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_endpoints_leave_the_fast_path_when_rules_are_there(stage: Stage) -> None:
+    """Sooner, an answer on its way would begin a flow. A try that failed is followed by another one."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            assert stage.policed_off_path == [{"10.77.0.2"}]
+            stage.unable = True
+            with pytest.raises(KernelError, match="no buffer space"):
+                await stage.apply(DENY)
+            assert len(stage.policed_off_path) == 2
+            stage.unable = False
+            await stage.enforcement.enforce()
+            assert len(stage.policed_off_path) == 3
+
+    asyncio.run(main())
+
+
 def test_hosts_whose_labels_are_not_read_yet_are_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that denies by a label would let them in; unknown, their packets are dropped."""
 
