@@ -36,7 +36,7 @@ from linkspan.kernel.io import dns_messages
 from linkspan.kernel.io.dns_messages import Answer
 from linkspan.kernel.io.nftables import netfilter_socket
 from linkspan.kernel.probe import underlay
-from linkspan.kernel.probe.dns_answers import DnsAnswers
+from linkspan.kernel.probe.dns_answers import DnsAnswers, Heard
 from linkspan.kernel.worker import Worker
 from linkspan.policy import name_rules, names
 from linkspan.policy.name_rules import GRACE
@@ -45,7 +45,9 @@ from linkspan.policy.regime import Regime
 log = logging.getLogger("linkspan.agent.policy_names")
 
 AT_ONCE = 16
-"""Questions under way at one time."""
+"""Questions under way at one time; apart from these, as many about what containers were told."""
+_A_TURN = 64
+"""Answers to containers that are taken in before others use the loop."""
 WAIT = 2.0
 """Seconds for which new rules wait for the addresses of their names."""
 AGAIN, SELDOM = 2.0, 30.0
@@ -107,6 +109,8 @@ class PolicyNames:
         """Networks whose containers such policies select, and that have no name server here."""
         self._asked: dict[_Question, _Asked] = {}
         self._asking: set[asyncio.Task[None]] = set()
+        self._repeating: dict[_Question, asyncio.Task[None]] = {}
+        """Questions of containers whose answers could not be read as they went by."""
         self._due_elements: list[Timed] = []
         self._listener: DnsAnswers | None = None
         self._deaf = "" if logs else "this kernel has no nflog (CONFIG_NETFILTER_NETLINK_LOG)"
@@ -129,7 +133,7 @@ class PolicyNames:
 
     async def stop(self) -> None:
         """Stop; the kernel keeps what it has, until its time is over."""
-        for task in (*self._tasks, *self._asking):
+        for task in (*self._tasks, *self._asking, *self._repeating.values()):
             await ended(task)
         self._rest()
 
@@ -194,8 +198,25 @@ class PolicyNames:
 
     def _hear(self) -> None:
         assert self._listener is not None
-        for answer in self._listener.read():
-            self._learn(answer)
+        for heard in itertools.islice(self._listener.read(), _A_TURN):
+            if heard.answer.truncated:
+                self._repeat(heard)
+            else:
+                self._learn(heard.answer)
+
+    def _repeat(self, heard: Heard) -> None:
+        """Ask a server what a container asked; if too many such questions are under way, the container asks again."""
+        told = heard.answer
+        question = _Question(heard.server, told.name, told.kind)
+        known = question in self._repeating or told.code != dns_messages.NO_ERROR
+        if known or len(self._repeating) >= AT_ONCE or not names.meant(told.name, self._regime.names):
+            return
+        task = self._repeating[question] = asyncio.create_task(self._ask_once(question))
+        task.add_done_callback(lambda _: self._repeating.pop(question, None))
+
+    async def _ask_once(self, question: _Question) -> None:
+        with contextlib.suppress(Unavailable):
+            self._learn(await name_lookup.ask(question.server, question.name, question.kind))
 
     def _learn(self, answer: Answer) -> None:
         """Take in what a name has, if a policy means it."""

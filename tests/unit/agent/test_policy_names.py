@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from linkspan.core.model import Endpoint
 from linkspan.kernel.drivers.timed_elements import Timed
 from linkspan.kernel.io.dns_messages import A, Answer
 from linkspan.kernel.probe import underlay
+from linkspan.kernel.probe.dns_answers import Heard
 from linkspan.policy import name_rules
 from linkspan.policy.model import Peer, Policy, Rule
 from linkspan.policy.regime import Regime
@@ -241,6 +243,79 @@ def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> Non
             servers.kernel.clear()
             servers.names.look()
             await eventually(lambda: servers.there("a.example.com") == {"192.0.2.7"}, "it is filled again")
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+class Listener:
+    """What hears answers, which a test gives it."""
+
+    def __init__(self, *_: int) -> None:
+        self.heard = [Heard("10.77.0.1", said("early.example.org", "198.51.100.2", "192.0.2.20"))]
+        self._ready = os.eventfd(1)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is ready."""
+        return self._ready
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._ready)
+
+    def read(self) -> Iterator[Heard]:
+        """Yield what was heard."""
+        while self.heard:
+            yield self.heard.pop()
+
+
+@pytest.fixture
+def listener(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    """Return what the agent listens with."""
+    made = Listener()
+    monkeypatch.setattr(policy_names, "DnsAnswers", lambda *_: made)
+    servers.names._logs = True
+    return made
+
+
+def test_what_could_not_be_read_is_asked_again(servers: Servers, listener: Listener) -> None:
+    """At the server that told it, if a policy means it: by TCP a container could make an answer look like any other."""
+    cut = (Answer(0, name, A, 0, truncated=True) for name in ("x.example.org", "x.example.org", "y.net"))
+    listener.heard = [Heard("10.77.0.9", one) for one in cut]
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: servers.there("*.example.org") == {"192.0.2.7"}, "it is learnt from the server")
+            assert servers.asked["10.77.0.9", "x.example.org"] == 1
+            assert ("10.77.0.9", "y.net") not in servers.asked
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_only_so_many_are_asked_again_at_once(servers: Servers, listener: Listener, monkeypatch: Any) -> None:
+    """A container could ask for any number of names whose server is silent."""
+    asked: set[str] = set()
+
+    async def silent(_server: str, name: str, _kind: int) -> Answer:
+        asked.add(name)
+        await asyncio.sleep(3600)
+        return said(name)
+
+    monkeypatch.setattr(policy_names, "WAIT", 0.01)
+    monkeypatch.setattr(name_lookup, "ask", silent)
+    many = (Answer(0, f"n{number}.example.org", A, 0, truncated=True) for number in range(200))
+    listener.heard = [Heard("10.77.0.1", one) for one in many]
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: not listener.heard, "all are heard")
+            await asyncio.sleep(0.02)
+            assert len(asked - {"a.example.com"}) == policy_names.AT_ONCE
 
         await servers.run(work)
 
