@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from linkspan.agent import name_lookup
-from linkspan.agent.named_addresses import MOST, Named, NamedAddresses, lifetime, usable
+from linkspan.agent.named_addresses import MOST, WORTH, Named, NamedAddresses, Usable, lifetime
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import KernelError, LinkspanError, Unavailable
@@ -52,6 +52,9 @@ WAIT = 2.0
 """Seconds for which new rules wait for the addresses of their names."""
 AGAIN, SELDOM = 2.0, 30.0
 """Seconds until a question without an answer is asked again: at first, and after several."""
+
+_PAUSE = 1.0
+"""Seconds between looks at endpoints while these come and go."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,9 +103,7 @@ class PolicyNames:
         self._logs = logs
         self._regime = Regime()
         self._families: frozenset[int] = frozenset()
-        self._pools: list[Prefix] = []
-        self._hosts: frozenset[str] = frozenset()
-        """Addresses of hosts."""
+        self._usable = Usable()
         self._read: set[tuple[str, int]] = set()
         """Names, with a family, of which the kernel's elements have been read."""
         self._unserved: set[str] = set()
@@ -160,8 +161,8 @@ class PolicyNames:
             return
         try:
             await self._take_over()
-            self._listen()
             await self._look_around()
+            self._listen()  # only now: no name may have an address of a host
             if asking := self._ask_due():
                 await asyncio.wait(asking, timeout=WAIT)
             await self._put()
@@ -173,7 +174,8 @@ class PolicyNames:
         """Take in what the sets of names have that are new to this agent: an earlier one may have put it."""
         every = set(itertools.product(self._regime.names, self._families))
         unread = sorted(every - self._read)
-        for name, one, past in await self._worker.run(_read, unread):
+        found = await self._worker.run(_read, unread) if unread else []
+        for name, one, past in found:
             self._addresses.found(name, one.address.address, **{"past" if past else "now": one.seconds})
         self._read = every
 
@@ -224,7 +226,7 @@ class PolicyNames:
         for name in names.meant(answer.name, self._regime.names) if told else ():
             for packed, ttl in answer.addresses:
                 address = Prefix(packed, len(packed) * 8)
-                if address.family in self._families and usable(address, self._pools, self._hosts):
+                if address.family in self._families and self._usable(address):
                     self._due_elements += _elements(name, address, *self._addresses.learn(name, address, lifetime(ttl)))
         if self._due_elements:
             self._fill.set()
@@ -247,10 +249,20 @@ class PolicyNames:
                 await self._worker.run(_put, due)
 
     def _fail(self, error: LinkspanError) -> None:
-        """Take in that sets were not filled: compare them with what is known, until they are."""
+        """Take in that sets were not filled: look again, and compare them with what is known, until they are."""
         log.warning("names of policies: %s", error.message)
-        self._unsure = True
+        self._unsure = self._moved = True
         asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
+
+    def _every_element(self) -> list[Timed]:
+        """Return what the sets should have. A family that no network has any more has no sets."""
+        return [
+            element
+            for name in self._regime.names
+            for known in self._addresses.left(name)
+            if known[0].family in self._families
+            for element in _elements(name, *known)
+        ]
 
     # What the agent asks
 
@@ -259,12 +271,12 @@ class PolicyNames:
             await woken(self._wake, until_whole(AGAIN) if self._regime.names else None)
             self._wake.clear()
             try:
-                if self._regime.names and (self._moved or time.monotonic() - self._looked >= SELDOM):
+                if self._regime.names and time.monotonic() - self._looked >= (_PAUSE if self._moved else SELDOM):
                     await self._look_around()
                 if self._unsure:
                     self._unsure = False
-                    every = ((name, known) for name in self._regime.names for known in self._addresses.left(name))
-                    await self._worker.run(_put_lacking, [e for name, known in every for e in _elements(name, *known)])
+                    await self._take_over()
+                    await self._worker.run(_put_lacking, self._every_element())
                 if self._regime.names:
                     self._listen()
             except LinkspanError as error:
@@ -273,10 +285,11 @@ class PolicyNames:
 
     async def _look_around(self) -> None:
         """Learn which servers answer containers that policies let out by names, and whose addresses no name has."""
-        self._moved, self._looked = False, time.monotonic()
-        self._pools = [pool for some in self._elements.pools().values() for pool in some]
+        self._moved = False
+        pools = [pool for some in self._elements.pools().values() for pool in some]
         local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-        self._hosts = local | self._elements.addresses_of_hosts()
+        self._usable = Usable(pools, local | self._elements.addresses_of_hosts())
+        self._looked = time.monotonic()
         askers = self._elements.endpoints(self._elements.selected(self._regime, self._regime.askers))
         found = {endpoint.network: self._nameservers(endpoint) for endpoint in askers}
         self._unserved = {network for network, servers in found.items() if not servers}
@@ -362,11 +375,12 @@ def _put(elements: Iterable[Timed]) -> None:
 
 
 def _put_lacking(elements: Collection[Timed]) -> None:
-    """Put those of the elements that sets lack."""
+    """Put those of the elements that sets lack, or have for less time."""
     with contextlib.closing(netfilter_socket()) as netlink:
         sets = {one.set for one in elements}
-        there = {(of, one.address) for of in sets for one in timed_elements.read(netlink, TABLE, of)}
-        timed_elements.put(netlink, TABLE, [one for one in elements if (one.set, one.address) not in there])
+        there = {(of, one.address): one.seconds for of in sets for one in timed_elements.read(netlink, TABLE, of)}
+        lacking = [one for one in elements if there.get((one.set, one.address), 0) + WORTH < one.seconds]
+        timed_elements.put(netlink, TABLE, lacking)
 
 
 def _read(names: Iterable[tuple[str, int]]) -> list[tuple[str, Timed, bool]]:

@@ -52,6 +52,7 @@ class Servers:
         monkeypatch.setattr(policy_names, "_put_lacking", self._put)
         monkeypatch.setattr(policy_names, "_read", self._read)
         monkeypatch.setattr(policy_names, "AGAIN", 0.02)
+        monkeypatch.setattr(policy_names, "_PAUSE", 0.02)
         monkeypatch.setattr(policy_names, "until_whole", lambda seconds: seconds)
         monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset({"198.51.100.1"}))
         self.known = NamedAddresses()
@@ -279,6 +280,29 @@ def listener(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Listener:
     return made
 
 
+def test_nobody_is_heard_before_hosts_are_known(servers: Servers, listener: Listener) -> None:
+    """Otherwise a name could have an address of a host for an hour, by an answer at the right moment."""
+    slow = asyncio.Event()
+
+    async def run(function: Callable[..., Any], *args: Any) -> Any:
+        if function is underlay.every_address:
+            await slow.wait()
+        return function(*args)
+
+    async def main() -> None:
+        async def work() -> None:
+            cast("Any", servers.names)._worker.run = run
+            asyncio.get_running_loop().call_later(0.1, slow.set)
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: servers.there("*.example.org"), "what was told is learnt")
+            assert servers.there("*.example.org") == {"192.0.2.20"}
+            assert not listener.heard
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
 def test_what_could_not_be_read_is_asked_again(servers: Servers, listener: Listener) -> None:
     """At the server that told it, if a policy means it: by TCP a container could make an answer look like any other."""
     cut = (Answer(0, name, A, 0, truncated=True) for name in ("x.example.org", "x.example.org", "y.net"))
@@ -320,6 +344,37 @@ def test_only_so_many_are_asked_again_at_once(servers: Servers, listener: Listen
         await servers.run(work)
 
     asyncio.run(main())
+
+
+def test_a_family_that_no_network_has_any_more_is_not_put(servers: Servers) -> None:
+    """Its sets are gone: to put into them would fail, and keep all others from being filled."""
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, frozenset({4, 6}))
+            servers.told(Answer(0, "v.example.org", 28, 0, addresses=((b"\x20\1" + bytes(13) + b"\7", 60),)))
+            await eventually(lambda: "2001::7" in {address for _, address in servers.kernel}, "it is put")
+            await servers.names.follow(NAMES, FOUR)
+            servers.kernel.clear()
+            servers.names.look()
+            await eventually(lambda: servers.there("a.example.com") == {"192.0.2.7"}, "the others are filled")
+            assert "2001::7" not in {address for _, address in servers.kernel}
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_what_ends_too_soon_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed transaction may have moved an end: the address would be closed though its name still has it."""
+    put: list[Timed] = []
+    there = [Timed("s", prefix("192.0.2.1"), 20), Timed("s", prefix("192.0.2.2"), 298)]
+    monkeypatch.setattr(policy_names, "netfilter_socket", lambda: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(policy_names.timed_elements, "read", lambda *_: there)
+    monkeypatch.setattr(policy_names.timed_elements, "put", lambda _netlink, _table, some: put.extend(some))
+    wanted = [Timed("s", prefix(f"192.0.2.{last}"), 300) for last in (1, 2, 3)]
+    policy_names._put_lacking(wanted)
+    assert put == [wanted[0], wanted[2]]
 
 
 def test_a_new_agent_goes_on_with_what_is_left(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
