@@ -26,7 +26,7 @@ from linkspan.agent import name_lookup
 from linkspan.agent.named_addresses import MOST, WORTH, Named, NamedAddresses, Usable, lifetime
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.core.addresses import Prefix
-from linkspan.core.errors import KernelError, LinkspanError, Unavailable
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.core.ruleset import TABLE
 from linkspan.core.supervise import ended, lasting, until_whole, woken
@@ -291,13 +291,20 @@ class PolicyNames:
         self._usable = Usable(pools, local | self._elements.addresses_of_hosts())
         self._looked = time.monotonic()
         askers = self._elements.endpoints(self._elements.selected(self._regime, self._regime.askers))
-        found = {endpoint.network: self._nameservers(endpoint) for endpoint in askers}
+        found = {name: self._servers(one) for name, one in {one.network: one for one in askers}.items()}
         self._unserved = {network for network, servers in found.items() if not servers}
         servers = {some[0] for some in found.values() if some}  # its other addresses are the same server's
         plain = [name for name in self._regime.names if not name.startswith(names.WILDCARD)]
         kinds = [dns_messages.KINDS[family] for family in self._families]
         wanted = itertools.starmap(_Question, itertools.product(sorted(servers), sorted(plain), kinds))
         self._asked = {question: self._asked.get(question, _Asked()) for question in wanted}
+
+    def _servers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the servers of an endpoint's network, none if it is just deleted, or not in force on this host."""
+        try:
+            return self._nameservers(endpoint)
+        except (NotFound, Conflict):
+            return ()
 
     def _ask_due(self) -> set[asyncio.Task[None]]:
         """Begin to ask what is due, and return the tasks of all questions under way."""

@@ -16,7 +16,7 @@ from linkspan.agent import name_lookup, policy_names
 from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_names import PolicyNames
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import KernelError, Unavailable
+from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.kernel.drivers.timed_elements import Timed
 from linkspan.kernel.io.dns_messages import A, Answer
@@ -224,6 +224,24 @@ def test_a_network_whose_first_container_comes_has_its_server_asked(servers: Ser
             await eventually(lambda: "network bare has no name server here" in servers.names.problems()[-1], "named")
 
         await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_network_that_is_not_in_force_keeps_no_other_from_its_server(servers: Servers) -> None:
+    """Or one that was deleted a moment ago: it has no server, and the others have theirs."""
+    servers.endpoints = {("c0", "eth0"): Endpoint(id="c0", ifname="eth0", network="gone"), WEB.identity: WEB}
+
+    def nameservers(endpoint: Endpoint) -> tuple[str, ...]:
+        if endpoint.network == "gone":
+            raise Conflict("network gone is not in force on this host", "remove the route")
+        return servers.serving[endpoint.network]
+
+    async def main() -> None:
+        servers.names._nameservers = nameservers
+        await servers.names.follow(NAMES, FOUR)
+        assert servers.there("a.example.com") == {"192.0.2.7"}
+        await servers.names.stop()
 
     asyncio.run(main())
 
