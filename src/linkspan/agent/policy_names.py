@@ -108,6 +108,9 @@ class PolicyNames:
         """Names, with a family, of which the kernel's elements have been read."""
         self._unserved: set[str] = set()
         """Networks whose containers such policies select, and that have no name server here."""
+        self._serving: list[str] = []
+        """The servers that are asked, for records of ``_kinds``."""
+        self._kinds: list[int] = []
         self._asked: dict[_Question, _Asked] = {}
         self._asking: set[asyncio.Task[None]] = set()
         self._repeating: dict[_Question, asyncio.Task[None]] = {}
@@ -293,10 +296,10 @@ class PolicyNames:
         askers = self._elements.endpoints(self._elements.selected(self._regime, self._regime.askers))
         found = {name: self._servers(one) for name, one in {one.network: one for one in askers}.items()}
         self._unserved = {network for network, servers in found.items() if not servers}
-        servers = {some[0] for some in found.values() if some}  # its other addresses are the same server's
+        self._serving = sorted({some[0] for some in found.values() if some})  # its others are the same server's
         plain = [name for name in self._regime.names if not name.startswith(names.WILDCARD)]
-        kinds = [dns_messages.KINDS[family] for family in self._families]
-        wanted = itertools.starmap(_Question, itertools.product(sorted(servers), sorted(plain), kinds))
+        self._kinds = [dns_messages.KINDS[family] for family in self._families]
+        wanted = itertools.starmap(_Question, itertools.product(self._serving, sorted(plain), self._kinds))
         self._asked = {question: self._asked.get(question, _Asked()) for question in wanted}
 
     def _servers(self, endpoint: Endpoint) -> tuple[str, ...]:
@@ -355,7 +358,8 @@ class PolicyNames:
             return self._deaf and f"nobody learns what containers are told: {self._deaf}"
         if self._addresses.of(name):
             return ""
-        found = [asked.problem for question, asked in self._asked.items() if question.name == name]
+        questions = itertools.starmap(_Question, itertools.product(self._serving, [name], self._kinds))
+        found = [self._asked[one].problem for one in questions if one in self._asked]
         return next(filter(None, found), "") if all(found) else ""
 
     def problems(self) -> list[str]:

@@ -18,6 +18,7 @@ from linkspan.agent.policy_names import PolicyNames
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Endpoint
+from linkspan.kernel.drivers import timed_elements
 from linkspan.kernel.drivers.timed_elements import Timed
 from linkspan.kernel.io.dns_messages import A, Answer
 from linkspan.kernel.probe import underlay
@@ -338,7 +339,9 @@ def test_what_could_not_be_read_is_asked_again(servers: Servers, listener: Liste
     asyncio.run(main())
 
 
-def test_only_so_many_are_asked_again_at_once(servers: Servers, listener: Listener, monkeypatch: Any) -> None:
+def test_only_so_many_are_asked_again_at_once(
+    servers: Servers, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A container could ask for any number of names whose server is silent."""
     asked: set[str] = set()
 
@@ -388,8 +391,8 @@ def test_what_ends_too_soon_is_put_again(monkeypatch: pytest.MonkeyPatch) -> Non
     put: list[Timed] = []
     there = [Timed("s", prefix("192.0.2.1"), 20), Timed("s", prefix("192.0.2.2"), 298)]
     monkeypatch.setattr(policy_names, "netfilter_socket", lambda: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(policy_names.timed_elements, "read", lambda *_: there)
-    monkeypatch.setattr(policy_names.timed_elements, "put", lambda _netlink, _table, some: put.extend(some))
+    monkeypatch.setattr(timed_elements, "read", lambda *_: there)
+    monkeypatch.setattr(timed_elements, "put", lambda _netlink, _table, some: put.extend(some))
     wanted = [Timed("s", prefix(f"192.0.2.{last}"), 300) for last in (1, 2, 3)]
     policy_names._put_lacking(wanted)
     assert put == [wanted[0], wanted[2]]
