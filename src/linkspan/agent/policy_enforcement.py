@@ -117,6 +117,8 @@ class Enforcement:
         """The networks whose endpoints mattered when everything was compared last."""
         self._named: tuple[frozenset[str], frozenset[int]] = frozenset(), frozenset()
         """The DNS names that are followed, and the families of their sets."""
+        self._askers: frozenset[str] = frozenset()
+        """The digests of the selectors of those who may go there."""
         self._due: set[Identity] = set()
         self._due_hosts: set[str] = set()
         self._putting = asyncio.Lock()
@@ -359,11 +361,12 @@ class Enforcement:
     async def _follow_names(self, recorded: Regime) -> None:
         """Put the sets of the DNS names that will be in force, and fill them: the rules come when that is done."""
         named = recorded.names, self._wanted(recorded).families
-        if named != self._named and (recorded.names or self._named[0]):
+        asks = recorded.askers != self._askers
+        if (named != self._named or asks) and (recorded.names or self._named[0]):
             sets = [*name_rules.sets(recorded.names | self.regime.names, named[1] | self._force.families)]
             await self._worker.run(self._worker.machine.reconciler.change, _NAMES, sets)
             await self._names.follow(recorded, named[1] if recorded.names else frozenset())
-        self._named = named
+        self._named, self._askers = named, recorded.askers
 
     def _serious(self, failed: Mapping[Key, LinkspanError]) -> list[LinkspanError]:
         """Return the errors that count (in the worker's thread).

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.agent import policy_enforcement
+from linkspan.agent import policy_enforcement, policy_names
 from linkspan.agent.policies import Policies
 from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
@@ -287,6 +287,26 @@ def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> 
             await stage.member.replica.write({"hosts/h2": msgspec.structs.replace(old, tiers=True)})
             for one in newer:
                 await policies.apply([one])
+
+    asyncio.run(main())
+
+
+def test_whoever_may_go_by_a_name_has_its_server_asked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if another policy, or a changed one, lets it go by a name that was followed before."""
+    monkeypatch.setattr(policy_names, "_read", lambda _names: [])
+    out = Policy(
+        name="out", select=Selector(names=("nobody",)), egress=(Rule(peers=(Peer(dns=("*.example.com",)),)),)
+    )
+
+    def unserved() -> list[str]:
+        return [text for text in stage.names.problems() if "network demo has no name server" in text]
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(out)
+            assert unserved() == []
+            await stage.apply(msgspec.structs.replace(out, select=Selector(names=("web",))))
+            assert len(unserved()) == 1
 
     asyncio.run(main())
 
