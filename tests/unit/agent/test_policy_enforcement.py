@@ -427,6 +427,16 @@ def test_ports_of_a_container_on_the_hosts_own_network_are_under_its_policies(st
                 assert {(f"policed_port{family}", "tcp", "8443"), (f"policed_by_port{family}", "tcp", "8443")} <= ports
             assert stage.enforcement.unenforced() == []
             cuts = stage.cuts
+            other = msgspec.structs.replace(one, id="c8", ports=(Port("", 53, 53, "udp"),))
+            stage.member.endpoints[other.identity] = other
+            for expected in (cuts + 1, cuts + 1):
+                stage.enforcement.note(other.identity)
+                await stage.enforcement.enforce()
+                assert stage.cuts == expected, "whoever had the port before may have flows"
+            del stage.member.endpoints[other.identity]
+            stage.enforcement.note(other.identity)
+            await stage.enforcement.enforce()
+            cuts = stage.cuts
             stage.member.endpoints[one.identity] = msgspec.structs.replace(one, name="other")
             stage.enforcement.note(one.identity)
             await stage.enforcement.enforce()
