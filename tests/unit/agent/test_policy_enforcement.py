@@ -233,6 +233,11 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
             stage.enforcement.note(late.identity)
             await stage.enforcement.enforce()
             assert stage.cuts == cuts + 1, "it was attached under these"
+            first = msgspec.structs.replace(HERE, id="c4", addresses=("10.77.0.5/32",), host_ifname="lsr4")
+            stage.member.endpoints[first.identity] = first
+            stage.enforcement.note(first.identity)
+            await stage.enforcement.enforce()
+            assert stage.cuts == cuts + 2, "there were no policies when its attach began"
 
     asyncio.run(main())
 
