@@ -430,10 +430,10 @@ class Enforcement:
         return (source[2:] for source in self._parties.sources() if source[1] == kind)
 
     def _attached_under_others(self, source: Source, states: Iterable[State]) -> bool:
-        """Return whether an endpoint that is new here was attached while other policies were in force."""
-        put = self._worker.machine.reconciler.desired.sources().get(source)
+        """Return whether an endpoint that is new here was attached while other policies, or none, were in force."""
+        put = self._worker.machine.reconciler.desired.sources().get(source, {})
         new = source not in self._parties.sources()
-        return new and put is not None and put.keys() != {state.key for state in states}
+        return new and put.keys() != {state.key for state in states}
 
     # What is wanted
 
