@@ -15,7 +15,7 @@ import pytest
 from linkspan.core.addresses import mac
 from linkspan.lab import record
 from linkspan.policy import document
-from support.agent.traffic import Capture, asked, echoes, inside, send_frame, serving, transfer
+from support.agent.traffic import Capture, answers, echoes, inside, send_frame, serving, transfer
 from support.lab.cluster_runs import ClusterRun
 from support.netns.forgery import datagram
 from support.polling import until
@@ -225,7 +225,7 @@ def test_a_published_port_answers_containers_of_the_same_network(cluster: FastRu
     with cluster.attached("web", "--publish", "8080:80") as address, serving(cluster.place("web"), 80):
         (own,) = (lease["host_address"][0] for lease in cluster.host("h2")["leases"] if lease["network"] == "demo")
         for client in ("c1", "c2"):
-            until(lambda c=client: asked(cluster.place(c), own.partition("/")[0], 8080), f"{client} is answered")
+            until(lambda c=client: answers(cluster.place(c), own.partition("/")[0], 8080), f"{client} is answered")
         assert cluster.passed("c1", address)["h2"] > 0
         assert "web: it publishes ports" in cluster.words("h2")
 

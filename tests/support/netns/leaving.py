@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from linkspan.core.addresses import prefix
 from linkspan.core.model import Egress, Network
+from linkspan.kernel.probe import gratuitous_arp
 from support.netns.overlay import Cluster
 
 EXIT = "192.0.2.100"
@@ -22,6 +24,7 @@ def leaving(cluster: Cluster, network: Network, holder: int) -> Iterator[Network
     for host in cluster.hosts:
         host.exits = {(network.name, 4): f"id-{holder}"}
     cluster.world.sh(name, f"ip addr add {EXIT}/32 dev eth0")
+    _announced(cluster, name)
     try:
         cluster.joined([changed])
         yield changed
@@ -30,6 +33,13 @@ def leaving(cluster: Cluster, network: Network, holder: int) -> Iterator[Network
         for host in cluster.hosts:
             host.exits = {}
         cluster.joined([network])
+
+
+def _announced(cluster: Cluster, host: str) -> None:
+    """Tell the segment of the address, as an agent does: others may have the MAC of the holder before."""
+    with cluster.world.entered(host), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as own:
+        own.bind(("eth0", 0))
+        gratuitous_arp.announce("eth0", own.getsockname()[4], [prefix(EXIT)])
 
 
 def source(cluster: Cluster, container: str, outside: str, address: str) -> str:
