@@ -23,10 +23,10 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from linkspan.agent import name_lookup
-from linkspan.agent.named_addresses import MOST, Named, NamedAddresses, lifetime, usable
+from linkspan.agent.named_addresses import MOST, WORTH, Named, NamedAddresses, Usable, lifetime
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.core.addresses import Prefix
-from linkspan.core.errors import KernelError, LinkspanError, Unavailable
+from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.core.ruleset import TABLE
 from linkspan.core.supervise import ended, lasting, until_whole, woken
@@ -36,7 +36,7 @@ from linkspan.kernel.io import dns_messages
 from linkspan.kernel.io.dns_messages import Answer
 from linkspan.kernel.io.nftables import netfilter_socket
 from linkspan.kernel.probe import underlay
-from linkspan.kernel.probe.dns_answers import DnsAnswers
+from linkspan.kernel.probe.dns_answers import DnsAnswers, Heard
 from linkspan.kernel.worker import Worker
 from linkspan.policy import name_rules, names
 from linkspan.policy.name_rules import GRACE
@@ -45,11 +45,16 @@ from linkspan.policy.regime import Regime
 log = logging.getLogger("linkspan.agent.policy_names")
 
 AT_ONCE = 16
-"""Questions under way at one time."""
+"""Questions under way at one time; apart from these, as many about what containers were told."""
+_A_TURN = 64
+"""Answers to containers that are taken in before others use the loop."""
 WAIT = 2.0
 """Seconds for which new rules wait for the addresses of their names."""
 AGAIN, SELDOM = 2.0, 30.0
 """Seconds until a question without an answer is asked again: at first, and after several."""
+
+_PAUSE = 1.0
+"""Seconds between looks at endpoints while these come and go."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,15 +103,18 @@ class PolicyNames:
         self._logs = logs
         self._regime = Regime()
         self._families: frozenset[int] = frozenset()
-        self._pools: list[Prefix] = []
-        self._hosts: frozenset[str] = frozenset()
-        """Addresses of hosts."""
+        self._usable = Usable()
         self._read: set[tuple[str, int]] = set()
         """Names, with a family, of which the kernel's elements have been read."""
         self._unserved: set[str] = set()
         """Networks whose containers such policies select, and that have no name server here."""
+        self._serving: list[str] = []
+        """The servers that are asked, for records of ``_kinds``."""
+        self._kinds: list[int] = []
         self._asked: dict[_Question, _Asked] = {}
         self._asking: set[asyncio.Task[None]] = set()
+        self._repeating: dict[_Question, asyncio.Task[None]] = {}
+        """Questions of containers whose answers could not be read as they went by."""
         self._due_elements: list[Timed] = []
         self._listener: DnsAnswers | None = None
         self._deaf = "" if logs else "this kernel has no nflog (CONFIG_NETFILTER_NETLINK_LOG)"
@@ -129,7 +137,7 @@ class PolicyNames:
 
     async def stop(self) -> None:
         """Stop; the kernel keeps what it has, until its time is over."""
-        for task in (*self._tasks, *self._asking):
+        for task in (*self._tasks, *self._asking, *self._repeating.values()):
             await ended(task)
         self._rest()
 
@@ -156,8 +164,8 @@ class PolicyNames:
             return
         try:
             await self._take_over()
-            self._listen()
             await self._look_around()
+            self._listen()  # only now: no name may have an address of a host
             if asking := self._ask_due():
                 await asyncio.wait(asking, timeout=WAIT)
             await self._put()
@@ -169,7 +177,8 @@ class PolicyNames:
         """Take in what the sets of names have that are new to this agent: an earlier one may have put it."""
         every = set(itertools.product(self._regime.names, self._families))
         unread = sorted(every - self._read)
-        for name, one, past in await self._worker.run(_read, unread):
+        found = await self._worker.run(_read, unread) if unread else []
+        for name, one, past in found:
             self._addresses.found(name, one.address.address, **{"past" if past else "now": one.seconds})
         self._read = every
 
@@ -194,8 +203,25 @@ class PolicyNames:
 
     def _hear(self) -> None:
         assert self._listener is not None
-        for answer in self._listener.read():
-            self._learn(answer)
+        for heard in itertools.islice(self._listener.read(), _A_TURN):
+            if heard.answer.truncated:
+                self._repeat(heard)
+            else:
+                self._learn(heard.answer)
+
+    def _repeat(self, heard: Heard) -> None:
+        """Ask a server what a container asked; if too many such questions are under way, the container asks again."""
+        told = heard.answer
+        question = _Question(heard.server, told.name, told.kind)
+        known = question in self._repeating or told.code != dns_messages.NO_ERROR
+        if known or len(self._repeating) >= AT_ONCE or not names.meant(told.name, self._regime.names):
+            return
+        task = self._repeating[question] = asyncio.create_task(self._ask_once(question))
+        task.add_done_callback(lambda _: self._repeating.pop(question, None))
+
+    async def _ask_once(self, question: _Question) -> None:
+        with contextlib.suppress(Unavailable):
+            self._learn(await name_lookup.ask(question.server, question.name, question.kind))
 
     def _learn(self, answer: Answer) -> None:
         """Take in what a name has, if a policy means it."""
@@ -203,7 +229,7 @@ class PolicyNames:
         for name in names.meant(answer.name, self._regime.names) if told else ():
             for packed, ttl in answer.addresses:
                 address = Prefix(packed, len(packed) * 8)
-                if address.family in self._families and usable(address, self._pools, self._hosts):
+                if address.family in self._families and self._usable(address):
                     self._due_elements += _elements(name, address, *self._addresses.learn(name, address, lifetime(ttl)))
         if self._due_elements:
             self._fill.set()
@@ -226,10 +252,20 @@ class PolicyNames:
                 await self._worker.run(_put, due)
 
     def _fail(self, error: LinkspanError) -> None:
-        """Take in that sets were not filled: compare them with what is known, until they are."""
+        """Take in that sets were not filled: look again, and compare them with what is known, until they are."""
         log.warning("names of policies: %s", error.message)
-        self._unsure = True
+        self._unsure = self._moved = True
         asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
+
+    def _every_element(self) -> list[Timed]:
+        """Return what the sets should have. A family that no network has any more has no sets."""
+        return [
+            element
+            for name in self._regime.names
+            for known in self._addresses.left(name)
+            if known[0].family in self._families
+            for element in _elements(name, *known)
+        ]
 
     # What the agent asks
 
@@ -238,12 +274,12 @@ class PolicyNames:
             await woken(self._wake, until_whole(AGAIN) if self._regime.names else None)
             self._wake.clear()
             try:
-                if self._regime.names and (self._moved or time.monotonic() - self._looked >= SELDOM):
+                if self._regime.names and time.monotonic() - self._looked >= (_PAUSE if self._moved else SELDOM):
                     await self._look_around()
                 if self._unsure:
                     self._unsure = False
-                    every = ((name, known) for name in self._regime.names for known in self._addresses.left(name))
-                    await self._worker.run(_put_lacking, [e for name, known in every for e in _elements(name, *known)])
+                    await self._take_over()
+                    await self._worker.run(_put_lacking, self._every_element())
                 if self._regime.names:
                     self._listen()
             except LinkspanError as error:
@@ -252,18 +288,26 @@ class PolicyNames:
 
     async def _look_around(self) -> None:
         """Learn which servers answer containers that policies let out by names, and whose addresses no name has."""
-        self._moved, self._looked = False, time.monotonic()
-        self._pools = [pool for some in self._elements.pools().values() for pool in some]
+        self._moved = False
+        pools = [pool for some in self._elements.pools().values() for pool in some]
         local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-        self._hosts = local | self._elements.addresses_of_hosts()
+        self._usable = Usable(pools, local | self._elements.addresses_of_hosts())
+        self._looked = time.monotonic()
         askers = self._elements.endpoints(self._elements.selected(self._regime, self._regime.askers))
-        found = {endpoint.network: self._nameservers(endpoint) for endpoint in askers}
+        found = {name: self._servers(one) for name, one in {one.network: one for one in askers}.items()}
         self._unserved = {network for network, servers in found.items() if not servers}
-        servers = {some[0] for some in found.values() if some}  # its other addresses are the same server's
+        self._serving = sorted({some[0] for some in found.values() if some})  # its others are the same server's
         plain = [name for name in self._regime.names if not name.startswith(names.WILDCARD)]
-        kinds = [dns_messages.KINDS[family] for family in self._families]
-        wanted = itertools.starmap(_Question, itertools.product(sorted(servers), sorted(plain), kinds))
+        self._kinds = [dns_messages.KINDS[family] for family in self._families]
+        wanted = itertools.starmap(_Question, itertools.product(self._serving, sorted(plain), self._kinds))
         self._asked = {question: self._asked.get(question, _Asked()) for question in wanted}
+
+    def _servers(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return the servers of an endpoint's network, none if it is just deleted, or not in force on this host."""
+        try:
+            return self._nameservers(endpoint)
+        except (NotFound, Conflict):
+            return ()
 
     def _ask_due(self) -> set[asyncio.Task[None]]:
         """Begin to ask what is due, and return the tasks of all questions under way."""
@@ -314,7 +358,8 @@ class PolicyNames:
             return self._deaf and f"nobody learns what containers are told: {self._deaf}"
         if self._addresses.of(name):
             return ""
-        found = [asked.problem for question, asked in self._asked.items() if question.name == name]
+        questions = itertools.starmap(_Question, itertools.product(self._serving, [name], self._kinds))
+        found = [self._asked[one].problem for one in questions if one in self._asked]
         return next(filter(None, found), "") if all(found) else ""
 
     def problems(self) -> list[str]:
@@ -341,11 +386,12 @@ def _put(elements: Iterable[Timed]) -> None:
 
 
 def _put_lacking(elements: Collection[Timed]) -> None:
-    """Put those of the elements that sets lack."""
+    """Put those of the elements that sets lack, or have for less time."""
     with contextlib.closing(netfilter_socket()) as netlink:
         sets = {one.set for one in elements}
-        there = {(of, one.address) for of in sets for one in timed_elements.read(netlink, TABLE, of)}
-        timed_elements.put(netlink, TABLE, [one for one in elements if (one.set, one.address) not in there])
+        there = {(of, one.address): one.seconds for of in sets for one in timed_elements.read(netlink, TABLE, of)}
+        lacking = [one for one in elements if there.get((one.set, one.address), 0) + WORTH < one.seconds]
+        timed_elements.put(netlink, TABLE, lacking)
 
 
 def _read(names: Iterable[tuple[str, int]]) -> list[tuple[str, Timed, bool]]:

@@ -7,7 +7,8 @@ so they are no states, and a new agent finds them.
 
 Two things tell the agent of addresses: it asks the networks' name servers itself, and a rule at ``output`` logs what
 these answer the endpoints that such policies select (``asking_names4``), from dnsmasq to the container: so many answers
-to each (``told4``), that none keeps others from being seen. The kernel may bring the container its answer before the
+to each (``told4``), that none keeps others from being seen. Of an answer by TCP only the question is taken
+(``kernel/probe/dns_answers.py``), which the agent asks itself. The kernel may bring the container its answer before the
 agent has put the element. So for ``PATIENCE`` seconds after an answer what policies refuse on the container's link
 (``answered``: by IPv4 or IPv6, whichever it asked by) is dropped, not rejected: its next try passes.
 """
@@ -25,7 +26,7 @@ from linkspan.policy.names import digest
 GROUP = 7616
 """The group of nflog to which answers are logged; nobody pays for it while nobody listens."""
 LOGGED = 8192
-"""Bytes of an answer that are logged: by UDP it has 4096 at most, by TCP most have less."""
+"""Bytes of an answer that are logged: by UDP it has 4096 at most."""
 SHORTEST, LONGEST, GRACE = 30, 3600, 30
 """Least and most seconds of a TTL that count, and for how long an address stays after that: a client that has just got
 the answer begins its connection, and the agent gets the next answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkspan.agent import named_addresses
-from linkspan.agent.named_addresses import Named, NamedAddresses, lifetime, usable
+from linkspan.agent.named_addresses import Named, NamedAddresses, Usable, lifetime
 from linkspan.core.addresses import prefix
 from linkspan.policy.name_rules import REMEMBERED
 
@@ -46,15 +46,17 @@ def test_a_ttl_counts_within_limits(ttl: int, seconds: int) -> None:
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255", "10.1.2.3", "198.51.100.9",
-     "::1", "::", "fe80::1", "ff02::1", "::ffff:192.0.2.7", "fd00:1::2"],
+     "::1", "::", "fe80::1", "ff02::1", "::ffff:192.0.2.7", "fd00:1::2", "fd00:ec2::254", "100.100.100.200",
+     "64:ff9b::a9fe:a9fe", "64:ff9b::10.1.2.3", "2002:c633:6409::1"],
 )  # fmt: skip
 def test_no_name_leads_into_the_cluster_or_to_many(address: str) -> None:
     """The owner of a name gives it any address: containers must not reach by it what their policy closes."""
-    pools = [prefix("10.1.0.0/16"), prefix("fd00:1::/64")]
-    assert not usable(prefix(address), pools, {"198.51.100.9"})
-    assert usable(prefix("192.0.2.7"), pools, {"198.51.100.9"})
-    assert usable(prefix("2001:db8::7"), pools, {"198.51.100.9"})
-    assert usable(prefix("10.9.0.7"), pools, {"198.51.100.9"}), "a private address may be a company's own server"
+    usable = Usable([prefix("10.1.0.0/16"), prefix("fd00:1::/64")], {"198.51.100.9"})
+    assert not usable(prefix(address))
+    assert usable(prefix("192.0.2.7"))
+    assert usable(prefix("2001:db8::7"))
+    assert usable(prefix("64:ff9b::192.0.2.7")), "what a network with IPv6 only reaches IPv4 by"
+    assert usable(prefix("10.9.0.7")), "a private address may be a company's own server"
 
 
 def test_an_address_counts_until_its_time_is_over(named: NamedAddresses, clock: Clock) -> None:
@@ -101,6 +103,20 @@ def test_a_name_has_so_many_addresses(
     clock.now += 61
     assert named.learn("*.example.org", every[11], 60) == (60, 0), "let through, though no week's memory is left"
     assert named.full == set()
+
+
+def test_a_name_that_is_full_costs_little(
+    named: NamedAddresses, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer may have hundreds of new addresses: not each of them looks through all for one whose time is over."""
+    monkeypatch.setattr(named_addresses, "MOST", 1)
+    named.learn("*.example.org", prefix("192.0.2.1"), 60)
+    clock.now += 59.5
+    assert named.learn("*.example.org", prefix("192.0.2.2"), 60) == (0, 0)
+    clock.now += 0.6
+    assert named.learn("*.example.org", prefix("192.0.2.2"), 60) == (0, 0), "that was looked at just now"
+    clock.now += 0.5
+    assert named.learn("*.example.org", prefix("192.0.2.2"), 60) == (60, 0)
 
 
 def test_what_an_earlier_agent_has_put_counts(named: NamedAddresses) -> None:

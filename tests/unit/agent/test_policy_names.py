@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,11 +16,13 @@ from linkspan.agent import name_lookup, policy_names
 from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_names import PolicyNames
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import KernelError, Unavailable
+from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Endpoint
+from linkspan.kernel.drivers import timed_elements
 from linkspan.kernel.drivers.timed_elements import Timed
 from linkspan.kernel.io.dns_messages import A, Answer
 from linkspan.kernel.probe import underlay
+from linkspan.kernel.probe.dns_answers import Heard
 from linkspan.policy import name_rules
 from linkspan.policy.model import Peer, Policy, Rule
 from linkspan.policy.regime import Regime
@@ -50,6 +53,7 @@ class Servers:
         monkeypatch.setattr(policy_names, "_put_lacking", self._put)
         monkeypatch.setattr(policy_names, "_read", self._read)
         monkeypatch.setattr(policy_names, "AGAIN", 0.02)
+        monkeypatch.setattr(policy_names, "_PAUSE", 0.02)
         monkeypatch.setattr(policy_names, "until_whole", lambda seconds: seconds)
         monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset({"198.51.100.1"}))
         self.known = NamedAddresses()
@@ -225,6 +229,24 @@ def test_a_network_whose_first_container_comes_has_its_server_asked(servers: Ser
     asyncio.run(main())
 
 
+def test_a_network_that_is_not_in_force_keeps_no_other_from_its_server(servers: Servers) -> None:
+    """Or one that was deleted a moment ago: it has no server, and the others have theirs."""
+    servers.endpoints = {("c0", "eth0"): Endpoint(id="c0", ifname="eth0", network="gone"), WEB.identity: WEB}
+
+    def nameservers(endpoint: Endpoint) -> tuple[str, ...]:
+        if endpoint.network == "gone":
+            raise Conflict("network gone is not in force on this host", "remove the route")
+        return servers.serving[endpoint.network]
+
+    async def main() -> None:
+        servers.names._nameservers = nameservers
+        await servers.names.follow(NAMES, FOUR)
+        assert servers.there("a.example.com") == {"192.0.2.7"}
+        await servers.names.stop()
+
+    asyncio.run(main())
+
+
 def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> None:
     """With all that is known, whatever was lost: somebody may have removed the set, or emptied it."""
 
@@ -245,6 +267,135 @@ def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> Non
         await servers.run(work)
 
     asyncio.run(main())
+
+
+class Listener:
+    """What hears answers, which a test gives it."""
+
+    def __init__(self, *_: int) -> None:
+        self.heard = [Heard("10.77.0.1", said("early.example.org", "198.51.100.2", "192.0.2.20"))]
+        self._ready = os.eventfd(1)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is ready."""
+        return self._ready
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._ready)
+
+    def read(self) -> Iterator[Heard]:
+        """Yield what was heard."""
+        while self.heard:
+            yield self.heard.pop()
+
+
+@pytest.fixture
+def listener(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    """Return what the agent listens with."""
+    made = Listener()
+    monkeypatch.setattr(policy_names, "DnsAnswers", lambda *_: made)
+    servers.names._logs = True
+    return made
+
+
+def test_nobody_is_heard_before_hosts_are_known(servers: Servers, listener: Listener) -> None:
+    """Otherwise a name could have an address of a host for an hour, by an answer at the right moment."""
+    slow = asyncio.Event()
+
+    async def run(function: Callable[..., Any], *args: Any) -> Any:
+        if function is underlay.every_address:
+            await slow.wait()
+        return function(*args)
+
+    async def main() -> None:
+        async def work() -> None:
+            cast("Any", servers.names)._worker.run = run
+            asyncio.get_running_loop().call_later(0.1, slow.set)
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: servers.there("*.example.org"), "what was told is learnt")
+            assert servers.there("*.example.org") == {"192.0.2.20"}
+            assert not listener.heard
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_what_could_not_be_read_is_asked_again(servers: Servers, listener: Listener) -> None:
+    """At the server that told it, if a policy means it: by TCP a container could make an answer look like any other."""
+    cut = (Answer(0, name, A, 0, truncated=True) for name in ("x.example.org", "x.example.org", "y.net"))
+    listener.heard = [Heard("10.77.0.9", one) for one in cut]
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: servers.there("*.example.org") == {"192.0.2.7"}, "it is learnt from the server")
+            assert servers.asked["10.77.0.9", "x.example.org"] == 1
+            assert ("10.77.0.9", "y.net") not in servers.asked
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_only_so_many_are_asked_again_at_once(
+    servers: Servers, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container could ask for any number of names whose server is silent."""
+    asked: set[str] = set()
+
+    async def silent(_server: str, name: str, _kind: int) -> Answer:
+        asked.add(name)
+        await asyncio.sleep(3600)
+        return said(name)
+
+    monkeypatch.setattr(policy_names, "WAIT", 0.01)
+    monkeypatch.setattr(name_lookup, "ask", silent)
+    many = (Answer(0, f"n{number}.example.org", A, 0, truncated=True) for number in range(200))
+    listener.heard = [Heard("10.77.0.1", one) for one in many]
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            await eventually(lambda: not listener.heard, "all are heard")
+            await asyncio.sleep(0.02)
+            assert len(asked - {"a.example.com"}) == policy_names.AT_ONCE
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_a_family_that_no_network_has_any_more_is_not_put(servers: Servers) -> None:
+    """Its sets are gone: to put into them would fail, and keep all others from being filled."""
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, frozenset({4, 6}))
+            servers.told(Answer(0, "v.example.org", 28, 0, addresses=((b"\x20\1" + bytes(13) + b"\7", 60),)))
+            await eventually(lambda: "2001::7" in {address for _, address in servers.kernel}, "it is put")
+            await servers.names.follow(NAMES, FOUR)
+            servers.kernel.clear()
+            servers.names.look()
+            await eventually(lambda: servers.there("a.example.com") == {"192.0.2.7"}, "the others are filled")
+            assert "2001::7" not in {address for _, address in servers.kernel}
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
+def test_what_ends_too_soon_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed transaction may have moved an end: the address would be closed though its name still has it."""
+    put: list[Timed] = []
+    there = [Timed("s", prefix("192.0.2.1"), 20), Timed("s", prefix("192.0.2.2"), 298)]
+    monkeypatch.setattr(policy_names, "netfilter_socket", lambda: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(timed_elements, "read", lambda *_: there)
+    monkeypatch.setattr(timed_elements, "put", lambda _netlink, _table, some: put.extend(some))
+    wanted = [Timed("s", prefix(f"192.0.2.{last}"), 300) for last in (1, 2, 3)]
+    policy_names._put_lacking(wanted)
+    assert put == [wanted[0], wanted[2]]
 
 
 def test_a_new_agent_goes_on_with_what_is_left(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:

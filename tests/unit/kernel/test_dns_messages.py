@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkspan.kernel.io import dns_messages
-from linkspan.kernel.io.dns_messages import AAAA, MOST_STEPS, A, Answer
+from linkspan.kernel.io.dns_messages import AAAA, MOST_PARTS, MOST_STEPS, A, Answer
 from linkspan.kernel.probe import dns_answers
 from support.dns_records import Record, reply, wire
 
@@ -95,6 +95,30 @@ def test_what_is_no_answer_about_addresses_says_nothing(message: bytes) -> None:
     assert dns_messages.answer(message) is None
 
 
+def pointing(name: bytes, pointers: list[int]) -> bytes:
+    """Return an answer whose question has a name, and whose records have no data and names of one pointer each."""
+    head = struct.pack("!6H", 7, 0x8180, 1, len(pointers), 0, 0) + name + struct.pack("!2H", A, 1)
+    return head + b"".join(struct.pack("!HHHIH", 0xC000 | at, 16, 1, 0, 0) for at in pointers)
+
+
+def test_what_many_records_point_to_is_read_once() -> None:
+    """An answer with as many records as one may have, all of the longest name, is sound."""
+    longest = b"\1a" * 127 + b"\0"
+    assert dns_messages.answer(pointing(longest, [12] * 256)) is not None
+
+
+def test_a_message_that_is_much_work_says_nothing() -> None:
+    """Few bytes could be millions of labels and pointers: 256 names of 100 labels each, or chains of pointers."""
+    longest = b"\1a" * 127 + b"\0"
+    assert dns_messages.answer(pointing(longest, [12 + 2 * number for number in range(100)])) is None
+    chain = b"".join(struct.pack("!H", 0xC000 | (29 + 2 * number)) for number in range(MOST_PARTS))
+    head = struct.pack("!6H", 7, 0x8180, 1, 2, 0, 0) + b"\0" + struct.pack("!2H", A, 1)
+    head += b"\0" + struct.pack("!HHIH", 16, 1, 0, len(chain) + 1) + b"\0" + chain
+    whole = head + struct.pack("!HHHIH", 0xC000 | (len(head) - 2), 16, 1, 0, 0)
+    assert dns_messages.answer(whole) is None
+    assert dns_messages.answer(whole[:-12] + struct.pack("!HHHIH", 0xC000 | 28, 16, 1, 0, 0)) is not None
+
+
 @given(st.binary(max_size=300), st.binary(max_size=40))
 def test_no_bytes_do_harm(noise: bytes, more: bytes) -> None:
     """Neither alone, nor behind a sound beginning, nor as packets."""
@@ -120,7 +144,10 @@ def test_a_spoilt_answer_is_read_or_refused(data: st.DataObject) -> None:
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_an_answer_is_found_in_its_packet(protocol: str, family: int) -> None:
-    """By UDP behind its header, by TCP behind options and the length; a fragment has none."""
+    """By UDP behind its header; a fragment has none. By TCP a packet says what was asked, and nothing else.
+
+    A stream is cut where the client likes: what looks like an answer may be a part of one that says something else.
+    """
     message = reply(dns_messages.question(7, "a.b", A), [Record("a.b", A, 60, IP)])
     udp = struct.pack("!4H", 53, 4000, 8 + len(message), 0) + message
     tcp = struct.pack("!HHIIBBHHH", 53, 4000, 1, 1, 8 << 4, 0x18, 99, 0, 0) + bytes(12)
@@ -132,4 +159,8 @@ def test_an_answer_is_found_in_its_packet(protocol: str, family: int) -> None:
     else:
         packet = struct.pack("!IHBB", 6 << 28, len(inner), number, 64) + bytes(32) + inner
     (found,) = dns_answers.answers(packet)
-    assert found.addresses == ((IP, 60),)
+    assert found.server == ("0.0.0.0" if family == 4 else "::")
+    assert (found.answer.name, found.answer.kind) == ("a.b", A)
+    by_udp = protocol == "udp"
+    assert found.answer.truncated != by_udp
+    assert found.answer.addresses == (((IP, 60),) if by_udp else ())

@@ -28,6 +28,8 @@ MOST_RECORDS = 256
 """Records of an answer that are read; a longer one is none."""
 MOST_STEPS = 16
 """Aliases from the asked name to the one with addresses. Resolvers follow about as many."""
+MOST_PARTS = 1024
+"""Labels and pointers of a message that are read; one with more is none. Its author could hold up whoever reads it."""
 _NEGATIVE = 1 << 31
 
 
@@ -68,7 +70,8 @@ def _answer(message: bytes) -> Answer:
     number, flags, questions, answers, _, _ = _HEADER.unpack_from(message)
     if not flags & _RESPONSE or flags & _OPCODE or questions != 1 or answers > MOST_RECORDS:
         raise _Malformed
-    name, at = _name(message, _HEADER.size)
+    names = _Names(message)
+    name, at = names.read(_HEADER.size)
     kind, klass = struct.unpack_from("!2H", message, at)
     if kind not in _SIZES or klass != _IN:
         raise _Malformed
@@ -79,14 +82,14 @@ def _answer(message: bytes) -> Answer:
     aliases: dict[str, tuple[str, int]] = {}
     addresses: dict[str, list[tuple[bytes, int]]] = {}
     for _ in range(answers):
-        owner, at = _name(message, at)
+        owner, at = names.read(at)
         found, klass, ttl, length = _RECORD.unpack_from(message, at)
         at += _RECORD.size
         if at + length > len(message):
             raise _Malformed
         ttl = 0 if ttl & _NEGATIVE else ttl  # RFC 2181 section 8
         if klass == _IN and found == _CNAME:
-            target, end = _name(message, at)
+            target, end = names.read(at)
             if end != at + length:
                 raise _Malformed
             aliases.setdefault(owner, (target, ttl))
@@ -113,31 +116,51 @@ def _followed(
     return ()  # they lead in a circle
 
 
-def _name(message: bytes, at: int) -> tuple[str, int]:
-    """Return the name at an offset, in small letters, and the offset behind it. Raises _Malformed.
+class _Names:
+    """Reads the names of a message, and what several point to once: otherwise few bytes would be much work."""
 
-    A pointer leads to what was before (RFC 1035 section 4.1.4), so there are no circles.
-    """
-    labels: list[bytes] = []
-    end, before, size = 0, at, 0
-    while True:
-        if at >= len(message):
-            raise _Malformed
-        length = message[at]
-        if length >= 0xC0:
-            if at + 2 > len(message):
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        self._known: dict[int, bytes] = {}
+        """By the offset to which a name's first pointer leads: what is there."""
+        self._parts = MOST_PARTS
+
+    def read(self, at: int) -> tuple[str, int]:
+        """Return the name at an offset, in small letters, and the offset behind it. Raises _Malformed.
+
+        A pointer leads to what was before (RFC 1035 section 4.1.4), so there are no circles.
+        """
+        message, labels = self._message, list[bytes]()
+        end, before, target, own = 0, at, 0, 0
+        while True:
+            if at >= len(message) or not self._parts:
                 raise _Malformed
-            end = end or at + 2
-            at = struct.unpack_from("!H", message, at)[0] & 0x3FFF
-            if at >= before:
+            self._parts -= 1
+            length = message[at]
+            if length >= 0xC0:
+                if at + 2 > len(message):
+                    raise _Malformed
+                behind = at + 2
+                at = struct.unpack_from("!H", message, at)[0] & 0x3FFF
+                if at >= before:
+                    raise _Malformed
+                before = at
+                if not end:
+                    end, target, own = behind, at, len(labels)
+                if (known := self._known.get(at)) is not None:
+                    labels += [known] if known else []
+                    break
+                continue
+            if not length:
+                break
+            label = message[at + 1 : at + 1 + length]
+            if not _LABEL.fullmatch(label) or len(label) != length:
                 raise _Malformed
-            before = at
-            continue
-        if not length:
-            return b".".join(labels).decode("ascii").lower(), end or at + 1
-        label = message[at + 1 : at + 1 + length]
-        size += length + 1
-        if size > _LONGEST + 1 or not _LABEL.fullmatch(label) or len(label) != length:
+            labels.append(label)
+            at += 1 + length
+        whole = b".".join(labels)
+        if len(whole) > _LONGEST:
             raise _Malformed
-        labels.append(label)
-        at += 1 + length
+        if end:
+            self._known[target] = b".".join(labels[own:])
+        return whole.decode("ascii").lower(), end or at + 1

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from linkspan.kernel.io import dns_messages
 from linkspan.kernel.io.dns_messages import Answer
 from linkspan.kernel.probe import nflog
 from linkspan.kernel.probe.nflog import Nflog
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """An answer, and the address of the server that gave it."""
+
+    server: str
+    answer: Answer
 
 
 class DnsAnswers:
@@ -25,23 +34,26 @@ class DnsAnswers:
         """Return the descriptor, for a loop to watch."""
         return self._nflog.fileno()
 
-    def read(self) -> Iterator[Answer]:
+    def read(self) -> Iterator[Heard]:
         """Yield the answers about addresses that are there now."""
         for packet in self._nflog.packets():
             yield from answers(packet)
 
 
-def answers(packet: bytes) -> Iterator[Answer]:
-    """Yield the answers about addresses that an IP packet has: by TCP those that are whole in it."""
-    protocol, payload = nflog.carried(packet)
-    messages = [payload] if protocol == "udp" else _framed(payload)
-    yield from filter(None, map(dns_messages.answer, messages))
+def answers(packet: bytes) -> Iterator[Heard]:
+    """Yield the answers about addresses that an IP packet has.
 
-
-def _framed(stream: bytes) -> Iterator[bytes]:
-    """Yield the messages in a part of a TCP stream that begins with one (RFC 1035 section 4.2.2)."""
-    while len(stream) > 2:
-        length = int.from_bytes(stream[:2], "big")
-        message, stream = stream[2 : 2 + length], stream[2 + length :]
-        if len(message) == length:
-            yield message
+    Those by TCP that are whole in it are as if they were truncated: they say what was asked, and nothing else. A client
+    decides where a stream is cut into packets. So it could have a part of another answer, whose author it knows, look
+    like an answer about any name.
+    """
+    if (found := nflog.carried(packet)) is None:
+        return
+    flow, payload = found
+    if flow.protocol == "udp":
+        told = dns_messages.answer(payload)
+    else:
+        told = dns_messages.answer(payload[2:]) if int.from_bytes(payload[:2], "big") == len(payload) - 2 else None
+        told = told and msgspec.structs.replace(told, truncated=True, addresses=())
+    if told is not None:
+        yield Heard(flow.source.address, told)

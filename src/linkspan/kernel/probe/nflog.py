@@ -124,17 +124,17 @@ def flow_of(packet: bytes) -> Flow | None:
     return Flow(Prefix(ends[0], bits), Prefix(ends[1], bits), named, port)
 
 
-def carried(packet: bytes) -> tuple[str, bytes]:
-    """Return the protocol of an IP packet and what it carries behind its UDP or TCP header; b"" of any other packet."""
+def carried(packet: bytes) -> tuple[Flow, bytes] | None:
+    """Return the flow of a UDP or TCP packet and what it carries behind that header; None of any other packet."""
     found = flow_of(packet)
     if found is None or found.protocol not in ("tcp", "udp"):
-        return "", b""
+        return None
     if packet[0] >> 4 == 4:
         header, later = (packet[0] & 15) * 4, int.from_bytes(packet[6:8], "big") & 0x1FFF
     else:
         _, header, later = _transport(packet)
     length = 8 if found.protocol == "udp" else (packet[header + 12 : header + 13] or b"\0")[0] >> 4 << 2
-    return found.protocol, b"" if later else packet[header + length :]
+    return None if later else (found, packet[header + length :])
 
 
 def _transport(packet: bytes) -> tuple[int, int, int]:
