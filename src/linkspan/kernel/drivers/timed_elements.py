@@ -28,7 +28,7 @@ _AT_ONCE = 1000
 
 
 class Timed(msgspec.Struct, frozen=True):
-    """An address in a set of an inet table, and the seconds until it leaves it."""
+    """An address in a set of an inet table, and the seconds until it leaves it; 0: at once."""
 
     set: str
     address: Prefix
