@@ -139,9 +139,11 @@ class PolicyNames:
 
     async def stop(self) -> None:
         """Stop; the kernel keeps what it has, until its time is over."""
-        for task in (*self._tasks, *self._asking, *self._repeating.values()):
+        for task in self._tasks:
             await ended(task)
         self._rest()
+        for task in (*self._asking, *self._repeating.values()):
+            await ended(task)
 
     def note(self, _identity: tuple[str, str]) -> None:
         """Follow an endpoint of this host that was added, changed or removed."""
