@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -177,6 +178,44 @@ def test_it_holds_without_an_agent_and_from_the_moment_of_an_attach(ports: Ports
         assert ports.reach(4, OTHER + 2) == set()
         ports.host.detach("late")
         assert ports.reach(4, OTHER + 2) == ALL, "the port is nobody's"
+
+
+def test_whoever_talked_with_a_port_before_its_container_came_is_judged_as_well(ports: Ports) -> None:
+    """A flow by UDP that never pauses would come to each process that listens there later."""
+    ports.apply(POLICY)
+    number = OTHER + 3
+
+    def bound() -> socket.socket:
+        with inside(ports.host.netns):
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind(("", number))
+        made.settimeout(0.5)
+        return made
+
+    with inside(ports.outside):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(10)
+        client.connect((UPLINK[4], number))
+        with bound() as earlier:
+            client.send(b"first")
+            earlier.sendto(b"answer", earlier.recvfrom(16)[1])
+            assert client.recv(16) == b"answer"
+        late = {"id": "late", "name": "late", "network": "shared", "labels": {"app": "front"}}
+        ports.host.client.call("POST", "/v1/attach", late | {"ports": [port(number, number, "udp")]})
+        with bound() as later:
+
+            def heard() -> bool:
+                with contextlib.suppress(OSError):  # an earlier one was refused
+                    client.send(b"more")
+                with contextlib.suppress(TimeoutError):
+                    return bool(later.recv(16))
+                return False
+
+            try:
+                until(lambda: not heard(), "the policy is about the old flow")
+            finally:
+                ports.host.detach("late")
 
 
 def test_tiers_default_deny_and_staged_policies_count_for_it_as_well(ports: Ports) -> None:

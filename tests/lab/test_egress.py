@@ -298,8 +298,8 @@ def test_every_way_leads_to_the_holder(run: EgressRun, backend: str, pool: str, 
 def test_an_address_that_another_machine_has_is_refused(run: EgressRun) -> None:
     """The error has the machine's MAC, and the address stays as it was."""
     run.held()
-    mac = run.inside("outside", "cat /sys/class/net/eth0/address")
-    said = f"egress address {OUTSIDE} is in use by another machine, with MAC {mac.strip()} on eth0"
+    mac = json.loads(run.ip("outside", "-j link show eth0"))[0]["address"]
+    said = f"egress address {OUTSIDE} is in use by another machine, with MAC {mac} on eth0"
     with pytest.raises(Conflict, match=re.escape(said)):
         run.call("h1", "PATCH", "/v1/networks/demo", {"egress": [OUTSIDE]})
     assert run.call("h1", "GET", "/v1/networks/demo")["egress"][0]["address"] == EGRESS

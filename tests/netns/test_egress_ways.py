@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_whoever_has_an_address_already_answers(spaces: Namespaces, container: s
     """By ARP or neighbour solicitation; nobody answers for a free address, and the host itself does not."""
     joined(container, "up0", 1)
     taken, free = ("10.99.1.2", "10.99.1.9") if family == 4 else ("fd99:1::2", "fd99:1::9")
-    mac = run("cat", "/sys/class/net/eth0/address", netns=container).strip()
+    mac = json.loads(run("ip", "-j", "link", "show", "eth0", netns=container))[0]["address"]
     driver = EgressAddressDriver(Sockets(spaces))
     asked = driver.asking([prefix(taken), prefix(free), prefix("198.51.100.1")])
     assert asked.keys() == {"up0"}

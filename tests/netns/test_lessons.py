@@ -19,8 +19,9 @@ from support.polling import SHARED, until
 
 
 @pytest.fixture
-def box() -> Iterator[Sandbox]:
-    """Give an empty sandbox."""
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """Give an empty sandbox, in which linkspan speaks English: this machine's user may have kept another language."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with sandbox.passing(f"test-{os.getpid()}") as made:
         yield made
 

@@ -23,6 +23,7 @@ from linkspan.core.states.host import Key, NftChain, NftElement, NftSet, NftTabl
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.policy import rules
 from linkspan.policy.model import Peer, Policy, Rule, Selector
+from linkspan.policy.regime import Regime
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.polling import eventually
@@ -119,6 +120,7 @@ class Stage:
         self.member.endpoints[HERE.identity] = HERE
         self.cuts = 0
         self.unable = False
+        self.policed_off_path: list[set[str]] = []
         monkeypatch.setattr(conntrack, "cut", self.cut)
         monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset())
         one = self.member
@@ -128,12 +130,13 @@ class Stage:
         parties = Parties(one.networks, one.endpoints, named)
         worker = worker_of(self.machine)
         self.names = PolicyNames(worker, elements, named, lambda _endpoint: (), logs=False)
-        followed = one.remote, one.interest, self.names, self.before
+        followed = one.remote, one.interest, self.names, self.leave_path
         self.enforcement = Enforcement(worker, self.records, elements, parties, *followed)
         one.told = self.enforcement.changed
 
-    async def before(self) -> None:
-        """Take no endpoint off a fast path: there is none."""
+    async def leave_path(self, _in_force: Regime) -> None:
+        """Record which addresses are policed when endpoints are to leave the fast path."""
+        self.policed_off_path.append(self.addresses("policed_by_in4"))
 
     def cut(self, _forbidden: object) -> int:
         """Count a cut, or fail."""

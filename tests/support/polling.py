@@ -17,8 +17,10 @@ PATIENCE = 60.0 * SHARED
 """Seconds to wait for what has no deadline of its own."""
 PAUSE = 0.1 if SHARED > 1 else 0.05
 """Seconds between two looks that cost little."""
-LONGEST = 0.5
-"""Seconds between two looks, whatever they cost: most of a long one may be waiting for no answer."""
+LONGEST = 0.5 if SHARED > 1 else PAUSE
+"""Seconds between two looks, whatever they cost: most of a long one may be waiting for no answer.
+
+Alone, a test may measure time, and takes it from nobody: a longer pause would be in what it measures."""
 HEALED_WITHIN = 2.0 * SHARED
 """Seconds: the promise of healing is 2. Tests with the marker ``alone`` hold linkspan to it."""
 
@@ -43,7 +45,7 @@ def until(condition: Condition, what: str, seconds: float = PATIENCE) -> None:
     """Poll a condition until it holds; fail with the last value seen if it does not within ``seconds``.
 
     The longer it takes, the longer are the pauses, up to PAUSE. A look may cost a process or an agent's answer, which
-    takes time from what is awaited: the pause after it is as long as it was.
+    takes time from what is awaited: beside other tests, the pause after it is as long as it was.
     """
     pause, begun = 0.01, time.monotonic()
     for _ in _looks(condition, what, seconds):

@@ -479,8 +479,10 @@ class Agent:
         """Apply the states of networks whose egress addresses have changed, and cut the flows that do not follow."""
         await self.membership.converge({f"networks/{name}" for name in turns})
         if any(turns.values()):
+            every = self.networks.all()
+            moved = [network for network in every if network.name in turns]
             with contextlib.suppress(KernelError):  # then open connections end
-                await asyncio.to_thread(conntrack.cut, partial(stale, self.networks.all(), turns))
+                await asyncio.to_thread(conntrack.cut, partial(stale, moved, every, turns))
 
     async def _alone_again(self) -> None:
         """Correct records that another agent with this host's id may have written last, such as its leases."""

@@ -1,15 +1,16 @@
 """Fast endpoints: which containers of this host are on the fast path of their network, and why others are not.
 
 An attach does not wait for it: a container is on the path some milliseconds later. A detach removes what the path has
-of an endpoint together with the endpoint (`endpoints/registry.py`). Before policies come into force here, the
-endpoints that they are about leave the path.
+of an endpoint together with the endpoint (`endpoints/registry.py`). When policies have come into force here, the
+endpoints that they are about leave the path: sooner, connection tracking could take an answer for the first packet of
+a flow, and policies would judge that flow the wrong way round. It forgets what it knew of their flows before the path.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -18,15 +19,22 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.backends import backend
 from linkspan.cluster.networks import Networks
 from linkspan.core import fast_path
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, HostView, Network
 from linkspan.core.states.host import State
 from linkspan.core.supervise import ended, lasting
-from linkspan.endpoints import multihoming
 from linkspan.endpoints.registry import Identity, fast_source
+from linkspan.kernel.probe import conntrack
 from linkspan.kernel.worker import Worker
+from linkspan.policy.regime import Regime
 
 log = logging.getLogger("linkspan.agent.fast_endpoints")
+
+Namespace = tuple[int, int]
+"""A container's namespace: its inode and its cookie."""
+_NAMED = 5
+"""Containers that a sentence names: a policy may be about a thousand."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -43,7 +51,9 @@ class Standing(msgspec.Struct, frozen=True):
         """Return the standing in a sentence."""
         if self.obstacle:
             return f"not fast on this host: {self.obstacle}"
-        left = "; ".join(f"{name}: {why}" for name, why in sorted(self.left.items()))
+        named = [f"{name}: {why}" for name, why in sorted(self.left.items())]
+        more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
+        left = "; ".join([*named[:_NAMED], *more])
         return f"fast for {self.endpoints} of its containers here" + (f", not for {left}" if left else "")
 
 
@@ -66,9 +76,13 @@ class FastEndpoints:
         self._records = records
         self._elements = elements
         self._view = view
+        self._in_force = Regime()
+        """The policies whose rules are there, as far as that was followed."""
         self._due: set[Identity] = set()
         self._put: set[Identity] = set()
         """The endpoints that have been on the fast path, as far as they have not left it."""
+        self._publishing: frozenset[Namespace] = frozenset()
+        """The containers that publish ports, as far as that was followed: it counts for all of their interfaces."""
         self._putting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -92,19 +106,27 @@ class FastEndpoints:
             await self._wake.wait()
             self._wake.clear()
             due, self._due = self._due, set()
-            names = {identity[0] for identity in due}  # ports of a container count for all of its interfaces
-            await self._apply({*due, *(one for one in self._endpoints if one[0] in names)})
+            before, self._publishing = self._publishing, _publishing(self._endpoints.values())
+            turned = before ^ self._publishing
+            mates = {identity for identity, one in self._endpoints.items() if one.namespace in turned}
+            await self._apply({*due, *mates})
 
-    async def follow(self) -> None:
-        """Follow networks and policies; return when the endpoints that they exclude are off the path."""
+    async def follow(self, in_force: Regime | None = None) -> None:
+        """Follow networks and policies; return when the endpoints that they exclude are off the path.
+
+        ``in_force`` are the policies whose rules are there now. Who is on the path leaves it for no others.
+        """
+        self._in_force = self._in_force if in_force is None else in_force
         if self._put or self._devices():
             await self._apply({*self._endpoints, *self._put})
 
     async def _apply(self, due: Iterable[Identity]) -> None:
         async with self._putting:
             devices = self._devices() if self._view().facts.early else {}
-            sources = {identity: self._states(identity, devices) for identity in due}
-            self._put = (self._put - sources.keys()) | {identity for identity, states in sources.items() if states}
+            publishing = _publishing(self._endpoints.values())
+            sources = {identity: self._states(identity, devices, publishing) for identity in due}
+            before = self._put
+            self._put = (before - sources.keys()) | {identity for identity, states in sources.items() if states}
             wanted = {fast_source(identity): states for identity, states in sources.items()}
             try:
                 failed = list((await self._worker.run(self._worker.machine.reconciler.changes, wanted)).values())
@@ -112,28 +134,57 @@ class FastEndpoints:
                 failed = [refused]
             for error in failed:  # the healer tries again
                 log.warning("the fast path is not as it should be: %s", error.message)
+            if left := [one for key in before - self._put if (one := self._endpoints.get(key)) is not None]:
+                await self._forget(left)
+
+    async def _forget(self, left: Collection[Endpoint]) -> None:
+        """Have connection tracking forget the flows inside their networks of endpoints that have left the path.
+
+        It has not seen what passed on the path. It would take the next packets of an older flow for invalid ones.
+        """
+        view = self._view()
+        pools = {
+            network.name: network.prefixes
+            for network in self._networks.all()
+            if backend(network.backend).fast_device(network) and not _obstacle(view, network)
+        }
+        others = {
+            address.address: pools[one.network] for one in left if one.network in pools for address in one.prefixes
+        }
+        if not others:
+            return
+        own = {text for network in self._networks.all() for text in network.gateways}
+        own |= {text for lease in view.leases for text in lease.addresses}
+        inside = Inside(others, frozenset(prefix(text).address for text in own))
+        try:
+            await asyncio.to_thread(conntrack.cut, inside)
+        except LinkspanError as error:  # then such flows end
+            log.warning("flows of before the fast path: %s", error.message)
 
     def _devices(self) -> dict[str, str]:
         """Return the tunnel devices of fast networks, by the networks' names."""
         found = {network.name: backend(network.backend).fast_device(network) for network in self._networks.all()}
         return {name: device for name, device in found.items() if device}
 
-    def _states(self, identity: Identity, devices: Mapping[str, str]) -> list[State]:
+    def _states(
+        self, identity: Identity, devices: Mapping[str, str], publishing: Collection[Namespace]
+    ) -> list[State]:
         endpoint = self._endpoints.get(identity)
         if endpoint is None or endpoint.network not in devices:
             return []
-        if self._left(self._networks.get(endpoint.network), endpoint):
+        regime = self._in_force if identity in self._put else self._records.regime()
+        if self._left(self._networks.get(endpoint.network), endpoint, regime, publishing):
             return []
         return list(fast_path.endpoint_states(endpoint, devices[endpoint.network]))
 
-    def _left(self, network: Network, endpoint: Endpoint) -> str:
+    def _left(
+        self, network: Network, endpoint: Endpoint, regime: Regime, publishing: Collection[Namespace]
+    ) -> str:
         """Return why an endpoint is not on the fast path though its host could take it, '' if it is."""
-        mates = multihoming.mates(endpoint, self._endpoints.values())
-        if any(mate.ports for mate in mates):
-            return "its container publishes ports"
         if why := fast_path.unfit(network, endpoint):
             return why
-        regime = self._records.regime()
+        if endpoint.namespace in publishing:
+            return "its container publishes ports"
         chosen = regime.chosen(self._elements.subject(endpoint)) if regime else frozenset()
         if whose := next(iter(regime.judge.about(chosen)), ""):
             return f"{whose} is about it"
@@ -148,11 +199,38 @@ class FastEndpoints:
         """Return how a network is doing on this host; None if it has no option ``fast``."""
         if not backend(network.backend).fast_device(network):
             return None
-        view = self._view()
-        here = view.host.underlay if view.host is not None else None
-        overhead = backend(network.backend).overhead[here.outer] if here is not None else 0
-        if obstacle := fast_path.obstacle(view, network, overhead):
+        if obstacle := _obstacle(self._view(), network):
             return Standing(0, obstacle)
+        regime, publishing = self._records.regime(), _publishing(self._endpoints.values())
         own = [one for one in self._endpoints.values() if one.network == network.name]
-        left = {one.called: why for one in own if (why := self._left(network, one))}
-        return Standing(len(own) - len(left), left=left)
+        left = [(one.called, why) for one in own if (why := self._left(network, one, regime, publishing))]
+        return Standing(len(own) - len(left), left=dict(left))  # containers may share a name
+
+
+class Inside:
+    """Which flows are inside a network between a container here and anybody but this host, as it is forwarded."""
+
+    def __init__(self, others: Mapping[str, Collection[Prefix]], own: Collection[str]) -> None:
+        """Take the pools of its network by a container's address, and the addresses of this host in networks."""
+        self._others = others
+        self._own = own
+
+    def __call__(self, flow: conntrack.Flow) -> bool:
+        """Return whether it is such a flow; one that is translated is none, and its packets never skip the rules."""
+        ends = flow.source, flow.target
+        if flow.translated is not None or any(end.address in self._own for end in ends):
+            return False
+        pairs = ends, ends[::-1]
+        return any(pool.holds(other) for one, other in pairs for pool in self._others.get(one.address, ()))
+
+
+def _publishing(endpoints: Iterable[Endpoint]) -> frozenset[Namespace]:
+    """Return the containers that publish ports, as far as their namespaces are known."""
+    return frozenset(one.namespace for one in endpoints if one.ports and one.netns)
+
+
+def _obstacle(view: HostView, network: Network) -> str:
+    """Return why this host forwards no packet of a fast network early, '' if it does."""
+    here = view.host.underlay if view.host is not None else None
+    overhead = backend(network.backend).overhead[here.outer] if here is not None else 0
+    return fast_path.obstacle(view, network, overhead)

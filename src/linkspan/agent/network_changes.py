@@ -100,9 +100,6 @@ class NetworkChanges:
         async with self._changing:
             routes = await self._worker.run(self._worker.machine.routes)
 
-            if egress:
-                await self._check_free(name, egress)
-
             def enlarged() -> Network:
                 self._networks.refresh()
                 network, in_use = self._networks.get(name), self._in_use(routes)
@@ -111,6 +108,8 @@ class NetworkChanges:
                     changed = network_plans.left_by(changed, egress, in_use)
                 return msgspec.structs.replace(changed, policy=policy or network.policy)
 
+            if egress:
+                await self._check_free(enlarged())
             with self._membership.watched() as refused:
                 network = await revised(self._replica, f"networks/{name}", enlarged)
                 await self._membership.converge({"networks/"})
@@ -118,18 +117,16 @@ class NetworkChanges:
         raise_first(refused)
         return network
 
-    async def _check_free(self, name: str, texts: Sequence[str]) -> None:
-        """Refuse egress addresses that another machine on a link of this host has. Raises Conflict.
+    async def _check_free(self, wanted: Network) -> None:
+        """Refuse a network's egress addresses that another machine on a link of this host has. Raises Conflict.
 
         Those that a network has already are on their holders.
         """
-        self._networks.refresh()
         ours = {one.prefix for network in self._networks.every() for one in network.egress}
-        wanted = network_plans.left_by(self._networks.get(name), texts, self._in_use({}))
         new = [one.prefix for one in wanted.egress if one.prefix not in ours]
         for address, words in (await address_probe.rivals(self._worker, new)).items():
             raise Conflict(
-                f"network {name}: egress address {address.address} is in use by {words}",
+                f"network {wanted.name}: egress address {address.address} is in use by {words}",
                 "choose a free address, or take it off that machine",
             )
 

@@ -237,7 +237,7 @@ class PolicyAnswers:
         if source.hosted:
             if source.host and source.host == target.host:
                 return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
-            source = Place(source.name, "", source.host, Party(None))  # nobody that a selector selects
+            source = _unknown(source)
         gates = self._gates(source.network, target.network)
         if own := self._own(source, target):
             return Answer(allowed=True, ports=(_said(probe),), by=None, why=own)
@@ -272,6 +272,8 @@ class PolicyAnswers:
         """Return whether one end may connect to a container on its host's own network, whose ports are the host's."""
         if source.hosted and source.host == target.host:
             return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
+        if source.hosted:
+            source = _unknown(source)
         network = next((one for one in self._networks.all() if one.name == source.network), None)
         if network is not None and network.internal:
             why = f"network {network.name} is internal: of a host it reaches only DNS and ICMP, whatever a policy says"
@@ -333,6 +335,11 @@ def _same(one: Place, other: Place) -> bool:
     if one.party.address is None:
         return (one.name, one.host, one.hosted) == (other.name, other.host, other.hosted)
     return one.party.address == other.party.address
+
+
+def _unknown(source: Place) -> Place:
+    """Return a container on its host's own network as its packets show it: nobody that a selector selects."""
+    return Place(source.name, "", source.host, Party(None))
 
 
 def _probe_of(spans: Sequence[Ports]) -> Probe:

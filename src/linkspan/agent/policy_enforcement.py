@@ -79,13 +79,14 @@ class Enforcement:
         remote: RemoteEndpoints,
         interest: Interest,
         names: PolicyNames,
-        before: Callable[[], Awaitable[None]],
+        leave_path: Callable[[Regime], Awaitable[None]],
         *,
         logs: bool = True,
     ) -> None:
         """Take the parts that it follows, and ``parties`` and ``names`` to keep up to date; ``logs``: there is nflog.
 
-        ``before`` is awaited before other policies come into force: it takes endpoints off the path past the rules.
+        ``leave_path`` is awaited when these policies are in force: it takes endpoints off the path past the rules. Not
+        sooner: an answer that passes before there are rules would begin a flow, and allow the one that it answers.
         """
         self._worker = worker
         self._records = records
@@ -94,7 +95,7 @@ class Enforcement:
         self._remote = remote
         self._interest = interest
         self._names = names
-        self._before = before
+        self._leave_path = leave_path
         self._logs = logs
         self._force = InForce()
         self._kept: list[NftElement] = []
@@ -280,6 +281,8 @@ class Enforcement:
         except Conflict as refused:  # all else is in force
             failed, conflict = {}, refused
         self._kept = kept
+        if plan.changed or plan.whole:
+            await self._leave_path(self.regime)
         if self._stricter and plan.read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
@@ -296,7 +299,6 @@ class Enforcement:
         await self._remote.caught_up(PATIENCE)
         # Before the rules are there: an agent that is killed now, and starts while the store is away, needs them.
         await self._records.save()
-        await self._before()
 
     def _plan(self, recorded: Regime) -> _Plan:
         """Take in what has changed since the last time."""
@@ -428,10 +430,10 @@ class Enforcement:
         return (source[2:] for source in self._parties.sources() if source[1] == kind)
 
     def _attached_under_others(self, source: Source, states: Iterable[State]) -> bool:
-        """Return whether an endpoint that is new here was attached while other policies were in force."""
-        put = self._worker.machine.reconciler.desired.sources().get(source)
+        """Return whether an endpoint that is new here was attached while other policies, or none, were in force."""
+        put = self._worker.machine.reconciler.desired.sources().get(source, {})
         new = source not in self._parties.sources()
-        return new and put is not None and put.keys() != {state.key for state in states}
+        return new and put.keys() != {state.key for state in states}
 
     # What is wanted
 

@@ -111,11 +111,17 @@ class Parties:
         self._of: dict[Source, Mapping[str, Known]] = {}
 
     def note(self, source: Source, found: Mapping[str, Known]) -> bool:
-        """Record by address what is known of a source now; return whether a known address means another party."""
+        """Record by address what is known of a source now; return whether flows may be older than that.
+
+        They are if a known address means another party, and at a new port of the host: others had it before, or the
+        container itself, while nothing was known of it.
+        """
         before = self._of.pop(source, {})
         if found:
             self._of[source] = found
-        differs = any(at in before and before[at].chosen != known.chosen for at, known in found.items())
+        differs = any(
+            before[at].chosen != known.chosen if at in before else known.address is None for at, known in found.items()
+        )
         for address in before.keys() - found.keys():
             if self._at.get(address) is before[address]:  # otherwise another source has the address now
                 del self._at[address]

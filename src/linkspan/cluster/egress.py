@@ -238,13 +238,16 @@ class Exits:
                 f"the agent of host {', '.join(old)} is of a version without egress addresses, so its containers leave "
                 "by its own: upgrade it"
             )
+        if not wanted:
+            return
+        owner_of = self._owners()
         for network in self._networks.all():
             for family, exit_ in network.exits.items():
                 if network.name not in taking or (network.name, family) in holders:
                     continue
                 if (other := wanted[exit_.prefix.address].network) != network.name:
                     yield f"networks {other} and {network.name} have one egress address, {exit_.address}: change one"
-                elif owner := self._owner(exit_.prefix):
+                elif owner := owner_of(exit_.prefix):
                     yield f"egress address {exit_.address} of network {network.name} is {owner}: change it"
                 elif rival := self._rivals.get(exit_.prefix.address):
                     yield (
@@ -359,10 +362,15 @@ class Exits:
         if not self._is_known():
             return
         may = [address for address, again in free.items() if self._may_hold(address, wanted[address], again=again)]
-        placed = await self._worker.run_brief(_placed, self._worker.machine, [wanted[a].wish.prefix for a in may])
-        may = [address for address in may if wanted[address].wish.prefix in placed]
-        taken = await self._suspected([address for address in may if address in self._rivals])
-        may = [address for address in may if address not in taken]
+        places = self._worker.machine.egress.places
+        placed = await self._worker.run_brief(places, [wanted[address].wish.prefix for address in may])
+        if not placed:
+            return
+        owner = self._owners()
+        may = [a for a in may if wanted[a].wish.prefix in placed and not owner(wanted[a].wish.prefix)]
+        suspected = [address for address in may if address in self._rivals]
+        left = await self._suspected(suspected[:AT_ONCE]) | set(suspected[AT_ONCE:])
+        may = [address for address in may if address not in left]
         size = self._at_once
         for some in (may[start : start + size] for start in range(0, len(may), size)):
             if await self._take(some, wanted, free):
@@ -411,9 +419,13 @@ class Exits:
         return True
 
     async def _suspected(self, addresses: Sequence[str]) -> set[str]:
-        """Ask the segment for addresses; return those that another machine has, and leave them for a while."""
+        """Ask the segment for addresses; return those that another machine has, and leave them for a while.
+
+        For AT_ONCE addresses it takes about a second, so the held ones are put again before.
+        """
         if not addresses:
             return set()
+        await self._put_free()
         found = await address_probe.rivals(self._worker, [prefix(address).single() for address in addresses])
         for address in addresses:
             self._rivals.pop(address, None)
@@ -435,20 +447,24 @@ class Exits:
         if address in self._others:
             return False
         preferred = first not in ("", host.id) and self._hosts.lives(first) is not False and not self._is_drained(first)
-        if not again and preferred and now() - self._vacant[address] < PATIENCE:
-            return False
-        return not self._owner(wanted.wish.prefix)
+        return again or not preferred or now() - self._vacant[address] >= PATIENCE
 
-    def _owner(self, address: Prefix) -> str:
-        """Return what has an address already, '' if nothing is known to: any host may write a network's record."""
-        for network in self._networks.all():
-            if any(pool.holds(address) for pool in network.prefixes):
-                return f"in a pool of network {network.name}"
+    def _owners(self) -> Callable[[Prefix], str]:
+        """Return what says of an address who has it already, '' if nothing is known to.
+
+        Any host may write a network's record. It is made once for many addresses: a thousand hosts have many more.
+        """
+        pools = [(pool, network.name) for network in self._networks.all() for pool in network.prefixes]
+        hosts: dict[Prefix, str] = {}
         for host in self._hosts.all().values():
-            own = (*host.underlay.addresses, *host.underlay.advertise) if host.underlay else ()
-            if any(prefix(text).single() == address for text in own):
-                return f"host {host.name or host.id}'s own"
-        return ""
+            for text in (*host.underlay.addresses, *host.underlay.advertise) if host.underlay else ():
+                hosts.setdefault(prefix(text).single(), f"host {host.name or host.id}'s own")
+
+        def owner(address: Prefix) -> str:
+            pool = next((f"in a pool of network {name}" for pool, name in pools if pool.holds(address)), "")
+            return pool or hosts.get(address, "")
+
+        return owner
 
     def _is_drained(self, host: str) -> bool:
         """Return whether another host takes no addresses, by its record."""
@@ -493,7 +509,14 @@ class Exits:
             await self._worker.run_brief(self._worker.machine.reconciler.change, _source(address), ())
             self._put_here.discard(address)
         await self._ask_first()
+        await self._put_free()
+
+    async def _put_free(self) -> None:
+        """Put the held addresses that no other machine has."""
         for address, held in list(self._held.items()):
+            await asyncio.sleep(0)  # the next keepalive must not wait for all of them
+            if self._held.get(address) is not held:  # the record ended meanwhile: another host may have the address
+                continue
             if not self._is_known():
                 held.failing = None
             elif held.since <= now() and held.free:
@@ -501,18 +524,21 @@ class Exits:
                 await self._put_one(address, held)
 
     async def _ask_first(self) -> None:
-        """Ask for the addresses that come now, and give up those that another machine has."""
+        """Ask for the addresses that come now, AT_ONCE in each look, and give up those that another machine has."""
         if not self._is_known():
             return
-        coming = {address: held for address, held in self._held.items() if held.since <= now() and not held.free}
-        taken = await self._suspected(list(coming))
-        for address, held in coming.items():
+        coming = [address for address, held in self._held.items() if held.since <= now() and not held.free]
+        asked = {address: self._held[address] for address in coming[:AT_ONCE]}
+        taken = await self._suspected(list(asked))
+        for address, held in asked.items():
             held.free = address not in taken
             if not held.free and self._held.get(address) is held:
                 del self._held[address]
                 self._unwanted.add(address)
                 event = f"egress address {address} is in use by {self._rivals[address].words}"
                 self._event_log.add("network", event, network=held.taken.network)
+        if len(coming) > AT_ONCE:
+            self._wake.set()
 
     async def _put_one(self, address: str, held: _Held) -> None:
         tell = not held.link or now() - held.since < ANNOUNCED
@@ -530,15 +556,18 @@ class Exits:
         held.failing = None if link else now() if held.failing is None else held.failing
 
 
-def stale(networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow) -> bool:
+def stale(
+    moved: Collection[Network], networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow
+) -> bool:
     """Return whether a flow leaves a network with another source than a new one on this host after these changes.
 
-    ``turns`` has the changes by network and family. Connection tracking treats all of a flow's packets as the first.
-    Without their entries they are translated, or sent to the holder, as new ones are.
+    ``turns`` has the changes by network and family, and ``moved`` these networks: there may be far fewer of them, and a
+    host has many flows. Connection tracking treats all of a flow's packets as the first. Without their entries they are
+    translated, or sent to the holder, as new ones are.
     """
     source = flow.source
-    moved = (one for one in networks if one.name in turns and any(pool.holds(source) for pool in one.prefixes))
-    turn = next((turns[one.name].get(source.family) for one in moved), None)
+    left = (one for one in moved if any(pool.holds(source) for pool in one.prefixes))
+    turn = next((turns[one.name].get(source.family) for one in left), None)
     if turn is None:
         return False
     if turn.lost:  # new ones have an address of the host
@@ -546,11 +575,6 @@ def stale(networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]]
     else:
         wrong = flow.translated != (turn.address if turn.here else None)
     return wrong and not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
-
-
-def _placed(machine: Machine, addresses: Iterable[Prefix]) -> set[Prefix]:
-    """Return those of the addresses whose subnet a link of the host has (worker thread)."""
-    return {address for address in addresses if machine.egress.place(address)}
 
 
 def _renew(machine: Machine, address: Prefix, link: str, until: float, tell: bool) -> str:

@@ -14,6 +14,7 @@ count, whose indexes come from a dump and from the links' own events.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -21,6 +22,7 @@ import struct
 import time
 from collections.abc import Collection
 
+from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
 from linkspan.kernel.drivers.links import LEAVING, Leaving
@@ -131,6 +133,10 @@ class RouteEvents:
         """Indexes of the links whose addresses have lost a kernel route, in the events being read."""
         self.actor = ""
         """Who caused the last event, "NAME, process PID"; '' if the kernel does not say."""
+        self._list_links()
+
+    def _list_links(self) -> None:
+        """Learn which links there are: at the start, and after events were lost, those of new links among them."""
         links = Socket()
         try:
             found = list(links.dump(GETLINK, ifinfo(), "list links"))
@@ -168,6 +174,8 @@ class RouteEvents:
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 self._ports.clear()
+                with contextlib.suppress(OSError, LinkspanError):  # the kinds are observed all the same
+                    self._list_links()
                 return self._kinds.after(*(set(Event) - {Event.HELPER}))
             raise
 
@@ -244,9 +252,10 @@ class RouteEvents:
             lasts = state & (PERMANENT | NOARP) and found.get(LLADDR) != self._own_macs.get(index, found.get(LLADDR))
             if family == AF_BRIDGE:
                 return (Event.ENTRY,) if lasts else ()
-            single = not (found.get(LLADDR) or b"\1")[0] & 1  # the kernel makes such entries for multicast groups
+            # The kernel makes entries for multicast groups, but no permanent ones.
+            made = not state & PERMANENT and (found.get(LLADDR) or b"\1")[0] & 1
             numbered = found.get(PROTOCOL) == bytes([ROUTE_PROTOCOL])
-            return (Event.NEIGHBOUR,) if numbered or (lasts and single) else ()
+            return (Event.NEIGHBOUR,) if numbered or (lasts and not made) else ()
         if family == AF_BRIDGE:
             found = attributes(body, 12)
             ours = self._own_entries.pop((kind, index, found.get(LLADDR, b""), found.get(DST, b"")), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import create_task, sleep
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -66,6 +66,10 @@ class Addresses(EgressAddressDriver):
     def place(self, address: Prefix) -> str:
         """Return a link that has the subnet."""
         return "eth0"
+
+    def places(self, addresses: Collection[Prefix]) -> dict[Prefix, str]:
+        """Return the links of those that have one."""
+        return {address: link for address in addresses if (link := self.place(address))}
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Put for the rest of the time, or remove at once."""

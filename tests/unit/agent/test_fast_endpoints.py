@@ -10,11 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.agent.fast_endpoints import FastEndpoints
+from linkspan.agent.fast_endpoints import FastEndpoints, Inside, Standing
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_records import PolicyRecords
+from linkspan.core.addresses import prefix
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Port, Underlay
 from linkspan.core.states.host import NftLinkChain
+from linkspan.kernel.probe import conntrack
+from linkspan.kernel.probe.conntrack import Flow
 from linkspan.policy.model import Policy, Rule, Selector
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
@@ -34,8 +37,10 @@ STAGED = Policy(name="later", select=Selector(names=("other",)), egress=(Rule(),
 class Stage:
     """A host whose kernel is in memory, with two containers of a fast network."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.machine = MemoryMachine()
+        self.cuts: list[Inside] = []
+        monkeypatch.setattr(conntrack, "cut", self.cuts.append)
         self.member = Member(Memory(), folder, "h1")
         self.facts = Facts(early=True)
         self.member.endpoints |= {one.identity: one for one in (WEB, OTHER)}
@@ -44,6 +49,7 @@ class Stage:
         elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
         worker = worker_of(self.machine)
         self.fast = FastEndpoints(worker, one.networks, one.endpoints, records, elements, self.view)
+        self.records = records
 
     def view(self) -> HostView:
         """Return what the host sees."""
@@ -73,6 +79,10 @@ class Stage:
         self.member.endpoints[endpoint.identity] = endpoint
         self.fast.note(endpoint.identity)
 
+    async def enforce(self) -> None:
+        """Say that the recorded policies are in force."""
+        await self.fast.follow(self.records.regime())
+
     @property
     def links(self) -> set[str]:
         """The containers' links that are on the path."""
@@ -80,9 +90,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """Return such a host, before it runs."""
-    return Stage(tmp_path)
+    return Stage(tmp_path, monkeypatch)
 
 
 def test_a_policy_takes_off_whom_it_selects(stage: Stage) -> None:
@@ -92,16 +102,38 @@ def test_a_policy_takes_off_whom_it_selects(stage: Stage) -> None:
         async with stage.running():
             assert stage.links == {"lsr1", "lsr2"}
             await stage.member.replica.write({"policies/closed": CLOSED})
-            await stage.fast.follow()
+            await stage.enforce()
             assert stage.links == {"lsr2"}
             standing = stage.fast.standing(NET)
             assert standing is not None
             assert (standing.endpoints, standing.left) == (1, {"web": "policy closed is about it"})
             await stage.member.replica.write({"staged/later": STAGED})
-            await stage.fast.follow()
+            await stage.enforce()
             assert stage.links == set()
             await stage.member.replica.write({}, deletes=["policies/closed", "staged/later"])
+            await stage.enforce()
+            assert stage.links == {"lsr1", "lsr2"}
+
+    asyncio.run(main())
+
+
+def test_nobody_leaves_the_path_before_rules_are_there(stage: Stage) -> None:
+    """An answer on its way would begin a flow, and policies would allow it. Who is not on it waits outside."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.change(msgspec.structs.replace(WEB, mtu=1400))
+            await eventually(lambda: stage.links == {"lsr2"}, "web is off the path")
+            closed = msgspec.structs.replace(CLOSED, select=Selector(names=("web", "other")))
+            await stage.member.replica.write({"policies/closed": closed})
+            stage.change(WEB)
+            stage.change(OTHER)
             await stage.fast.follow()
+            assert stage.links == {"lsr2"}
+            await stage.enforce()
+            assert stage.links == set()
+            await stage.member.replica.write({}, deletes=["policies/closed"])
+            await stage.enforce()
             assert stage.links == {"lsr1", "lsr2"}
 
     asyncio.run(main())
@@ -126,8 +158,9 @@ PORTS = (Port("", 8080, 80, "tcp"),)
         [msgspec.structs.replace(WEB, ports=PORTS)],
         [msgspec.structs.replace(WEB, mtu=1400)],
         [msgspec.structs.replace(WEB, ifname="eth1", host_ifname="lsp3", network="more", ports=PORTS)],
+        [msgspec.structs.replace(WEB, id="e2", ifname="eth1", host_ifname="lsp3", network="more", ports=PORTS)],
     ],
-    ids=["publishes", "mtu", "its container publishes by another network"],
+    ids=["publishes", "mtu", "its container publishes by another network", "by another endpoint of an engine"],
 )
 def test_a_change_of_an_endpoint_counts_at_once(stage: Stage, changed: Iterable[Endpoint]) -> None:
     """Nobody calls but the registry, which says that the endpoint changed."""
@@ -147,6 +180,46 @@ def test_a_change_of_an_endpoint_counts_at_once(stage: Stage, changed: Iterable[
     asyncio.run(main())
 
 
+def flow(source: str, target: str, translated: str = "") -> Flow:
+    """Return a flow of TCP between two addresses."""
+    return Flow(prefix(source), prefix(target), "tcp", 80, prefix(translated) if translated else None)
+
+
+def test_older_flows_of_whoever_leaves_the_path_are_forgotten(stage: Stage) -> None:
+    """Connection tracking has not seen their last packets. Others, and those that never were on it, go on."""
+
+    async def main() -> None:
+        async with stage.running():
+            assert stage.cuts == []
+            stage.change(msgspec.structs.replace(WEB, mtu=1400))
+            await eventually(lambda: len(stage.cuts) == 1, "flows are forgotten")
+            inside = stage.cuts[0]
+            assert inside(flow("10.244.1.2", "10.244.9.9"))
+            assert inside(flow("10.244.9.9", "10.244.1.2"))
+            assert not inside(flow("10.244.1.3", "10.244.9.9")), "of another container"
+            assert not inside(flow("10.244.1.2", "198.51.100.1")), "to the outside"
+            assert not inside(flow("10.244.9.9", "10.244.1.2", "10.244.1.1")), "by a published port"
+            stage.change(WEB)
+            await eventually(lambda: stage.links == {"lsr1", "lsr2"}, "web is on the path")
+            stage.facts = Facts(early=True, translated=frozenset({(4, "IPVS")}))
+            stage.change(msgspec.structs.replace(WEB, mtu=1400))
+            await eventually(lambda: stage.links == {"lsr2"}, "web is off the path")
+            del stage.member.endpoints[OTHER.identity]
+            stage.fast.note(OTHER.identity)
+            await eventually(lambda: stage.links == set(), "other is gone")
+            assert len(stage.cuts) == 1, "nothing passed on the path of a host with an obstacle"
+
+    asyncio.run(main())
+
+
+def test_flows_of_the_host_itself_are_none_of_the_path() -> None:
+    """They go on: they never were on it."""
+    inside = Inside({"10.244.1.2": [prefix("10.244.0.0/16")]}, {"10.244.1.1"})
+    assert inside(flow("10.244.1.2", "10.244.2.1"))
+    assert not inside(flow("10.244.1.1", "10.244.1.2"))
+    assert not inside(flow("10.244.1.2", "10.244.1.1"))
+
+
 def test_an_endpoint_that_is_gone_leaves_nothing(stage: Stage) -> None:
     """Nor does a network that is fast no more."""
 
@@ -161,6 +234,23 @@ def test_an_endpoint_that_is_gone_leaves_nothing(stage: Stage) -> None:
             assert stage.fast.standing(stage.member.networks.get("demo")) is None
 
     asyncio.run(main())
+
+
+def test_a_standing_counts_each_endpoint_and_names_a_few(stage: Stage) -> None:
+    """Containers may share a name, and a policy may be about very many."""
+
+    async def main() -> None:
+        async with stage.running():
+            for one in (WEB, OTHER):
+                stage.change(msgspec.structs.replace(one, name="twin", mtu=1400))
+            standing = stage.fast.standing(NET)
+            assert standing is not None
+            assert (standing.endpoints, list(standing.left)) == (0, ["twin"])
+
+    asyncio.run(main())
+    words = Standing(1, left={f"c{number}": "its MTU is not the network's" for number in range(9)}).words()
+    assert "c4: " in words
+    assert words.endswith("; and 4 more")
 
 
 def test_a_kernel_that_cannot_is_asked_for_nothing(stage: Stage) -> None:

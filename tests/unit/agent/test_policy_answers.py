@@ -104,3 +104,22 @@ def test_a_container_on_its_hosts_own_network_is_reached_by_its_ports_alone() ->
     assert can("front", "mate") == (True, ("all",)), "both are the host itself"
     assert can("other", "mate") == (True, ("all",)), "nothing of it is published"
     assert asyncio.run(answers.can("mate", "near")).why.startswith("it is the container's own host")
+
+
+def test_what_a_container_on_a_hosts_own_network_sends_is_its_hosts() -> None:
+    """No rule on its own host knows it, and that of another host sees the host's address."""
+    everywhere = Peer(select=Selector(names=("back",)))
+    policies = [
+        Policy(name="shut", select=Selector(names=("back",)), egress=()),
+        Policy(name="front", select=Selector(names=("front",)), ingress=(Rule(peers=(Peer(cidr="192.0.2.2/32"),)),)),
+        Policy(name="side", select=Selector(names=("side",)), ingress=(Rule(peers=(everywhere,)),)),
+    ]
+    known = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2)]
+    answers, endpoints = _answers(*known, judge=Judge(policies))
+    for name, host in (("front", "h1"), ("side", "h1"), ("back", "h2")):
+        made = Endpoint(
+            id=name, name=name, ifname="eth0", network="shared", host=host, ports=(Port("", 8443, 8443, "tcp"),)
+        )
+        endpoints.append(made)
+    assert asyncio.run(answers.can("back", "front")).allowed
+    assert not asyncio.run(answers.can("back", "side")).allowed

@@ -105,6 +105,24 @@ def test_a_cut_that_failed_is_made_up_for(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_endpoints_leave_the_fast_path_when_rules_are_there(stage: Stage) -> None:
+    """Sooner, an answer on its way would begin a flow. A try that failed is followed by another one."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            assert stage.policed_off_path == [{"10.77.0.2"}]
+            stage.unable = True
+            with pytest.raises(KernelError, match="no buffer space"):
+                await stage.apply(DENY)
+            assert len(stage.policed_off_path) == 2
+            stage.unable = False
+            await stage.enforcement.enforce()
+            assert len(stage.policed_off_path) == 3
+
+    asyncio.run(main())
+
+
 def test_hosts_whose_labels_are_not_read_yet_are_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that denies by a label would let them in; unknown, their packets are dropped."""
 
@@ -233,6 +251,11 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
             stage.enforcement.note(late.identity)
             await stage.enforcement.enforce()
             assert stage.cuts == cuts + 1, "it was attached under these"
+            first = msgspec.structs.replace(HERE, id="c4", addresses=("10.77.0.5/32",), host_ifname="lsr4")
+            stage.member.endpoints[first.identity] = first
+            stage.enforcement.note(first.identity)
+            await stage.enforcement.enforce()
+            assert stage.cuts == cuts + 2, "there were no policies when its attach began"
 
     asyncio.run(main())
 
@@ -446,6 +469,16 @@ def test_ports_of_a_container_on_the_hosts_own_network_are_under_its_policies(st
             for family in (4, 6):
                 assert {(f"policed_port{family}", "tcp", "8443"), (f"policed_by_port{family}", "tcp", "8443")} <= ports
             assert stage.enforcement.unenforced() == []
+            cuts = stage.cuts
+            other = msgspec.structs.replace(one, id="c8", ports=(Port("", 53, 53, "udp"),))
+            stage.member.endpoints[other.identity] = other
+            for expected in (cuts + 1, cuts + 1):
+                stage.enforcement.note(other.identity)
+                await stage.enforcement.enforce()
+                assert stage.cuts == expected, "whoever had the port before may have flows"
+            del stage.member.endpoints[other.identity]
+            stage.enforcement.note(other.identity)
+            await stage.enforcement.enforce()
             cuts = stage.cuts
             stage.member.endpoints[one.identity] = msgspec.structs.replace(one, name="other")
             stage.enforcement.note(one.identity)

@@ -99,3 +99,15 @@ def test_an_address_that_another_endpoint_has_by_now_stays_its() -> None:
     assert parties.note(three, {at: web})
     assert not parties.note(three, {})
     assert parties.name_of(at) == at
+
+
+def test_at_a_new_port_of_the_host_there_may_be_older_flows() -> None:
+    """Of whoever had the port before; an address of a pool is new with its container."""
+    no_networks: Any = None
+    parties, source = Parties(no_networks, {}, NamedAddresses()), ("policy", "endpoint", "c1", "eth0")
+    port, at = Known(None, frozenset({"web"}), "web"), ADDRESSES["web"]
+    assert parties.note(source, {"4 udp 53": port})
+    assert not parties.note(source, {"4 udp 53": port})
+    assert parties.note(source, {"4 udp 53": port, "4 udp 54": port})
+    assert not parties.note(source, {"4 udp 54": port})
+    assert not parties.note(source, {"4 udp 54": port, at: Known(prefix(at), port.chosen, "web")})

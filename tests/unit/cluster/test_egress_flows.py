@@ -61,7 +61,7 @@ def test_a_flow_is_stale_if_the_outside_sees_another_source_of_it(turn: Mapping[
 
     def is_stale(seen: str) -> bool:
         source, target = prefix("10.244.1.2"), prefix("198.51.100.9")
-        return stale((DEMO,), {"demo": turn}, Flow(source, target, "tcp", 80, prefix(seen) if seen else None))
+        return stale((DEMO,), (DEMO,), {"demo": turn}, Flow(source, target, "tcp", 80, prefix(seen) if seen else None))
 
     assert {seen for seen in ("", EXIT.address, "192.0.2.1", "192.0.2.101") if is_stale(seen)} == wrong
 
@@ -72,7 +72,7 @@ def test_only_flows_from_the_network_to_no_pool_are_stale() -> None:
 
     def is_stale(source: str, target: str) -> bool:
         turns = {"demo": turned(here=True)}
-        return stale((DEMO, other), turns, Flow(prefix(source), prefix(target), "tcp", 80))
+        return stale((DEMO,), (DEMO, other), turns, Flow(prefix(source), prefix(target), "tcp", 80))
 
     assert is_stale("10.244.1.2", "198.51.100.9")
     assert not is_stale("10.244.1.2", "10.244.2.3")

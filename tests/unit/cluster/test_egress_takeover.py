@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from asyncio import sleep
-from collections.abc import Mapping
+from asyncio import create_task, sleep
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from linkspan.cluster import address_probe
 from linkspan.cluster.egress import OTHERS
-from linkspan.core.model import Egress
+from linkspan.core.addresses import Prefix
+from linkspan.core.model import Egress, Network
+from linkspan.kernel.worker import Worker
 from linkspan.store.memory import MemoryStore
 from support.records.egress_cluster import APPS, EXIT, FAILOVER, RECORD, Cluster, played
-from support.virtual_time import soon
+from support.virtual_time import clock, soon
 
 TAKEN = Egress("192.0.2.50")
+
+
+def leaving_by(host: str, number: int) -> dict[str, Network]:
+    """Return the records of networks that each leave by an address of its own, which a host should hold."""
+    return {
+        f"networks/n{n}": msgspec.structs.replace(
+            APPS,
+            name=f"n{n}",
+            pools=(f"10.{n}.0.0/16",),
+            gateways=(f"10.{n}.0.1/16",),
+            options={"vni": f"{1000 + n}"},
+            egress=(Egress(f"203.0.113.{n}", host),),
+        )
+        for n in range(1, number + 1)
+    }
 
 
 def test_no_host_takes_an_address_that_another_machine_has(tmp_path: Path) -> None:
@@ -69,17 +87,7 @@ def test_all_addresses_of_a_dead_holder_move_at_once(tmp_path: Path, monkeypatch
         return await real(self, puts, *more, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MemoryStore, "transaction", transaction)
-    many = {
-        f"networks/n{n}": msgspec.structs.replace(
-            APPS,
-            name=f"n{n}",
-            pools=(f"10.{n}.0.0/16",),
-            gateways=(f"10.{n}.0.1/16",),
-            options={"vni": f"{1000 + n}"},
-            egress=(Egress(f"203.0.113.{n}", "h1"),),
-        )
-        for n in range(1, 101)
-    }
+    many = leaving_by("h1", 100)
     addresses = {one.egress[0].address for one in many.values()}
 
     async def work(cluster: Cluster) -> None:
@@ -121,5 +129,57 @@ def test_the_metric_says_whether_anybody_holds_it(tmp_path: Path) -> None:
             host.store.mend()
         await soon(lambda: held() == {True}, "one holds it again", 15)
         assert RECORD in cluster.memory.entries
+
+    played(tmp_path, work)
+
+
+def test_to_ask_for_many_addresses_takes_no_other_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question for each costs time, and the kernel ends the addresses that the host has after four seconds."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.wish(Egress(EXIT.address, "h1", 1))
+        await soon(lambda: cluster.having() == ["h1"], "h1 has the first", 2 * FAILOVER)
+        answered = cluster.segment.rivals
+
+        async def slowly(worker: Worker, addresses: Collection[Prefix]) -> dict[Prefix, str]:
+            await sleep(0.04 * len(addresses))
+            return await answered(worker, addresses)
+
+        monkeypatch.setattr(address_probe, "rivals", slowly)
+        many = leaving_by("h1", 240)
+        for first in range(0, len(many), 100):
+            await cluster.hosts["h1"].replica.write(dict(list(many.items())[first : first + 100]))
+
+        async def last() -> None:
+            await soon(lambda: cluster.having("203.0.113.240") == ["h1"], "h1 has all", 4 * FAILOVER)
+
+        waiting = create_task(last())
+        while not waiting.done():
+            assert cluster.having() == ["h1"]
+            await sleep(0.1)
+        await waiting
+
+    played(tmp_path, work)
+
+
+def test_an_address_whose_record_ended_meanwhile_is_not_put(tmp_path: Path) -> None:
+    """While another one is put, the host learns that it was silent, and lives again: others may hold its addresses."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.hosts["h1"].replica.write(leaving_by("h1", 3))
+        addresses = [f"203.0.113.{n}" for n in range(1, 4)]
+        await soon(lambda: all(cluster.having(a) == ["h1"] for a in addresses), "h1 has all", 2 * FAILOVER)
+        exits = cluster.hosts["h1"].exits
+        put: list[str] = []
+
+        async def meanwhile(address: str, _held: object) -> None:
+            put.append(address)
+            exits.lost()
+            exits.confirmed(clock())
+
+        await exits.stop()
+        exits._put_one = meanwhile  # type: ignore[method-assign]
+        await exits._put_free()
+        assert len(put) == 1
 
     played(tmp_path, work)

@@ -9,6 +9,7 @@ from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Migration, Network, Port, Underlay
 from linkspan.core.states.host import NftChain, NftElement, NftExit, NftLinkChain, State
+from linkspan.kernel.drivers import nftables_objects
 
 OVERHEAD = 50
 NET = Network(
@@ -120,3 +121,12 @@ def test_a_peer_is_sent_to_and_admitted_or_neither() -> None:
         ("vteps_exact4_lsx4d", "02:00:00:00:00:02", "10.77.9.9"),
         ("hops_exact4_lsx4d", "10.77.9.9", "10.77.2.0"),
     }
+
+
+def test_no_part_of_it_comes_alone_when_an_agent_starts() -> None:
+    """Elements that hurry would put one direction on the path before the other."""
+    states = [
+        *fast_path.endpoint_states(HERE, "lsx4d"),
+        *fast_path.peer_states(view(), "lsx4d", "02:00:00:00:00:02", [prefix("10.77.2.0/24")], {4: "10.77.2.0"}),
+    ]
+    assert not any(map(nftables_objects.alone, states))

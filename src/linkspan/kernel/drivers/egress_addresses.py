@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix
 from linkspan.core.clock import now
@@ -32,6 +32,7 @@ from linkspan.kernel.io.address_messages import (
     held,
 )
 from linkspan.kernel.io.batch import each
+from linkspan.kernel.io.link_messages import own_of
 from linkspan.kernel.io.netlink import DELADDR, F_CREATE, F_REPLACE, NEWADDR, Message, attr, u32
 from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.local_host import LocalHost
@@ -68,26 +69,34 @@ class EgressAddressDriver:
 
         '' if there is none, or if the address is the host's own.
         """
-        names = self._sockets.names(HOST)
-        ours = set(self._sockets.own_links().values())
-        others = [one for one in held(self._sockets.at(HOST)) if not one.is_egress]
-        if any(one.prefix.single() == address for one in others):
-            return ""
-        for one in others:
-            name = names.get(one.link, "lo")
-            inside = name not in ours and name != "lo" and one.prefix.holds(address)
-            if inside and self._sockets.link(HOST, name).up:
-                return name
-        return ""
+        return self.places([address]).get(address, "")
 
-    def asking(self, addresses: Iterable[Prefix]) -> dict[str, dict[bytes, bytes]]:
+    def places(self, addresses: Collection[Prefix]) -> dict[Prefix, str]:
+        """Return the links of all addresses that have one, as ``place`` does: one look at the host serves them all."""
+        if not addresses:
+            return {}
+        links = self._sockets.links(HOST)
+        ours = own_of(links)
+        outer = {one.number: one.name for one in links if one.up and one.number not in ours and one.name != "lo"}
+        others = [one for one in held(self._sockets.at(HOST)) if not one.is_egress]
+        own = {one.prefix.single() for one in others}
+        found: dict[Prefix, str] = {}
+        for address in addresses:
+            inside = (outer[one.link] for one in others if one.link in outer and one.prefix.holds(address))
+            if address not in own and (name := next(inside, "")):
+                found[address] = name
+        return found
+
+    def asking(self, addresses: Collection[Prefix]) -> dict[str, dict[bytes, bytes]]:
         """Return what to ask on which link who has these addresses: by link, each with the source of the question."""
         found: dict[str, dict[bytes, bytes]] = {}
-        for address in addresses:
-            if device := self.place(address):
-                source = bytes(4) if address.family == 4 else self._own(device)
-                if source:
-                    found.setdefault(device, {})[address.packed] = source
+        sources: dict[str, bytes] = {}
+        for address, device in self.places(addresses).items():
+            if address.family == 6 and device not in sources:
+                sources[device] = self._own(device)
+            source = bytes(4) if address.family == 4 else sources[device]
+            if source:
+                found.setdefault(device, {})[address.packed] = source
         return found
 
     def _own(self, device: str) -> bytes:

@@ -345,8 +345,11 @@ def _gone(error: KernelError) -> bool:
 
 
 def alone(state: State) -> bool:
-    """Return whether a state is an element that leads nowhere: of a set, not of a map, which may lead to new chains."""
-    return isinstance(state, NftElement) and not state.data
+    """Return whether a state is an element that leads nowhere: of a set, not of a map, which may lead to new chains.
+
+    One of the fast path is not alone: it comes with others of a map, or one direction of a flow would be on the path.
+    """
+    return isinstance(state, NftElement) and not state.data and state.family != "netdev"
 
 
 def _table(state: State) -> tuple[str, str]:

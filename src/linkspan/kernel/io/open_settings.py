@@ -21,7 +21,10 @@ class OpenSettings:
         self._fds: list[int] = []
 
     def texts(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the text of each of these settings, b"" for one that does not exist. Raises OSError."""
+        """Return the text of each of these different settings, b"" for one that does not exist.
+
+        Raises OSError, and leaves none open then: there may be too many open files.
+        """
         wanted = tuple(paths)
         if wanted != self._paths:
             there = dict(zip(self._paths, self._fds, strict=True))
@@ -31,7 +34,12 @@ class OpenSettings:
         try:
             return [os.pread(fd, self._longest, 0) for fd in self._fds]
         except OSError:  # a link went, or was renamed: a new one may have its name
+            pass
+        try:
             return [self._text(number) for number in range(len(wanted))]
+        except OSError:
+            self.close()
+            raise
 
     def _text(self, number: int) -> bytes:
         if (fd := self._fds[number]) != _ABSENT:

@@ -81,7 +81,7 @@ def writers(paths: Iterable[Path]) -> Iterator[str]:
     paths.
     """
     seen: set[Path] = set()
-    for path in paths:
+    for path in map(Path.absolute, paths):
         yield from _way(path, seen)
         folders = [path] if path.is_dir() else []
         while folders:
@@ -109,7 +109,8 @@ def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]
     if why := _who(place, found):
         yield f"{place} {why}"
     if stat.S_ISLNK(found.st_mode):
-        yield from _way(Path(os.path.normpath(place.parent / place.readlink())), seen)
+        # From where the link really is: behind another link ``..`` leads elsewhere.
+        yield from _way(Path(os.path.realpath(place.parent)) / place.readlink(), seen)
 
 
 def _who(place: Path, found: os.stat_result) -> str:

@@ -17,6 +17,8 @@ _ARP = 0x0806  # linux/if_ether.h
 _REQUEST, _REPLY = 1, 2
 _BROADCAST = b"\xff" * 6
 _SOLICITATION, _ADVERTISEMENT = 135, 136  # RFC 4861 4.3, 4.4
+_HOPS, _INT = 255, struct.Struct("=i")
+"""The hop limit of neighbour discovery, which no router leaves as it is (RFC 4861 7.1.2), and its form here."""
 _TARGET_MAC = b"\x02\x01"  # RFC 4861 4.6.1: type, and length in units of 8 bytes
 _SOLICITED = bytes.fromhex("ff0200000000000000000001ff")
 TRIES = 3
@@ -71,6 +73,9 @@ class _Way(Protocol):
     def ask(self, address: bytes) -> object:
         """Send one request."""
 
+    def receive(self) -> bytes:
+        """Return the next message, b'' for one that cannot be from this link."""
+
     def heard(self, message: bytes) -> tuple[bytes, bytes] | None:
         """Return the address that an answer is for, and its MAC; None for anything else."""
 
@@ -87,6 +92,10 @@ class _Arp:
         """Ask everybody on the link."""
         return self.socket.sendto(self._head + address, (self._device, _ARP, 0, 0, _BROADCAST))
 
+    def receive(self) -> bytes:
+        """Return the next message: no router forwards ARP."""
+        return self.socket.recv(2048)
+
     def heard(self, message: bytes) -> tuple[bytes, bytes] | None:
         """Read a reply."""
         return (message[14:18], message[8:14]) if message[6:8] == struct.pack("!H", _REPLY) else None
@@ -102,7 +111,8 @@ class _Solicitation:
             socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6
         )
         try:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             self.socket.bind((socket.inet_ntop(socket.AF_INET6, source), 0, 0, self._index))
         except OSError:
@@ -114,6 +124,12 @@ class _Solicitation:
         message = struct.pack("!BBHI", _SOLICITATION, 0, 0, 0) + address + b"\x01\x01" + self._mac
         group = socket.inet_ntop(socket.AF_INET6, _SOLICITED + address[-3:])
         return self.socket.sendto(message, (group, 0, 0, self._index))
+
+    def receive(self) -> bytes:
+        """Return the next message; a raw socket gets those, too, that routers forwarded, and anybody may send such."""
+        message, about, *_ = self.socket.recvmsg(2048, socket.CMSG_SPACE(_INT.size))
+        hops = [_INT.unpack_from(data)[0] for _, kind, data in about if kind == socket.IPV6_HOPLIMIT]
+        return message if hops == [_HOPS] else b""
 
     def heard(self, message: bytes) -> tuple[bytes, bytes] | None:
         """Read an advertisement; one to a multicast request has the MAC (RFC 4861 4.4)."""
@@ -143,6 +159,6 @@ def _listen(way: _Way, addresses: set[bytes], found: dict[bytes, bytes], seconds
         left = end - time.monotonic()
         if left <= 0 or not select.select([way.socket], [], [], left)[0]:
             return
-        heard = way.heard(way.socket.recv(2048))
+        heard = way.heard(way.receive())
         if heard is not None and heard[0] in addresses:
             found[heard[0]] = heard[1]

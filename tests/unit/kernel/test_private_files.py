@@ -1,0 +1,48 @@
+"""Who besides root may change what root runs: on every way to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from linkspan.kernel.io.private_files import writers
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    """Return a folder with a program that somebody else owns, behind links that only root may change."""
+    for folder in ("opt", "srv/tools/bin", "srv/tools/lib"):
+        (tmp_path / folder).mkdir(mode=0o755, parents=True)
+    program = tmp_path / "srv/tools/lib/etcd"
+    program.write_text("")
+    program.chmod(0o755)
+    os.chown(program, 528287, 0)
+    (tmp_path / "srv/tools/bin/etcd").symlink_to("../lib/etcd")
+    (tmp_path / "opt/bin").symlink_to(tmp_path / "srv/tools/bin")
+    return tmp_path
+
+
+def test_a_link_leads_on_from_the_folder_in_which_it_is(there: Path) -> None:
+    """Not from the one by which it was found: opt/lib does not exist."""
+    assert [*writers([there / "opt/bin/etcd"])] == [f"{there}/srv/tools/bin/../lib/etcd is owned by user 528287"]
+
+
+def test_a_relative_path_is_checked_up_to_the_root(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns a folder above can put another one in its place."""
+    os.chown(there / "srv/tools/lib/etcd", 0, 0)
+    assert [*writers([there / "opt/bin/etcd"])] == []
+    os.chown(there / "srv", 528287, 0)
+    monkeypatch.chdir(there / "srv/tools/lib")
+    assert [*writers([Path("etcd")])] == [f"{there}/srv is owned by user 528287"]
+
+
+def test_links_that_lead_to_each_other_end(there: Path) -> None:
+    """By other names for the same folder, too."""
+    (there / "opt/one").symlink_to("x/../two")
+    (there / "opt/two").symlink_to("x/../one")
+    (there / "opt/x").symlink_to(".")
+    assert [*writers([there / "opt/one"])] == []
