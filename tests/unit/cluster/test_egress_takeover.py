@@ -198,7 +198,7 @@ def test_an_address_whose_record_ended_meanwhile_is_not_put(tmp_path: Path) -> N
             exits.confirmed(clock())
 
         await exits.stop()
-        exits._put_one = meanwhile  # type: ignore[method-assign]
+        exits._put_one = meanwhile  # type: ignore[method-assign, assignment]
         await exits._put_free()
         assert len(put) == 1
 
