@@ -8,19 +8,9 @@ from linkspan.agent import named_addresses
 from linkspan.agent.named_addresses import Named, NamedAddresses, Usable, lifetime
 from linkspan.core.addresses import prefix
 from linkspan.policy.name_rules import REMEMBERED
+from support.clocks import Clock
 
 AT, OTHER = prefix("192.0.2.7"), prefix("192.0.2.8")
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 @pytest.fixture

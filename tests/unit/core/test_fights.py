@@ -6,21 +6,12 @@ from linkspan.core.fights import FIRST, LONGEST, MOST, WINDOW, Fights
 from linkspan.core.kinds import ALL, BRIDGED
 from linkspan.core.states.host import Bridge, NftChain, NftElement, NftTable, State
 from linkspan.kernel.kinds import kinds
+from support.clocks import Clock
 
 ROUTED = Bridge("ls-demo", b"\2\0\0\0\0\1", 1500)
 WRONG = Bridge("ls-demo", b"\2\0\0\0\0\1", 1400)
 CHAIN = NftChain("inet", "linkspan", "guard", "", ())
 SENDER = NftElement("bridge", "linkspan", "senders4", ("lsp1", "02:00:00:00:00:01", "10.0.0.2"))
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        """Return what it shows."""
-        return self.now
 
 
 def made() -> tuple[Fights, Clock]:

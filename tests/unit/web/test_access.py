@@ -6,19 +6,9 @@ import pytest
 
 from linkspan.web.access import SESSION_LIFE, SESSIONS, TOKEN_LIFE, Access
 from linkspan.web.pace import Pace
+from support.clocks import Clock
 
 HERE = "127.0.0.1:8080"
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the moment."""
-        return self.now
 
 
 @pytest.fixture
