@@ -24,6 +24,9 @@ goes back through the TUN. Its source is the address that was not reached: the g
 wire's socket then gives 64 KB with the checksum left open. The TUN takes such a packet with a header that says so
 (linux/virtio_net.h), and the kernel parts it again where it must.
 
+**Open checksums.** A kernel that encapsulates itself leaves the checksum of a UDP packet open if the underlay's link is
+virtual, because nothing on the way can spoil it. The TUN takes it with the same header, and the kernel computes it.
+
 Dropped packets are counted in FILE.drops, which both processes map. Start to end this imports little: it
 is 9 MB in memory, once for each direction.
 """
@@ -53,8 +56,10 @@ DROPS = ("no_peer", "refused", "too_big", "stranger", "malformed")
 source that is not the sender's; what is no IPv4 packet."""
 
 _COUNT = struct.Struct("=Q")
-# RFC 791 section 3.1: an outer header's source; an inner one's protocol and addresses; what tells a merged packet.
-_SOURCE, _HEADER, _TCP = struct.Struct("12x4s"), struct.Struct("9xB2x4s4s"), struct.Struct("!B5xH4x4H16xH")
+# RFC 791 section 3.1: an outer header's source; an inner one's protocol and addresses; what tells a merged
+# packet, and an open checksum.
+_SOURCE, _HEADER = struct.Struct("12x4s"), struct.Struct("9xB2x4s4s")
+_TCP, _UDP = struct.Struct("!B5xH4x4H16xH"), struct.Struct("!B5xH4x4H6xH")
 # linux/if_tun.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 0x0001, 0x1000, 0x4000
 # linux/virtio_net.h: flags, GSO type, length of the headers, size of segments, offsets of the checksum
@@ -206,8 +211,8 @@ def inwards(tun: io.FileIO, wire: socket.socket, tables: Tables[bytes], drops: D
             drops.add("stranger")
             continue
         # What is said of it takes the place of the outer header's end.
-        tcp = protocol == socket.IPPROTO_TCP
-        whole[head : head + about] = about_merged(view[head:size]) if tcp else PLAIN
+        told = _TOLD.get(protocol)
+        whole[head : head + about] = told(view[head:size]) if told else PLAIN
         try:
             write(whole[head : about + size])
         except OSError as error:
@@ -231,6 +236,24 @@ def about_merged(packet: bytes | memoryview) -> bytes:
         return PLAIN
     headers = 20 + (packet[32] >> 4 << 2)
     return _ABOUT.pack(_NEEDS_CSUM, _GSO_TCPV4, headers, _SEGMENT - headers, 20, 16)
+
+
+def about_datagram(packet: bytes | memoryview) -> bytes:
+    """Return what to say of an IPv4 packet with UDP: PLAIN unless its checksum is the pseudo-header's alone (RFC 768).
+
+    One in 65535 of the others looks the same; then the kernel computes its checksum.
+    """
+    size = len(packet)
+    if size < 28:
+        return PLAIN
+    start, fragment, *words, check = _UDP.unpack_from(packet)
+    if (sum(words) + socket.IPPROTO_UDP + size - 20 - check) % 0xFFFF or start != 0x45 or fragment & 0x3FFF:
+        return PLAIN
+    return _ABOUT.pack(_NEEDS_CSUM, 0, 0, 0, 20, 6)
+
+
+_TOLD = {socket.IPPROTO_TCP: about_merged, socket.IPPROTO_UDP: about_datagram}
+"""By protocol: what says of an inner packet what the TUN must know."""
 
 
 def _too_big(tun: io.FileIO, wire: socket.socket, packet: memoryview, way: tuple[str, int], drops: Drops) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,6 +203,39 @@ def test_a_policy_takes_its_endpoints_off_the_path(cluster: FastRun) -> None:
         assert found["h2"] > 0, "both directions pass h2's rules"
         assert found["h3"] == 0
     finally:
+        cluster.call("h1", "DELETE", "/v1/policies/web")
+        for one in (client, accepted, server):
+            one.close()
+
+
+def test_a_policy_ends_a_stream_that_its_container_sends(cluster: FastRun) -> None:
+    """Whichever end's packet is the first that passes rules: an answer must not begin a flow that nobody forbids."""
+    policies = document.parsed(WEB, "file.yaml").policies
+    with inside(cluster.place("c2")):
+        server = socket.create_server((cluster.address("c2"), 0))
+    with inside(cluster.place("c1")):
+        client = socket.create_connection(server.getsockname(), 10)
+    accepted, _ = server.accept()
+    accepted.settimeout(5)
+    stop, cut = threading.Event(), threading.Event()
+
+    def stream() -> None:
+        with contextlib.suppress(TimeoutError):
+            while not stop.wait(0.001):
+                try:
+                    accepted.send(b".")
+                except ConnectionError:
+                    cut.set()
+                    return
+
+    sender = threading.Thread(target=stream)
+    sender.start()
+    try:
+        cluster.call("h1", "PUT", "/v1/policies", {"policies": policies})
+        until(cut.is_set, "the stream is cut")
+    finally:
+        stop.set()
+        sender.join()
         cluster.call("h1", "DELETE", "/v1/policies/web")
         for one in (client, accepted, server):
             one.close()

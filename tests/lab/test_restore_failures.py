@@ -48,7 +48,7 @@ def test_a_restore_that_was_killed_can_be_repeated(bare: BareRun, tmp_path: Path
     assert not (state / "etcd.restoring").exists()
     kept = [one.stat().st_ino for one in state.glob("etcd/data.before-*/member/snap/db")]
     assert first in kept
-    assert sorted(endpoints(bare, "h1")) == ["c1", "c2", "c3"]
+    until(lambda: sorted(endpoints(bare, "h1")) == ["c1", "c2", "c3"], "h2 has put c3 again")
     until(lambda: bare.pings("c1", bare.address("c3")), "c1 reaches c3")
     bare.run("detach", "c3")
 

@@ -43,6 +43,16 @@ def left(netlink: Socket, name: str) -> dict[str, float]:
     return {one.address.address: one.seconds for one in timed_elements.read(netlink, TABLE, name)}
 
 
+def test_the_last_of_several_ends_counts(kernel: tuple[FirewallDriver, Socket]) -> None:
+    """Two answers may say something else of an address before it is put; 0 seconds take it out."""
+    _, netlink = kernel
+    at, other = prefix("192.0.2.7"), prefix("192.0.2.8")
+    timed_elements.put(netlink, TABLE, [Timed(FOUR, at, 60), Timed(FOUR, other, 60), Timed(FOUR, at, 900)])
+    assert 800 < left(netlink, FOUR)["192.0.2.7"] <= 900
+    timed_elements.put(netlink, TABLE, [Timed(FOUR, at, 60), Timed(FOUR, at, 0)])
+    until(lambda: left(netlink, FOUR).keys() == {"192.0.2.8"}, "it is taken out")
+
+
 def test_an_element_has_its_own_end_which_moves(kernel: tuple[FirewallDriver, Socket]) -> None:
     """Put again it has the new end, later or sooner; others keep theirs; both families, and many in one transaction."""
     _, netlink = kernel

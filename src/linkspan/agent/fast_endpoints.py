@@ -135,12 +135,13 @@ class FastEndpoints:
             for error in failed:  # the healer tries again
                 log.warning("the fast path is not as it should be: %s", error.message)
             if left := [one for key in before - self._put if (one := self._endpoints.get(key)) is not None]:
-                await self._forget(left)
+                await self._forget(left, before)
 
-    async def _forget(self, left: Collection[Endpoint]) -> None:
+    async def _forget(self, left: Collection[Endpoint], before: Collection[Identity]) -> None:
         """Have connection tracking forget the flows inside their networks of endpoints that have left the path.
 
-        It has not seen what passed on the path. It would take the next packets of an older flow for invalid ones.
+        It has not seen what passed on the path. It would take the next packets of an older flow for invalid ones. What
+        never was on it goes on: flows with this host, and with containers here that were not on the path ``before``.
         """
         view = self._view()
         pools = {
@@ -153,9 +154,10 @@ class FastEndpoints:
         }
         if not others:
             return
-        own = {text for network in self._networks.all() for text in network.gateways}
-        own |= {text for lease in view.leases for text in lease.addresses}
-        inside = Inside(others, frozenset(prefix(text).address for text in own))
+        aside = {text for network in self._networks.all() for text in network.gateways}
+        aside |= {text for lease in view.leases for text in lease.addresses}
+        aside |= {text for identity, one in self._endpoints.items() if identity not in before for text in one.addresses}
+        inside = Inside(others, frozenset(prefix(text).address for text in aside))
         try:
             await asyncio.to_thread(conntrack.cut, inside)
         except LinkspanError as error:  # then such flows end
@@ -208,17 +210,17 @@ class FastEndpoints:
 
 
 class Inside:
-    """Which flows are inside a network between a container here and anybody but this host, as it is forwarded."""
+    """Which flows of containers that were on the fast path of their network may have been on it."""
 
-    def __init__(self, others: Mapping[str, Collection[Prefix]], own: Collection[str]) -> None:
-        """Take the pools of its network by a container's address, and the addresses of this host in networks."""
+    def __init__(self, others: Mapping[str, Collection[Prefix]], aside: Collection[str]) -> None:
+        """Take the pools of its network by a container's address, and the addresses that were not on the path here."""
         self._others = others
-        self._own = own
+        self._aside = aside
 
     def __call__(self, flow: conntrack.Flow) -> bool:
         """Return whether it is such a flow; one that is translated is none, and its packets never skip the rules."""
         ends = flow.source, flow.target
-        if flow.translated is not None or any(end.address in self._own for end in ends):
+        if flow.translated is not None or any(end.address in self._aside for end in ends):
             return False
         pairs = ends, ends[::-1]
         return any(pool.holds(other) for one, other in pairs for pool in self._others.get(one.address, ()))

@@ -139,6 +139,17 @@ class NamedAddresses:
             past = REMEMBERED if known.past.take(address, now + REMEMBERED, now) else 0.0
         return passing, past
 
+    def drop(self, usable: Callable[[Prefix], bool]) -> list[tuple[str, Prefix]]:
+        """Forget the addresses that no name may have any more; return each with its name."""
+        gone = []
+        for name, known in self._of.items():
+            for text in known.now.at.keys() | known.past.at.keys():
+                if not usable(address := prefix(text)):
+                    known.now.at.pop(text, None)
+                    known.past.at.pop(text, None)
+                    gone.append((name, address))
+        return gone
+
     def found(self, name: str, address: str, *, now: float = 0, past: float = 0) -> None:
         """Take in what a set of the kernel has: an address, and the seconds until it leaves the set."""
         known, at = self._of.get(name), self._clock()

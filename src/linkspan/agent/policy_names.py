@@ -104,6 +104,8 @@ class PolicyNames:
         self._regime = Regime()
         self._families: frozenset[int] = frozenset()
         self._usable = Usable()
+        self._closed: tuple[frozenset[Prefix], frozenset[str]] | None = None
+        """The pools and the addresses of hosts that it knows."""
         self._read: set[tuple[str, int]] = set()
         """Names, with a family, of which the kernel's elements have been read."""
         self._unserved: set[str] = set()
@@ -137,9 +139,11 @@ class PolicyNames:
 
     async def stop(self) -> None:
         """Stop; the kernel keeps what it has, until its time is over."""
-        for task in (*self._tasks, *self._asking, *self._repeating.values()):
+        for task in self._tasks:
             await ended(task)
         self._rest()
+        for task in (*self._asking, *self._repeating.values()):
+            await ended(task)
 
     def note(self, _identity: tuple[str, str]) -> None:
         """Follow an endpoint of this host that was added, changed or removed."""
@@ -160,6 +164,7 @@ class PolicyNames:
         if not (regime.names and families):
             self._read.clear()
             self._asked.clear()
+            self._closed = None
             self._rest()
             return
         try:
@@ -180,6 +185,7 @@ class PolicyNames:
         found = await self._worker.run(_read, unread) if unread else []
         for name, one, past in found:
             self._addresses.found(name, one.address.address, **{"past" if past else "now": one.seconds})
+            self._closed = None  # of the hosts that have joined since, it may have addresses
         self._read = every
 
     # What containers are told
@@ -289,9 +295,9 @@ class PolicyNames:
     async def _look_around(self) -> None:
         """Learn which servers answer containers that policies let out by names, and whose addresses no name has."""
         self._moved = False
-        pools = [pool for some in self._elements.pools().values() for pool in some]
+        pools = frozenset(pool for some in self._elements.pools().values() for pool in some)
         local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
-        self._usable = Usable(pools, local | self._elements.addresses_of_hosts())
+        self._close(pools, local | self._elements.addresses_of_hosts())
         self._looked = time.monotonic()
         askers = self._elements.endpoints(self._elements.selected(self._regime, self._regime.askers))
         found = {name: self._servers(one) for name, one in {one.network: one for one in askers}.items()}
@@ -301,6 +307,15 @@ class PolicyNames:
         self._kinds = [dns_messages.KINDS[family] for family in self._families]
         wanted = itertools.starmap(_Question, itertools.product(self._serving, sorted(plain), self._kinds))
         self._asked = {question: self._asked.get(question, _Asked()) for question in wanted}
+
+    def _close(self, pools: frozenset[Prefix], hosts: frozenset[str]) -> None:
+        """Let no name have these addresses, and take out those that one has: a host may have joined since."""
+        if (pools, hosts) != self._closed:
+            self._closed, self._usable = (pools, hosts), Usable(pools, hosts)
+            for name, address in self._addresses.drop(self._usable):
+                sets = name_rules.named(name, address.family), name_rules.formerly(name, address.family)
+                self._due_elements += [Timed(of, address, 0) for of in sets if address.family in self._families]
+                self._fill.set()
 
     def _servers(self, endpoint: Endpoint) -> tuple[str, ...]:
         """Return the servers of an endpoint's network, none if it is just deleted, or not in force on this host."""

@@ -366,11 +366,14 @@ class Exits:
         placed = await self._worker.run_brief(places, [wanted[address].wish.prefix for address in may])
         if not placed:
             return
+        # An agent before may have taken the record, and ended before it had the address: then another host may have it.
+        left = await self._worker.run_brief(self._worker.machine.egress.left)
+        free = {address: again and wanted[address].wish.prefix in left for address, again in free.items()}
         owner = self._owners()
         may = [a for a in may if wanted[a].wish.prefix in placed and not owner(wanted[a].wish.prefix)]
         suspected = [address for address in may if address in self._rivals]
-        left = await self._suspected(suspected[:AT_ONCE]) | set(suspected[AT_ONCE:])
-        may = [address for address in may if address not in left]
+        later = await self._suspected(suspected[:AT_ONCE]) | set(suspected[AT_ONCE:])
+        may = [address for address in may if address not in later]
         size = self._at_once
         for some in (may[start : start + size] for start in range(0, len(may), size)):
             if await self._take(some, wanted, free):
@@ -400,7 +403,7 @@ class Exits:
     async def _take(self, some: Sequence[str], wanted: Mapping[str, _Wanted], free: Mapping[str, bool]) -> bool:
         """Take the records of addresses; return False, and take none, if another host has one of them.
 
-        ``free`` says of each whether this host, or its agent before, had it last.
+        ``free`` says of each whether it is here, because an agent before had it last.
         """
         here, names = self._hosts.here.id, {address: _key(address) for address in some}
         self._unwanted.update(address for address in some if not free[address])  # without an answer nobody knows
@@ -411,7 +414,7 @@ class Exits:
         for address in some:
             self._unwanted.discard(address)
             self._vacant.pop(address, None)
-            # An earlier agent of this host may have held it until now; nobody else has had it since.
+            # If an earlier agent of this host has held it until now, nobody else has had it since.
             again = free[address]
             self._held[address] = _Held(now() if again else now() + LATER, wanted[address], free=again)
             event = f"this host holds egress address {address}"

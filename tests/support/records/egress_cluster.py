@@ -71,6 +71,10 @@ class Addresses(EgressAddressDriver):
         """Return the links of those that have one."""
         return {address: link for address in addresses if (link := self.place(address))}
 
+    def left(self) -> set[Prefix]:
+        """Return those whose time has not ended."""
+        return {prefix(address).single() for address, end in self.ends.items() if end > clock()}
+
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Put for the rest of the time, or remove at once."""
         for state in put:

@@ -189,6 +189,8 @@ def test_older_flows_of_whoever_leaves_the_path_are_forgotten(stage: Stage) -> N
     """Connection tracking has not seen their last packets. Others, and those that never were on it, go on."""
 
     async def main() -> None:
+        slow = msgspec.structs.replace(OTHER, id="c3", addresses=("10.244.1.4/32",), netns=9, mtu=1400)
+        stage.member.endpoints[slow.identity] = slow
         async with stage.running():
             assert stage.cuts == []
             stage.change(msgspec.structs.replace(WEB, mtu=1400))
@@ -196,7 +198,9 @@ def test_older_flows_of_whoever_leaves_the_path_are_forgotten(stage: Stage) -> N
             inside = stage.cuts[0]
             assert inside(flow("10.244.1.2", "10.244.9.9"))
             assert inside(flow("10.244.9.9", "10.244.1.2"))
+            assert inside(flow("10.244.1.2", "10.244.1.3"))
             assert not inside(flow("10.244.1.3", "10.244.9.9")), "of another container"
+            assert not inside(flow("10.244.1.2", "10.244.1.4")), "with one that was not on the path"
             assert not inside(flow("10.244.1.2", "198.51.100.1")), "to the outside"
             assert not inside(flow("10.244.9.9", "10.244.1.2", "10.244.1.1")), "by a published port"
             stage.change(WEB)

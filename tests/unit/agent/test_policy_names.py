@@ -247,6 +247,28 @@ def test_a_network_that_is_not_in_force_keeps_no_other_from_its_server(servers: 
     asyncio.run(main())
 
 
+def test_an_address_of_a_host_that_joins_leaves_its_names(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that had it before would lead into the cluster for an hour; others stay. An earlier agent's as well."""
+    monkeypatch.setattr(policy_names, "SELDOM", 0.02)
+    servers.kernel[name_rules.named("*.example.org", 4), "198.51.100.2"] = 40
+
+    async def main() -> None:
+        async def work() -> None:
+            await servers.names.follow(NAMES, FOUR)
+            assert servers.kernel[name_rules.named("*.example.org", 4), "198.51.100.2"] == 0
+            servers.told(said("x.example.org", "192.0.2.8", "192.0.2.9"))
+            await eventually(lambda: servers.there("*.example.org") >= {"192.0.2.8", "192.0.2.9"}, "it has two")
+            monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset({"192.0.2.9"}))
+            joined = name_rules.named("*.example.org", 4), "192.0.2.9"
+            await eventually(lambda: servers.kernel[joined] == 0, "one is taken out")
+            assert servers.known.by_address(past=True).keys() == {"192.0.2.7", "192.0.2.8"}
+            assert servers.kernel[name_rules.named("*.example.org", 4), "192.0.2.8"] > 0
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
 def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> None:
     """With all that is known, whatever was lost: somebody may have removed the set, or emptied it."""
 

@@ -111,6 +111,26 @@ def test_all_addresses_of_a_dead_holder_move_at_once(tmp_path: Path, monkeypatch
     played(tmp_path, work)
 
 
+def test_an_agent_that_ends_as_it_takes_the_record_does_not_shorten_the_wait(tmp_path: Path) -> None:
+    """The next agent finds the record in its name, but the host before may still have the address."""
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        cluster.hosts[first].store.cut()
+
+        def taker() -> str:
+            value, _ = cluster.memory.entries.get(RECORD, (None, 0))
+            return "" if value is None or value == first.encode() else value.decode()
+
+        await soon(taker, "another host takes the record", FAILOVER)
+        name = taker()
+        await cluster.hosts[name].die()
+        await cluster.begin(name)
+        await soon(lambda: cluster.having() == [name], "it has the address", FAILOVER)
+
+    played(tmp_path, work)
+
+
 def test_the_metric_says_whether_anybody_holds_it(tmp_path: Path) -> None:
     """Also while the store is away, because nobody does then; and if the record's host does not exist."""
 
@@ -178,7 +198,7 @@ def test_an_address_whose_record_ended_meanwhile_is_not_put(tmp_path: Path) -> N
             exits.confirmed(clock())
 
         await exits.stop()
-        exits._put_one = meanwhile  # type: ignore[method-assign]
+        exits._put_one = meanwhile  # type: ignore[method-assign, assignment]
         await exits._put_free()
         assert len(put) == 1
 

@@ -87,6 +87,10 @@ class EgressAddressDriver:
                 found[address] = name
         return found
 
+    def left(self) -> set[Prefix]:
+        """Return the addresses that are here, whichever agent of this host put them: their time has not ended."""
+        return {one.prefix for one in held(self._sockets.at(HOST)) if one.is_egress}
+
     def asking(self, addresses: Collection[Prefix]) -> dict[str, dict[bytes, bytes]]:
         """Return what to ask on which link who has these addresses: by link, each with the source of the question."""
         found: dict[str, dict[bytes, bytes]] = {}

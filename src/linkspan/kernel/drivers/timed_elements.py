@@ -28,7 +28,7 @@ _AT_ONCE = 1000
 
 
 class Timed(msgspec.Struct, frozen=True):
-    """An address in a set of an inet table, and the seconds until it leaves it."""
+    """An address in a set of an inet table, and the seconds until it leaves it; 0: at once."""
 
     set: str
     address: Prefix
@@ -39,12 +39,13 @@ def put(netlink: Socket, table: str, elements: Iterable[Timed]) -> None:
     """Put elements in one transaction, those that are there already with a new end. Raises KernelError.
 
     Kernels before 6.12 do not move the end of an element that is added again, so each is deleted and added. To delete
-    one that is not there would be an error: so each is added before, which changes nothing if it is there.
+    one that is not there would be an error: so each is added before, which changes nothing if it is there. Of several
+    for one address the last one counts: to delete it twice would be an error, too.
     """
-    by_set: dict[str, list[Timed]] = {}
+    by_set: dict[str, dict[Prefix, Timed]] = {}
     for one in elements:
-        by_set.setdefault(one.set, []).append(one)
-    batch = [message for name, some in by_set.items() for message in _of_set(table, name, some)]
+        by_set.setdefault(one.set, {})[one.address] = one
+    batch = [message for name, some in by_set.items() for message in _of_set(table, name, list(some.values()))]
     # An element may end between being added and being deleted, if this thread is held up there.
     if batch and (error := transact(netlink, batch)) and (error := transact(netlink, batch)):
         raise error
