@@ -22,6 +22,7 @@ from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.dns_names import normal
 from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.core.model import Allowance, Endpoint, Host, Port
+from linkspan.core.ports import families_of, is_fixed
 from linkspan.policy import names
 from linkspan.policy.judge import PROTOCOLS, By, Judge, Match, Party, Probe, Verdict, is_outside
 from linkspan.policy.model import Case, End, Policy, Ports, Protocol, Subject, checked, ports
@@ -333,9 +334,29 @@ class PolicyAnswers:
 
     def _as_host(self, name: str) -> Party:
         """Return a host as another one sees it: outside all networks, at its underlay address, if it has told one."""
+        return Party(next(self._underlay(name), None), outside=True)
+
+    def _underlay(self, name: str) -> Iterator[Prefix]:
+        """Yield the underlay addresses that a host has told."""
         known = (one.underlay for one in self._hosts.all().values() if one.name == name)
-        text = next((text for one in known if one is not None for text in one.addresses), "")
-        return Party(prefix(text).single() if text else None, outside=True)
+        return (prefix(text).single() for one in known if one is not None for text in one.addresses)
+
+    def address_for(self, source: Place, target: Place, wanted: Ports) -> str:
+        """Return to which address one end's packets for a port of the other one go, "" if none is known.
+
+        A container on its host's own network is reached at the address at which it publishes the port, or at any: from
+        a container there at its gateway, from other hosts at the underlay.
+        """
+        if not target.hosted:
+            return _at(target)
+        mine = [one for one in target.ports if (one.protocol, one.host_port) == (wanted.protocol, wanted.first)]
+        fixed = [prefix(one.host_ip).single() for one in mine if is_fixed(one)]
+        families = {family for one in mine if not is_fixed(one) for family in families_of(one)}
+        near = (one for one in self._networks.all() if one.name == source.network and source.host == target.host)
+        gateways = (prefix(text).single() for one in near for text in one.gateways)
+        every = (at for at in (*gateways, *self._underlay(target.host)) if at.family in families or not mine)
+        usable = (at.address for at in (*every, *fixed) if at.family in source.families)
+        return next((text for text in usable if not ipaddress.ip_address(text).is_loopback), "")
 
     def _own(self, source: Place, target: Place) -> str:
         """Return why packets between two ends pass no rule of policies: one is the other one's gateway; '' if not."""

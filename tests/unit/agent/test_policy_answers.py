@@ -18,7 +18,7 @@ from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Host, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge, Party
-from linkspan.policy.model import Peer, Policy, Ports, Protocol, Rule, Selector
+from linkspan.policy.model import End, Peer, Policy, Ports, Protocol, Rule, Selector
 from support.records.one_host import network
 
 SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
@@ -235,3 +235,24 @@ def test_a_name_with_thousands_of_addresses_is_judged_once_for_all_that_are_alik
     monkeypatch.setattr(Judge, "openings", counted)
     assert asyncio.run(answers.can("web", API)).ports == ("80/tcp",)
     assert asked["openings"] == 2
+
+
+def test_packets_for_a_container_on_its_hosts_own_network_go_to_its_port() -> None:
+    """At the gateway of a container of the same host, else at the underlay; never at an address of loopback."""
+    hosts = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2)]
+    answers, endpoints = _answers(*hosts)
+    at = {80: "", 81: "198.51.100.1", 82: "127.0.0.1", 83: "::"}
+    ports = tuple(Port(host_ip, number, number, "tcp") for number, host_ip in at.items())
+    front = Endpoint(id="front", name="front", ifname="eth0", network="shared", host="h1", ports=ports)
+    endpoints += [front, WEB, msgspec.structs.replace(WEB, id="far", name="far", host="h2", addresses=("10.1.0.9/24",))]
+
+    def address(source: str, port: int) -> str:
+        ends = asyncio.run(answers.pair(End(name=source), End(name="front")))
+        return answers.address_for(*ends, Ports("tcp", port, port))
+
+    assert address("web", 80) == "10.1.0.1"
+    assert address("far", 80) == "192.0.2.1"
+    assert address("far", 22) == "192.0.2.1", "the port is the host's own"
+    assert address("far", 81) == "198.51.100.1"
+    assert address("far", 82) == ""
+    assert address("far", 83) == "", "its network has no address of this family"
