@@ -428,6 +428,7 @@ def test_a_second_link_leads_back(page: Browser, lab: ClusterRun, place: str) ->
         page.shows("does not answer", ".bar")
         with chromium.page_process(place, *words) as link:
             page.shows("The session is over", ".bar")
+            page.shows("press Enter where it runs", ".bar")
             with page.tab():
                 page.driver.get(link())
                 page.shows("all well", ".bar")
