@@ -156,10 +156,8 @@ class RouteEvents:
                 for kind, port, body in self.socket.receive():
                     if self._ports.as_told(kind, body):
                         continue
-                    if kind == NEWLINK and body[0] != AF_BRIDGE and (name := _name(body)).startswith(self._ours):
-                        self._own_macs[_index(body)] = _mac(body)
-                        if name.startswith(self._kinds.tunnels):
-                            self._tunnels.add(_index(body))
+                    if kind == NEWLINK and body[0] != AF_BRIDGE:
+                        self._learn(body)
                     elif kind == DELLINK and body[0] != AF_BRIDGE:
                         self._own_macs.pop(_index(body), None)
                     own = self._is_leaving(kind, body) or port in self._own_ports
@@ -178,6 +176,14 @@ class RouteEvents:
                     self._list_links()
                 return self._kinds.after(*(set(Event) - {Event.HELPER}))
             raise
+
+    def _learn(self, body: bytes) -> None:
+        """Take in a link's name and MAC, if it is ours; an attach makes eight such messages, so they are read once."""
+        found, index = attributes(body, 16), _index(body)
+        if (name := string(found.get(_IFNAME, b""))).startswith(self._ours):
+            self._own_macs[index] = found.get(ADDRESS, b"")
+            if name.startswith(self._kinds.tunnels):
+                self._tunnels.add(index)
 
     def _is_leaving(self, kind: int, body: bytes) -> bool:
         """Return whether a message is about a link that linkspan deletes; the last one ends that."""
