@@ -132,6 +132,7 @@ class LinkDriver:
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, repair and remove links; a foreign link with the same name is a Conflict."""
         failed: dict[Key, LinkspanError] = {}
+        self._sockets.forget_indexes()
         for state in put:
             try:
                 match state:
