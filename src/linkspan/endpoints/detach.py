@@ -75,11 +75,11 @@ async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]
     liveness meanwhile.
     """
     machine = registry.worker.machine
-    sources, every = registry.without(endpoint), tuple(registry.endpoints.values())
+    sources, mates = registry.without(endpoint), registry.within(endpoint.netns)
 
     def removed() -> list[LinkspanError]:
         errors = list(machine.reconciler.changes(sources).values())
-        machine.leave(endpoint, every)
+        machine.leave(endpoint, mates)
         return errors
 
     return await registry.worker.run(removed)
