@@ -267,9 +267,13 @@ class Registry:
             if not mates:
                 del self._within[known.netns]
 
+    def beside(self, endpoint: Endpoint) -> list[Endpoint]:
+        """Return the other endpoints of an endpoint's container."""
+        return multihoming.mates(endpoint, self.within(endpoint.netns))
+
     def mates(self, endpoint: Endpoint) -> Mates:
         """Return the other endpoints of an endpoint's container, as they are now."""
-        found = multihoming.mates(endpoint, self.within(endpoint.netns))
+        found = self.beside(endpoint)
         # Endpoints of a network that is gone are about to be detached, too.
         homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
         return Mates(tuple(found), homes, self.networks.has(endpoint), tuple(self._policing.elements(endpoint)))
