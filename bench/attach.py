@@ -221,6 +221,7 @@ class Agent:
         """Delete the network, whose DNS server would outlive the agent, and end the agent, as systemd would."""
         try:
             self.call("network", "delete", NETWORK, "--force")
+            time.sleep(1)  # a server that was about to start has ended by then, too
         finally:
             self.process.terminate()
             self.process.wait(30)
