@@ -290,13 +290,13 @@ class Exits:
 
     async def _look(self) -> None:
         wanted = self._wanted()
-        if not (wanted or self._held or self._unwanted or self._put_here or self._followed or self._flowing):
-            return
         self._vacant = {address: since for address, since in self._vacant.items() if address in wanted}
         self._others = {address: until for address, until in self._others.items() if until > now()}
         self._rivals = {
             address: rival for address, rival in self._rivals.items() if rival.until > now() and address in wanted
         }
+        if not (wanted or self._held or self._unwanted or self._put_here or self._followed or self._flowing):
+            return
         for address, held in list(self._held.items()):
             if self._gives_up(address, held, wanted.get(address)):
                 del self._held[address]
