@@ -60,7 +60,8 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.claims import Claims
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
-from linkspan.cluster.egress import Exits, Turn, stale
+from linkspan.cluster.egress import Exits
+from linkspan.cluster.egress_flows import Turn, stale
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims

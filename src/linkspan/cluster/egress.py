@@ -35,12 +35,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
 
 from linkspan.cluster import address_probe
+from linkspan.cluster.egress_flows import Exit, Holding, Turn, turned
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
@@ -55,7 +56,6 @@ from linkspan.core.supervise import ended, lasting, woken
 from linkspan.kernel.drivers.egress_addresses import LIFETIME, SHORTEST
 from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import gratuitous_arp
-from linkspan.kernel.probe.conntrack import Flow
 from linkspan.kernel.worker import Worker
 from linkspan.store.records import EGRESS
 from linkspan.store.replica import Replica
@@ -78,9 +78,6 @@ SUSPECTED = 3 * OTHERS
 """Seconds for which a host asks before it takes the record of an address that another machine had."""
 AT_ONCE = 50
 """Records that one transaction takes: etcd allows 128 changes, and as many conditions (``--max-txn-ops``)."""
-Exit = tuple[str, int]
-"""A network and a family."""
-
 
 class _Wanted(NamedTuple):
     """The network and the family that leave by an address, and the wish of an operator's."""
@@ -108,14 +105,6 @@ class _Rival(NamedTuple):
 
     words: str
     until: float
-
-
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of an egress address: ``here``, this host holds it now; ``lost``, it is not the network's any more."""
-
-    address: Prefix
-    here: bool = False
-    lost: bool = False
 
 
 class Exits:
@@ -158,9 +147,9 @@ class Exits:
         """
         self._put_here: set[str] = set()
         """The addresses that are states of this host."""
-        self._followed: Mapping[Exit, tuple[Prefix, str]] = {}
+        self._followed: Mapping[Exit, Holding] = {}
         """The addresses that somebody holds, and their holders."""
-        self._flowing: Mapping[Exit, tuple[Prefix, str]] = {}
+        self._flowing: Mapping[Exit, Holding] = {}
         """All addresses with their last holders, as this host's open flows follow them: none after a start."""
         self._sent = float("-inf")
         """When the last keepalive was sent that the store accepted (``core.clock.now``)."""
@@ -316,13 +305,13 @@ class Exits:
             self._moved.clear()
             having, lost = self._having(), self._lost()
             changed = {key for key, _ in having.items() ^ self._followed.items()} | lost
-            turns = self._turns(having, lost)
+            turns = turned(self._hosts.here.id, self._flowing, having, lost)
             if changed:
                 await self._follow({network: turns.get(network, {}) for network, _ in changed})
             self._followed = having
             self._flowing = {key: last for key, last in {**self._flowing, **having}.items() if key not in lost}
 
-    def _having(self) -> dict[Exit, tuple[Prefix, str]]:
+    def _having(self) -> dict[Exit, Holding]:
         """Return the addresses that hosts hold, and their holders."""
         holders, every = self.holders(), {network.name: network.exits for network in self._networks.all()}
         return {key: (every[key[0]][key[1]].prefix, holder) for key, holder in holders.items()}
@@ -330,23 +319,6 @@ class Exits:
     def _lost(self) -> Set[Exit]:
         """Return what networks had, and have no more."""
         return self._flowing.keys() - {(one.name, family) for one in self._networks.all() for family in one.exits}
-
-    def _turns(
-        self, having: Mapping[Exit, tuple[Prefix, str]], lost: Set[Exit]
-    ) -> Mapping[str, Mapping[int, Turn]]:
-        """Return what open flows here may not follow, by network and family.
-
-        An address that nobody holds is no such change: the same host may have it again.
-        """
-        found: dict[str, dict[int, Turn]] = {}
-        here = self._hosts.here.id
-        for key, (address, holder) in having.items():
-            before = self._flowing.get(key)
-            if before is None or before[0] != address or (before[1] != holder and here in (before[1], holder)):
-                found.setdefault(key[0], {})[key[1]] = Turn(address=address, here=holder == here)
-        for key in lost:
-            found.setdefault(key[0], {})[key[1]] = Turn(address=self._flowing[key][0], lost=True)
-        return found
 
     def _wanted(self) -> dict[str, _Wanted]:
         """Return what leaves by which address; if two networks have one, it is the first one's by name."""
@@ -557,27 +529,6 @@ class Exits:
             self._event_log.add("network", what, network=held.taken.network)
         held.link = link
         held.failing = None if link else now() if held.failing is None else held.failing
-
-
-def stale(
-    moved: Collection[Network], networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow
-) -> bool:
-    """Return whether a flow leaves a network with another source than a new one on this host after these changes.
-
-    ``turns`` has the changes by network and family, and ``moved`` these networks: there may be far fewer of them, and a
-    host has many flows. Connection tracking treats all of a flow's packets as the first. Without their entries they are
-    translated, or sent to the holder, as new ones are.
-    """
-    source = flow.source
-    left = (one for one in moved if any(pool.holds(source) for pool in one.prefixes))
-    turn = next((turns[one.name].get(source.family) for one in left), None)
-    if turn is None:
-        return False
-    if turn.lost:  # new ones have an address of the host
-        wrong = flow.translated in (None, turn.address)
-    else:
-        wrong = flow.translated != (turn.address if turn.here else None)
-    return wrong and not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
 
 
 def _renew(machine: Machine, address: Prefix, link: str, until: float, tell: bool) -> str:

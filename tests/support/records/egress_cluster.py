@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from linkspan.cluster import address_probe, egress
-from linkspan.cluster.egress import Exits, Turn
+from linkspan.cluster.egress import Exits
+from linkspan.cluster.egress_flows import Turn
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
 from linkspan.core.addresses import Prefix, prefix
