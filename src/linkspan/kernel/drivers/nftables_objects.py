@@ -18,7 +18,7 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Link, Sort
+from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import (
     HOST,
@@ -538,14 +538,6 @@ def _table_key(state: NftSet | NftChain | NftElement) -> Key:
     return NftTable(state.family, state.table).key
 
 
-def _of_link(state: NftLinkChain) -> tuple[Link, ...]:
-    return ((HOST, state.link),)
-
-
-def _to_link(state: NftExit) -> tuple[Link, ...]:
-    return ((HOST, state.data[0]),)
-
-
 def _set_key(state: NftElement) -> Key:
     return NftSet(state.family, state.table, state.set, "").key
 
@@ -585,85 +577,57 @@ def _guard(state: NftElement) -> frozenset[str]:
 _KNOWN_BY = "the tables `inet linkspan`, `bridge linkspan` and `netdev linkspan`"
 _EVENTS = frozenset({Event.NFT})
 
-KINDS = (
-    Kind(
-        state=NftTable,
-        rank=20,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="contains all of linkspan's firewall rules of one family",
-        sort=Sort.RULE,
-        commands=_add_table,
-        guards=_guards,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftSet,
-        rank=21,
-        driver=driver,
-        merges=True,
-        known_by=_KNOWN_BY,
-        purpose="used by the rules: one more container is one more element",
-        sort=Sort.RULE,
-        commands=_add_set,
-        lost_with=_in_table,
-        part_of=_table_key,
-        guards=_guards,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftChain,
-        rank=22,
-        driver=driver,
-        merges=True,
-        known_by=_KNOWN_BY,
-        purpose="rules, the same however many containers there are",
-        sort=Sort.RULE,
-        commands=_add_chain,
-        typed=_typed,
-        lost_with=_in_table,
-        part_of=_table_key,
-        guards=_guards,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftElement,
-        rank=23,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="one entry that the rules use",
-        sort=Sort.RULE,
-        commands=_add_element,
-        lost_with=_in_set,
-        part_of=_set_key,
-        guards=_guard,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftLinkChain,
-        rank=46,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="the fast path of what comes in by a link, or goes out (fast=true)",
-        sort=Sort.RULE,
-        commands=_add_chain,
-        typed=_typed,
-        on=_of_link,
-        lost_with=_in_table,
-        part_of=_table_key,
-        events=_EVENTS | {Event.LINK, Event.TUNNEL},
-    ),
-    Kind(
-        state=NftExit,
-        rank=47,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="the link by which the fast path reaches a container (fast=true)",
-        sort=Sort.RULE,
-        commands=_add_element,
-        on=_to_link,
-        lost_with=_in_set,
-        part_of=_set_key,
-        events=_EVENTS | {Event.LINK, Event.TUNNEL},
-    ),
+TABLE = Kind(
+    state=NftTable,
+    rank=20,
+    driver=driver,
+    known_by=_KNOWN_BY,
+    purpose="contains all of linkspan's firewall rules of one family",
+    sort=Sort.RULE,
+    commands=_add_table,
+    guards=_guards,
+    events=_EVENTS,
 )
+SET = Kind(
+    state=NftSet,
+    rank=21,
+    driver=driver,
+    merges=True,
+    known_by=_KNOWN_BY,
+    purpose="used by the rules: one more container is one more element",
+    sort=Sort.RULE,
+    commands=_add_set,
+    lost_with=_in_table,
+    part_of=_table_key,
+    guards=_guards,
+    events=_EVENTS,
+)
+CHAIN = Kind(
+    state=NftChain,
+    rank=22,
+    driver=driver,
+    merges=True,
+    known_by=_KNOWN_BY,
+    purpose="rules, the same however many containers there are",
+    sort=Sort.RULE,
+    commands=_add_chain,
+    typed=_typed,
+    lost_with=_in_table,
+    part_of=_table_key,
+    guards=_guards,
+    events=_EVENTS,
+)
+ELEMENT = Kind(
+    state=NftElement,
+    rank=23,
+    driver=driver,
+    known_by=_KNOWN_BY,
+    purpose="one entry that the rules use",
+    sort=Sort.RULE,
+    commands=_add_element,
+    lost_with=_in_set,
+    part_of=_set_key,
+    guards=_guard,
+    events=_EVENTS,
+)
+KINDS = (TABLE, SET, CHAIN, ELEMENT)
