@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.core.states.host import HOST, NftElement
+from linkspan.core.states.host import HOST, NftChain, NftElement
 from linkspan.kernel.drivers import nftables_objects
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 
@@ -19,6 +19,8 @@ class Ruleset:
         self.meanwhile = False
         """Whether somebody changes it while it is listed."""
         self.flags: list[str] = []
+        self.chains: dict[str, str] = {}
+        """The chains' rules, as they are listed."""
 
     def put(self, element: str) -> None:
         """Add an element."""
@@ -36,7 +38,20 @@ class Ruleset:
         return [{"table": {"family": "inet", "name": "linkspan", "flags": self.flags}}, {"set": found}]
 
     def text(self, _command: str) -> str:
-        """List its chains: there are none."""
+        """List its chains."""
+        listed = (f"\tchain {name} {{\n\t\t{rule}\n\t}}\n" for name, rule in self.chains.items())
+        return f"table inet linkspan {{\n{''.join(listed)}}}\n"
+
+    def run(self, commands: str) -> str:
+        """Add and delete chains; a rule is listed with its address as a number."""
+        if commands.startswith("describe"):
+            return ""
+        for verb, what, _, _, name, *rule in map(str.split, commands.splitlines()):
+            if (verb, what) == ("add", "rule"):
+                self.chains[name] = " ".join(rule).replace("localhost", "127.0.0.1")
+            elif verb == "delete":
+                del self.chains[name]
+        self.generation += 1
         return ""
 
 
@@ -88,3 +103,16 @@ def test_a_table_that_goes_with_its_owner_is_looked_for_each_time(ruleset: Rules
     assert _elements(driver) == {"10.0.0.1"}
     ruleset.elements.clear()
     assert _elements(driver) == set()
+
+
+def test_the_listing_of_a_chain_that_is_gone_is_forgotten(ruleset: Ruleset) -> None:
+    """Chains come and go with policies, for as long as an agent runs; those that are there are as they were put."""
+    driver = FirewallDriver()
+    every = [NftChain("inet", "linkspan", f"policy_{n}", "", ("ip saddr localhost accept",)) for n in range(20)]
+    for chain in every:
+        assert driver.apply([chain], ()) == {}
+        assert chain in driver.observe(HOST)
+        if chain is not every[-1]:
+            assert driver.apply((), [chain]) == {}
+    assert [one for one in driver.observe(HOST) if isinstance(one, NftChain)] == every[-1:]
+    assert driver._renderings.keys() == {every[-1].key}

@@ -69,6 +69,7 @@ class FirewallDriver:
         self._nft = Nft()
         self._netfilter = netfilter_socket()
         self._renderings: dict[Key, tuple[NftChain, NftChain]] = {}
+        """Chains that were put, each with how nft listed it then; those that no listing has are forgotten."""
         self._layouts: dict[tuple[str, str, str], Layout] = {}
         self._data: dict[Key, tuple[str, ...]] = {}
         """Where maps lead, as far as it is known: the kernel changes an element's data only by a delete and an add."""
@@ -147,6 +148,8 @@ class FirewallDriver:
                 wanted, rendering = self._renderings.get(chain.key, (chain, None))
                 found.append(wanted if rendering == chain else chain)
             found.extend(sets_of(listed))
+        there = {state.key for state in found if isinstance(state, NftChain)}  # others come and go with containers
+        self._renderings = {key: known for key, known in self._renderings.items() if key in there}
         self._learn(found)
         self._data = {state.key: state.data for state in found if isinstance(state, NftElement) and state.data}
         return tuple(found), owned
