@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.core.states.host import HOST, NftChain, NftElement
+from linkspan.core.states.host import HOST, NftChain, NftElement, NftLinkChain
 from linkspan.kernel.drivers import nftables_objects
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 
@@ -37,10 +37,11 @@ class Ruleset:
             self.generation += 1
         return [{"table": {"family": "inet", "name": "linkspan", "flags": self.flags}}, {"set": found}]
 
-    def text(self, _command: str) -> str:
+    def text(self, command: str) -> str:
         """List its chains."""
+        family = command.split()[2]
         listed = (f"\tchain {name} {{\n\t\t{rule}\n\t}}\n" for name, rule in self.chains.items())
-        return f"table inet linkspan {{\n{''.join(listed)}}}\n"
+        return f"table {family} linkspan {{\n{''.join(listed)}}}\n"
 
     def run(self, commands: str) -> str:
         """Add and delete chains; a rule is listed with its address as a number."""
@@ -116,3 +117,27 @@ def test_the_listing_of_a_chain_that_is_gone_is_forgotten(ruleset: Ruleset) -> N
             assert driver.apply((), [chain]) == {}
     assert [one for one in driver.observe(HOST) if isinstance(one, NftChain)] == every[-1:]
     assert driver._renderings.keys() == {every[-1].key}
+
+
+def test_a_link_that_is_replaced_while_it_is_listed_is_listed_again(
+    ruleset: Ruleset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chain has gone with the former link, which is no transaction."""
+    links = {"lsr1": 5}
+    text = ruleset.text
+
+    def meanwhile(command: str) -> str:
+        links["lsr1"] = 6
+        return text(command)
+
+    monkeypatch.setattr(nftables_objects, "TABLES", (("netdev", "linkspan"),))
+    monkeypatch.setattr(nftables_objects, "_every_index", links.copy)
+    monkeypatch.setattr(nftables_objects, "link_index", links.__getitem__)
+    monkeypatch.setattr(ruleset, "text", meanwhile)
+    driver = FirewallDriver()
+    ruleset.chains["lsr1"] = "accept"
+    assert [one.name for one in driver.observe(HOST) if isinstance(one, NftLinkChain)] == ["lsr1"]
+    ruleset.chains.clear()
+    assert not any(isinstance(one, NftLinkChain) for one in driver.observe(HOST))
+    ruleset.chains["lsr1"] = "accept"
+    assert not any(isinstance(one, NftLinkChain) for one in driver.observe(HOST)), "nothing has changed since"

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import re
 import shlex
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -52,8 +53,8 @@ _FEW = 8
 
 TABLES = (("inet", "linkspan"), ("bridge", "linkspan"), ("netdev", "linkspan"))
 """All tables of ours, by (family, name)."""
-_EVERYWHERE = TABLES[:2]
-"""Those that every host with containers has: netdev is only for networks with ``fast=true``."""
+_EVERYWHERE, _FAST = TABLES[:2], TABLES[2]
+"""Those that every host with containers has, and that of networks with ``fast=true``."""
 
 NEWER = ("icmpv6 taddr",)
 """Expressions of our rules that an older nft does not know: 1.0.6, of Debian 12, has no ``taddr``. Without its rule a
@@ -103,12 +104,11 @@ class FirewallDriver:
         before = generation(self._netfilter)
         if self._is_listed(before):
             return self._listed[1]
+        # Before the listing: of a link that is replaced meanwhile, the listing may have what went with the former one.
+        links = _every_index() if table_exists(self._netfilter, *_FAST) else {}
         found, owned = self._list()
-        self._links = _indexes(
-            state.data[0] if isinstance(state, NftExit) else state.link
-            for state in found
-            if isinstance(state, NftExit | NftLinkChain)
-        )
+        on = (s.data[0] if isinstance(s, NftExit) else s.link for s in found if isinstance(s, NftExit | NftLinkChain))
+        self._links = {link: links.get(link, 0) for link in on}
         # With an owner's socket its tables go, and that is no transaction (nft_rcv_nl_event in nf_tables_api.c). In a
         # list that another transaction ran into, part may be older than the rest.
         if not owned and generation(self._netfilter) == before:
@@ -324,6 +324,11 @@ def _knows(nft: Nft, expression: str) -> bool:
             return False
         raise  # a guard must not go because of another fault
     return True
+
+
+def _every_index() -> dict[str, int]:
+    """Return the index of each link of the calling thread's namespace."""
+    return {link: index for index, link in socket.if_nameindex()}
 
 
 def _indexes(links: Iterable[str]) -> dict[str, int]:
