@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.kernel.io.private_files import writers
+from linkspan.kernel.io import private_files
+from linkspan.kernel.io.private_files import machines_root, writers
 
 pytestmark = pytest.mark.root
 
@@ -46,3 +47,17 @@ def test_links_that_lead_to_each_other_end(there: Path) -> None:
     (there / "opt/two").symlink_to("x/../one")
     (there / "opt/x").symlink_to(".")
     assert [*writers([there / "opt/one"])] == []
+
+
+@pytest.mark.parametrize(
+    ("mapped", "is_root"), [("0 0 4294967295", True), ("0 1000 1", False), (None, True)], ids=["all", "one", "no file"]
+)
+def test_a_kernel_without_user_namespaces_has_one_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: str | None, is_root: bool
+) -> None:
+    """It has no file that says which users a process's are."""
+    file = tmp_path / "uid_map"
+    if mapped is not None:
+        file.write_text(f"         {mapped}\n")
+    monkeypatch.setattr(private_files, "_UID_MAP", file)
+    assert machines_root() is is_root

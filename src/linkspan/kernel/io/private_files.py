@@ -16,6 +16,8 @@ from linkspan.core.errors import Denied, KernelError, of_errno
 LARGEST = 1 << 20
 """Largest file that is read, in bytes."""
 _ACL = "system.posix_acl_access"
+_UID_MAP, _ALL = Path("/proc/self/uid_map"), (0, 0, (1 << 32) - 1)
+"""Which users of the machine this process's users are, and the only range outside of user namespaces."""
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -53,8 +55,19 @@ def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> b
 
 def machines_root() -> bool:
     """Return whether this is the machine's root. A user namespace's root sees that one's files as somebody else's."""
-    mapped = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
-    return os.geteuid() == 0 and mapped == ["0", "0", str((1 << 32) - 1)]
+    return os.geteuid() == 0 and users() == [_ALL]
+
+
+def users() -> list[tuple[int, ...]]:
+    """Return the users of this user namespace: for each range the first, whom the one above calls so, and their number.
+
+    A kernel without user namespaces (CONFIG_USER_NS) has all of them.
+    """
+    try:
+        lines = _UID_MAP.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return [_ALL]
+    return [tuple(map(int, line.split())) for line in lines]
 
 
 def apart(folder: Path) -> None:
