@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,34 @@ def test_links_that_lead_to_each_other_end(there: Path) -> None:
     (there / "opt/two").symlink_to("x/../one")
     (there / "opt/x").symlink_to(".")
     assert [*writers([there / "opt/one"])] == []
+
+
+STAFF = 528288
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "primary", "refused"),
+    [
+        ("staff", [], 100, False),
+        ("staff", ["alice"], 100, True),
+        ("staff", [], STAFF, True),
+        ("mail", [], 100, True),  # setgid programs write as this group
+    ],
+)
+def test_debians_group_of_usr_local_may_write_while_nobody_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, members: list[str], primary: int, refused: bool
+) -> None:
+    """Its folders are root:staff 2775, and whoever is in that group may change what root runs."""
+    group = grp.struct_group((name, "x", STAFF, members))
+    alice = pwd.struct_passwd(("alice", "x", 1000, primary, "", "/home/alice", "/bin/sh"))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: group)
+    monkeypatch.setattr(pwd, "getpwall", lambda: [alice])
+    program = tmp_path / "bin/etcd"
+    program.parent.mkdir()
+    program.write_text("")
+    os.chown(program.parent, 0, STAFF)
+    program.parent.chmod(0o2775)
+    assert [*writers([program])] == ([f"{program.parent} may be written by group {name}"] if refused else [])
 
 
 @pytest.mark.parametrize(

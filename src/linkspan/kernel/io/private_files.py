@@ -18,6 +18,8 @@ LARGEST = 1 << 20
 _ACL = "system.posix_acl_access"
 _UID_MAP, _ALL = Path("/proc/self/uid_map"), (0, 0, (1 << 32) - 1)
 """Which users of the machine this process's users are, and the only range outside of user namespaces."""
+_LOCAL = "staff"
+"""Debian's group for those who may write /usr/local (Debian Policy 9.1.2). By default nobody is in it."""
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -134,9 +136,19 @@ def _who(place: Path, found: os.stat_result) -> str:
         return ""  # sticky: nobody can change another user's files in such a folder
     if found.st_mode & stat.S_IWOTH:
         return "may be written by everybody"
-    if found.st_mode & stat.S_IWGRP and (found.st_gid or _ACL in os.listxattr(place)):
+    if found.st_mode & stat.S_IWGRP and (not _is_roots_alone(found.st_gid) or _ACL in os.listxattr(place)):
         return f"may be written by group {_group(found.st_gid)}"
     return ""
+
+
+def _is_roots_alone(gid: int) -> bool:
+    """Return whether no user besides root is in a group: root's own, or Debian's for /usr/local while it is empty.
+
+    Other groups may have no users either, but programs that get them, as those of mail do.
+    """
+    if not gid or _group(gid) != _LOCAL:
+        return not gid
+    return not grp.getgrgid(gid).gr_mem and all(user.pw_gid != gid for user in pwd.getpwall())
 
 
 def _name(uid: int) -> str:
