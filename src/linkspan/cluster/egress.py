@@ -35,6 +35,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
@@ -316,15 +317,19 @@ class Exits:
         may = [a for a in may if wanted[a].wish.prefix in placed and not owner(wanted[a].wish.prefix)]
         suspected = [address for address in may if address in self._rivals]
         later = await self._suspected(suspected[:AT_ONCE]) | set(suspected[AT_ONCE:])
-        may = [address for address in may if address not in later]
-        size = self._at_once
-        for some in (may[start : start + size] for start in range(0, len(may), size)):
+        rest = self._in_own_order([address for address in may if address not in later])
+        while some := rest[: self._at_once]:
             if await self._take(some, wanted, free):
                 self._at_once = AT_ONCE
-            else:  # fewer, so that one that is never free keeps no other back
-                self._at_once = max(1, size // 2)
-                if len(some) > 1:
-                    return  # another host was faster: its records come now, and wake this task
+            elif len(some) > 1:  # fewer, so that one that is never free keeps no other back
+                self._at_once = len(some) // 2
+                return  # another host was faster: its records come now, and wake this task
+            rest = rest[len(some) :]
+
+    def _in_own_order(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Return addresses in an order of this host's, so that it and another one seldom try to take the same ones."""
+        first = zlib.crc32(self._hosts.here.id.encode()) % max(1, len(addresses))
+        return [*addresses[first:], *addresses[:first]]
 
     def _is_free(self, address: str) -> bool | None:
         """Return None if this host may not take an address now, else whether it, or its agent before, had it last."""
