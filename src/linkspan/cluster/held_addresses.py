@@ -41,7 +41,7 @@ ASKED_AT_ONCE = 500
 AGAIN = 0.5
 """Seconds between two rounds, if another machine has answered."""
 PUT_AT_ONCE = 25
-"""Addresses that are put in one go: that takes a millisecond or two, and then the event loop has other work."""
+"""Addresses that are put in one go: that takes some milliseconds, and then the event loop has other work."""
 
 
 class Wanted(NamedTuple):
@@ -112,6 +112,7 @@ class HeldAddresses:
             sources = {_source(address): () for address in gone}
             await self._worker.run_brief(self._worker.machine.reconciler.changes, sources)
             self.put_here.difference_update(gone)
+        told: dict[str, list[Prefix]] = {}
         for some in _some(self.held):
             await asyncio.sleep(0)  # the next keepalive must not wait for all of them
             # If a record ended meanwhile, another host may have the address.
@@ -121,13 +122,19 @@ class HeldAddresses:
                     one.failing = None
             elif due := {address: one for address, one in held.items() if one.since <= now() and one.free}:
                 self.put_here.update(due)
+                new = [one for one in due.values() if not one.link or now() - one.since < ANNOUNCED]
                 await self._put_some(due)
+                for one in new:
+                    if one.link:
+                        told.setdefault(one.link, []).append(one.taken.wish.prefix)
+        if told and self.may_be_put:
+            # Once for all: to close the socket takes the kernel 10 ms, however many were announced.
+            await self._worker.run_brief(_announce, self._worker.machine, told)
 
     async def _put_some(self, due: Mapping[str, Held]) -> None:
-        told = {one.taken.wish.prefix for one in due.values() if not one.link or now() - one.since < ANNOUNCED}
         links = {one.taken.wish.prefix: one.link for one in due.values()}
         try:
-            put = await self._worker.run_brief(_renew, self._worker.machine, links, self.until, told)
+            put = await self._worker.run_brief(_renew, self._worker.machine, links, self.until)
         except LinkspanError as error:
             put = dict.fromkeys(links, error)
         for address, held in due.items():
@@ -188,12 +195,10 @@ def _some(addresses: Collection[str]) -> Sequence[Sequence[str]]:
     return [every[start : start + PUT_AT_ONCE] for start in range(0, len(every), PUT_AT_ONCE)]
 
 
-def _renew(
-    machine: Machine, links: Mapping[Prefix, str], until: float, told: Collection[Prefix]
-) -> dict[Prefix, str | LinkspanError]:
+def _renew(machine: Machine, links: Mapping[Prefix, str], until: float) -> dict[Prefix, str | LinkspanError]:
     """Put addresses until a moment, each on its link, or find one for it ('') (worker thread).
 
-    Announce those that are ``told``. Return the links of all, '' for none, or why one cannot be put.
+    Return the links of all, '' for none, or why one cannot be put.
     """
     found = machine.egress.places([address for address, link in links.items() if not link])
     on: dict[str, list[Prefix]] = {}
@@ -203,31 +208,33 @@ def _renew(
     put: dict[Prefix, str | LinkspanError] = dict.fromkeys(links, "")
     for device, addresses in on.items():
         try:
-            put.update(_renew_on(machine, device, addresses, until, told))
+            put.update(_renew_on(machine, device, addresses, until))
         except LinkspanError as error:
             put.update(dict.fromkeys(addresses, error))
     return put
 
 
 def _renew_on(
-    machine: Machine, device: str, addresses: Sequence[Prefix], until: float, told: Collection[Prefix]
+    machine: Machine, device: str, addresses: Sequence[Prefix], until: float
 ) -> Mapping[Prefix, str | LinkspanError]:
     """Do the same for addresses of one link; return none if it is down. Raises LinkspanError if it is gone."""
-    link = machine.sockets.link(HOST, device)
-    if not link.up:
+    if not machine.sockets.link(HOST, device).up:
         return {}
     driver, states = machine.egress, [EgressAddress(device, address) for address in addresses]
     for address in addresses:
         driver.hold(address, until)
     failed = machine.reconciler.changes({_source(state.prefix.address): (state,) for state in states})
     failed |= driver.apply([state for state in states if state.key not in failed], ())
-    new = [state for state in states if state.key not in failed and state.prefix in told]
-    if new:
-        try:
-            gratuitous_arp.announce(device, link.mac, [state.prefix for state in new])
-        except LinkspanError as error:
-            failed |= {state.key: error for state in new}
     return {state.prefix: failed.get(state.key, device) for state in states}
+
+
+def _announce(machine: Machine, told: Mapping[str, Collection[Prefix]]) -> None:
+    """Announce addresses on their links (worker thread)."""
+    for device, addresses in told.items():
+        try:
+            gratuitous_arp.announce(device, machine.sockets.link(HOST, device).mac, addresses)
+        except LinkspanError as error:  # the link has just gone; a moment later they are announced again
+            log.warning("%s", error.message)
 
 
 def _source(address: str) -> tuple[str, ...]:
