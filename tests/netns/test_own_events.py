@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from linkspan.core.addresses import whole
+from linkspan.core.kinds import Event
 from linkspan.core.states.host import (
+    ALTNAME,
     HOST,
     Address,
     Bridge,
     NftElement,
+    NftExit,
+    NftLinkChain,
     NftSet,
     NftTable,
     PolicyRule,
     Route,
     State,
+    Veth,
 )
 from linkspan.kernel.events import NftEvents, RouteEvents
 from linkspan.kernel.kinds import kinds
@@ -48,6 +55,25 @@ def test_what_goes_with_a_link_that_we_delete_is_no_event(host: Machine) -> None
         events.dirty()
         run("ip", "link", "del", BRIDGE.name)
         assert {Bridge, Address, Route} <= events.dirty()
+    finally:
+        events.socket.close()
+
+
+@pytest.mark.parametrize("goes", ["del", "name other"])
+def test_rules_are_observed_after_a_link_has_gone_and_not_after_one_has_come(host: Machine, goes: str) -> None:
+    """Each attach makes links, the kernel names nobody for some of their events, and a listing of rules takes long."""
+    link, (verb, *more) = "lsr0123456789ab", goes.split()
+    events = RouteEvents(kinds(), host.ports(), host.neighbours.own, host.links.leaving)
+    try:
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth9")
+        run("ip", "link", "property", "add", "dev", link, "altname", f"{ALTNAME}{link}")
+        for change in ("up", "down"):
+            run("ip", "link", "set", link, change)
+        come = events.dirty()
+        assert Veth in come
+        assert come.isdisjoint(kinds().after(Event.NFT))
+        run("ip", "link", *((verb, link) if verb == "del" else ("set", link, verb, *more)))
+        assert {Veth, NftLinkChain, NftExit} <= events.dirty()
     finally:
         events.socket.close()
 

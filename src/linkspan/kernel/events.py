@@ -218,9 +218,9 @@ class RouteEvents:
             return Event.TUNNEL, Event.ADDRESS_GONE
         if not name.startswith(self._ours):
             if link(body).ours:  # somebody has renamed it
-                return Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE
+                return Event.LINK, Event.LINK_GONE, Event.TUNNEL, Event.ADDRESS_GONE
             return (Event.ADDRESS,) if self._has_new_mac(kind, body) else ()
-        return (Event.LINK, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
+        return (Event.LINK, Event.LINK_GONE, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
 
     def _routes(self, kind: int, body: bytes) -> Found:
         if body[5] == BIRD:
