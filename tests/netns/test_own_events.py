@@ -31,6 +31,7 @@ from support.polling import until
 
 BRIDGE = Bridge("ls-demo", bytes.fromhex("020000000001"), 1500)
 RULES: list[State] = [NftTable("inet", "linkspan"), NftSet("inet", "linkspan", "macs", "ether_addr")]
+NEW_GENERATION = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 ELEMENT = NftElement("inet", "linkspan", "macs", ("02:00:00:00:00:09",))
 
 
@@ -119,4 +120,16 @@ def test_a_transaction_of_a_thread_of_ours_is_no_event(host: Machine) -> None:
     finally:
         end.set()
         worker.join()
+        events.socket.close()
+
+
+def test_of_a_transaction_only_its_end_is_received(host: Machine) -> None:
+    """Ten thousand elements of a policy would be as many messages, which nobody looks at."""
+    events = NftEvents(kinds())
+    try:
+        assert host.reconciler.change(("rules",), [*RULES, ELEMENT]) == {}
+        assert [kind for kind, _, _ in events.socket.receive()] == [NEW_GENERATION]
+        with pytest.raises(BlockingIOError):
+            list(events.socket.receive())
+    finally:
         events.socket.close()

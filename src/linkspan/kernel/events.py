@@ -329,6 +329,7 @@ class NftEvents:
     def __init__(self, kinds: Kinds) -> None:
         self._kinds = kinds.after(Event.NFT)
         self.socket = Socket(NETFILTER, (_NFT_GROUP,))
+        self.socket.take_only(_NEWGEN)  # which is a datagram of its own, and 10,000 elements are as many messages
         self.actor = ""
 
     def dirty(self) -> frozenset[type[State]]:
@@ -336,13 +337,12 @@ class NftEvents:
         found = False
         try:
             while True:
-                for kind, _, body in self.socket.receive():
-                    if kind == _NEWGEN:
-                        told = attributes(body, 4)
-                        pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
-                        if not _is_own_thread(pid):
-                            found = True
-                            self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
+                for _, _, body in self.socket.receive():
+                    told = attributes(body, 4)
+                    pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
+                    if not _is_own_thread(pid):
+                        found = True
+                        self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
         except BlockingIOError:
             return self._kinds if found else frozenset()
         except OSError as error:

@@ -7,6 +7,7 @@ against a SIGKILL. A dump of 1,000 routes, neighbours and FDB entries decodes in
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 NEWLINKPROP = 108
 
-_SNDBUFFORCE, _RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+_ATTACH_FILTER, _SNDBUFFORCE, _RCVBUFFORCE = 26, 32, 33  # asm-generic/socket.h
 _ROOM = 16 << 20
 """Buffer size in bytes, a limit and not memory: the notifications of 4,000 peers that appear at once take 12 MB of it
 (768 bytes each and more), a transaction with their elements 0.4 MB."""
@@ -109,6 +110,18 @@ class Socket:
     def join(self, group: int) -> None:
         """Receive this group's messages from now on."""
         self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
+
+    def take_only(self, kind: int) -> None:
+        """Receive only datagrams that begin with a message of this type: the kernel keeps no others for the socket."""
+        words = (  # linux/filter.h: a filter reads big-endian; the type is behind the length (struct nlmsghdr)
+            (0x28, 0, 0, 4),  # BPF_LD | BPF_H | BPF_ABS
+            (0x15, 0, 1, socket.htons(kind)),  # BPF_JMP | BPF_JEQ: else skip one
+            (0x06, 0, 0, 0xFFFFFFFF),  # BPF_RET: all of it
+            (0x06, 0, 0, 0),
+        )
+        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+        program = struct.pack("@HP", len(words), ctypes.addressof(code))  # struct sock_fprog
+        self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
 
     def close(self) -> None:
         """Close the socket."""
