@@ -227,9 +227,9 @@ class RouteEvents:
             return Event.TUNNEL, Event.ADDRESS_GONE
         if not name.startswith(self._ours):
             if link(body).ours:  # somebody has renamed it
-                return Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE
+                return Event.LINK, Event.LINK_GONE, Event.TUNNEL, Event.ADDRESS_GONE
             return (Event.ADDRESS,) if self._has_new_mac(kind, body, found.get(ADDRESS, b"")) else ()
-        return (Event.LINK, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
+        return (Event.LINK, Event.LINK_GONE, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
 
     def _routes(self, kind: int, body: bytes) -> Found:
         if body[5] == BIRD:
@@ -343,6 +343,7 @@ class NftEvents:
     def __init__(self, kinds: Kinds) -> None:
         self._kinds = kinds.after(Event.NFT)
         self.socket = Socket(NETFILTER, (_NFT_GROUP,))
+        self.socket.only(_NEWGEN)  # which is a datagram of its own, and 10,000 elements are as many messages
         self.actor = ""
 
     def dirty(self) -> frozenset[type[State]]:
@@ -350,13 +351,12 @@ class NftEvents:
         found = False
         try:
             while True:
-                for kind, _, body in self.socket.receive():
-                    if kind == _NEWGEN:
-                        told = attributes(body, 4)
-                        pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
-                        if not _is_own_thread(pid):
-                            found = True
-                            self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
+                for _, _, body in self.socket.receive():
+                    told = attributes(body, 4)
+                    pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
+                    if not _is_own_thread(pid):
+                        found = True
+                        self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
         except BlockingIOError:
             return self._kinds if found else frozenset()
         except OSError as error:

@@ -20,7 +20,8 @@ def _to_link(state: NftExit) -> tuple[Link, ...]:
     return ((HOST, state.data[0]),)
 
 
-_EVENTS = CHAIN.events | {Event.LINK, Event.TUNNEL}
+_EVENTS = CHAIN.events | {Event.LINK_GONE, Event.TUNNEL}
+"""Not LINK: each attach makes such events, and a listing of a thousand policies' chains takes some 30 ms."""
 
 KINDS = (
     msgspec.structs.replace(

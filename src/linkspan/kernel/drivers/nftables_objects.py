@@ -183,19 +183,20 @@ class FirewallDriver:
         if delete:
             tables = {(s.family, s.name) for s in delete if isinstance(s, NftTable)}
             outside = [s for s in delete if isinstance(s, NftTable) or _table(s) not in tables]
-            sets = {s.key for s in outside if isinstance(s, NftSet)}
+            sets = {_set_name(s) for s in outside if isinstance(s, NftSet)}
             # With a set go its elements, and a map's would keep the chains to which they lead.
-            outside = [s for s in outside if not isinstance(s, NftElement) or s.data or _set_key(s) not in sets]
+            outside = [s for s in outside if not isinstance(s, NftElement) or s.data or _set_name(s) not in sets]
             if not self._by_netlink((), outside):
-                early = [s for s in outside if isinstance(s, NftElement) and _set_key(s) not in sets]
-                rest = [s for s in outside if not isinstance(s, NftElement) or _set_key(s) in sets]
+                early = [s for s in outside if isinstance(s, NftElement) and _set_name(s) not in sets]
+                rest = [s for s in outside if not isinstance(s, NftElement) or _set_name(s) in sets]
                 if early and not (rest and self._by_netlink((), early)):
                     rest = [*self._present(early), *rest]
                 hooks = [s for s in rest if isinstance(s, NftChain) and s.hook]
                 self._transact(hooks, delete_commands, failed)
                 self._transact([s for s in rest if s not in hooks], delete_commands, failed)
             for state in delete:
-                self._data.pop(state.key, None)
+                if isinstance(state, NftElement) and state.data:
+                    self._data.pop(state.key, None)
         return failed
 
     def _present(self, states: Sequence[State]) -> Sequence[State]:
@@ -245,17 +246,18 @@ class FirewallDriver:
 
     def _fill(self, put: Sequence[State]) -> Sequence[State]:
         """Put new sets with their elements if these are many; return what is left to put."""
-        new = {s.key for s in put if isinstance(s, NftSet) and not s.data}
-        early = [s for s in put if isinstance(s, NftElement) and _set_key(s) in new]
+        sets = [s for s in put if isinstance(s, NftTable) or (isinstance(s, NftSet) and not s.data)]
+        new = {_set_name(s) for s in sets if isinstance(s, NftSet)}
+        early, rest = list[State](), list[State]()
+        for state in put:
+            (early if isinstance(state, NftElement) and _set_name(state) in new else rest).append(state)
         if len(early) < _MANY:
             return put
-        sets = [s for s in put if isinstance(s, NftTable) or s.key in new]
         try:
             self._nft.run("\n".join(put_commands(sets, ())))
         except KernelError:  # the transaction of all finds out which state fails
             return put
-        done = {s.key for s in early} if self._by_netlink(early, ()) else set[Key]()
-        return [state for state in put if state.key not in done]
+        return rest if self._by_netlink(early, ()) else put
 
     def _putting(self, states: Sequence[State]) -> Iterator[str]:
         return put_commands(states, list(self._outdated(states)))
@@ -352,6 +354,11 @@ def alone(state: State) -> bool:
     One of the fast path is not alone: it comes with others of a map, or one direction of a flow would be on the path.
     """
     return isinstance(state, NftElement) and not state.data and state.family != "netdev"
+
+
+def _set_name(state: NftSet | NftElement) -> tuple[str, str, str]:
+    """Return the set that a state is, or is in."""
+    return state.family, state.table, state.name if isinstance(state, NftSet) else state.set
 
 
 def _table(state: State) -> tuple[str, str]:
