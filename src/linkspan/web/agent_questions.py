@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from linkspan.api.client import PATIENCE, Client
+from linkspan.api.client import PATIENCE, Client, no_answer
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.escapes import plain, shown
 
@@ -61,6 +61,10 @@ class AgentQuestions:
                     raise LinkspanError(f"the agent does not tell its events: status {answer.status}")
                 async for line in answer.content:
                     yield shown(msgspec.json.decode(line))
+        except aiohttp.ClientConnectorError as error:  # in the words of other questions: the page shows either
+            raise no_answer(self.path, error.os_error) from error
+        except aiohttp.ClientPayloadError:
+            pass  # it was killed in the midst of its stream
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unavailable(f"agent at {self.path}: {str(error).lower()}") from error
         raise Unavailable(f"agent at {self.path} has ended")
