@@ -50,7 +50,8 @@ class Shown:
 
     def cuts(self) -> None:
         """Tell that h2 is cut off."""
-        self.tells("h2 is cut off", ok=False, unreachable=[{"host": "h2", "network": "demo", "why": "for 200 s"}])
+        why = "no host answers at 192.0.2.2 for 200 s; check the link and the rules of the underlay between both hosts"
+        self.tells("h2 is cut off", ok=False, unreachable=[{"host": "h2", "network": "demo", "why": why}])
         self.page.shows("1 problem", ".bar")
 
 

@@ -31,7 +31,7 @@ export function useTrace(state, route, changes) {
     asking.then(
       (found) => {
         if (!counts()) return;
-        const packet = live ? { verdict: found.verdict, at: Date.now() / 1000 } : now.current.packet;
+        const packet = live ? { verdict: found.verdict, listens: found.listens, at: Date.now() / 1000 } : now.current.packet;
         const old = live && now.current.changes !== changes; // something has changed since it was sent
         setTrace({ found, error: "", busy: false, live: live && !old, packet });
         if (old) setRound((number) => number + 1);
@@ -99,15 +99,15 @@ export function Trace({ state, route, go, trace, close }) {
   </section>`;
 }
 
-// Returns how good a verdict is, and its word.
-function verdictOf({ verdict }) {
-  return VERDICTS[verdict] ?? VERDICTS.unknown;
+// Returns how good a verdict is, and its word. A port at which nothing listens is reached, and no good.
+function verdictOf({ verdict, listens }) {
+  const [level, word] = VERDICTS[verdict] ?? VERDICTS.unknown;
+  return [level === "ok" && listens === false ? "warn" : level, word];
 }
 
 function Verdict({ found, port }) {
   const refused = found.verdict === "reachable" && found.listens === false;
-  const [known, word] = verdictOf(found);
-  const level = refused ? "warn" : known;
+  const [level, word] = verdictOf(found);
   return html`<div class=${`verdict ${level}`}>
     <${Badge} level=${level}>${t(word)}</${Badge}>
     ${found.verdict === "reachable" && found.path_mtu > 0 && html`<span>${t("with packets of up to {n} bytes", { n: found.path_mtu })}</span>`}
