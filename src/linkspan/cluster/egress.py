@@ -51,7 +51,7 @@ from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Egress, Network
 from linkspan.core.states.host import HOST, EgressAddress
-from linkspan.core.supervise import ended, lasting, woken
+from linkspan.core.supervise import ended, lasting, until_whole, woken
 from linkspan.kernel.drivers.egress_addresses import LIFETIME, SHORTEST
 from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import gratuitous_arp
@@ -281,7 +281,7 @@ class Exits:
     async def _hold(self) -> None:
         while True:
             coming = [held.since - now() for held in self._held.values() if held.since > now()]
-            await woken(self._wake, min([EVERY, *coming]))
+            await woken(self._wake, min([until_whole(EVERY), *coming]))
             self._wake.clear()
             try:
                 await self._look()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from linkspan.core.config import Config
-from linkspan.dns.service import TICK, NameService
+from linkspan.dns.service import RESOLVERS, TICK, NameService
 from linkspan.kernel.probe import dnsmasq
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
@@ -62,7 +62,7 @@ def test_names_are_not_computed_again_while_nothing_happens(tmp_path: Path, monk
             await asyncio.sleep(TICK)
         assert plans == []
         resolvers.write_text("nameserver 192.0.2.54\n")
-        await soon(lambda: plans, "the other resolver is read", 2 * TICK)
+        await soon(lambda: plans, "the other resolver is read", RESOLVERS + TICK)
         plans.clear()
         service.note(("c1", "eth0"))
         await soon(lambda: plans, "the endpoint is looked at", TICK)
