@@ -1,8 +1,9 @@
-"""Run the tests that failed in the parallel run once more, alone.
+"""Run the files of the tests that failed in the parallel run once more, alone.
 
 A machine that runs other tests at the same time may cost a test its deadline. Such a test passes alone, and does not
 fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
-More than ``MOST`` failed tests are no accident and fail the run.
+More than ``MOST`` failed tests are no accident and fail the run. A file runs as a whole, because its tests may look at
+one lab in their order.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def main() -> int:
     if len(tests) > MOST:
         print(f"{len(tests)} tests failed; no second try, because more than {MOST} are no accident", file=sys.stderr)
         return 1
-    print(f"\n{len(tests)} failed beside other tests; each runs once more, alone:", flush=True)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
+    print(f"\n{len(tests)} failed beside other tests; their files run once more, alone:", flush=True)
+    files = dict.fromkeys(test.partition("::")[0] for test in tests)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not alone", *files]
     code = subprocess.run(command, check=False).returncode
     if code == 0:
         print("\nfailed beside other tests and passed alone (each is a defect to find):")

@@ -34,6 +34,7 @@ class Ports:
         self.outside = self.host.outside()
         for name in ("ipv4.icmp_ratelimit", "ipv6.icmp.ratelimit"):
             run("sysctl", "-qw", f"net.{name}=0", netns=self.host.netns)
+        self.host.config.write_text(f"{self.host.config.read_text()}log_drops = true\n")
         self.host.start()
         self.host.network("demo", "10.201.0.0/16", "fd00:201::/64", options={"mode": "routed"})
         self.host.network("shared", backend="host", pools=[])
@@ -117,6 +118,28 @@ def test_the_answers_of_the_records_and_of_a_trace_are_the_kernels(ports: Ports)
     found = ports.host.json("trace", "other", UPLINK[4], "--port", str(PORT), code=3)
     assert "policy front line 2 refuses it" in str(found)
     assert ports.host.json("trace", "shop", UPLINK[4], "--port", str(PORT))["reachable"]
+
+
+def test_live_tests_and_drops_know_the_container_by_its_port(ports: Ports) -> None:
+    """Packets go to the port at the host's address, and from such a container by the host, which nobody refuses."""
+    file = ports.host.folder / "live.yaml"
+    file.write_text(POLICY + f"""
+tests:
+- {{from: shop, to: front, port: {PORT}/tcp, expect: allow}}
+- {{from: other, to: front, port: {OTHER}/tcp, expect: allow}}
+- {{from: front, to: other, port: {PORT}/tcp, expect: allow}}
+- {{from: other, to: front, expect: deny}}
+""")
+    ports.apply(POLICY)
+    found = ports.host.json("policy", "test", "--live", str(file))
+    assert (found["ok"], found["failed"], found["skipped"]) == (4, [], [])
+    until(lambda: f"{PORT}/tcp: policy front line 2" in ports.host.cli("drops"), "the refusal is logged")
+    drop = ports.host.cli("drops").splitlines()[-1]
+    assert " refused  other (" in drop
+    assert "> front (" in drop
+    ports.apply("")
+    found = ports.host.json("policy", "test", "--live", str(file), code=3)
+    assert [one["got"] for one in found["failed"]] == ["allow"]
 
 
 def test_a_changed_label_cuts_connections_at_both_ends(ports: Ports) -> None:
@@ -238,7 +261,8 @@ def test_tiers_default_deny_and_staged_policies_count_for_it_as_well(ports: Port
     try:
         assert ports.reach(4) == ALL
         refused = ports.host.json("policy", "staged")["refused"]
-        assert {(one["policy"], one["from"], one["port"]) for one in refused} >= {("front", "other", f"{PORT}/tcp")}
+        found = {(one["policy"], one["from"], one["to"], one["port"]) for one in refused}
+        assert ("front", "other", "front", f"{PORT}/tcp") in found
         assert "shop" not in {one["from"] for one in refused}
     finally:
         ports.host.cli("policy", "delete", "--staged", "front")

@@ -38,6 +38,27 @@ def host(world: World) -> Iterator[Host]:
         made.close()
 
 
+def test_an_agent_leaves_no_fast_path_to_an_older_one(host: Host, world: World, tmp_path: Path) -> None:
+    """The release before knows none, so nothing would follow containers and policies."""
+    installed = Installed(tmp_path)
+    installed.before()
+    installed.now()
+    host.start(*installed.command())
+    (gateway,) = host.network("demo", backend="vxlan", options={"fast": "true"})["gateways"]
+    name = world.namespace()
+    host.attach(name)
+
+    def chains() -> str:
+        tables = run("nft", "list", "tables", netns=host.netns)
+        return run("nft", "list", "table", "netdev", "linkspan", netns=host.netns) if "netdev" in tables else ""
+
+    until(lambda: "goto out_" in chains(), "the container is on the fast path")
+    installed.before()
+    host.stop()
+    assert chains() == ""
+    assert pings(name, gateway)
+
+
 def test_an_upgrade_keeps_the_ipip_helper(host: Host, world: World, tmp_path: Path) -> None:
     """The helper that the version before started continues: the upgrade interrupts no tunnel."""
     installed = Installed(tmp_path)

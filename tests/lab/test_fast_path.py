@@ -241,6 +241,29 @@ def test_a_policy_ends_a_stream_that_its_container_sends(cluster: FastRun) -> No
             one.close()
 
 
+def test_a_policy_cuts_what_was_open_before_an_obstacle_closed_the_path(cluster: FastRun) -> None:
+    """The first packet that h2 tracks is an answer, so connection tracking takes c2 for the one that began."""
+    policies = document.parsed(WEB, "file.yaml").policies
+    with inside(cluster.place("c2")):
+        server = socket.create_server((cluster.address("c2"), 0))
+    with inside(cluster.place("c1")):
+        client = socket.create_connection(server.getsockname(), 10)
+    accepted, _ = server.accept()
+    argv = ["ip", "netns", "exec", cluster.place("h2"), "nft"]
+    subprocess.run([*argv, SERVICE], check=True)
+    try:
+        until(lambda: not cluster.is_fast("c1", cluster.address("c2")), "the path of h2 is closed")
+        accepted.send(b"!")
+        assert client.recv(1) == b"!"
+        cluster.call("h1", "PUT", "/v1/policies", {"policies": policies})
+        until(lambda: ended(client), "the open connection is cut")
+    finally:
+        cluster.call("h1", "DELETE", "/v1/policies/web")
+        subprocess.run([*argv, "delete table ip service"], check=True)
+        for one in (client, accepted, server):
+            one.close()
+
+
 def ended(client: socket.socket) -> bool:
     """Send a byte; return whether the connection has been reset."""
     client.settimeout(0.2)

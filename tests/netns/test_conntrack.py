@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from linkspan.core.addresses import prefix
 from linkspan.kernel.probe import conntrack
 from linkspan.kernel.probe.conntrack import cut, flush
 from support.netns.machine_fixtures import needs, run
+
+CHAINS = """
+table inet t {{
+  chain raw {{ type filter hook output priority raw; {rule}
+  }}
+  chain tracks {{ type filter hook output priority 0; ct state new; }}
+}}
+"""
 
 
 def entry(protocol: str, source: str, to: str, port: int, replier: str = "", seen: str = "") -> None:
@@ -120,3 +130,23 @@ def test_a_flow_tells_what_its_source_is_replaced_by(machine: str, address: str,
     entry("udp", address, seen, 3, other)
     assert cut(lambda flow: flow.translated == prefix(seen)) == 1
     assert cut(lambda flow: flow.translated is None) == 2
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_who_began_a_connection_is_not_known_if_its_beginning_was_not_tracked(
+    machine: str, address: str, tracked: bool
+) -> None:
+    """The server's packet is the first one that is tracked, so the server seems to be the client."""
+    run("ip", "link", "set", "lo", "up")
+    run("nft", CHAINS.format(rule="" if tracked else "notrack"))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((address, port), 10) as client, server.accept()[0] as accepted:
+            run("nft", "flush chain inet t raw")
+            accepted.send(b".")
+            assert client.recv(1) == b"."
+            own = client.getsockname()[1]
+            assert conntrack.count(lambda flow: flow.port == own) == (0 if tracked else 1)
+            assert cut(lambda flow: flow.port == port) == 1

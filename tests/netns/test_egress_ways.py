@@ -66,5 +66,9 @@ def test_whoever_has_an_address_already_answers(spaces: Namespaces, container: s
     asked = driver.asking([prefix(taken), prefix(free), prefix("198.51.100.1")])
     assert asked.keys() == {"up0"}
     assert asked["up0"].keys() == {prefix(taken).packed, prefix(free).packed}
-    found = arp.answering("up0", asked["up0"], 2, 0.3)
-    assert {address: one.hex(":") for address, one in found.items()} == {prefix(taken).packed: mac}
+
+    def answered() -> bool:
+        found = arp.answering("up0", asked["up0"], 2, 0.3)
+        return {address: one.hex(":") for address, one in found.items()} == {prefix(taken).packed: mac}
+
+    until(answered, "the one that has it answers, once the new link is ready", 10)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import msgspec
 
 from linkspan.agent.policy_enforcement import Enforcement
-from linkspan.agent.policy_flows import Parties, port_text
+from linkspan.agent.policy_flows import Flows, Parties, port_text
 from linkspan.core.errors import KernelError, Unavailable
 from linkspan.core.supervise import ended, lasting
 from linkspan.kernel.probe.nflog import Logged, Nflog
@@ -48,6 +48,22 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, rename=_FIELDS):
     target_address: str
     port: str
     by: By | None
+
+
+def _drop(one: Logged, at: float, flows: Flows, *, staged: bool) -> Drop:
+    """Return a logged packet as people see it."""
+    verdict = flows.refusal_at_host(one.flow) if one.to_host else flows.refusal(one.flow)
+    source, target = flows.names(one.flow, to_host=one.to_host)
+    return Drop(
+        at=at,
+        staged=staged,
+        source=source,
+        source_address=one.flow.source.address,
+        target=target,
+        target_address=one.flow.target.address,
+        port=port_text(one.flow),
+        by=verdict.by if verdict else None,
+    )
 
 
 class DropLog:
@@ -133,21 +149,7 @@ class DropLog:
             if mine := [one for one in packets if one.prefix == wanted]:
                 flows = self._parties.flows(judge)
                 for one in mine:
-                    verdict = flows.refusal_at_host(one.flow) if one.to_host else flows.refusal(one.flow)
-                    self._add(self._drop(one, now, verdict.by if verdict else None, staged=staged))
-
-    def _drop(self, one: Logged, at: float, by: By | None, *, staged: bool) -> Drop:
-        source, target = one.flow.source.address, one.flow.target.address
-        return Drop(
-            at=at,
-            staged=staged,
-            source=self._parties.name_of(source),
-            source_address=source,
-            target=self._parties.name_of(target),
-            target_address=target,
-            port=port_text(one.flow),
-            by=by,
-        )
+                    self._add(_drop(one, now, flows, staged=staged))
 
     def _add(self, drop: Drop) -> None:
         self._kept.append(drop)

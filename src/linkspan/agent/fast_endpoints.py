@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -20,9 +21,11 @@ from linkspan.backends import backend
 from linkspan.cluster.networks import Networks
 from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.desired import Change
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, HostView, Network
-from linkspan.core.states.host import State
+from linkspan.core.ruleset import TABLE
+from linkspan.core.states.host import NftTable, State
 from linkspan.core.supervise import ended, lasting
 from linkspan.endpoints.registry import Identity, fast_source
 from linkspan.kernel.probe import conntrack
@@ -94,6 +97,21 @@ class FastEndpoints:
     async def stop(self) -> None:
         """Stop following; what has been put stays."""
         await ended(self._task)
+
+    async def leave_to_older(self) -> None:
+        """Remove all of the path if the program that is installed by now knows none: nobody would keep it true.
+
+        Its packets would pass policies, and get lost once another container has an address. It is the last thing that
+        an agent does to the kernel: nothing puts it again.
+        """
+        if Path(fast_path.__file__).exists():
+            return
+        reconciler = self._worker.machine.reconciler
+        table = NftTable(fast_path.NETDEV, TABLE)
+        if table in await self._worker.run(reconciler.observed, (NftTable,)):
+            failed = await self._worker.run(reconciler.apply, Change((), (table,)))
+            left = "".join(f", but not all: {error.message}" for error in failed.values())
+            log.warning("the installed program knows no fast path, so this agent removes it%s", left)
 
     def note(self, identity: Identity) -> None:
         """Follow an endpoint of this host that was added, changed or removed."""

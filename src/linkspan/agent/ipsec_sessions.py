@@ -51,7 +51,7 @@ SETTLED = 3
 """Age in seconds after which a second association with a peer is superfluous."""
 RATE, BURST = 50.0, 100
 """Exchanges that are started in a second, and at once: a host that starts has all its peers to start, and so have
-they where a whole cluster does. bench/peers.py measures what that takes."""
+they where a whole cluster does. bench/sessions.py measures what that takes."""
 HURRY, REST = 9, 40
 """Pauses are at least so many times as long as a query takes of the processor: a tenth of a core while an association
 is missing, else a fortieth. A thousand peers take 0.1 s (measured)."""

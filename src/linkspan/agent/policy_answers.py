@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -16,18 +18,21 @@ from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
-from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.dns_names import normal
 from linkspan.core.errors import Invalid, LinkspanError, NotFound
 from linkspan.core.model import Allowance, Endpoint, Host, Port
+from linkspan.core.ports import families_of, is_fixed
 from linkspan.policy import names
-from linkspan.policy.judge import PROTOCOLS, By, Judge, Party, Probe, Verdict, is_outside
+from linkspan.policy.judge import PROTOCOLS, By, Judge, Match, Party, Probe, Verdict, is_outside
 from linkspan.policy.model import Case, End, Policy, Ports, Protocol, Subject, checked, ports
 from linkspan.policy.review import Finding, Known, review
 
 _BROADCAST = "255.255.255.255"
 OUTSIDE = "outside"
 """The word for every address in no pool."""
+_NAMED = 4
+"""Addresses that a sentence names."""
 _OWN_HOST = "it is the container's own host, which no policy is about"
 
 
@@ -65,7 +70,8 @@ class Place(msgspec.Struct, frozen=True):
     """An end of a connection: how it is called, its network ("" outside) and host, and what the judge sees.
 
     ``ports`` are those that a container publishes. ``hosted``: it is on its host's own network, and they are all that
-    policies know of it; of one that need not exist any port counts.
+    policies know of it; of one that need not exist any port counts. ``families`` are those of its addresses. ``at`` is
+    what the judge sees of a DNS name, once for each address that this host knows of it.
     """
 
     name: str
@@ -74,6 +80,8 @@ class Place(msgspec.Struct, frozen=True):
     party: Party
     ports: tuple[Port, ...] = ()
     hosted: bool = False
+    families: frozenset[int] = frozenset(FAMILIES)
+    at: tuple[Party, ...] = ()
 
 
 class PolicyAnswers:
@@ -117,7 +125,7 @@ class PolicyAnswers:
             """Return at which ports; most endpoints are like others, and answers take a millisecond."""
             party = one.party if judge.by_address else msgspec.structs.replace(one.party, address=None)
             near = one.host if any(place.hosted for place in places) else ""
-            like = Place("", one.network, near, party, hosted=one.hosted)
+            like = Place("", one.network, near, party, hosted=one.hosted, families=one.families)
             if like not in known:
                 await asyncio.sleep(0)
                 answers = [self._answer(judge, one, place, port) for place in places]
@@ -186,7 +194,8 @@ class PolicyAnswers:
             network = self._networks.get(end.network)
             chosen = judge.chosen(Subject("", end.network, "", end.labels))
             party = Party(None, chosen, policed=not unenforceable(network))
-            return [Place(str(end), end.network, "", party, hosted=network.on_host)]
+            families = frozenset(pool.family for pool in network.prefixes) or frozenset(FAMILIES)
+            return [Place(str(end), end.network, "", party, hosted=network.on_host, families=families)]
         if end.name == OUTSIDE:
             return [Place(OUTSIDE, "", "", Party(None, outside=True))]
         try:
@@ -209,14 +218,23 @@ class PolicyAnswers:
         except NotFound:
             if not (meant := names.meant(normal(end.name), judge.names)):
                 raise
-            return [Place(end.name, "", "", Party(None, outside=True, names=frozenset(meant)))]
+            # The first one is the narrowest: every address of the asked name is one of it.
+            at = (
+                Party(prefix(text), outside=True, names=some & judge.names)
+                for text, some in sorted(self._named.by_address().items())
+                if meant[0] in some
+            )
+            return [Place(end.name, "", "", Party(None, outside=True, names=frozenset(meant)), at=tuple(at))]
         return [self._place(judge, endpoint) for endpoint in found]
 
     def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
         address = next((one.single() for one in endpoint.prefixes), None)
         party = Party(address, judge.chosen(subject), policed=self._is_policed(endpoint))
-        return Place(endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports, hosted(endpoint))
+        families = frozenset(one.family for one in endpoint.prefixes) or frozenset(FAMILIES)
+        return Place(
+            endpoint.called, endpoint.network, endpoint.host, party, endpoint.ports, hosted(endpoint), families
+        )
 
     def _is_policed(self, endpoint: Endpoint) -> bool:
         """Return whether policies about an endpoint count on its host, by what that says of its kernel."""
@@ -231,6 +249,21 @@ class PolicyAnswers:
         return self._answer(self._judge, source, target, port)
 
     def _answer(self, judge: Judge, source: Place, target: Place, port: str) -> Answer:
+        """Return the answer about two ends; of a DNS name it is about all addresses that this host knows of it."""
+        cidrs = judge.cidrs("ingress", target.party), judge.cidrs("egress", source.party)
+        if alike := _alike(source, target, cidrs[0]):
+            return _joined(judge, source, [(self._answer(judge, one, target, port), at) for one, at in alike])
+        if alike := _alike(target, source, cidrs[1]):
+            return _joined(judge, target, [(self._answer(judge, source, one, port), at) for one, at in alike])
+        found = self._answer_about(judge, source, target, port)
+        for named, which in zip((source, target), cidrs, strict=True):
+            if which and named.party.names and named.party.address is None:
+                unjudged = f"; this host knows no address of {named.name} for it, so rules with cidr were not judged"
+                found = msgspec.structs.replace(found, why=found.why + unjudged)
+        return found
+
+    def _answer_about(self, judge: Judge, source: Place, target: Place, port: str) -> Answer:
+        """Return the answer about two ends of which each has one address, or none that is known."""
         probe = _probe(port) if port else None
         if target.hosted:
             return self._answer_at_host(judge, source, target, probe)
@@ -301,9 +334,29 @@ class PolicyAnswers:
 
     def _as_host(self, name: str) -> Party:
         """Return a host as another one sees it: outside all networks, at its underlay address, if it has told one."""
+        return Party(next(self._underlay(name), None), outside=True)
+
+    def _underlay(self, name: str) -> Iterator[Prefix]:
+        """Yield the underlay addresses that a host has told."""
         known = (one.underlay for one in self._hosts.all().values() if one.name == name)
-        text = next((text for one in known if one is not None for text in one.addresses), "")
-        return Party(prefix(text).single() if text else None, outside=True)
+        return (prefix(text).single() for one in known if one is not None for text in one.addresses)
+
+    def address_for(self, source: Place, target: Place, wanted: Ports) -> str:
+        """Return to which address one end's packets for a port of the other one go, "" if none is known.
+
+        A container on its host's own network is reached at the address at which it publishes the port, or at any: from
+        a container there at its gateway, from other hosts at the underlay.
+        """
+        if not target.hosted:
+            return _at(target)
+        mine = [one for one in target.ports if (one.protocol, one.host_port) == (wanted.protocol, wanted.first)]
+        fixed = [prefix(one.host_ip).single() for one in mine if is_fixed(one)]
+        families = {family for one in mine if not is_fixed(one) for family in families_of(one)}
+        near = (one for one in self._networks.all() if one.name == source.network and source.host == target.host)
+        gateways = (prefix(text).single() for one in near for text in one.gateways)
+        every = (at for at in (*gateways, *self._underlay(target.host)) if at.family in families or not mine)
+        usable = (at.address for at in (*every, *fixed) if at.family in source.families)
+        return next((text for text in usable if not ipaddress.ip_address(text).is_loopback), "")
 
     def _own(self, source: Place, target: Place) -> str:
         """Return why packets between two ends pass no rule of policies: one is the other one's gateway; '' if not."""
@@ -369,11 +422,73 @@ def _by_name(judge: Judge, source: Place, target: Place) -> str:
     """Return what an answer about an address outside rests on, if a policy lets the source out by DNS names."""
     if target.network or judge.askers.isdisjoint(source.party.chosen or ()):
         return ""
-    if target.party.address is None:
+    if target.name != _at(target):  # asked by its name, which is said with all of its addresses
         return "" if target.party.names else "; by DNS name it may reach addresses that records do not have"
     if target.party.names:
         return f"; on this host {', '.join(sorted(target.party.names))} has this address now"
     return "; on this host no DNS name of its policies has this address now"
+
+
+def _at(place: Place) -> str:
+    address = place.party.address
+    return "" if address is None else address.address
+
+
+def _alike(named: Place, other: Place, cidrs: Collection[Match]) -> list[tuple[Place, list[str]]]:
+    """Return a DNS name at one of its addresses for all those that get the same answer, and these addresses.
+
+    They are those that the other end, about which ``cidrs`` are, can use; there are none of any end but a DNS name. A
+    name may have thousands, and an answer takes a millisecond.
+    """
+    found: dict[tuple[object, ...], list[Party]] = {}
+    for one in named.at:
+        if (at := one.address) is not None and at.family in other.families:
+            fits = tuple(cidr.fits(one) for cidr in cidrs)
+            limits = tuple(prefix(cidr).holds(at) for port in other.ports for cidr in port.sources)
+            found.setdefault((one.names, fits, limits), []).append(one)
+    return [
+        (msgspec.structs.replace(named, party=some[0], at=()), [one.address.address for one in some if one.address])
+        for some in found.values()
+    ]
+
+
+def _joined(judge: Judge, named: Place, answers: list[tuple[Answer, list[str]]]) -> Answer:
+    """Return the answer about a DNS name, from those about its addresses: it allows what each of them allows."""
+    open_ = functools.reduce(_both, (one.ports for one, _ in answers))
+    answers.sort(key=lambda one: one[0].allowed)
+    whys: dict[str, list[str]] = {}
+    for one, some in answers:
+        whys.setdefault(one.why, []).extend(some)
+    called = next(iter(names.meant(normal(named.name), judge.names)), named.name)  # policies may have changed since
+    if len(whys) == 1:
+        why = "".join(f"{text}; on this host {called} has {_few(some)} now" for text, some in whys.items())
+    else:
+        said = "; ".join(f"at {_few(some)}: {text}" for text, some in whys.items())
+        why = f"{said}; on this host {called} has these addresses now"
+    return Answer(allowed=bool(open_), ports=open_, by=answers[0][0].by, why=why)
+
+
+def _both(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the ports that are in both of two answers."""
+    if some == others:
+        return some
+    every = [[ports(text) for text in (PROTOCOLS if one == ("all",) else one)] for one in (some, others)]
+    return tuple(str(both) for one, other in itertools.product(*every) if (both := _shared(one, other)) is not None)
+
+
+def _shared(one: Ports, other: Ports) -> Ports | None:
+    if one.protocol != other.protocol:
+        return None
+    if not one.first or not other.first:
+        return other if not one.first else one
+    first, last = max(one.first, other.first), min(one.last, other.last)
+    return Ports(one.protocol, first, last) if first <= last else None
+
+
+def _few(addresses: Sequence[str]) -> str:
+    """Return the first addresses in words, and how many more there are."""
+    more = f" and {len(addresses) - _NAMED} more" if len(addresses) > _NAMED else ""
+    return ", ".join(addresses[:_NAMED]) + more
 
 
 def _passes(gate: Allowance, probe: Probe | None) -> bool:

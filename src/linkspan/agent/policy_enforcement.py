@@ -28,7 +28,7 @@ from linkspan.cluster.interest import Interest
 from linkspan.cluster.remote_endpoints import RemoteEndpoints, owner_of
 from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.model import Endpoint, Network
-from linkspan.core.states.host import BridgeFilter, Key, NftElement, State
+from linkspan.core.states.host import Key, NftElement, State
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.endpoints.registry import Identity, policy_source
 from linkspan.kernel.drivers import bridge_filters
@@ -107,6 +107,8 @@ class Enforcement:
         self._stricter = False
         """Whether something may be forbidden since flows were cut last."""
         self._everything = False
+        self._unsure = False
+        """Whether the last change was broken off, so that the rules may be those of before."""
         self._leased: set[str] = set()
         """Networks of which a lease changed since the addresses of hosts were put last."""
         self._hosted: frozenset[str] = frozenset()
@@ -218,6 +220,8 @@ class Enforcement:
             if not self._covers(network):
                 raise
             log.warning("policies are not enforced as recorded: %s", error.message)
+        if (failed := self._failing(network)) is not None:  # no change of ours puts it again, but the healer does
+            raise failed
 
     def _covers(self, network: Network) -> bool:
         """Return whether the rules see a network's packets, as far as a policy may be about it."""
@@ -225,13 +229,28 @@ class Enforcement:
         if not recorded.concerns(network.name) or unenforceable(network):
             return True
         families = {one.family for one in network.prefixes}
-        if recorded is not self.regime or not families <= self._force.families:
+        if self._unsure or recorded is not self.regime or not families <= self._force.families:
             return False
-        failing = self._worker.machine.reconciler.failing
+        if self._failing(network) is not None:
+            return False
         if network.on_host:
             return self._force.ports
-        filtered = network.bridge in self._force.bridges and BridgeFilter(network.bridge).key not in failing
-        return network.routed or filtered
+        return network.routed or network.bridge in self._force.bridges
+
+    def _failing(self, network: Network) -> LinkspanError | None:
+        """Return why rules that each container of a network needs are not in the kernel, None if they are.
+
+        A policy's own chains are none of these: without them its containers keep their former rules, or get nothing.
+        Nor is what staged policies have, which refuse nothing.
+        """
+        failing, regime = self._worker.machine.reconciler.failing, self.regime
+        if not failing:
+            return None
+        if regime.staged:
+            regime = Regime(regime.judge.policies, closed=regime.judge.closed, before=regime)
+        bridges = self._force.bridges & {network.bridge}
+        needed = msgspec.structs.replace(self._force, regime=regime, bridges=bridges)
+        return next((failing[one.key] for one in needed.common(logs=self._logs) if one.key in failing), None)
 
     async def _follow(self) -> None:
         pause = AGAIN
@@ -282,7 +301,10 @@ class Enforcement:
             failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
         except Conflict as refused:  # all else is in force
             failed, conflict = {}, refused
-        self._kept = kept
+        except BaseException:
+            self._unsure = True
+            raise
+        self._unsure, self._kept = False, kept
         if plan.changed or plan.whole:
             await self._leave_path(self.regime)
         if self._stricter and plan.read:

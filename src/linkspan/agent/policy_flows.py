@@ -87,6 +87,18 @@ class Flows:
                 return None if into.allowed else into
         return None
 
+    def names(self, flow: conntrack.Flow, *, to_host: bool = False) -> tuple[str, str]:
+        """Return the names of the containers at both ends of a flow, for people; of an end without one its address.
+
+        ``to_host`` says that its target is this host, as its own addresses do. Then it is the container that has the
+        port.
+        """
+        source, target = flow.source.address, flow.target.address
+        at_host = to_host or self._own(target)
+        ats = spots_at(flow.target, flow.protocol, flow.port) if at_host else (target,)
+        one, *others = (self._known.get(at) for at in (source, *ats))
+        return one.name if one else source, next((other.name for other in others if other), target)
+
     def _own(self, address: str) -> bool:
         return address in self._local or address.startswith("127.") or address == "::1"
 
@@ -153,14 +165,6 @@ class Parties:
         local |= {prefix(text).address for network in self._networks.all() for text in network.gateways}
         names = self._named.by_address(past=past) if judge.names else {}
         return Flows(judge, dict(self._at), here, pools, local, names)
-
-    def name_of(self, address: str) -> str:
-        """Return the name of the endpoint that has an address here; the address itself if none is known.
-
-        Any thread may ask.
-        """
-        found = self._at.get(address)
-        return address if found is None else found.name
 
 
 def port_text(flow: conntrack.Flow) -> str:

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from linkspan.agent.policy_answers import Failure, Place, PolicyAnswers
+from linkspan.agent.policy_coverage import hosted
 from linkspan.core import icmp
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import Endpoint
+from linkspan.core.states.host import HOST
 from linkspan.endpoints.registry import Identity
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe import connection_attempt
@@ -75,13 +77,13 @@ class PolicyProbes:
     ) -> Failure | Skipped | None:
         answer = self._answers.answer(source, target, case.port)
         opened = next((text for text in answer.ports if text != "all"), "")
-        wanted = _one(ports(case.port or opened or "80/tcp"))
-        netns = self._netns(source)
-        if why := self._unable(source, target, netns, wanted):
+        published = next((f"{port.host_port}/{port.protocol}" for port in target.ports if target.hosted), "")
+        wanted = _one(ports(case.port or opened or published or "80/tcp"))
+        netns, address = self._netns(source), self._answers.address_for(source, target, wanted)
+        if why := self._unable(source, target, netns, address, wanted):
             return Skipped(line=case.line, why=why)
         assert netns is not None
-        assert target.party.address is not None
-        address, loop = target.party.address.address, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         async with self._room:
             passes = await loop.run_in_executor(threads, self._ask, netns, address, wanted)
         if passes is None:
@@ -93,21 +95,29 @@ class PolicyProbes:
         ends = {"source": str(case.source), "target": str(case.target), "port": str(wanted)}
         return Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line)
 
-    def _unable(self, source: Place, target: Place, netns: int | None, wanted: Ports) -> str:
+    def _unable(self, source: Place, target: Place, netns: int | None, address: str, wanted: Ports) -> str:
         if netns is None:
             where = f"it is on host {source.host}" if source.host else "it is no running container"
             return f"{source.name} sends nothing from here: {where}"
-        if target.party.address is None:
+        if not address:
             return f"{target.name} has no address that a packet could be sent to"
         if wanted.protocol not in connection_attempt.PROTOCOLS or (wanted.protocol, wanted.first) in _UNSENT:
             return f"no packet of {wanted} can be sent"
         return ""
 
     def _netns(self, source: Place) -> int | None:
-        """Return the namespace of a container of this host, None for any other end."""
+        """Return the namespace of a container of this host, None for any other end.
+
+        That of one on the host's own network is the host's: its packets are the host's own.
+        """
         address = source.party.address
         for endpoint in self._endpoints.values():
-            if endpoint.network == source.network and any(one.single() == address for one in endpoint.prefixes):
+            if endpoint.network != source.network:
+                continue
+            called = endpoint.called, endpoint.host
+            if source.hosted and hosted(endpoint) and called == (source.name, source.host):
+                return HOST
+            if any(one.single() == address for one in endpoint.prefixes):
                 return endpoint.netns or None
         return None
 

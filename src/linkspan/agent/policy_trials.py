@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -68,14 +68,12 @@ class Trials:
         """Read and judge in a thread of its own: a container that scans ports fills sets with 65,535 flows."""
         sets = policy_counts.tallies(TABLE, rules.TALLIES)
         counted = sorted((one for some in sets for one in some), key=lambda one: -one.packets)
-        refused, more = summed(counted, flows, self._parties.name_of)
+        refused, more = summed(counted, flows)
         full = any(len(some) >= MOST_ELEMENTS for some in sets)
         return Trial(refused=refused, more=more, full=full, cuts=conntrack.count(past))
 
 
-def summed(
-    tallies: Sequence[Tally], flows: Flows, name_of: Callable[[str], str]
-) -> tuple[tuple[Refusal, ...], int]:
+def summed(tallies: Sequence[Tally], flows: Flows) -> tuple[tuple[Refusal, ...], int]:
     """Return who would be refused by what, the most packets first, and how many tallies are left out.
 
     The tallies come with the most packets first. Those after the MOSTth entry are not judged.
@@ -89,8 +87,7 @@ def summed(
         verdict = flows.refusal(tally.flow)
         if verdict is None or (by := verdict.by) is None:
             continue  # it was counted for a version of the policies that is gone
-        source, target = (name_of(end.address) for end in (tally.flow.source, tally.flow.target))
-        key = (by.policy, by.line, source, target, port_text(tally.flow))
+        key = (by.policy, by.line, *flows.names(tally.flow), port_text(tally.flow))
         found[key] = found.get(key, 0) + tally.packets
     listed = sorted(found.items(), key=lambda one: -one[1])
     refused = tuple(

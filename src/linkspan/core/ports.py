@@ -128,7 +128,12 @@ def key_of(port: Port) -> tuple[str, tuple[str, ...]]:
     The end is ``_at`` for a port at one address of the host, else "". The key is protocol and port, after the address.
     """
     key = (port.protocol, str(port.host_port))
-    return ("", key) if port.host_ip in _ANY else ("_at", (prefix(port.host_ip).address, *key))
+    return ("_at", (prefix(port.host_ip).address, *key)) if is_fixed(port) else ("", key)
+
+
+def is_fixed(port: Port) -> bool:
+    """Return whether a published port is at one address of the host, not at all of a family."""
+    return port.host_ip not in _ANY
 
 
 def families_of(port: Port) -> tuple[int, ...]:

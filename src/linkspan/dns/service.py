@@ -238,13 +238,26 @@ class NameService:
             if states == self._served.get(zones):
                 continue
             try:  # an error is visible as drift, and the healer retries
-                await self._worker.run(self._worker.machine.reconciler.change, ("names", *zones), states)
+                if not await self._worker.run(self._change, zones, states):
+                    continue
             except LinkspanError as error:
                 log.warning("%s", error.message)
             self._served[zones] = states
         for zones in gone:
             del self._served[zones]
         await self._forget_questions(before ^ after)
+
+    def _change(self, zones: Zones, states: list[State]) -> bool:
+        """Apply a server's states, and return True (worker thread).
+
+        A server that does not run yet waits while an address is missing at which it must listen: the last container
+        may have gone since the plan, and the gateway's address with it.
+        """
+        gateways, _ = self._places.get(zones, ([], PORT))
+        if zones not in self._served and not all(dnsmasq.can_listen(gateway.address) for gateway in gateways):
+            return False
+        self._worker.machine.reconciler.change(("names", *zones), states)
+        return True
 
     async def _forget_questions(self, changed: set[State]) -> None:
         """Flush connections of addresses that are redirected now: a client that keeps its socket would not notice."""

@@ -61,6 +61,8 @@ endpoints, or is new, those on this host get another chain. Large new sets are f
 **Flows that a change forbids** are cut. Their entries in connection tracking are deleted after the rules are there. The
 next TCP packet of either end then belongs to no connection, and the rules above reset it. UDP is judged again with its
 next packet. If the policed end sends that one, it is a flow that this end begins: the other direction judges it.
+A TCP connection that connection tracking met in the middle is judged both ways: its first tracked packet, which may be
+an answer, does not say who began it.
 
 **A container and its own host** always reach each other, as in Kubernetes: neither passes ``forward``. Networks stay
 isolated from each other, whatever a policy allows (``core/ruleset.py``).

@@ -308,6 +308,12 @@ class Judge:
         every = (section for direction in directions for section in self.sections[direction])
         return frozenset(one.called for one in every if one.subject in chosen)
 
+    def cidrs(self, direction: Direction, own: Party) -> list[Match]:
+        """Return the prefixes at which the policies that select one end, ``own``, look for the other one."""
+        sections = itertools.chain(*self.tiers_of(direction, own.chosen or frozenset()))
+        peers = (peer for one in sections for clause in one.clauses for peer in clause.peers)
+        return [peer for peer in peers if peer.prefix is not None]
+
     def verdict(self, source: Party, target: Party, probe: Probe) -> Verdict:
         """Return the verdict of both ends: the source's egress first, then the target's ingress."""
         out = self.judged("egress", source, target, probe)

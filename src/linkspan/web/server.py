@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -281,8 +281,8 @@ class PageServer:
             raise NotFound(f"this page asks the agent of host {here}", f"run `linkspan plan` on host {host}")
         network = _word(request, "network")
         lines = await answers.get(f"/v1/plan?{urlencode({'network': network})}" if network else "/v1/plan")
-        named = re.compile(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])")  # h1 is no part of h10
-        return _json([one for one in lines if not word or named.search(one["why"]) or named.search(one["command"])])
+        # In a thread: a host with thousands of containers has tens of thousands of lines, and others wait for answers.
+        return web.Response(body=await asyncio.to_thread(naming, lines, word), content_type="application/json")
 
     async def _addresses(self, request: web.Request) -> web.Response:
         """Answer with the first addresses in use of a network, and how many there are."""
@@ -301,6 +301,13 @@ class PageServer:
         if url is None:
             raise NotFound("the page has no such question")
         return _json(await self._answers.get(url))
+
+
+def naming(lines: Iterable[Mapping[str, Any]], word: str) -> bytes:
+    """Return as JSON the lines of a plan that name a word as a whole ("": all of them)."""
+    named = re.compile(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])")  # h1 is no part of h10
+    found = [one for one in lines if not word or named.search(one["why"]) or named.search(one["command"])]
+    return msgspec.json.encode(found)
 
 
 def _word(request: web.Request, name: str) -> str:

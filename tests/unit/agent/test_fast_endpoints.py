@@ -13,9 +13,10 @@ import pytest
 from linkspan.agent.fast_endpoints import FastEndpoints, Inside, Standing
 from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_records import PolicyRecords
+from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Port, Underlay
-from linkspan.core.states.host import NftLinkChain
+from linkspan.core.states.host import NftLinkChain, NftTable
 from linkspan.kernel.probe import conntrack
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.policy.model import Policy, Rule, Selector
@@ -113,6 +114,24 @@ def test_a_policy_takes_off_whom_it_selects(stage: Stage) -> None:
             await stage.member.replica.write({}, deletes=["policies/closed", "staged/later"])
             await stage.enforce()
             assert stage.links == {"lsr1", "lsr2"}
+
+    asyncio.run(main())
+
+
+def test_the_path_stays_without_an_agent_unless_the_next_one_knows_none(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The package that is installed by then says so: that of the release before lacks the path's module."""
+    table = NftTable("netdev", "linkspan")
+
+    async def main() -> None:
+        async with stage.running():
+            stage.machine.reconciler.change(("network", "demo"), [table])
+        await stage.fast.leave_to_older()
+        assert table.key in stage.machine.driver.states
+        monkeypatch.setattr(fast_path, "__file__", str(tmp_path / "fast_path.py"))
+        await stage.fast.leave_to_older()
+        assert table.key not in stage.machine.driver.states
 
     asyncio.run(main())
 

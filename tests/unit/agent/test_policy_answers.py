@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,10 +13,12 @@ import pytest
 
 from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_answers import PolicyAnswers
+from linkspan.core.addresses import prefix
+from linkspan.core.errors import NotFound
 from linkspan.core.model import Endpoint, Host, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
-from linkspan.policy.judge import Judge
-from linkspan.policy.model import Peer, Policy, Ports, Protocol, Rule, Selector
+from linkspan.policy.judge import Judge, Party
+from linkspan.policy.model import End, Peer, Policy, Ports, Protocol, Rule, Selector
 from support.records.one_host import network
 
 SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
@@ -24,18 +28,25 @@ NETWORK = network("demo", "10.1.0.0/24", routed=False)
 SHARED = msgspec.structs.replace(NETWORK, name="shared", backend="host", pools=(), gateways=())
 
 
-def _answers(*hosts: Host, judge: Judge = SHUT) -> tuple[PolicyAnswers, list[Endpoint]]:
+def _answers(
+    *hosts: Host, judge: Judge = SHUT, named: NamedAddresses | None = None
+) -> tuple[PolicyAnswers, list[Endpoint]]:
     """Return answers on the first of these hosts, and the endpoints that they know."""
     endpoints: list[Endpoint] = []
 
     async def find(name: str) -> list[Endpoint]:
-        return [one for one in endpoints if one.name == name]
+        if not (found := [one for one in endpoints if one.name == name]):
+            raise NotFound(f"there is no container {name}")
+        return found
 
-    records = SimpleNamespace(find=find)
+    async def everywhere() -> AsyncIterator[list[Endpoint]]:
+        yield endpoints
+
+    records = SimpleNamespace(find=find, everywhere=everywhere)
     known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
     networks = SimpleNamespace(all=lambda: [NETWORK, SHARED])
     policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=judge))
-    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies, NamedAddresses()]
+    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies, named or NamedAddresses()]
     return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
 
 
@@ -123,3 +134,125 @@ def test_what_a_container_on_a_hosts_own_network_sends_is_its_hosts() -> None:
         endpoints.append(made)
     assert asyncio.run(answers.can("back", "front")).allowed
     assert not asyncio.run(answers.can("back", "side")).allowed
+
+
+API, BELOW = "api.example.com", "*.example.org"
+WEB = Endpoint(
+    id="web", name="web", ifname="eth0", network="demo", host="h1", addresses=("10.1.0.2/24",), host_ifname="lsr1"
+)
+
+
+def _asked(named: Mapping[str, list[str]], *rules: Rule, ingress: tuple[Rule, ...] | None = None) -> PolicyAnswers:
+    """Return answers about a container whose policy lets it out by names, after these rules; ``named`` are known."""
+    known = NamedAddresses()
+    known.keep(named)
+    for name, addresses in named.items():
+        for one in addresses:
+            known.learn(name, prefix(one), 300)
+    by_name = Rule(peers=tuple(Peer(dns=(one,)) for one in (API, BELOW)), ports=(Ports("tcp", 80, 90),), line=9)
+    policy = Policy(name="out", select=Selector(names=("web",)), line=1, egress=(*rules, by_name), ingress=ingress)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), judge=Judge([policy]), named=known)
+    endpoints.append(WEB)
+    return answers
+
+
+def _deny(cidr: str, *spans: Ports) -> Rule:
+    return Rule(action="deny", peers=(Peer(cidr=cidr),), ports=spans, line=3)
+
+
+def test_a_name_is_judged_at_each_of_its_addresses() -> None:
+    """A rule with cidr that is about one of them refuses the name; answers say at which, and why the others pass."""
+    at = {API: ["203.0.113.7", "203.0.113.8", "198.51.100.1"]}
+    found = asyncio.run(_asked(at, _deny("198.51.100.0/24")).can("web", API, "80"))
+    assert not found.allowed
+    assert found.by is not None
+    assert found.by.line == 3
+    assert found.why == (
+        "at 198.51.100.1: policy out refuses it (line 3); at 203.0.113.7, 203.0.113.8: policy out allows it (line 9); "
+        f"on this host {API} has these addresses now"
+    )
+    found = asyncio.run(_asked(at, _deny("192.0.2.0/24")).can("web", API, "80"))
+    assert found.allowed
+    assert found.why == (
+        f"policy out allows it (line 9); on this host {API} has 198.51.100.1, 203.0.113.7, 203.0.113.8 now"
+    )
+
+
+def test_a_name_that_an_address_rule_opens_is_open() -> None:
+    """Also where no rule by DNS name is about the port."""
+    opened = Rule(peers=(Peer(cidr="203.0.113.0/24"),), ports=(Ports("tcp", 443, 443),), line=2)
+    answers = _asked({API: ["203.0.113.7"]}, opened)
+    assert asyncio.run(answers.can("web", API, "443")).allowed
+    assert asyncio.run(answers.can("web", API)).ports == ("80-90/tcp", "443/tcp")
+
+
+def test_the_ports_of_a_name_are_those_of_all_its_addresses() -> None:
+    """What one of its addresses refuses is not open."""
+    closed = _deny("198.51.100.0/24", Ports("tcp", 85, 95)), _deny("203.0.113.8/32", Ports("tcp", 1, 81))
+    found = asyncio.run(_asked({API: ["203.0.113.7", "203.0.113.8", "198.51.100.1"]}, *closed).can("web", API))
+    assert found.ports == ("82-84/tcp",)
+
+
+def test_a_name_below_a_wildcard_has_the_addresses_that_are_known_of_that() -> None:
+    """Nobody knows which of them is whose; many are not all named."""
+    many = [f"203.0.113.{number}" for number in range(1, 10)]
+    found = asyncio.run(_asked({BELOW: many}, _deny("203.0.113.9/32")).can("web", "www.example.org", "80"))
+    assert not found.allowed
+    assert "203.0.113.4 and 4 more: policy out allows it (line 9); on this host *.example.org has" in found.why
+
+
+def test_rules_by_address_cannot_be_judged_for_a_name_without_any() -> None:
+    """The answer says so; only if there are such rules. An address of another family is none for the container."""
+    words = f"; this host knows no address of {API} for it, so rules with cidr were not judged"
+    for known in ([], ["2001:db8::7"]):
+        found = asyncio.run(_asked({API: known}, _deny("198.51.100.0/24")).can("web", API, "80"))
+        assert (found.allowed, found.why) == (True, f"policy out allows it (line 9){words}")
+    found = asyncio.run(_asked({API: []}).can("web", API, "80"))
+    assert (found.allowed, found.why) == (True, "policy out allows it (line 9)")
+
+
+def test_what_comes_from_a_name_is_judged_by_its_addresses() -> None:
+    """Rules of ingress have no names, but name addresses."""
+    ingress = Rule(peers=(Peer(cidr="203.0.113.7/32"),), line=5)
+    answers = _asked({API: ["203.0.113.7"]}, ingress=(ingress,))
+    assert asyncio.run(answers.can(API, "web", "80")).allowed
+    answers = _asked({API: ["203.0.113.7", "203.0.113.8"]}, ingress=(ingress,))
+    assert not asyncio.run(answers.can(API, "web", "80")).allowed
+
+
+def test_a_name_with_thousands_of_addresses_is_judged_once_for_all_that_are_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer about all ports takes a millisecond."""
+    many = [f"203.0.{number // 250}.{number % 250}" for number in range(4000)]
+    answers = _asked({API: many}, _deny("203.0.1.0/24", Ports("tcp", 81, 90)))
+    openings, asked = Judge.openings, Counter[str]()
+
+    def counted(judge: Judge, source: Party, target: Party) -> tuple[Ports, ...]:
+        asked["openings"] += 1
+        return openings(judge, source, target)
+
+    monkeypatch.setattr(Judge, "openings", counted)
+    assert asyncio.run(answers.can("web", API)).ports == ("80/tcp",)
+    assert asked["openings"] == 2
+
+
+def test_packets_for_a_container_on_its_hosts_own_network_go_to_its_port() -> None:
+    """At the gateway of a container of the same host, else at the underlay; never at an address of loopback."""
+    hosts = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2)]
+    answers, endpoints = _answers(*hosts)
+    at = {80: "", 81: "198.51.100.1", 82: "127.0.0.1", 83: "::"}
+    ports = tuple(Port(host_ip, number, number, "tcp") for number, host_ip in at.items())
+    front = Endpoint(id="front", name="front", ifname="eth0", network="shared", host="h1", ports=ports)
+    endpoints += [front, WEB, msgspec.structs.replace(WEB, id="far", name="far", host="h2", addresses=("10.1.0.9/24",))]
+
+    def address(source: str, port: int) -> str:
+        ends = asyncio.run(answers.pair(End(name=source), End(name="front")))
+        return answers.address_for(*ends, Ports("tcp", port, port))
+
+    assert address("web", 80) == "10.1.0.1"
+    assert address("far", 80) == "192.0.2.1"
+    assert address("far", 22) == "192.0.2.1", "the port is the host's own"
+    assert address("far", 81) == "198.51.100.1"
+    assert address("far", 82) == ""
+    assert address("far", 83) == "", "its network has no address of this family"

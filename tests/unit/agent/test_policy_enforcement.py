@@ -16,7 +16,7 @@ from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Host, Port
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import Bridge, BridgeFilter, NftElement
+from linkspan.core.states.host import Bridge, BridgeFilter, NftChain, NftElement
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector
@@ -431,6 +431,64 @@ def test_the_first_container_of_a_network_waits_until_its_bridge_is_filtered(
             assert FILTER.key in stage.machine.driver.states
             found = {one.set for one in stage.enforcement.elements(PORT) if isinstance(one, NftElement)}
             assert {"policed_in4", "filtered_ports", "receivers4"} <= found
+
+    asyncio.run(main())
+
+
+BASE = NftChain("inet", "linkspan", "policy_in", "", ()).key
+
+
+def test_no_container_comes_while_the_rules_of_all_policies_are_refused(stage: Stage) -> None:
+    """Each try says so until the healer has put them, though the second one finds nothing to change."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.machine.unable = {BASE}
+            with pytest.raises(KernelError, match="refused"):
+                await stage.apply(WEB)
+            for _ in range(2):
+                with pytest.raises(KernelError, match="refused"):
+                    await stage.enforcement.cover(NET)
+            stage.machine.unable = set()
+            stage.machine.reconciler.resync([NftChain])
+            await stage.enforcement.cover(NET)
+
+    asyncio.run(main())
+
+
+def test_rules_of_staged_policies_that_are_refused_keep_no_container_away(stage: Stage) -> None:
+    """They only count, and those of the others are in force."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.machine.unable = {NftChain("inet", "linkspan", "staged_in", "", ()).key}
+            await stage.member.replica.write({"staged/later": msgspec.structs.replace(WEB, name="later")})
+            with pytest.raises(KernelError, match="refused"):
+                await stage.apply(WEB)
+            await stage.enforcement.cover(NET)
+            assert BASE in stage.machine.driver.states
+
+    asyncio.run(main())
+
+
+def test_a_container_waits_for_rules_whose_change_was_broken_off(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it may have reached the kernel."""
+
+    def broken(*_args: object) -> None:
+        raise Unavailable("the worker stopped")
+
+    async def main() -> None:
+        async with stage.running():
+            with monkeypatch.context() as away:
+                away.setattr(stage.machine.reconciler, "changes", broken)
+                with pytest.raises(Unavailable):
+                    await stage.apply(WEB)
+                with pytest.raises(Unavailable):
+                    await stage.enforcement.cover(NET)
+            await stage.enforcement.cover(NET)
+            assert BASE in stage.machine.driver.states
 
     asyncio.run(main())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from linkspan.agent.named_addresses import NamedAddresses
@@ -87,7 +88,7 @@ def test_a_protocol_that_no_rule_names_is_forbidden_as_well() -> None:
 
 def test_an_address_that_another_endpoint_has_by_now_stays_its() -> None:
     """It came with h3's record, and then h2's old one went; only an address with another meaning is a difference."""
-    no_networks: Any = None
+    no_networks: Any = SimpleNamespace(all=list)
     parties, two, three = Parties(no_networks, {}, NamedAddresses()), ("policy", "host", "h2"), ("policy", "host", "h3")
     web, db = (Known(prefix(ADDRESSES["web"]), frozenset({name}), name) for name in ("web", "db"))
     at = ADDRESSES["web"]
@@ -95,10 +96,32 @@ def test_an_address_that_another_endpoint_has_by_now_stays_its() -> None:
     assert not parties.note(two, {at: web})
     assert not parties.note(three, {at: db})
     assert not parties.note(two, {})
-    assert (parties.name_of(at), {*parties.sources()}) == ("db", {three})
+    assert (_name(parties, at), {*parties.sources()}) == ("db", {three})
     assert parties.note(three, {at: web})
     assert not parties.note(three, {})
-    assert parties.name_of(at) == at
+    assert _name(parties, at) == at
+
+
+def _name(parties: Parties, address: str) -> str:
+    return parties.flows(Judge()).names(Flow(prefix(address), prefix("192.0.2.1"), "tcp", 80))[0]
+
+
+def test_the_target_of_a_flow_to_the_host_is_called_by_who_has_the_port() -> None:
+    """At one address or at all; the same port elsewhere is another one, and a port of nobody's is the host's."""
+    known = {spot: Known(None, frozenset(), spot) for spot in ("4 tcp 80", "192.0.2.9 tcp 443")}
+    known["10.1.0.3"] = Known(prefix("10.1.0.3"), frozenset(), "proxy")
+    flows = Flows(Judge(), known, (), POOLS, {"192.0.2.9"}, {})
+
+    def target(address: str, port: int, *, to_host: bool = False) -> str:
+        source, target = flows.names(Flow(prefix("10.1.0.3"), prefix(address), "tcp", port), to_host=to_host)
+        assert source == "proxy"
+        return target
+
+    assert target("192.0.2.9", 80) == "4 tcp 80"
+    assert target("192.0.2.9", 443) == "192.0.2.9 tcp 443"
+    assert target("192.0.2.9", 22) == "192.0.2.9"
+    assert target("198.51.100.1", 80) == "198.51.100.1"
+    assert target("198.51.100.1", 80, to_host=True) == "4 tcp 80"
 
 
 def test_at_a_new_port_of_the_host_there_may_be_older_flows() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from linkspan.core.config import Config
+from linkspan.core.states.programs import Dnsmasq, Process
 from linkspan.dns.service import RESOLVERS, TICK, NameService
+from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.probe import dnsmasq
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
@@ -17,6 +19,28 @@ from support.records.replicas import Member, network
 from support.virtual_time import in_virtual_time, soon
 
 DEMO = network()
+
+
+class _Serving(MemoryMachine):
+    """A machine on which helpers can run; none does yet."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.processes = ProcessDriver(folder)
+
+
+def service_of(member: Member, folder: Path, machine: MemoryMachine, resolvers: Path) -> NameService:
+    """Return the names' service of a host."""
+    return NameService(
+        worker_of(machine),
+        member.networks,
+        member.replica,
+        member.remote,
+        "h1",
+        member.endpoints,
+        Config(socket=str(folder / "agent.sock"), resolv_conf=str(resolvers)),
+        member.event_log,
+    )
 
 
 def test_names_are_not_computed_again_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,17 +55,7 @@ def test_names_are_not_computed_again_while_nothing_happens(tmp_path: Path, monk
         await member.replica.start()
         await member.replica.write({"networks/demo": DEMO})
         member.networks.refresh()
-        config = Config(socket=str(tmp_path / "agent.sock"), resolv_conf=str(resolvers))
-        service = NameService(
-            worker_of(MemoryMachine()),
-            member.networks,
-            member.replica,
-            member.remote,
-            "h1",
-            member.endpoints,
-            config,
-            member.event_log,
-        )
+        service = service_of(member, tmp_path, MemoryMachine(), resolvers)
         plan = service._plan
 
         async def noted(seen: Any) -> Any:
@@ -70,3 +84,39 @@ def test_names_are_not_computed_again_while_nothing_happens(tmp_path: Path, monk
         await member.replica.stop()
 
     in_virtual_time(work)
+
+
+def test_a_server_waits_for_the_address_at_which_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last container may go, and the gateway's address with it, before the server starts: then it does not."""
+    there = False
+    monkeypatch.setattr(dnsmasq, "found", lambda folder: Dnsmasq("/usr/sbin/dnsmasq", "root", str(folder)))
+    monkeypatch.setattr(dnsmasq, "can_listen", lambda address: there and address == "10.244.0.1")
+    machine = _Serving(tmp_path)
+
+    def servers() -> list[str]:
+        found = machine.reconciler.desired.states((Process,)).values()
+        return [state.name for state in found if isinstance(state, Process)]
+
+    async def work() -> None:
+        nonlocal there
+        member = Member(Memory(), tmp_path, "h1")
+        await member.replica.start()
+        await member.replica.write({"networks/demo": DEMO})
+        member.networks.refresh()
+        service = service_of(member, tmp_path, machine, tmp_path / "resolv.conf")
+        monkeypatch.setattr(service, "_held", lambda places: dict.fromkeys(places, ""))
+        monkeypatch.setattr(service._pulse, "beat", lambda _asked: None)
+        service.start()
+        member.holds(DEMO, "c1", "10.244.0.2/32")
+        service.note(("c1", "eth0"))
+        await soon(lambda: service._used, "the container is known", 2)
+        await asyncio.sleep(3 * TICK)
+        assert servers() == []
+        assert service.standing("demo") == "awaited"
+        there = True
+        await soon(lambda: service.standing("demo") == "answers", "the server starts", 2 * TICK)
+        await service.stop()
+        await member.replica.stop()
+
+    in_virtual_time(work)
+    assert servers() == ["names-demo"]

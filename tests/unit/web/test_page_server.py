@@ -7,8 +7,9 @@ import contextlib
 import json
 import re
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import aiohttp
 import pytest
 
 from linkspan.core.errors import Invalid
-from linkspan.web import feed, files, serving
+from linkspan.web import feed, files, server, serving
 from linkspan.web.listening import place
-from support.polling import eventually
+from support.polling import SHARED, eventually
 from support.web.answers import FakeAgent, endpoint
 
 
@@ -246,6 +247,29 @@ def test_a_plan_has_the_lines_that_name_a_word_as_a_whole() -> None:
             ]
             _, text, _ = await page.get("/api/plan?host=h1&word=to%20reach%20host%20h1")
             assert json.loads(text) == lines[1:]
+
+    asyncio.run(run())
+
+
+def test_others_are_answered_while_a_long_plan_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search lasts here until somebody else has been answered."""
+    answered, naming = threading.Event(), server.naming
+
+    def held(lines: Iterable[Mapping[str, Any]], word: str) -> bytes:
+        assert answered.wait(10 * SHARED)
+        return naming(lines, word)
+
+    monkeypatch.setattr(server, "naming", held)
+
+    async def run() -> None:
+        async with visit() as page:
+            await page.log_in()
+            page.agent.more["plan"] = lines = [{"why": "for network demo", "command": "ip route"}]
+            asked = asyncio.create_task(page.get("/api/plan?host=h1&word=demo"))
+            await eventually(lambda: any("plan" in one for one in page.agent.asked), "the plan is asked for")
+            assert (await page.get("/api/state"))[0] == 200
+            answered.set()
+            assert json.loads((await asked)[1]) == lines
 
     asyncio.run(run())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import pwd
 import shutil
@@ -43,6 +44,17 @@ def found(folder: Path) -> Dnsmasq | None:
         return None
     own = uid() >= 0 and _mapped(uid()) and all(map(_passes, (folder, *folder.parents)))
     return Dnsmasq(program, USER if own else "root", str(folder))
+
+
+def can_listen(address: str) -> bool:
+    """Return whether this host (the calling thread's namespace) has an address, so that a server can start there."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:  # another error, for example of a link-local address, is the server's own to tell
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _passes(folder: Path) -> bool:
