@@ -70,6 +70,11 @@ def refusal(peer: str, sent: int = 0, *, spare: bool = False) -> Refusal:
             "it is silent",
             [("fail", "underlay: host h2", "not take part: it is silent")],
         ),
+        (
+            Probed((gap("2"),)),
+            Probed((gap("1"),), (refusal("1"),), down="eth0"),
+            [("fail", "underlay: host h2", "its link eth0 to the other hosts is down")],
+        ),
         (Probed(left_out=7), Probed(), [("fail", "underlay", "7 more faults")]),
     ],
 )
