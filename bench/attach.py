@@ -4,7 +4,9 @@ Every plugin is started in the same way (posix_spawn), in turn within one run, e
 own; a round is one ADD and one DEL by each. The whole program runs in network and mount namespaces of its
 own, so that nothing of it can stay on the machine, however it ends.
 
-    sudo bench/attach.py [--quick]
+    sudo bench/attach.py [--quick] [--profile]
+
+With --profile it measures linkspan alone, and says where the agent spends the time of an ADD and of a DEL.
 
 Needs the packages containernetworking-plugins and iptables, and a C compiler for the C shim.
 """
@@ -26,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import report
+import timed_agent
 from report import Metric, p, progress, result
 
+from linkspan.core.config import Config, process
 from linkspan.shim import build
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -174,16 +178,23 @@ class Plugin:
 class Agent:
     """A linkspan agent in a host namespace of its own."""
 
-    def __init__(self, host: Namespace, folder: Path) -> None:
+    def __init__(self, host: Namespace, folder: Path, *, timed: bool = False) -> None:
+        """Start it; if ``timed``, it notes in the file ``steps`` how long each step takes (`bench/timed_agent.py`)."""
         self.socket = folder / "agent.sock"
+        self.steps = folder / "steps.json"
         self.log = folder / "agent.log"
         program = shutil.which("linkspan", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         if program is None:
             sys.exit("error: no linkspan here: run scripts/test once, then .venv/bin/python bench/attach.py")
         self.program = program
+        command, variables = process(Config(state_dir=str(folder / "state"), socket=str(self.socket)))
+        if timed:
+            command = [sys.executable, str(Path(__file__).with_name("timed_agent.py"))]
+            variables[timed_agent.FILE] = str(self.steps)
         with host.entered(), self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [program, "agent", "--state-dir", str(folder / "state"), "--socket", str(self.socket)],
+                command,
+                env=os.environ | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -210,6 +221,7 @@ class Agent:
         """Delete the network, whose DNS server would outlive the agent, and end the agent, as systemd would."""
         try:
             self.call("network", "delete", NETWORK, "--force")
+            time.sleep(1)  # a server that was about to start has ended by then, too
         finally:
             self.process.terminate()
             self.process.wait(30)
@@ -333,7 +345,49 @@ def measure(folder: Path, quick: bool) -> dict[str, Metric]:
     return found
 
 
+def profile(folder: Path, quick: bool) -> dict[str, Metric]:
+    """Let one plugin do ADD and DEL in turn, and tell where the agent spends the time."""
+    count = 20 if quick else 200
+    host, containers = Namespace(folder / "linkspan"), [Namespace(folder / f"c{number}") for number in range(20)]
+    agent = Agent(host, folder, timed=True)
+    try:
+        agent.call("network", "create", NETWORK, "--pool", "10.77.0.0/16", "--backend", "bridge")
+        config = {"cniVersion": "1.0.0", "name": NETWORK, "type": "linkspan", "socket": str(agent.socket)}
+        name, argv = min(shims(folder).items())
+        plugin = Plugin(name, argv, host, config, folder, containers)
+        plugin.prove()
+        rounds([plugin], count)
+    finally:
+        agent.stop()
+    progress("")
+    steps = json.loads(agent.steps.read_text())
+    for verb, whole in (("ADD", plugin.add), ("DEL", plugin.delete)):
+        tell_steps(verb, steps[verb], p(whole, 50))
+    return {
+        f"{plugin.name}: {verb}, p50, with the stopwatch": result(p(values, 50), "ms")
+        for verb, values in (("ADD", plugin.add), ("DEL", plugin.delete))
+    }
+
+
+def tell_steps(verb: str, calls: list[dict[str, list[int]]], whole: float) -> None:
+    """Print the median of each step of a verb, the longest first; ``whole`` are the milliseconds of the plugin."""
+    named = list(dict.fromkeys(step for call in calls for step in call))
+    each = {step: [call.get(step, [0, 0, 0]) for call in calls] for step in named}
+    spent = {step: [statistics.median(one[n] for one in found) for n in range(3)] for step, found in each.items()}
+    _, wall, cpu = spent.pop(timed_agent.CALL)
+    rest = wall - sum(one[1] for one in spent.values()), cpu - sum(one[2] for one in spent.values())
+    rows = {"outside of the agent's call": (1, whole * 1e6 - wall, 0), "between these steps": (1, *rest), **spent}
+    print(f"\n| {verb}, {whole:.2f} ms | times | ms | ms of CPU |\n|---|---|---|---|")
+    for step, (times, of_wall, of_cpu) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        print(f"| {step} | {times:.0f} | {of_wall / 1e6:.3f} | {of_cpu / 1e6:.3f} |")
+
+
 if __name__ == "__main__":
     if not (REFERENCE / "bridge").exists():
         sys.exit("error: no reference plugins: apt-get install containernetworking-plugins iptables")
-    report.run(measure, "ADD and DEL through linkspan and through the reference plugins", "fewer rounds: about 15 s")
+    report.run(
+        measure,
+        "ADD and DEL through linkspan and through the reference plugins",
+        "fewer rounds: about 15 s",
+        {"profile": (profile, "instead: where the agent spends the time of an ADD and of a DEL, step by step")},
+    )

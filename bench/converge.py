@@ -45,7 +45,7 @@ from linkspan.core.states.host import (
     Vxlan,
 )
 from linkspan.diagnose.plan.plan import commands, ordered
-from linkspan.kernel.drivers.nftables_objects import element_text
+from linkspan.kernel.drivers.nftables_texts import element_text
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.machine import Machine
 

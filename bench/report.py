@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,22 @@ EACH = 10.0
 """Seconds between two lines of progress in a file."""
 
 
-def run(measure: Callable[[Path, bool], dict[str, Metric]], description: str, quick: str) -> None:
+Measure = Callable[[Path, bool], dict[str, Metric]]
+"""Gets a folder in memory and whether to be quick, prints its tables, and returns the metrics."""
+
+
+def run(
+    measure: Measure, description: str, quick: str, instead: Mapping[str, tuple[Measure, str]] | None = None
+) -> None:
     """Go into network and mount namespaces of our own, measure there, and end with one line of JSON.
 
-    ``measure`` gets a folder in memory and whether to be quick, prints its tables, and returns the metrics.
+    ``instead`` has what else may be measured: the name of the option, what it measures, and its help.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help=quick)
+    parser.set_defaults(measure=measure)
+    for option, (other, what) in (instead or {}).items():
+        parser.add_argument(f"--{option}", action="store_const", dest="measure", const=other, help=what)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     program = Path(sys.argv[0])
@@ -46,7 +55,7 @@ def run(measure: Callable[[Path, bool], dict[str, Metric]], description: str, qu
     Path("/run/netns").mkdir()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     try:
-        found = measure(Path(arguments.inside), arguments.quick)
+        found = arguments.measure(Path(arguments.inside), arguments.quick)
     except LinkspanError as error:
         sys.exit(f"error: {error.message}")
     date = datetime.now(UTC).date().isoformat()

@@ -60,7 +60,7 @@ from linkspan.core.states.ipsec import CONTROL, IpsecChild, IpsecConnection, Str
 from linkspan.core.states.programs import Bird
 from linkspan.core.states.wireguard import DEVICE, PORT, Tools
 from linkspan.kernel.drivers import ipsec as charon
-from linkspan.kernel.drivers.nftables_objects import element_text
+from linkspan.kernel.drivers.nftables_texts import element_text
 from linkspan.kernel.drivers.routes import learnt_routes
 from linkspan.kernel.io import vici
 from linkspan.kernel.io.namespaces import Namespaces

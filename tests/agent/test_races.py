@@ -312,7 +312,7 @@ def test_healing_outlives_a_fault(host: Host) -> None:
     subprocess.run(["ip", "netns", "exec", host.netns, "nft", "add", "table", "inet", "other"], check=True)
     log = host.log
     until(
-        lambda: "defect in linkspan" in log.read_text() or "Too many open files" in log.read_text(),
+        lambda: "defect in linkspan" in log.read_text() or "too many open files" in log.read_text().lower(),
         "it has failed",
     )
     run("prlimit", "--pid", pid, "--nofile=4096:4096")

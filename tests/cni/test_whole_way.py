@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from linkspan.api import runtimes
+from linkspan.api.app import LARGEST
+from linkspan.api.plugin_calls import PluginCalls
+from linkspan.api.sockets import listener, listening
+from linkspan.runtimes.base import Service
 from linkspan.runtimes.cni.cni_verbs import Cni
 from support.cni.cni_agent import FakeAgent
 from support.cni.cni_calls import conf
@@ -21,32 +25,34 @@ from support.cni.plugin_runs import CONF, Plugin
 OVERRIDE = {"CNI_NETNS_OVERRIDE": "1"}  # the test's own namespace stands for the container's
 
 
-async def serve(agent: FakeAgent, path: str, started: threading.Event, stop: asyncio.Event) -> None:
+class Answering(Service):
+    """The runtime's service, as far as this needs it."""
+
+    def __init__(self, agent: FakeAgent) -> None:
+        self._cni = Cni(agent, agent)
+
+    async def answer(self, path: str, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:
+        """Answer whoever runs the tests as it would answer root."""
+        return await self._cni.handle(body, pid)
+
+
+async def serve(agent: FakeAgent, path: Path, started: threading.Event, stop: asyncio.Event) -> None:
     """Serve POST /cni as the real agent does, until stopped."""
-    cni = Cni(agent, agent)
-
-    async def post(request: web.Request) -> web.Response:
-        assert request.transport is not None
-        peer = request.transport.get_extra_info("socket")
-        pid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        status, body = await cni.handle(await request.read(), pid)
-        return web.Response(status=status, body=body, content_type="application/json")
-
-    app = web.Application(client_max_size=2 << 20)
-    app.router.add_post("/cni", post)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.UnixSite(runner, path).start()
-    started.set()
-    await stop.wait()
-    await runner.cleanup()
+    service = Answering(agent)
+    app = web.Application(client_max_size=LARGEST)
+    app.add_routes(runtimes.routes({"cni": service}))
+    async with listening(app) as runner:
+        assert runner.server is not None
+        async with PluginCalls({"cni": service}, runner.server).at(listener(path)):
+            started.set()
+            await stop.wait()
 
 
 @pytest.fixture
 def agent(plugin: Plugin) -> Iterator[FakeAgent]:
     """Return an agent that serves the plugin's socket."""
     fake, started, stop, loop = FakeAgent(), threading.Event(), asyncio.Event(), asyncio.new_event_loop()
-    serving = serve(fake, str(plugin.socket), started, stop)
+    serving = serve(fake, plugin.socket, started, stop)
     thread = threading.Thread(target=loop.run_until_complete, args=(serving,))
     thread.start()
     assert started.wait(10)

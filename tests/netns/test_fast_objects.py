@@ -13,7 +13,7 @@ from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Underl
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import NftExit, NftLinkChain, State
 from linkspan.diagnose.plan.plan import commands, ordered
-from linkspan.kernel.drivers import nftables_objects
+from linkspan.kernel.drivers import nftables_links, nftables_objects
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from support.netns.machine_fixtures import fresh_namespace, inside, run
 
@@ -58,7 +58,7 @@ def a_host() -> Iterator[Reconciler]:
         run("ip", "link", "add", "lsx64", "type", "vxlan", "id", "100", "dstport", "4789")
         driver = FirewallDriver()
         try:
-            yield Reconciler([(kind, driver) for kind in nftables_objects.KINDS])
+            yield Reconciler([(kind, driver) for kind in (*nftables_objects.KINDS, *nftables_links.KINDS)])
         finally:
             driver.close()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 
 from linkspan.core.states.host import Bridge
 from linkspan.kernel.drivers.links import LinkDriver, Removal
 from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.netlink import DELLINK, Socket
 from linkspan.kernel.io.sockets import Sockets
 
 
@@ -40,3 +42,16 @@ def test_a_link_that_does_not_make_way_for_another_is_an_error_soon(machine: str
     assert failed[bridge.key].message == "delete link lsr1: no answer of the kernel in 0.5 s"
     driver.close()
     sockets.close()
+
+
+def test_the_kernel_keeps_other_changes_of_links_from_a_removal(machine: str) -> None:
+    """An attach makes eight of them; each would wake up the thread that waits for a link's end."""
+    with contextlib.closing(Socket(groups=[1])) as told:
+        told.only(DELLINK)
+        for words in ("add lsr1 type veth peer name x", "set lsr1 up", "del lsr1"):
+            subprocess.run(["ip", "link", *words.split()], check=True)
+        kinds = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                kinds += [kind for kind, _, _ in told.receive()]
+    assert set(kinds) == {DELLINK}

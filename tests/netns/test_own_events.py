@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from linkspan.core.addresses import whole
+from linkspan.core.kinds import Event
 from linkspan.core.states.host import (
+    ALTNAME,
     HOST,
     Address,
     Bridge,
     NftElement,
+    NftExit,
+    NftLinkChain,
     NftSet,
     NftTable,
     PolicyRule,
     Route,
     State,
+    Veth,
 )
 from linkspan.kernel.events import NftEvents, RouteEvents
 from linkspan.kernel.kinds import kinds
@@ -24,6 +31,7 @@ from support.polling import until
 
 BRIDGE = Bridge("ls-demo", bytes.fromhex("020000000001"), 1500)
 RULES: list[State] = [NftTable("inet", "linkspan"), NftSet("inet", "linkspan", "macs", "ether_addr")]
+NEW_GENERATION = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 ELEMENT = NftElement("inet", "linkspan", "macs", ("02:00:00:00:00:09",))
 
 
@@ -48,6 +56,25 @@ def test_what_goes_with_a_link_that_we_delete_is_no_event(host: Machine) -> None
         events.dirty()
         run("ip", "link", "del", BRIDGE.name)
         assert {Bridge, Address, Route} <= events.dirty()
+    finally:
+        events.socket.close()
+
+
+@pytest.mark.parametrize("goes", ["del", "name other"])
+def test_rules_are_observed_after_a_link_has_gone_and_not_after_one_has_come(host: Machine, goes: str) -> None:
+    """Each attach makes links, the kernel names nobody for some of their events, and a listing of rules takes long."""
+    link, (verb, *more) = "lsr0123456789ab", goes.split()
+    events = RouteEvents(kinds(), host.ports(), host.neighbours.own, host.links.leaving)
+    try:
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth9")
+        run("ip", "link", "property", "add", "dev", link, "altname", f"{ALTNAME}{link}")
+        for change in ("up", "down"):
+            run("ip", "link", "set", link, change)
+        come = events.dirty()
+        assert Veth in come
+        assert come.isdisjoint(kinds().after(Event.NFT))
+        run("ip", "link", *((verb, link) if verb == "del" else ("set", link, verb, *more)))
+        assert {Veth, NftLinkChain, NftExit} <= events.dirty()
     finally:
         events.socket.close()
 
@@ -93,4 +120,16 @@ def test_a_transaction_of_a_thread_of_ours_is_no_event(host: Machine) -> None:
     finally:
         end.set()
         worker.join()
+        events.socket.close()
+
+
+def test_of_a_transaction_only_its_end_is_received(host: Machine) -> None:
+    """Ten thousand elements of a policy would be as many messages, which nobody looks at."""
+    events = NftEvents(kinds())
+    try:
+        assert host.reconciler.change(("rules",), [*RULES, ELEMENT]) == {}
+        assert [kind for kind, _, _ in events.socket.receive()] == [NEW_GENERATION]
+        with pytest.raises(BlockingIOError):
+            list(events.socket.receive())
+    finally:
         events.socket.close()

@@ -46,6 +46,10 @@ class Gateway:
         """Return the members."""
         return Members(members=self.members)
 
+    async def call(self, path: str, body: Json, seconds: float = 0) -> tuple[bytes, bool]:
+        """Return what an etcd says that answers."""
+        return await self.at(self.endpoint, path, body, seconds), False
+
     async def at(self, place: str, path: str, body: Json, _seconds: float) -> bytes:
         """Return what one etcd says of itself; the first member leads."""
         if path.endswith("member/promote"):

@@ -60,7 +60,8 @@ from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.claims import Claims
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.control_plane import ControlPlane
-from linkspan.cluster.egress import Exits, Turn, stale
+from linkspan.cluster.egress import Exits
+from linkspan.cluster.egress_flows import Turn, stale
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims
@@ -211,6 +212,7 @@ class Agent:
         """Make the parts around a replica of the store. Without a snapshot, wait for the store."""
         own_record, endpoints = OwnRecord(host), dict[Identity, Endpoint]()
         liveness = self._make_records(own_record, store, endpoints)
+        self._make_policies(host, endpoints)
         self._make_endpoints(host, endpoints, parts)
         self._make_membership(own_record, liveness)
         self._make_changes(own_record, store)
@@ -252,10 +254,8 @@ class Agent:
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, endpoints)
         return liveness
 
-    def _make_endpoints(
-        self, host: Host, endpoints: dict[Identity, Endpoint], parts: contextlib.AsyncExitStack
-    ) -> None:
-        """Make what attaches, detaches and names this host's endpoints, and the runtimes' services."""
+    def _make_policies(self, host: Host, endpoints: dict[Identity, Endpoint]) -> None:
+        """Make what names this host's endpoints, and what lets policies decide about them."""
         self.name_service = NameService(
             self.worker,
             self.networks,
@@ -292,6 +292,11 @@ class Agent:
             self.networks, self.allowances, self.endpoint_records, self.hosts, records, named
         )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
+
+    def _make_endpoints(
+        self, host: Host, endpoints: dict[Identity, Endpoint], parts: contextlib.AsyncExitStack
+    ) -> None:
+        """Make what attaches and detaches this host's endpoints, and removes what is left of others."""
         listeners = HostListeners(self.name_service.listening)
         parts.callback(listeners.close)
         self.ports = PortTable(listeners)

@@ -21,13 +21,14 @@ from linkspan.backends import backend
 from linkspan.cluster.networks import Networks
 from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.desired import Change
+from linkspan.core.desired import Change, Source
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import Endpoint, HostView, Network
 from linkspan.core.ruleset import TABLE
-from linkspan.core.states.host import NftTable, State
+from linkspan.core.states.host import Key, NftTable, State
 from linkspan.core.supervise import ended, lasting
-from linkspan.endpoints.registry import Identity, fast_source
+from linkspan.endpoints.registry import Identity, fast_source, source
+from linkspan.kernel.machine import Machine
 from linkspan.kernel.probe import conntrack
 from linkspan.kernel.worker import Worker
 from linkspan.policy.regime import Regime
@@ -146,8 +147,9 @@ class FastEndpoints:
             before = self._put
             self._put = (before - sources.keys()) | {identity for identity, states in sources.items() if states}
             wanted = {fast_source(identity): states for identity, states in sources.items()}
+            own = {fast_source(key): source(self._endpoints[key]) for key, states in sources.items() if states}
             try:
-                failed = list((await self._worker.run(self._worker.machine.reconciler.changes, wanted)).values())
+                failed = list((await self._worker.run(_changed, self._worker.machine, wanted, own)).values())
             except LinkspanError as refused:
                 failed = [refused]
             for error in failed:  # the healer tries again
@@ -242,6 +244,19 @@ class Inside:
             return False
         pairs = ends, ends[::-1]
         return any(pool.holds(other) for one, other in pairs for pool in self._others.get(one.address, ()))
+
+
+def _changed(
+    machine: Machine, wanted: Mapping[Source, Iterable[State]], own: Mapping[Source, Source]
+) -> Mapping[Key, LinkspanError]:
+    """Apply the states of sources, and return errors (worker thread).
+
+    ``own`` has the source of the endpoint's other states. If these are gone, a detach is under way, and has removed the
+    states of the path, too: they would lead to a link that does not exist.
+    """
+    there = machine.reconciler.desired.sources()
+    gone = dict.fromkeys((path for path, endpoint in own.items() if endpoint not in there), ())
+    return machine.reconciler.changes({**wanted, **gone})
 
 
 def _publishing(endpoints: Iterable[Endpoint]) -> frozenset[Namespace]:

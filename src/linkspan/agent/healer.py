@@ -171,7 +171,7 @@ class Healer:
             self._event_log.add("fight", f"the fight is over: nobody changes {fight.what} any more", key=fight.what)
         if opened:
             self._event_log.add("fight", "the rules that guard containers are in force again: their ports come up")
-            self._dirty |= self._kinds.after(Event.LINK, Event.ADDRESS_GONE)
+            self._dirty |= self._kinds.after(Event.LINK, Event.LINK_GONE, Event.ADDRESS_GONE)
 
     def _again(self, kinds: set[type[State]]) -> None:
         """Observe the kinds again, a little later."""

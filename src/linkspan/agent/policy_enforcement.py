@@ -436,7 +436,7 @@ class Enforcement:
         source = _of_host(host)
         before = self._parties.of(source)
         known, states = self._elements.reselected(force, host, before, difference.gained, difference.lost)
-        lost = {digest for text in known for digest in before[text].chosen & difference.lost}
+        lost = frozenset().union(*{before[text].chosen for text in known}) & difference.lost
         self._parties.change(source, known)
         return {(*source, digest): states.get(digest, []) for digest in {*lost, *states}}
 

@@ -114,7 +114,10 @@ class PolicyNames:
         """The servers that are asked, for records of ``_kinds``."""
         self._kinds: list[int] = []
         self._asked: dict[_Question, _Asked] = {}
+        self._due: dict[_Question, None] = {}
+        """Questions that are due, in the order in which they are asked."""
         self._asking: set[asyncio.Task[None]] = set()
+        """At most AT_ONCE tasks, each of which asks one after the other."""
         self._repeating: dict[_Question, asyncio.Task[None]] = {}
         """Questions of containers whose answers could not be read as they went by."""
         self._due_elements: list[Timed] = []
@@ -122,7 +125,6 @@ class PolicyNames:
         self._deaf = "" if logs else "this kernel has no nflog (CONFIG_NETFILTER_NETLINK_LOG)"
         """Why nobody listens to answers."""
         self._putting = asyncio.Lock()
-        self._room = asyncio.Semaphore(AT_ONCE)
         self._wake, self._fill = asyncio.Event(), asyncio.Event()
         self._moved = False
         """Whether endpoints have come or gone since servers were looked for."""
@@ -164,6 +166,7 @@ class PolicyNames:
         if not (regime.names and families):
             self._read.clear()
             self._asked.clear()
+            self._due.clear()
             self._closed = None
             self._rest()
             return
@@ -325,23 +328,32 @@ class PolicyNames:
             return ()
 
     def _ask_due(self) -> set[asyncio.Task[None]]:
-        """Begin to ask what is due, and return the tasks of all questions under way."""
+        """Begin to ask what is due, and return the tasks that end once nothing is."""
         now = time.monotonic()
         for question, asked in self._asked.items():
             if asked.due <= now:
                 asked.due = math.inf
-                task = asyncio.create_task(self._ask(question))
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+                self._due[question] = None
+        busy = sum(not task.done() for task in self._asking)
+        for _ in range(min(len(self._due), AT_ONCE - busy)):
+            task = asyncio.create_task(self._ask_in_turn())
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         return set(self._asking)
 
+    async def _ask_in_turn(self) -> None:
+        while self._due:
+            question = next(iter(self._due))
+            del self._due[question]
+            if question in self._asked:  # else no policy names it any more
+                await self._ask(question)
+
     async def _ask(self, question: _Question) -> None:
-        async with self._room:
-            try:
-                answer = await name_lookup.ask(question.server, question.name, question.kind)
-            except Unavailable as error:
-                self._answered(question, None, error.message)
-                return
+        try:
+            answer = await name_lookup.ask(question.server, question.name, question.kind)
+        except Unavailable as error:
+            self._answered(question, None, error.message)
+            return
         self._learn(answer)
         self._answered(question, answer, "")
 

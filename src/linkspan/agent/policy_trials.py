@@ -10,7 +10,7 @@ import msgspec
 from linkspan.agent.policy_enforcement import Enforcement
 from linkspan.agent.policy_flows import Flows, Parties, port_text
 from linkspan.core.ruleset import TABLE
-from linkspan.kernel.drivers.nftables_objects import MOST as MOST_ELEMENTS
+from linkspan.kernel.drivers.nftables_texts import MOST as MOST_ELEMENTS
 from linkspan.kernel.probe import conntrack, policy_counts, underlay
 from linkspan.kernel.probe.policy_counts import Tally
 from linkspan.kernel.worker import Worker

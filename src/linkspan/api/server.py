@@ -9,8 +9,9 @@ from pathlib import Path
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.api.plugin_calls import PluginCalls
 from linkspan.api.runtimes import engine
-from linkspan.api.sockets import BACKLOG, listening, metrics_at, on_socket
+from linkspan.api.sockets import BACKLOG, listener, listening, metrics_at, on_socket
 from linkspan.api.status import StatusRoutes
 from linkspan.runtimes import runtimes, systemd
 
@@ -23,8 +24,12 @@ async def serving(agent: Agent, application: Callable[[], web.Application]) -> A
     """
     path = Path(agent.config.socket)
     async with listening(application()) as runner:
-        await on_socket(runner, path)
-        async with metrics_at(agent.config.metrics, StatusRoutes(agent).metrics), _engines(agent):
+        assert runner.server is not None
+        async with (
+            PluginCalls(agent.services, runner.server).at(listener(path)),
+            metrics_at(agent.config.metrics, StatusRoutes(agent).metrics),
+            _engines(agent),
+        ):
             yield
     path.unlink(missing_ok=True)  # a DEL then finds no socket at once
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import grp
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,11 +21,14 @@ from linkspan.core.remedies import reason, remedy
 BACKLOG = 1024
 """Length of the backlog: all containers of a host may start at once, and 128 is too few."""
 
+PATIENCE = 5.0
+"""Seconds that requests have to end when a server stops."""
+
 
 @contextlib.asynccontextmanager
 async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Yield a runner of an application, which ends with the block."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=PATIENCE)
     await runner.setup()
     try:
         yield runner
@@ -33,7 +37,12 @@ async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
 
 
 async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117) -> None:
-    """Listen on a unix socket that the group may use, unless the umask forbids it.
+    """Serve on the unix socket that ``listener`` makes; raises what it raises."""
+    await web.SockSite(runner, listener(path, setting, umask), backlog=BACKLOG).start()
+
+
+def listener(path: Path, setting: str = "socket", umask: int = 0o117) -> socket.socket:
+    """Return a listening unix socket that the group may use, unless the umask forbids it.
 
     Raises Invalid if it cannot be made, and Conflict if another process serves it.
     """
@@ -41,13 +50,16 @@ async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", 
     if (pid := locks.listener(str(path))) is not None:
         who = f"another process{f', with pid {pid}' if pid else ''}"
         raise Conflict(f"{setting} {path} is served by {who}", f"stop that one first, or {another}")
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        await _listen_at(runner, path, umask)
+        _listen_at(made, path, umask)
     except OSError as error:
+        made.close()
         raise Invalid(f"{setting} {path}: {reason(error)}", remedy(error, path, another)) from error
+    return made
 
 
-async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
+def _listen_at(made: socket.socket, path: Path, umask: int) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.is_socket():
         path.unlink()  # left by an agent that died
@@ -55,11 +67,12 @@ async def _listen_at(runner: web.AppRunner, path: Path, umask: int) -> None:
         raise FileExistsError(errno.EEXIST, "something else than a socket is there")
     old = os.umask(umask)
     try:
-        await web.UnixSite(runner, str(path), backlog=BACKLOG).start()
+        made.bind(str(path))
     finally:
         os.umask(old)
     with contextlib.suppress(KeyError):  # without the group only root may use the socket
         os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
+    made.listen(BACKLOG)
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ until it runs its timers again. The same holds for up to 2.5 s if a holder is cu
 record ends too early, because somebody deleted it or etcd's leader was frozen. Otherwise it removes the address as soon
 as it sees another one's record.
 
-A new holder asks the segment before the first time (`cluster/address_probe.py`). If another machine answers, which can
+A new holder asks the segment before the first time (`cluster/held_addresses.py`). If another machine answers, which can
 be no holder any more, it gives the record back, and asks again before it takes it once more.
 
 A host may hold an address if a link of its own that is up has the subnet, if it takes part in the network, and is not
@@ -35,12 +35,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-import msgspec
-
 from linkspan.cluster import address_probe
+from linkspan.cluster.egress_flows import Exit, Holding, Turn, turned
+from linkspan.cluster.held_addresses import Held, HeldAddresses, Wanted
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
@@ -49,13 +50,9 @@ from linkspan.core.clock import now
 from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import Egress, Network
-from linkspan.core.states.host import HOST, EgressAddress
+from linkspan.core.model import Network
 from linkspan.core.supervise import ended, lasting, woken
-from linkspan.kernel.drivers.egress_addresses import LIFETIME, SHORTEST
-from linkspan.kernel.machine import Machine
-from linkspan.kernel.probe import gratuitous_arp
-from linkspan.kernel.probe.conntrack import Flow
+from linkspan.kernel.drivers.egress_addresses import LIFETIME
 from linkspan.kernel.worker import Worker
 from linkspan.store.records import EGRESS
 from linkspan.store.replica import Replica
@@ -66,8 +63,6 @@ EVERY = 1.0
 """Seconds between two looks without a reason; each keepalive is one."""
 LATER = 2.0
 """Seconds from the taking of the record to the first time of the address."""
-ANNOUNCED = 5.0
-"""Seconds for which a new holder announces the address each time that it puts it: an announcement may be lost."""
 PATIENCE = 3.0
 """Seconds for which others leave an address that nobody holds to the preferred host; it needs one if it can take it."""
 STUCK = 3.0
@@ -78,44 +73,12 @@ SUSPECTED = 3 * OTHERS
 """Seconds for which a host asks before it takes the record of an address that another machine had."""
 AT_ONCE = 50
 """Records that one transaction takes: etcd allows 128 changes, and as many conditions (``--max-txn-ops``)."""
-Exit = tuple[str, int]
-"""A network and a family."""
-
-
-class _Wanted(NamedTuple):
-    """The network and the family that leave by an address, and the wish of an operator's."""
-
-    network: str
-    family: int
-    wish: Egress
-
-
-class _Held(msgspec.Struct):
-    """An address whose record this host holds: from when on, and for what it was taken."""
-
-    since: float
-    taken: _Wanted
-    link: str = ""
-    """The link that has the address, '' for none."""
-    failing: float | None = None
-    """Since when it cannot be put; None if it can."""
-    free: bool = False
-    """Whether no other machine on the link has it."""
-
 
 class _Rival(NamedTuple):
     """Another machine that has an address, and until when that is remembered."""
 
     words: str
     until: float
-
-
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of an egress address: ``here``, this host holds it now; ``lost``, it is not the network's any more."""
-
-    address: Prefix
-    here: bool = False
-    lost: bool = False
 
 
 class Exits:
@@ -142,8 +105,8 @@ class Exits:
         self._participation = participation
         self._event_log = event_log
         self._follow = follow
-        self._held: dict[str, _Held] = {}
-        """By address."""
+        self._addresses = HeldAddresses(worker, event_log, self._decided)
+        """The addresses whose records this host holds."""
         self._vacant: dict[str, float] = {}
         """Since when nobody holds an address that somebody should."""
         self._at_once = AT_ONCE
@@ -156,16 +119,12 @@ class Exits:
 
         It gave them up, or it got no answer when it took them.
         """
-        self._put_here: set[str] = set()
-        """The addresses that are states of this host."""
-        self._followed: Mapping[Exit, tuple[Prefix, str]] = {}
+        self._followed: Mapping[Exit, Holding] = {}
         """The addresses that somebody holds, and their holders."""
-        self._flowing: Mapping[Exit, tuple[Prefix, str]] = {}
+        self._flowing: Mapping[Exit, Holding] = {}
         """All addresses with their last holders, as this host's open flows follow them: none after a start."""
         self._sent = float("-inf")
         """When the last keepalive was sent that the store accepted (``core.clock.now``)."""
-        self._until = 0.0
-        """Until when this host may have addresses."""
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -176,11 +135,13 @@ class Exits:
             lasting("holding egress addresses", self._hold),
             lasting("following egress addresses", self._follow_holders),
         ]
+        self._addresses.start()
 
     async def stop(self) -> None:
         """Stop; the kernel ends the lifetime of the addresses, unless an agent is back before."""
         for task in self._tasks:
             await ended(task)
+        await self._addresses.stop()
 
     def confirmed(self, sent: float) -> None:
         """Take note that the store accepted this host's keepalive, sent at ``sent``.
@@ -190,16 +151,16 @@ class Exits:
         """
         if now() >= self._sent + LIFE:
             self.lost()
-        self._sent, self._until = sent, sent + LIFETIME
-        if self._held or self._vacant or self._unwanted:
+        self._sent, self._addresses.until = sent, sent + LIFETIME
+        if self._addresses.held or self._vacant or self._unwanted:
             self._wake.set()
 
     def lost(self) -> None:
         """Take note that this host's standing records have ended: others may hold its addresses."""
-        self._until = 0.0
-        for address in self._held:
+        self._addresses.until = 0.0
+        for address in self._addresses.held:
             log.warning("egress address %s: this host was silent for too long, and gives it up", address)
-        self._held.clear()
+        self._addresses.held.clear()
         self._wake.set()
 
     def changed(self, keys: frozenset[str]) -> None:
@@ -219,7 +180,7 @@ class Exits:
             if (host := self._named(address)) not in self._hosts.ids():
                 continue
             # Another host may have named this one in the record: it would count as the holder of any address.
-            if host != self._hosts.here.id or address in self._held:
+            if host != self._hosts.here.id or address in self._addresses.held:
                 found[wanted.network, wanted.family] = host
         return found
 
@@ -275,12 +236,12 @@ class Exits:
 
     def _has(self, holder: str) -> bool:
         if holder == self._hosts.here.id:
-            return self._until > now()
+            return self._addresses.until > now()
         return bool(holder and self._hosts.lives(holder))
 
     async def _hold(self) -> None:
         while True:
-            coming = [held.since - now() for held in self._held.values() if held.since > now()]
+            coming = [held.since - now() for held in self._addresses.held.values() if held.since > now()]
             await woken(self._wake, min([EVERY, *coming]))
             self._wake.clear()
             try:
@@ -289,23 +250,23 @@ class Exits:
                 log.warning("%s", error.message)
 
     async def _look(self) -> None:
-        wanted = self._wanted()
-        if not (wanted or self._held or self._unwanted or self._put_here or self._followed or self._flowing):
-            return
+        wanted, held = self._wanted(), self._addresses.held
         self._vacant = {address: since for address, since in self._vacant.items() if address in wanted}
         self._others = {address: until for address, until in self._others.items() if until > now()}
         self._rivals = {
             address: rival for address, rival in self._rivals.items() if rival.until > now() and address in wanted
         }
-        for address, held in list(self._held.items()):
-            if self._gives_up(address, held, wanted.get(address)):
-                del self._held[address]
+        if not any((wanted, held, self._addresses.put_here, self._unwanted, self._followed, self._flowing)):
+            return
+        for address, one in list(held.items()):
+            if self._gives_up(address, one, wanted.get(address)):
+                del held[address]
                 self._unwanted.add(address)
-        await self._put()  # first: to ask the store may take a while
+        await self._addresses.put()  # first: to ask the store may take a while
         await self._free()
         with contextlib.suppress(Unavailable):
             await self._claim(wanted)
-        await self._put()
+        await self._addresses.put()
         if self._having() != self._followed or self._lost():
             self._moved.set()
 
@@ -316,13 +277,13 @@ class Exits:
             self._moved.clear()
             having, lost = self._having(), self._lost()
             changed = {key for key, _ in having.items() ^ self._followed.items()} | lost
-            turns = self._turns(having, lost)
+            turns = turned(self._hosts.here.id, self._flowing, having, lost)
             if changed:
                 await self._follow({network: turns.get(network, {}) for network, _ in changed})
             self._followed = having
             self._flowing = {key: last for key, last in {**self._flowing, **having}.items() if key not in lost}
 
-    def _having(self) -> dict[Exit, tuple[Prefix, str]]:
+    def _having(self) -> dict[Exit, Holding]:
         """Return the addresses that hosts hold, and their holders."""
         holders, every = self.holders(), {network.name: network.exits for network in self._networks.all()}
         return {key: (every[key[0]][key[1]].prefix, holder) for key, holder in holders.items()}
@@ -331,35 +292,18 @@ class Exits:
         """Return what networks had, and have no more."""
         return self._flowing.keys() - {(one.name, family) for one in self._networks.all() for family in one.exits}
 
-    def _turns(
-        self, having: Mapping[Exit, tuple[Prefix, str]], lost: Set[Exit]
-    ) -> Mapping[str, Mapping[int, Turn]]:
-        """Return what open flows here may not follow, by network and family.
-
-        An address that nobody holds is no such change: the same host may have it again.
-        """
-        found: dict[str, dict[int, Turn]] = {}
-        here = self._hosts.here.id
-        for key, (address, holder) in having.items():
-            before = self._flowing.get(key)
-            if before is None or before[0] != address or (before[1] != holder and here in (before[1], holder)):
-                found.setdefault(key[0], {})[key[1]] = Turn(address=address, here=holder == here)
-        for key in lost:
-            found.setdefault(key[0], {})[key[1]] = Turn(address=self._flowing[key][0], lost=True)
-        return found
-
-    def _wanted(self) -> dict[str, _Wanted]:
+    def _wanted(self) -> dict[str, Wanted]:
         """Return what leaves by which address; if two networks have one, it is the first one's by name."""
-        found: dict[str, _Wanted] = {}
+        found: dict[str, Wanted] = {}
         for network in self._networks.all():
             for family, exit_ in network.exits.items() if network.egress else ():
-                found.setdefault(exit_.prefix.address, _Wanted(network.name, family, exit_))
+                found.setdefault(exit_.prefix.address, Wanted(network.name, family, exit_))
         return found
 
-    async def _claim(self, wanted: Mapping[str, _Wanted]) -> None:
+    async def _claim(self, wanted: Mapping[str, Wanted]) -> None:
         """Take the records of addresses that nobody has, or this host's agent before. Raises Unavailable."""
         free = {address: again for address in wanted if (again := self._is_free(address)) is not None}
-        if not self._is_known():
+        if not self._addresses.may_be_put:
             return
         may = [address for address, again in free.items() if self._may_hold(address, wanted[address], again=again)]
         places = self._worker.machine.egress.places
@@ -373,15 +317,19 @@ class Exits:
         may = [a for a in may if wanted[a].wish.prefix in placed and not owner(wanted[a].wish.prefix)]
         suspected = [address for address in may if address in self._rivals]
         later = await self._suspected(suspected[:AT_ONCE]) | set(suspected[AT_ONCE:])
-        may = [address for address in may if address not in later]
-        size = self._at_once
-        for some in (may[start : start + size] for start in range(0, len(may), size)):
+        rest = self._in_own_order([address for address in may if address not in later])
+        while some := rest[: self._at_once]:
             if await self._take(some, wanted, free):
                 self._at_once = AT_ONCE
-            else:  # fewer, so that one that is never free keeps no other back
-                self._at_once = max(1, size // 2)
-                if len(some) > 1:
-                    return  # another host was faster: its records come now, and wake this task
+            elif len(some) > 1:  # fewer, so that one that is never free keeps no other back
+                self._at_once = len(some) // 2
+                return  # another host was faster: its records come now, and wake this task
+            rest = rest[len(some) :]
+
+    def _in_own_order(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Return addresses in an order of this host's, so that it and another one seldom try to take the same ones."""
+        first = zlib.crc32(self._hosts.here.id.encode()) % max(1, len(addresses))
+        return [*addresses[first:], *addresses[:first]]
 
     def _is_free(self, address: str) -> bool | None:
         """Return None if this host may not take an address now, else whether it, or its agent before, had it last."""
@@ -390,17 +338,17 @@ class Exits:
             return None
         holder = self._named(address)
         if holder not in ("", here):
-            self._held.pop(address, None)
+            self._addresses.held.pop(address, None)
             if self._hosts.lives(holder) is not False:
                 self._vacant.pop(address, None)
                 return None
             holder = ""  # somebody put the record by hand, so it never ends
-        if holder and (address in self._held or address in self._unwanted):
+        if holder and (address in self._addresses.held or address in self._unwanted):
             return None
         self._vacant.setdefault(address, now())
         return bool(holder)
 
-    async def _take(self, some: Sequence[str], wanted: Mapping[str, _Wanted], free: Mapping[str, bool]) -> bool:
+    async def _take(self, some: Sequence[str], wanted: Mapping[str, Wanted], free: Mapping[str, bool]) -> bool:
         """Take the records of addresses; return False, and take none, if another host has one of them.
 
         ``free`` says of each whether it is here, because an agent before had it last.
@@ -416,7 +364,7 @@ class Exits:
             self._vacant.pop(address, None)
             # If an earlier agent of this host has held it until now, nobody else has had it since.
             again = free[address]
-            self._held[address] = _Held(now() if again else now() + LATER, wanted[address], free=again)
+            self._addresses.add(address, Held(now() if again else now() + LATER, wanted[address], free=again))
             event = f"this host holds egress address {address}"
             self._event_log.add("network", event, network=wanted[address].network)
         return True
@@ -424,25 +372,31 @@ class Exits:
     async def _suspected(self, addresses: Sequence[str]) -> set[str]:
         """Ask the segment for addresses; return those that another machine has, and leave them for a while.
 
-        For AT_ONCE addresses it takes about a second, so the held ones are put again before.
+        For AT_ONCE addresses it takes almost a second, so the held ones are put again before.
         """
         if not addresses:
             return set()
-        await self._put_free()
+        await self._addresses.put()
         found = await address_probe.rivals(self._worker, [prefix(address).single() for address in addresses])
-        for address in addresses:
-            self._rivals.pop(address, None)
-        for one, words in found.items():
-            log.warning("egress address %s is in use by %s", one.address, words)
-            self._rivals[one.address] = _Rival(words, now() + SUSPECTED)
-            self._others[one.address] = now() + OTHERS
+        self._note_rivals(addresses, {one.address: words for one, words in found.items()})
         return {one.address for one in found}
 
-    def _is_known(self) -> bool:
-        """Return whether the cluster certainly knows that this host lives."""
-        return self._until - now() >= SHORTEST
+    def _decided(self, asked: Iterable[str], taken: Mapping[str, str]) -> None:
+        """Go on after new addresses were asked for: put those that are free, and give back the taken ones' records."""
+        self._note_rivals(asked, taken)
+        self._unwanted.update(taken)
+        self._wake.set()
 
-    def _may_hold(self, address: str, wanted: _Wanted, *, again: bool) -> bool:
+    def _note_rivals(self, asked: Iterable[str], taken: Mapping[str, str]) -> None:
+        """Remember which of the addresses another machine has, and leave them to others for a while."""
+        for address in asked:
+            self._rivals.pop(address, None)
+        for address, words in taken.items():
+            log.warning("egress address %s is in use by %s", address, words)
+            self._rivals[address] = _Rival(words, now() + SUSPECTED)
+            self._others[address] = now() + OTHERS
+
+    def _may_hold(self, address: str, wanted: Wanted, *, again: bool) -> bool:
         """Return whether this host may take an address that nobody holds, or (``again``) that it held before."""
         host, first = self._hosts.here, wanted.wish.host
         if wanted.network not in self._participation.all() or host.settings.get("drained") or self._hosts.removed():
@@ -474,7 +428,7 @@ class Exits:
         record = self._hosts.record(host)
         return record is None or bool(record.settings.get("drained"))
 
-    def _gives_up(self, address: str, held: _Held, wanted: _Wanted | None) -> bool:
+    def _gives_up(self, address: str, held: Held, wanted: Wanted | None) -> bool:
         """Return whether this host leaves an address to others.
 
         It is drained, or cannot put the address; or operators move it, or give it to another network.
@@ -494,111 +448,28 @@ class Exits:
 
         This host's keepalive keeps them, so each look tries it again until they are gone.
         """
-        for address in self._unwanted - self._held.keys() - self._put_here:
-            name = _key(address)
-            if self._named(address) == self._hosts.here.id and name not in self._replica.absences:
-                with contextlib.suppress(Unavailable):
-                    same = {name: self._replica.known_revision(name)}
-                    await self._replica.write({}, deletes=[name], unchanged=same)
+        gone = self._unwanted - self._addresses.held.keys() - self._addresses.put_here
+        ours = [name for name in map(_key, filter(self._names_here, gone)) if name not in self._replica.absences]
+        for some in (ours[start : start + AT_ONCE] for start in range(0, len(ours), AT_ONCE)):
+            with contextlib.suppress(Unavailable):
+                if not await self._delete(some):
+                    for name in some:  # another host has changed one of them
+                        await self._delete([name])
+
+    async def _delete(self, names: Sequence[str]) -> bool:
+        """Delete records; return False, and delete none, if somebody has changed one of them. Raises Unavailable."""
+        same = {name: self._replica.known_revision(name) for name in names}
+        return await self._replica.write({}, deletes=names, unchanged=same)
+
+    def _names_here(self, address: str) -> bool:
+        """Return whether an address's record names this host."""
+        return self._named(address) == self._hosts.here.id
 
     def _named(self, address: str) -> str:
         """Return the id in an address's record, '' without a record."""
         record = self._replica.records.get(_key(address))
         return record.value.decode(errors="replace") if record is not None else ""
 
-    async def _put(self) -> None:
-        """Put the held addresses again, announcing new ones, and remove the others."""
-        for address in self._put_here - self._held.keys():
-            await self._worker.run_brief(self._worker.machine.reconciler.change, _source(address), ())
-            self._put_here.discard(address)
-        await self._ask_first()
-        await self._put_free()
-
-    async def _put_free(self) -> None:
-        """Put the held addresses that no other machine has."""
-        for address, held in list(self._held.items()):
-            await asyncio.sleep(0)  # the next keepalive must not wait for all of them
-            if self._held.get(address) is not held:  # the record ended meanwhile: another host may have the address
-                continue
-            if not self._is_known():
-                held.failing = None
-            elif held.since <= now() and held.free:
-                self._put_here.add(address)
-                await self._put_one(address, held)
-
-    async def _ask_first(self) -> None:
-        """Ask for the addresses that come now, AT_ONCE in each look, and give up those that another machine has."""
-        if not self._is_known():
-            return
-        coming = [address for address, held in self._held.items() if held.since <= now() and not held.free]
-        asked = {address: self._held[address] for address in coming[:AT_ONCE]}
-        taken = await self._suspected(list(asked))
-        for address, held in asked.items():
-            held.free = address not in taken
-            if not held.free and self._held.get(address) is held:
-                del self._held[address]
-                self._unwanted.add(address)
-                event = f"egress address {address} is in use by {self._rivals[address].words}"
-                self._event_log.add("network", event, network=held.taken.network)
-        if len(coming) > AT_ONCE:
-            self._wake.set()
-
-    async def _put_one(self, address: str, held: _Held) -> None:
-        tell = not held.link or now() - held.since < ANNOUNCED
-        place = held.taken.wish.prefix, held.link
-        try:
-            link = await self._worker.run_brief(_renew, self._worker.machine, *place, self._until, tell)
-        except LinkspanError as error:
-            link = ""  # it may have another one now
-            if held.failing is None:
-                log.warning("egress address %s: %s", address, error.message)
-        if link != held.link:
-            what = f"egress address {address} is on {link or 'no link'}"
-            self._event_log.add("network", what, network=held.taken.network)
-        held.link = link
-        held.failing = None if link else now() if held.failing is None else held.failing
-
-
-def stale(
-    moved: Collection[Network], networks: Collection[Network], turns: Mapping[str, Mapping[int, Turn]], flow: Flow
-) -> bool:
-    """Return whether a flow leaves a network with another source than a new one on this host after these changes.
-
-    ``turns`` has the changes by network and family, and ``moved`` these networks: there may be far fewer of them, and a
-    host has many flows. Connection tracking treats all of a flow's packets as the first. Without their entries they are
-    translated, or sent to the holder, as new ones are.
-    """
-    source = flow.source
-    left = (one for one in moved if any(pool.holds(source) for pool in one.prefixes))
-    turn = next((turns[one.name].get(source.family) for one in left), None)
-    if turn is None:
-        return False
-    if turn.lost:  # new ones have an address of the host
-        wrong = flow.translated in (None, turn.address)
-    else:
-        wrong = flow.translated != (turn.address if turn.here else None)
-    return wrong and not any(pool.holds(flow.target) for one in networks for pool in one.prefixes)
-
-
-def _renew(machine: Machine, address: Prefix, link: str, until: float, tell: bool) -> str:
-    """Put an address until a moment, and announce it to ``tell`` it; return its link, '' for none (worker thread)."""
-    driver = machine.egress
-    device = link or driver.place(address)
-    if not device or not (found := machine.sockets.link(HOST, device)).up:
-        return ""
-    driver.hold(address, until)
-    state = EgressAddress(device, address)
-    failed = machine.reconciler.change(_source(address.address), (state,)) or driver.apply([state], ())
-    for error in failed.values():
-        raise error
-    if tell:
-        gratuitous_arp.announce(device, found.mac, [address])
-    return device
-
 
 def _key(address: str) -> str:
     return f"{EGRESS}{6 if ':' in address else 4}/{address}"
-
-
-def _source(address: str) -> tuple[str, ...]:
-    return ("egress", address)

@@ -58,17 +58,18 @@ class Desired:
                     raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
         old = self._sources.get(source, {})
         put = [state for key, state in new.items() if old.get(key) != state] if old else [*new.values()]
-        gone = old.keys() - new.keys() if old else set()
+        gone = [key for key in old if key not in new]
         for changed in {*map(type, put), *(type(old[key]) for key in gone)}:
             self._changes[changed] += 1
-        delete = [state for key, state in old.items() if key in gone and self.owners(key) == (source,)]
+        delete, alone = list[State](), (source,)
         for key in gone:
             kind = self._owners[key[0]]
-            if left := tuple(one for one in kind[key].sources if one != source):
-                kind[key] = _Owned(kind[key].state, left)
-            else:
+            owned = kind[key]
+            if owned.sources == alone:
                 del kind[key]
-        alone = (source,)
+                delete.append(old[key])
+            else:
+                kind[key] = _Owned(owned.state, tuple(one for one in owned.sources if one != source))
         for key, state in new.items():
             kind = self._owners.get(key[0])
             if kind is None:
@@ -99,6 +100,10 @@ class Desired:
         """Return the desired state with this key, None if there is none."""
         owned = self._of(key)
         return None if owned is None else owned.state
+
+    def unwanted(self, states: Iterable[State]) -> list[State]:
+        """Return those of some states whose objects no source wants."""
+        return [state for state in states if (key := state.key) not in self._owners.get(key[0], ())]
 
     def sources(self) -> dict[Source, dict[Key, State]]:
         """Return the states of every source."""

@@ -53,6 +53,9 @@ class Event(enum.Enum):
 
     LINK = enum.auto()
     """A link of ours that is no tunnel device."""
+    LINK_GONE = enum.auto()
+    """Such a link was removed or renamed: what the kernel removes with it may be gone. A new link makes no such event,
+    so an attach causes no observation of what is lost only with links."""
     TUNNEL = enum.auto()
     """A tunnel device of ours, with all that is on it."""
     ADDRESS = enum.auto()

@@ -186,7 +186,7 @@ class Reconciler:
         put, delete = batch.put, batch.delete
         put.sort(key=self.kinds.rank)
         if batch.sources > 1:  # another source may want by now what one source dropped
-            delete = [s for s in delete if not any(self.desired.owners(s.key))]
+            delete = self.desired.unwanted(delete)
         delete.sort(key=self.kinds.rank, reverse=True)
         try:
             failed = self.apply(Change(tuple(put), tuple(delete)))
@@ -279,7 +279,9 @@ class Reconciler:
 
     def _not_falling(self, delete: Sequence[State]) -> list[State]:
         """Leave out states that are lost with a link that is deleted as well."""
-        falling = {link for state in delete for link in self.kinds.makes(state)}
+        makers = (state for state in delete if type(state) in self.kinds.linked)
+        if not (falling := {link for state in makers for link in self.kinds.makes(state)}):
+            return list(delete)
         return [s for s in delete if not (self.kinds.of(s).falls and falling.intersection(self.kinds.on(s)))]
 
     def resync(

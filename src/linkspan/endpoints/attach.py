@@ -214,13 +214,14 @@ async def _refuse_known(registry: Registry, request: AttachRequest, number: int)
             f"interface {request.ifname} of container {request.id} is attached already",
             f"linkspan detach --id {request.id} --ifname {request.ifname}",
         )
-    for other in registry.endpoints.values():
-        if number and (other.netns, other.ifname) == (number, request.ifname):
+    for other in registry.within(number):
+        if other.ifname == request.ifname:
             raise Conflict(
                 f"interface {request.ifname} of this namespace is {other.called}'s, on network {other.network}",
                 "choose another --ifname, or leave it out",
             )
-        if request.mac and holds_mac(other, registry.networks.get(request.network), request.mac):
+    for other in registry.endpoints.values() if request.mac else ():
+        if holds_mac(other, registry.networks.get(request.network), request.mac):
             raise Conflict(f"MAC {request.mac} is used by {other.name or other.id}", "choose another, or leave it out")
 
 

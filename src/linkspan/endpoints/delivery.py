@@ -53,8 +53,8 @@ async def make_way(registry: Registry, number: int, cookie: int, fd: int, but: I
     if not cookie:  # an old kernel
         return
     machine = registry.worker.machine
-    for endpoint in list(registry.endpoints.values()):
-        if endpoint.netns != number or endpoint.netns_cookie == cookie or endpoint.identity == but:
+    for endpoint in registry.within(number):
+        if endpoint.netns_cookie == cookie or endpoint.identity == but:
             continue
         name = endpoint.host_ifname
         if not endpoint.netns_cookie and await registry.worker.run_brief(machine.links.leads_into, name, fd):

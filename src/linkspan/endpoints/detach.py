@@ -52,7 +52,7 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
     if endpoint.host_ifname:
         for error in await unplumb(registry, endpoint):
             log.warning("detach %s: %s", endpoint.id, error.message)
-        if endpoint.ports or any(mate.ports for mate in registry.mates(endpoint).endpoints):
+        if endpoint.ports or any(mate.ports for mate in registry.beside(endpoint)):
             registry.keep(asyncio.create_task(forget_connections(registry, endpoint, endpoint.prefixes)))
     elif endpoint.ports:
         for error in await unplumb(registry, endpoint):
@@ -75,11 +75,11 @@ async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]
     liveness meanwhile.
     """
     machine = registry.worker.machine
-    sources, every = registry.without(endpoint), tuple(registry.endpoints.values())
+    sources, mates = registry.without(endpoint), registry.within(endpoint.netns)
 
     def removed() -> list[LinkspanError]:
         errors = list(machine.reconciler.changes(sources).values())
-        machine.leave(endpoint, every)
+        machine.leave(endpoint, mates)
         return errors
 
     return await registry.worker.run(removed)
@@ -91,7 +91,7 @@ async def forget_connections(registry: Registry, endpoint: Endpoint, addresses: 
     In a thread of its own: a dump walks the whole table, 9 ms and more (measured). Only an attach that
     publishes such a port waits for it.
     """
-    every = [port for one in (endpoint, *registry.mates(endpoint).endpoints) for port in one.ports]
+    every = [port for one in (endpoint, *registry.beside(endpoint)) for port in one.ports]
     ports = [(p.protocol, p.host_port) for p in every if p.protocol != "tcp"]
     if not ports and not addresses:
         return

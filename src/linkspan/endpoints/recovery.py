@@ -26,7 +26,7 @@ from linkspan.core.desired import Source
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import HOST, Address, NftElement, Route, State, TokenBucket, Veth
-from linkspan.endpoints import delivery, multihoming, reconstruction, rename
+from linkspan.endpoints import delivery, reconstruction, rename
 from linkspan.endpoints.journal import Row
 from linkspan.endpoints.orphans import Orphans
 from linkspan.endpoints.reconstruction import Link
@@ -298,13 +298,13 @@ class Recovery:
         Raises LinkspanError, and reserves nothing, if that is impossible.
         """
         network = self._networks.get(endpoint.network)
-        for other in self._registry.endpoints.values():
-            if endpoint.netns and other.netns == endpoint.netns and other.namespace != endpoint.namespace:
+        for other in self._registry.within(endpoint.netns):
+            if other.namespace != endpoint.namespace:
                 raise Conflict(f"{other.called} has a namespace with the inode {other.netns}", "attach it again")
         list(backend(network.backend).endpoint(network, endpoint) if endpoint.host_ifname else ())
         self._blocks.restore(endpoint)
         self._ports.restore(endpoint)
-        mates = multihoming.mates(endpoint, self._registry.endpoints.values())
+        mates = self._registry.beside(endpoint)
         tableless = endpoint.delivered and endpoint.netns and not endpoint.metric  # an older agent gave it no table
         if tableless or any(mate.metric == endpoint.metric for mate in mates):
             endpoint = self._registry.ranked(network, endpoint)

@@ -22,7 +22,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ports import PortTable
-from linkspan.core.states.host import HOST, State
+from linkspan.core.states.host import State
 from linkspan.endpoints import multihoming
 from linkspan.endpoints.journal import Journal
 from linkspan.kernel.worker import Worker
@@ -160,6 +160,10 @@ class Registry:
         self._unforgotten: list[Endpoint] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoints = endpoints
+        self._within: dict[int, dict[Identity, Endpoint]] = {}
+        """By namespace (its inode): the endpoints in it. An attach must not look at every other container's."""
+        for endpoint in endpoints.values():
+            self._enter(endpoint)
         self.attached_ns: dict[Identity, int] = {}
         self._pools: dict[str, tuple[str, ...]] = {}
         """The networks' pools that the endpoints' routes lead to."""
@@ -203,7 +207,11 @@ class Registry:
 
     def inside(self, netns: int) -> str:
         """Return what the container in a namespace (its inode) is called, "" for the host's own or an unknown one."""
-        return next((e.called for e in self.endpoints.values() if e.netns == netns != HOST), "")
+        return next((endpoint.called for endpoint in self.within(netns)), "")
+
+    def within(self, netns: int) -> list[Endpoint]:
+        """Return the endpoints in a container's namespace (its inode); none for the host's own."""
+        return list(self._within.get(netns, {}).values())
 
     def count(self, network: str) -> int:
         """Return how many endpoints of a network this host has."""
@@ -236,18 +244,36 @@ class Registry:
     def admit(self, endpoint: Endpoint, at: int) -> None:
         """Add an endpoint to those in place; ``at`` is when it was attached (CLOCK_BOOTTIME, ns)."""
         self.worker.machine.enter(endpoint)  # again: a detach from the same namespace may have come in between
+        self._leave(endpoint.identity)
         self.endpoints[endpoint.identity] = endpoint
+        self._enter(endpoint)
         self.attached_ns[endpoint.identity] = at
         self.changed(endpoint.identity)
 
     def drop(self, identity: Identity) -> None:
         """Remove an endpoint from those in place."""
+        self._leave(identity)
         self.endpoints.pop(identity, None)
         self.attached_ns.pop(identity, None)
 
+    def _enter(self, endpoint: Endpoint) -> None:
+        if endpoint.netns:
+            self._within.setdefault(endpoint.netns, {})[endpoint.identity] = endpoint
+
+    def _leave(self, identity: Identity) -> None:
+        """Take an endpoint out of the namespace in which it is known."""
+        if (known := self.endpoints.get(identity)) is not None and (mates := self._within.get(known.netns)):
+            mates.pop(identity, None)
+            if not mates:
+                del self._within[known.netns]
+
+    def beside(self, endpoint: Endpoint) -> list[Endpoint]:
+        """Return the other endpoints of an endpoint's container."""
+        return multihoming.mates(endpoint, self.within(endpoint.netns))
+
     def mates(self, endpoint: Endpoint) -> Mates:
         """Return the other endpoints of an endpoint's container, as they are now."""
-        found = multihoming.mates(endpoint, self.endpoints.values())
+        found = self.beside(endpoint)
         # Endpoints of a network that is gone are about to be detached, too.
         homes = tuple((self.networks.get(mate.network), mate) for mate in found if self.networks.has(mate))
         return Mates(tuple(found), homes, self.networks.has(endpoint), tuple(self._policing.elements(endpoint)))

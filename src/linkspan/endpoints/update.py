@@ -84,7 +84,7 @@ async def _alter(
         own = {state.key for states in sources.values() for state in states}
         failed = failed | {key: error for key, error in look.failed.items() if key in own}
     if changed.netns != endpoint.netns:  # else the way leads into its present namespace
-        machine.leave(endpoint, list(registry.endpoints.values()))
+        machine.leave(endpoint, registry.within(endpoint.netns))
     registry.journal.attached(changed)
     registry.admit(changed, registry.attached_ns[endpoint.identity])
     for error in failed.values():

@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Event, Kinds
@@ -44,7 +44,6 @@ from linkspan.kernel.io.netlink import (
     NEWRULE,
     ROUTE,
     Socket,
-    attr,
     attributes,
     string,
 )
@@ -75,6 +74,9 @@ _OF_LINKS = frozenset(
 )
 """Messages with a link's index: at the same place in all, but for routes."""
 
+_NO_LINK: Mapping[int, bytes] = {}
+"""The attributes of a link in messages of another type."""
+
 Found = tuple[Event, ...]
 """The content of one message."""
 
@@ -88,19 +90,20 @@ class Ports:
     """
 
     def __init__(self) -> None:
-        self._told: dict[int, bytes] = {}
+        self._told: dict[int, int] = {}
+        """Their hashes: an attach makes six such messages, and only whether the last one differs is asked."""
 
-    def as_told(self, kind: int, body: bytes) -> bool:
-        """Record an event, and return whether it is a port's and reports nothing new."""
+    def as_told(self, kind: int, body: bytes, found: Mapping[int, bytes]) -> bool:
+        """Record an event, and return whether it is a port's and reports nothing new; ``found`` are its attributes."""
         if kind == DELLINK:
             self._told.pop(_index(body), None)
         if kind != NEWLINK or body[0] != AF_BRIDGE:
             return False
-        found = attributes(body, 16)
-        port = attributes(found.pop(_PROTINFO, b""))
-        lasting = [attr(number, value) for number, value in port.items() if number not in _PASSING]
-        now = body[8:12] + b"".join([*(attr(number, value) for number, value in found.items()), *lasting])
-        before, self._told[_index(body)] = self._told.get(_index(body), b""), now
+        port = attributes(found.get(_PROTINFO, b""))
+        lasting = frozenset((number, value) for number, value in port.items() if number not in _PASSING)
+        others = frozenset((number, value) for number, value in found.items() if number != _PROTINFO)
+        now = hash((body[8:12], others, lasting))
+        before, self._told[_index(body)] = self._told.get(_index(body)), now
         return before == now
 
     def clear(self) -> None:
@@ -154,17 +157,16 @@ class RouteEvents:
         try:
             while True:
                 for kind, port, body in self.socket.receive():
-                    if self._ports.as_told(kind, body):
+                    found = attributes(body, 16) if kind in (NEWLINK, DELLINK) else _NO_LINK
+                    if self._ports.as_told(kind, body, found):
                         continue
-                    if kind == NEWLINK and body[0] != AF_BRIDGE and (name := _name(body)).startswith(self._ours):
-                        self._own_macs[_index(body)] = _mac(body)
-                        if name.startswith(self._kinds.tunnels):
-                            self._tunnels.add(_index(body))
+                    if kind == NEWLINK and body[0] != AF_BRIDGE:
+                        self._learn(body, found)
                     elif kind == DELLINK and body[0] != AF_BRIDGE:
                         self._own_macs.pop(_index(body), None)
                     own = self._is_leaving(kind, body) or port in self._own_ports
-                    if not own and (found := self._events(kind, body)):
-                        events.update(found)
+                    if not own and (caused := self._events(kind, body, found)):
+                        events.update(caused)
                         self.actor = _process(port) or self.actor
         except BlockingIOError:
             # A link's removal takes its addresses along, and its own message reports it.
@@ -179,6 +181,13 @@ class RouteEvents:
                 return self._kinds.after(*(set(Event) - {Event.HELPER}))
             raise
 
+    def _learn(self, body: bytes, found: Mapping[int, bytes]) -> None:
+        """Take in a link's name and MAC, if it is ours."""
+        if (name := _named(found)).startswith(self._ours):
+            self._own_macs[_index(body)] = found.get(ADDRESS, b"")
+            if name.startswith(self._kinds.tunnels):
+                self._tunnels.add(_index(body))
+
     def _is_leaving(self, kind: int, body: bytes) -> bool:
         """Return whether a message is about a link that linkspan deletes; the last one ends that."""
         if not self._leaving or kind not in _OF_LINKS:
@@ -189,9 +198,9 @@ class RouteEvents:
             self._leaving.pop(index, None)
         return since is not None and time.monotonic() - since <= LEAVING
 
-    def _events(self, kind: int, body: bytes) -> Found:
+    def _events(self, kind: int, body: bytes, found: Mapping[int, bytes]) -> Found:
         if kind in (NEWLINK, DELLINK):
-            return self._links(kind, body)
+            return self._links(kind, body, found)
         if kind in (NEWADDR, DELADDR):
             if _index(body) in self._own_macs and _is_made_of_mac(body):
                 return ()
@@ -210,17 +219,17 @@ class RouteEvents:
             return (Event.SETTING,)
         return ()
 
-    def _links(self, kind: int, body: bytes) -> Found:
-        name = _name(body)
+    def _links(self, kind: int, body: bytes, found: Mapping[int, bytes]) -> Found:
+        name = _named(found)
         if name.startswith(self._kinds.tunnels):
             # A link that is set down loses its routes and entries, and IPv4 sends no event for that
             # (fib_disable_ip).
             return Event.TUNNEL, Event.ADDRESS_GONE
         if not name.startswith(self._ours):
             if link(body).ours:  # somebody has renamed it
-                return Event.LINK, Event.TUNNEL, Event.ADDRESS_GONE
-            return (Event.ADDRESS,) if self._has_new_mac(kind, body) else ()
-        return (Event.LINK, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
+                return Event.LINK, Event.LINK_GONE, Event.TUNNEL, Event.ADDRESS_GONE
+            return (Event.ADDRESS,) if self._has_new_mac(kind, body, found.get(ADDRESS, b"")) else ()
+        return (Event.LINK, Event.LINK_GONE, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
 
     def _routes(self, kind: int, body: bytes) -> Found:
         if body[5] == BIRD:
@@ -236,14 +245,14 @@ class RouteEvents:
             return Event.ROUTE, Event.ADDRESS_GONE
         return (Event.ROUTE,) if kind == DELROUTE or body[5] == ROUTE_PROTOCOL else ()
 
-    def _has_new_mac(self, kind: int, body: bytes) -> bool:
-        """Return whether a known link has another MAC now."""
+    def _has_new_mac(self, kind: int, body: bytes, now: bytes) -> bool:
+        """Return whether a known link has another MAC ``now``."""
         if body[0] == AF_BRIDGE:  # a bridge port's message, without its MAC
             return False
         before = self._macs.pop(_index(body), None)
         if kind == NEWLINK:
-            self._macs[_index(body)] = _mac(body)
-        return kind == NEWLINK and before not in (None, _mac(body))
+            self._macs[_index(body)] = now
+        return kind == NEWLINK and before not in (None, now)
 
     def _neighbours(self, kind: int, body: bytes) -> Found:
         family, index, state, _, _ = NDMSG.unpack_from(body)
@@ -315,7 +324,12 @@ def _mac(body: bytes) -> bytes:
 
 
 def _name(body: bytes) -> str:
-    return string(attributes(body, 16).get(_IFNAME, b""))
+    return _named(attributes(body, 16))
+
+
+def _named(found: Mapping[int, bytes]) -> str:
+    """Return the name in a link's attributes."""
+    return string(found.get(_IFNAME, b""))
 
 
 def _is_own_thread(number: int) -> bool:
@@ -329,6 +343,7 @@ class NftEvents:
     def __init__(self, kinds: Kinds) -> None:
         self._kinds = kinds.after(Event.NFT)
         self.socket = Socket(NETFILTER, (_NFT_GROUP,))
+        self.socket.only(_NEWGEN)  # which is a datagram of its own, and 10,000 elements are as many messages
         self.actor = ""
 
     def dirty(self) -> frozenset[type[State]]:
@@ -336,13 +351,12 @@ class NftEvents:
         found = False
         try:
             while True:
-                for kind, _, body in self.socket.receive():
-                    if kind == _NEWGEN:
-                        told = attributes(body, 4)
-                        pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
-                        if not _is_own_thread(pid):
-                            found = True
-                            self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
+                for _, _, body in self.socket.receive():
+                    told = attributes(body, 4)
+                    pid = struct.unpack(">I", told.get(_GEN_PROCESS, bytes(4)))[0]
+                    if not _is_own_thread(pid):
+                        found = True
+                        self.actor = f"{string(told.get(_GEN_NAME, b''))}, process {pid}" if pid else ""
         except BlockingIOError:
             return self._kinds if found else frozenset()
         except OSError as error:

@@ -21,6 +21,7 @@ from linkspan.kernel.drivers import (
     ipsec,
     links,
     neighbours_and_fdb,
+    nftables_links,
     nftables_objects,
     processes,
     sysctl,
@@ -85,7 +86,8 @@ class Machine:
         resync. An unreachable route keeps that network's packets off the default route meanwhile.
         """
         if self.firewall.has_tables:
-            self.reconciler.leave((kind.state for kind in nftables_objects.KINDS), nftables_objects.alone)
+            rules = (kind.state for kind in (*nftables_objects.KINDS, *nftables_links.KINDS))
+            self.reconciler.leave(rules, nftables_objects.alone)
 
     def release(self) -> None:
         """Close the sockets that were opened in containers."""

@@ -15,6 +15,7 @@ from linkspan.core.remedies import reason
 from linkspan.kernel.io import durable_files
 
 State = Literal["new", "started", "passed"]
+_OTHERWISE = "name a folder of yours in XDG_STATE_HOME"
 
 
 class Entry(msgspec.Struct):
@@ -130,10 +131,18 @@ class Progress:
                 durable_files.write(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
             except OSError as error:
                 what = f"progress cannot be kept in {self._path.parent}: {reason(error)}"
-                raise Unavailable(what, "name a folder of yours in XDG_STATE_HOME") from error
+                raise Unavailable(what, _OTHERWISE) from error
 
 
 def folder() -> Path:
-    """Return the folder for this user's progress (XDG Base Directory Specification: state)."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    """Return the folder for this user's progress (XDG Base Directory Specification: state).
+
+    Raises Unavailable if this user has no home.
+    """
+    if not (base := os.environ.get("XDG_STATE_HOME", "")):
+        try:
+            base = str(Path.home() / ".local" / "state")
+        except RuntimeError as error:
+            what = "progress cannot be kept: this user has no home folder (HOME is not set, and /etc/passwd names none)"
+            raise Unavailable(what, _OTHERWISE) from error
     return Path(base, "linkspan", "learn")

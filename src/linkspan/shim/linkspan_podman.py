@@ -43,7 +43,10 @@ def rootless() -> bool:
     """Return whether this is not root, or is root in a user namespace other than the machine's own."""
     if posix.geteuid():
         return True
-    fd = posix.open("/proc/self/uid_map", posix.O_RDONLY)
+    try:
+        fd = posix.open("/proc/self/uid_map", posix.O_RDONLY)
+    except FileNotFoundError:  # a kernel without user namespaces
+        return False
     try:
         return posix.read(fd, 200).split() != [b"0", b"0", b"4294967295"]
     finally:

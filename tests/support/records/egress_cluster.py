@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster import address_probe, egress
-from linkspan.cluster.egress import Exits, Turn
+from linkspan.cluster import address_probe, egress, held_addresses
+from linkspan.cluster.egress import Exits
+from linkspan.cluster.egress_flows import Turn
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
 from linkspan.core.addresses import Prefix, prefix
@@ -45,12 +46,18 @@ class Segment:
     def __init__(self) -> None:
         self.kernels: list[Addresses] = []
         self.others: set[str] = set()
+        self.announced: list[int] = []
+        """How many addresses were announced at a time."""
 
     async def rivals(self, worker: Worker, addresses: Iterable[Prefix]) -> dict[Prefix, str]:
         """Answer a host's question as machines do that have an address."""
         asking = worker.machine.egress
         taken = {a for one in self.kernels if one is not asking for a, end in one.ends.items() if end > clock()}
         return {one: "another machine" for one in addresses if one.address in self.others | taken}
+
+    def announce(self, _device: str, _mac: bytes, addresses: Sequence[Prefix]) -> None:
+        """Hear the announcements of a host."""
+        self.announced.append(len(addresses))
 
 
 class Addresses(EgressAddressDriver):
@@ -228,7 +235,8 @@ def played(folder: Path, work: Callable[[Cluster], Awaitable[None]]) -> None:
 
     async def run() -> None:
         cluster = Cluster(folder)
-        patched.setattr(address_probe, "rivals", cluster.segment.rivals)
+        patched.setattr(address_probe, "rivals", lambda *asked: cluster.segment.rivals(*asked))
+        patched.setattr(gratuitous_arp, "announce", cluster.segment.announce)
         for name in cluster.kernels:
             await cluster.begin(name)
             await cluster.hosts[name].replica.write({f"hosts/{name}": cluster.hosts[name].hosts.here})
@@ -243,5 +251,5 @@ def played(folder: Path, work: Callable[[Cluster], Awaitable[None]]) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(egress, "now", clock)
-        patched.setattr(gratuitous_arp, "announce", lambda *_: None)
+        patched.setattr(held_addresses, "now", clock)
         in_virtual_time(run)

@@ -16,7 +16,8 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Port, Underlay
-from linkspan.core.states.host import NftLinkChain, NftTable
+from linkspan.core.states.host import EgressAddress, NftLinkChain, NftTable
+from linkspan.endpoints.registry import fast_source, source
 from linkspan.kernel.probe import conntrack
 from linkspan.kernel.probe.conntrack import Flow
 from linkspan.policy.model import Policy, Rule, Selector
@@ -44,7 +45,8 @@ class Stage:
         monkeypatch.setattr(conntrack, "cut", self.cuts.append)
         self.member = Member(Memory(), folder, "h1")
         self.facts = Facts(early=True)
-        self.member.endpoints |= {one.identity: one for one in (WEB, OTHER)}
+        for endpoint in (WEB, OTHER):
+            self.attach(endpoint)
         records = PolicyRecords(self.member.replica, self.member.networks)
         one = self.member
         elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
@@ -75,9 +77,14 @@ class Stage:
         await self.member.replica.write({"networks/demo": net})
         self.member.networks.refresh()
 
+    def attach(self, endpoint: Endpoint) -> None:
+        """Have an endpoint, with a state of its own."""
+        self.machine.reconciler.change(source(endpoint), [EgressAddress(endpoint.host_ifname, endpoint.prefixes[0])])
+        self.member.endpoints[endpoint.identity] = endpoint
+
     def change(self, endpoint: Endpoint) -> None:
         """Change an endpoint of the host."""
-        self.member.endpoints[endpoint.identity] = endpoint
+        self.attach(endpoint)
         self.fast.note(endpoint.identity)
 
     async def enforce(self) -> None:
@@ -158,6 +165,20 @@ def test_nobody_leaves_the_path_before_rules_are_there(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_whoever_is_being_detached_is_not_put_on_the_path_again(stage: Stage) -> None:
+    """Its states are gone, and the endpoint itself goes some moments later: networks or policies may change between."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.machine.reconciler.changes({source(WEB): (), fast_source(WEB.identity): ()})
+            await stage.fast.follow()
+            assert stage.links == {"lsr2"}
+            stage.change(WEB)
+            await eventually(lambda: stage.links == {"lsr1", "lsr2"}, "it is attached again")
+
+    asyncio.run(main())
+
+
 def test_a_default_of_a_network_takes_all_off(stage: Stage) -> None:
     """It is about each endpoint of the network."""
 
@@ -209,7 +230,7 @@ def test_older_flows_of_whoever_leaves_the_path_are_forgotten(stage: Stage) -> N
 
     async def main() -> None:
         slow = msgspec.structs.replace(OTHER, id="c3", addresses=("10.244.1.4/32",), netns=9, mtu=1400)
-        stage.member.endpoints[slow.identity] = slow
+        stage.attach(slow)
         async with stage.running():
             assert stage.cuts == []
             stage.change(msgspec.structs.replace(WEB, mtu=1400))

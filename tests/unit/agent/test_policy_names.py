@@ -389,6 +389,38 @@ def test_only_so_many_are_asked_again_at_once(
     asyncio.run(main())
 
 
+def test_the_names_of_policies_that_come_and_go_make_no_crowd(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so many questions are under way while the server is silent; then each name is asked for."""
+    ready = asyncio.Event()
+
+    async def slow(server: str, name: str, _kind: int) -> Answer:
+        servers.asked[server, name] += 1
+        await ready.wait()
+        return said(name, "192.0.2.7")
+
+    monkeypatch.setattr(policy_names, "WAIT", 0)
+    monkeypatch.setattr(name_lookup, "ask", slow)
+    every = [f"n{number}.example.com" for number in range(200)]
+    many = Regime([Policy(name="p", egress=(Rule(peers=(Peer(dns=tuple(every)),)),))])
+
+    async def main() -> None:
+        async def work() -> None:
+            for _ in range(5):
+                await servers.names.follow(many, FOUR)
+                await servers.names.follow(Regime(), FOUR)
+            await servers.names.follow(many, FOUR)
+            assert len(servers.names._asking) <= policy_names.AT_ONCE
+            assert len(servers.names._due) <= len(every)
+            ready.set()
+            await eventually(lambda: all(servers.there(name) for name in every), "all are asked for")
+
+        await servers.run(work)
+
+    asyncio.run(main())
+
+
 def test_a_family_that_no_network_has_any_more_is_not_put(servers: Servers) -> None:
     """Its sets are gone: to put into them would fail, and keep all others from being filled."""
 

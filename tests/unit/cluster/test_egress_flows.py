@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster.egress import Turn, stale
+from linkspan.cluster.egress_flows import Turn, stale
 from linkspan.core.addresses import prefix
 from linkspan.core.model import Egress
 from linkspan.kernel.probe.conntrack import Flow

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster.egress import LATER
+from linkspan.cluster.egress import LATER, PATIENCE
 from linkspan.core.contracts import LIFE
 from linkspan.core.model import Egress, Network
 from linkspan.kernel.drivers.egress_addresses import LIFETIME
@@ -139,3 +139,20 @@ def test_the_next_holder_waits_longer_than_an_address_can_live() -> None:
     """Its record ends LIFE after the last keepalive, and others see that half a second later."""
     assert LIFE + ABSENCE + LATER > LIFETIME + LATE
     assert msgspec.convert(msgspec.to_builtins(DEMO), Network) == DEMO
+
+
+def test_since_when_nobody_has_it_is_forgotten_with_the_wish(tmp_path: Path) -> None:
+    """A network that gets it again later leaves it to the preferred host for PATIENCE, as at first."""
+
+    async def work(cluster: Cluster) -> None:
+        await cluster.one()
+        await cluster.hosts["h1"].replica.write({"networks/demo": network()})
+        await soon(lambda: cluster.having() == [], "it is gone", 2)
+        exits = cluster.hosts["h2"].exits
+        await soon(lambda: not (exits._followed or exits._flowing), "no flow follows it", 2)
+        exits._unwanted.clear()  # as of a host that has never tried to take one: it has nothing to do now
+        exits._vacant[EXIT.address] = clock()
+        await sleep(2 * PATIENCE)
+        assert exits._vacant == {}
+
+    played(tmp_path, work)

@@ -9,10 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.cluster import address_probe
+from linkspan.cluster import address_probe, held_addresses
 from linkspan.cluster.egress import OTHERS
+from linkspan.cluster.held_addresses import Held
 from linkspan.core.addresses import Prefix
 from linkspan.core.model import Egress, Network
+from linkspan.kernel.probe import arp
 from linkspan.kernel.worker import Worker
 from linkspan.store.memory import MemoryStore
 from support.records.egress_cluster import APPS, EXIT, FAILOVER, RECORD, Cluster, played
@@ -21,16 +23,21 @@ from support.virtual_time import clock, soon
 TAKEN = Egress("192.0.2.50")
 
 
+def address(number: int) -> str:
+    """Return the address of such a network."""
+    return f"203.0.{113 + (number >> 8)}.{number & 255}"
+
+
 def leaving_by(host: str, number: int) -> dict[str, Network]:
     """Return the records of networks that each leave by an address of its own, which a host should hold."""
     return {
         f"networks/n{n}": msgspec.structs.replace(
             APPS,
             name=f"n{n}",
-            pools=(f"10.{n}.0.0/16",),
-            gateways=(f"10.{n}.0.1/16",),
+            pools=(f"10.{n >> 1}.{n % 2 * 128}.0/17",),
+            gateways=(f"10.{n >> 1}.{n % 2 * 128}.1/17",),
             options={"vni": f"{1000 + n}"},
-            egress=(Egress(f"203.0.113.{n}", host),),
+            egress=(Egress(address(n), host),),
         )
         for n in range(1, number + 1)
     }
@@ -77,7 +84,10 @@ def test_a_host_that_came_to_have_it_meanwhile_keeps_the_next_holder_from_it(tmp
 
 
 def test_all_addresses_of_a_dead_holder_move_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a few transactions, and all networks follow together: as soon as one alone would."""
+    """By a few transactions, and all networks follow together: as soon as one alone would.
+
+    Though the questions for all take their time, and the dead host's kernel answers them for a while.
+    """
     taken: list[int] = []
     real = MemoryStore.transaction
 
@@ -87,26 +97,43 @@ def test_all_addresses_of_a_dead_holder_move_at_once(tmp_path: Path, monkeypatch
         return await real(self, puts, *more, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MemoryStore, "transaction", transaction)
-    many = leaving_by("h1", 100)
+    many = leaving_by("h1", 300)
     addresses = {one.egress[0].address for one in many.values()}
 
     async def work(cluster: Cluster) -> None:
-        await cluster.hosts["h1"].replica.write(many)
-        await soon(lambda: all(cluster.having(a) == ["h1"] for a in addresses), "h1 has all", 2 * FAILOVER)
-        await sleep(3)
+        answered = cluster.segment.rivals
+
+        async def slowly(worker: Worker, asked: Collection[Prefix]) -> dict[Prefix, str]:
+            """Take the time of `kernel/probe/arp.py`: those that answer do so at the first question."""
+            found = await answered(worker, asked)
+            sending = arp.PAUSE / address_probe.BURST
+            await sleep(len(asked) * sending)
+            if silent := len(asked) - len(found):
+                await sleep(address_probe.WAIT + (address_probe.TRIES - 1) * (silent * sending + address_probe.WAIT))
+            return found
+
+        monkeypatch.setattr(cluster.segment, "rivals", slowly)
+        records = list(many.items())
+        for first in range(0, len(records), 100):
+            await cluster.hosts["h1"].replica.write(dict(records[first : first + 100]))
+        await soon(lambda: all(cluster.having(a) == ["h1"] for a in addresses), "h1 has all", 4 * FAILOVER)
+        await sleep(6)
         calls = {name: len(host.calls) for name, host in cluster.hosts.items()}
         taken.clear()
+        cluster.segment.announced.clear()
         await cluster.hosts["h1"].die()
 
         def moved() -> bool:
             return all(cluster.having(a) not in ([], ["h1"]) for a in addresses)
 
         await soon(moved, "the others have all", FAILOVER)
-        assert len(taken) < 20
+        assert len(taken) < 30
+        assert sum(cluster.segment.announced) >= len(addresses)
+        assert len(cluster.segment.announced) < 20
         for name in ("h2", "h3"):
             since = cluster.hosts[name].calls[calls[name] :]
             assert len(since) < 10
-            assert {network for call in since for network in call} >= {f"n{n}" for n in range(1, 101)}
+            assert {network for call in since for network in call} >= {f"n{n}" for n in range(1, 301)}
 
     played(tmp_path, work)
 
@@ -165,13 +192,13 @@ def test_to_ask_for_many_addresses_takes_no_other_away(tmp_path: Path, monkeypat
             await sleep(0.04 * len(addresses))
             return await answered(worker, addresses)
 
-        monkeypatch.setattr(address_probe, "rivals", slowly)
+        monkeypatch.setattr(cluster.segment, "rivals", slowly)
         many = leaving_by("h1", 240)
         for first in range(0, len(many), 100):
             await cluster.hosts["h1"].replica.write(dict(list(many.items())[first : first + 100]))
 
         async def last() -> None:
-            await soon(lambda: cluster.having("203.0.113.240") == ["h1"], "h1 has all", 4 * FAILOVER)
+            await soon(lambda: cluster.having(address(240)) == ["h1"], "h1 has all", 4 * FAILOVER)
 
         waiting = create_task(last())
         while not waiting.done():
@@ -182,24 +209,27 @@ def test_to_ask_for_many_addresses_takes_no_other_away(tmp_path: Path, monkeypat
     played(tmp_path, work)
 
 
-def test_an_address_whose_record_ended_meanwhile_is_not_put(tmp_path: Path) -> None:
-    """While another one is put, the host learns that it was silent, and lives again: others may hold its addresses."""
+def test_an_address_whose_record_ended_meanwhile_is_not_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others are put, the host learns that it was silent, and lives again: others may hold its addresses."""
 
     async def work(cluster: Cluster) -> None:
         await cluster.hosts["h1"].replica.write(leaving_by("h1", 3))
-        addresses = [f"203.0.113.{n}" for n in range(1, 4)]
+        addresses = [address(n) for n in range(1, 4)]
         await soon(lambda: all(cluster.having(a) == ["h1"] for a in addresses), "h1 has all", 2 * FAILOVER)
         exits = cluster.hosts["h1"].exits
         put: list[str] = []
 
-        async def meanwhile(address: str, _held: object) -> None:
-            put.append(address)
+        async def meanwhile(due: Mapping[str, Held]) -> None:
+            put.extend(due)
             exits.lost()
             exits.confirmed(clock())
 
         await exits.stop()
-        exits._put_one = meanwhile  # type: ignore[method-assign, assignment]
-        await exits._put_free()
+        monkeypatch.setattr(held_addresses, "PUT_AT_ONCE", 1)
+        monkeypatch.setattr(exits._addresses, "_put_some", meanwhile)
+        await exits._addresses.put()
         assert len(put) == 1
 
     played(tmp_path, work)

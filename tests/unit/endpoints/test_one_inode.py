@@ -24,6 +24,10 @@ class Kept(Registry):
         self.worker: Any = self
         self.machine = self.links = self.namespaces = self
 
+    def within(self, netns: int) -> list[Endpoint]:
+        """Return those in a namespace."""
+        return [endpoint for endpoint in self.endpoints.values() if endpoint.netns == netns]
+
     async def run_brief(self, function: Any, *args: Any) -> Any:
         """Run it here and now."""
         return function(*args)

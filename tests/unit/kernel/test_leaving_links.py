@@ -45,6 +45,9 @@ class Kernel:
         """Return no link."""
         return iter(())
 
+    def only(self, kind: int) -> None:
+        """Pass everything."""
+
     def receive(self) -> Iterator[tuple[int, int, bytes]]:
         """Tell the messages, then nothing."""
         if not self._told:

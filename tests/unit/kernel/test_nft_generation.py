@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.core.states.host import HOST, NftElement
+from linkspan.core.states.host import HOST, NftChain, NftElement, NftLinkChain
 from linkspan.kernel.drivers import nftables_objects
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 
@@ -19,6 +19,8 @@ class Ruleset:
         self.meanwhile = False
         """Whether somebody changes it while it is listed."""
         self.flags: list[str] = []
+        self.chains: dict[str, str] = {}
+        """The chains' rules, as they are listed."""
 
     def put(self, element: str) -> None:
         """Add an element."""
@@ -35,8 +37,22 @@ class Ruleset:
             self.generation += 1
         return [{"table": {"family": "inet", "name": "linkspan", "flags": self.flags}}, {"set": found}]
 
-    def text(self, _command: str) -> str:
-        """List its chains: there are none."""
+    def text(self, command: str) -> str:
+        """List its chains."""
+        family = command.split()[2]
+        listed = (f"\tchain {name} {{\n\t\t{rule}\n\t}}\n" for name, rule in self.chains.items())
+        return f"table {family} linkspan {{\n{''.join(listed)}}}\n"
+
+    def run(self, commands: str) -> str:
+        """Add and delete chains; a rule is listed with its address as a number."""
+        if commands.startswith("describe"):
+            return ""
+        for verb, what, _, _, name, *rule in map(str.split, commands.splitlines()):
+            if (verb, what) == ("add", "rule"):
+                self.chains[name] = " ".join(rule).replace("localhost", "127.0.0.1")
+            elif verb == "delete":
+                del self.chains[name]
+        self.generation += 1
         return ""
 
 
@@ -88,3 +104,40 @@ def test_a_table_that_goes_with_its_owner_is_looked_for_each_time(ruleset: Rules
     assert _elements(driver) == {"10.0.0.1"}
     ruleset.elements.clear()
     assert _elements(driver) == set()
+
+
+def test_the_listing_of_a_chain_that_is_gone_is_forgotten(ruleset: Ruleset) -> None:
+    """Chains come and go with policies, for as long as an agent runs; those that are there are as they were put."""
+    driver = FirewallDriver()
+    every = [NftChain("inet", "linkspan", f"policy_{n}", "", ("ip saddr localhost accept",)) for n in range(20)]
+    for chain in every:
+        assert driver.apply([chain], ()) == {}
+        assert chain in driver.observe(HOST)
+        if chain is not every[-1]:
+            assert driver.apply((), [chain]) == {}
+    assert [one for one in driver.observe(HOST) if isinstance(one, NftChain)] == every[-1:]
+    assert driver._renderings.keys() == {every[-1].key}
+
+
+def test_a_link_that_is_replaced_while_it_is_listed_is_listed_again(
+    ruleset: Ruleset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chain has gone with the former link, which is no transaction."""
+    links = {"lsr1": 5}
+    text = ruleset.text
+
+    def meanwhile(command: str) -> str:
+        links["lsr1"] = 6
+        return text(command)
+
+    monkeypatch.setattr(nftables_objects, "TABLES", (("netdev", "linkspan"),))
+    monkeypatch.setattr(nftables_objects, "_every_index", links.copy)
+    monkeypatch.setattr(nftables_objects, "link_index", links.__getitem__)
+    monkeypatch.setattr(ruleset, "text", meanwhile)
+    driver = FirewallDriver()
+    ruleset.chains["lsr1"] = "accept"
+    assert [one.name for one in driver.observe(HOST) if isinstance(one, NftLinkChain)] == ["lsr1"]
+    ruleset.chains.clear()
+    assert not any(isinstance(one, NftLinkChain) for one in driver.observe(HOST))
+    ruleset.chains["lsr1"] = "accept"
+    assert not any(isinstance(one, NftLinkChain) for one in driver.observe(HOST)), "nothing has changed since"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
-from linkspan.kernel.io.private_files import writers
+from linkspan.kernel.io import private_files
+from linkspan.kernel.io.private_files import machines_root, writers
 
 pytestmark = pytest.mark.root
 
@@ -46,3 +49,45 @@ def test_links_that_lead_to_each_other_end(there: Path) -> None:
     (there / "opt/two").symlink_to("x/../one")
     (there / "opt/x").symlink_to(".")
     assert [*writers([there / "opt/one"])] == []
+
+
+STAFF = 528288
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "primary", "refused"),
+    [
+        ("staff", [], 100, False),
+        ("staff", ["alice"], 100, True),
+        ("staff", [], STAFF, True),
+        ("mail", [], 100, True),  # setgid programs write as this group
+    ],
+)
+def test_debians_group_of_usr_local_may_write_while_nobody_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, members: list[str], primary: int, refused: bool
+) -> None:
+    """Its folders are root:staff 2775, and whoever is in that group may change what root runs."""
+    group = grp.struct_group((name, "x", STAFF, members))
+    alice = pwd.struct_passwd(("alice", "x", 1000, primary, "", "/home/alice", "/bin/sh"))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: group)
+    monkeypatch.setattr(pwd, "getpwall", lambda: [alice])
+    program = tmp_path / "bin/etcd"
+    program.parent.mkdir()
+    program.write_text("")
+    os.chown(program.parent, 0, STAFF)
+    program.parent.chmod(0o2775)
+    assert [*writers([program])] == ([f"{program.parent} may be written by group {name}"] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("mapped", "is_root"), [("0 0 4294967295", True), ("0 1000 1", False), (None, True)], ids=["all", "one", "no file"]
+)
+def test_a_kernel_without_user_namespaces_has_one_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: str | None, is_root: bool
+) -> None:
+    """It has no file that says which users a process's are."""
+    file = tmp_path / "uid_map"
+    if mapped is not None:
+        file.write_text(f"         {mapped}\n")
+    monkeypatch.setattr(private_files, "_UID_MAP", file)
+    assert machines_root() is is_root

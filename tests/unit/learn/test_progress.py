@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 
 import pytest
 
 from linkspan.core.errors import Invalid, Unavailable
+from linkspan.learn import progress
 from linkspan.learn.progress import Progress
 
 
@@ -51,3 +53,15 @@ def test_a_home_that_cannot_be_written_is_an_error_with_the_way_out() -> None:
     with pytest.raises(Unavailable, match="cannot be kept in /proc/none") as caught:
         Progress(Path("/proc/none")).start("veth")
     assert "XDG_STATE_HOME" in caught.value.hint
+
+
+def test_a_user_without_any_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the user of a container that is a mere number. With a folder of its own, it can learn."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(Unavailable, match="no home folder") as caught:
+        progress.folder()
+    assert "XDG_STATE_HOME" in caught.value.hint
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/tmp")
+    assert progress.folder() == Path("/var/tmp/linkspan/learn")

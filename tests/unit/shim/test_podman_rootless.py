@@ -33,3 +33,14 @@ def test_root_of_a_user_namespace_is_none() -> None:
     done = subprocess.run(argv, input=b"{}", capture_output=True, check=False)
     assert done.returncode == 1
     assert json.loads(done.stdout) == SAID
+
+
+def test_root_of_a_kernel_without_user_namespaces_is_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a kernel does not say which users a process has: it has all."""
+
+    def missing(path: str, _flags: int) -> int:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(posix, "geteuid", lambda: 0)
+    monkeypatch.setattr(posix, "open", missing)
+    assert not linkspan_podman.rootless()

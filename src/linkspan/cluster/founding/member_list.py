@@ -14,14 +14,17 @@ from linkspan.core.addresses import place
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.store_url import OWN_SIGNER
 from linkspan.store.etcd import EtcdStore
+from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import Json, Member, Members, decode
 
 ADD_SECONDS = 10.0
 """Seconds for a change of the members: etcd agrees on it with all of them first."""
 SETTLE_SECONDS = 15.0
-"""Seconds for connections between voters to count as healthy."""
+"""Seconds for connections between voters to count as healthy, and for an election after a voter has stopped."""
 AGAIN = 0.5
+PASSING = ("unhealthy cluster", "server stopped", "leader changed", "no leader")
+"""What etcd says while that lasts."""
 LOOK = 2.0
 """Seconds for another voter to tell its members."""
 
@@ -113,23 +116,28 @@ async def promote(gateway: Gateway, id_: str, leader: str) -> None:
 
 
 async def remove(gateway: Gateway, id_: str) -> None:
-    """Take a member out. Raises Unavailable: etcd refuses it if its quorum would be lost.
+    """Take a member out, if it is one. Raises Unavailable: etcd refuses it if its quorum would be lost.
 
-    etcd also refuses it while the others are connected for less than five seconds (its HealthInterval): this waits.
+    etcd also refuses it while the others are connected for less than five seconds (its HealthInterval): this waits. The
+    member that is asked may stop at that moment, above all if it is the one that goes. Then another one is asked, which
+    may find that it is gone.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         try:
-            await gateway.at(gateway.endpoint, "/v3/cluster/member/remove", {"ID": id_}, ADD_SECONDS)
+            await gateway.call("/v3/cluster/member/remove", {"ID": id_}, ADD_SECONDS)
+        except Refused as error:
+            if not error.missing:
+                raise
         except Unavailable as error:
-            if "unhealthy cluster" not in error.message or time.monotonic() > deadline:
+            if not any(word in error.message for word in PASSING) or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(AGAIN)
-        else:
-            return
+            continue
+        return
 
 
 async def move(gateway: Gateway, id_: str, peers: str) -> None:
     """Write down another HOST:PORT of a member for other voters. Raises Unavailable."""
     body: Json = {"ID": id_, "peerURLs": [f"https://{peers}"]}
-    await gateway.at(gateway.endpoint, "/v3/cluster/member/update", body, ADD_SECONDS)
+    await gateway.call("/v3/cluster/member/update", body, ADD_SECONDS)

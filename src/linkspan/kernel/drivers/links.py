@@ -132,6 +132,7 @@ class LinkDriver:
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Make, repair and remove links; a foreign link with the same name is a Conflict."""
         failed: dict[Key, LinkspanError] = {}
+        self._sockets.forget_indexes()
         for state in put:
             try:
                 match state:
@@ -315,6 +316,7 @@ class Removal:
 
     def __init__(self, threads: int) -> None:
         self._events = Socket(groups=[_LINK_GROUP])
+        self._events.only(DELLINK)  # others, some for each attach and each removal, would only be read and dropped
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self.leaving: Leaving = {}
         self._requests = [Socket() for _ in range(threads)]

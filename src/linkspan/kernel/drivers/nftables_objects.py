@@ -11,6 +11,7 @@ import contextlib
 import functools
 import re
 import shlex
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ import msgspec
 
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Link, Sort
+from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Sort
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import (
     HOST,
@@ -33,11 +34,18 @@ from linkspan.core.states.host import (
 )
 from linkspan.kernel.drivers import nftables_chains, nftables_elements
 from linkspan.kernel.drivers.nftables_elements import Layout, layout, link_index, transact
+from linkspan.kernel.drivers.nftables_texts import (
+    chains_of,
+    delete_commands,
+    element_text,
+    has_flag,
+    put_commands,
+    set_text,
+    sets_of,
+)
 from linkspan.kernel.io.nftables import Nft, generation, netfilter_socket, table_exists
 from linkspan.kernel.local_host import LocalHost
 
-MOST = 65535
-"""Largest number of elements of a set that rules fill; beyond it rules add none."""
 _MANY = 200
 """Elements of new sets from which on they are put before the rules, without libnftables: 10,000 take it 0.1 s."""
 _FEW = 8
@@ -45,17 +53,14 @@ _FEW = 8
 
 TABLES = (("inet", "linkspan"), ("bridge", "linkspan"), ("netdev", "linkspan"))
 """All tables of ours, by (family, name)."""
-_EVERYWHERE = TABLES[:2]
-"""Those that every host with containers has: netdev is only for networks with ``fast=true``."""
-_INDEX = "iface_index"
-"""The type of a map's data that is a link."""
+_EVERYWHERE, _FAST = TABLES[:2], TABLES[2]
+"""Those that every host with containers has, and that of networks with ``fast=true``."""
 
 NEWER = ("icmpv6 taddr",)
 """Expressions of our rules that an older nft does not know: 1.0.6, of Debian 12, has no ``taddr``. Without its rule a
 container may answer for the IPv6 address of another one on its bridge; ``doctor`` says so."""
 
 _SomeChain = TypeVar("_SomeChain", bound=NftChain)
-_CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.MULTILINE | re.DOTALL)
 
 
 class FirewallDriver:
@@ -65,6 +70,7 @@ class FirewallDriver:
         self._nft = Nft()
         self._netfilter = netfilter_socket()
         self._renderings: dict[Key, tuple[NftChain, NftChain]] = {}
+        """Chains that were put, each with how nft listed it then; those that no listing has are forgotten."""
         self._layouts: dict[tuple[str, str, str], Layout] = {}
         self._data: dict[Key, tuple[str, ...]] = {}
         """Where maps lead, as far as it is known: the kernel changes an element's data only by a delete and an add."""
@@ -98,12 +104,11 @@ class FirewallDriver:
         before = generation(self._netfilter)
         if self._is_listed(before):
             return self._listed[1]
+        # Before the listing: of a link that is replaced meanwhile, the listing may have what went with the former one.
+        links = _every_index() if table_exists(self._netfilter, *_FAST) else {}
         found, owned = self._list()
-        self._links = _indexes(
-            state.data[0] if isinstance(state, NftExit) else state.link
-            for state in found
-            if isinstance(state, NftExit | NftLinkChain)
-        )
+        on = (s.data[0] if isinstance(s, NftExit) else s.link for s in found if isinstance(s, NftExit | NftLinkChain))
+        self._links = {link: links.get(link, 0) for link in on}
         # With an owner's socket its tables go, and that is no transaction (nft_rcv_nl_event in nf_tables_api.c). In a
         # list that another transaction ran into, part may be older than the rest.
         if not owned and generation(self._netfilter) == before:
@@ -136,35 +141,27 @@ class FirewallDriver:
                 if not _gone(error):
                     raise
                 continue
-            owned = owned or _has_flag(listed, "owner")
+            owned = owned or has_flag(listed, "owner")
             # Dormant: the kernel passes no packet to its chains. ``add table`` wakes it.
-            found.append(NftTable(family, name, ("dormant",) if _has_flag(listed, "dormant") else ()))
+            found.append(NftTable(family, name, ("dormant",) if has_flag(listed, "dormant") else ()))
             for chain in chains:
                 wanted, rendering = self._renderings.get(chain.key, (chain, None))
                 found.append(wanted if rendering == chain else chain)
-            found.extend(_sets(listed))
+            found.extend(sets_of(listed))
+        there = {state.key for state in found if isinstance(state, NftChain)}  # others come and go with containers
+        self._renderings = {key: known for key, known in self._renderings.items() if key in there}
         self._learn(found)
         self._data = {state.key: state.data for state in found if isinstance(state, NftElement) and state.data}
         return tuple(found), owned
 
     def _chains(self, family: str, table: str) -> list[NftChain]:
         """Return all chains of a table."""
-        return self._read(family, table, self._nft.text(f"list table {family} {table}"))
+        return chains_of(family, table, self._nft.text(f"list table {family} {table}"))
 
     def _chain(self, chain: NftChain) -> list[NftChain]:
         """Return one chain, as it is now."""
         text = self._nft.text(f"list chain {chain.family} {chain.table} {chain.name}")
-        return self._read(chain.family, chain.table, text)
-
-    def _read(self, family: str, table: str, text: str) -> list[NftChain]:
-        found = []
-        for name, body in _CHAIN.findall(text):
-            lines = [line.strip() for line in body.splitlines() if line.strip()]
-            hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
-            hook = hook.replace("output priority dstnat;", "output priority -100;")  # as every version reads it
-            of = NftLinkChain if family == "netdev" else NftChain
-            found.append(of(family, table, name, hook, tuple(lines)))
-        return found
+        return chains_of(chain.family, chain.table, text)
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Put in one transaction, and then delete in one; if one fails, by halves, to find the states that fail.
@@ -186,19 +183,20 @@ class FirewallDriver:
         if delete:
             tables = {(s.family, s.name) for s in delete if isinstance(s, NftTable)}
             outside = [s for s in delete if isinstance(s, NftTable) or _table(s) not in tables]
-            sets = {s.key for s in outside if isinstance(s, NftSet)}
+            sets = {_set_name(s) for s in outside if isinstance(s, NftSet)}
             # With a set go its elements, and a map's would keep the chains to which they lead.
-            outside = [s for s in outside if not isinstance(s, NftElement) or s.data or _set_key(s) not in sets]
+            outside = [s for s in outside if not isinstance(s, NftElement) or s.data or _set_name(s) not in sets]
             if not self._by_netlink((), outside):
-                early = [s for s in outside if isinstance(s, NftElement) and _set_key(s) not in sets]
-                rest = [s for s in outside if not isinstance(s, NftElement) or _set_key(s) in sets]
+                early = [s for s in outside if isinstance(s, NftElement) and _set_name(s) not in sets]
+                rest = [s for s in outside if not isinstance(s, NftElement) or _set_name(s) in sets]
                 if early and not (rest and self._by_netlink((), early)):
                     rest = [*self._present(early), *rest]
                 hooks = [s for s in rest if isinstance(s, NftChain) and s.hook]
-                self._transact(hooks, _delete, failed)
-                self._transact([s for s in rest if s not in hooks], _delete, failed)
+                self._transact(hooks, delete_commands, failed)
+                self._transact([s for s in rest if s not in hooks], delete_commands, failed)
             for state in delete:
-                self._data.pop(state.key, None)
+                if isinstance(state, NftElement) and state.data:
+                    self._data.pop(state.key, None)
         return failed
 
     def _present(self, states: Sequence[State]) -> Sequence[State]:
@@ -248,20 +246,21 @@ class FirewallDriver:
 
     def _fill(self, put: Sequence[State]) -> Sequence[State]:
         """Put new sets with their elements if these are many; return what is left to put."""
-        new = {s.key for s in put if isinstance(s, NftSet) and not s.data}
-        early = [s for s in put if isinstance(s, NftElement) and _set_key(s) in new]
+        sets = [s for s in put if isinstance(s, NftTable) or (isinstance(s, NftSet) and not s.data)]
+        new = {_set_name(s) for s in sets if isinstance(s, NftSet)}
+        early, rest = list[State](), list[State]()
+        for state in put:
+            (early if isinstance(state, NftElement) and _set_name(state) in new else rest).append(state)
         if len(early) < _MANY:
             return put
-        sets = [s for s in put if isinstance(s, NftTable) or s.key in new]
         try:
-            self._nft.run("\n".join(_put(sets, ())))
+            self._nft.run("\n".join(put_commands(sets, ())))
         except KernelError:  # the transaction of all finds out which state fails
             return put
-        done = {s.key for s in early} if self._by_netlink(early, ()) else set[Key]()
-        return [state for state in put if state.key not in done]
+        return rest if self._by_netlink(early, ()) else put
 
     def _putting(self, states: Sequence[State]) -> Iterator[str]:
-        return _put(states, list(self._outdated(states)))
+        return put_commands(states, list(self._outdated(states)))
 
     def _transact(
         self,
@@ -279,12 +278,12 @@ class FirewallDriver:
         except KernelError as error:
             if not looked:
                 there = {state.key for state in self._list()[0]}  # and where maps lead
-                left = [state for state in states if state.key in there] if render is _delete else states
+                left = [state for state in states if state.key in there] if render is delete_commands else states
                 self._transact(left, render, failed, looked=True)
             elif (middle := len(states) // 2) > 0:
                 for half in (states[:middle], states[middle:]):
                     self._transact(half, render, failed, looked=True)
-            elif render is not _delete or not _gone(error):
+            elif render is not delete_commands or not _gone(error):
                 failed[states[0].key] = error.within(_name(states[0]))
 
     @functools.cached_property
@@ -329,6 +328,11 @@ def _knows(nft: Nft, expression: str) -> bool:
     return True
 
 
+def _every_index() -> dict[str, int]:
+    """Return the index of each link of the calling thread's namespace."""
+    return {link: index for index, link in socket.if_nameindex()}
+
+
 def _indexes(links: Iterable[str]) -> dict[str, int]:
     """Return the indexes of links, 0 for one that does not exist."""
     found = {}
@@ -352,6 +356,11 @@ def alone(state: State) -> bool:
     return isinstance(state, NftElement) and not state.data and state.family != "netdev"
 
 
+def _set_name(state: NftSet | NftElement) -> tuple[str, str, str]:
+    """Return the set that a state is, or is in."""
+    return state.family, state.table, state.name if isinstance(state, NftSet) else state.set
+
+
 def _table(state: State) -> tuple[str, str]:
     assert isinstance(state, NftSet | NftChain | NftElement)
     return state.family, state.table
@@ -359,127 +368,6 @@ def _table(state: State) -> tuple[str, str]:
 
 def _name(state: State) -> str:
     return " ".join(str(part) for part in state.key)
-
-
-_BARE = re.compile(r"[0-9a-f.:/-]+|tcp|udp|sctp")
-
-
-def _quoted(part: str) -> str:
-    """Return the part as nft needs it: interface names are quoted; addresses, MACs, ports and protocols are not."""
-    return part if not part.startswith("ls") and _BARE.fullmatch(part) else f'"{part}"'
-
-
-def element_text(state: NftElement) -> str:
-    """Return an element as nft reads it: ``"lsp1" . 02:.. `` or ``tcp . 80 : 10.0.0.2 . 80``."""
-    key = " . ".join(_quoted(p) for p in state.parts)
-    return key + (" : " + " . ".join(state.data) if state.data else "")
-
-
-def set_text(state: NftSet) -> str:
-    """Return a set's or map's declaration body."""
-    more = " flags interval;" if state.interval else ""
-    if state.dynamic:
-        more += f" size {MOST}; flags dynamic;"
-    if state.timeout:
-        more += f" timeout {state.timeout}s;"
-    return f"{{ type {state.type}{f' : {state.data}' if state.data else ''};{more} }}"
-
-
-def _put(states: Sequence[State], outdated: Sequence[NftElement]) -> Iterator[str]:
-    """Yield the commands of one transaction; ``outdated`` elements of maps lead somewhere else until now."""
-    for state in states:
-        if isinstance(state, NftTable):
-            yield f"add table {state.family} {state.name}"
-    chains = [s for s in states if isinstance(s, NftChain)]
-    for chain in chains:  # before the maps: nft 1.0.6 sends a new map with its elements, which may lead to chains
-        at = f"{chain.family} {chain.table} {chain.name}"
-        yield f"add chain {at}" + (f" {{ {chain.hook} }}" if chain.hook else "")
-        yield f"flush chain {at}"
-    for state in states:
-        if isinstance(state, NftSet):
-            what = "map" if state.data else "set"
-            yield f"add {what} {state.family} {state.table} {state.name} {set_text(state)}"
-    for chain in chains:
-        for rule in chain.rules:
-            yield f"add rule {chain.family} {chain.table} {chain.name} {rule}"
-    yield from _elements("delete", outdated)
-    yield from _elements("add", [s for s in states if isinstance(s, NftElement)])
-
-
-def _delete(states: Sequence[State]) -> Iterator[str]:
-    yield from _elements("delete", [s for s in states if isinstance(s, NftElement)])
-    chains = [s for s in states if isinstance(s, NftChain)]
-    for verb in ("flush", "delete"):
-        for chain in chains:
-            yield f"{verb} chain {chain.family} {chain.table} {chain.name}"
-    for state in states:
-        match state:
-            case NftSet(family, table, name, _, data):
-                yield f"delete {'map' if data else 'set'} {family} {table} {name}"
-            case NftTable(family, name):
-                yield f"delete table {family} {name}"
-
-
-def _elements(verb: str, elements: Sequence[NftElement]) -> Iterator[str]:
-    """Return one command for each set: libnftables parses that several times faster than one for each element."""
-    by_set: dict[tuple[str, str, str], list[NftElement]] = {}
-    for element in elements:
-        by_set.setdefault((element.family, element.table, element.set), []).append(element)
-    for (family, table, name), found in by_set.items():
-        # A delete names an element by its key alone.
-        texts = (
-            element_text(e if verb == "add" else NftElement(family, table, name, e.parts)) for e in found
-        )
-        yield f"{verb} element {family} {table} {name} {{ {', '.join(texts)} }}"
-
-
-def _sets(listed: list[dict[str, dict[str, object]]]) -> Iterator[State]:
-    for item in listed:
-        for found in (item[word] for word in ("set", "map") if word in item):
-            family, table, name = str(found["family"]), str(found["table"]), str(found["name"])
-            type_, data = _types(found["type"]), _types(found.get("map", ""))
-            flags, timeout = found.get("flags", []), found.get("timeout", 0)
-            assert isinstance(flags, list)
-            assert isinstance(timeout, int)
-            dynamic = "dynamic" in flags or "size" in found  # nft 1.0.6 lists no such flag; only these have a size
-            yield NftSet(family, table, name, type_, data, "interval" in flags, dynamic, timeout)
-            elements = [] if dynamic else found.get("elem", [])
-            assert isinstance(elements, list)
-            for element in elements:
-                if data:
-                    of = NftExit if data == _INDEX else NftElement
-                    yield of(family, table, name, _parts(element[0]), _parts(element[1]))
-                else:
-                    yield NftElement(family, table, name, _parts(element))
-
-
-def _has_flag(listed: list[dict[str, dict[str, object]]], flag: str) -> bool:
-    """Return whether a listed table has a flag; nft gives one flag as a word, and several as a list."""
-    return any(flag in str(item["table"].get("flags", "")) for item in listed if "table" in item)
-
-
-def _types(value: object) -> str:
-    return " . ".join(str(v) for v in value) if isinstance(value, list) else str(value)
-
-
-def _parts(value: object) -> tuple[str, ...]:
-    """Return the parts of a state's element from nft's JSON."""
-    match value:
-        case {"concat": list(parts)}:
-            return tuple(part for item in parts for part in _parts(item))
-        case {"prefix": {"addr": address, "len": length}}:
-            return (f"{address}/{length}",)
-        case {"range": [first, last]}:
-            return (f"{first}-{last}",)
-        case {"elem": {"val": inner}}:
-            return _parts(inner)
-        case {"jump": {"target": chain}}:
-            return (f"jump {chain}",)
-        case {"goto": {"target": chain}}:
-            return (f"goto {chain}",)
-        case {"drop": None}:
-            return ("drop",)
-    return (str(value),)
 
 
 def driver(_host: LocalHost) -> FirewallDriver:
@@ -538,14 +426,6 @@ def _table_key(state: NftSet | NftChain | NftElement) -> Key:
     return NftTable(state.family, state.table).key
 
 
-def _of_link(state: NftLinkChain) -> tuple[Link, ...]:
-    return ((HOST, state.link),)
-
-
-def _to_link(state: NftExit) -> tuple[Link, ...]:
-    return ((HOST, state.data[0]),)
-
-
 def _set_key(state: NftElement) -> Key:
     return NftSet(state.family, state.table, state.set, "").key
 
@@ -585,85 +465,57 @@ def _guard(state: NftElement) -> frozenset[str]:
 _KNOWN_BY = "the tables `inet linkspan`, `bridge linkspan` and `netdev linkspan`"
 _EVENTS = frozenset({Event.NFT})
 
-KINDS = (
-    Kind(
-        state=NftTable,
-        rank=20,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="contains all of linkspan's firewall rules of one family",
-        sort=Sort.RULE,
-        commands=_add_table,
-        guards=_guards,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftSet,
-        rank=21,
-        driver=driver,
-        merges=True,
-        known_by=_KNOWN_BY,
-        purpose="used by the rules: one more container is one more element",
-        sort=Sort.RULE,
-        commands=_add_set,
-        lost_with=_in_table,
-        part_of=_table_key,
-        guards=_guards,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftChain,
-        rank=22,
-        driver=driver,
-        merges=True,
-        known_by=_KNOWN_BY,
-        purpose="rules, the same however many containers there are",
-        sort=Sort.RULE,
-        commands=_add_chain,
-        typed=_typed,
-        lost_with=_in_table,
-        part_of=_table_key,
-        guards=_guards,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftElement,
-        rank=23,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="one entry that the rules use",
-        sort=Sort.RULE,
-        commands=_add_element,
-        lost_with=_in_set,
-        part_of=_set_key,
-        guards=_guard,
-        events=_EVENTS,
-    ),
-    Kind(
-        state=NftLinkChain,
-        rank=46,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="the fast path of what comes in by a link, or goes out (fast=true)",
-        sort=Sort.RULE,
-        commands=_add_chain,
-        typed=_typed,
-        on=_of_link,
-        lost_with=_in_table,
-        part_of=_table_key,
-        events=_EVENTS | {Event.LINK, Event.TUNNEL},
-    ),
-    Kind(
-        state=NftExit,
-        rank=47,
-        driver=driver,
-        known_by=_KNOWN_BY,
-        purpose="the link by which the fast path reaches a container (fast=true)",
-        sort=Sort.RULE,
-        commands=_add_element,
-        on=_to_link,
-        lost_with=_in_set,
-        part_of=_set_key,
-        events=_EVENTS | {Event.LINK, Event.TUNNEL},
-    ),
+TABLE = Kind(
+    state=NftTable,
+    rank=20,
+    driver=driver,
+    known_by=_KNOWN_BY,
+    purpose="contains all of linkspan's firewall rules of one family",
+    sort=Sort.RULE,
+    commands=_add_table,
+    guards=_guards,
+    events=_EVENTS,
 )
+SET = Kind(
+    state=NftSet,
+    rank=21,
+    driver=driver,
+    merges=True,
+    known_by=_KNOWN_BY,
+    purpose="used by the rules: one more container is one more element",
+    sort=Sort.RULE,
+    commands=_add_set,
+    lost_with=_in_table,
+    part_of=_table_key,
+    guards=_guards,
+    events=_EVENTS,
+)
+CHAIN = Kind(
+    state=NftChain,
+    rank=22,
+    driver=driver,
+    merges=True,
+    known_by=_KNOWN_BY,
+    purpose="rules, the same however many containers there are",
+    sort=Sort.RULE,
+    commands=_add_chain,
+    typed=_typed,
+    lost_with=_in_table,
+    part_of=_table_key,
+    guards=_guards,
+    events=_EVENTS,
+)
+ELEMENT = Kind(
+    state=NftElement,
+    rank=23,
+    driver=driver,
+    known_by=_KNOWN_BY,
+    purpose="one entry that the rules use",
+    sort=Sort.RULE,
+    commands=_add_element,
+    lost_with=_in_set,
+    part_of=_set_key,
+    guards=_guard,
+    events=_EVENTS,
+)
+KINDS = (TABLE, SET, CHAIN, ELEMENT)

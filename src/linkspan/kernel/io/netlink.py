@@ -7,13 +7,16 @@ against a SIGKILL. A dump of 1,000 routes, neighbours and FDB entries decodes in
 
 from __future__ import annotations
 
+import mmap
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from linkspan.core.errors import KernelError, of_errno
+from linkspan.kernel.io import socket_filter
 
 # linux/netlink.h
 ROUTE, NETFILTER, GENERIC = 0, 12, 16  # NETLINK_* in linux/netlink.h
@@ -88,6 +91,20 @@ def string(data: bytes) -> str:
     return data.rstrip(b"\0").decode(errors="surrogateescape")
 
 
+class _Buffer(threading.local):
+    """A thread's buffer for one datagram of any length; only what datagrams have filled is in memory.
+
+    A buffer for each receive would be a mapping each time, which glibc makes and removes: that takes longer than the
+    rest of a request, and a container's attach makes twenty.
+    """
+
+    def __init__(self) -> None:
+        self.room = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+_buffer = _Buffer()
+
+
 class Socket:
     """A netlink socket in the namespace of the thread that makes it; it stays there."""
 
@@ -110,6 +127,17 @@ class Socket:
         """Receive this group's messages from now on."""
         self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
 
+    def only(self, kind: int) -> None:
+        """Receive notifications of this type alone from now on."""
+        shown = int.from_bytes(struct.pack("=H", kind), "big")  # as the filter loads two bytes of the header
+        program = (
+            (0x28, 0, 0, 4),  # A = the type of the message (linux/bpf_common.h, struct nlmsghdr)
+            (0x15, 0, 1, shown),
+            (0x06, 0, 0, 0xFFFFFFFF),  # pass
+            (0x06, 0, 0, 0),  # drop
+        )
+        socket_filter.attach(self._socket, program)
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -120,7 +148,7 @@ class Socket:
 
     def receive(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield (type, sender's port, body) of all messages of one datagram; raises OSError as recv does."""
-        for kind, _, _, port, body in self._messages(self._socket.recv(1 << 20, socket.MSG_DONTWAIT)):
+        for kind, _, _, port, body in self._messages(self._received(socket.MSG_DONTWAIT)):
             yield kind, port, body
 
     def batch(self, messages: Sequence[Message]) -> list[KernelError | None]:
@@ -141,7 +169,7 @@ class Socket:
         self._sequence += 1
         self._socket.send(self._packed(message, F_REQUEST, self._sequence))
         while True:
-            for kind, _, sequence, _, body in self._messages(self._socket.recv(1 << 16)):
+            for kind, _, sequence, _, body in self._messages(self._received()):
                 if sequence == self._sequence:
                     if kind == MSG_ERROR:
                         raise of_errno(-_INT.unpack_from(body)[0], message.described(), _extended(body))
@@ -153,7 +181,7 @@ class Socket:
         self._socket.send(self._packed(Message(kind, F_DUMP, body, what), F_REQUEST, self._sequence))
         objects: list[bytes] = []
         while True:
-            for found, _, sequence, _, payload in self._messages(self._socket.recv(1 << 18)):
+            for found, _, sequence, _, payload in self._messages(self._received()):
                 if sequence != self._sequence:
                     continue
                 if found in (MSG_DONE, MSG_ERROR):
@@ -179,7 +207,7 @@ class Socket:
         missing = len(messages)
         error: KernelError | None = None
         while missing > 0:
-            for kind, _, sequence, _, body in self._messages(self._socket.recv(1 << 18)):
+            for kind, _, sequence, _, body in self._messages(self._received()):
                 if kind != MSG_ERROR or not first <= sequence <= self._sequence:
                     continue
                 inside = first < sequence < self._sequence
@@ -188,6 +216,11 @@ class Socket:
                     message = messages[sequence - first - 1] if inside else begin
                     error = of_errno(-failure, message.described(), _extended(body))
         return error
+
+    def _received(self, flags: int = 0) -> bytes:
+        """Return the next datagram; raises OSError as recv does."""
+        room = _buffer.room
+        return room[: self._socket.recv_into(room, 0, flags)]
 
     def _packed(self, message: Message, flags: int, sequence: int) -> bytes:
         header = _HEADER.pack(16 + len(message.body), message.type, message.flags | flags, sequence, 0)
@@ -203,7 +236,7 @@ class Socket:
         results: list[KernelError | None] = [None] * len(messages)
         answered = 0
         while answered != last:
-            for kind, _, sequence, _, body in self._messages(self._socket.recv(1 << 18)):
+            for kind, _, sequence, _, body in self._messages(self._received()):
                 if kind != MSG_ERROR or not first <= sequence <= last:
                     continue
                 answered = sequence

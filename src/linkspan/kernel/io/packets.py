@@ -7,7 +7,6 @@ run's packets, and bytes that identify one packet. Nothing on the host accepts t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import select
 import socket
 import struct
@@ -18,6 +17,7 @@ import msgspec
 from linkspan.core.addresses import SOCKET_FAMILY
 from linkspan.core.errors import of_errno
 from linkspan.core.needs import Need
+from linkspan.kernel.io import socket_filter
 
 NUMBERS = {"icmp": 1, "ipip": 4, "tcp": 6, "udp": 17, "esp": 50}
 """IANA's protocol numbers, by nft's words."""
@@ -34,7 +34,6 @@ _RECVERR: dict[int, tuple[int, int]] = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, 25),
 }
 """IP_RECVERR, IPV6_RECVERR in linux/in.h, linux/in6.h."""
-_ATTACH_FILTER = 26  # SO_ATTACH_FILTER in asm-generic/socket.h
 _RCVBUFFORCE = 33
 _ROOM = 4 << 20
 _SYN = 0x5002  # five words of header, SYN (RFC 9293 3.1)
@@ -192,8 +191,4 @@ def _attach(ear: socket.socket, common: bytes) -> None:
         (0x06, 0, 0, 0xFFFF),  # pass
         (0x06, 0, 0, 0),  # drop
     )
-    code = b"".join(struct.pack("=HBBI", *line) for line in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    ear.setsockopt(
-        socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    )
+    socket_filter.attach(ear, program)

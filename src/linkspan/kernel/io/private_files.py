@@ -16,6 +16,10 @@ from linkspan.core.errors import Denied, KernelError, of_errno
 LARGEST = 1 << 20
 """Largest file that is read, in bytes."""
 _ACL = "system.posix_acl_access"
+_UID_MAP, _ALL = Path("/proc/self/uid_map"), (0, 0, (1 << 32) - 1)
+"""Which users of the machine this process's users are, and the only range outside of user namespaces."""
+_LOCAL = "staff"
+"""Debian's group for those who may write /usr/local (Debian Policy 9.1.2). By default nobody is in it."""
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -53,8 +57,19 @@ def _read(source: str, doing: str, flags: int, others: int, denied: Denied) -> b
 
 def machines_root() -> bool:
     """Return whether this is the machine's root. A user namespace's root sees that one's files as somebody else's."""
-    mapped = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
-    return os.geteuid() == 0 and mapped == ["0", "0", str((1 << 32) - 1)]
+    return os.geteuid() == 0 and users() == [_ALL]
+
+
+def users() -> list[tuple[int, ...]]:
+    """Return the users of this user namespace: for each range the first, whom the one above calls so, and their number.
+
+    A kernel without user namespaces (CONFIG_USER_NS) has all of them.
+    """
+    try:
+        lines = _UID_MAP.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return [_ALL]
+    return [tuple(map(int, line.split())) for line in lines]
 
 
 def apart(folder: Path) -> None:
@@ -121,9 +136,19 @@ def _who(place: Path, found: os.stat_result) -> str:
         return ""  # sticky: nobody can change another user's files in such a folder
     if found.st_mode & stat.S_IWOTH:
         return "may be written by everybody"
-    if found.st_mode & stat.S_IWGRP and (found.st_gid or _ACL in os.listxattr(place)):
+    if found.st_mode & stat.S_IWGRP and (not _is_roots_alone(found.st_gid) or _ACL in os.listxattr(place)):
         return f"may be written by group {_group(found.st_gid)}"
     return ""
+
+
+def _is_roots_alone(gid: int) -> bool:
+    """Return whether no user besides root is in a group: root's own, or Debian's for /usr/local while it is empty.
+
+    Other groups may have no users either, but programs that get them, as those of mail do.
+    """
+    if not gid or _group(gid) != _LOCAL:
+        return not gid
+    return not grp.getgrgid(gid).gr_mem and all(user.pw_gid != gid for user in pwd.getpwall())
 
 
 def _name(uid: int) -> str:

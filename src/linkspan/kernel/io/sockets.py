@@ -18,6 +18,8 @@ class Sockets:
     def __init__(self, namespaces: Namespaces) -> None:
         self.namespaces = namespaces
         self._open: dict[int, Socket] = {}
+        self._indexes: dict[tuple[int, str], int] = {}
+        """Of containers' links, for the duration of a batch: interface, addresses and routes each need it."""
         self._looking = False
         self._seen: list[Link] | None = None
 
@@ -43,7 +45,18 @@ class Sockets:
 
     def index(self, netns: int, device: str) -> int:
         """Return a link's index; raises KernelError (ENODEV) with its name."""
-        return link_messages.index_of(self.at(netns), device)
+        if (known := self._indexes.get((netns, device))) is not None:
+            return known
+        return self._noted(netns, device, link_messages.index_of(self.at(netns), device))
+
+    def _noted(self, netns: int, device: str, index: int) -> int:
+        if netns != HOST:
+            self._indexes[netns, device] = index
+        return index
+
+    def forget_indexes(self) -> None:
+        """Ask for links' indexes again: links are about to be made or removed."""
+        self._indexes.clear()
 
     def mtu(self, netns: int, device: str) -> int:
         """Return a link's MTU; raises KernelError (ENODEV) with its name."""
@@ -51,7 +64,9 @@ class Sockets:
 
     def link(self, netns: int, device: str) -> Link:
         """Return a link; raises KernelError (ENODEV) with its name."""
-        return link_messages.by_name(self.at(netns), device)
+        found = link_messages.by_name(self.at(netns), device)
+        self._noted(netns, device, found.number)
+        return found
 
     def find(self, netns: int, device: str, by: int = IFNAME) -> Link | None:
         """Return a link by its name or (``by`` ALT_IFNAME) its alternative name, None if there is none."""
@@ -79,6 +94,7 @@ class Sockets:
 
     def release(self) -> None:
         """Close the sockets of containers: an open one would keep a dead container's namespace alive."""
+        self.forget_indexes()
         for netns in [n for n in self._open if n != HOST]:
             self._open.pop(netns).close()
 

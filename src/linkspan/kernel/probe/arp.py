@@ -37,12 +37,12 @@ def answers(device: str, source: bytes, address: bytes) -> bool:
 
 
 def answering(
-    device: str, asked: Mapping[bytes, bytes], tries: int = TRIES, wait: float = WAIT
+    device: str, asked: Mapping[bytes, bytes], tries: int = TRIES, wait: float = WAIT, burst: int = BURST
 ) -> dict[bytes, bytes]:
     """Return which of the addresses answer, each with its MAC (b'' on a link without MACs).
 
     ``asked`` has the source address for each request; 0.0.0.0 is that of a host without an address (RFC 5227). Takes
-    no longer than ``tries`` times ``wait`` (seconds) for silent ones, and PAUSE for every BURST.
+    no longer than ``tries`` times ``wait`` (seconds) for silent ones, and PAUSE for every ``burst`` requests.
     """
     found: dict[bytes, bytes] = {}
     for source in dict.fromkeys(asked.values()):
@@ -59,11 +59,11 @@ def answering(
             if len(mac) != 6:
                 found |= dict.fromkeys(addresses, b"")
             elif len(source) == 4:
-                found |= _asked(_Arp(link, device, mac, source), addresses, tries, wait)
+                found |= _asked(_Arp(link, device, mac, source), addresses, tries, wait, burst)
             else:
                 way = _Solicitation(device, mac, source)
                 stack.callback(way.socket.close)
-                found |= _asked(way, addresses, tries, wait)
+                found |= _asked(way, addresses, tries, wait, burst)
     return found
 
 
@@ -138,13 +138,13 @@ class _Solicitation:
         return message[8:24], message[26:32] if message[24:26] == _TARGET_MAC else b""
 
 
-def _asked(way: _Way, addresses: set[bytes], tries: int, wait: float) -> dict[bytes, bytes]:
+def _asked(way: _Way, addresses: set[bytes], tries: int, wait: float, burst: int) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for _ in range(tries):
         for number, address in enumerate(sorted(addresses - found.keys()), 1):
             with contextlib.suppress(BlockingIOError):
                 way.ask(address)
-            if number % BURST == 0:
+            if number % burst == 0:
                 _listen(way, addresses, found, PAUSE)
         _listen(way, addresses, found, wait)
         if len(found) == len(addresses):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from linkspan.core.states.programs import Dnsmasq, Zones
 from linkspan.kernel.io import process_stat
+from linkspan.kernel.io.private_files import users
 
 USER = "dnsmasq"
 """Debian's package makes this user for it."""
@@ -66,9 +67,7 @@ def _passes(folder: Path) -> bool:
 
 def _mapped(number: int) -> bool:
     """Return whether this user namespace has the user (user_namespaces(7))."""
-    lines = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
-    ranges = (tuple(map(int, line.split())) for line in lines)
-    return any(first <= number < first + count for first, _, count in ranges)
+    return any(first <= number < first + count for first, _, count in users())
 
 
 def upstream(text: str, without: Iterable[str]) -> tuple[str, ...]:
