@@ -46,7 +46,7 @@ def once(suite: str, file: Path, commands: tuple[str, str]) -> tuple[float, floa
     """Return the seconds of an installation and of a removal, and the number of files that it left or took."""
     install, remove = commands
     with tempfile.TemporaryDirectory(prefix="lkb", dir="/var/tmp") as folder:
-        root = DebianRoot(suite, Path(folder, "root"))
+        root = DebianRoot(suite, Path(folder, "root"), disk=True)
         root.put(file)
         said = root.run(f"""
             rpm --initdb

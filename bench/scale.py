@@ -31,6 +31,7 @@ from names import known
 from report import Metric, p, progress, result
 from simulated_hosts import NETWORKS, SimulatedHosts, Status, grown, pool
 
+from linkspan.agent.healer import FULL
 from linkspan.core.errors import LinkspanError
 from linkspan.lab import agents, build, commands, containers, processes, sockets, topology
 from linkspan.lab.record import Lab
@@ -52,6 +53,9 @@ WATCHES = 50
 CALM = 0.05
 """The share of a core below which the agent has settled."""
 PATIENCE = 300.0
+COMING = FULL + 15.0
+"""Seconds after hosts have come in which the agent does what ends by itself: it writes its snapshot, and looks once at
+each new object. A later look at everything, each FULL, belongs to what an idle agent costs."""
 GROWTH_PORT = 2479
 DNS = 53
 
@@ -133,8 +137,9 @@ def shares(seconds: float, *pids: int) -> list[float]:
     ]
 
 
-def idle(one: Measured, etcd: int, seconds: float) -> dict[str, Metric]:
-    """Measure while nothing changes."""
+def idle(one: Measured, etcd: int, coming: float, seconds: float) -> dict[str, Metric]:
+    """Measure while nothing changes, and has not changed for ``coming`` seconds."""
+    time.sleep(coming)
     with one.hosts.seeing() as seen:
         before = one.hosts.run(one.hosts.status())
         agent, store = shares(seconds, one.pid, etcd)
@@ -320,7 +325,7 @@ def among(one: Measured, alone: Lab, count: int, quick: bool) -> dict[str, Metri
     etcd = next(processes.of_lab(one.lab.folder, lambda role, _environ: role == "etcd"))
     found: dict[str, Metric] = {}
     steps: list[tuple[str, Callable[[], dict[str, Metric]]]] = [
-        ("nothing changes", lambda: idle(one, etcd, 10 if quick else 60)),  # a look at everything comes each minute
+        ("nothing changes", lambda: idle(one, etcd, *((0, 10) if quick else (COMING, FULL)))),
         ("endpoints change", lambda: busy(one, etcd, 5 if quick else 30)),
         ("changes elsewhere", lambda: elsewhere(one, 10 if quick else 100)),
         ("attaches", lambda: attaches(one, alone, 10 if quick else 100)),

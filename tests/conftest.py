@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,17 +35,28 @@ WORKER_DIED = 11
 """Exit code of a run in which a test ended its worker's process: the tests that the worker had left did not run."""
 
 _died = pytest.StashKey[bool]()
+_tests = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let processes be copied (tests/support/copies.py), and let examples of Hypothesis take their time.
 
     Python warns of copies from 3.12 on if there are threads: here they only move what tests report. A busy machine
-    stops an example for longer than Hypothesis' deadline.
+    stops an example for longer than Hypothesis' deadline. What a user keeps (lessons, their language) is no matter of
+    the tests: what programs keep between two starts is in a folder that goes at the end.
     """
+    kept = tempfile.TemporaryDirectory(prefix="lks")
+    config.add_cleanup(kept.cleanup)
+    os.environ["XDG_STATE_HOME"] = kept.name
     hypothesis.settings.register_profile("shared", deadline=None)
     hypothesis.settings.load_profile("shared")
     config.addinivalue_line("filterwarnings", "ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test find what another one kept."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"{os.environ['XDG_STATE_HOME']}/{next(_tests)}")
 
 
 @pytest.hookimpl(tryfirst=True)

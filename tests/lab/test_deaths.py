@@ -27,8 +27,7 @@ def cluster() -> Iterator[EtcdRun]:
     found = EtcdRun()
     try:
         with pytest.MonkeyPatch.context() as patched:
-            found.run("up", "--backend vxlan --store etcd")
-            found.grow(patched)
+            found.up(patched)
             until(found.well, "all live")
             found.all_known()
             yield found

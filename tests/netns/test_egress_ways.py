@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -22,16 +20,6 @@ from support.polling import until
 
 OUTSIDE = "192.0.2.9"
 DEMO = network("demo", 77, "ipip")
-
-
-@pytest.fixture
-def trio(tmp_path: Path) -> Iterator[Cluster]:
-    """Make three hosts, and a machine on their segment that has no route to any container."""
-    cluster = Cluster(3, tmp_path, (4,))
-    cluster.world.add("x")
-    cluster.plugged("x", 9)
-    yield cluster
-    cluster.close()
 
 
 def test_a_network_of_ipip_leaves_by_the_holder(trio: Cluster) -> None:

@@ -9,26 +9,14 @@ import pytest
 
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Underlay
+from linkspan.core.model import Facts, Host, HostView, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import NftExit, NftLinkChain, State
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.drivers import nftables_links, nftables_objects
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from support.netns.machine_fixtures import fresh_namespace, inside, run
-
-NET = Network(
-    name="demo",
-    pools=("10.77.0.0/16", "fd77::/48"),
-    subnet_len={"4": 24, "6": 64},
-    backend="vxlan",
-    options={"fast": "true", "vni": "100"},
-    mtu=1450,
-)
-CONTAINER = Endpoint(
-    id="c1", ifname="eth0", network="demo", addresses=("10.77.1.2/32", "fd77:0:0:1::2/128"), mac="02:00:00:00:00:01",
-    mtu=1450, host_ifname="lsr1",
-)  # fmt: skip
+from support.records.fast_network import CONTAINER, DEVICE, NETWORK
 
 
 def link(name: str) -> None:
@@ -40,13 +28,13 @@ def link(name: str) -> None:
 def states() -> list[State]:
     """Return a network with a peer and a container."""
     host = Host(id="h1", name="h1", underlay=Underlay("eth0", ("192.0.2.1/24",)))
-    view = HostView((NET,), facts=Facts(early=True), host=host)
+    view = HostView((NETWORK,), facts=Facts(early=True), host=host)
     targets = [prefix("10.77.2.0/24"), prefix("10.77.9.9/32"), prefix("fd77:0:0:2::/64")]
     hops = {4: "10.77.2.0", 6: "fd77:0:0:2::"}
     return [
-        *fast_path.network_states(view, NET, "lsx64", 50),
-        *fast_path.peer_states(view, "lsx64", "02:00:00:00:00:02", targets, hops),
-        *fast_path.endpoint_states(CONTAINER, "lsx64"),
+        *fast_path.network_states(view, NETWORK, DEVICE, 50),
+        *fast_path.peer_states(view, DEVICE, "02:00:00:00:00:02", targets, hops),
+        *fast_path.endpoint_states(CONTAINER, DEVICE),
     ]
 
 
@@ -55,7 +43,7 @@ def a_host() -> Iterator[Reconciler]:
     """Give a reconciler of these kinds inside a host that has the links, and nothing else."""
     with fresh_namespace() as netns, inside(netns):
         link("lsr1")
-        run("ip", "link", "add", "lsx64", "type", "vxlan", "id", "100", "dstport", "4789")
+        run("ip", "link", "add", DEVICE, "type", "vxlan", "id", "100", "dstport", "4789")
         driver = FirewallDriver()
         try:
             yield Reconciler([(kind, driver) for kind in (*nftables_objects.KINDS, *nftables_links.KINDS)])
@@ -132,7 +120,7 @@ def test_a_link_that_was_made_again_is_led_to_again(reconciler: Reconciler) -> N
 
 def test_an_endpoint_without_a_link_is_put_once_it_has_one(reconciler: Reconciler) -> None:
     """Neither direction is there before."""
-    other = [s for s in fast_path.endpoint_states(CONTAINER, "lsx64") if isinstance(s, NftLinkChain | NftExit)]
+    other = [s for s in fast_path.endpoint_states(CONTAINER, DEVICE) if isinstance(s, NftLinkChain | NftExit)]
     run("ip", "link", "del", "lsr1")
     assert reconciler.change(("all",), [s for s in states() if s not in other]) == {}
     assert reconciler.change(("again",), other) != {}

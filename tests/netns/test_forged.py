@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from linkspan.ipip_endpoint import drops
 from support.netns.forgery import HOST_2, Listener, datagram, send, vxlan
 from support.netns.overlay import Cluster, network
-
-
-@pytest.fixture
-def trio(tmp_path: Path) -> Iterator[Cluster]:
-    """Make three hosts, and a fourth machine on their segment that belongs to nobody."""
-    cluster = Cluster(3, tmp_path, (4,))
-    cluster.world.add("x")
-    cluster.plugged("x", 9)
-    yield cluster
-    cluster.close()
 
 
 def test_forged_vxlan_gets_nothing_through(trio: Cluster) -> None:

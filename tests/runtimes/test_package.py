@@ -292,9 +292,11 @@ def test_the_wheel(built: Path, tmp_path: Path) -> None:
     listed = subprocess.run(["tar", "-tzf", sdist], capture_output=True, text=True, check=True).stdout
     assert "/hatch_build.py\n" in listed
     assert "/src/linkspan/shim/linkspan_cni.c\n" in listed
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
-    argv = [str(tmp_path / "env/bin/pip"), "install", "-q", "-c", str(ROOT / "requirements-test.txt"), str(wheel)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "env/bin/python"), "install", "-q", "--no-compile"]
+    done = subprocess.run(
+        [*pip, "-c", str(ROOT / "requirements-test.txt"), str(wheel)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"no network: {done.stderr[-300:]}")
     said = subprocess.run([tmp_path / "env/bin/linkspan", "version"], capture_output=True, text=True, check=True).stdout

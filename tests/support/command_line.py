@@ -44,7 +44,7 @@ def linkspan(
     Its environment has ``variables`` besides. It is in the namespace ``netns``, and on a machine called ``hostname``;
     '' stands for this process's.
     """
-    _prepare()
+    prepare()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         pid = os.fork()
         if not pid:
@@ -64,7 +64,7 @@ def linkspan(
 
 
 @functools.cache
-def _prepare() -> None:
+def prepare() -> None:
     """Do once what every copy would do before it knows its command: the library imports at the first one."""
     with contextlib.redirect_stdout(io.StringIO()):
         commands()(["network", "list", "--help"], prog_name="linkspan", standalone_mode=False)

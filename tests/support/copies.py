@@ -78,7 +78,7 @@ def agent(
     def become() -> NoReturn:
         enter(netns, hostname)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the last moment for an error that Popen raises
-        lived(lambda: _run(program, command, env))
+        lived(lambda: run(program, command, env))
 
     return become
 
@@ -93,7 +93,8 @@ def enter(netns: str, hostname: str) -> None:
         socket.sethostname(hostname)
 
 
-def _run(program: Callable[[], None], command: Sequence[str], env: Mapping[str, str]) -> None:
+def run(program: Callable[[], None], command: Sequence[str], env: Mapping[str, str]) -> None:
+    """Run a program's main function with an environment, as Python begins it; /proc shows ``command`` and ``env``."""
     _show(command, env)
     os.environ.clear()
     os.environ.update(env)
@@ -157,22 +158,13 @@ def start_of_lab(
         )
 
 
-def start_by_command(command: Sequence[str], environment: Mapping[str, str], file: Path) -> subprocess.Popen[bytes]:
+def start_by_command(
+    command: Sequence[str], environment: Mapping[str, str], file: Path, first: Callable[[], None] | None = None
+) -> subprocess.Popen[bytes]:
     """Start an agent as ``agent_start.begin`` does, but as a copy."""
-    if (copy := agent("", "", command, environment)) is None:
-        return _begun_really(command, environment, file)
     sys.stdout.flush()  # else the copy says it too
     sys.stderr.flush()
-    with file.open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-            preexec_fn=copy,
-        )
+    return _begun(command, environment, file, first or agent("", "", command, environment))
 
 
-_really, _begun_really = processes.start, agent_start.begin
+_really, _begun = processes.start, agent_start.begin

@@ -74,7 +74,7 @@ class DropLog:
         self._parties = parties
         self._always = always
         self._kept: collections.deque[Drop] = collections.deque(maxlen=KEPT)
-        self._followers: set[asyncio.Queue[Drop]] = set()
+        self._followers: set[asyncio.Queue[Drop | None]] = set()
         self._nflog: Nflog | None = None
         self._task: asyncio.Task[None] | None = None
         self._problem = ""
@@ -110,10 +110,17 @@ class DropLog:
         """Return the last drops that were seen, oldest first."""
         return list(self._kept)
 
+    def end(self) -> None:
+        """Tell all followers that this was the last drop: an agent that ends would wait for them."""
+        for follower in self._followers:
+            if follower.full():
+                follower.get_nowait()
+            follower.put_nowait(None)
+
     @contextlib.contextmanager
-    def following(self) -> Iterator[asyncio.Queue[Drop]]:
-        """Return a queue that gets new drops while the block lasts. Raises Unavailable."""
-        queue: asyncio.Queue[Drop] = asyncio.Queue(KEPT)
+    def following(self) -> Iterator[asyncio.Queue[Drop | None]]:
+        """Return a queue that gets new drops while the block lasts, and None after the last one. Raises Unavailable."""
+        queue: asyncio.Queue[Drop | None] = asyncio.Queue(KEPT)
         self._listen()
         self._followers.add(queue)
         try:

@@ -200,6 +200,8 @@ class Enforcement:
 
     def look_at_module(self) -> None:
         """Follow br_netfilter, which is loaded or removed without an event."""
+        if not (self.regime or self._records.regime()):  # without policies it means nothing
+            return
         if bridge_filters.available() != self._could_filter:
             self._could_filter = not self._could_filter
             self.look()

@@ -138,6 +138,7 @@ class Api:
     def application(self) -> web.Application:
         """Return the aiohttp application."""
         app = web.Application(middlewares=[errors_and_rights, with_news(self._agent.news)], client_max_size=LARGEST)
+        app.on_shutdown.append(self._end_streams)
         app.add_routes(
             [
                 *routes(self._agent.services),
@@ -167,6 +168,10 @@ class Api:
             ]
         )
         return app
+
+    async def _end_streams(self, _app: web.Application) -> None:
+        self._agent.event_log.end()
+        self._agent.drop_log.end()
 
     async def _list_networks(self, request: web.Request) -> web.Response:
         return answer(self._agent.networks.every())

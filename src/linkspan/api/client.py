@@ -141,8 +141,13 @@ class Client:
                 "use sudo, or join the group linkspan to read",
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            why = (getattr(error, "strerror", None) or str(error)).lower()
-            raise Unavailable(f"no agent answers at {self.path}: {why}", started(self.path)) from error
+            raise no_answer(self.path, error) from error
+
+
+def no_answer(path: str, error: OSError | http.client.HTTPException) -> Unavailable:
+    """Return the error of an agent with which there is no connection."""
+    why = (getattr(error, "strerror", None) or str(error)).lower()
+    return Unavailable(f"no agent answers at {path}: {why}", started(path))
 
 
 def started(path: str, what: str = "agent", unit: str = "linkspan") -> str:

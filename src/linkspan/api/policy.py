@@ -130,6 +130,8 @@ class PolicyRoutes:
                 with contextlib.suppress(TimeoutError):  # nothing was refused: does the follower still follow?
                     async with asyncio.timeout(LOOK):
                         drop = await drops.get()
+                    if drop is None:
+                        break
                     await response.write(msgspec.json.encode(drop) + b"\n")
             return response
         return response

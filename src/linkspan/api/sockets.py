@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from linkspan.agent import locks
+from linkspan.core import http_server
 from linkspan.core.config import GROUP, listening_at
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.remedies import reason, remedy
@@ -28,7 +29,7 @@ PATIENCE = 5.0
 @contextlib.asynccontextmanager
 async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Yield a runner of an application, which ends with the block."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=PATIENCE)
+    runner = http_server.runner(app, shutdown_timeout=PATIENCE)
     await runner.setup()
     try:
         yield runner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from linkspan.api.client import Client
@@ -80,8 +80,10 @@ def _started(client: Client, config_file: str) -> tuple[subprocess.Popen[bytes],
     return begin(command, environment | variables, state_dir / LOG), str(state_dir / LOG)
 
 
-def begin(command: Sequence[str], environment: Mapping[str, str], file: Path) -> subprocess.Popen[bytes]:
-    """Begin a process in a session of its own, with a file for its output."""
+def begin(
+    command: Sequence[str], environment: Mapping[str, str], file: Path, first: Callable[[], None] | None = None
+) -> subprocess.Popen[bytes]:
+    """Begin a process in a session of its own, with a file for its output; it calls ``first`` before the command."""
     with file.open("ab") as log:
         return subprocess.Popen(
             command,
@@ -91,4 +93,5 @@ def begin(command: Sequence[str], environment: Mapping[str, str], file: Path) ->
             cwd="/",
             env=environment,
             start_new_session=True,
+            preexec_fn=first,
         )

@@ -13,6 +13,7 @@ no resolver answers after a start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -91,6 +92,8 @@ async def resolved(services: Iterable[str]) -> dict[str, list[str]]:
     loop = asyncio.get_running_loop()
 
     async def look(name: str) -> list[str]:
+        with contextlib.suppress(Invalid):  # an address is no question: it need not take the way to another thread
+            return [prefix(name).address]
         try:
             async with asyncio.timeout(PATIENCE):
                 found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)

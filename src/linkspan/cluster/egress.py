@@ -51,7 +51,7 @@ from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
-from linkspan.core.supervise import ended, lasting, woken
+from linkspan.core.supervise import ended, lasting, until_whole, woken
 from linkspan.kernel.drivers.egress_addresses import LIFETIME
 from linkspan.kernel.worker import Worker
 from linkspan.store.records import EGRESS
@@ -242,7 +242,7 @@ class Exits:
     async def _hold(self) -> None:
         while True:
             coming = [held.since - now() for held in self._addresses.held.values() if held.since > now()]
-            await woken(self._wake, min([EVERY, *coming]))
+            await woken(self._wake, min([until_whole(EVERY), *coming]))
             self._wake.clear()
             try:
                 await self._look()

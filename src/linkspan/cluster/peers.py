@@ -289,24 +289,25 @@ def _put(machine: Machine, snapshot: _Snapshot) -> dict[Pair, _Outcome]:
     outcomes: dict[Pair, _Outcome] = {}
     found: dict[Pair, tuple[Located, Meeting]] = {}
     wanted: dict[Source, tuple[State, ...]] = {}
-    for pair, peer in snapshot.peers.items():
-        wanted["peer", *pair] = ()
-        there: Located | None = None
-        try:
-            if peer is None:
-                outcomes[pair] = _Outcome()
-                continue
-            if isinstance(peer, LinkspanError):
-                raise peer
-            network = networks[pair[0]]
-            there = located(machine.sockets, snapshot.view, network, peer, ways, standings)
-            standings.update(there.standings)  # a host is the same neighbour in all networks
-            learns = awaited and all(any(one.holds(target) for one in learnt) for target in reached(there.peer))
-            there = msgspec.structs.replace(there, peer=msgspec.structs.replace(there.peer, learnt=learns))
-            met = migration.meet(snapshot.view, network, there.peer)
-            wanted["peer", *pair], found[pair] = met.states, (there, met)
-        except LinkspanError as error:
-            outcomes[pair] = _failed(pair, there, error)
+    with machine.sockets.one_look():  # otherwise each path to a peer would list all links
+        for pair, peer in snapshot.peers.items():
+            wanted["peer", *pair] = ()
+            there: Located | None = None
+            try:
+                if peer is None:
+                    outcomes[pair] = _Outcome()
+                    continue
+                if isinstance(peer, LinkspanError):
+                    raise peer
+                network = networks[pair[0]]
+                there = located(machine.sockets, snapshot.view, network, peer, ways, standings)
+                standings.update(there.standings)  # a host is the same neighbour in all networks
+                learns = awaited and all(any(one.holds(target) for one in learnt) for target in reached(there.peer))
+                there = msgspec.structs.replace(there, peer=msgspec.structs.replace(there.peer, learnt=learns))
+                met = migration.meet(snapshot.view, network, there.peer)
+                wanted["peer", *pair], found[pair] = met.states, (there, met)
+            except LinkspanError as error:
+                outcomes[pair] = _failed(pair, there, error)
     # In one batch: a thousand peers cost each driver one call, and WireGuard one command.
     refused = machine.reconciler.each(wanted)
     for pair, (there, met) in found.items():

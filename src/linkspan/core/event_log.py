@@ -52,7 +52,7 @@ class EventLog:
         self._lines = 0
         self._out: FileIO | None = None
         self._kept: collections.deque[LoggedEvent] = collections.deque(maxlen=KEPT)
-        self._followers: set[asyncio.Queue[LoggedEvent]] = set()
+        self._followers: set[asyncio.Queue[LoggedEvent | None]] = set()
 
     def read(self) -> None:
         """Read the last agent's events; leave out a line that was cut off when it ended."""
@@ -77,6 +77,13 @@ class EventLog:
             # a follower that reads too slowly loses events, so that the agent's memory stays bounded
             if not follower.full():
                 follower.put_nowait(event)
+
+    def end(self) -> None:
+        """End all followers once they have what waits for them: an agent that ends would wait for them."""
+        for follower in self._followers:
+            if follower.full():
+                follower.get_nowait()
+            follower.put_nowait(None)
 
     def _write(self, event: LoggedEvent) -> None:
         if self._out is None:
@@ -104,13 +111,13 @@ class EventLog:
         return found[len(found) - min(last, len(found)) :]
 
     async def follow(self, last: int = KEPT, since: float = 0) -> AsyncIterator[LoggedEvent]:
-        """Yield the kept events (the last ones, since a time), then new ones, for as long as it is iterated."""
-        queue: asyncio.Queue[LoggedEvent] = asyncio.Queue(KEPT)
+        """Yield the kept events (the last ones, since a time), then new ones, until ``end``."""
+        queue: asyncio.Queue[LoggedEvent | None] = asyncio.Queue(KEPT)
         self._followers.add(queue)
         try:
             for event in self.kept(last=last, since=since):
                 yield event
-            while True:
-                yield await queue.get()
+            while (new := await queue.get()) is not None:
+                yield new
         finally:
             self._followers.discard(queue)

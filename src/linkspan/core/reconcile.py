@@ -336,6 +336,16 @@ class Reconciler:
             self._release()
         return report
 
+    def is_settled(self, kinds: Iterable[type[State]]) -> bool:
+        """Return whether a resync of these kinds on the host has nothing to compare, and nothing waits to be repaired.
+
+        If it has, another thread's ``resync`` finds out what: this is quick, and repairs nothing.
+        """
+        if self.failing or self.fights.closed() or self.fights.kinds():
+            return False
+        with self._one_look():
+            return self._settled.hold(self._drivers(kinds))
+
     def _forgive(self, change: Change, kinds: Iterable[type[State]], inside: set[int]) -> None:
         """Forget failures of observed objects that are right by now: another program may have repaired them."""
         if self.failing:
@@ -369,6 +379,8 @@ class Reconciler:
             marks = {driver: self._settled.mark(driver) for driver in self._drivers(wanted) if plain}
             settled = {driver for driver, mark in marks.items() if self._settled.holds(driver, mark)}
             wanted = tuple(kind for kind in wanted if self._by_kind[kind][1] not in settled)
+            if not wanted:
+                return Change((), ()), {}, {}
             names = {kind.__name__ for kind in wanted}
             known = inside | {HOST}
             desired = {k: s for k, s in self.desired.states(wanted).items() if netns_of(s) in known}

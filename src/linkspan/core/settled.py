@@ -6,7 +6,7 @@ that is 10,000 objects. To find out that the kernel reports what it reported bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from linkspan.core.contracts import Driver, Stamped
@@ -37,6 +37,10 @@ class Settled:
         if (stamp := self._stamps.get(driver)) is None:
             return None
         return stamp(), self._desired.changes(self._kinds[driver])
+
+    def hold(self, drivers: Collection[Driver]) -> bool:
+        """Return whether all of these drivers are settled now. Raises what ``observe`` raises."""
+        return self._marks.keys() >= {*drivers} and all(self.holds(driver, self.mark(driver)) for driver in drivers)
 
     def holds(self, driver: Driver, mark: Mark | None) -> bool:
         """Return whether a driver that has this mark now is settled."""

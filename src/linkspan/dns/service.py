@@ -25,6 +25,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.clock import loop_time
 from linkspan.core.config import Config
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
@@ -58,6 +59,8 @@ BEAT, HUNG = 1.0, 3
 """Seconds between two questions to each server, and the number of missed ones after which an idle server hangs."""
 AGAIN = 2.0
 """Seconds between two searches for the process that uses a port."""
+RESOLVERS = 2.0
+"""Seconds between two readings of the files that name the host's resolvers: they change rarely, and have no events."""
 INSTALLED = 5.0
 """Seconds between two checks that dnsmasq is installed, and may run as its own user."""
 LONGEST = 1 << 16
@@ -122,8 +125,9 @@ class NameService:
         self._told = Once()
         self._spent: dict[Zones, tuple[int, int]] = {}
         """By server: its process id, and the processor time it had used when it first missed a question."""
-        self._searched = self._asked = self._looked = float("-inf")
+        self._searched = self._asked = self._looked = self._read = float("-inf")
         self._dnsmasq: Dnsmasq | None = None
+        self._texts = "", ""
         self._pulse = dnsmasq.Pulse()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -215,8 +219,9 @@ class NameService:
 
     def _look(self) -> _Seen:
         """Read the inputs that have no events: they are cheap to read, and change rarely."""
-        texts = _text(self._resolv_conf), _text(Path(RESOLVED))
-        return _Seen(self._program(), texts, self._networks.all(), self._replica.listed, self._others.look())
+        if loop_time() - self._read >= RESOLVERS - LATE:
+            self._read, self._texts = loop_time(), (_text(self._resolv_conf), _text(Path(RESOLVED)))
+        return _Seen(self._program(), self._texts, self._networks.all(), self._replica.listed, self._others.look())
 
     def _program(self) -> Dnsmasq | None:
         """Return dnsmasq as the last check has found it, None if names are not wanted: to look takes 0.2 ms."""
@@ -433,7 +438,7 @@ class NameService:
 
 
 def _text(path: Path) -> str:
-    try:  # by the descriptor, with three system calls, because it is read three times in two seconds
+    try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""

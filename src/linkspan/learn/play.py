@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,8 +71,19 @@ def play(lesson: Lesson) -> Played | Unavailable:
 
 def settled(box: Sandbox, lesson: Lesson) -> Judgement:
     """Return the judgement as soon as the lesson is passed, or the last one if that does not happen."""
-    await_(lambda: judge(box, lesson).passed, _SETTLED)
-    return judge(box, lesson)
+    return _judged(box, lesson, lambda judged, _: judged.passed)
+
+
+def _judged(box: Sandbox, lesson: Lesson, well: Callable[[Judgement, int], bool], number: int = 0) -> Judgement:
+    """Return the first judgement that is ``well`` for an answer, or the last one in time: each costs many commands."""
+    found: list[Judgement] = []
+
+    def is_well() -> bool:
+        found.append(judge(box, lesson))
+        return well(found[-1], number)
+
+    await_(is_well, _SETTLED)
+    return found[-1]
 
 
 def problems(folder: Path) -> Iterator[str]:
@@ -112,7 +123,7 @@ def problems(folder: Path) -> Iterator[str]:
     for number, attempt in enumerate(data.wrong, 1):
         with _begun(lesson) as box:
             _typed(box, attempt.attempt, f"wrong {number}")
-            judged = _recognised(box, lesson, number)
+            judged = _judged(box, lesson, lambda judged, wrong: wrong in judged.wrong, number)
             if judged.passed:
                 yield f"wrong {number} passes the lesson"
             if number not in judged.wrong:
@@ -124,7 +135,7 @@ def problems(folder: Path) -> Iterator[str]:
     for number, attempt in enumerate(data.also, 1):
         with _begun(lesson) as box:
             _typed(box, attempt.attempt, f"also {number}")
-            judged = settled(box, lesson)
+            judged = _judged(box, lesson, lambda judged, also: judged.passed and also in judged.also, number)
             if not judged.passed or number not in judged.also:
                 yield f"also {number} does not pass, or is not recognised: {told(judged)}"
 
@@ -146,12 +157,6 @@ def explained(box: Sandbox, lesson: Lesson) -> Explained:
     _, output = box.script(shlex.join([sys.executable, "-P", "-c", code]))
     first, _, found = output.partition("\n")
     return Explained(first == str(True), found if first in (str(True), str(False)) else output)
-
-
-def _recognised(box: Sandbox, lesson: Lesson, wrong: int) -> Judgement:
-    """Return the judgement as soon as a wrong answer is recognised, or the last one if that does not happen."""
-    await_(lambda: wrong in judge(box, lesson).wrong, _SETTLED)
-    return judge(box, lesson)
 
 
 @contextlib.contextmanager

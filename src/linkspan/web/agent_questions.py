@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
-from linkspan.api.client import PATIENCE, Client
+from linkspan.api.client import PATIENCE, Client, no_answer
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.escapes import plain, shown
+
+T = TypeVar("T")
 
 LONGEST_LINE = 1 << 20
 """Bytes of an event: a longer one is no event of an agent."""
@@ -30,18 +34,18 @@ class AgentQuestions:
 
     async def get(self, url: str) -> Any:
         """Return the answer to a GET."""
-        return await asyncio.to_thread(self._ask, "GET", url)
+        return await _apart(lambda: self._ask("GET", url))
 
     async def post(self, url: str) -> Any:
         """Return the answer to a POST, which only root may send."""
-        return await asyncio.to_thread(self._ask, "POST", url)
+        return await _apart(lambda: self._ask("POST", url))
 
     def _ask(self, method: str, url: str) -> Any:
         return shown(self._client.call(method, url))
 
     async def list(self, url: str) -> list[Any]:
         """Return the items of a long list."""
-        return await asyncio.to_thread(_items, self._client, url)
+        return await _apart(lambda: _items(self._client, url))
 
     async def events(self, last: int, since: float) -> AsyncIterator[dict[str, Any]]:
         """Yield the ``last`` events since a time, then each new one, until the agent ends: then raise Unavailable."""
@@ -57,9 +61,31 @@ class AgentQuestions:
                     raise LinkspanError(f"the agent does not tell its events: status {answer.status}")
                 async for line in answer.content:
                     yield shown(msgspec.json.decode(line))
+        except aiohttp.ClientConnectorError as error:  # in the words of other questions: the page shows either
+            raise no_answer(self.path, error.os_error) from error
+        except aiohttp.ClientPayloadError:
+            pass  # it was killed in the midst of its stream
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unavailable(f"agent at {self.path}: {str(error).lower()}") from error
         raise Unavailable(f"agent at {self.path} has ended")
+
+
+async def _apart(ask: Callable[[], T]) -> T:
+    """Return what ``ask`` returns, which runs in a thread of its own that nobody waits for at the process's end.
+
+    asyncio's threads are few, and it waits for them at the end: an agent that hangs would hold both up for PATIENCE.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the answer is awaited
+            answer.set_exception(error)
+
+    answer.set_running_or_notify_cancel()  # whoever goes away does not end it
+    threading.Thread(target=run, name="question", daemon=True).start()
+    return await asyncio.wrap_future(answer)
 
 
 def _items(client: Client, url: str) -> list[Any]:

@@ -63,12 +63,17 @@ def place(text: str, certificate: str = "", key: str = "") -> Place:
         try:
             Path(path).read_bytes()
         except OSError as error:
-            fix = remedy(error, Path(path), f"correct {option}")
+            fix = f"correct {option}"  # what is in the place of a file that is only read is not moved away
+            if isinstance(error, PermissionError):
+                fix = remedy(error, Path(path), fix)
             raise Invalid(f"{option} {path}: {reason(error)}", fix) from error
     try:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
         raise Invalid(f"--cert {certificate} and --key {key}: {error.reason or error}", "are they a pair?") from error
+    except OSError as error:  # OpenSSL would ask for the pass phrase
+        why = f"--key {key} is encrypted, and no terminal answers with its pass phrase"
+        raise Invalid(why, f"decrypt it: openssl pkey -in {key} -out FILE") from error
     names = _names(Path(certificate))
     if address in EVERY and not names:
         raise Invalid(f"--cert {certificate} names no host, and --listen no address", "listen on one address")

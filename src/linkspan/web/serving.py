@@ -11,8 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from aiohttp import web
-
+from linkspan.core import http_server
 from linkspan.core.errors import Invalid
 from linkspan.core.remedies import reason
 from linkspan.core.supervise import ended, lasting
@@ -73,7 +72,7 @@ async def page(
     server = PageServer(access, AgentQuestions(agent), agents, lab, sends=os.geteuid() == 0)
     # A stream ends when its viewer goes, and not with the next message.
     application = server.application()
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=ENDS_WITHIN, handler_cancellation=True)
+    runner = http_server.runner(application, shutdown_timeout=ENDS_WITHIN, handler_cancellation=True)
     await runner.setup()
     handler = runner.server
     assert handler is not None

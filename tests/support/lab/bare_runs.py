@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from linkspan.cluster.founding.trust_files import TrustFiles
+from linkspan.core.errors import LinkspanError
 from linkspan.core.store_url import OWN_CLIENTS
 from linkspan.lab import inside, processes, record
 from linkspan.lab.commands import entering
@@ -77,8 +78,8 @@ class BareRun(ClusterRun):
         return found
 
     def members(self, host: str = "h1") -> dict[str, str]:
-        """Return the role of each healthy host."""
-        found = json.loads(self.exec(host, "linkspan cluster members -o json"))
+        """Return the role of each healthy host, by the agent's own answer: this is asked again and again."""
+        found = self.call(host, "GET", "/v1/cluster/members")
         return {one["host"]: one["role"] for one in found if one["healthy"]}
 
     def hurry(self, host: str = "h1", **settings: float) -> None:
@@ -90,8 +91,8 @@ class BareRun(ClusterRun):
     def roles(self, host: str = "h1") -> dict[str, str]:
         """Return the role of each host, healthy or not; none if the agent does not answer."""
         try:
-            found = json.loads(self.exec(host, "linkspan cluster members -o json"))
-        except AssertionError:
+            found = self.call(host, "GET", "/v1/cluster/members")
+        except LinkspanError:
             return {}
         return {one["host"]: one["role"] for one in found}
 
@@ -101,7 +102,7 @@ class BareRun(ClusterRun):
         def found() -> object:
             try:
                 roles = self.members(asked)
-            except AssertionError:  # its agent does not answer
+            except LinkspanError:  # its agent does not answer
                 return {}
             return {host for host, role in roles.items() if role == "voter"} == {*hosts} or roles
 

@@ -66,9 +66,9 @@ def lost(bare: BareRun, host: str) -> set[str]:
 
 def networks(bare: BareRun, host: str) -> list[str]:
     """Return the names of the networks that a host knows."""
-    return sorted(one["name"] for one in json.loads(bare.exec(host, "linkspan network list -o json")))
+    return sorted(one["name"] for one in bare.call(host, "GET", "/v1/networks"))
 
 
 def endpoints(bare: BareRun, host: str) -> dict[str, list[str]]:
     """Return the addresses of all containers that a host knows, by name."""
-    return {one["name"]: one["addresses"] for one in json.loads(bare.exec(host, "linkspan endpoint list -o json"))}
+    return {one["name"]: one["addresses"] for one in bare.call(host, "GET", "/v1/endpoints")}

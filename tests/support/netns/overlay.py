@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from linkspan.backends import backend, migration
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
@@ -264,3 +265,13 @@ class Cluster:
         """Return whether container N reaches container M, at each of its addresses, by packets not to be fragmented."""
         target = self.hosts[other - 1].container(network)
         return all(self.world.reaches(f"c{one}", p.address, 5.0, size) for p in target.prefixes)
+
+
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[Cluster]:
+    """Make three hosts, and a machine on their segment that belongs to nobody: it has no route to any container."""
+    cluster = Cluster(3, tmp_path, (4,))
+    cluster.world.add("x")
+    cluster.plugged("x", 9)
+    yield cluster
+    cluster.close()

@@ -1,4 +1,4 @@
-"""A clean Debian to install packages on: its files in a folder, in namespaces of its own, with no network.
+"""A clean Debian to install packages on: its files below what a test changes, in namespaces of its own, no network.
 
 systemd does not run in `DebianRoot`. In `BootedRoot` it is the first process.
 """
@@ -26,8 +26,11 @@ _BOOTS = "trixie"
 _PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENTER = """set -e
 cd "$1"
-mount --bind . .
-cd "$1"
+[ "$3" = disk ] || mount -t tmpfs changes changes
+cp -a given changes/upper
+mkdir changes/work
+mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/changes/upper,workdir=$1/changes/work" root
+cd root
 mount -t proc proc proc
 mount -t tmpfs run run
 ip link set lo up
@@ -57,35 +60,45 @@ _CGROUPS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
 
 class DebianRoot:
-    """The files of a Debian release in a folder."""
+    """A Debian release, and what is put upon it: in memory, or in its folder where the time of a ``disk`` counts."""
 
-    def __init__(self, suite: str, folder: Path) -> None:
-        """Unpack a release, which is downloaded once. Skips the test if it cannot be had."""
-        archive = fetched(suite)
+    def __init__(self, suite: str, folder: Path, *, disk: bool = False) -> None:
+        """Take a release, which is downloaded once. Skips the test if it cannot be had."""
+        self._release = fetched(suite)
+        self._where = "disk" if disk else "memory"
         self.folder = folder
-        folder.mkdir()
-        subprocess.run(["tar", "-C", folder, "--exclude=./dev/*", "-xf", archive], check=True)
+        self.given = folder / "given"
+        for one in (folder, folder / "changes", folder / "root", self.given, self.given / "tmp"):
+            one.mkdir()
+        self.given.chmod(0o755)
+        (self.given / "tmp").chmod(0o1777)
 
     def put(self, file: Path) -> None:
         """Copy a file into /tmp."""
-        shutil.copy(file, self.folder / "tmp")
+        shutil.copy(file, self.given / "tmp")
+
+    @property
+    def _entered(self) -> list[str]:
+        return ["enter", str(self.folder), str(self._release), self._where]
 
     def run(self, script: str) -> str:
-        """Run a script of bash in there as root, and return what it prints; it must succeed."""
-        (self.folder / "tmp/script").write_text(script)
+        """Run a script of bash in there as root, and return what it prints; it must succeed, and what it made goes."""
+        (self.given / "tmp/script").write_text(script)
         # What the script leaves running ends with its process namespace.
         argv = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        return _printed([*argv, "bash", "-c", _ENTER + _SCRIPT, "enter", str(self.folder)])
+        return _printed([*argv, "bash", "-c", _ENTER + _SCRIPT, *self._entered])
 
 
 class BootedRoot(DebianRoot):
     """A Debian whose systemd runs, in namespaces and a control group of its own."""
 
     def __init__(self, folder: Path) -> None:
-        """Unpack the release that has it. Skips the test if it cannot be had."""
+        """Take the release that has it. Skips the test if it cannot be had."""
         super().__init__(_BOOTS, folder)
+        units = self.given / "etc/systemd/system"
+        units.mkdir(parents=True)
         for unit in _MASKED:
-            (folder / "etc/systemd/system" / unit).symlink_to("/dev/null")
+            (units / unit).symlink_to("/dev/null")
 
     @contextlib.contextmanager
     def booted(self) -> Iterator[None]:
@@ -96,7 +109,7 @@ class BootedRoot(DebianRoot):
         group = top / f"linkspan-{self.folder.parent.name}-{os.getpid()}"
         group.mkdir()
         spaces = ["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child"]
-        argv = ["unshare", *spaces, "--propagation", "private", "bash", "-c", _ENTER + _BOOT, "enter", str(self.folder)]
+        argv = ["unshare", *spaces, "--propagation", "private", "bash", "-c", _ENTER + _BOOT, *self._entered]
         into = ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh"]
         log = (self.folder.parent / "console").open("w")
         process = subprocess.Popen([*into, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -152,27 +165,30 @@ def _printed(argv: list[str]) -> str:
 
 
 def fetched(suite: str) -> Path:
-    """Return the archive of a release, which is downloaded once. Skips the test without it."""
+    """Return the folder with a release's files, which are downloaded once. Skips the test without them."""
     included = f"{_INCLUDED},systemd-sysv,dbus" if suite == _BOOTS else _INCLUDED
-    archive = CACHE / f"{suite}-{zlib.crc32(included.encode()):08x}.tar"
-    if not archive.exists():
-        _download(suite, included, archive)
-    return archive
+    folder = CACHE / f"{suite}-{zlib.crc32(included.encode()):08x}"
+    if not folder.exists():
+        _download(suite, included, folder)
+    return folder
 
 
-def _download(suite: str, included: str, archive: Path) -> None:
+def _download(suite: str, included: str, folder: Path) -> None:
     if not shutil.which("mmdebstrap"):
         pytest.skip("no mmdebstrap: a clean Debian cannot be had")
     CACHE.mkdir(parents=True, exist_ok=True)
-    part = archive.with_suffix(".part.tar")
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
     asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     known = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
     if not (archives := [one for one in known if one.rstrip("/").endswith("/debian")]):
         pytest.skip("apt knows no archive of Debian here")
-    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={included}"]
+    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory", f"--include={included}"]
     # Nobody needs the files of a run that broke off. mmdebstrap leaves the option in the release.
     argv += ["--dpkgopt=force-unsafe-io", '--customize-hook=rm "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap', suite, str(part)]
     done = subprocess.run([*argv, archives[0]], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"Debian's {suite} cannot be had: {done.stderr[-300:]}")
-    part.rename(archive)
+    shutil.rmtree(part / "dev")
+    (part / "dev").mkdir()
+    part.rename(folder)

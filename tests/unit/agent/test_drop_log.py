@@ -49,3 +49,18 @@ def test_an_agent_starts_though_another_program_has_the_group(monkeypatch: pytes
         await kept.stop()
 
     asyncio.run(main())
+
+
+def test_a_follower_hears_that_the_agent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the agent's end would wait until it goes by itself."""
+    monkeypatch.setattr(drop_log, "Nflog", Group)
+    monkeypatch.setattr(Group, "taken", False)
+    unused: Any = None
+
+    async def main() -> None:
+        kept = DropLog(unused, unused, always=False)
+        with kept.following() as drops:
+            kept.end()
+            assert await asyncio.wait_for(drops.get(), 5) is None
+
+    asyncio.run(main())

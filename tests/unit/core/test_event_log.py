@@ -53,6 +53,31 @@ def test_the_last_of_them_since_a_time_are_asked_for(tmp_path: Path, monkeypatch
     assert asyncio.run(followed()) == "4"
 
 
+@pytest.mark.parametrize("more", [3, KEPT + 1])
+def test_whoever_follows_is_let_go_at_the_end(tmp_path: Path, more: int) -> None:
+    """He has what came until then, as far as it waits for him, and an agent that ends does not wait for him."""
+    log = opened(tmp_path / "events")
+    log.add("heal", "before")
+
+    async def followed() -> list[str]:
+        found: list[str] = []
+        async for event in log.follow():
+            found.append(event.what)
+            if event.what == "before":
+                for number in range(more):
+                    log.add("heal", str(number))
+                log.end()
+        return found
+
+    async def run() -> list[str]:
+        async with asyncio.timeout(20):
+            return await followed()
+
+    found = asyncio.run(run())
+    assert found[0] == "before"
+    assert len(found) == min(more, KEPT - 1) + 1
+
+
 def test_a_file_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
     """Without its folder the log is only in memory."""
     log = opened(tmp_path / "missing" / "events")

@@ -7,29 +7,18 @@ import pytest
 
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Endpoint, Facts, Host, HostView, Migration, Network, Port, Underlay
+from linkspan.core.model import Facts, Host, HostView, Migration, Port, Underlay
 from linkspan.core.states.host import NftChain, NftElement, NftExit, NftLinkChain, State
 from linkspan.kernel.drivers import nftables_objects
+from support.records.fast_network import CONTAINER, DEVICE, NETWORK
 
 OVERHEAD = 50
-NET = Network(
-    name="demo",
-    pools=("10.77.0.0/16", "fd77::/48"),
-    subnet_len={"4": 24, "6": 64},
-    backend="vxlan",
-    options={"fast": "true", "vni": "77"},
-    mtu=1450,
-)
-HERE = Endpoint(
-    id="c1", ifname="eth0", network="demo", addresses=("10.77.1.2/32", "fd77:0:0:1::2/128"), mac="02:00:00:00:00:01",
-    mtu=1450, host_ifname="lsr1",
-)  # fmt: skip
 
 
 def view(facts: Facts | None = None, mtu: int = 1500, control: tuple[tuple[str, int], ...] = ()) -> HostView:
     """Return a host that sees one network."""
     host = Host(id="h1", name="h1", underlay=Underlay("eth0", ("192.0.2.1/24",), mtu))
-    return HostView((NET,), facts=facts or Facts(early=True), host=host, control=control)
+    return HostView((NETWORK,), facts=facts or Facts(early=True), host=host, control=control)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +34,9 @@ def view(facts: Facts | None = None, mtu: int = 1500, control: tuple[tuple[str, 
 )
 def test_an_obstacle_closes_the_path_of_a_host(of: HostView, why: str) -> None:
     """It is said in words, and then no chain has a rule."""
-    told = fast_path.obstacle(of, NET, OVERHEAD)
+    told = fast_path.obstacle(of, NETWORK, OVERHEAD)
     assert (why in told) if why else told == ""
-    states = list(fast_path.network_states(of, NET, "lsx4d", OVERHEAD))
+    states = list(fast_path.network_states(of, NETWORK, DEVICE, OVERHEAD))
     rules = [rule for one in states if isinstance(one, NftChain) and not one.hook for rule in one.rules]
     assert bool(rules) == (not why)
 
@@ -55,13 +44,13 @@ def test_an_obstacle_closes_the_path_of_a_host(of: HostView, why: str) -> None:
 def test_a_kernel_that_cannot_gets_no_object() -> None:
     """It would refuse each, again and again."""
     of = view(Facts())
-    assert list(fast_path.network_states(of, NET, "lsx4d", OVERHEAD)) == []
-    assert list(fast_path.peer_states(of, "lsx4d", "02::", [prefix("10.77.2.0/24")], {4: "10.77.2.0"})) == []
+    assert list(fast_path.network_states(of, NETWORK, DEVICE, OVERHEAD)) == []
+    assert list(fast_path.peer_states(of, DEVICE, "02::", [prefix("10.77.2.0/24")], {4: "10.77.2.0"})) == []
 
 
 def test_a_network_that_migrates_is_not_fast() -> None:
     """Its peers answer by either way."""
-    moving = msgspec.structs.replace(NET, migration=Migration(backend="host-gw", mtu=1500, number=1))
+    moving = msgspec.structs.replace(NETWORK, migration=Migration(backend="host-gw", mtu=1500, number=1))
     assert "migrates" in fast_path.obstacle(view(), moving, OVERHEAD)
 
 
@@ -76,7 +65,7 @@ def test_a_network_that_migrates_is_not_fast() -> None:
 )
 def test_an_endpoint_may_be_unfit(change: dict[str, object], why: str) -> None:
     """What it says is for people."""
-    told = fast_path.unfit(NET, msgspec.structs.replace(HERE, **change))
+    told = fast_path.unfit(NETWORK, msgspec.structs.replace(CONTAINER, **change))
     assert (why in told) if why else told == ""
 
 
@@ -94,39 +83,39 @@ def _uses(states: list[State]) -> set[str]:
 def test_networks_share_nothing() -> None:
     """So no sender of one reaches the other."""
     sets = []
-    for device in ("lsx4d", "lsx4e"):
-        states = [*fast_path.network_states(view(), NET, device, OVERHEAD), *fast_path.endpoint_states(HERE, device)]
-        sets.append(_uses(states))
+    for device in (DEVICE, "lsx65"):
+        own = fast_path.network_states(view(), NETWORK, device, OVERHEAD)
+        sets.append(_uses([*own, *fast_path.endpoint_states(CONTAINER, device)]))
     assert sets[0].isdisjoint(sets[1])
 
 
 def test_an_endpoint_sends_and_receives_by_it_or_neither() -> None:
     """For each address: what admits its packets, and what leads to it; and its link is in the chain of its network."""
-    states = list(fast_path.endpoint_states(HERE, "lsx4d"))
+    states = list(fast_path.endpoint_states(CONTAINER, DEVICE))
     senders = {one.parts[2] for one in states if type(one) is NftElement}
     ends = {one.parts[0] for one in states if isinstance(one, NftExit)}
     assert senders == ends == {"10.77.1.2", "fd77:0:0:1::2"}
     (link,) = [one for one in states if isinstance(one, NftLinkChain)]
-    assert (link.name, link.rules) == ("lsr1", ("goto out_lsx4d",))
+    assert (link.name, link.rules) == ("lsr1", ("goto out_lsx64",))
 
 
 def test_a_peer_is_sent_to_and_admitted_or_neither() -> None:
     """By block, and by address where it has one of its own."""
     targets = [prefix("10.77.2.0/24"), prefix("10.77.9.9/32")]
-    states = fast_path.peer_states(view(), "lsx4d", "02:00:00:00:00:02", targets, {4: "10.77.2.0"})
+    states = fast_path.peer_states(view(), DEVICE, "02:00:00:00:00:02", targets, {4: "10.77.2.0"})
     found = {(one.set, *one.parts, *one.data) for one in states if isinstance(one, NftElement)}
     assert found == {
-        ("vteps4_lsx4d", "02:00:00:00:00:02", "10.77.2.0"),
-        ("hops4_lsx4d", "10.77.2.0", "10.77.2.0"),
-        ("vteps_exact4_lsx4d", "02:00:00:00:00:02", "10.77.9.9"),
-        ("hops_exact4_lsx4d", "10.77.9.9", "10.77.2.0"),
+        ("vteps4_lsx64", "02:00:00:00:00:02", "10.77.2.0"),
+        ("hops4_lsx64", "10.77.2.0", "10.77.2.0"),
+        ("vteps_exact4_lsx64", "02:00:00:00:00:02", "10.77.9.9"),
+        ("hops_exact4_lsx64", "10.77.9.9", "10.77.2.0"),
     }
 
 
 def test_no_part_of_it_comes_alone_when_an_agent_starts() -> None:
     """Elements that hurry would put one direction on the path before the other."""
     states = [
-        *fast_path.endpoint_states(HERE, "lsx4d"),
-        *fast_path.peer_states(view(), "lsx4d", "02:00:00:00:00:02", [prefix("10.77.2.0/24")], {4: "10.77.2.0"}),
+        *fast_path.endpoint_states(CONTAINER, DEVICE),
+        *fast_path.peer_states(view(), DEVICE, "02:00:00:00:00:02", [prefix("10.77.2.0/24")], {4: "10.77.2.0"}),
     ]
     assert not any(map(nftables_objects.alone, states))

@@ -9,8 +9,9 @@ import pytest
 from linkspan.core.contracts import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
-from linkspan.core.states.host import HOST, FdbEntry, Key, Neighbour, State
+from linkspan.core.states.host import HOST, FdbEntry, Key, Neighbour, Route, State
 from linkspan.kernel.kinds import kinds
+from support.memory_machine import MemoryDriver
 
 PEER = ("peer", "demo", "h2")
 ENTRY, OTHER = (FdbEntry("lsx64", bytes([2, 0, 0, 0, 0, n]), bytes([10, 0, 0, n])) for n in (1, 2))
@@ -74,6 +75,34 @@ def test_what_is_right_and_unchanged_is_not_compared_again(kernel: Kernel) -> No
     for some in (None, [FdbEntry], [Neighbour]):
         assert reconciler.resync(some).heals == []
     assert kernel.looks == 0
+
+
+def test_whether_all_is_settled_is_known_without_a_comparison(kernel: Kernel) -> None:
+    """What another program changed, what fails, and what nobody has compared yet needs a resync, which repairs it."""
+    reconciler = settled(kernel)
+    assert reconciler.is_settled([FdbEntry, Neighbour])
+    assert kernel.looks == 0
+    del kernel.there[HOP.key]
+    assert not reconciler.is_settled([FdbEntry])
+    assert HOP.key not in kernel.there
+    reconciler.resync()
+    reconciler.resync()
+    assert reconciler.is_settled([FdbEntry, Neighbour])
+    kernel.refuses = True
+    del kernel.there[ENTRY.key]
+    reconciler.resync()
+    kernel.there[ENTRY.key] = ENTRY
+    assert not reconciler.is_settled([FdbEntry])
+
+
+def test_a_driver_without_a_stamp_is_never_settled(kernel: Kernel) -> None:
+    """Then no stamp is taken either: a resync takes them."""
+    known = kinds()
+    reconciler = Reconciler([(known[FdbEntry], kernel), (known[Route], MemoryDriver())])
+    reconciler.resync()
+    reconciler.resync()
+    assert reconciler.is_settled([FdbEntry])
+    assert not reconciler.is_settled([FdbEntry, Route])
 
 
 @pytest.mark.parametrize("there", [{}, {ENTRY.key: ENTRY}, {one.key: one for one in (ENTRY, HOP, OTHER)}])

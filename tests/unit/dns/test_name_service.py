@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from linkspan.core.config import Config
 from linkspan.core.states.programs import Dnsmasq, Process
-from linkspan.dns.service import TICK, NameService
+from linkspan.dns.service import RESOLVERS, TICK, NameService
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.probe import dnsmasq
+from linkspan.kernel.worker import Worker
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.records.replicas import Member, network
@@ -76,7 +78,7 @@ def test_names_are_not_computed_again_while_nothing_happens(tmp_path: Path, monk
             await asyncio.sleep(TICK)
         assert plans == []
         resolvers.write_text("nameserver 192.0.2.54\n")
-        await soon(lambda: plans, "the other resolver is read", 2 * TICK)
+        await soon(lambda: plans, "the other resolver is read", RESOLVERS + TICK)
         plans.clear()
         service.note(("c1", "eth0"))
         await soon(lambda: plans, "the endpoint is looked at", TICK)
@@ -92,6 +94,11 @@ def test_a_server_waits_for_the_address_at_which_it_listens(tmp_path: Path, monk
     monkeypatch.setattr(dnsmasq, "found", lambda folder: Dnsmasq("/usr/sbin/dnsmasq", "root", str(folder)))
     monkeypatch.setattr(dnsmasq, "can_listen", lambda address: there and address == "10.244.0.1")
     machine = _Serving(tmp_path)
+
+    async def alone(_worker: Worker, function: Callable[..., object], *args: object) -> object:
+        return function(*args)
+
+    monkeypatch.setattr(Worker, "run", alone)  # the virtual clock does not wait for another thread
 
     def servers() -> list[str]:
         found = machine.reconciler.desired.states((Process,)).values()

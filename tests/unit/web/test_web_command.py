@@ -6,11 +6,19 @@ import asyncio
 import os
 import ssl
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from linkspan.core.errors import Invalid
 from linkspan.web import browser, serving
@@ -111,6 +119,24 @@ def test_wrong_certificates_are_named(tmp_path: Path) -> None:
         place("192.0.2.1:443", first.cert)
     with pytest.raises(Invalid, match=r"--cert .* and --key"):
         place("192.0.2.1:443", first.cert, second.key)
+    for wrong in (tmp_path, Path(first.cert, "below")):  # which nobody moves away for a page
+        with pytest.raises(Invalid, match=r"--key .*directory") as error:
+            place("192.0.2.1:443", first.cert, str(wrong))
+        assert error.value.hint == "correct --key"
+
+
+def test_an_encrypted_key_is_named(tmp_path: Path) -> None:
+    """Without a terminal nobody can give its pass phrase."""
+    pair = Authority(tmp_path / "ca").certificate("page")
+    key = load_pem_private_key(Path(pair.key).read_bytes(), None)
+    hidden = tmp_path / "hidden.pem"
+    hidden.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    code = "from linkspan.web.listening import place; import sys; place('192.0.2.1:443', *sys.argv[1:])"
+    argv = [sys.executable, "-c", code, pair.cert, str(hidden)]
+    found = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True, check=False
+    )
+    assert f"Invalid: --key {hidden} is encrypted" in found.stderr
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

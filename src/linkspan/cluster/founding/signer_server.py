@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
 
 from linkspan.cluster.founding.signer import JoinWish, Problem, Signer
+from linkspan.core import http_server
 from linkspan.core.addresses import place
 from linkspan.core.errors import LinkspanError
 from linkspan.core.supervise import ended, lasting
@@ -54,9 +54,7 @@ async def serving(
     """
     where, port = place(at)
     application = _application(signer, more)
-    runner = web.AppRunner(
-        application, access_log=None, logger=_http_log(), shutdown_timeout=2, keepalive_timeout=SECONDS
-    )
+    runner = http_server.runner(application, shutdown_timeout=2, keepalive_timeout=SECONDS)
     await runner.setup()
     server = runner.server
     assert server is not None
@@ -163,23 +161,6 @@ class Refusals:
         rest = f" (and {self._left_out} more since the last one)" if self._left_out else ""
         log.warning("%s%s", text, rest)
         self._next, self._left_out = now + 1, 0
-
-
-class _Unreadable(logging.Filter):
-    """Drops the traceback that aiohttp logs for each request that it cannot read: anybody may send them."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is of anything else, such as a defect of ours."""
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionError))
-
-
-def _http_log() -> logging.Logger:
-    """Return the logger of aiohttp's server."""
-    found = logging.getLogger("linkspan.cluster.founding.http")
-    if not found.filters:
-        found.addFilter(_Unreadable())
-    return found
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> web.Response:

@@ -97,6 +97,10 @@ class CharonDriver:
             found += [child for text in one.children if (child := _child(name, text)) is not None]
         return found
 
+    def stamp(self) -> object:
+        """Return None while the daemon does not run; what it has loaded is observed each second."""
+        return object() if self._running() else None
+
     def _running(self) -> bool:
         """Return whether the daemon runs; a new process has nothing loaded."""
         pid = self._pid()

@@ -58,7 +58,7 @@ class LearntDriver:
             return
         wanted = self._wanted
         if wanted is None:
-            if time.monotonic() - self._absent < SELDOM:
+            if self._rests():
                 return
             if learnt_routes(self._sockets, LEARNT_METRIC):
                 yield LearntRoutes(LEARNT_METRIC, "", 0)
@@ -68,6 +68,13 @@ class LearntDriver:
             yield msgspec.structs.replace(
                 wanted, stale=self._due(wanted) and bool(learnt_routes(self._sockets, LEARNT_METRIC))
             )
+
+    def stamp(self) -> object:
+        """Return None while nobody wants a speaker, and nobody looks for its routes."""
+        return None if self._wanted is None and self._rests() else object()
+
+    def _rests(self) -> bool:
+        return time.monotonic() - self._absent < SELDOM
 
     def apply(self, put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
         """Sweep those that are stale, and those that no source wants."""

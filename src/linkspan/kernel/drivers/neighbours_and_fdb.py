@@ -73,6 +73,11 @@ _PLAIN_ENTRY = 52
 """Size in bytes of an entry with only an IPv4 address and its times (NDA_CACHEINFO)."""
 
 _TIMES = 3  # NDA_CACHEINFO
+# Most entries are IPv4's: an address and a MAC, in either order, and then the times. ``_SECOND`` has by the head of the
+# first attribute where the second one is, and its head.
+_V4, _MAC, _TIMES_HEAD = ATTR.pack(8, DST), ATTR.pack(10, LLADDR), ATTR.pack(20, _TIMES)
+_SECOND = {_V4: (20, _MAC), _MAC: (24, _V4)}
+_TIMES_AT = 32
 _WHERE = ((6, "port"), (7, "vni"), (8, "via"))  # NDA_PORT, NDA_VNI, NDA_IFINDEX
 
 _BY_MAC = struct.Struct("=BxxxiHBBHH6s2x")
@@ -196,6 +201,9 @@ def _is_of_group(payload: bytes) -> bool:
 
 def _timeless(payload: bytes) -> bytes:
     """Return an entry without the times that the kernel reports with it: since when it is there, and was used."""
+    at, second = _SECOND.get(payload[12:16], (0, b""))
+    if second and payload[at : at + 4] == second and payload[_TIMES_AT : _TIMES_AT + 4] == _TIMES_HEAD:
+        return payload[:_TIMES_AT] + payload[_PLAIN_ENTRY:]
     at, unpack = NDMSG.size, ATTR.unpack_from
     while at + 4 <= len(payload):
         size, kind = unpack(payload, at)

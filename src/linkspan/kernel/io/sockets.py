@@ -22,6 +22,8 @@ class Sockets:
         """Of containers' links, for the duration of a batch: interface, addresses and routes each need it."""
         self._looking = False
         self._seen: list[Link] | None = None
+        self._names: dict[int, str] | None = None
+        """The names of these links by index."""
 
     @contextlib.contextmanager
     def one_look(self) -> Iterator[None]:
@@ -29,11 +31,11 @@ class Sockets:
 
         Linkspan changes nothing within it. A change by others causes an event, and another observation.
         """
-        self._looking, self._seen = True, None
+        self._looking, self._seen, self._names = True, None, None
         try:
             yield
         finally:
-            self._looking, self._seen = False, None
+            self._looking, self._seen, self._names = False, None, None
 
     def at(self, netns: int) -> Socket:
         """Return the socket in the namespace, made if there is none; raises NotFound if the namespace is gone."""
@@ -85,8 +87,12 @@ class Sockets:
         return link_messages.bodies(self.at(HOST))
 
     def names(self, netns: int) -> dict[int, str]:
-        """Return every link's name by its index."""
-        return names_of(self.links(netns))
+        """Return every link's name by its index; callers must not change it."""
+        if netns != HOST or not self._looking:
+            return names_of(self.links(netns))
+        if self._names is None:
+            self._names = names_of(self.links(HOST))
+        return self._names
 
     def own_links(self) -> dict[int, str]:
         """Return the host's links that are ours, whatever others' links are called: names by index."""
