@@ -68,7 +68,7 @@ def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
 
 def _show_differences(found: dict[str, Any]) -> None:
     every = [
-        (item["inside"], action, item["kind"], item["key"], _found(item))
+        (item.get("inside", ""), action, item["kind"], item["key"], _found(item))  # an older agent does not say
         for action in ("put", "delete")
         for item in found[action]
     ]
@@ -85,6 +85,6 @@ def _show_differences(found: dict[str, Any]) -> None:
 
 
 def _found(item: dict[str, Any]) -> str:
-    """Return the state of an object now, and in what it differs."""
-    differs = ", ".join(f"{one['field']} {one['is']}, not {one['should']}" for one in item["differs"])
+    """Return the state of an object now, and in what it differs: an older agent does not say this."""
+    differs = ", ".join(f"{one['field']} {one['is']}, not {one['should']}" for one in item.get("differs", ()))
     return f"{_FOUND[item['what']]}: {differs}" if differs else _FOUND[item["what"]]

@@ -13,6 +13,8 @@ from linkspan.cli.output import Format
 from linkspan.diagnose.plan.differences import NOT_REPAIRED
 
 LINK = {"kind": "Link", "key": "ls-demo", "what": "added", "inside": "", "differs": []}
+OLD = {"kind": "Interface", "key": "eth0", "what": "changed"}
+"""From an agent of the release before, while a host is upgraded."""
 MTU = {"field": "mtu", "is": "1300", "should": "1450"}
 ETH0 = {"kind": "Interface", "key": "eth0", "what": "changed", "inside": "c1", "differs": [MTU]}
 CHANGED = "c1 put Interface eth0 different: mtu 1300, not 1450"
@@ -24,8 +26,9 @@ CHANGED = "c1 put Interface eth0 different: mtu 1300, not 1450"
         ([LINK], ["put Link ls-demo missing"], False),
         ([ETH0], [CHANGED], True),
         ([ETH0, LINK], ["put Link ls-demo missing", CHANGED], True),
+        ([OLD], ["put Interface eth0 different"], False),
     ],
-    ids=["host", "inside", "both"],
+    ids=["host", "inside", "both", "older agent"],
 )
 def test_what_is_inside_containers_is_told_apart(
     capsys: pytest.CaptureFixture[str],
