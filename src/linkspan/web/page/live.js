@@ -71,15 +71,22 @@ export function useAnswer(path, words = {}, wanted = true, version = "", every =
   const [found, setFound] = useState({ answer: null, error: "", busy: true });
   const [round, setRound] = useState(0);
   const quiet = useRef(false); // nobody asked: a button that is disabled meanwhile would lose the focus
+  const waits = useRef(false); // for an answer: an answer that takes longer than the pause would never count
   const key = JSON.stringify([path, words, wanted, version, round]);
   useEffect(() => {
     if (!wanted) return undefined;
     let current = true;
     if (!quiet.current) setFound((now) => ({ ...now, busy: true }));
     quiet.current = false;
+    waits.current = true;
+    const settle = (next) => {
+      if (!current) return;
+      waits.current = false;
+      setFound(next);
+    };
     ask(path, words).then(
-      (answer) => current && setFound({ answer, error: "", busy: false }),
-      (error) => current && setFound((now) => ({ ...now, error: error.message, busy: false })),
+      (answer) => settle({ answer, error: "", busy: false }),
+      (error) => settle((now) => ({ ...now, error: error.message, busy: false })),
     );
     return () => {
       current = false;
@@ -89,7 +96,7 @@ export function useAnswer(path, words = {}, wanted = true, version = "", every =
   useEffect(() => {
     if (!wanted || !pause) return undefined;
     const timer = setInterval(() => {
-      if (document.visibilityState !== "visible") return;
+      if (document.visibilityState !== "visible" || waits.current) return;
       quiet.current = true;
       setRound((now) => now + 1);
     }, pause);
