@@ -258,6 +258,7 @@ def test_what_differs_inside_a_container_is_told_apart_with_what_to_do(sound: So
     assert {one["inside"] for one in found} == {sound.bridged}
     said = host.cli("diff", code=3)
     assert f"{sound.bridged}  put    Interface" in said
+    assert "different: up no, not yes" in said
     assert "linkspan repairs nothing inside a running container" in said
     quiet(host, before)
     assert host.json("status")["ok"]

@@ -422,7 +422,7 @@ class Agent:
     def _make_watchers(self, host: Host, endpoints: dict[Identity, Endpoint]) -> None:
         """Make what watches the machine, the peers and the sessions with them, and what asks other agents."""
         machine = self.worker.machine
-        self.peer_pings = PeerPings(self.peers.known)
+        self.peer_pings = PeerPings(self.peers.known, self.event_log)
         self.bgp_sessions = BgpSessions(self.networks, self.view, machine.namespaces, self.event_log, self.metrics)
         self.ipsec_sessions = IpsecSessions(self.worker, self.event_log)
         self.peers.subscribe(self.ipsec_sessions.soon)

@@ -74,10 +74,12 @@ class PeerSurvey:
     async def answer(self, probe: Probe) -> Probed:
         """Take part in another host's survey. Raises LinkspanError if this machine cannot."""
         wanted, refused = self._wanted()
+        underlay, own = self._hosts.here.underlay, self._hosts.here.id
+        link = underlay.ifname if underlay is not None else ""
 
         def run() -> Probed:
             with contextlib.closing(KernelAnswers(self._namespaces)) as asked:
-                return peer_probe.run(asked, probe.session, self._hosts.here.id, wanted, refused)
+                return peer_probe.run(asked, probe.session, own, link, wanted, refused)
 
         return await asyncio.to_thread(run)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -19,6 +20,7 @@ from linkspan.core.event_log import KEPT
 from linkspan.core.kinds import netns_of
 from linkspan.core.states.host import Key, State
 from linkspan.diagnose.plan import plan
+from linkspan.diagnose.plan.differences import NOT_REPAIRED, differences
 from linkspan.dns import zone
 from linkspan.endpoints import address_audit, address_repair, multihoming, registry
 
@@ -77,21 +79,28 @@ class StatusRoutes:
         """Return the namespaces that contain objects of ours."""
         return frozenset(e.netns for e in self._agent.registry.endpoints.values() if e.netns)
 
-    def _difference(self, inside: frozenset[int]) -> tuple[Change, dict[Key, str]]:
-        """Observe everything (worker thread)."""
-        return self._worker.machine.reconciler.difference(None, inside)
+    def _difference(self, inside: frozenset[int]) -> tuple[Change, dict[Key, str], dict[Key, State]]:
+        """Observe everything (worker thread); the last part has what is there of each object that differs."""
+        return self._worker.machine.reconciler.compared(None, inside)
 
     async def _diff(self, request: web.Request) -> web.Response:
         await self._agent.membership.caught_up()  # what the agent is applying at this moment is no drift
-        change, words = await self._worker.run(self._difference, self._inside())
+        change, words, observed = await self._worker.run(self._difference, self._inside())
         wanted = [state for state in change.put if not self._agent.reaper.orphaned(state.key)]
-        put, delete = ([self._differing(s, words[s.key]) for s in states] for states in (wanted, change.delete))
-        return answer({"put": put, "delete": delete})
 
-    def _differing(self, state: State, what: str) -> dict[str, str]:
+        def told(states: Iterable[State]) -> list[dict[str, Any]]:
+            return [self._differing(state, words[state.key], observed.get(state.key)) for state in states]
+
+        found: dict[str, Any] = {"put": told(wanted), "delete": told(change.delete)}
+        if any(one["inside"] for one in (*found["put"], *found["delete"])):
+            found["note"] = NOT_REPAIRED
+        return answer(found)
+
+    def _differing(self, state: State, what: str, observed: State | None) -> dict[str, Any]:
         """Return a difference, with the container that contains it: healing looks only at the host."""
         inside = self._agent.registry.inside(netns_of(state))
-        return {"kind": type(state).__name__, "key": state.label, "what": what, "inside": inside}
+        differs = differences(observed, state)
+        return {"kind": type(state).__name__, "key": state.label, "what": what, "inside": inside, "differs": differs}
 
     async def _plan(self, request: web.Request) -> web.Response:
         wanted = request.query.get("network", "")
@@ -119,7 +128,7 @@ class StatusRoutes:
         self, inside: frozenset[int], of: Callable[[Source], bool] | None
     ) -> tuple[list[State], dict[Key, list[Source]], set[Key]]:
         """Return the desired states of these sources, their owners, and the missing keys (worker thread)."""
-        change, _ = self._difference(inside)
+        change, _, _ = self._difference(inside)
         desired = self._worker.machine.reconciler.desired
         names = dict.fromkeys(source for source in desired.sources() if of is None or of(source))
         states = {key: state for name in names for key, state in desired.sources()[name].items()}

@@ -47,11 +47,6 @@ def plan(
             print(line["command"])
 
 
-_NOT_MENDED = (
-    "linkspan repairs nothing inside a running container but limits of its bandwidth, because the container may "
-    "change its own network: restart the container, detach and attach it, or type what `linkspan plan` shows; an "
-    "agent that starts adds what is missing"
-)
 _FOUND = {"added": "missing", "changed": "different", "removed": "not wanted"}
 """State of an object now, by the repair's word for the change."""
 
@@ -73,7 +68,7 @@ def diff(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None
 
 def _show_differences(found: dict[str, Any]) -> None:
     every = [
-        (item.get("inside", ""), action, item["kind"], item["key"], _FOUND[item["what"]])  # an older agent does not say
+        (item["inside"], action, item["kind"], item["key"], _found(item))
         for action in ("put", "delete")
         for item in found[action]
     ]
@@ -85,4 +80,11 @@ def _show_differences(found: dict[str, Any]) -> None:
         print()
     if inside:
         table(("inside", "to do", "kind", "key", "it is"), inside, "")
-        print(_NOT_MENDED)
+    if note := found.get("note"):
+        print(note)
+
+
+def _found(item: dict[str, Any]) -> str:
+    """Return the state of an object now, and in what it differs."""
+    differs = ", ".join(f"{one['field']} {one['is']}, not {one['should']}" for one in item["differs"])
+    return f"{_FOUND[item['what']]}: {differs}" if differs else _FOUND[item["what"]]

@@ -65,6 +65,8 @@ def trace(
             say("unknown whether it is reachable; packets may pass nevertheless:")
             for one in found["unknown"]:
                 say(f"  at {one['at']}: {one['why']}")
+        if found.get("listens") is False:
+            say(f"note: nothing listens on port {port} there: start the service, or correct --port")
     if not found["reachable"]:
         raise typer.Exit(NOT_WELL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Annotated
 
 import typer
@@ -42,3 +43,5 @@ def web(
 
 def _print_now(link: str) -> None:
     print(link, flush=True)
+    if sys.stdin is not None and sys.stdin.isatty():
+        print("Enter: another link; Ctrl-C: end", file=sys.stderr)

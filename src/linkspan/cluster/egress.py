@@ -448,18 +448,21 @@ class Exits:
 
         This host's keepalive keeps them, so each look tries it again until they are gone.
         """
-        gone = self._unwanted - self._addresses.held.keys() - self._addresses.put_here
-        ours = [name for name in map(_key, filter(self._names_here, gone)) if name not in self._replica.absences]
-        for some in (ours[start : start + AT_ONCE] for start in range(0, len(ours), AT_ONCE)):
+        gone = [*(self._unwanted - self._addresses.held.keys() - self._addresses.put_here)]
+        for some in (gone[start : start + AT_ONCE] for start in range(0, len(gone), AT_ONCE)):
             with contextlib.suppress(Unavailable):
                 if not await self._delete(some):
-                    for name in some:  # another host has changed one of them
-                        await self._delete([name])
+                    for address in some:  # another host has changed one of them
+                        await self._delete([address])
 
-    async def _delete(self, names: Sequence[str]) -> bool:
-        """Delete records; return False, and delete none, if somebody has changed one of them. Raises Unavailable."""
+    async def _delete(self, addresses: Sequence[str]) -> bool:
+        """Delete those records of addresses that name this host now: others may have been taken since the last delete.
+
+        Return False, and delete none, if somebody has changed one of them. Raises Unavailable.
+        """
+        names = [name for name in map(_key, filter(self._names_here, addresses)) if name not in self._replica.absences]
         same = {name: self._replica.known_revision(name) for name in names}
-        return await self._replica.write({}, deletes=names, unchanged=same)
+        return not names or await self._replica.write({}, deletes=names, unchanged=same)
 
     def _names_here(self, address: str) -> bool:
         """Return whether an address's record names this host."""

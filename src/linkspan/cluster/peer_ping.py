@@ -20,9 +20,11 @@ from collections.abc import Collection
 
 import msgspec
 
+from linkspan.cluster import peer_silence
 from linkspan.cluster.path_quality import PathQuality
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import KernelError
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Peer
 from linkspan.core.supervise import ended, lasting, pause
 from linkspan.kernel.probe.ping import Echo
@@ -67,9 +69,12 @@ class _Awaited(msgspec.Struct):
 class PeerPings:
     """Pings the peers of all networks; ``silent`` has those that do not answer, and ``paths`` what was measured."""
 
-    def __init__(self, peers: dict[Pair, Peer]) -> None:
+    def __init__(self, peers: dict[Pair, Peer], event_log: EventLog) -> None:
         """``peers`` are those of now: they change, and a new one is the last of them."""
         self._peers = peers
+        self._event_log = event_log
+        self._logged: frozenset[Pair] = frozenset()
+        """The silent peers of the last round."""
         self._echoes: dict[int, Echo] = {}
         self._awaited: dict[str, _Awaited] = {}
         """By address; without those that answered the last ping."""
@@ -127,7 +132,16 @@ class PeerPings:
                     if self._peers and next(reversed(self._peers)) not in met:
                         targets = self._targets(but=met) + targets
                         met |= self._peers.keys()
+            self._log_changes()
             await pause(max(begun + EVERY - loop_time(), 1.0))
+
+    def _log_changes(self) -> None:
+        """Record which peers have become silent in this round, and which answer again."""
+        silent = self.silent()
+        names = {host: peer.host.name for (_, host), peer in self._peers.items()} if silent or self._logged else {}
+        for one in peer_silence.changes(self._logged, silent, self._peers, names.__getitem__):
+            self._event_log.add("peer", one.what, **one.about)
+        self._logged = frozenset(silent)
 
     def _ping(self, family: int, address: str) -> None:
         number, at, failed = (self._number + 1) % NUMBERS, time.time(), ""

@@ -298,7 +298,7 @@ class Reconciler:
         told: set[Key] = set()
         try:
             for _ in range(PASSES):
-                change, words, seen = self._compared(touched, inside, guarded=True)
+                change, words, seen = self.compared(touched, inside, guarded=True)
                 change = self._left.without(change)
                 self._forgive(change, touched, inside)
                 shut = self.fights.closed()
@@ -361,10 +361,10 @@ class Reconciler:
         self, kinds: Iterable[type[State]] | None = None, namespaces: Iterable[int] = ()
     ) -> tuple[Change, dict[Key, str]]:
         """Observe, and return what a pass would put and delete, and for each key: added, changed or removed."""
-        change, words, _ = self._compared(kinds, namespaces)
+        change, words, _ = self.compared(kinds, namespaces)
         return change, words
 
-    def _compared(
+    def compared(
         self, kinds: Iterable[type[State]] | None, namespaces: Iterable[int], *, guarded: bool = False
     ) -> tuple[Change, dict[Key, str], dict[Key, State]]:
         """Return the difference and what is observed of it; ``guarded``: ports with broken guards should be down.

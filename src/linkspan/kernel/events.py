@@ -342,8 +342,9 @@ class NftEvents:
 
     def __init__(self, kinds: Kinds) -> None:
         self._kinds = kinds.after(Event.NFT)
-        self.socket = Socket(NETFILTER, (_NFT_GROUP,))
+        self.socket = Socket(NETFILTER)
         self.socket.only(_NEWGEN)  # which is a datagram of its own, and 10,000 elements are as many messages
+        self.socket.join(_NFT_GROUP)
         self.actor = ""
 
     def dirty(self) -> frozenset[type[State]]:

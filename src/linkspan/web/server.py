@@ -15,7 +15,7 @@ from aiohttp import web
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.supervise import ended, lasting
-from linkspan.web import files
+from linkspan.web import files, login_texts
 from linkspan.web.access import Access, Session
 from linkspan.web.agent_questions import AgentQuestions
 from linkspan.web.connections import Connections
@@ -64,9 +64,7 @@ STATUS = {"invalid": 400, "denied": 403, "not_found": 404, "conflict": 409, "una
 
 HEADER = "X-Linkspan-Token"
 """The header in which the page sends its session's token."""
-OPEN_LINK = "open the link that `linkspan web` prints; Enter in its terminal prints another"
-
-_PLAIN = "<!doctype html><html lang=en><meta charset=utf-8>{head}<title>linkspan</title><p>{text}</p></html>"
+_PLAIN = "<!doctype html><html lang={language}><meta charset=utf-8>{head}<title>linkspan</title><p>{text}</p></html>"
 
 
 class PacketBody(msgspec.Struct, frozen=True):
@@ -166,7 +164,7 @@ class PageServer:
                 if session is not None and session.may_ask(request.headers.get(HEADER, "")):
                     self.connections.known(request.protocol)
                 elif session is None or not entry:
-                    return _refused(OPEN_LINK)
+                    return _refused(request, "no session")
             return await handler(request)
         except LinkspanError as error:
             told = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
@@ -187,10 +185,10 @@ class PageServer:
         cookie = self._access.log_in(request.query.get("token", ""), browser=browser)
         session = self._access.session(cookie)
         if session is None:
-            return _refused("this link was used, or is older than a minute; press Enter where `linkspan web` runs")
+            return _refused(request, "used link")
         # A page that goes on by itself, and no redirect: see the head of the package.
         head = f'<meta name="token" content="{session.token}"><script type="module" src="/login.js"></script>'
-        text = _PLAIN.format(head=head, text='<a href="/">linkspan</a>')
+        text = _PLAIN.format(language="en", head=head, text='<a href="/">linkspan</a>')
         response = web.Response(text=text, content_type="text/html")
         response.set_cookie(
             self._access.cookie, cookie, path="/", httponly=True, secure=self._access.secure, samesite="Strict"
@@ -321,6 +319,8 @@ def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-def _refused(text: str) -> web.Response:
+def _refused(request: web.Request, reason: login_texts.Reason) -> web.Response:
     """Return a page for somebody without a session."""
-    return web.Response(text=_PLAIN.format(head="", text=text), status=401, content_type="text/html")
+    language, text = login_texts.text(reason, request.headers.get("Accept-Language", ""))
+    page = _PLAIN.format(language=language, head="", text=text)
+    return web.Response(text=page, status=401, content_type="text/html")

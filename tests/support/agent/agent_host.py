@@ -243,7 +243,7 @@ class Host:
         """Return what `address check` finds."""
         return dict(self.client.call("GET", "/v1/address-check"))
 
-    def differences(self) -> list[dict[str, str]]:
+    def differences(self) -> list[dict[str, Any]]:
         """Return what `diff` finds."""
         found = self.client.call("GET", "/v1/diff")
         return [*found["put"], *found["delete"]]

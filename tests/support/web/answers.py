@@ -114,8 +114,8 @@ class FakeAgent:
             await runner.cleanup()
 
     @contextlib.contextmanager
-    def in_thread(self) -> Iterator[None]:
-        """Serve in a thread of its own within the block."""
+    def in_thread(self) -> Iterator[asyncio.AbstractEventLoop]:
+        """Serve in a thread of its own within the block; give its loop, in which `tell` runs."""
         loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
 
         async def serve() -> None:
@@ -127,7 +127,7 @@ class FakeAgent:
         thread.start()
         ready.wait()
         try:
-            yield
+            yield loop
         finally:
             loop.call_soon_threadsafe(over.set)
             thread.join()

@@ -12,6 +12,7 @@ from linkspan.cluster.path_quality import PathQuality
 from linkspan.cluster.peer_ping import Pair, PeerPings
 from linkspan.cluster.questions import PATHS, Ask, PathsQuestion, PathsReply, Question
 from linkspan.core.errors import Invalid
+from linkspan.core.event_log import EventLog
 from linkspan.core.model import Host, Lease
 from linkspan.store import records
 from linkspan.store.memory import Memory
@@ -24,7 +25,7 @@ class Measured(PeerPings):
     """Pings that were answered after so many seconds, or were not, by network and peer."""
 
     def __init__(self, found: dict[Pair, float | None]) -> None:
-        super().__init__({})
+        super().__init__({}, EventLog(Path()))
         self._found = found
 
     def paths(self) -> list[tuple[Pair, str, PathQuality]]:

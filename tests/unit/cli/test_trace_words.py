@@ -97,6 +97,18 @@ def test_a_walk_that_no_packet_can_decide_stays_unknown(
     assert "unknown whether it is reachable" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("listens", [True, False, None])
+def test_the_last_line_says_that_nothing_listens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, listens: bool | None
+) -> None:
+    """The packet arrives, and nobody takes the connection; None is a ping, or unknown."""
+    monkeypatch.setattr(Client, "call", lambda *_words: PROVED | {"listens": listens})
+    trace.trace("c1", "c2", "81/tcp", False, Format.TABLE, "/run/no.sock")
+    last = capsys.readouterr().out.splitlines()[-1]
+    said = last == "note: nothing listens on port 81/tcp there: start the service, or correct --port"
+    assert said is (listens is False)
+
+
 def test_a_capture_is_written_and_is_no_part_of_the_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

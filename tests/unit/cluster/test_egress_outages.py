@@ -113,6 +113,38 @@ def test_a_network_without_one_leaves_nothing_in_spite_of_the_store(
     played(tmp_path, work)
 
 
+def test_a_record_that_another_host_has_taken_meanwhile_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its record, the holder would have the address beside the next one for a moment."""
+    real, tried = MemoryStore.transaction, list[str]()
+
+    async def work(cluster: Cluster) -> None:
+        first = await cluster.one()
+        drained, other = cluster.hosts[first].store, next(name for name in cluster.hosts if name != first).encode()
+
+        async def transaction(
+            self: MemoryStore, puts: Mapping[str, bytes], deletes: Sequence[str] = (), **more: object
+        ) -> int:
+            if RECORD in deletes and self is not drained:
+                return 0
+            if RECORD in deletes:
+                if not tried:
+                    await real(self, {RECORD: other})
+                    await sleep(0.1)  # the host that deletes learns of it
+                tried.append(RECORD)
+            return await real(self, puts, deletes, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(MemoryStore, "transaction", transaction)
+        await cluster.drain(first, "1")
+        await soon(lambda: tried, "the drained host deletes its record", 2)
+        await sleep(5)
+        assert tried == [RECORD]
+        assert cluster.memory.entries[RECORD][0] == other
+
+    played(tmp_path, work)
+
+
 def test_a_host_that_got_no_answer_waits_before_it_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It finds its own record then, though another host may have the address in its kernel for a moment longer."""
 

@@ -8,12 +8,14 @@ import re
 import socket
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from linkspan.cluster.peer_ping import CONFIRMED, RATE, SILENT, PeerPings, _Awaited
+from linkspan.core.event_log import EventLog
 from linkspan.core.supervise import ended
 from linkspan.kernel.probe.ping import Echo, Reply
 from support.records.peers import network, peer
@@ -50,7 +52,7 @@ def confirmed(answering: set[str], since: float, asked: int = 3) -> tuple[dict[t
     """Return what a trace gets, and who was asked for it, where a peer has not answered for so long."""
     demo = network("vxlan", (4, 6))
     known = {("demo", "id2"): peer(demo, {})}
-    peer_pings = PeerPings(known)
+    peer_pings = PeerPings(known, EventLog(Path()))
     wire = Wire(peer_pings, answering)
     peer_pings._echoes = dict.fromkeys((4, 6), cast("Any", wire))
     peer_pings._awaited = {"10.77.2.0": _Awaited(time.monotonic() - since, asked)}
@@ -87,7 +89,7 @@ def test_a_peer_that_was_asked_once_is_not_silent_however_long_a_round_takes() -
 def test_a_ping_counts_when_it_had_time_for_an_answer() -> None:
     """Between the second ping and its answer nothing is known of a peer, however late the ping was."""
     demo = network("vxlan", (4,))
-    peer_pings = PeerPings({("demo", "id2"): peer(demo, {})})
+    peer_pings = PeerPings({("demo", "id2"): peer(demo, {})}, EventLog(Path()))
     peer_pings._echoes = {4: cast("Any", Quiet())}
     now = time.monotonic()
     peer_pings._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now)}
@@ -123,7 +125,7 @@ def rounds(count: int, seconds: float, came: int = 0) -> dict[str, list[float]]:
             lease = msgspec.structs.replace(one.lease, addresses=(f"10.77.{number // 256}.{number % 256}/32",))
             known["demo", f"id{number}"] = msgspec.structs.replace(one, lease=lease)
         later = {pair: known.pop(pair) for pair in [*known][count - came :]}
-        peer_pings = PeerPings(known)
+        peer_pings = PeerPings(known, EventLog(Path()))
         peer_pings._echoes = {4: cast("Any", wire)}
         task = asyncio.create_task(peer_pings._ask())
         await asyncio.sleep(0.5)
@@ -168,7 +170,7 @@ def test_pings_measure_the_path() -> None:
     async def run() -> None:
         demo = network("vxlan", (4,))
         known = {("demo", "id2"): peer(demo, {})}
-        peer_pings = PeerPings(known)
+        peer_pings = PeerPings(known, EventLog(Path()))
         address = known["demo", "id2"].lease.addresses[0].split("/")[0]
         peer_pings._echoes = {4: cast("Any", Wire(peer_pings, {address}))}
         task = asyncio.create_task(peer_pings._ask())
@@ -200,7 +202,7 @@ def test_a_ping_that_was_not_sent_is_not_lost() -> None:
 
     async def run() -> None:
         known = {("demo", "id2"): peer(network("vxlan", (4,)), {})}
-        peer_pings = PeerPings(known)
+        peer_pings = PeerPings(known, EventLog(Path()))
         address = known["demo", "id2"].lease.addresses[0].split("/")[0]
         wire = Full(peer_pings, {address})
         peer_pings._echoes = {4: cast("Any", wire)}

@@ -10,7 +10,9 @@ from linkspan.core.needs import Need
 from linkspan.diagnose.doctor import peer_probe
 from linkspan.diagnose.doctor.peer_checks import checks
 from linkspan.diagnose.doctor.peer_probe import TOLD, Carried, Gap, Probed, Refusal, Wanted, largest, sizes
+from linkspan.diagnose.trace.kernel_view import Device
 from linkspan.kernel.io import packets
+from support.diagnose.empty_host import EmptyHost
 from support.diagnose.nft_rules import ACCEPT, DROP, Kernel, Rule, base, field, match
 from support.records.peers import network, peer, view
 
@@ -70,6 +72,11 @@ def refusal(peer: str, sent: int = 0, *, spare: bool = False) -> Refusal:
             "it is silent",
             [("fail", "underlay: host h2", "not take part: it is silent")],
         ),
+        (
+            Probed((gap("2"),)),
+            Probed((gap("1"),), (refusal("1"),), down="eth0"),
+            [("fail", "underlay: host h2", "its link eth0 to the other hosts is down")],
+        ),
         (Probed(left_out=7), Probed(), [("fail", "underlay", "7 more faults")]),
     ],
 )
@@ -81,6 +88,33 @@ def test_each_fault_is_one_check_by_hosts_and_direction(
     assert len(found) == len(expected)
     for one, (status, name, words) in zip(found, expected, strict=True):
         assert (one.status, one.check.startswith(name), words in one.detail) == (status, True, True), one
+
+
+class Linked(EmptyHost):
+    """A host that has this link only, or none."""
+
+    def __init__(self, link: Device | None) -> None:
+        self._link = link
+
+    def device(self, netns: int, name: str) -> Device | None:
+        """Return the link."""
+        return self._link
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        (Device("eth0", "", True, True, 1500, b""), True),
+        (Device("eth0", "", False, False, 1500, b""), False),
+        (Device("eth0", "", True, False, 1500, b""), False),
+        (Device("br0", "bridge", True, False, 1500, b""), True),
+        (None, False),
+    ],
+    ids=["up", "down", "no carrier", "bridge", "gone"],
+)
+def test_a_host_knows_that_its_own_link_is_down(link: Device | None, expected: bool) -> None:
+    """Then a firewall on the path is not the reason."""
+    assert peer_probe.passes(Linked(link), "eth0") is expected
 
 
 def test_a_thousand_hosts_that_are_all_cut_off_tell_a_bounded_number_of_faults() -> None:

@@ -60,6 +60,15 @@ def test_an_alert_asks_for_metrics_that_there_are(alert: dict[str, Any]) -> None
     assert alert["annotations"]["page"] == f"docs/alerts.md#{alert['alert'].lower()}"
 
 
+@pytest.mark.parametrize("alert", ALERTS.values(), ids=ALERTS)
+def test_an_alert_names_only_what_its_expression_keeps(alert: dict[str, Any]) -> None:
+    """A label that an aggregation drops would be empty in the text."""
+    named = set(re.findall(r"\$labels\.(\w+)", " ".join(alert["annotations"].values())))
+    if re.match(r"(min|max|sum|count)\b", alert["expr"]):
+        kept = re.match(r"\w+ by \(([^)]*)\)", alert["expr"])
+        assert named <= (set(re.split(r",\s*", kept[1])) if kept else set())
+
+
 def test_each_alert_has_a_section_with_its_meaning_and_what_to_do() -> None:
     """In the order of the rules, and no section is left of an alert that is gone."""
     _, *sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)

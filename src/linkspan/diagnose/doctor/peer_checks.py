@@ -12,17 +12,26 @@ def checks(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> list[
     """Return the checks: failures for each direction by itself, then successes, all directions in one.
 
     ``found`` has each host's (by id) answer, or why it gave none: then it is named once, and none of its
-    pairs.
+    pairs. So is a host whose own link is down.
     """
-    told = {host: answer for host, answer in found.items() if isinstance(answer, Probed)}
+    answers = {host: answer for host, answer in found.items() if isinstance(answer, Probed)}
+    told = {host: answer for host, answer in answers.items() if not answer.down}
     faults = [*_refused(told, names), *_missing(told, names)]
-    bad = [*_silent(found, names), *sorted(faults, key=lambda check: check.check)]
+    bad = [*_down(answers, names), *_silent(found, names), *sorted(faults, key=lambda check: check.check)]
     left_out = sum(answer.left_out for answer in told.values())
     if left_out:
         bad.append(
             Check("underlay", "fail", f"{left_out} more faults, of the same hosts", "fix those above first")
         )
     return [*bad, *_passing(told)]
+
+
+def _down(answers: Mapping[str, Probed], names: Mapping[str, str]) -> Iterator[Check]:
+    for host, answer in answers.items():
+        if answer.down:
+            why = f"its link {answer.down} to the other hosts is down, or has no carrier: nothing reaches it"
+            fix = f"on that host: `ip link set {answer.down} up`; if it is up, look at the cable and the switch"
+            yield Check(f"underlay: host {names[host]}", "fail", why, fix)
 
 
 def _silent(found: Mapping[str, Probed | str], names: Mapping[str, str]) -> Iterator[Check]:

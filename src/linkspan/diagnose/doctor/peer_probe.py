@@ -95,12 +95,16 @@ class Carried(msgspec.Struct, frozen=True):
 
 
 class Probed(msgspec.Struct, frozen=True, tag="probed"):
-    """The findings of a host; ``left_out`` counts faults that are not reported."""
+    """The findings of a host; ``left_out`` counts faults that are not reported.
+
+    ``down`` is its own link to the others if nothing can pass it: this explains all its faults.
+    """
 
     gaps: tuple[Gap, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     carried: tuple[Carried, ...] = ()
     left_out: int = 0
+    down: str = ""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -159,11 +163,13 @@ def _tail(session: bytes, source: str, target: str, what: str, size: int) -> byt
 
 
 def run(
-    asked: KernelView, session: bytes, host: str, wanted: Sequence[Wanted], refused: Sequence[Refusal]
+    asked: KernelView, session: bytes, host: str, link: str, wanted: Sequence[Wanted], refused: Sequence[Refusal]
 ) -> Probed:
     """Take part: for as long as ``lasts`` says, in a thread of the host's namespace.
 
-    ``refused`` is what is impossible from the start. Raises KernelError if the machine allows no raw sockets.
+    ``link`` is the host's to the others ('' for none), and ``refused`` what is impossible from the start.
+
+    Raises KernelError if the machine allows no raw sockets.
     """
     expected = {
         _tail(session, w.peer.host.id, host, w.need.what, size)[packets.COMMON :]: (w.key, size)
@@ -191,7 +197,14 @@ def run(
                 listen(time.monotonic() + PAUSE)
         while time.monotonic() < start + lasts(wanted) and sum(map(len, heard.values())) < len(expected):
             listen(time.monotonic() + 0.05)
-    return _told(asked, wanted, heard, [*refused, *out.refusals()])
+    found = _told(asked, wanted, heard, [*refused, *out.refusals()])
+    return found if heard or not link or passes(asked, link) else msgspec.structs.replace(found, down=link)
+
+
+def passes(asked: KernelView, link: str) -> bool:
+    """Return whether a link of the host can carry packets: it exists, is up, and so is its other end."""
+    device = asked.device(HOST, link)
+    return device is not None and device.up and (device.carrier or device.kind == "bridge")
 
 
 class _Outgoing:

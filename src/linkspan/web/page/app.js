@@ -3,7 +3,7 @@ import { Component, render } from "preact";
 import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Details } from "/details.js";
 import { useLive } from "/live.js";
-import { byName, health, hostsOf } from "/model.js";
+import { byName, changesOf, health, hostsOf } from "/model.js";
 import { Badge, html, kept } from "/parts.js";
 import { MAPPED, address, useRoute } from "/route.js";
 import { Containers, Hosts, Networks } from "/tables.js";
@@ -23,7 +23,7 @@ function App() {
   const live = useLive();
   const [route, go] = useRoute();
   const { state } = live;
-  const changes = useMemo(() => (state ? JSON.stringify([Object.values(state.problems).map((one) => [one.host, one.network]), Object.values(state.hosts).map((one) => one.state), state.about.away]) : ""), [state]);
+  const changes = useMemo(() => (state ? changesOf(state) : ""), [state]);
   const trace = useTrace(state, route, changes);
   const main = useRef(null);
   useEffect(() => {
@@ -56,10 +56,10 @@ function App() {
     <${Nav} state=${state} route=${route} />
     <main id="main" tabindex="-1" ref=${main} class=${`${mapped ? "mapped" : ""} ${route.sel || route.b ? "opened" : ""}`}
       onKeyDown=${(event) => event.key === "Escape" && close()}>
-      <section class="list"><${View} ...${{ state, events: live.events, route, go, pick, marks, colour }} /></section>
+      <section class="list"><${View} ...${{ state, changes, events: live.events, route, go, pick, marks, colour }} /></section>
       ${mapped && html`<${LaterGraph} ...${{ state, sel: route.sel, a: route.a, b: route.b, trace: trace.found, pick, order }} />`}
       ${route.b ? html`<${Trace} ...${{ state, route, go, trace, close }} />`
-        : route.sel && html`<${Details} state=${state} refOf=${route.sel} close=${close} />`}
+        : route.sel && html`<${Details} state=${state} changes=${changes} refOf=${route.sel} close=${close} />`}
     </main>`;
 }
 
@@ -94,31 +94,59 @@ const LaterGraph = kept((properties) => {
 });
 
 function Waiting({ link }) {
-  const words = { out: t("The session is over. Press Enter where `linkspan web` runs: it prints another link."), lost: t("`linkspan web` does not answer.") };
+  const words = { out: t("The session is over. Start `linkspan web` again, or press Enter where it runs: it prints another link."), lost: t("`linkspan web` does not answer.") };
   return html`<p class="waiting" role="status">${words[link] ?? t("Asking the agent …")}</p>`;
 }
 
 function Bar({ state, live, route }) {
   const { about } = state;
-  const hosts = hostsOf(state);
-  const bad = hosts.filter((one) => health(state, one).level !== "ok" && health(state, one).level !== "idle").length;
-  const problems = Object.keys(state.problems).length;
   return html`<header class="bar">
     <a class="brand" href=${address({ ...route, view: "containers", sel: "", a: "", b: "" })}><img src="/icon.svg" alt="" width="24" height="24" />linkspan</a>
     <span class="asked clip">${about.lab ? t("lab {lab}, host {host}", { lab: about.lab, host: about.here }) : about.here}</span>
     <span class="space"></span>
-    <span role="status" class="condition">${
-      live.link === "lost" ? html`<${Badge} level="bad">${t("`linkspan web` does not answer")}</${Badge}>`
-      : live.link === "out" ? html`<${Badge} level="bad">${t("The session is over")}</${Badge}>`
-      : about.away ? html`<${Badge} level="bad" title=${about.away}>${t("The agent does not answer")}</${Badge}>`
-      : about.waiting ? html`<${Badge} level="warn" title=${about.waiting}>${t("The agent waits for its store")}</${Badge}>`
-      : problems ? html`<details class="problems"><summary><${Badge} level=${about.ok ? "warn" : "bad"}>${t(problems === 1 ? "1 problem" : "{n} problems", { n: problems })}</${Badge}></summary>
-        <ul>${Object.entries(state.problems).map(([key, one]) => html`<li key=${key}>${[one.host, one.network].filter(Boolean).map((name) => html`<b key=${name}>${name}</b> `)}${one.why}</li>`)}</ul></details>`
-      : html`<${Badge} level=${bad ? "warn" : "ok"}>${bad ? t("{n} hosts silent", { n: bad }) : t("all well")}</${Badge}>`}</span>
+    <${Condition} ...${{ state, live, route }} />
     <label class="language"><span class="hidden">${t("Language")}</span><select onChange=${(event) => setLanguage(event.target.value)}>
       ${Object.entries(LANGUAGES).map(([code, name]) => html`<option key=${code} value=${code} lang=${code} selected=${language() === code}>${name}</option>`)}
     </select></label>
   </header>`;
+}
+
+// How the cluster is, in one word, which a screen reader says when it changes; the problems themselves have words that tick.
+function Condition({ state, live, route }) {
+  const { about } = state;
+  const bad = hostsOf(state).filter((one) => !["ok", "idle"].includes(health(state, one).level)).length;
+  const count = Object.keys(state.problems).length;
+  const away = live.link === "lost" ? { level: "bad", word: t("`linkspan web` does not answer") }
+    : live.link === "out" ? { level: "bad", word: t("The session is over"), fix: t("Start `linkspan web` again, or press Enter where it runs: it prints another link.") }
+    : about.away ? { level: "bad", word: t("The agent does not answer"), title: about.away }
+    : about.waiting ? { level: "warn", word: t("The agent waits for its store"), title: about.waiting } : null;
+  const problems = !away && count > 0;
+  const { level, word, title, fix } = away
+    ?? (problems ? { level: about.ok ? "warn" : "bad", word: t(count === 1 ? "1 problem" : "{n} problems", { n: count }) }
+      : bad ? { level: "warn", word: t("{n} hosts silent", { n: bad }) } : { level: "ok", word: t("all well") });
+  const badge = html`<${Badge} level=${level} title=${title}>${word}</${Badge}>`;
+  return html`<span class="condition">
+    <span role="status" class=${problems ? "hidden" : ""}>${problems ? word : badge}${fix && html` <small>${fix}</small>`}</span>
+    ${problems && html`<${Problems} all=${state.problems} route=${route}>${badge}</${Problems}>`}</span>`;
+}
+
+// The list of problems, below a badge. Escape, a press elsewhere and a change of what the page shows close it.
+function Problems({ all, route, children }) {
+  const box = useRef(null);
+  useEffect(() => {
+    const shut = (event) => {
+      if (!box.current.open || (event.type === "keydown" ? event.key !== "Escape" : box.current.contains(event.target))) return;
+      box.current.open = false;
+      if (event.type !== "keydown") return;
+      event.stopPropagation(); // the panel stays
+      box.current.firstElementChild.focus();
+    };
+    for (const kind of ["keydown", "pointerdown"]) addEventListener(kind, shut, true);
+    return () => ["keydown", "pointerdown"].forEach((kind) => removeEventListener(kind, shut, true));
+  }, []);
+  useEffect(() => { box.current.open = false; }, [route]);
+  return html`<details class="problems" ref=${box}><summary>${children}</summary>
+    <ul>${Object.entries(all).map(([key, one]) => html`<li key=${key}>${[one.host, one.network].filter(Boolean).map((name) => html`<b key=${name}>${name}</b> `)}${one.why}</li>`)}</ul></details>`;
 }
 
 function Nav({ state, route }) {

@@ -1,16 +1,16 @@
 // What one object is: its facts, the commands that make it, who owns it, and its last repairs.
 import { useState } from "preact/hooks";
-import { useAnswer } from "/live.js";
+import { CALM, useAnswer } from "/live.js";
 import { bare, health, hostsOf, itemOf, label, links, problemsOf } from "/model.js";
 import { roundTrip } from "/matrix.js";
 import { Again, Ago, Answer, Badge, Empty, Facts, Problem, html } from "/parts.js";
 import { t } from "/words.js";
 
-export function Details({ state, refOf, close }) {
+export function Details({ state, changes, refOf, close }) {
   const name = refOf.slice(2);
   const views = { "c:": Container, "h:": Host, "n:": Network };
   if (refOf.startsWith("l:")) return html`<section class="panel details" aria-label=${t("Details")}><${Link} key=${refOf} state=${state} names=${name.split(" ")} close=${close} /></section>`;
-  if (refOf.startsWith("b:")) return html`<section class="panel details" aria-label=${t("Details")}><${Session} key=${refOf} peer=${name} close=${close} /></section>`;
+  if (refOf.startsWith("b:")) return html`<section class="panel details" aria-label=${t("Details")}><${Session} key=${refOf} peer=${name} changes=${changes} close=${close} /></section>`;
   const of = { "c:": itemOf(state.containers, name), "h:": Object.values(state.hosts).find((one) => one.name === name && one.state !== "removed"), "n:": itemOf(state.networks, name) }[refOf.slice(0, 2)];
   const View = views[refOf.slice(0, 2)];
   return html`<section class="panel details" aria-label=${t("Details")}>
@@ -95,24 +95,24 @@ function Link({ state, names, close }) {
     ${one.problem && html`<${Problem}>${one.problem}</${Problem}>`}
     <${Facts} pairs=${[
       ...one.networks.map((name) => [name, html`<span class="tag">${state.networks[name].backend}</span> MTU ${state.networks[name].mtu}
-        ${ways.map(([from, to]) => html`<div key=${from.name}>${from.name} → ${to.name}: <${Measured} path=${told(from, to, name)} /></div>`)}`]),
+        ${ways.map(([from, to]) => html`<div key=${from.name}>${from.name} → ${to.name}: <${Measured} path=${told(from, to, name)} problem=${one.problem} /></div>`)}`]),
       ...pair.map((host) => [t("Underlay of {host}", { host: host.name }), host.underlay && html`<code>${host.underlay.ifname} ${host.underlay.addresses.join(" ")}</code>`]),
     ]} />
     <${Repairs} state=${state} fits=${(heal) => heal.key.split(" ").some((word) => places.includes(word))} />
     ${ways.map(([from, to]) => html`<${Commands} key=${from.name} title=${t("Commands that make it on {host}", { host: from.name })} host=${from.name} word=${`to reach host ${to.name}`} />`)}`;
 }
 
-function Measured({ path }) {
+function Measured({ path, problem }) {
   if (!path) return html`<small>${t("not measured yet")}</small>`;
-  return html`<b>${roundTrip(path)}</b> ${t("{n} % lost", { n: Math.round(100 * path.loss) })}`;
+  return html`<b>${roundTrip(path, problem)}</b> ${t("{n} % lost", { n: Math.round(100 * path.loss) })}`;
 }
 
 // A BGP session of the asked host: with a router, or with a host of the mesh.
-function Session({ peer, close }) {
-  const found = useAnswer(`/api/bgp/${encodeURIComponent(peer)}`);
+function Session({ peer, changes, close }) {
+  const found = useAnswer(`/api/bgp/${encodeURIComponent(peer)}`, {}, true, changes, CALM);
   return html`<${Head} title=${t("Session with {peer}", { peer })} close=${close}><${Again} found=${found} /></${Head}>
     <${Answer} found=${found}>${(told) => html`
-      <div class=${`verdict ${told.state === "established" ? "ok" : "bad"}`}><${Badge} level=${told.state === "established" ? "ok" : "bad"}>${told.state}</${Badge}>
+      <div aria-live="polite" class=${`verdict ${told.state === "established" ? "ok" : "bad"}`}><${Badge} level=${told.state === "established" ? "ok" : "bad"}>${told.state}</${Badge}>
         <span>${told.why || t("It is up.")}</span></div>
       ${told.fix && html`<p class="fix">${told.fix}</p>`}
       <${Facts} pairs=${[

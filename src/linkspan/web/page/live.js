@@ -1,7 +1,8 @@
 // The live state for this tab, and questions to the server.
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { KEPT_AS, carrying, kept } from "/session.js";
 import { Stream, changed, together } from "/stream.js";
+import { t } from "/words.js";
 
 // Calls tell with each message of the stream, which the tabs of this browser share where the browser can.
 function listen(tell) {
@@ -54,23 +55,28 @@ export async function send(path, body = {}) {
 }
 
 async function answered(answer) {
-  if (answer.status === 401) throw new Error("the session is over");
+  if (answer.status === 401) throw new Error(t("The session is over. Start `linkspan web` again, or press Enter where it runs: it prints another link."));
   const found = await answer.json();
   if (answer.ok) return found;
   const { message, hint } = found.error;
   throw new Error(hint ? `${message}; ${hint}` : message);
 }
 
-// Returns {answer, error, busy, again} of a question that is asked when the view opens, when `again` is called, and when
-// `version` is another one.
-export function useAnswer(path, words = {}, wanted = true, version = "") {
+export const CALM = 10_000; // milliseconds until a question is asked again whose answer changes by itself
+const RETRY = 5000; // and one that had no answer: the agent may be back
+
+// Returns {answer, error, busy, again} of a question that is asked when the view opens, when `again` is called, when
+// `version` is another one, `every` so many milliseconds (0: never), and after an error until there is an answer.
+export function useAnswer(path, words = {}, wanted = true, version = "", every = 0) {
   const [found, setFound] = useState({ answer: null, error: "", busy: true });
   const [round, setRound] = useState(0);
+  const quiet = useRef(false); // nobody asked: a button that is disabled meanwhile would lose the focus
   const key = JSON.stringify([path, words, wanted, version, round]);
   useEffect(() => {
     if (!wanted) return undefined;
     let current = true;
-    setFound((now) => ({ ...now, busy: true }));
+    if (!quiet.current) setFound((now) => ({ ...now, busy: true }));
+    quiet.current = false;
     ask(path, words).then(
       (answer) => current && setFound({ answer, error: "", busy: false }),
       (error) => current && setFound((now) => ({ ...now, error: error.message, busy: false })),
@@ -79,5 +85,15 @@ export function useAnswer(path, words = {}, wanted = true, version = "") {
       current = false;
     };
   }, [key]);
+  const pause = found.error ? RETRY : every;
+  useEffect(() => {
+    if (!wanted || !pause) return undefined;
+    const timer = setInterval(() => {
+      if (document.visibilityState !== "visible") return;
+      quiet.current = true;
+      setRound((now) => now + 1);
+    }, pause);
+    return () => clearInterval(timer);
+  }, [wanted, pause]);
   return { ...found, again: () => setRound((now) => now + 1) };
 }

@@ -21,9 +21,16 @@ export function worstOf(paths) {
   return found;
 }
 
-// Returns a path's round trip for people.
-export function roundTrip({ round_trip: seconds }) {
-  return seconds === null ? "–" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 2 : 0)} ms`;
+// Returns a path's round trip for people: none if the hosts are cut off, whatever an earlier ping took.
+export function roundTrip(path, problem) {
+  const { round_trip: seconds } = path;
+  return seconds === null || levelOf(path, problem) === "bad" ? "–" : `${(seconds * 1000).toFixed(seconds < 0.01 ? 2 : 0)} ms`;
+}
+
+// Returns how bad a direction is: the state knows that hosts are cut off before all of the last minute's pings are lost.
+export function levelOf({ loss }, problem) {
+  if (problem || loss === 1) return "bad";
+  return loss > 0 ? "warn" : "ok";
 }
 
 // Returns why a host has told nothing of a path: a word, the sentence behind it, and how bad it is.

@@ -60,11 +60,19 @@ export function problemsOf(state, name) {
 
 const LEVELS = { alive: "ok", drained: "idle", silent: "warn", unknown: "warn" };
 
-// Returns {level, word, why} of a host: level is ok, idle, warn or bad.
+// Returns a text that is another one when hosts, problems, BGP sessions with routers or the agent's presence have
+// changed: then answers to questions may be different. What ticks in a problem's words is no change.
+export function changesOf({ about, hosts, problems, routers }) {
+  const named = Object.values(problems).map((one) => [one.host, one.network]);
+  const states = Object.values(hosts).map((one) => one.state);
+  return JSON.stringify([named, states, Object.values(routers).map((one) => [one.peer, one.state]), about.away]);
+}
+
+// Returns {level, word, why} of a host: level is ok, idle, warn or bad. An agent that is alive may have its host cut off.
 export function health(state, host) {
   const problems = problemsOf(state, host.name);
   const cut = problems.find((one) => one.network || !one.host);
-  if (cut) return { level: "bad", word: host.state, why: cut.why };
+  if (cut) return { level: "bad", word: cut.network && host.state === "alive" ? "cut off" : host.state, why: cut.why };
   const level = LEVELS[host.state] ?? "warn";
   return { level: problems.length && level === "ok" ? "warn" : level, word: host.state, why: problems[0]?.why ?? "" };
 }

@@ -2,23 +2,26 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, send } from "/live.js";
 import { refName, traceName } from "/model.js";
-import { Badge, Problem, html } from "/parts.js";
+import { Ago, Badge, Problem, html } from "/parts.js";
 import { t } from "/words.js";
 
 const VERDICTS = { reachable: ["ok", "Reachable"], broken: ["bad", "Broken"], unknown: ["warn", "Unknown"] };
 
 const AGAIN = 10_000; // milliseconds until a trace that is looked at is asked again
 
-// Returns {found, error, busy, live, sendPacket, again} of the trace between the ends in the address bar. It is asked
-// again when hosts or problems change (`changes` is different then), and from time to time: what was true may be so no
-// more. The result of a real packet stays until somebody asks again.
+const NONE = { found: null, error: "", busy: false, live: false, packet: null };
+
+// Returns {found, error, busy, live, packet, sendPacket, again} of the trace between the ends in the address bar. It is
+// asked again when hosts or problems change (`changes` is different then), and from time to time: what was true may be
+// so no more. The result of a real packet (`live`) stays until something changes or somebody asks again; after that its
+// verdict and its time are in `packet`.
 export function useTrace(state, route, changes) {
-  const [trace, setTrace] = useState({ found: null, error: "", busy: false, live: false });
+  const [trace, setTrace] = useState(NONE);
   const [round, setRound] = useState(0);
   const ends = route.a && route.b && state ? { source: traceName(state, route.a), target: traceName(state, route.b), port: route.port } : null;
   const asked = JSON.stringify(ends);
   const now = useRef({});
-  now.current = { asked, ...trace };
+  now.current = { asked, changes, ...trace };
   const choice = useRef(0);
   // Answers count that were asked for since these ends were chosen; a walk's never replaces that of a real packet.
   const run = (asking, live) => {
@@ -26,14 +29,21 @@ export function useTrace(state, route, changes) {
     const chosen = choice.current;
     const counts = () => now.current.asked === asked && choice.current === chosen && (live || !now.current.live);
     asking.then(
-      (found) => counts() && setTrace({ found, error: "", busy: false, live }),
+      (found) => {
+        if (!counts()) return;
+        const packet = live ? { verdict: found.verdict, listens: found.listens, at: Date.now() / 1000 } : now.current.packet;
+        const old = live && now.current.changes !== changes; // something has changed since it was sent
+        setTrace({ found, error: "", busy: false, live: live && !old, packet });
+        if (old) setRound((number) => number + 1);
+      },
       (error) => counts() && setTrace((before) => ({ ...before, found: live ? before.found : null, error: error.message, busy: false })),
     );
   };
   useEffect(() => {
     choice.current += 1;
-    setTrace({ found: null, error: "", busy: false, live: false });
+    setTrace(NONE);
   }, [asked]);
+  useEffect(() => setTrace((before) => (before.live ? { ...before, live: false } : before)), [changes]);
   useEffect(() => {
     if (ends && !trace.live) run(ask("/api/trace", ends), false);
   }, [asked, round, trace.live, changes]);
@@ -75,8 +85,9 @@ export function Trace({ state, route, go, trace, close }) {
     <div aria-live="polite">
       ${trace.error && html`<${Problem}>${trace.error}</${Problem}>`}
       ${!found && trace.busy && html`<p class="busy">${t("Asking the kernels on the way …")}</p>`}
-      ${found && html`<${Verdict} found=${found} />`}
+      ${found && html`<${Verdict} found=${found} port=${route.port} />`}
     </div>
+    ${trace.packet && html`<p class="hint packet">${t("The last real packet")}: <${Badge} level=${verdictOf(trace.packet)[0]}>${t(verdictOf(trace.packet)[1])}</${Badge}> <${Ago} key=${trace.packet.at} at=${trace.packet.at} /></p>`}
     ${found && html`
       <div class="ways" role="group" aria-label=${t("Direction")}>
         ${Object.entries(ways).filter(([, hops]) => hops.length).map(([name, hops]) => html`
@@ -88,11 +99,19 @@ export function Trace({ state, route, go, trace, close }) {
   </section>`;
 }
 
-function Verdict({ found }) {
-  const [level, word] = VERDICTS[found.verdict] ?? VERDICTS.unknown;
+// Returns how good a verdict is, and its word. A port at which nothing listens is reached, and no good.
+function verdictOf({ verdict, listens }) {
+  const [level, word] = VERDICTS[verdict] ?? VERDICTS.unknown;
+  return [level === "ok" && listens === false ? "warn" : level, word];
+}
+
+function Verdict({ found, port }) {
+  const refused = found.verdict === "reachable" && found.listens === false;
+  const [level, word] = verdictOf(found);
   return html`<div class=${`verdict ${level}`}>
     <${Badge} level=${level}>${t(word)}</${Badge}>
     ${found.verdict === "reachable" && found.path_mtu > 0 && html`<span>${t("with packets of up to {n} bytes", { n: found.path_mtu })}</span>`}
+    ${refused && html`<strong>${t("but nothing listens on port {port}: the answer is a refusal", { port })}</strong>`}
     ${found.verdict === "broken" && html`<span>${t("at {place}", { place: found.broken_at })}: ${found.reason}</span>`}
     ${found.verdict === "reachable" && found.reason && html`<span>${found.reason}</span>`}
     ${found.verdict === "unknown" && html`<ul>${found.unknown.map((one) => html`<li key=${one.at}><code>${one.at}</code> ${one.why}</li>`)}</ul>`}

@@ -1,8 +1,8 @@
 // The other views: addresses, events, doctor, peers, BGP, drift, migrations.
 import { useState } from "preact/hooks";
-import { send, useAnswer } from "/live.js";
+import { CALM, send, useAnswer } from "/live.js";
 import { byName, capacity, health, hostsOf, linkRef, links } from "/model.js";
-import { MOST, roundTrip, shownIn, untold, worstOf } from "/matrix.js";
+import { MOST, levelOf, roundTrip, shownIn, untold, worstOf } from "/matrix.js";
 import { Again, Ago, Answer, Badge, Empty, Fill, Heading, Problem, Table, html, kept } from "/parts.js";
 import { address } from "/route.js";
 import { t } from "/words.js";
@@ -117,13 +117,13 @@ function Cell({ state, link, pair, same, path, untold: reason }) {
     const { word, why, level } = pair.problem ? { word: "cut off", why: pair.problem, level: "bad" } : reason;
     return html`<td class="unknown" title=${why}><a href=${link}>${level ? html`<${Badge} level=${level}>${t(word)}</${Badge}>` : t(word)}${mtu}</a></td>`;
   }
-  const level = path.loss === 1 ? "bad" : path.loss > 0 ? "warn" : "ok";
-  return html`<td class=${level} title=${`${path.network} ${path.address}`}><a href=${link}><b>${level === "bad" ? t("cut off") : roundTrip(path)}</b>
+  const level = levelOf(path, pair.problem);
+  return html`<td class=${level} title=${pair.problem || `${path.network} ${path.address}`}><a href=${link}><b>${level === "bad" ? t("cut off") : roundTrip(path, pair.problem)}</b>
     ${path.loss > 0 && html`<${Badge} level=${level}>${t("{n} % lost", { n: Math.round(100 * path.loss) })}</${Badge}>`}${mtu}</a></td>`;
 }
 
-export function Bgp({ state, pick, marks }) {
-  const found = useAnswer("/api/bgp");
+export function Bgp({ state, changes, pick, marks }) {
+  const found = useAnswer("/api/bgp", {}, true, changes, CALM);
   const columns = [
     { name: "name", title: t("Peer"), of: (one) => html`${one.peer} <small>AS ${one.remote_as}</small>` },
     { name: "what", title: t("State"), of: (one) => html`<${Badge} level=${one.state === "established" ? "ok" : one.why ? "bad" : "warn"}>${one.state}</${Badge}>
