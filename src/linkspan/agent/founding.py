@@ -335,6 +335,8 @@ class Founding:
             if not force:
                 hint = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
                 raise type(error)(f"the cluster does not let this host leave: {error.message}", hint) from error
+            with contextlib.suppress(Unavailable, Denied):  # a voter may have failed before its containers ended
+                await vacate()
 
     async def cleared(self, host: str) -> Config:
         """Forget the cluster that this host left, before anything is read: it is a new host. Raises LinkspanError.

@@ -55,6 +55,29 @@ def test_a_leave_that_broke_off_is_finished_by_the_next_start(tmp_path: Path) ->
     assert not any(files.folder.iterdir())
 
 
+def test_a_forced_leave_ends_the_containers_of_a_voter_whose_cluster_does_not_answer(tmp_path: Path) -> None:
+    """Else they would keep addresses that the others give to somebody else. Without force nothing ends."""
+    files, restarts, ended = TrustFiles(tmp_path), list[Config](), list[str]()
+    files.keep_voter(VOTER)
+    store = files.url([VOTER.clients], "h1")
+    cluster = OwnCluster(Config(state_dir=str(tmp_path), store=store), tmp_path / "agent.toml", restarts.append)
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
+    here = Host(Memory(), tmp_path, "h1").hosts.here
+
+    async def vacate() -> None:
+        ended.append("c1")
+        raise Unavailable("no voter answers", "")
+
+    async def run() -> None:
+        with pytest.raises(Unavailable, match="does not let this host leave"):
+            await part.leave(here, vacate, force=False)
+        assert not ended
+        await part.leave(here, vacate, force=True)
+        assert (ended, files.left.exists(), len(restarts)) == (["c1"], True, 1)
+
+    asyncio.run(run())
+
+
 def test_a_client_with_secrets_of_a_voter_removes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A promotion or a demotion broke off. It tries until that succeeds, but not while it is a member."""
     files = TrustFiles(tmp_path)

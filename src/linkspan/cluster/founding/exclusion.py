@@ -18,11 +18,13 @@ def named(hosts: Mapping[str, JoinedHost], word: str, names: Mapping[str, str]) 
     """Return the id of the host that an operator named by name or id. Pure.
 
     ``names`` are the hosts' names by id, as their records have them: a host may have been renamed since it joined.
-    Raises NotFound, and Conflict if several have the name.
+    Of the forgotten ones it is the one that still has a record, if there is one: the last time broke off. Raises
+    NotFound, and Conflict if several have the name.
     """
     called = [id_ for id_, host in hosts.items() if word in (host.name, names.get(id_))]
     inside = [id_ for id_ in called if not hosts[id_].forgotten]
-    found = [word] if word in hosts else inside or called  # forgotten ones too: the last time may have broken off
+    broken_off = [id_ for id_ in called if id_ in names]
+    found = [word] if word in hosts else inside or broken_off or called
     if not found:
         known = ", ".join(sorted(names.get(id_, host.name) for id_, host in hosts.items() if not host.forgotten))
         raise NotFound(f"no host {word} has joined this cluster", f"those that did: {known}")

@@ -320,6 +320,17 @@ def test_a_host_is_meant_by_its_id_or_by_a_name_that_it_alone_has() -> None:
     assert missing.value.hint == "those that did: node, node2"
 
 
+def test_a_forget_that_broke_off_is_repeated_by_name_among_hosts_of_that_name_that_are_gone() -> None:
+    """The one that still has a record is meant; without any, or with several, the name says nothing."""
+    gone = {id_: JoinedHost("node", "key", (), "t", 0.0, forgotten=True) for id_ in ("f00d", "cafe", "beef")}
+    assert exclusion.named(gone, "node", {"cafe": "node"}) == "cafe"
+    assert exclusion.named(gone, "new", {"cafe": "new"}) == "cafe"
+    assert exclusion.named({**gone, "in": JoinedHost("node", "key", (), "t", 0.0)}, "node", {"cafe": "node"}) == "in"
+    for names in ({}, {"cafe": "node", "beef": "node"}):
+        with pytest.raises(Conflict, match="hosts are called node"):
+            exclusion.named(gone, "node", names)
+
+
 class BrokenOff(Exception):
     """The voter's agent was killed."""
 
