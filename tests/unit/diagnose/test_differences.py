@@ -29,5 +29,7 @@ def test_what_is_missing_or_as_desired_differs_in_nothing() -> None:
 def test_a_files_content_is_not_told() -> None:
     """It may be long, and a user who may see differences may not read the file."""
     wanted = File("/etc/one", b"wanted", 0o644)
-    (found,) = differences(msgspec.structs.replace(wanted, content=b"abcdef"), wanted)
-    assert (found["field"], found["is"]) == ("content", "other content")
+    assert differences(msgspec.structs.replace(wanted, content=b"abcdef", mode=0o600), wanted) == [
+        {"field": "content", "is": "other content", "should": "linkspan's"},
+        {"field": "mode", "is": "0600", "should": "0644"},
+    ]

@@ -15,6 +15,8 @@ NOT_REPAIRED = (
 """What to do about a difference inside a container."""
 LONGEST = 80
 """Characters of a value; a longer one is not told."""
+_OURS = "linkspan's"
+"""What a file's content should be."""
 _FAMILIES = {4: BITS[4], 16: BITS[6]}
 
 
@@ -27,7 +29,7 @@ def differences(observed: State | None, desired: State) -> list[dict[str, str]]:
         return []
     pairs = [(name, getattr(observed, name), getattr(desired, name)) for name in desired.__struct_fields__]
     return [
-        {"field": name, "is": _text(name, one), "should": _text(name, other)}
+        {"field": name, "is": _text(name, one), "should": _OURS if name == "content" else _text(name, other)}
         for name, one, other in pairs
         if one != other
     ]
@@ -37,6 +39,8 @@ def _text(field: str, value: Any) -> str:
     """Return a field's value as iproute2 writes it; who may see differences may not read each file."""
     if field == "content":
         return "other content"
+    if field == "mode":
+        return f"{value:04o}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, bytes) and len(value) == 6:
