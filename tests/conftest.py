@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test find what another one kept."""
-    monkeypatch.setenv("XDG_STATE_HOME", f"{os.environ['XDG_STATE_HOME']}/{next(_tests)}")
+def own_state() -> Iterator[None]:
+    """Let no test find what another one kept.
+
+    The fixture ``monkeypatch`` would be undone after all others then, and those may need what a test has replaced.
+    """
+    with pytest.MonkeyPatch.context() as replaced:
+        replaced.setenv("XDG_STATE_HOME", f"{os.environ['XDG_STATE_HOME']}/{next(_tests)}")
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

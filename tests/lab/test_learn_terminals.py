@@ -74,7 +74,8 @@ def test_every_line_fits_the_terminal(screen: Screen, width: int, passed: str, t
     for count, line in enumerate(("learn hint", "learn explain", "learn list"), 2):
         screen.type(line)
         screen.shows(prompt, count)
-    for line in numbered("container").data.solutions[1].strip().splitlines():
+    for count, line in enumerate(numbered("container").data.solutions[1].strip().splitlines(), 4):
+        screen.shows(prompt, count)  # what is typed before the prompt is there stands before it
         screen.type(line)
     screen.shows(passed)
     lines = screen.lines()
