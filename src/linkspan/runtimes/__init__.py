@@ -3,8 +3,8 @@
 One place
     A runtime is declared once: ``RUNTIME`` in its file, or in the module ``runtime`` of its folder (``base`` has the
     defaults). ``runtimes`` finds the declarations. The API takes the paths and sockets from there, `install` and
-    `uninstall` the files, `network create` the names for --expose, and `doctor` the checks. Nothing else names a
-    runtime (`tests/unit/runtimes/test_one_place.py`).
+    `uninstall` the files, `network create` the names for --expose, and `doctor` the checks. Ten other files name a
+    runtime, each for a reason that `tests/unit/runtimes/test_one_place.py` has.
 
 How they call
     CNI and Podman execute a plugin for each container (``shim/``). It carries the call to ``cni/cni_verbs`` and
