@@ -94,7 +94,8 @@ def test_a_server_waits_for_the_address_at_which_it_listens(tmp_path: Path, monk
     machine = _Serving(tmp_path)
 
     def servers() -> list[str]:
-        return [state.name for state in machine.reconciler.desired.states({Process}).values()]
+        found = machine.reconciler.desired.states((Process,)).values()
+        return [state.name for state in found if isinstance(state, Process)]
 
     async def work() -> None:
         nonlocal there
