@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from linkspan.core.states.programs import Dnsmasq, Process
 from linkspan.dns.service import TICK, NameService
 from linkspan.kernel.drivers.processes import ProcessDriver
 from linkspan.kernel.probe import dnsmasq
+from linkspan.kernel.worker import Worker
 from linkspan.store.memory import Memory
 from support.memory_machine import MemoryMachine, worker_of
 from support.records.replicas import Member, network
@@ -92,6 +94,11 @@ def test_a_server_waits_for_the_address_at_which_it_listens(tmp_path: Path, monk
     monkeypatch.setattr(dnsmasq, "found", lambda folder: Dnsmasq("/usr/sbin/dnsmasq", "root", str(folder)))
     monkeypatch.setattr(dnsmasq, "can_listen", lambda address: there and address == "10.244.0.1")
     machine = _Serving(tmp_path)
+
+    async def alone(_worker: Worker, function: Callable[..., object], *args: object) -> object:
+        return function(*args)
+
+    monkeypatch.setattr(Worker, "run", alone)  # the virtual clock does not wait for another thread
 
     def servers() -> list[str]:
         found = machine.reconciler.desired.states((Process,)).values()
