@@ -49,11 +49,11 @@ def found(folder: Path) -> Dnsmasq | None:
 def can_listen(address: str) -> bool:
     """Return whether this host (the calling thread's namespace) has an address, so that a server can start there."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
-        except OSError as error:  # another error, for example of a link-local address, is the server's own to tell
-            return error.errno != errno.EADDRNOTAVAIL
+    except OSError as error:  # another error, for example of a link-local address, is the server's own to tell
+        return error.errno != errno.EADDRNOTAVAIL
     return True
 
 
