@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from support.command_line import linkspan
 from support.polling import until
 
 _KEEPER = """
@@ -47,10 +46,6 @@ do
 done
 find /run/netns /run/containerd -mindepth 1 -delete
 """
-
-
-_ASKING = ("network", "endpoint", "address")
-"""Commands that ask the agent and look at nothing of the machine: they are copies of the test (command_line.py)."""
 
 
 class Engine(Protocol):
@@ -163,12 +158,7 @@ class VirtualHost:
 
     def linkspan(self, *argv: str, check: bool = True) -> Any:
         """Run a linkspan command (without ``check`` one that may fail) and return its JSON."""
-        words = (*argv, "--output", "json")
-        if argv[0] not in _ASKING:
-            return json.loads(self.run("linkspan", *words, check=check).stdout)
-        done = linkspan(*words, variables={"LINKSPAN_SOCKET": str(self.socket)})
-        assert done.returncode == 0 or not check, f"{argv} ended with {done.returncode}: {done.stdout}{done.stderr}"
-        return json.loads(done.stdout)
+        return json.loads(self.run("linkspan", *argv, "--output", "json", check=check).stdout)
 
     def agent_command(self) -> list[str]:
         """Return the command that starts the agent, with its settings in a file."""
