@@ -1,10 +1,10 @@
-"""A clock that stands still until a test moves it."""
+"""A clock for tests, whose time changes only when the test sets it."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """Seconds, which only a test changes: ``clock.now += 60``."""
+    """A time in seconds, which a test sets: ``clock.now += 60``."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -321,9 +321,10 @@ class NameService:
     def _lingers(self, zones: Zones, until: float, now: float) -> bool:
         """Return whether a server that no container needs stays until ``until``: only if it runs.
 
-        One that came too late, or died, cannot start: the gateway's address may have gone with the last container.
+        One that has not started, or died, cannot start: the gateway's address may have gone with the last container.
         """
-        return now < until and self._worker.machine.reconciler.unwell(("names", *zones)) is None
+        runs = zones in self._served and self._worker.machine.reconciler.unwell(("names", *zones)) is None
+        return runs and now < until
 
     def _listening(self, there: Mapping[str, Network]) -> Places:
         """Return where servers must listen: first the networks' own, because views read the files of those."""

@@ -120,6 +120,11 @@ def test_a_server_waits_for_the_address_at_which_it_listens(tmp_path: Path, monk
         await asyncio.sleep(3 * TICK)
         assert servers() == []
         assert service.standing("demo") == "awaited"
+        del member.endpoints["c1", "eth0"]
+        service.note(("c1", "eth0"))
+        await soon(lambda: not service._used, "it waits for nobody", 2 * TICK)
+        member.holds(DEMO, "c1", "10.244.0.2/32")
+        service.note(("c1", "eth0"))
         there = True
         await soon(lambda: service.standing("demo") == "answers", "the server starts", 2 * TICK)
         await service.stop()
