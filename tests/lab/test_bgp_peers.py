@@ -183,13 +183,13 @@ def test_with_ttl_security_only_a_peer_on_the_link_is_heard(mesh: BgpRun, router
 
 def test_a_peer_that_restarts_keeps_its_routes_for_its_restart_time(mesh: BgpRun, router: Speaker) -> None:
     """One that comes back in time loses nothing; of one that does not, they are swept."""
-    graceful = "graceful restart on; graceful restart time 4;"
-    router.start(65001, [FREE], session=graceful)
+    graceful = "graceful restart on; graceful restart time {};"
+    router.start(65001, [FREE], session=graceful.format(60))
     until(lambda: FREE in mesh.learnt("h1"), "its route is there")
     router.kill()
     until(lambda: not _up(mesh), "the session is down")
     assert FREE in mesh.learnt("h1")
-    router.start(65001, [FREE], session=graceful)
+    router.start(65001, [FREE], session=graceful.format(4))
     until(router.established, "it is back")
     assert FREE in mesh.learnt("h1")
     router.kill()

@@ -13,8 +13,8 @@ import pytest
 from linkspan.core.contracts import Batch
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_watch import Place
-from support.polling import eventually
+from linkspan.store.etcd_watch import QUIET_SECONDS, Place
+from support.polling import PATIENCE, eventually
 from support.store.engines import Watched
 from support.store.etcd_members import Members, run
 
@@ -129,7 +129,7 @@ async def test_a_proof_moves_no_watch_past_changes_that_it_may_not_have_told(one
     place = Place(store.url.prefix, revision)
     proof: Batch | None = None
     while proof is None:  # on a busy machine a watch may be silent for too long, and ends
-        async with contextlib.aclosing(store._watch.follow(place)) as batches:
+        async with contextlib.aclosing(store._watch.follow(place, QUIET_SECONDS)) as batches:
             one.control("put", "/elsewhere", "1")
             proof = await anext(batches, None)
     assert proof == Batch(revision)
@@ -145,7 +145,7 @@ async def test_a_watch_that_is_far_behind_catches_up(one: Members, impatient: No
     written = [await other.transaction(dict.fromkeys(keys, b"%d" % turn + bytes(500))) for turn in range(300)]
     watched = Watched(store, "", revision)
     try:
-        await eventually(lambda: bool(watched.batches) and watched.batches[-1].revision == written[-1], "all", 60)
+        await eventually(lambda: bool(watched.batches) and watched.batches[-1].revision == written[-1], "all", PATIENCE)
     finally:
         await watched.stop()
     assert watched.records == dict.fromkeys(keys, b"299" + bytes(500))
@@ -190,10 +190,10 @@ async def test_a_restored_store_is_told_though_it_is_as_far_again(one: Members) 
     snapshot = one.save()
     _, revision = await store.list("")
     place = Place(store.url.prefix, revision)
-    async with contextlib.aclosing(store._watch.follow(place)) as batches:
+    async with contextlib.aclosing(store._watch.follow(place, QUIET_SECONDS)) as batches:
         await store.transaction({"b": b"1"})
         assert [record.key for record in (await anext(batches)).puts] == ["b"]
-    async with contextlib.aclosing(store._watch.follow(place)) as batches:  # the store is the one that it was
+    async with contextlib.aclosing(store._watch.follow(place, QUIET_SECONDS)) as batches:  # the same store
         await store.transaction({"c": b"1"}, deletes=["b"])
         assert (await anext(batches)).deletes == ("b",)
     one.restore(snapshot)
@@ -201,5 +201,5 @@ async def test_a_restored_store_is_told_though_it_is_as_far_again(one: Members) 
         await store.transaction({"d": str(number).encode()})
     assert (await store.list(""))[1] > place.revision
     with pytest.raises(NotFound, match="it is another one now"):
-        await anext(store._watch.follow(place))
+        await anext(store._watch.follow(place, QUIET_SECONDS))
     await store.close()

@@ -42,6 +42,8 @@ a watch begins again comes from changes, and from progress that etcd reports una
 QUIET_SECONDS = 1.5
 """Seconds for the answer to a progress request. Then the watch is opened again, at any member that answers: a
 connection from an address that the host has lost is silent, and never ends."""
+LONGEST_PATIENCE = 16
+"""How many times as long at most: it doubles while an overloaded etcd makes watches, and tells nothing of the past."""
 
 PACE = 10
 """Most times a second that a watch is read, while changes come without a pause: a change waits a tenth of a second."""
@@ -69,23 +71,27 @@ class EtcdWatch:
         """
         place = Place(self._prefix + prefix, revision)
         shortest, longest = RETRY_SECONDS
-        pause = shortest
+        pause, patience = shortest, 1
         while not self._closing.is_set():
             told = False
             # Other calls report what is wrong; the watch continues once etcd answers again.
             with contextlib.suppress(Unavailable):
-                async with contextlib.aclosing(self.follow(place)) as batches:
+                async with contextlib.aclosing(self.follow(place, patience * QUIET_SECONDS)) as batches:
                     async for batch in batches:
-                        told, pause = True, shortest
+                        told, pause, patience = True, shortest, 1
                         yield batch
                 if told:  # the member fell silent; another one may answer
                     continue
+                patience = min(patience * 2, LONGEST_PATIENCE)
             # Many hosts lose their connections at once, and should not all come back at once.
             await woken(self._closing, pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, and hides nothing
             pause = min(pause * 2, longest)
 
-    async def follow(self, place: Place) -> AsyncGenerator[Batch, None]:
-        """Watch until the connection is lost or silent. Raises NotFound if changes were missed."""
+    async def follow(self, place: Place, quiet: float) -> AsyncGenerator[Batch, None]:
+        """Watch until the connection is lost, or is silent for ``quiet`` seconds after a progress request.
+
+        Raises NotFound if changes were missed.
+        """
         answer, _ = await self._guard.carry_out([], [])
         place.check(answer.header, self._gateway.endpoint)
         await self._require_seen(place)
@@ -102,7 +108,7 @@ class EtcdWatch:
             await self._gateway.stream(endpoint, "/v3/watch", {"create_request": request})
         ) as stream:
             pace = Pace()
-            while (line := await self._first(stream)) is not None:
+            while (line := await self._first(stream, quiet)) is not None:
                 lines = (line, *stream.waiting())
                 messages, wrong = self._messages(lines, endpoint)
                 if changed := [message for message in messages if message.events]:
@@ -152,7 +158,7 @@ class EtcdWatch:
                     place.refuse(self._gateway.endpoint)
             return
 
-    async def _first(self, stream: Stream) -> bytes | None:
+    async def _first(self, stream: Stream, quiet: float) -> bytes | None:
         """Return the next line of a watch; None if it was quiet, and did not answer a progress request either."""
         try:
             return await _line(stream, until_whole(PROOF_SECONDS))
@@ -161,7 +167,7 @@ class EtcdWatch:
             while True:
                 received = stream.received
                 try:
-                    return await _line(stream, QUIET_SECONDS)
+                    return await _line(stream, quiet)
                 except TimeoutError:
                     if stream.received == received:  # else a long message is arriving, slowly
                         return None

@@ -8,7 +8,7 @@ import pytest
 
 from linkspan.core.errors import Unavailable
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_watch import Place
+from linkspan.store.etcd_watch import QUIET_SECONDS, Place
 from linkspan.store.etcd_wire import Txn
 from support.records.replicas import together
 
@@ -51,7 +51,7 @@ def test_changes_before_an_error_of_the_same_reading_count(monkeypatch: pytest.M
 
         monkeypatch.setattr(store._guard, "carry_out", guarded)
         monkeypatch.setattr(store.gateway, "stream", stream)
-        changes = store._watch.follow(place)
+        changes = store._watch.follow(place, QUIET_SECONDS)
         batch = await anext(changes)
         assert [(record.value, record.revision) for record in batch.puts] == [(b"{}", 7)]
         with pytest.raises(Unavailable):
