@@ -21,6 +21,7 @@ from linkspan.cluster.founding.signer_server import Refusals, serving
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Denied
 from linkspan.store.vault import Vault
+from support.polling import SHARED
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 ASK = b"GET /v1/authority HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -74,7 +75,7 @@ async def answer(connection: Connection, request: bytes) -> bytes:
 def test_connections_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is closed; those that say nothing, or only half of a request, make room again."""
     monkeypatch.setattr(signer_server, "MOST_CONNECTIONS", 3)
-    monkeypatch.setattr(signer_server, "SECONDS", 3.0)
+    monkeypatch.setattr(signer_server, "SECONDS", 3.0 * SHARED)  # in which all of them connect
 
     async def run() -> None:
         async with served(tmp_path) as port:
@@ -85,7 +86,7 @@ def test_connections_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 await connect(port)
             for reader, _ in (silent, half, handshake):
                 with contextlib.suppress(ConnectionError):
-                    assert await asyncio.wait_for(reader.read(), 30) == b""
+                    assert await asyncio.wait_for(reader.read(), 30 * SHARED) == b""
             assert await answer(await connect(port), ASK) == b"HTTP/1.1 200 OK"
 
     asyncio.run(run())
