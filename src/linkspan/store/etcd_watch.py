@@ -43,7 +43,8 @@ QUIET_SECONDS = 1.5
 """Seconds for the answer to a progress request. Then the watch is opened again, at any member that answers: a
 connection from an address that the host has lost is silent, and never ends."""
 LONGEST_PATIENCE = 16
-"""How many times as long at most: it doubles while an overloaded etcd makes watches, and tells nothing of the past."""
+"""Largest multiple of QUIET_SECONDS that a watch waits. It doubles after each watch that told no change and proved
+nothing: an overloaded etcd needs longer until it sends the first of many past changes."""
 
 PACE = 10
 """Most times a second that a watch is read, while changes come without a pause: a change waits a tenth of a second."""

@@ -75,7 +75,7 @@ async def answer(connection: Connection, request: bytes) -> bytes:
 def test_connections_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is closed; those that say nothing, or only half of a request, make room again."""
     monkeypatch.setattr(signer_server, "MOST_CONNECTIONS", 3)
-    monkeypatch.setattr(signer_server, "SECONDS", 3.0 * SHARED)  # in which all of them connect
+    monkeypatch.setattr(signer_server, "SECONDS", 3.0 * SHARED)  # a busy machine needs some for four handshakes
 
     async def run() -> None:
         async with served(tmp_path) as port:
