@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -95,21 +96,28 @@ def test_who_is_in_one_network_finds_its_names_alone(cluster: NamesRun, both: di
         cluster.ask("c1", "db", server=BACK)
 
 
-def test_names_of_a_network_come_and_go_with_it(cluster: NamesRun) -> None:
-    """Also for a client that continues by one socket; the view and its files go when nobody has asked for a while."""
-    with contextlib.ExitStack() as later, cluster.container("h1", "moving"), cluster.container("h2", "db", "back"):
-        with sockets.inside(f"{cluster.name}-moving"):
-            way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        later.enter_context(way)
+@contextlib.contextmanager
+def one_socket(cluster: NamesRun, place: str) -> Iterator[Callable[[], bool]]:
+    """Give what asks the gateway for db, always by the same socket, and returns whether db was found."""
+    with sockets.inside(f"{cluster.name}-{place}"):
+        way = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def found() -> bool:
+        with contextlib.suppress(OSError):  # one question may come between two rules, and is refused
+            way.send(question("db", A))
+            return bool(int.from_bytes(way.recv(512)[6:8], "big"))
+        return False
+
+    with way:
         way.settimeout(5)
         way.connect((GATEWAY, 53))
+        yield found
 
-        def found() -> bool:
-            with contextlib.suppress(OSError):  # one question may come between two rules, and is refused
-                way.send(question("db", A))
-                return bool(int.from_bytes(way.recv(512)[6:8], "big"))
-            return False
 
+def test_names_of_a_network_come_and_go_with_it(cluster: NamesRun) -> None:
+    """Also for a client that continues by one socket; the view and its files go when nobody has asked for a while."""
+    moving, db = cluster.container("h1", "moving"), cluster.container("h2", "db", "back")
+    with moving, db, one_socket(cluster, "moving") as found:
         until(lambda: cluster.knows("moving", "c2"), "names of its first network")
         assert not found()
         with cluster.member("h1", "moving", "back"):
@@ -125,6 +133,25 @@ def test_names_of_a_network_come_and_go_with_it(cluster: NamesRun) -> None:
     until(lambda: not cluster.server("h1", "back+demo"), "nobody needs the view")
     until(lambda: not (cluster.folder / "h1" / "names" / "back+demo").exists(), "its file is gone")
     until(lambda: cluster.call("h1", "GET", "/v1/diff") == {"put": [], "delete": []}, "no difference")
+
+
+def test_a_late_answer_does_not_keep_a_client_at_its_old_server(cluster: NamesRun) -> None:
+    """Its answer would begin a connection of its own, to which all that the client asks by this socket belongs."""
+    late, db = cluster.container("h1", "late"), cluster.container("h2", "db", "back")
+    with late, db, one_socket(cluster, "late") as found, ThreadPoolExecutor(1) as asking:
+        until(lambda: cluster.knows("late", "c2"), "names of its first network")
+        server = cluster.server("h1")
+        os.kill(server, signal.SIGSTOP)
+        try:
+            answer = asking.submit(found)
+            with cluster.member("h1", "late", "back"):
+                until(lambda: cluster.knows("late", "db"), "names of the second")
+                os.kill(server, signal.SIGCONT)
+                answer.result()
+                until(found, "names of the second by the first socket", 20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGCONT)
 
 
 def test_a_third_network_adds_its_names_and_takes_no_others_away(cluster: NamesRun, both: dict[str, str]) -> None:

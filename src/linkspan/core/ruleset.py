@@ -166,7 +166,8 @@ def skeleton(facts: Facts, kinds: Kinds) -> Iterable[State]:
         # for IPv6.
         loopback = ["ip6 daddr ::1 return"] if name == "output" else []
         ports = "fib daddr type local jump publish" if name == "output" else _INCOMING
-        yield _chain(INET, name, hook, [*asked, *loopback, ports])
+        late = _late() if name == "output" else []
+        yield _chain(INET, name, hook, [*asked, *late, *loopback, ports])
     hook = "type nat hook postrouting priority srcnat; policy accept;"
     yield _chain(INET, "postrouting", hook, _postrouting())
     yield _chain(BRIDGE, "port", "", _port())
@@ -465,6 +466,12 @@ def _asked() -> Iterable[str]:
         yield from (f"{ip} saddr @{who}{family} return" for who in ("resolvers", "forwarders"))
         yield f"{ip} daddr @resolvers{family} {view}"
         yield f"{ip} daddr @resolvers{family} dnat {ip} to {ip} saddr map @server_of{family}"
+
+
+def _late() -> Iterable[str]:
+    # A server's answer begins a connection only if its question's is forgotten, because the client has another server
+    # now. With it, whatever the client asks by that socket would belong to this connection, which is not redirected.
+    yield from (f"udp sport 53 {_IP[family]} saddr @servers{family} drop" for family in FAMILIES)
 
 
 def _kept(family: int) -> Iterable[str]:
