@@ -394,7 +394,14 @@ class Agent:
     def _make_changes(self, own_record: OwnRecord, store: Store) -> None:
         """Make what operators change networks by, and what looks after the store and the control plane."""
         self.network_changes = NetworkChanges(
-            self.registry, self.replica, self.hosts, self.endpoint_records, self.membership, self.view, self.facts.look
+            self.registry,
+            self.replica,
+            self.hosts,
+            self.endpoint_records,
+            self.membership,
+            self.view,
+            self.facts.look,
+            self.name_service.leave,
         )
         self.network_details = NetworkDetails(
             self.networks, self.allowances, self.reservations, self.blocks, self.membership

@@ -38,8 +38,12 @@ class NetworkChanges:
         membership: Membership,
         view: Callable[[], HostView],
         look: Callable[[], Awaitable[object]],
+        end_names: Callable[[str], Awaitable[None]],
     ) -> None:
-        """``view`` returns what backends see, and ``look`` reads the machine's facts again."""
+        """``view`` returns what backends see, ``look`` reads the machine's facts again.
+
+        ``end_names`` ends the servers of names of a deleted network.
+        """
         self._registry = registry
         self._worker = registry.worker
         self._networks = registry.networks
@@ -50,6 +54,7 @@ class NetworkChanges:
         self._membership = membership
         self._view = view
         self._look = look
+        self._end_names = end_names
         self._changing = asyncio.Lock()
 
     async def create(self, request: NetworkRequest) -> Network:
@@ -158,3 +163,4 @@ class NetworkChanges:
         for endpoint in [e for e in self._registry.endpoints.values() if e.network == name]:
             await detach.detach(self._registry, *endpoint.identity)
         await self._membership.converge({"networks/"})
+        await self._end_names(name)

@@ -130,6 +130,7 @@ class NameService:
         self._texts = "", ""
         self._pulse = dnsmasq.Pulse()
         self._wake = asyncio.Event()
+        self._putting = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     # Queries of other parts
@@ -201,6 +202,11 @@ class NameService:
         await ended(self._task)
         self._pulse.close()
 
+    async def leave(self, network: str) -> None:
+        """End the servers of a deleted network now: another program may get its gateway's address at once."""
+        if any(network in zones for zones in self._served):
+            await self._put(self._look())
+
     async def _follow(self) -> None:
         seen: _Seen | None = None
         while True:
@@ -235,21 +241,22 @@ class NameService:
         return ends <= {FOR_EVER} and not self.problems and self._places.keys() <= self._served.keys()
 
     async def _put(self, seen: _Seen) -> None:
-        plans = {source[1:]: states for source, states in (await self._plan(seen)).items()}
-        gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
-        before, after = (set(found.get(zone.LEADS, ())) for found in (self._served, plans))
-        for zones, states in {**gone, **plans}.items():
-            if states == self._served.get(zones):
-                continue
-            try:  # an error is visible as drift, and the healer retries
-                if not await self._worker.run(self._change, zones, states):
+        async with self._putting:
+            plans = {source[1:]: states for source, states in (await self._plan(seen)).items()}
+            gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
+            before, after = (set(found.get(zone.LEADS, ())) for found in (self._served, plans))
+            for zones, states in {**gone, **plans}.items():
+                if states == self._served.get(zones):
                     continue
-            except LinkspanError as error:
-                log.warning("%s", error.message)
-            self._served[zones] = states
-        for zones in gone:
-            del self._served[zones]
-        await self._forget_questions(before ^ after)
+                try:  # an error is visible as drift, and the healer retries
+                    if not await self._worker.run(self._change, zones, states):
+                        continue
+                except LinkspanError as error:
+                    log.warning("%s", error.message)
+                self._served[zones] = states
+            for zones in gone:
+                del self._served[zones]
+            await self._forget_questions(before ^ after)
 
     def _change(self, zones: Zones, states: list[State]) -> bool:
         """Apply a server's states, and return True (worker thread).
