@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.learn import sandbox
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
 from support.lab.reader import MAIN, SOURCE, Window, any_process, inside, learn, state
@@ -144,11 +145,16 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     assert not any_process(str(state / "linkspan" / "learn"))
 
 
-def test_a_reader_is_told_that_nobody_watches_any_more() -> None:
-    """The shell goes on."""
-    code = "import os; from linkspan.learn import terminal as t; t.run(['sh'], os.environ, lambda: str(1 // 0), 0.1)"
+@pytest.mark.parametrize(("language", "told"), [("en", "watches no longer: integer division"), ("zh", "不再继续检查")])
+def test_a_reader_is_told_that_nobody_watches_any_more(language: str, told: str) -> None:
+    """In the reader's language, and the shell goes on."""
+    code = (
+        "import os; from linkspan.learn import terminal as t; from linkspan.cli.lesson_session import unwatched; "
+        "from linkspan.learn.language import Words; "
+        f"t.run(['sh'], os.environ, lambda: str(1 // 0), 0.1, unwatched(Words('{language}')))"
+    )
     window = Window("-c", code, main=(sys.executable,))
-    window.shows("watches no longer: integer division")
+    window.shows(told)
     window.type("exit")
     assert window.ends() == 0
 
@@ -195,3 +201,31 @@ def test_a_learn_without_a_terminal_that_is_killed_leaves_nothing(state: Path) -
     started.kill()
     started.wait()
     until(lambda: not any_process(name), "all processes of the sandbox have ended")
+
+
+def test_of_two_that_start_at_once_the_later_one_has_the_only_sandbox(state: Path) -> None:
+    """The open lesson is the one whose sandbox is there."""
+    name = str(state / "linkspan" / "learn")
+    both = [subprocess.Popen([*MAIN, "start", number], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+            for number in ("1", "4")]  # fmt: skip
+    for one in both:
+        one.communicate()
+    assert len(sandbox._marked(name)) == 1
+    found = json.loads(learn("status", "-o", "json"))
+    there = sandbox.found(name).results(["ip link show mybr0"])[0][0] == 0
+    assert there == (found["number"] == 4)
+    assert json.loads(learn("reset", "-o", "json")) == {"removed": 1}
+
+
+def test_a_reset_needs_no_progress_that_can_be_read(state: Path) -> None:
+    """It removes the sandbox, says what is wrong with the file, and forgets it if it is asked to."""
+    learn("start", "1")
+    path = state / "linkspan" / "learn" / "progress.json"
+    path.write_text(path.read_text()[:-40])
+    failed = typed("learn", "reset")
+    assert failed.returncode == 1
+    assert "progress.json cannot be read" in failed.stderr
+    assert not any_process(str(path.parent))
+    learn("reset", "--forget")
+    assert not path.exists()
+    learn("list")

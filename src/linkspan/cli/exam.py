@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user, yes
+from linkspan.cli.lesson_session import (
+    Lang,
+    fitted,
+    introduce,
+    leave,
+    prepared,
+    reader,
+    require,
+    unwatched,
+    user,
+    yes,
+)
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.escapes import shown
@@ -42,7 +53,7 @@ def start(
     lang: Lang = "",
 ) -> None:
     """Sit an exam: one lesson after the other, without hints, solutions and explanations. `next` goes on."""
-    from linkspan.learn import exam, lesson, sandbox
+    from linkspan.learn import exam, lesson, play, sandbox
 
     kept, words = reader(lang)
     if os.environ.get(INSIDE):
@@ -56,7 +67,7 @@ def start(
         raise Conflict(words("{file} exists", file=file), words("name another --file"))
     chosen = list({one.name: one for one in map(lesson.numbered, lessons)}.values())
     kept.speak(words.language)
-    with step(words("looking at what the lessons need")), sandbox.passing(kept.sandbox) as box:
+    with step(words("looking at what the lessons need")), sandbox.passing(play.name()) as box:
         for one in chosen:
             require(box, one, words, exam.NEEDS)
     begun = time.time()
@@ -100,8 +111,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
 
         def expire() -> None:
             note()
-            if box.end():  # the shell ends with it
-                kept.close()
+            leave(box, kept)  # the shell ends with it
 
         def look() -> str:
             if time.monotonic() >= end:
@@ -121,7 +131,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         timer = threading.Timer(max(end - time.monotonic(), 0.0), expire)
         timer.start()
         try:
-            code = terminal.run(argv, environment, look, PAUSE)
+            code = terminal.run(argv, environment, look, PAUSE, unwatched(words))
         finally:
             timer.cancel()
             timer.join()
@@ -134,8 +144,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
                 if not passed and play.settled(box, one).passed:  # by the last line, before anybody looked
                     passed.append(round(spent, 1))
     finally:
-        if box.end():
-            kept.close()
+        leave(box, kept)
     after = passed[0] if passed else None
     return code, exam.Sat(one.number, one.name, exam.version(one), after, tuple(log))
 
@@ -157,7 +166,7 @@ def verify(
     exam.allowed(trust=trust)
     found = []
     for path in files:
-        with step(words("replaying {file}", file=path)):
+        with step(words("replaying {file}", file=shown(str(path)))):
             found.append(exam.verify(path, minutes, trust=trust))
         if output is not Format.JSON:  # at once: a class takes hours
             _show(found[-1], words)
@@ -177,6 +186,7 @@ def _show(found: Verification, words: Words) -> None:
         for n in found.lessons
     ]
     if found.why:
-        rows.append((who or found.file, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
+        name, why = who or shown(found.file), shown(told(found.why))
+        rows.append((name, found.minutes or "-", "-", "-", "-", words("no"), why))
     columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
-    table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))
+    table((*columns, words("why")), rows, words("{file} has no lessons", file=shown(found.file)))

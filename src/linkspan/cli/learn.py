@@ -22,13 +22,16 @@ from linkspan.cli.lesson_session import (
     fitted,
     helped,
     introduce,
+    leave,
     opened,
     reader,
+    unwatched,
     user,
     yes,
 )
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
+from linkspan.core.escapes import escaped, shown
 from linkspan.core.own_command import own_command
 from linkspan.learn import INSIDE
 
@@ -121,8 +124,7 @@ def start(
         try:
             code = _split(words) if split else _taught(box, one, kept, words)
         finally:
-            if box.end():  # else another window has ended it, and may have opened a lesson since
-                kept.close()
+            leave(box, kept)
         chosen = [other for other in every if other.number > one.number] if code == sandbox.NEXT else []
         if code == sandbox.NEXT and not chosen:
             say(words("That was the last lesson."))
@@ -149,7 +151,7 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
         return fitted(news.of(judged))
 
     argv, environment = box.shell(f"learn {one.number}")
-    code = terminal.run(argv, environment, look, PAUSE)
+    code = terminal.run(argv, environment, look, PAUSE, unwatched(words))
     kept.spend(one.name, time.monotonic() - begun, passed=False)
     return code
 
@@ -279,7 +281,7 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
         columns = [title, words("in"), words("device"), words("action"), words("detail"), words("headers")]
         count = len(columns) if any(map(_around, hops)) else len(columns) - 1
         rows = [
-            (str(n), hop.namespace, hop.device or "-", told(hop.action), told(hop.detail), _around(hop))
+            shown([str(n), hop.namespace, hop.device or "-", told(hop.action), told(hop.detail), _around(hop)])
             for n, hop in enumerate(hops, 1)
         ]
         table(columns[:count], [row[:count] for row in rows], "")
@@ -293,17 +295,17 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
             say(
                 words(
                     "But {sender} sends up to {largest} bytes, and only {fitting} fit through {device} in {place}.",
-                    sender=sender.namespace,
+                    sender=shown(sender.namespace),
                     largest=sender.mtu,
                     fitting=found.path_mtu,
-                    device=place.device,
-                    place=place.namespace,
+                    device=shown(place.device),
+                    place=shown(place.namespace),
                 )
             )
     elif found.broken_at:
-        say(words("Broken at {place}: {reason}", place=stop(found), reason=told(found.reason)))
+        say(words("Broken at {place}: {reason}", place=shown(stop(found)), reason=shown(told(found.reason))))
     else:
-        say(words("Not certain: {reason}", reason=told(found.reason)))
+        say(words("Not certain: {reason}", reason=shown(told(found.reason))))
 
 
 def _around(hop: Hop) -> str:
@@ -392,14 +394,16 @@ def reset(
     """Remove the sandbox with everything in it, also one that a killed `learn` left."""
     from linkspan.learn import sandbox
 
-    kept, words = reader(lang)
+    kept, words = reader(lang, kept_well=False)
     if os.environ.get(INSIDE):
         raise Conflict(words("this shell is in the sandbox"), words("type `exit` first: the sandbox ends with it"))
-    count = sandbox.end_all(kept.sandbox)
-    if forget:
-        kept.forget()
-    else:
-        kept.close()
+    count = sandbox.end_all(kept.sandbox)  # also one that another window is just making
+    with kept.alone():
+        count += sandbox.end_all(kept.sandbox)
+        if forget:
+            kept.forget()
+        else:
+            kept.close()
     if output is Format.JSON:
         as_json({"removed": count})
     else:
@@ -440,17 +444,20 @@ def play(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A lesson's folder.")], output: Output = Format.TABLE
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A lesson's folder.")],
+    lang: Lang = "",
+    output: Output = Format.TABLE,
 ) -> None:
     """Test a lesson: texts, data, and each solution and wrong answer in a sandbox; exit 3 if it has a problem."""
     from linkspan.learn import play as played
 
-    with step(f"playing every way through {folder.name}"):
+    _, words = reader(lang)
+    with step(words("playing every way through {folder}", folder=escaped(folder.name))):
         found = list(played.problems(folder))
     if output is Format.JSON:
         as_json({"lesson": folder.resolve().name, "ok": not found, "problems": found})
     else:
-        for problem in found or ["no problem"]:
-            say(problem)
+        for problem in found or [words("no problem")]:
+            say(escaped(problem, keep="\n"))
     if found:
         raise typer.Exit(NOT_WELL)

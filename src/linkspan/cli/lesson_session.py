@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from linkspan.cli import layout
 from linkspan.cli.output import say, step, width
-from linkspan.core.errors import Conflict, NotFound
+from linkspan.core.errors import Conflict, Invalid, NotFound
+from linkspan.core.escapes import escaped
 
 if TYPE_CHECKING:
     from linkspan.learn.language import Words
@@ -24,13 +25,22 @@ Lang = Annotated[
 ]
 
 
-def reader(lang: str) -> tuple[Progress, Words]:
-    """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for."""
+def reader(lang: str, *, kept_well: bool = True) -> tuple[Progress, Words]:
+    """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for.
+
+    Raises Invalid if the progress cannot be read. Unless it must be ``kept_well``: then the locale says the language.
+    """
     from linkspan.core.translation import chosen
     from linkspan.learn import language, progress
 
     kept = progress.Progress(progress.folder())
-    speaks = chosen(lang, kept.language)
+    try:
+        before = kept.language
+    except Invalid:
+        if kept_well:
+            raise
+        return kept, language.Words(chosen(lang, ""))
+    speaks = chosen(lang, before)
     if lang:
         kept.speak(speaks)
     return kept, language.Words(speaks)
@@ -84,8 +94,8 @@ def prepared(one: Lesson, kept: Progress, words: Words, *, exam: bool = False) -
     """Make the lesson's beginning in a new sandbox; an earlier one ends. Raises LinkspanError."""
     from linkspan.learn import play, sandbox
 
-    sandbox.end_all(kept.sandbox)
-    with step(words("making the sandbox of lesson {number}", number=one.number)):
+    with kept.alone(), step(words("making the sandbox of lesson {number}", number=one.number)):
+        sandbox.end_all(kept.sandbox)
         box = sandbox.make(kept.sandbox)
         try:
             require(box, one, words)
@@ -111,6 +121,13 @@ def first_possible(lessons: Sequence[Lesson], kept: Progress, words: Words) -> t
     return last, prepared(last, kept, words)
 
 
+def leave(box: Sandbox, kept: Progress) -> None:
+    """End a sandbox; no lesson is open then, unless another window has ended it, and may have opened one since."""
+    with kept.alone():
+        if box.end():
+            kept.close()
+
+
 def introduce(one: Lesson, words: Words, *, exam: bool = False) -> None:
     """Show a lesson's text."""
     from linkspan.learn.panel import Panel
@@ -119,6 +136,16 @@ def introduce(one: Lesson, words: Words, *, exam: bool = False) -> None:
         say(paragraph)
         if not paragraph.startswith("  "):
             print()
+
+
+def unwatched(words: Words) -> Callable[[Exception], str]:
+    """Return what tells a reader in words that nobody looks at the lesson any more, and why."""
+    from linkspan.learn.english import Sentences
+
+    told = Sentences(words.language)
+    return lambda error: words(
+        "linkspan watches no longer: {error}. `learn status` looks once.", error=escaped(told(str(error)))
+    )
 
 
 def fitted(lines: list[str]) -> str:

@@ -15,8 +15,8 @@ import msgspec
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable, of_validation
 from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
+from linkspan.learn import foreign_file, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
-from linkspan.learn import needs, play, replay, sandbox
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
 
@@ -123,17 +123,14 @@ def write(path: Path, result: Result) -> None:
 def read(path: Path) -> Result:
     """Read a result file. Raises Invalid with the first problem, Unavailable if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
+        content = foreign_file.content(path, _LARGEST)
+    except FileNotFoundError as error:
         raise Unavailable(f"{path} cannot be read: {reason(error)}") from error
-    if len(content) > _LARGEST:
-        raise Invalid(f"{path} is no result of an exam: it has more than {_LARGEST // 1_000_000} MB")
     try:
         return msgspec.json.decode(content, type=Result)
     except msgspec.ValidationError as error:
         raise of_validation(error, Result).within(str(path)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"{path} is no result of an exam: {error}", "`learn exam start` writes one") from error
 
 

@@ -11,11 +11,13 @@ import msgspec
 
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, of_validation
 from linkspan.core.translation import LANGUAGES
-from linkspan.learn import texts
+from linkspan.learn import foreign_file, texts
 from linkspan.learn.needs import NEEDS
 from linkspan.learn.texts import Text
 
 LESSONS = Path(__file__).with_name("lessons")
+_LARGEST = 100_000
+"""Bytes of each file of a lesson, at most: then each of its commands fits into a command line."""
 _FOLDER = re.compile(r"(\d\d)-([a-z0-9]+(?:-[a-z0-9]+)*)")
 _PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer", "clean")
 """What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
@@ -98,17 +100,21 @@ def load(folder: Path) -> Lesson:
     if named is None:
         raise Invalid(f"the folder's name {folder.name!r} is not of the form 07-forward", "rename it")
     try:
-        data = msgspec.toml.decode((folder / "lesson.toml").read_bytes(), type=Data)
+        data = msgspec.toml.decode(foreign_file.content(folder / "lesson.toml", _LARGEST), type=Data)
     except msgspec.ValidationError as error:
         raise of_validation(error, Data).within("lesson.toml") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"lesson.toml: {error}", "TOML writes several lines between triple quotes") from error
     found = {}
     for language in LANGUAGES:
         path = folder / f"{language}.md"
         if not path.is_file():
             raise NotFound(f"{folder.name} has no {path.name}", "a lesson has a text for each language")
-        found[language] = texts.parsed(path.read_text(encoding="utf-8"), language)
+        try:
+            text = foreign_file.content(path, _LARGEST).decode()
+        except UnicodeDecodeError as error:
+            raise Invalid(f"{path.name} is not written in UTF-8: {error.reason}", "save it as UTF-8") from error
+        found[language] = texts.parsed(text, language)
     lesson = Lesson(int(named[1]), named[2], data, found)
     for problem in _problems(lesson):
         raise Invalid(f"lesson {folder.name}: {problem}", "docs/lessons.md describes each part")
@@ -129,6 +135,11 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     if data.fault != bool(data.finds) or (data.fault and not data.trace):
         yield "a fault needs trace, and in finds what `learn explain` must say of it; other lessons have no finds"
     ways = (*data.wrong, *data.also)
+    runs = (*(one.run for one in (*data.check, *data.keep)), *(one.run for one in ways))
+    tries = tuple(one.attempt for one in ways)
+    commands = (data.prepare, data.look, data.probe, *data.solutions, *tries, *runs, *data.trace)
+    if any("\0" in one for one in commands):
+        yield "a command has a zero byte, which no program can be given"
     if any(one.finds for one in ways) and not data.trace:
         yield "finds is what `learn explain` says, so it needs trace"
     checks = (*data.check, *data.keep, *(one.sign for one in ways))
@@ -136,7 +147,7 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     for pattern in (*patterns, data.finds, *(one.finds for one in ways)):
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             yield f"{pattern!r} is no pattern: {error}"
     counts = {"check": data.check, "keep": data.keep, "wrong": data.wrong, "also": data.also, "hint": (1, 2, 3)}
     wanted = [*_PARTS, *(f"{name} {n}" for name, many in counts.items() for n in range(1, len(many) + 1))]

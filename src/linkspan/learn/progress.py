@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.remedies import reason
 from linkspan.kernel.io import durable_files
+from linkspan.learn import foreign_file
 
 State = Literal["new", "started", "passed"]
+_LARGEST = 1_000_000
+"""Bytes of the file, at most: the lessons of linkspan need a few kB."""
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERWISE = "name a folder of yours in XDG_STATE_HOME"
 
 
@@ -22,14 +28,14 @@ class Entry(msgspec.Struct):
     """One lesson's: how often it was begun, how many hints were shown, and seconds in it until it was passed."""
 
     state: State = "new"
-    tries: int = 0
-    hints: int = 0
-    seconds: float = 0.0
+    tries: _Count = 0
+    hints: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
     solution_seen: bool = False
 
 
 class _Document(msgspec.Struct):
-    schema: int = 1
+    schema: Literal[1] = 1
     language: str = ""
     current: str = ""
     exam: bool = False
@@ -109,29 +115,70 @@ class Progress:
             kept.current, kept.exam = "", False
 
     def forget(self) -> None:
-        """Remove all that is kept."""
-        self._path.unlink(missing_ok=True)
+        """Remove all that is kept, also what a killed process has left of it."""
+        try:
+            for path in (self._path, durable_files.temporary(self._path)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unkept(error) from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep this reader's other processes from making and ending the sandbox. Raises Unavailable."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._path.with_name("sandbox.lock"), os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
+        except OSError as error:
+            raise self._unkept(error) from error
+        with _locked(lock):
+            yield
 
     def _read(self) -> _Document:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Document)
+            return msgspec.json.decode(foreign_file.content(self._path, _LARGEST), type=_Document)
         except FileNotFoundError:
             return _Document()
-        except (OSError, msgspec.DecodeError) as error:
-            raise Invalid(f"the progress in {self._path} cannot be read: {error}", "remove the file") from error
+        except (LinkspanError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            what = f"the progress in {self._path} cannot be read: {error}"
+            raise Invalid(what, "remove the file, or use the version of linkspan that wrote it") from error
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[_Document]:
-        kept = self._read()
-        before = msgspec.json.encode(kept)
-        yield kept
-        if msgspec.json.encode(kept) != before:
+        with self._writing():
+            kept = self._read()
+            before = msgspec.json.encode(kept)
+            yield kept
+            if msgspec.json.encode(kept) == before:
+                return
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 durable_files.write(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
             except OSError as error:
-                what = f"progress cannot be kept in {self._path.parent}: {reason(error)}"
-                raise Unavailable(what, _OTHERWISE) from error
+                raise self._unkept(error) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let one process change the file at a time; the first one makes the folder, and is alone with it."""
+        try:
+            folder_ = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield
+            return
+        with _locked(folder_):
+            yield
+
+    def _unkept(self, error: OSError) -> Unavailable:
+        return Unavailable(f"progress cannot be kept in {self._path.parent}: {reason(error)}", _OTHERWISE)
+
+
+@contextlib.contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    """Hold the only lock on a file or folder, and close it then; a process that is killed gives it up."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def folder() -> Path:

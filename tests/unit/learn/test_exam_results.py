@@ -70,6 +70,35 @@ def test_a_damaged_result_is_refused_and_the_fault_named(tmp_path: Path, old: by
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """Nobody writes to a student's pipe, and a device never ends."""
+    path = tmp_path / "exam.json"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda one: os.symlink("/dev/zero", one)}[kind](path)
+    with pytest.raises(LinkspanError, match=r"no regular file|is a directory"):
+        exam.read(path)
+
+
+@pytest.mark.parametrize("more", [b'{"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"[" * 100_000])
+def test_a_result_of_any_depth_is_refused(tmp_path: Path, more: bytes) -> None:
+    """Not by a traceback."""
+    path = tmp_path / "exam.json"
+    path.write_bytes(more)
+    with pytest.raises(Invalid):
+        exam.read(path)
+
+
+def test_a_file_s_name_moves_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students name the files: on stdout and on stderr."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / "\x1b]0;forged\x07.json"
+    path.write_text("{}")
+    done = linkspan("learn", "exam", "verify", "--trust", str(path))
+    assert "forged" in done.stdout
+    assert "forged" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
 def test_a_result_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Both ways."""
     with pytest.raises(Unavailable, match="cannot be read"):

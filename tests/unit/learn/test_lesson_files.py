@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -72,9 +73,37 @@ def test_a_beginning_is_that_of_the_lesson_before_with_its_solution() -> None:
     assert "192.0.2.10" in scripts[-1]
 
 
+@pytest.mark.parametrize("file", ["lesson.toml", "zh.md"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"x = " + b"[" * 50_000, b"# " + b"x" * 200_000, b"\0", b""],
+    ids=("bytes", "deep", "long", "zero", "empty"),
+)
+def test_a_stranger_s_file_is_refused(copy: Path, file: str, content: bytes) -> None:
+    """Whatever it is: with an error, not a traceback."""
+    (copy / file).write_bytes(content)
+    with pytest.raises(Invalid):
+        load(copy)
+
+
+@pytest.mark.parametrize("file", ["lesson.toml", "zh.md"])
+def test_a_stranger_s_pipe_is_not_waited_for(copy: Path, file: str) -> None:
+    """And a link to a device is not read to its end."""
+    (copy / file).unlink()
+    os.mkfifo(copy / file)
+    with pytest.raises(NotFound):
+        load(copy)
+    (copy / file).unlink()
+    (copy / file).symlink_to("/dev/zero")
+    with pytest.raises(NotFound):
+        load(copy)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
+        ("lesson.toml", "iptables -P FORWARD DROP", "iptables \\u0000 -P FORWARD DROP", "zero byte"),
+        ("lesson.toml", "has = '^1'", "has = 'a{99999999999999}'", "is no pattern"),
         ("zh.md", "**提示 2:**", "**提示 4:**", "zh.md lacks the part '提示 2'"),
         ("zh.md", "`-m physdev`", "`-m phys`", "'常见错误 3' in zh.md has other commands than en.md"),
         ("zh.md", "**思考:**", "**想想:**", "'想想' is no part of a lesson"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pwd
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,12 +42,58 @@ def test_a_passed_lesson_stays_passed_when_it_is_started_again(tmp_path: Path) -
     assert kept.entry("veth").tries == 0
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    """With what to do."""
-    (tmp_path / "progress.json").write_text("{")
-    with pytest.raises(Invalid, match=r"progress\.json cannot be read") as caught:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"schema":1,"lessons":{"veth":{"sta',
+        b'{"schema":2,"lessons":{}}',
+        b'{"current":"\xff"}',
+        b'{"lessons":{"veth":{"hints":-5}}}',
+        b'{"lessons":{"veth":{"seconds":1e400}}}',
+        b'{"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"more":"' + b"x" * 2_000_000 + b'"}',
+    ],
+    ids=("empty", "cut", "newer", "bytes", "negative", "infinite", "deep", "long"),
+)
+def test_a_damaged_file_is_named_and_kept(tmp_path: Path, content: bytes) -> None:
+    """With what to do; nothing is written over it, also if it is of another version of linkspan."""
+    path = tmp_path / "progress.json"
+    path.write_bytes(content)
+    for change in (lambda kept: kept.current, lambda kept: kept.start("veth")):
+        with pytest.raises(Invalid, match=r"progress\.json cannot be read") as caught:
+            change(Progress(tmp_path))
+        assert "remove the file" in caught.value.hint
+    assert path.read_bytes() == content
+
+
+def test_a_pipe_in_the_file_s_place_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "progress.json")
+    with pytest.raises(Invalid, match="no regular file"):
         _ = Progress(tmp_path).current
-    assert caught.value.hint == "remove the file"
+
+
+def test_what_several_windows_note_at_once_is_all_kept(tmp_path: Path) -> None:
+    """None writes what it read before another one wrote."""
+    def note(number: int) -> None:
+        for _ in range(20):
+            Progress(tmp_path).start(f"lesson-{number}")
+            Progress(tmp_path).start("veth")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(note, range(4)))
+    kept = Progress(tmp_path)
+    assert [kept.entry(name).tries for name in ("veth", "lesson-0", "lesson-3")] == [80, 20, 20]
+
+
+def test_what_a_killed_process_was_writing_is_forgotten_with_the_rest(tmp_path: Path) -> None:
+    """Nothing of a reader is left then."""
+    kept = Progress(tmp_path)
+    kept.start("veth")
+    (tmp_path / ".progress.json.linkspan-new").write_text("{")
+    kept.forget()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_home_that_cannot_be_written_is_an_error_with_the_way_out() -> None:
