@@ -13,7 +13,7 @@ from linkspan.core.errors import LinkspanError
 from linkspan.learn import play, sandbox
 from linkspan.learn.lesson import Lesson, numbered
 from linkspan.learn.sandbox import Sandbox
-from linkspan.learn.watcher import Judgement, Watcher
+from linkspan.learn.watcher import Judgement, Watcher, judge
 from support.netns.played_lessons import ALL, problems
 from support.polling import SHARED, until
 
@@ -155,3 +155,53 @@ def test_any_command_that_reaches_the_state_is_seen_and_silence_costs_no_probe(b
     until(told, "the bridge is seen", 1.0 * SHARED)
     assert time.monotonic() - began < 1.0 * SHARED
     assert seen[-1].probe is None
+
+
+BUILT = numbered("two-containers").data.solutions[1]
+TRICKS = {
+    "an address on lo": ("two-containers", f"{BUILT}\nip -n netns_A addr add 172.18.0.3/32 dev lo", ("netns_A",)),
+    "a local route": ("two-containers", f"{BUILT}\nip -n netns_A route add local 172.18.0.3 dev lo", ("netns_A",)),
+    "a redirect": (
+        "two-containers",
+        BUILT
+        + """
+        ip netns exec netns_A nft add table ip trick
+        ip netns exec netns_A nft add chain ip trick out '{ type nat hook output priority -100; }'
+        ip netns exec netns_A nft add rule ip trick out ip daddr 172.18.0.3 dnat to 172.18.0.1
+        """,
+        ("netns_A",),
+    ),
+    "a namespace beside": (
+        "case-1",
+        """
+        ip netns add trick
+        ip link add vethT up master mybr0 type veth peer name eth0 netns trick
+        ip -n trick addr add 172.18.0.3/16 dev eth0; ip -n trick link set eth0 up
+        """,
+        ("trick",),
+    ),
+}
+"""By what they do: a lesson, commands with which its probe is answered, and by whom."""
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_an_answer_from_elsewhere_does_not_count(box: Sandbox, trick: str) -> None:
+    """The probe works, and its packets do not reach the namespace that they should."""
+    name, script, takers = TRICKS[trick]
+    one = numbered(name)
+    play.begin(box, one)
+    code, said = box.script(script)
+    assert code == 0, said
+    until(lambda: box.results([one.data.probe])[0][0] == 0, "the probe is answered")
+    judged = judge(box, one)
+    assert (judged.passed, judged.elsewhere, all(judged.checks), all(judged.keeps)) == (False, takers, True, True)
+
+
+def test_containers_that_ignore_each_other_are_not_apart(box: Sandbox) -> None:
+    """What keeps networks apart must be on the host."""
+    one = numbered("two-bridges")
+    play.begin(box, one)
+    for name in ("netns_A", "netns_C"):
+        box.script(f"ip netns exec {name} sysctl -w net.ipv4.icmp_echo_ignore_all=1")
+    assert box.results([one.data.probe])[0][0] == 0
+    assert judge(box, one).keeps == (True, True, True, False)

@@ -256,4 +256,6 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
         if judged.passed:
             return found(True, "" if claimed else "its commands pass it, and the exam missed that")
         why = f"its commands do not pass it: {play.told(judged)}"
+        if judged.elsewhere:
+            why = f"its commands lead the packets to {', '.join(judged.elsewhere)}"
     return found(wrong, why if claimed else "")

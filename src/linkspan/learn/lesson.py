@@ -69,6 +69,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     look: str = ""
     probe: str
     trace: tuple[str, ...] = ()
+    reaches: str = ""
     hosts: tuple[str, ...] = ()
     plan: tuple[str, ...] = ()
     solutions: tuple[str, ...]
@@ -132,6 +133,8 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         yield f"it needs {', '.join(unknown)}, which nobody can check; the known needs are {', '.join(NEEDS)}"
     if len(data.trace) not in (0, 2, 3):
         yield "trace must name a source and a destination, and perhaps a port"
+    if data.reaches and not data.trace:
+        yield "reaches is where the packet of trace must arrive, so it needs trace"
     if data.fault != bool(data.finds) or (data.fault and not data.trace):
         yield "a fault needs trace, and in finds what `learn explain` must say of it; other lessons have no finds"
     ways = (*data.wrong, *data.also)
@@ -140,6 +143,8 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     commands = (data.prepare, data.look, data.probe, *data.solutions, *tries, *runs, *data.trace)
     if any("\0" in one for one in commands):
         yield "a command has a zero byte, which no program can be given"
+    if (data.trace[1:2] or [""])[0].strip("0123456789abcdefABCDEF:.") and data.reaches:
+        yield "reaches needs a trace to an address"
     if any(one.finds for one in ways) and not data.trace:
         yield "finds is what `learn explain` says, so it needs trace"
     checks = (*data.check, *data.keep, *(one.sign for one in ways))

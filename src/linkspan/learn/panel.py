@@ -61,7 +61,21 @@ class Panel:
         lines.append((bool(judged and judged.probe), probe))
         if judged:
             lines += [(False, self.part("keep", n)) for n, ok in enumerate(judged.keeps, 1) if not ok]
-        return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines]
+        return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines] + self.diverted(judged)
+
+    def diverted(self, judged: Judgement | None) -> list[str]:
+        """Return a line for each namespace that takes the probe's packets instead of the one that they should reach.
+
+        Nothing is said while a step is missing: until then that may be the fault to find.
+        """
+        if judged is None or not all((*judged.checks, *judged.keeps)):
+            return []
+        words, reaches = self._words, self._lesson.data.reaches
+        told = [
+            words("{namespace} takes the packets, which must reach {reaches}", namespace=one, reaches=reaches)
+            for one in judged.elsewhere
+        ]
+        return [f"  {OPEN} {text}" for text in told]
 
     def ending(self, also: tuple[int, ...] = ()) -> list[str]:
         """Return what is read after the lesson is passed; ``also`` are the recognised other ways."""
@@ -106,6 +120,7 @@ class News:
             for n, (ok, was) in enumerate(zip(judged.keeps, before.keeps, strict=True), 1)
             if was and not ok
         ]
+        lines += [line for line in self._panel.diverted(judged) if line not in earlier]
         if judged.passed:
             self.passed = True
             ending = self._panel.ending(judged.also)

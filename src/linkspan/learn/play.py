@@ -179,4 +179,5 @@ def told(judged: Judgement) -> str:
     """Return a judgement in words for authors."""
     missing = [f"check {n}" for n, one in enumerate(judged.checks, 1) if not one]
     missing += [f"keep {n}" for n, one in enumerate(judged.keeps, 1) if not one]
+    missing += [f"{name} takes the packets" for name in judged.elsewhere]
     return ", ".join([*missing, *(["the probe"] if judged.probe is False else [])]) or "nothing is missing"
