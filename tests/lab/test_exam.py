@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -16,7 +17,19 @@ import pytest
 from linkspan.learn import exam
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
-from support.lab.reader import NOBODY, USER, Window, as_nobody, learn, nobody, state
+from support.lab.reader import (
+    NOBODY,
+    READS,
+    SOURCE,
+    USER,
+    Window,
+    any_process,
+    as_nobody,
+    learn,
+    nobody,
+    state,
+)
+from support.polling import until
 
 __all__ = ["nobody", "state"]
 
@@ -201,3 +214,126 @@ def test_a_teacher_without_root_verifies(nobody: None, open_folder: Path) -> Non
     path.chmod(0o644)
     found = as_nobody("-m", "linkspan.cli.main", "learn", "exam", "verify", str(path), "-o", "json")
     assert [one["verified"] for one in json.loads(found)[0]["lessons"]] == [True]
+
+
+def claimed(number: str, *lines: tuple[float, int, str], after: float = 9.0) -> exam.Sat:
+    """Return a lesson that these lines (time, shell, text) are said to have passed."""
+    one = numbered(number)
+    typed_ = tuple(exam.Typed(at, shell, line) for at, shell, line in lines)
+    return exam.Sat(one.number, one.name, exam.version(one), after, typed_)
+
+
+def replayed(folder: Path, sat: exam.Sat) -> dict[str, object]:
+    """Verify a lesson as user nobody; return what became of it."""
+    path = folder / "exam.json"
+    exam.write(path, exam.Result("x", exam.stamp(0), 30, (sat.number,), 60.0, (sat,)))
+    path.chmod(0o644)
+    code = (
+        "from pathlib import Path; import sys, msgspec; from linkspan.learn import exam; "
+        "print(msgspec.json.encode(exam.verify(Path(sys.argv[1]), 30).lessons[0]).decode())"
+    )
+    return dict(json.loads(as_nobody("-c", code, str(path))))
+
+
+FORGED = r"printf '#!/bin/bash\necho netns_A\necho netns_B\necho \"<UP> <UP>\"\n'"
+NAMES = "for n in A B; do ip netns add netns_$n; done"
+TRICKS = {
+    "a wrapper": ("1", f"cd /run/learn/bin; {FORGED} > ip; chmod 755 ip"),
+    "another program": ("1", f"{FORGED} > /run/ip; chmod 755 /run/ip; mount --bind /run/ip $(command -v ip)"),
+    "a state that comes and goes": (
+        "1",
+        NAMES,
+        "while :; do for s in up down; do ip -n netns_A link set lo $s; ip -n netns_B link set lo $s; done; done &",
+    ),
+}
+"""By what they do: a lesson, and lines that do not solve it."""
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> None:
+    """It looks with the machine's own programs, which the replayed lines do not see, and twice."""
+    number, *lines = TRICKS[trick]
+    found = replayed(open_folder, claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines))))
+    assert found["verified"] is False, found
+
+
+def test_each_window_goes_on_while_another_one_works(nobody: None, open_folder: Path) -> None:
+    """A server in a window of its own is ended by ^C only when that window gets a line, and not at the end."""
+    waits = "until test -e /run/netns/netns_A; do sleep 0.1; done; ip netns add netns_B; sleep 900"
+    lines = (
+        (0.0, 7, waits),
+        (0.5, 8, "ip netns add netns_A; ip -n netns_A link set lo up"),
+        (2.5, 7, "ip -n netns_B link set lo up; exec sleep 900"),
+    )
+    assert replayed(open_folder, claimed("1", *lines, after=3.0))["verified"] is True
+
+
+UNSEEN = """
+from linkspan.learn import sandbox
+from linkspan.learn.beside import Beside
+sees = "sleep 0.5; ps -ef | grep [s]leep.1.731; umount -l /proc; umount -l /proc; cat /proc/[0-9]*/environ"
+with sandbox.passing("unseen", closed=True) as box:
+    box.script(f"mount -t proc proc /proc; ({sees}) >/run/seen 2>&1 &")
+    assert Beside(box).results(["SEEN=mark sleep 1.731"]) == [(0, "")]
+    assert box.results(["grep -ac -e SEEN=mark -e 'sleep 1.731' /run/seen"])[0][1] == "0", box.script("cat /run/seen")
+"""
+
+
+def test_what_looks_at_others_commands_is_out_of_their_reach(nobody: None) -> None:
+    """They see no process of it, and may not read or change one that they find by the /proc below theirs."""
+    as_nobody("-c", UNSEEN)
+
+
+BOUNDED = """
+from linkspan.learn import closed_files, sandbox
+from linkspan.learn.beside import Beside
+with sandbox.passing("bounded", closed=True) as box:
+    box.script("for one in /run /tmp; do head -c 500000000 /dev/zero > $one/full || true; done")
+    size = box.results(["cat /run/full /tmp/full | wc -c"])[0][1]
+    assert int(size) < 200_000_000, size
+    box.script("rm /run/full /tmp/full")
+    assert "SECRET" not in box.results(["env"])[0][1]
+    forks = "python3 -c 'import os, time; [os.fork() or time.sleep(60) for _ in range(2000)]' >/dev/null 2>&1 &"
+    box.script(forks)
+    looks = Beside(box)
+    (code, count), (alive, _) = looks.results(["sleep 1; ps -e | wc -l", "ping -c1 -W1 127.0.0.1"])
+    assert (code, alive) == (0, 0)
+    assert int(count) < closed_files.PROCESSES + 60, count
+    code, said = box.script("yes >&2")
+    assert code and len(said) <= 70_000_000
+"""
+
+
+def test_commands_of_others_take_a_bounded_part_of_the_machine(
+    nobody: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its files, of its processes, and nothing of the teacher's environment; and what looks at them still works."""
+    monkeypatch.setenv("SECRET", "key")
+    as_nobody("-c", BOUNDED)
+
+
+def test_a_killed_verification_leaves_nothing(nobody: None, open_folder: Path) -> None:
+    """Neither the sandbox nor what was typed in it, at whichever moment it is killed."""
+    word = f"900.{os.getpid()}"
+    path = open_folder / "exam.json"
+    one = claimed("1", (0.0, 1, f"setsid sleep {word} & sleep {word}"))
+    exam.write(path, exam.Result("x", exam.stamp(0), 30, (1,), 60.0, (one,)))
+    path.chmod(0o644)
+    argv = [*READS, sys.executable, "-m", "linkspan.cli.main", "learn", "exam", "verify", str(path)]
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "HOME": "/", "XDG_STATE_HOME": "/nonexistent"}
+    for moment in (lambda pid: any_process(f"play-{pid}"), lambda _: running(word)):
+        verifying = subprocess.Popen(argv, env=env, cwd="/", stderr=subprocess.DEVNULL)
+        until(lambda: moment(verifying.pid), "it has come to the moment")  # noqa: B023 - called in this turn only
+        verifying.kill()
+        verifying.wait()
+        until(lambda: not any_process(f"play-{verifying.pid}"), "the sandbox has ended")  # noqa: B023 - as above
+        until(lambda: not running(word), "what was typed has ended")
+
+
+def running(word: str) -> bool:
+    """Return whether a program has this word."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and word.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                return True
+    return False

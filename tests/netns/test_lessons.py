@@ -205,3 +205,18 @@ def test_containers_that_ignore_each_other_are_not_apart(box: Sandbox) -> None:
         box.script(f"ip netns exec {name} sysctl -w net.ipv4.icmp_echo_ignore_all=1")
     assert box.results([one.data.probe])[0][0] == 0
     assert judge(box, one).keeps == (True, True, True, False)
+
+
+def test_a_sandbox_that_ended_leaves_no_process(box: Sandbox) -> None:
+    """Not even a zombie: whoever plays all lessons makes hundreds of sandboxes."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    with sandbox.passing(f"test-zombie-{os.getpid()}"):
+        during = set(children.read_text().split())
+    assert len(during - set(children.read_text().split())) == 1
+
+
+def test_output_without_an_end_is_not_kept(box: Sandbox) -> None:
+    """A reader's file may be of any size: the command fails, and others are judged."""
+    (code, said), other = box.results(["yes", "printf 'a\\0b\\n\\n'; exit 7"])
+    assert (code != 0, len(said) <= sandbox.OUTPUT) == (True, True)
+    assert other == (7, "ab")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ LINKS = {
 """What programs expect in the new, empty folders."""
 WRITABLE = ("/proc", "/sys")
 """File systems whose settings a lesson changes: those of the network belong to the sandbox's namespace."""
+PROCESSES = 400
+"""Processes and threads of a closed sandbox, at most; this user's others do not count (Linux 5.14)."""
 OWN_PROC = 'mount -t proc proc /proc && exec "$@"'
 """Script of the first process of the PID namespace: /proc has the processes of that one only, and is locked, too."""
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
@@ -57,6 +60,9 @@ def enter() -> None:
     """Shut this process in, before it becomes another program. Raises OSError."""
     user, group, home = os.geteuid(), os.getegid(), os.environ.get("HOME", "/")
     _checked(_libc.unshare(_NEW_USER | _NEW_MOUNTS), "unshare")
+    _, given = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = PROCESSES if given == resource.RLIM_INFINITY else min(PROCESSES, given)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))  # the next user namespace's, whoever enters that one
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")

@@ -17,6 +17,7 @@ from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
 from linkspan.learn import foreign_file, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
+from linkspan.learn.beside import Beside
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
 
@@ -248,14 +249,16 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
                 return found(None, f"this machine lacks {', '.join(one.what for one in lacking)}")
             try:
                 play.begin(box, lesson)
-                replay.typed(box, lines, end, slower)
-                judged = play.settled(box, lesson)
+                with replay.typed(box, lines, end, slower):
+                    judged, stays = play.lasting(Beside(box), lesson)
             except LinkspanError as error:
                 why = error.message
                 continue
-        if judged.passed:
+        if judged.passed and stays:
             return found(True, "" if claimed else "its commands pass it, and the exam missed that")
         why = f"its commands do not pass it: {play.told(judged)}"
-        if judged.elsewhere:
+        if judged.passed:
+            why = "its commands pass it, and that does not last"
+        elif judged.elsewhere:
             why = f"its commands lead the packets to {', '.join(judged.elsewhere)}"
     return found(wrong, why if claimed else "")

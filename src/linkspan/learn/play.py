@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,14 @@ from linkspan.learn import lesson as lesson_files
 from linkspan.learn import needs, sandbox
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
-from linkspan.learn.watcher import Judgement, judge, remember, tried
+from linkspan.learn.watcher import Judgement, judge, remember, settings, tried
 
 _SETTLED = 5.0
 """Seconds in which a played solution must pass: a busy machine delays carriers and neighbour entries."""
+_TRIES = 3
+"""How often a state may be seen to change after it passed: a program that the last line has started may do so."""
+_PAUSES = (0.03, 0.11, 0.07, 0.19, 0.05, 0.13)
+"""Seconds between looks at a state that must stay: a loop that changes it and back hardly keeps pace."""
 
 
 class Played(msgspec.Struct, frozen=True):
@@ -72,6 +77,23 @@ def play(lesson: Lesson) -> Played | Unavailable:
 def settled(box: Sandbox, lesson: Lesson) -> Judgement:
     """Return the judgement as soon as the lesson is passed, or the last one if that does not happen."""
     return _judged(box, lesson, lambda judged, _: judged.passed)
+
+
+def lasting(box: Sandbox, lesson: Lesson) -> tuple[Judgement, bool]:
+    """Return the judgement as `settled` does, and whether it stays: a program may change the state between checks."""
+    judged = settled(box, lesson)
+    return judged, judged.passed and any(_stays(box, lesson) for _ in range(_TRIES))
+
+
+def _stays(box: Sandbox, lesson: Lesson) -> bool:
+    before = settings(box, lesson)
+    if not judge(box, lesson).passed:
+        return False
+    for pause in _PAUSES:
+        time.sleep(pause)
+        if settings(box, lesson) != before:
+            return False
+    return True
 
 
 def _judged(box: Sandbox, lesson: Lesson, well: Callable[[Judgement, int], bool], number: int = 0) -> Judgement:

@@ -1,4 +1,8 @@
-"""Replay of command lines in shells of a sandbox, as they were typed, with ^C for what does not end."""
+"""Replay of command lines in shells of a sandbox, as they were typed: each shell is a window.
+
+A line runs at least until the next one was typed. If that one is of another window, the line may go on, as a server
+does in a window of its own. ^C ends it when its own window gets a line, which nobody could type while it ran.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import select
 import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from linkspan.core.errors import LinkspanError
 from linkspan.learn.sandbox import RUN, Sandbox
@@ -24,6 +28,8 @@ _SPARE = 120.0
 """Seconds for all lines of a lesson besides twice their time: this machine may be slower, and busy."""
 _ENDING = 10.0
 """Seconds for a program to end after ^C: one that waits for the kernel's lock of all links hears nothing meanwhile."""
+_AT_ONCE = 0.1
+"""Seconds to see that a line has ended already."""
 _READY = 30.0
 """Seconds for a shell to start, on a busy machine."""
 SHELLS = 16
@@ -35,27 +41,34 @@ _OURS = re.compile(r"\s*(sudo\s+)?((linkspan\s+)?learn|exit|logout|next)\b")
 _RC = f"PS1=; PROMPT_COMMAND='echo >&{_FD}'; HISTFILE=; set +H"
 
 
-def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slower: int = 1) -> None:
+@contextlib.contextmanager
+def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slower: int = 1) -> Iterator[None]:
     """Type lines, each of which is (seconds when it was typed, number of its shell, text), in their order.
 
-    ``end``: the seconds at which the last one was over. ``slower``: how many times as slow this machine may be. Raises
-    LinkspanError if a line does not end even by ^C, or if all together take much longer than they did.
+    ``end``: the seconds at which the last one was over. ``slower``: how many times as slow this machine may be. Lines
+    that have not ended then continue. Raises LinkspanError if a line does not end even by ^C, or if all together take
+    much longer than they did.
     """
     if len({shell for _, shell, _ in lines}) > SHELLS:
         raise LinkspanError(f"its lines are of more than {SHELLS} shells")
     deadline = time.monotonic() + 2 * end + slower * _SPARE
-    wanted = work(lines)
+    wanted = sorted(work(lines), key=lambda one: one[0])
     nexts = [*(at for at, _, _ in wanted), end][1:]
     shells: dict[int, _Shell] = {}
     try:
         for number, ((at, shell, line), following) in enumerate(zip(wanted, nexts, strict=True), 1):
             if time.monotonic() > deadline:
                 raise LinkspanError("its lines take much longer than they did")
-            if shell not in shells or shells[shell].ended:
-                shells[shell] = _Shell(box)
+            if shell in shells:
+                shells[shell].free(at, slower)
+                if shells[shell].ended:
+                    shells.pop(shell).close()
+            if shell not in shells:
+                shells[shell] = _Shell(box, shells)
             file = f"{RUN}/replayed-{number}"
             box.script(f"printf '%s\\n' {shlex.quote(line)} > {file}")
-            shells[shell].run(file, min(max(following - at, 0.0) + slower * _MORE, LONGEST), slower * _ENDING)
+            shells[shell].run(file, at, min(max(following - at, 0.0) + slower * _MORE, LONGEST))
+        yield
     finally:
         for one in shells.values():
             one.close()
@@ -69,13 +82,17 @@ def work(lines: Sequence[tuple[float, int, str]]) -> list[tuple[float, int, str]
 class _Shell:
     """An interactive bash behind a pseudo-terminal, whose output nobody reads."""
 
-    def __init__(self, box: Sandbox) -> None:
+    def __init__(self, box: Sandbox, beside: Mapping[int, _Shell]) -> None:
+        """``beside``: the shells of the other windows, whose output is not to keep their programs waiting."""
         box.script(f"printf '%s\\n' {shlex.quote(_RC)} > {RUN}/replay-rc")
         argv = [*box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
         environment = box.environment()
         self.ended = False
+        self._beside = beside
+        self._busy = True
+        self._at = self._begun = 0.0
         self._waits, waiting = os.pipe()
-        self._pid, self._master = pty.fork()
+        self._pid, self.master = pty.fork()
         if not self._pid:
             try:
                 os.dup2(waiting, _FD)
@@ -88,34 +105,56 @@ class _Shell:
             self.close()
             raise LinkspanError("no shell starts in the sandbox")
 
-    def run(self, file: str, seconds: float, ending: float) -> None:
-        """Run a file in this shell; interrupt it after some seconds, and wait ``ending`` for its end."""
-        os.write(self._master, f". {file}\n".encode())
-        for key, more in (("", seconds), ("\x03", ending), ("\x1c", ending)):
-            os.write(self._master, key.encode())
-            if self._await(more) or self.ended:
+    def run(self, file: str, at: float, seconds: float) -> None:
+        """Run the file of a line that was typed at ``at``, and wait ``seconds`` for its end; the shell is free."""
+        self._busy, self._at, self._begun = True, at, time.monotonic()
+        self._type(f". {file}\n")
+        self._await(seconds)
+
+    def free(self, at: float, slower: int) -> None:
+        """Wait for the end of a line that runs as long as it could until ``at``, and interrupt it then."""
+        due = self._begun + min(at - self._at + slower * _MORE, LONGEST)
+        ending = slower * _ENDING
+        for key, more in (("", max(due - time.monotonic(), _AT_ONCE)), ("\x03", ending), ("\x1c", ending)):
+            if not self._busy or self.ended:
                 return
-        raise LinkspanError("a command does not end")
+            self._type(key)
+            self._await(more)
+        if self._busy and not self.ended:
+            raise LinkspanError("a command does not end")
+
+    def _type(self, text: str) -> None:
+        try:
+            os.write(self.master, text.encode())
+        except OSError:  # EIO: the shell has ended
+            self.ended = True
 
     def _await(self, seconds: float) -> bool:
         """Wait until the shell waits for a line; return whether it does in time."""
         end = time.monotonic() + seconds
         while not self.ended and (left := end - time.monotonic()) > 0:
-            ready, _, _ = select.select([self._master, self._waits], [], [], left)
-            if self._master in ready:
-                try:
-                    self.ended = not os.read(self._master, 65536)
-                except OSError:  # EIO: the shell has ended
-                    self.ended = True
-            elif self._waits in ready:
+            others = {one.master: one for one in (self, *self._beside.values()) if not one.ended}
+            ready, _, _ = select.select([*others, self._waits], [], [], left)
+            for master in ready:
+                if master in others:
+                    others[master].drain()
+            if self._waits in ready and not self.ended:
                 self.ended = not os.read(self._waits, 65536)
+                self._busy = False
                 return not self.ended
         return False
+
+    def drain(self) -> None:
+        """Take what the shell and its programs have written."""
+        try:
+            self.ended = not os.read(self.master, 65536)
+        except OSError:  # EIO: the shell has ended
+            self.ended = True
 
     def close(self) -> None:
         """End the shell."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        os.close(self._master)
+        os.close(self.master)
         os.close(self._waits)

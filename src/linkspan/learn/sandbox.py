@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -35,9 +36,13 @@ FIELD, ENTRY = "\x1f", "\x1e"
 """The ends of a field and of an entry of that log."""
 COMMAND = 15
 """Seconds for one command of a check: a busy machine is slow, and only one that hangs is ended."""
+OUTPUT = 1_000_000
+"""Bytes of one command's output that are read: a program of the sandbox may write without an end."""
+_FILE = 64 * 2**20
+"""Bytes of a file that a program of the sandbox writes, at most: its output is a file of the machine."""
 
 _MADE = f"""set -e
-mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs -o mode=755,size=64m tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
 mount -t proc proc /proc 2>/dev/null || true
 mount -t sysfs sysfs /sys 2>/dev/null || true
@@ -60,10 +65,13 @@ machine's DNS servers do not answer here, and python3's web server would look fo
 """
 _ENDING = f"head -c1 >{RUN}/left; [ ! -s {RUN}/left ] || sleep infinity; exit"
 """Waits until the maker has ended, or has left the sandbox; without exec, because this shell reaps orphans."""
-_EACH = (
-    f'exec 2>/dev/null; for command; do out=$(timeout {COMMAND} sh -c "$command" 2>&1 </dev/null); code=$?;'
-    " printf '%s\\0%d\\0' \"$out\" $code; done"
-)
+_EACH = f"""exec 4>&1 2>/dev/null
+for command; do
+  code=$({{ {{ timeout {COMMAND} sh -c "$command" 2>&1 </dev/null 3>&- 4>&-; echo $? >&3
+  }} | tr -d '\\000' | head -c {OUTPUT} >&4; }} 3>&1)
+  printf '\\0%d\\0' "${{code:-1}}" >&4
+done"""
+"""Prints the output of each command without zero bytes, then its exit code, each with a zero byte after it."""
 
 
 _LOG = f"""; shopt -s cmdhist lithist; HISTCONTROL=; HISTSIZE=100000
@@ -79,32 +87,45 @@ PS0='$(__typed)'"""
 class Sandbox:
     """A sandbox that exists; ``init`` is the pid of its first process, 0 for the one that this process is in."""
 
-    def __init__(self, init: int, name: str = "", pipe: int = -1, around: int = 0) -> None:
+    def __init__(
+        self,
+        init: int,
+        name: str = "",
+        pipe: int = -1,
+        around: int = 0,
+        process: subprocess.Popen[str] | None = None,
+    ) -> None:
         """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does.
 
-        ``around``: pid of a process in the user namespace around a closed one, 0 if it is not closed.
+        ``around``: pid of a process in the user namespace around a closed one, 0 if it is not closed. ``process`` is
+        the one that this process started for it.
         """
         self.init = init
-        self._around = around
+        self.around = around
         self._name = name
         self._pipe = pipe
+        self._process = process
 
     def entering(self) -> list[str]:
         """Return the words before a command that runs in the sandbox.
 
         Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
-        is then the machine's, and relative paths lead out of the sandbox. The PID namespace of a closed sandbox belongs
-        to the user namespace around it. So that one is entered first, by a process that the sandbox cannot see.
+        is then the machine's, and relative paths lead out of the sandbox. The commands of a closed sandbox have a PID
+        namespace below the one that belongs to the user namespace around theirs: they see no process of that one.
         """
         if not self.init:
             return []
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        around = ["nsenter", f"--user=/proc/{self._around}/ns/user", "--preserve-credentials"] if self._around else []
-        return [*around, "nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", "--pid"]
+        pids = f"--pid=/proc/{self.init}/ns/pid_for_children" if self.around else "--pid"
+        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", pids]
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs."""
-        return own_environment() | {"PATH": f"{RUN}/bin:{_path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+        """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs.
+
+        Nothing of this user's own environment is in a closed one: it may name keys, and change what a shell does.
+        """
+        base = {"HOME": "/", "TERM": "xterm"} if self.around else own_environment()
+        return base | {"PATH": f"{RUN}/bin:{system_path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
 
     def results(self, commands: Sequence[str]) -> list[tuple[int, str]]:
         """Run shell commands one after the other; return exit code and output of each. At most COMMAND seconds each.
@@ -116,7 +137,7 @@ class Sandbox:
             pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
             raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
-        return [(int(code), output) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
+        return [(int(code), output.rstrip("\n")) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
 
     def script(self, text: str) -> tuple[int, str]:
         """Run a shell script that ends at its first error; return its exit code and its output.
@@ -134,7 +155,7 @@ class Sandbox:
         """
         try:
             done = subprocess.run(
-                [*self.entering(), *argv],
+                ["prlimit", f"--fsize={_largest_file()}", "--core=0", *self.entering(), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
@@ -173,16 +194,22 @@ class Sandbox:
             self._pipe = -1
         if lives:
             await_(lambda: not _is_init(self.init))
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel may still take down its namespaces
+                self._process.wait(PATIENCE)
         return lives
-
 
     def leave(self) -> None:
         """Let the sandbox outlive this process."""
         os.write(self._pipe, b".")
         os.close(self._pipe)
         self._pipe = -1
+        if self._process is not None:
+            _left.append(self._process)
 
 
+_left: list[subprocess.Popen[str]] = []
+"""Processes that outlive this one: Python warns of those that it forgets."""
 NEXT = 42
 """Exit code of a shell in which the reader typed `next`."""
 
@@ -195,7 +222,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
-        if shutil.which(program, path=_path()) is None:
+        if shutil.which(program, path=system_path()) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     shut_in: Callable[[], None] | None = None
     words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
@@ -203,8 +230,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
         from linkspan.learn import closed_files  # only a teacher needs ctypes
 
         shut_in = closed_files.enter
-        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh"]
-        words += ["unshare", *user, "--mount", "--net", "--ipc", "sh", "-c"]
+        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh", *words]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
@@ -212,7 +238,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
             stdin=reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=own_environment() | {"PATH": _path(), MARK: name},
+            env=({} if closed else own_environment()) | {"PATH": system_path(), MARK: name},
             preexec_fn=shut_in,
             start_new_session=True,
             text=True,
@@ -239,13 +265,10 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
         return bool(inits)
 
     if not await_(seen):
+        os.close(pipe)
+        process.wait()
         raise LinkspanError("the sandbox ended at once")
-    _reaped.append(process)
-    return Sandbox(inits[0], name, pipe, process.pid if closed else 0)
-
-
-_reaped: list[subprocess.Popen[str]] = []
-"""The processes that this one started: Python waits for those that it still knows."""
+    return Sandbox(inits[0], name, pipe, process.pid if closed else 0, process)
 
 
 @contextlib.contextmanager
@@ -301,7 +324,13 @@ def _setting(name: str) -> str:
     return ""
 
 
-def _path() -> str:
+def _largest_file() -> int:
+    """Return the largest file that a program may write: this user may be allowed less."""
+    _, given = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return _FILE if given == resource.RLIM_INFINITY else min(_FILE, given)
+
+
+def system_path() -> str:
     """Return a PATH with the system's programs first: a user's may lack /usr/sbin (Debian)."""
     return f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
 

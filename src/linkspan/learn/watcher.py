@@ -128,17 +128,17 @@ def _numbers(held: list[bool]) -> tuple[int, ...]:
 
 def remember(sandbox: Sandbox, lesson: Lesson) -> None:
     """Remember the settings of a lesson's beginning. Raises LinkspanError if the sandbox is gone."""
-    sandbox.script(f"echo {_settings(sandbox, lesson)} > {_BEGINNING}")
+    sandbox.script(f"echo {settings(sandbox, lesson)} > {_BEGINNING}")
 
 
 def tried(sandbox: Sandbox, lesson: Lesson) -> bool:
     """Return whether somebody has changed a setting since `remember`. Raises LinkspanError if the sandbox is gone."""
     ((_, before),) = sandbox.results([f"cat {_BEGINNING}"])
-    return before.strip() != _settings(sandbox, lesson)
+    return before.strip() != settings(sandbox, lesson)
 
 
-def _settings(sandbox: Sandbox, lesson: Lesson) -> str:
-    """Return a fingerprint of what only somebody's commands change."""
+def settings(sandbox: Sandbox, lesson: Lesson) -> str:
+    """Return a fingerprint of what only somebody's commands change. Raises LinkspanError if the sandbox is gone."""
     return hashlib.sha256(_BY_ITSELF.sub("", _state(sandbox, lesson)).encode()).hexdigest()
 
 

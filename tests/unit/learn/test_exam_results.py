@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -191,15 +191,17 @@ def test_a_busy_machine_gets_a_second_try(
     """With more time for each line: only then an honest line that was late is told from one that does not end."""
     tries: list[int] = []
 
-    def late(_box: object, _lines: object, _end: float, slower: int) -> None:
+    @contextlib.contextmanager
+    def late(_box: object, _lines: object, _end: float, slower: int) -> Iterator[None]:
         tries.append(slower)
         if not works[len(tries) - 1]:
             raise LinkspanError("a command does not end")
+        yield
 
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
     monkeypatch.setattr(play, "begin", lambda *_: None)
-    monkeypatch.setattr(play, "settled", lambda *_: Judgement((True,), (), True))
+    monkeypatch.setattr(play, "lasting", lambda *_: (Judgement((True,), (), True), True))
     monkeypatch.setattr(replay, "typed", late)
     (found,) = verified(tmp_path / "exam.json", SAT).lessons
     assert (found.verified, tries) == (replayed, [1, exam.SLOWER][: len(works)])

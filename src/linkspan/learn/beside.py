@@ -1,0 +1,46 @@
+"""Checks beside a sandbox: with the machine's own programs, and unseen by what runs in it.
+
+The sandbox is another person's: it may have put another `ping` over the machine's, may wait for the checks' processes
+to stop or to change them, and may show them other files. So these commands are in a new mount namespace of the machine,
+which has of the sandbox only its network, and its /run by the files' names. Those of a closed sandbox are in the user
+namespace around it, in which it has no rights. They must run nothing that the sandbox has written.
+"""
+
+from __future__ import annotations
+
+import os
+
+from linkspan.learn.sandbox import Sandbox, system_path
+
+_PLACE = """set -e
+mount -t tmpfs -o mode=755,size=1m tmpfs /run
+for one in /proc/$0/root/run/*; do ln -s "$one" /run/; done
+exec "$@"
+"""
+"""Gives the command a /run with the sandbox's files; ``$0`` is a process of the sandbox, whose root folder it is."""
+
+
+class Beside(Sandbox):
+    """A sandbox whose commands run beside it."""
+
+    def __init__(self, box: Sandbox) -> None:
+        super().__init__(box.init, around=box.around)
+
+    def entering(self) -> list[str]:
+        """Return the words before a command that runs beside the sandbox, in its network."""
+        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+        seen = self.init
+        words = ["nsenter", f"--target={self.init}", *user, "--net", "--ipc", "setpriv", "--pdeathsig=KILL"]
+        ends = ["--pid", "--fork", "--kill-child"]  # in the machine's PID namespace they would outlive this process
+        if self.around:
+            ends = []
+            seen = 1  # the first process of the closed sandbox's outer PID namespace has the inner root folder
+            outer = f"/proc/{self.around}/ns"
+            words = ["nsenter", f"--user={outer}/user", "--preserve-credentials"]
+            words += ["nsenter", f"--mount={outer}/mnt", f"--pid={outer}/pid_for_children"]
+            words += [f"--net=/proc/{self.init}/ns/net", f"--ipc=/proc/{self.init}/ns/ipc"]
+        return [*words, "unshare", "--mount", "--propagation=private", *ends, "sh", "-c", _PLACE, str(seen)]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of these commands: programs are the system's."""
+        return super().environment() | {"PATH": system_path()}
