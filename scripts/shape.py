@@ -68,8 +68,8 @@ PURE = frozenset({"__future__", "collections", "contextlib", "hashlib", "msgspec
 """What a backend imports from outside linkspan, at most: it is a pure function, and calls no open() either."""
 PURE_CORE = frozenset(
     (
-        *("addresses", "contracts", "egress", "errors", "fast_path", "ipam", "model", "needs", "program"),
-        *("ruleset", "seal", "states"),
+        *("addresses", "backend_contract", "egress", "errors", "fast_path", "host_view", "ipam", "model", "needs"),
+        *("program", "ruleset", "seal", "states"),
     )
 )
 """What a backend imports from core, at most: other modules there read files, wait or run tasks.

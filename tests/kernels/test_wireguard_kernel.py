@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict
-from linkspan.core.model import Other
+from linkspan.core.host_view import Other
 from linkspan.core.states.host import Wireguard
 from linkspan.core.states.programs import Process
 from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer

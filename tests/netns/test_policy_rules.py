@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Port
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Port
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import NftChain, NftSet
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver

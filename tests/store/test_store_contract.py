@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from linkspan.core.contracts import PAGE
 from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.store_contract import PAGE
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
 from support.polling import eventually
 from support.store.engines import Engine, Watched

@@ -23,7 +23,8 @@ from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.desired import Change, Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint, HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import Key, NftTable, State
 from linkspan.core.supervise import ended, lasting

@@ -30,8 +30,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from linkspan.core.contracts import Driver
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Driver
 from linkspan.core.errors import Conflict
 from linkspan.core.program import Program
 from linkspan.core.shell import Shell

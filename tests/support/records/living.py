@@ -9,8 +9,8 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.presence import Presence
-from linkspan.core.contracts import Store
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Store
 from linkspan.store.contact import STALE
 from linkspan.store.replica import Replica
 

@@ -15,9 +15,9 @@ from linkspan.agent import news as news_module
 from linkspan.agent.news import READERS, News
 from linkspan.api import middleware
 from linkspan.core import namesakes
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import NotFound
 from linkspan.core.model import Host, Network
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store.memory import Memory, MemoryStore
 from support.polling import eventually
 from support.records.replicas import Member, network, together

@@ -12,11 +12,12 @@ from linkspan.agent.plans import Plans
 from linkspan.backends import BACKENDS
 from linkspan.backends.base import BaseBackend
 from linkspan.cluster.shared_states import SharedStates
+from linkspan.core.backend_contract import HostPhase
 from linkspan.core.config import Config
-from linkspan.core.contracts import HostPhase
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Facts, Host, HostView, Underlay
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Host, Underlay
 from linkspan.core.states.host import Key, NftElement, Route, State, Wireguard
 from linkspan.core.states.ipsec import Strongswan
 from linkspan.core.states.wireguard import Tools

@@ -12,11 +12,11 @@ import pytest
 
 from linkspan.agent import policy_enforcement, policy_names
 from linkspan.agent.policies import Policies
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Host, Port
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Bridge, BridgeFilter, NftChain, NftElement
+from linkspan.core.store_contract import Record
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector

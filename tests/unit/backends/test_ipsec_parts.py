@@ -33,7 +33,8 @@ from linkspan.backends.ipsec.settings import identity, settings
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import HOST, NftElement, Route
 from linkspan.core.states.ipsec import (

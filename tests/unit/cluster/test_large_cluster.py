@@ -14,8 +14,8 @@ from linkspan.cluster.blocks import own_address
 from linkspan.cluster.grants import granted
 from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.model import Endpoint, Host, Lease
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store import record_index
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.record_index import RecordIndex

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from linkspan.cluster.presence import BEAT, GAP, KEEP, REFUSED, STANDS
-from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
+from linkspan.core.store_contract import LIFE
 from linkspan.store.absence import ABSENCE, GRACE, ROOM_EVERY
 from linkspan.store.contact import STALE
 from linkspan.store.memory import Memory, MemoryStore

@@ -7,7 +7,8 @@ import pytest
 
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Host, HostView, Migration, Port, Underlay
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Host, Migration, Port, Underlay
 from linkspan.core.states.host import NftChain, NftElement, NftExit, NftLinkChain, State
 from linkspan.kernel.drivers import nftables_objects
 from support.records.fast_network import CONTAINER, DEVICE, NETWORK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.ruleset import INET, admission, skeleton
 from linkspan.core.states.host import NftChain
 from linkspan.kernel.kinds import kinds

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.request import MOST_BYTES
 from support.polling import eventually

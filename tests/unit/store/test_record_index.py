@@ -7,8 +7,8 @@ import tracemalloc
 import msgspec
 import pytest
 
-from linkspan.core.contracts import Record
 from linkspan.core.model import Lease, Offer
+from linkspan.core.store_contract import Record
 from linkspan.store.record_index import RecordIndex, same
 
 STRANGE = ("", "a", "a/", "a//", "/", "//", "a/b", "a//b", "a/b/", "a/b//c", "a/b/c", "a/b/c/d", "b", "ab/c", "a/é")

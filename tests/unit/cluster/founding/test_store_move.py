@@ -10,8 +10,8 @@ import pytest
 from linkspan.cluster.founding import store_move
 from linkspan.cluster.founding.store_move import KEPT, batches, move, pending
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Record
 from linkspan.store.factory import OWN
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.request import MOST_BYTES, MOST_KEYS, Request
