@@ -1,4 +1,4 @@
-"""Why a session is not established, said of real peers: BIRD or FRR in a namespace, each with one thing wrong."""
+"""Reasons of sessions that are not established, with real peers: BIRD or FRR in a namespace, each with one fault."""
 
 from __future__ import annotations
 

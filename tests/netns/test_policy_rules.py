@@ -73,7 +73,7 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(samples.policies("p"))
 def test_nft_reads_any_policy(policy: Policy) -> None:
-    """Whatever a valid policy says, its sets and chains are there after one transaction."""
+    """The sets and chains of any valid policy are there after one transaction."""
     wanted = samples.states(Regime([policy], [policy]), [4, 6])
     with fresh_namespace() as netns, inside(netns):
         driver = FirewallDriver()

@@ -309,7 +309,7 @@ async def test_a_standing_record_obeys_conditions(engine: Engine) -> None:
 
 
 async def test_a_store_with_room_says_that_it_is_not_full(engine: Engine) -> None:
-    """Whoever asks changes nothing by it."""
+    """The question changes nothing."""
     store = engine.connect()
     _, revision = await store.list("")
     assert not await store.full()

@@ -1,4 +1,4 @@
-"""What of an agent says that it lives, and knows whether others do: on a store of whatever kind."""
+"""Parts of an agent that say that it lives, and know whether others do: on a store of any kind."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_what_another_host_has_just_made_exists_here(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_away_keeps_nobody_waiting(tmp_path: Path) -> None:
-    """What this host does not know does not exist then."""
+    """The agent answers from its own records alone: what these lack does not exist then."""
 
     async def work() -> None:
         memory = Memory()

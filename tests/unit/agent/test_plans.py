@@ -94,7 +94,7 @@ class _Shared(BaseBackend):
 def test_what_serves_all_networks_of_a_backend_is_put_in_its_phase_alone(
     phase: HostPhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the backend is, and by one of the two that could put it: they would replace each other's states."""
+    """One of the two phases puts it, whatever the backend is: two would replace each other's states."""
     monkeypatch.setitem(BACKENDS, "shared", _Shared(phase))
     stage = _Stage("shared")
     shared_states = SharedStates(worker_of(stage.machine), stage._view)

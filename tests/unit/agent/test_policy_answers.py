@@ -55,7 +55,7 @@ def _answers(
 def test_a_bridged_container_elsewhere_is_judged_by_its_own_hosts_kernel(
     monkeypatch: pytest.MonkeyPatch, here: bool, there: bool
 ) -> None:
-    """Whether br_netfilter is loaded where the question is asked does not matter."""
+    """The asked host's br_netfilter does not matter."""
     monkeypatch.setattr(bridge_filters, "available", lambda: here)
     answers, endpoints = _answers(Host(id="1", name="h1", filters=here), Host(id="2", name="h2", filters=there))
     for name, address in (("web", "10.1.0.2/24"), ("other", "10.1.0.3/24")):
@@ -187,7 +187,7 @@ def test_a_name_that_an_address_rule_opens_is_open() -> None:
 
 
 def test_the_ports_of_a_name_are_those_of_all_its_addresses() -> None:
-    """What one of its addresses refuses is not open."""
+    """A port that one of its addresses refuses is not open."""
     closed = _deny("198.51.100.0/24", Ports("tcp", 85, 95)), _deny("203.0.113.8/32", Ports("tcp", 1, 81))
     found = asyncio.run(_asked({API: ["203.0.113.7", "203.0.113.8", "198.51.100.1"]}, *closed).can("web", API))
     assert found.ports == ("82-84/tcp",)

@@ -292,7 +292,7 @@ def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> Non
 
 
 class Listener:
-    """What hears answers, which a test gives it."""
+    """Listener that hears the answers that a test gives it."""
 
     def __init__(self, *_: int) -> None:
         self.heard = [Heard("10.77.0.1", said("early.example.org", "198.51.100.2", "192.0.2.20"))]

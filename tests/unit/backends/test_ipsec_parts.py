@@ -132,7 +132,7 @@ def test_a_peer_costs_a_connection_children_and_routes(mine: Strongswan, theirs:
 
 
 def test_a_host_behind_a_nat_begins_and_is_waited_for() -> None:
-    """Whatever the hosts' ids; two hosts behind NATs cannot connect, and the error has the fix."""
+    """The hosts' ids do not matter; two hosts behind NATs cannot connect, and the error has the fix."""
 
     def behind(found: Host) -> Host:
         assert found.underlay is not None

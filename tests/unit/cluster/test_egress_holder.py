@@ -1,4 +1,4 @@
-"""Who holds an egress address: never two, and soon somebody again, where the operator wants it."""
+"""Holder of an egress address: never two, and soon somebody again, where the operator wants it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_an_attach_reads_no_record_of_another_host(tmp_path: Path, monkeypatch: 
 def test_a_lease_that_joins_a_network_makes_its_leases_be_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What other networks' hosts claim does not."""
+    """A lease of another network does not."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")

@@ -65,7 +65,7 @@ def test_a_network_that_migrates_is_not_fast() -> None:
     ],
 )
 def test_an_endpoint_may_be_unfit(change: dict[str, object], why: str) -> None:
-    """What it says is for people."""
+    """The reason is for people."""
     told = fast_path.unfit(NETWORK, msgspec.structs.replace(CONTAINER, **change))
     assert (why in told) if why else told == ""
 

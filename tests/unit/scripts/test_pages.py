@@ -45,7 +45,7 @@ def test_every_class_in_the_glossary_exists() -> None:
 
 
 def test_the_glossary_has_each_term_once() -> None:
-    """Whoever looks for a term finds one meaning."""
+    """A reader who looks for a term finds one meaning."""
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     terms = [term for cell in re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE) for term in cell.split(", ")]
     terms = [term for term in terms if term != "term"]

@@ -1,4 +1,4 @@
-"""What the store lost is put back, and nothing else depends on whether that works."""
+"""Records that the store lost: the host puts them back, and nothing else depends on its success."""
 
 from __future__ import annotations
 

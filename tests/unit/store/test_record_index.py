@@ -43,7 +43,7 @@ def test_a_value_comes_out_as_it_went_in(value: bytes) -> None:
 
 
 def test_a_kind_that_ends_leaves_nothing_behind() -> None:
-    """Whoever may write to the store invents kinds; the next first value is the dictionary then."""
+    """A writer of the store can invent kinds; the next first value is the dictionary then."""
     tracemalloc.start()
     try:
         index, before = RecordIndex(), tracemalloc.get_traced_memory()[0]

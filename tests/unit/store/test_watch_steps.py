@@ -1,4 +1,4 @@
-"""What a watch makes of changes of one key that come together."""
+"""Steps that a watch makes of changes of one key that come together."""
 
 from __future__ import annotations
 
