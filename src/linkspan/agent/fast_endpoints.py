@@ -231,7 +231,7 @@ class FastEndpoints:
 
 
 class Inside:
-    """Which flows of containers that were on the fast path of their network may have been on it."""
+    """Flows that may have been on the fast path, of containers that were."""
 
     def __init__(self, others: Mapping[str, Collection[Prefix]], aside: Collection[str]) -> None:
         """Take the pools of its network by a container's address, and the addresses that were not on the path here."""

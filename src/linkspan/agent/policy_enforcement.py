@@ -55,7 +55,7 @@ _KEPT: Source = ("policy", "kept")
 
 
 class _Plan(msgspec.Struct, frozen=True):
-    """What a change is about: what will be in force, and what of it differs from what is.
+    """Plan of a change: what will be in force, and what of it differs from what is.
 
     ``changed``: the policies do. ``whole``: everything is compared. ``read``: other hosts' endpoints have been read.
     """

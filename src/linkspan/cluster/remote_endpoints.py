@@ -387,7 +387,7 @@ class RemoteEndpoints:
 
     @property
     def complete(self) -> bool:
-        """Whether all endpoints that matter have been read, with the labels that are kept now."""
+        """True if all endpoints that matter have been read, with the labels that are kept now."""
         return self._complete.is_set()
 
     def labelled(self, host: str) -> bool:

@@ -44,7 +44,7 @@ class Reading(msgspec.Struct, frozen=True):
 
     @property
     def enforces(self) -> bool:
-        """Whether it refuses anything."""
+        """True if it refuses anything."""
         return self.name == "policy"
 
     def chain(self, direction: Direction, family: int | str = "") -> str:

@@ -78,7 +78,7 @@ class Regime:
 
     @property
     def by_host(self) -> bool:
-        """Whether a selector looks at hosts' names."""
+        """True if a selector looks at hosts' names."""
         return self.judge.by_host or self.trial.by_host
 
     def chosen(self, subject: Subject) -> frozenset[str]:
