@@ -384,10 +384,10 @@ def stale(path: Path, text: str) -> Iterator[str]:
 
 
 def unnamed(page: str, source: Path) -> Iterator[str]:
-    """Yield the modules that the page's table of all modules lacks, and those in it that do not exist."""
-    table = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
+    """Yield the modules that the page's list of all modules lacks, and those in it that do not exist."""
+    listed = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
     named: dict[str, set[str]] = {}
-    for where, what in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE):
+    for where, what in re.findall(r"^### (.+)\n((?:[^#\n].*\n)+)", listed, re.MULTILINE):
         own = re.match(r"`([\w/]+)/`", where)
         named.setdefault(own[1] if own else "", set()).update(re.findall(r"`(\w+)`", what))
     folders = {str(path.parent.relative_to(source)) for path in source.rglob("__init__.py")} - {"."}
@@ -396,7 +396,7 @@ def unnamed(page: str, source: Path) -> Iterator[str]:
         told = named.get(folder, set())
         for name in sorted(there ^ told):
             how = "is missing in" if name in there else "is none, and in"
-            yield f"ARCHITECTURE.md: {Path(folder, name)} {how} the table of modules"
+            yield f"docs/modules.md: {Path(folder, name)} {how} the list of modules"
 
 
 def pictured(page: str) -> list[str]:
@@ -444,7 +444,8 @@ def complaints() -> Iterator[str]:
 def main() -> int:
     """Print the longest files, the complaints, and the longest chain of imports; return 1 if there are complaints."""
     page = (ROOT / "ARCHITECTURE.md").read_text()
-    found = [*complaints(), *unnamed(page, SOURCE), *unlike_the_picture(page)]
+    modules_page = (ROOT / "docs" / "modules.md").read_text()
+    found = [*complaints(), *unnamed(modules_page, SOURCE), *unlike_the_picture(page)]
     print("longest:", ", ".join(f"{path.relative_to(ROOT)} {lines}" for lines, path in lengths()[:LONGEST]))
     for complaint in found:
         print(complaint)
