@@ -429,7 +429,7 @@ SAME_FOR_BOTH = (
 
 
 def test_while_policies_change_no_allowed_connection_is_refused_and_no_forbidden_one_comes_about(yard: Yard) -> None:
-    """Whatever changes: ports, peers, whom a policy is about, its name, tier, others beside it, labels, a default."""
+    """Ports, peers, subjects, the name and the tier of a policy change, others beside it, labels, and a default."""
     yard.apply(_text())
     with asking(yard, "z-a") as allowed, asking(yard, "z-b") as forbidden:
         for text in SAME_FOR_BOTH:
@@ -446,7 +446,7 @@ def test_while_policies_change_no_allowed_connection_is_refused_and_no_forbidden
 
 
 def test_while_the_first_policy_comes_and_the_last_one_goes_no_packet_is_lost(yard: Yard) -> None:
-    """What was in the rules when they went still finds what they look up: again and again."""
+    """Packets that are in the rules when these go still find what the rules look up: again and again."""
     with asking(yard, "z-a") as one, asking(yard, "y-a") as other:
         for _ in range(10):
             yard.apply(_text())

@@ -72,7 +72,7 @@ def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> Non
 
 
 def test_the_language_of_the_locale_is_kept_for_the_sandbox(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose own locale is C: `learn hint` speaks as the lesson did."""
+    """The sandbox's own locale is C, and `learn hint` speaks as the lesson did."""
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
     learn("start", "1")
     inside(state, f"learn hint > {state}/hint")
@@ -97,7 +97,7 @@ def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_lesson_in_one_window(state: Path) -> None:
-    """What is achieved is said above the prompt, a half-typed line stays, and `next` goes on."""
+    """The window says above the prompt what is achieved, a half-typed line stays, and `next` goes on."""
     window = Window()
     window.shows("Lesson 1:")
     window.shows("[learn 1] #")

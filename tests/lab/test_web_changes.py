@@ -109,7 +109,7 @@ def test_a_real_packets_verdict_gives_way_when_problems_change(shown: Shown) -> 
 
 
 def test_a_port_without_a_listener_is_in_the_verdict(shown: Shown) -> None:
-    """Which is no good one then, though packets arrive."""
+    """The verdict is no good one then, though packets arrive."""
     shown.agent.more["trace"] = traced("reachable", listens=False)
     shown.page.run("location.hash = arguments[0]", f"{PAIR}&port=80/tcp")
     shown.page.shows("nothing listens on port 80/tcp", ".verdict.warn")

@@ -23,7 +23,7 @@ from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import HostView
+from linkspan.core.host_view import HostView
 from linkspan.core.states.bgp import REFLECTORS, Session, crowded
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED, Bird
 from linkspan.core.supervise import ended, lasting, pause

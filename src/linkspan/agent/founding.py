@@ -29,9 +29,9 @@ from linkspan.cluster.founding.trust_files import Voter
 from linkspan.cluster.founding.voter_control import VoterControl, change_settings
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.config import Config
-from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict, Denied, LinkspanError, Unavailable
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT

@@ -11,9 +11,9 @@ from linkspan.agent.own_cluster import addresses
 from linkspan.cluster.founding import member_list
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_wire import Member as Listed
 from linkspan.store.etcd_wire import decode

@@ -12,7 +12,7 @@ from linkspan.backends.sdn import backend as sdn
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.questions import Ask
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import HostView, Peer
+from linkspan.core.host_view import HostView, Peer
 from linkspan.diagnose.doctor import peer_checks, peer_probe
 from linkspan.diagnose.doctor.checks import Check
 from linkspan.diagnose.doctor.peer_probe import Probe, Probed, Refusal, Wanted

@@ -63,7 +63,8 @@ from linkspan.backends.routed import TunnelBackend
 from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
-from linkspan.core.model import HostView, Lease, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Lease, Network
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element, tunnel_peer, tunnel_port
 from linkspan.core.states.host import FdbEntry, Neighbour, Route, State, Vxlan

@@ -27,7 +27,8 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.desired import Source
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import HostView, Lease, Peer, Standing
+from linkspan.core.host_view import HostView, Peer, Standing
+from linkspan.core.model import Lease
 from linkspan.core.states.host import LEARNT_METRIC, State
 from linkspan.kernel.drivers.routes import learnt_routes
 from linkspan.kernel.machine import Machine

@@ -30,8 +30,8 @@ from typing import Any
 
 import msgspec
 
-from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
+from linkspan.core.driver_contract import Driver
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.judgement import Judgement, Ports

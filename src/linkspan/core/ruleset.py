@@ -66,8 +66,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from linkspan.core.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
+from linkspan.core.host_view import Facts, HostView
 from linkspan.core.kinds import Admission, Kinds
-from linkspan.core.model import Facts, HostView
 from linkspan.core.states.host import GROUP, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from linkspan.backends import backend
 from linkspan.core import ruleset
 from linkspan.core.addresses import derived_mac, mac_text
-from linkspan.core.model import Endpoint, Facts, HostView, Network, host_ifname
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Endpoint, Network, host_ifname
 from linkspan.core.states.host import State
 from linkspan.kernel.kinds import kinds
 

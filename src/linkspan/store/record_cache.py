@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
+from linkspan.core.store_contract import Record
 from linkspan.store import record_form, records
 from linkspan.store.record_history import Versions
 from linkspan.store.record_index import Packed, RecordIndex, same

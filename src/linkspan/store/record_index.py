@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from linkspan.core.contracts import Record
+from linkspan.core.store_contract import Record
 
 _REVISION = struct.Struct("=q")
 _HEAD = _REVISION.size

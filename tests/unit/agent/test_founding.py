@@ -60,7 +60,7 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
 
 
 def test_a_move_that_fails_is_waited_for_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the error is: the agent does not end, and `status` is served meanwhile."""
+    """The agent does not end, whatever the error is, and `status` is served meanwhile."""
     files = TrustFiles(tmp_path)
     files.keep_voter(VOTER)
     config = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))

@@ -12,11 +12,11 @@ import pytest
 
 from linkspan.agent import policy_enforcement, policy_names
 from linkspan.agent.policies import Policies
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Host, Port
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Bridge, BridgeFilter, NftChain, NftElement
+from linkspan.core.store_contract import Record
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector
@@ -41,7 +41,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_addresses_that_no_pool_has_are_no_elements(stage: Stage) -> None:
-    """Whatever a record says: neither of a family that has no sets, nor outside of its network's pools."""
+    """An address of a family without sets, or outside of its network's pools, is none, whatever a record says."""
 
     async def main() -> None:
         async with stage.running():
@@ -72,7 +72,7 @@ def test_flows_are_cut_although_the_kernel_refuses_an_element(stage: Stage) -> N
 
 
 def test_one_address_of_two_containers_stops_neither_the_others_nor_the_cut(stage: Stage) -> None:
-    """Whoever had it first keeps it, and all other containers are under their policies."""
+    """The first container keeps it, and all others are under their policies."""
     shared, other = (
         msgspec.structs.replace(HERE, id=f"c{number}", name=f"n{number}", addresses=addresses, host_ifname="lsr2")
         for number, addresses in ((2, ("10.77.0.2/32",)), (3, ("10.77.0.3/32",)))

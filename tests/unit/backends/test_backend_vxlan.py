@@ -10,7 +10,8 @@ import pytest
 from linkspan.backends.vxlan import BACKEND, device
 from linkspan.core.addresses import derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Allowance, Facts, Standing, Underlay
+from linkspan.core.host_view import Facts, Standing
+from linkspan.core.model import Allowance, Underlay
 from linkspan.core.ruleset import element, tunnel_peer
 from linkspan.core.states.host import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
 from support.records.peers import HERE, ONLY_6, network, peer, view

@@ -169,7 +169,7 @@ def test_names_are_not_told_before_all_endpoints_of_the_network_are_read(tmp_pat
 
 
 def test_a_network_that_mattered_before_has_no_names_of_then(tmp_path: Path) -> None:
-    """What went meanwhile was told to nobody: the file is made again from what is read now."""
+    """Nobody was told of names that went meanwhile: the file is made again from what is read now."""
 
     async def work(hearer: Hearer) -> None:
         await hearer.tell()

@@ -1,4 +1,4 @@
-"""Who besides root may change what root runs: on every way to it."""
+"""Users besides root who may change what root runs: on every way to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_link_leads_on_from_the_folder_in_which_it_is(there: Path) -> None:
 
 
 def test_a_relative_path_is_checked_up_to_the_root(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever owns a folder above can put another one in its place."""
+    """The owner of a folder above can put another one in its place."""
     os.chown(there / "srv/tools/lib/etcd", 0, 0)
     assert [*writers([there / "opt/bin/etcd"])] == []
     os.chown(there / "srv", 528287, 0)

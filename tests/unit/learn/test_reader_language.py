@@ -71,7 +71,7 @@ def test_a_replay_speaks_to_the_teacher(state: Path) -> None:
 def test_a_lesson_that_this_machine_cannot_do_is_skipped(
     state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever goes on is told, and not stopped; whoever has chosen it is refused."""
+    """A reader who goes on is told, and not stopped; one who has chosen it is refused."""
 
     def prepared(one: Lesson, kept: Progress, words: Words) -> Sandbox:
         if one.name == "ipip":

@@ -245,7 +245,7 @@ def test_a_folder_is_all_its_files_and_one_name_is_one_policy(tmp_path: Path) ->
 
 @given(samples.policies("p"))
 def test_a_printed_policy_is_read_as_the_same(policy: Policy) -> None:
-    """Whatever it says, but for the lines."""
+    """The policy may say anything; only the lines differ."""
     (found,) = document.parsed(document.printed(policy), "").policies
     assert _bare(found) == _bare(policy)
 

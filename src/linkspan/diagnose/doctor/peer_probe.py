@@ -23,7 +23,7 @@ import msgspec
 
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.model import Peer
+from linkspan.core.host_view import Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import HOST
 from linkspan.diagnose.trace import netfilter_hooks

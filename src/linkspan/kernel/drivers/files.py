@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, LinkspanError, of_errno
 from linkspan.core.kinds import Kind, Sort
 from linkspan.core.shell import Shell

@@ -173,7 +173,7 @@ def test_a_host_that_left_may_come_back_with_another_key(etcd: Etcd) -> None:
 
 
 def test_a_token_that_is_used_up_lets_nobody_in_as_a_host_that_left(etcd: Etcd) -> None:
-    """Whoever has stolen it may know the host's id, and takes a key of its own."""
+    """A thief of the token may know the host's id, and takes a key of its own."""
 
     async def run() -> None:
         await etcd.token("a1", 1)
