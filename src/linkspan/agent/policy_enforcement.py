@@ -467,7 +467,7 @@ class Enforcement:
         if ("host", "firewall") not in desired.sources():
             return InForce(regime)
         wanted = self._elements.wanted(regime)
-        bridges = frozenset(one for one in wanted.bridges if desired.owners(("Bridge", one)))
+        bridges = frozenset(one for one in wanted.bridges if desired.state(("Bridge", one)) is not None)
         return msgspec.structs.replace(wanted, bridges=bridges)
 
     def filtered(self) -> frozenset[str]:

@@ -422,7 +422,7 @@ class Replica(RecordCache):
                 self.lost.discard(key)
                 touched.add(key)
             elif key not in self.lost:
-                self._index.keep(missed)
+                self._keep(missed)
                 self.lost.add(key)
                 touched.add(key)
         touched |= self._found_removed(batch)

@@ -43,6 +43,17 @@ def test_a_peer_is_a_neighbour_an_entry_and_a_route_for_each_family() -> None:
     }
 
 
+def test_what_all_peers_have_in_common_is_in_memory_once() -> None:
+    """The names of the device and of the sets, and the port: a thousand peers would have a thousand of each."""
+    demo = network("vxlan", BOTH, vni="100")
+    one, other = (list(BACKEND.peer(view(demo), demo, peer(demo, OFFER))) for _ in range(2))
+    for first, second in zip(one, other, strict=True):
+        for name in ("device", "set"):
+            assert getattr(first, name, None) is getattr(second, name, None)
+    ports = [state.parts[2] for state in (*one, *other) if isinstance(state, NftElement) and "udp" in state.parts]
+    assert ports[0] is ports[1]
+
+
 def test_a_peer_of_a_fast_network_is_in_its_chains_too() -> None:
     """Where the kernel can forward early; and a network without the option has none of it."""
     slow, demo = network("vxlan", vni="100"), network("vxlan", vni="100", fast="true")
