@@ -216,11 +216,10 @@ class PageServer:
         return _json({"state": await self._feed.state(), "packet_token": session.token})
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        messages = self._feed.view(IDLE)
-        first = await anext(messages)  # raises before the answer begins
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        async with contextlib.aclosing(messages):
+        async with contextlib.aclosing(self._feed.view(IDLE)) as messages:
+            first = await anext(messages)  # raises before the answer begins
+            await response.prepare(request)
             with contextlib.suppress(ConnectionError):
                 await response.write(first)
                 async for message in messages:
