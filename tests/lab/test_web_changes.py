@@ -108,6 +108,14 @@ def test_a_real_packets_verdict_gives_way_when_problems_change(shown: Shown) -> 
     page.shows("ago", ".packet")
 
 
+def test_two_clicks_in_a_row_are_two(shown: Shown) -> None:
+    """A page that is busy need not have drawn the first one when the second one comes."""
+    shown.agent.more["trace"] = traced("reachable")
+    shown.page.shows("c2", ".list")
+    shown.page.run("document.querySelectorAll('button.row').forEach((one) => one.click())")
+    shown.page.shows("c1 → c2", ".trace h2")
+
+
 def test_a_port_without_a_listener_is_in_the_verdict(shown: Shown) -> None:
     """Which is no good one then, though packets arrive."""
     shown.agent.more["trace"] = traced("reachable", listens=False)

@@ -5,7 +5,7 @@ import { Details } from "/details.js";
 import { useLive } from "/live.js";
 import { byName, changesOf, health, hostsOf } from "/model.js";
 import { Badge, html, kept } from "/parts.js";
-import { MAPPED, address, useRoute } from "/route.js";
+import { MAPPED, address, here, useRoute } from "/route.js";
 import { Containers, Hosts, Networks } from "/tables.js";
 import { Trace, useTrace } from "/trace.js";
 import { Addresses, Bgp, Doctor, Drift, Events, Migrations, Peers } from "/views.js";
@@ -33,10 +33,8 @@ function App() {
   const names = order.join("\n");
   const colour = useCallback((network) => `var(--net-${Math.max(0, order.indexOf(network)) % COLOURS})`, [names]);
   // A first choice shows what it is; a second one traces from the first to it.
-  const now = useRef(route);
-  now.current = route;
   const pick = useCallback((ref) => {
-    const { sel, b } = now.current;
+    const { sel, b } = here(); // a second choice may come before the first one is drawn
     if (traceable(ref) && traceable(sel) && sel !== ref && !b) go({ a: sel, b: ref, sel: "" });
     else go({ sel: ref, a: "", b: "" });
   }, []);
