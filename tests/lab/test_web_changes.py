@@ -123,6 +123,20 @@ def test_a_port_without_a_listener_is_in_the_verdict(shown: Shown) -> None:
     shown.page.shows("nothing listens on port 80/tcp", ".verdict.warn")
 
 
+def test_reasons_are_in_the_pages_language(shown: Shown) -> None:
+    """Those that the server knows; they change with the language, without another click."""
+    page = shown.page
+    shown.agent.more["trace"] = traced("broken", reason="link eth0 in host is down")
+    page.run("location.hash = arguments[0]", PAIR)
+    page.shows("link eth0 in host is down", ".verdict")
+    try:
+        page.language("zh")
+        page.shows("处于 down 状态", ".verdict")
+    finally:
+        page.language("en")
+    page.shows("link eth0 in host is down", ".verdict")
+
+
 def test_bgp_sessions_follow_the_live_state(shown: Shown) -> None:
     """The table's, and the chosen one's."""
     page, more = shown.page, shown.agent.more

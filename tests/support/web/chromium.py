@@ -110,6 +110,14 @@ class Browser:
         """Open a view by its link."""
         self.click(f'nav.views a[href^="#/{name}"]')
 
+    def language(self, code: str) -> None:
+        """Choose the page's language."""
+        script = (
+            "const found = document.querySelector('.language select'); found.value = arguments[0];"
+            "found.dispatchEvent(new Event('change', {bubbles: true}))"
+        )
+        self.run(script, code)
+
     def size(self, width: int, height: int) -> None:
         """Give the page a size in pixels."""
         form = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
