@@ -76,13 +76,13 @@ def fresh(page: Browser) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def faked(page: Browser, place: str, folder: Path, *endpoints: dict[str, Any]) -> Iterator[None]:
-    """Open the page of an agent that has these containers, and is its answers only."""
+def faked(page: Browser, place: str, folder: Path, *endpoints: dict[str, Any]) -> Iterator[FakeAgent]:
+    """Open the page of an agent that has these containers, and is its answers only; give the agent."""
     agent = FakeAgent(folder / "agent.sock")
     agent.answers.endpoints[:] = endpoints
     with agent.in_thread(), chromium.page_process(place, "--socket", str(agent.path)) as link:
         page.driver.get(link())
-        yield
+        yield agent
 
 
 def mended(lab: ClusterRun, host: str) -> None:
@@ -290,14 +290,20 @@ def test_a_drag_moves_the_picture_also_from_a_box(page: Browser) -> None:
 
 
 def test_a_large_cluster_comes_in_parts(page: Browser, place: str, tmp_path: Path) -> None:
-    """The server searches and divides the table; the graph has hosts, and a host's containers if somebody asks."""
+    """The server searches and divides the table; the graph has hosts, and a host's containers if somebody asks.
+
+    What comes appears by itself, and the graph says how many it leaves out.
+    """
     names = [(f"{host}-{number:04}", host) for host in ("h1", "h2") for number in range(2600)]
     drawn = (
         "const dots = document.querySelector('canvas.dots'), paper = dots.getContext('2d');"
         "return paper.getImageData(0, 0, dots.width, dots.height).data.some(Boolean)"
     )
-    with page.tab(), faked(page, place, tmp_path, *(endpoint(*one) for one in names)):
+    with page.tab(), faked(page, place, tmp_path, *(endpoint(*one) for one in names)) as agent:
         page.shows("1 of 26, 5200 containers", ".pages")
+        agent.answers.endpoints.insert(0, endpoint("a-new-one", "h1"))
+        page.shows("a-new-one", ".list")
+        page.shows("1 of 27, 5201 containers", ".pages")
         page.click(".pages button:last-child")
         page.shows("h1-0200", ".list")
         page.run("location.hash = '#/containers?q=h2-2599'")
@@ -308,6 +314,7 @@ def test_a_large_cluster_comes_in_parts(page: Browser, place: str, tmp_path: Pat
         assert not page.run(drawn)
         page.click(".tools button:first-child")
         until(lambda: page.run(drawn), "the host's containers are drawn")
+        page.shows("2400 more", ".tools")
 
 
 def test_a_dot_in_the_graph_can_be_clicked(page: Browser) -> None:
