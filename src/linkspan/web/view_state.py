@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from linkspan.core import namesakes
+
 MOST = 5000
 """Containers in the state. If there are more, it has only their numbers, and the page asks for lists in parts."""
 
@@ -164,11 +166,19 @@ def problems(status: Mapping[str, Any], more: Iterable[str] = ()) -> list[dict[s
         for one in status["bgp"]["down"]
     ]
     found += [
-        {"host": "", "network": "", "why": f"certificate {one['name']}: {one['problem']}; {one['fix']}"}
+        {"host": one["name"], "network": "", "why": f"{namesakes.told(one['name'], one['ids'])}; {namesakes.FIX}"}
+        for one in status.get("namesakes", ())
+    ]
+    own = [f"BGP peer {one['peer']}: {one['why']}; {one['fix']}" for one in status["bgp"].get("limited", ())]
+    own += [f"{one['what']} is an orphan, and will be removed" for one in status.get("orphans", ())]
+    own += [
+        f"certificate {one['name']}: {one['problem']}; {one['fix']}"
         for one in status.get("certificates", ())
         if one["problem"]
     ]
     if why := _store_problem(status["store"]):
-        found.append({"host": "", "network": "", "why": f"store: {why}"})
-    found += [{"host": "", "network": "", "why": why} for why in more]
+        own.append(f"store: {why}")
+    found += [{"host": "", "network": "", "why": why} for why in (*own, *more)]
+    if not (found or status["ok"] or status.get("waiting")):  # the agent may be newer than this program
+        found.append({"host": "", "network": "", "why": "`linkspan status` shows what is wrong"})
     return found
