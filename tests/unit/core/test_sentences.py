@@ -14,7 +14,7 @@ from linkspan.diagnose.trace import rule_meanings
 
 SOURCE = Path(linkspan.__file__).parent
 SPOKEN = (
-    *("diagnose/trace/*", "diagnose/doctor/*", "agent/agent_checks", "web/*"),
+    *("diagnose/trace/*", "diagnose/doctor/*", "agent/*", "cluster/*", "core/namesakes", "web/*"),
     *("learn/*", "cli/main", "cli/usage"),
 )
 SAID = (
@@ -31,6 +31,9 @@ SAID = (
     "net.ipv4.ip_forward=0: the host drops packets of containers to other links than their bridge",
     "iptables FORWARD drops traffic of network demo: policy DROP",
     "passes in 3 directions, with packets of up to 1500 bytes",
+    "no answer to pings of 10.244.3.1, its own address there, for 200 s",
+    "block 10.244.3.0/24 of network demo is host h1's, by the earlier claim, and host h2 claims it too: "
+    "it gives no new addresses from it",
     "the hold timer ran out: nothing was heard of 192.0.2.254 for the hold time, and nothing answers there now",
 )
 """What traces, doctors and the explanation of a BGP session say."""

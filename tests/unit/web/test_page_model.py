@@ -47,6 +47,13 @@ def test_a_session_that_tries_again_is_no_change(tmp_path: Path) -> None:
     assert up not in down
 
 
+def test_problems_are_in_the_pages_language(tmp_path: Path) -> None:
+    """Those that the server has in it."""
+    problems = {"000": {"why": "no answer", "said": {"zh": "没有应答"}}, "001": {"why": "new", "said": {}}}
+    call = f"Object.values(model.problemsIn({json.dumps(problems)}, 'zh')).map((one) => one.why)"
+    assert evaluated(tmp_path, call) == ["没有应答", "new"]
+
+
 @pytest.mark.parametrize(("first", "second"), [("h1", "h2"), ("h1", "h01"), ("h1", "H1"), ("h10", "h9")])
 def test_a_link_has_one_name_in_either_direction(tmp_path: Path, first: str, second: str) -> None:
     """Also between hosts whose names people would sort as the same."""

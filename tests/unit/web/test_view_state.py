@@ -47,10 +47,18 @@ def test_problems_are_told_with_host_and_network() -> None:
     told.status["unreachable"] = [{"host": "h2", "network": "demo", "why": "no answer"}]
     told.status["drift"] = ["route is missing"]
     told.status["store"] = {"ok": False, "state": "away", "problem": "store does not answer", "fix": "look at it"}
-    found = list(view(told, {})["problems"].values())
-    assert {"host": "h2", "network": "demo", "why": "no answer"} in found
-    whys = [one["why"] for one in found[1:]]
+    first, *rest = view(told, {})["problems"].values()
+    assert (first["host"], first["network"], first["why"]) == ("h2", "demo", "no answer")
+    whys = [one["why"] for one in rest]
     assert whys == ["cannot repair: route is missing", "store: does not answer; look at it"]
+
+
+def test_problems_are_told_in_every_language() -> None:
+    """All viewers get the same state, and each page takes its own."""
+    told = answers()
+    told.status["unreachable"] = [{"host": "h2", "network": "", "why": "its agent has been silent for a while"}]
+    (found,) = view(told, {})["problems"].values()
+    assert found["said"] == {"zh": "它的 agent 已有一段时间没有消息"}
 
 
 @pytest.mark.parametrize(

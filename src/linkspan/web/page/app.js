@@ -3,7 +3,7 @@ import { Component, render } from "preact";
 import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Details } from "/details.js";
 import { useLive } from "/live.js";
-import { byName, changesOf, health, hostsOf } from "/model.js";
+import { byName, changesOf, health, hostsOf, problemsIn } from "/model.js";
 import { Badge, html, kept } from "/parts.js";
 import { MAPPED, address, here, useRoute } from "/route.js";
 import { Containers, Hosts, Networks } from "/tables.js";
@@ -22,7 +22,8 @@ function App() {
   useWords();
   const live = useLive();
   const [route, go] = useRoute();
-  const { state } = live;
+  const problems = useMemo(() => live.state && problemsIn(live.state.problems, language()), [live.state?.problems, language()]);
+  const state = useMemo(() => live.state && { ...live.state, problems }, [live.state, problems]);
   const changes = useMemo(() => (state ? changesOf(state) : ""), [state]);
   const trace = useTrace(state, route, changes);
   const main = useRef(null);

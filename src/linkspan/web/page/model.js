@@ -49,6 +49,12 @@ function keyed(container, key) {
   return withKeys.get(container);
 }
 
+// Returns problems in a language, as far as the server knows their sentences.
+export function problemsIn(problems, language) {
+  if (language === "en") return problems;
+  return Object.fromEntries(Object.entries(problems).map(([key, one]) => [key, { ...one, why: one.said[language] ?? one.why }]));
+}
+
 const problemsByHost = remembered((problems) => {
   const found = new Map();
   for (const one of Object.values(problems)) {
