@@ -169,7 +169,7 @@ def verify(
 
 def _show(found: Verification, words: Words) -> None:
     """Print what became of a result file."""
-    from linkspan.learn.english import Sentences
+    from linkspan.core.sentences import Sentences
 
     who, told = shown(found.who), Sentences(words.language)
     rows: list[tuple[object, ...]] = [

@@ -265,7 +265,7 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
-    from linkspan.learn.english import Sentences
+    from linkspan.core.sentences import Sentences
     from linkspan.learn.explanation import arrives, narrow, stop, walked
 
     told = Sentences(words.language)

@@ -71,10 +71,11 @@ class Lacking(Conflict):
 
 def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ()) -> None:
     """Raise Lacking, with the way out, if this machine lacks what a lesson needs, or ``more`` besides."""
-    from linkspan.learn import english, needs
+    from linkspan.core.sentences import Sentences
+    from linkspan.learn import needs
 
     if lacking := needs.lacking(box, (*one.data.needs, *more)):
-        told = english.Sentences(words.language)
+        told = Sentences(words.language)
         what = ", ".join(one.what for one in lacking)
         fix = "; ".join(dict.fromkeys(told(one.fix) for one in lacking))
         raise Lacking(words("lesson {number} needs {what}", number=one.number, what=what), fix)

@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from linkspan.core.errors import LinkspanError
+from linkspan.core.sentences import Sentences
 from linkspan.core.translation import chosen
 from linkspan.learn import progress
-from linkspan.learn.english import Sentences
 from linkspan.learn.language import Words
 
 
