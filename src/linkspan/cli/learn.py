@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from linkspan.cli import exam, usage
+from linkspan.cli import exam, reader_language, usage
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.lesson_session import (
     Lang,
@@ -57,10 +57,19 @@ def learn(context: typer.Context, lang: Lang = "") -> None:
 
 @app.command("list")
 def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
-    """List the lessons, and which are passed."""
-    from linkspan.learn import lesson
+    """List the lessons, which are passed, and which this machine cannot start."""
+    from linkspan.learn import lesson, needs, play, sandbox
+    from linkspan.learn.english import Sentences
 
     kept, words = reader(lang)
+    every = lesson.lessons().values()
+    unmet: list[str] | None = None
+    obstacle = ""
+    try:
+        with sandbox.passing(play.name()) as box:
+            unmet = needs.unmet(box, list(dict.fromkeys(need for one in every for need in one.data.needs)))
+    except LinkspanError as error:
+        obstacle = reader_language.translated(error, words.language)
     found = [
         {
             "number": one.number,
@@ -69,20 +78,39 @@ def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
             "state": kept.entry(one.name).state,
             "minutes": one.data.minutes,
             "after": one.data.after,
+            "lacks": None if unmet is None else [need for need in unmet if need in one.data.needs],
         }
-        for one in lesson.lessons().values()
+        for one in every
     ]
     if output is Format.JSON:
         as_json(found)
         return
     rows = [
-        (one["number"], one["title"], one["minutes"], _state(str(one["state"]), words), one["name"]) for one in found
+        (
+            one["number"],
+            one["title"],
+            one["minutes"],
+            _state(str(one["state"]), words, possible=one["lacks"] == []),
+            one["name"],
+        )
+        for one in found
     ]
     table((words("number"), words("title"), words("minutes"), words("state"), words("name")), rows, "")
+    if obstacle or unmet:
+        print()
+    if obstacle:
+        say(words("No lesson can start: {reason}", reason=obstacle))
+    told = Sentences(words.language)
+    for name in unmet or ():
+        need = needs.NEEDS[name]
+        lessons = words.listed(one.number for one in every if name in one.data.needs)
+        say(words("Lesson {lessons} needs {what}: {fix}", lessons=lessons, what=need.what, fix=told(need.fix)))
 
 
-def _state(state: str, words: Words) -> str:
+def _state(state: str, words: Words, *, possible: bool = True) -> str:
     """Return a lesson's state in the reader's language."""
+    if not possible and state != "passed":
+        return words("cannot start")
     return {"new": words("new"), "started": words("started"), "passed": words("passed")}[state]
 
 

@@ -36,7 +36,7 @@ class Panel:
         words, given = self._words, {"title": self.title, "minutes": self._lesson.data.minutes}
         if not before:
             return words("{title} (about {minutes} minutes)", **given)
-        known = (", " if words.language == "en" else "\u3001").join(before)
+        known = words.listed(before)
         return words("{title} (about {minutes} minutes; know lesson {lessons} first)", **given, lessons=known)
 
     def part(self, name: str, number: int = 0) -> str:
