@@ -47,6 +47,7 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     report = json.loads(learn("report", "-o", "json"))
     told = report["lessons"][3]
     assert report["who"] == getpass.getuser()
+    assert json.loads(learn("report", "--who", "Li Lei", "-o", "json"))["who"] == "Li Lei"
     assert (told["tries"], told["hints"], told["solution_seen"], told["state"]) == (1, 3, True, "passed")
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 1}
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 0}

@@ -171,12 +171,13 @@ def _show(found: Verification, words: Words) -> None:
     """Print what became of a result file."""
     from linkspan.learn.english import Sentences
 
-    who, told = shown(found.who), Sentences(words.language)
+    told = Sentences(words.language)
+    who = shown(found.who.strip()) or words("no name: {file}", file=shown(found.file))
     rows: list[tuple[object, ...]] = [
         (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
         for n in found.lessons
     ]
     if found.why:
-        rows.append((who or found.file, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
+        rows.append((who, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
     columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
     table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))

@@ -378,7 +378,11 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
+def report(
+    who: Annotated[str, typer.Option("--who", metavar="NAME", help="Name in the report; default: the user's.")] = "",
+    lang: Lang = "",
+    output: Output = Format.TABLE,
+) -> None:
     """Show the tries, hints and time of each lesson: for a teacher, to whom nothing is sent by itself."""
     from linkspan.learn import lesson
 
@@ -387,7 +391,7 @@ def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if output is Format.JSON:
         as_json(
             {
-                "who": user(),
+                "who": who or user(),
                 "lessons": [
                     {
                         "number": one.number,
