@@ -73,7 +73,8 @@ class Panel:
             lines.append(self.part("why"))
         if self._text.part("linkspan"):
             lines.append(self.part("linkspan"))
-            lines += [f"  {command}" for command in comparison.commands(self._lesson.data.plan)]
+            shown = self._lesson.data.plan
+            lines += [f"  {command}" for command in (comparison.commands(shown) if shown else ())]
         following = words("`learn answer` shows the answer; `next` goes to the next lesson.")
         return [*lines, self.part("question"), following]
 
