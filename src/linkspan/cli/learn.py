@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from linkspan.learn.progress import Progress
     from linkspan.learn.sandbox import Sandbox
 
+LAST = 3
+"""The number of a lesson's last hint."""
+
 app = typer.Typer(
     invoke_without_command=True,
     help="Lessons: build a container network by hand in a sandbox, in English or Chinese.",
@@ -154,7 +157,7 @@ def start(
         chosen = [other for other in every if other.number > one.number] if code == sandbox.NEXT else []
         if code == sandbox.NEXT and not chosen:
             say(words("That was the last lesson."))
-    say(words("The sandbox is gone. `linkspan learn` goes on with the next lesson."))
+    say(words("The sandbox is gone. `linkspan learn` goes on with the first lesson that is not passed."))
 
 
 def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
@@ -164,7 +167,8 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
     from linkspan.learn.watcher import PAUSE, Watcher
 
     introduce(one, words)
-    say(words("Type the commands here. `learn hint` helps, `learn task` shows the task again, `exit` ends the lesson."))
+    say(words("You are root in a sandbox: what you type here does not touch this machine's network."))
+    say(words("`learn hint` helps, `learn task` shows the task again, `exit` ends the lesson."))
     watcher, news = Watcher(box, one), News(Panel(one, words), one)
     begun = time.monotonic()
 
@@ -242,7 +246,7 @@ def task(lang: Lang = "") -> None:
 
 @app.command()
 def hint(
-    number: Annotated[int, typer.Argument(metavar="N", min=0, max=3, help="1 to 3; default: the next one.")] = 0,
+    number: Annotated[int, typer.Argument(metavar="N", min=0, max=LAST, help="1 to 3; default: the next one.")] = 0,
     lang: Lang = "",
 ) -> None:
     """Show a hint for the open lesson; the next one tells more, up to the third."""
@@ -250,9 +254,11 @@ def hint(
 
     kept, words = reader(lang)
     one = helped(kept, words)
-    shown = number or min(kept.entry(one.name).hints + 1, 3)
+    shown = number or min(kept.entry(one.name).hints + 1, LAST)
     kept.hint(one.name, shown)
     say(Panel(one, words).part("hint", shown))
+    if shown == LAST:
+        say(words("That was the last hint. `learn solution` shows the commands."))
 
 
 @app.command()
