@@ -453,6 +453,7 @@ def play(
     """Play a lesson's solution in a sandbox of its own, and show that doing nothing does not pass; exit 3 if not so."""
     from linkspan.learn import lesson
     from linkspan.learn import play as played
+    from linkspan.learn.english import Sentences
     from linkspan.learn.play import Played
 
     _, words = reader(lang)
@@ -464,10 +465,11 @@ def play(
     if output is Format.JSON:
         as_json(results)
     else:
+        told = Sentences(words.language)
         rows = [
             (r.number, yes(r.passed_by_solution, words), yes(r.passed_by_nothing, words), "")
             if isinstance(r, Played)
-            else (r.number, "-", "-", r.unavailable)
+            else (r.number, "-", "-", told(r.unavailable))
             for r in results
         ]
         by = words("passed by solution"), words("passed by nothing")
