@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user, yes
+from linkspan.cli.lesson_session import (
+    Lang,
+    fitted,
+    introduce,
+    prepared,
+    reader,
+    require,
+    unwatched,
+    user,
+    yes,
+)
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.escapes import shown
@@ -121,7 +131,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         timer = threading.Timer(max(end - time.monotonic(), 0.0), expire)
         timer.start()
         try:
-            code = terminal.run(argv, environment, look, PAUSE)
+            code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
         finally:
             timer.cancel()
             timer.join()

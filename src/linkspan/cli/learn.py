@@ -24,6 +24,7 @@ from linkspan.cli.lesson_session import (
     introduce,
     opened,
     reader,
+    unwatched,
     user,
     yes,
 )
@@ -181,7 +182,7 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
         return fitted(news.of(judged))
 
     argv, environment = box.shell(f"learn {one.number}")
-    code = terminal.run(argv, environment, look, PAUSE)
+    code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
     kept.spend(one.name, time.monotonic() - begun, passed=False)
     return code
 
