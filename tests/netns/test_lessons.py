@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.errors import LinkspanError
-from linkspan.learn import play, sandbox
+from linkspan.learn import needs, play, sandbox
 from linkspan.learn.lesson import Lesson, numbered
+from linkspan.learn.needs import Need
 from linkspan.learn.sandbox import Sandbox
 from linkspan.learn.watcher import Judgement, Watcher
 from support.netns.played_lessons import ALL, problems
@@ -68,6 +70,19 @@ def test_the_wrappers_are_made_from_a_user_s_path(monkeypatch: pytest.MonkeyPatc
     with sandbox.passing(f"test-path-{os.getpid()}") as box:
         for tool in filter(lambda name: Path("/usr/sbin", name).exists(), ("tcpdump", "dnsmasq")):
             assert box.script(f"command -v {tool}") == (0, f"{sandbox.RUN}/bin/{tool}")
+
+
+@pytest.mark.parametrize("loadable", [True, False])
+def test_a_module_that_could_be_loaded_is_not_loaded_to_find_that_out(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, loadable: bool
+) -> None:
+    """It would stay in the machine's kernel; one that cannot be loaded may be built in, so that is tried."""
+    monkeypatch.setitem(needs.NEEDS, "x", Need(f"touch {sandbox.RUN}/tried; false", "x", "", "rtnl-link-x"))
+    answer = "test \"$*\" = '-qn rtnl-link-x'" if loadable else "false"
+    program = f"{sandbox.RUN}/bin/modprobe"
+    box.script(f"printf '%s\\n' '#!/bin/sh' {shlex.quote(answer)} > {program}; chmod 755 {program}")
+    assert needs.unmet(box, ["ip", "x"]) == ([] if loadable else ["x"])
+    assert box.results([f"test -e {sandbox.RUN}/tried"])[0][0] == int(loadable)
 
 
 @pytest.mark.parametrize("word", ["uninstall", "agent", "status"])

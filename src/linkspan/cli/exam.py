@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from linkspan.cli.address import NOT_WELL
-from linkspan.cli.lesson_session import Lang, fitted, introduce, prepared, reader, require, user, yes
+from linkspan.cli.lesson_session import (
+    Lang,
+    fitted,
+    introduce,
+    prepared,
+    reader,
+    require,
+    unwatched,
+    user,
+    yes,
+)
 from linkspan.cli.output import Format, Output, as_json, say, step, table
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.escapes import shown
@@ -121,7 +131,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         timer = threading.Timer(max(end - time.monotonic(), 0.0), expire)
         timer.start()
         try:
-            code = terminal.run(argv, environment, look, PAUSE)
+            code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
         finally:
             timer.cancel()
             timer.join()
@@ -171,12 +181,13 @@ def _show(found: Verification, words: Words) -> None:
     """Print what became of a result file."""
     from linkspan.core.sentences import Sentences
 
-    who, told = shown(found.who), Sentences(words.language)
+    told = Sentences(words.language)
+    who = shown(found.who.strip()) or words("no name: {file}", file=shown(found.file))
     rows: list[tuple[object, ...]] = [
         (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
         for n in found.lessons
     ]
     if found.why:
-        rows.append((who or found.file, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
+        rows.append((who, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
     columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
     table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))

@@ -11,7 +11,7 @@ import typer
 
 from linkspan.cli import layout
 from linkspan.cli.output import say, step, width
-from linkspan.core.errors import Conflict, NotFound
+from linkspan.core.errors import Conflict, LinkspanError, NotFound
 
 if TYPE_CHECKING:
     from linkspan.learn.language import Words
@@ -120,6 +120,14 @@ def introduce(one: Lesson, words: Words, *, exam: bool = False) -> None:
         say(paragraph)
         if not paragraph.startswith("  "):
             print()
+
+
+def unwatched(error: Exception, words: Words) -> str:
+    """Return what a reader is told if nobody watches any more, because of an error."""
+    from linkspan.cli.reader_language import translated
+
+    why = translated(error, words.language) if isinstance(error, LinkspanError) else str(error)
+    return fitted([words("linkspan watches no longer: {why}. `learn status` looks once.", why=why)])
 
 
 def fitted(lines: list[str]) -> str:

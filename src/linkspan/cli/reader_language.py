@@ -46,7 +46,12 @@ def _translate(command: Any, words: Words) -> None:
 
 def told(error: LinkspanError, typed: Sequence[str]) -> str:
     """Return an error's message and hint in the reader's language, as far as its sentences are known."""
-    if (language := spoken(typed)) == "en":
+    return translated(error, spoken(typed))
+
+
+def translated(error: LinkspanError, language: str) -> str:
+    """Return an error's message and hint in a language, as far as its sentences are known."""
+    if language == "en":
         return error.told
     say = Sentences(language)
     return "\uff1b".join(say(one) for one in (error.message, error.hint) if one)

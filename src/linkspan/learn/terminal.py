@@ -33,12 +33,16 @@ def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
 
 
 def run(
-    argv: Sequence[str], environment: Mapping[str, str], look: Callable[[], str], pause: float
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    look: Callable[[], str],
+    pause: float,
+    lost: Callable[[Exception], str] = str,
 ) -> int:
     """Run a shell until it ends, and return its exit code. Needs a terminal as stdin.
 
     ``look`` is called every ``pause`` seconds in a thread of its own; what it returns is printed. It ends the looking
-    by an exception, which is printed while the shell goes on.
+    by an exception. Then the text that ``lost`` makes of it is printed, and the shell goes on.
     """
     pid, master = pty.fork()
     if not pid:
@@ -55,7 +59,7 @@ def run(
                     os.write(wake, b".")
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader goes on without it
             if not ended.wait(pause):  # if the sandbox is gone, the shell ends, too
-                told.put(f"linkspan watches no longer: {error}. `learn status` looks once.")
+                told.put(lost(error))
                 os.write(wake, b".")
 
     watching = threading.Thread(target=watch, daemon=True)

@@ -9,8 +9,11 @@ import pytest
 
 import linkspan
 from linkspan.core.sentences import LOCALE, LONGEST, Sentences
+from linkspan.core.states.bgp import Session
 from linkspan.core.translation import LANGUAGES, parsed
+from linkspan.diagnose.doctor.bgp_reasons import Evidence, explain
 from linkspan.diagnose.trace import rule_meanings
+from linkspan.kernel.probe.bird_control import Protocol
 
 SOURCE = Path(linkspan.__file__).parent
 SPOKEN = (
@@ -92,3 +95,40 @@ def test_a_long_text_is_left_alone() -> None:
     assert chinese("the packet was dropped by x") == "数据包被 x 丢弃"
     long = f"the packet was dropped by {'x' * LONGEST}"
     assert chinese(long) == long
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "said"),
+    [
+        ("Active", "", "会话尚未建立"),
+        ("Connect", "Socket: No route to host", "最近的错误是 Socket: No route to host"),
+        ("Idle", "", "BIRD 在等待"),
+        ("OpenSent", "", "对端没有回应"),
+        ("Active", "Socket: Connection refused", "192.0.2.2 的 179 端口没有程序监听"),
+        ("Active", "Socket: Connection reset by peer", "192.0.2.2 一收到来自 192.0.2.1 的连接就关闭"),
+        ("Idle", "BGP Error: Bad peer AS", "而这里写的是 AS 65003"),
+        ("Idle", "Received: Bad peer AS", "对端期望的 AS 号不是这台主机的 65001"),
+        ("Idle", "Received: Bad BGP identifier", "双方的 router id 相同"),
+        ("Idle", "BGP Error: Unacceptable hold time", "hold time 太短"),
+        ("Idle", "Received: Administrative shutdown", "那边已停用这个会话"),
+        ("Idle", "Received: Peer de-configured", "对端的配置里已经没有这个会话"),
+        ("Idle", "Received: Connection rejected", "对端不接受来自这里的连接"),
+        ("Idle", "BGP Error: Maximum number of prefixes reached", "前缀太多"),
+        ("Idle", "BGP Error: Hold timer expired", "没有收到 192.0.2.2 的任何消息"),
+        ("Idle", "Received: Hold timer expired", "192.0.2.2 没有收到这台主机的任何消息"),
+        ("Idle", "Received: Required capability missing", "双方没有共同的地址族"),
+        ("Idle", "Error: No listening socket", "BIRD 没能在 192.0.2.1 的 179 端口监听"),
+    ],
+)
+def test_why_a_reader_s_bgp_session_is_down_is_told_in_chinese(state: str, error: str, said: str) -> None:
+    """A lesson knows what BIRD says, and asks nothing outside; of several sessions each reason is told."""
+    session = Session(
+        name="host2", protocol="host2", mesh=False, address="192.0.2.2", source="192.0.2.1", local_as=65001,
+        remote_as=65003,
+    )  # fmt: skip
+    why = explain(session, Protocol("host2", "start", bgp_state=state, last_error=error, wait=3.0), Evidence())
+    assert why is not None
+    down = f"the BGP session with 192.0.2.2 is down: {why.reason}"
+    told = Sentences("zh")(f"172.18.2.2 meets the unreachable route 172.18.0.0/16 in host: {down}; {down}")
+    assert told.count(said) == 2
+    assert re.findall(r"\b(?:the|is|and|it|of|in|no|not|nothing|here)\b", told) == []
