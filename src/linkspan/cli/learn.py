@@ -62,8 +62,8 @@ def learn(context: typer.Context, lang: Lang = "") -> None:
 @app.command("list")
 def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
     """List the lessons, which are passed, and which this machine cannot start."""
-    from linkspan.learn import lesson, needs, play, sandbox
     from linkspan.core.sentences import Sentences
+    from linkspan.learn import lesson, needs, play, sandbox
 
     kept, words = reader(lang)
     every = lesson.lessons().values()
@@ -452,9 +452,9 @@ def play(
     output: Output = Format.TABLE,
 ) -> None:
     """Play a lesson's solution in a sandbox of its own, and show that doing nothing does not pass; exit 3 if not so."""
+    from linkspan.core.sentences import Sentences
     from linkspan.learn import lesson
     from linkspan.learn import play as played
-    from linkspan.core.sentences import Sentences
     from linkspan.learn.play import Played
 
     _, words = reader(lang)

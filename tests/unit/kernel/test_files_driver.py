@@ -73,8 +73,13 @@ def test_a_volatile_file_is_replaced_without_being_read(
     path = tmp_path / "names"
     driver.apply([File(str(path), b"one\n", volatile=True)], [])
     read: list[Path] = []
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return b""
+
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", lambda path: read.append(path) or b"")
+        patched.setattr(Path, "read_bytes", noted)
         assert driver.apply([File(str(path), b"two\n", volatile=True)], []) == {}
     assert read == []
     assert path.read_bytes() == b"two\n"

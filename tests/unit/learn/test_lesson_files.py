@@ -51,7 +51,9 @@ def test_a_lesson_shows_what_linkspan_would_do(one: Lesson) -> None:
     shown = one.data.plan
     for language, colon in (("en", ":"), ("zh", "\uff1a")):
         assert one.texts[language].part("linkspan").endswith(colon) == bool(shown)
-    for kind in shown.kinds if shown else ():
+    if shown is None:
+        return
+    for kind in shown.kinds:
         found = commands(msgspec.structs.replace(shown, kinds=(kind,)))
         assert found, kind
         assert set(re.findall(r"netns_\w", "\n".join(found))) <= {shown.of}
