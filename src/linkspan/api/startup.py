@@ -43,8 +43,5 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
     app = web.Application(middlewares=[errors_and_rights])
     app.add_routes([*RecoveryRoutes(agent).restoring(), *FoundingRoutes(agent).joining()])
     app.router.add_route("*", "/{path:.*}", refuse)
-    path = Path(agent.config.socket)
-    async with listening(app) as runner:
-        await on_socket(runner, path)
+    async with listening(app) as runner, on_socket(runner, Path(agent.config.socket)):
         yield
-    path.unlink(missing_ok=True)
