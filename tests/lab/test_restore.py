@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 from linkspan.cluster.founding.etcd_tools import BUMP
 from support.lab.bare_runs import BareRun
 from support.lab.restores import BACK_WITHIN, endpoints, founded, lost, networks, restore, settled, snapshot
-from support.polling import until
+from support.polling import SHARED, until
+
+SAID_WITHIN = 8.0 * SHARED
+"""Seconds in which a command says that there is no quorum: it asks the voters for two seconds, and some may elect."""
 
 
 @pytest.fixture
@@ -236,3 +240,14 @@ def test_one_of_three_voters_goes_on_alone_and_the_others_begin_again(
     assert all((three.folder / host / "state/etcd/data.before").is_dir() for host in ("h2", "h3"))
     until(lambda: sorted(endpoints(three, "h2")) == ["c1", "c2", "c3", "c4"], "all containers are known", BACK_WITHIN)
     until(lambda: three.pings("c2", three.address("c4")), "c2 reaches c4", BACK_WITHIN)
+    for command in ("token create", "token list", "forget h2", "demote h2", "init"):
+        begun = time.monotonic()
+        said = three.refused("h1", f"cluster {command}")
+        assert "etcd has no quorum: 1 of 3 voters answer (192.0.2.1), and 2 must" in said, command
+        assert "linkspan cluster recover" in said
+        assert time.monotonic() - begun < SAID_WITHIN, command
+    begun = time.monotonic()
+    shown = three.exec("h1", "linkspan cluster members")
+    assert time.monotonic() - begun < SAID_WITHIN
+    assert [line.split()[-1] for line in shown.splitlines()[1:4]] == ["no", "no", "no"]
+    assert "linkspan cluster recover" in shown

@@ -291,11 +291,15 @@ class Founding:
 
     async def promote(self, word: str) -> str:
         """Let a host become a voter next, by its name or id; return its id. Raises Conflict or NotFound."""
-        return await self._control(f"promote host {word}")[0].choose(word)
+        control, _ = self._control(f"promote host {word}")
+        await self._cluster.require_quorum()
+        return await control.choose(word)
 
     async def demote(self, word: str) -> str:
         """Let a voter be a client from now on, by its host's name or id; return its id. Raises Conflict or NotFound."""
-        return await self._control(f"demote host {word}")[0].demote(word)
+        control, _ = self._control(f"demote host {word}")
+        await self._cluster.require_quorum()
+        return await control.demote(word)
 
     def _control(self, what: str) -> tuple[VoterControl, Revocation]:
         self._cluster.required(what)
@@ -326,14 +330,17 @@ class Founding:
     async def _part(self, host: Host, vacate: Callable[[], Awaitable[None]], *, force: bool) -> None:
         """Let the cluster know that this host leaves it."""
         try:
-            if self._cluster.voter() is not None:
-                await self._control("leave the cluster")[0].take_out(host.id, host.name)
+            control = None if self._cluster.voter() is None else self._control("leave the cluster")[0]
+            await self._cluster.require_quorum()
+            if control is not None:
+                await control.take_out(host.id, host.name)
             await vacate()
             signers = member_list.signers(self._cluster.places)
             await handover.ask(self._files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
         except (Unavailable, Denied) as error:  # denied: an earlier try broke off, or the host was forgotten
             if not force:
-                hint = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
+                anyway = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
+                hint = f"{error.hint}. Or: {anyway}" if isinstance(error, Unavailable) and error.hint else anyway
                 raise type(error)(f"the cluster does not let this host leave: {error.message}", hint) from error
             with contextlib.suppress(Unavailable, Denied):  # a voter may have failed before its containers ended
                 await vacate()

@@ -25,6 +25,7 @@ def test_members_say_how_many_voters_may_be_lost() -> None:
     assert spare_voters(voters(True, True, False)).startswith("3 voters, and none may be lost")
     for lost in (voters(False), voters(True, False, False)):
         assert spare_voters(lost).startswith("too many voters do not answer: nothing can be changed")
+        assert "linkspan cluster recover" in spare_voters(lost)
 
 
 def test_an_agent_that_waits_is_not_started_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,8 +52,8 @@ def test_a_started_agent_that_waits_gets_the_same_time(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Client, "call", call)
     monkeypatch.setattr(agent_start, "_started", lambda *_: (None, "agent.log"))
-    agent_start.ensure_answer(Client("/run/none"), "", -1.0)
     monkeypatch.setattr(locks, "listener", lambda _address: None)
+    agent_start.ensure_answer(Client("/run/none"), "", -1.0)
     assert not said
 
 
