@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.store_url import TRUST
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_errors import Refused
-from linkspan.store.vault import SHARED, TRUST, Vault
+from linkspan.store.vault import SHARED, Vault
 from support.store.etcd_members import Members
 
 pytestmark = pytest.mark.root

@@ -14,7 +14,7 @@ from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.founding import Founding
 from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.own_cluster import OwnCluster
-from linkspan.cluster.founding import foundation
+from linkspan.cluster.founding import foundation, quorum
 from linkspan.cluster.founding.join_token import JoinToken
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.config import Config
@@ -46,6 +46,7 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
         return JoinToken("i", "s", "a", (VOTER.signer,))
 
     monkeypatch.setattr(foundation, "found", found)
+    monkeypatch.setattr(quorum, "require", changed)
     monkeypatch.setattr(founding, "change_settings", changed)
     monkeypatch.setattr(JoinTokens, "new", token)
     cluster = OwnCluster(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
