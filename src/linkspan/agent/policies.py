@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
@@ -90,6 +91,7 @@ class Policies:
         self._require_hosts("apply policies")
         for policy in policies:
             checked(policy)
+            await asyncio.sleep(0)  # there may be thousands
             self._check_networks(policy)
             self._check_agents(policy)
         if len({policy.name for policy in policies}) < len(policies):
