@@ -64,6 +64,19 @@ def test_the_answers_from_the_records_are_the_kernels(yard: Yard) -> None:
     assert who.keys() == {"x-a", "y-a", "z-a"}
 
 
+def test_a_difference_of_lines_alone_is_a_change(yard: Yard) -> None:
+    """Traces and answers name a rule by its line, so an apply would change what they say."""
+    file = yard.folder / "lines.yaml"
+    file.write_text(ONLY_A)
+    yard.host.cli("policy", "apply", str(file))
+    assert yard.host.json("policy", "diff", str(file)) == []
+    file.write_text(f"# why\n{ONLY_A}")
+    (one,) = yard.host.json("policy", "diff", str(file), code=3)
+    assert (one["policy"], one["what"]) == ("only-a", "changed")
+    assert "the same at other lines" in one["diff"]
+    assert yard.host.json("policy", "apply", str(file))["changed"] == ["only-a"]
+
+
 def test_the_answers_know_internal_networks_and_the_own_host(yard: Yard) -> None:
     """Neither is a matter of policies: nothing leaves the one, and the other one is always reached."""
     yard.host.network("inner", "10.216.0.0/24", options={"mode": "routed"}, internal=True)

@@ -21,7 +21,7 @@ from linkspan.core.errors import NotFound
 from linkspan.core.model import Allowance, Endpoint, Host, Network, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge, Party
-from linkspan.policy.model import End, Peer, Policy, Ports, Protocol, Rule, Selector
+from linkspan.policy.model import Case, End, Peer, Policy, Ports, Protocol, Rule, Selector
 from linkspan.policy.regime import Regime
 from support.records.one_host import network
 
@@ -313,3 +313,21 @@ def test_packets_for_a_container_on_its_hosts_own_network_go_to_its_port() -> No
     assert address("far", 81) == "198.51.100.1"
     assert address("far", 82) == ""
     assert address("far", 83) == "", "its network has no address of this family"
+
+
+def test_many_cases_of_a_file_leave_the_agent_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's sign of life above all: without a pause a long file would let the host be taken for dead."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True))
+    endpoints += [WEB, msgspec.structs.replace(WEB, id="other", name="other", addresses=("10.1.0.9/24",))]
+    cases = [Case(source=End(name="other"), target=End(name="web"), expect="deny", line=n) for n in range(50)]
+
+    async def main() -> int:
+        testing, turns = asyncio.ensure_future(answers.test((), cases)), 0
+        while not testing.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert await testing == []
+        return turns
+
+    assert asyncio.run(main()) >= len(cases)

@@ -335,6 +335,32 @@ def test_a_policy_with_dns_names_waits_for_agents_that_know_them(stage: Stage) -
     asyncio.run(main())
 
 
+def test_an_apply_says_that_connections_on_the_fast_path_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for those whom the policy comes to: not again for other rules, nor if it was staged before."""
+    policies = policies_of(stage)
+    monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
+    stricter = msgspec.structs.replace(WEB, ingress=())
+    elsewhere = Policy(name="far", select=Selector(networks=("far",)), ingress=())
+    later = Policy(name="later", select=Selector(names=("other",)), ingress=())
+
+    async def main() -> None:
+        async with stage.running():
+            assert (await policies.apply([WEB])).warnings == ()
+            await policies.delete("web")
+            await stage.member.replica.write({"networks/demo": network("vxlan", fast="true", vni="7")})
+            stage.member.networks.refresh()
+            (told,) = (await policies.apply([WEB])).warnings
+            assert "network demo: TCP connections" in told
+            assert (await policies.apply([stricter])).warnings == ()
+            assert not any("TCP" in text for text in (await policies.apply([elsewhere])).warnings)
+            assert (await policies.apply([later], staged=True)).warnings == ()
+            assert (await policies.enforce("later")).warnings == ()
+
+    asyncio.run(main())
+
+
 def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
     policies = policies_of(stage)
