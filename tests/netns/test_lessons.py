@@ -170,3 +170,16 @@ def test_any_command_that_reaches_the_state_is_seen_and_silence_costs_no_probe(b
     until(told, "the bridge is seen", 1.0 * SHARED)
     assert time.monotonic() - began < 1.0 * SHARED
     assert seen[-1].probe is None
+
+
+def test_a_step_that_is_written_into_a_file_is_seen(box: Sandbox) -> None:
+    """Long after the network has changed: a reader writes the address down last."""
+    one = numbered("ipam-by-hand")
+    play.begin(box, one)
+    box.script("ip -n netns_C addr add 172.18.0.9/16 dev eth0")
+    watcher = Watcher(box, one, lambda: 0.0)  # no time passes, so it does not look again by itself
+    until(lambda: watcher.look() is None and watcher.look() is None, "it settles", 10 * SHARED)
+    box.script("echo '172.18.0.9 netns_C' >> /run/learn/addresses")
+    judged = watcher.look()
+    assert judged is not None
+    assert judged.checks == (True, True)
