@@ -270,24 +270,33 @@ class Founding:
         async with self._cluster.vault() as vault:
             return await authority_rotation.progress(vault)
 
-    async def forget(self, word: str, here: str, known: Callable[[str], bool]) -> tuple[str, str]:
-        """Shut a host out, by its name or id; return its id and its name. ``here`` is this host's id.
+    async def forget(
+        self, word: str, here: str, known: Callable[[str], bool], remove: Callable[[str], Awaitable[None]]
+    ) -> tuple[str, str, bool]:
+        """Shut a host out, by its name or id; return its id and name, and whether it had records.
 
-        ``known`` says of a host's id whether it has anything among the records. A voter is taken out of etcd first.
-        Raises NotFound, and Conflict if this host is no voter, or the others would have no quorum without that voter.
+        ``here`` is this host's id, ``known`` says of a host's id whether it has anything among the records, and
+        ``remove`` removes that. A voter is taken out of etcd first. Meanwhile the voters stay who they are. Raises
+        NotFound, and Conflict if this host is no voter, or the others would have no quorum without that voter.
         """
         control, revocation = self._control(f"forget host {word}")
         from linkspan.cluster.founding import exclusion
 
+        def serves() -> bool:
+            return self.voters is not None and self.voters.revocation is revocation
+
         async with self._cluster.turn, self._cluster.vault() as vault:
-            id_, host = await control.meant(word)
+            id_, name = await control.forgettable(word)
             if id_ == here:
                 hint = "linkspan cluster leave; or type it on another voter, if there is one"
                 raise Conflict(f"host {word} is the voter that you ask", hint)
-            await control.take_out(id_, host.name)
-            publish = partial(revocation.everywhere, control.answering)
-            await exclusion.exclude(vault, id_, publish, known=known(id_))
-        return id_, host.name
+            async with control.steady(id_):
+                await control.take_out(id_, name)
+                publish = partial(revocation.everywhere, control, serves)
+                await exclusion.exclude(vault, id_, publish, known=known(id_))
+                if removed := known(id_):
+                    await remove(id_)
+        return id_, name, removed
 
     async def promote(self, word: str) -> str:
         """Let a host become a voter next, by its name or id; return its id. Raises Conflict or NotFound."""
