@@ -123,7 +123,8 @@ class VoterControl:
         """Let the voters stay who they are in the block, in which a host is forgotten. Raises LinkspanError.
 
         With one host less there may be more voters than needed. The next step of voting could take out the very voter
-        that forgets the host, and it could not end that: what is left to do is for voters alone.
+        that forgets the host, and it could not end that: what is left to do is for voters alone. After a failure they
+        stay for FORGETTING_SECONDS, because the operator is told to type the same again.
         """
         key = FORGETTING + host
         _, before = await self._vault.get(key, Forgetting)
@@ -132,12 +133,10 @@ class VoterControl:
         await self._vault.hold(key, Forgetting(self._here), FORGETTING_SECONDS)
         turn, revision = await self._vault.get(TURN, Turn)
         await self._vault.put({TURN: (turn or Turn(by="", at=0.0), revision)})  # whoever looked before does nothing
-        try:
-            yield
-        finally:
-            with contextlib.suppress(LinkspanError):  # it ends by itself
-                _, now = await self._vault.get(key, Forgetting)
-                await self._vault.put({key: (None, now)})
+        yield
+        with contextlib.suppress(LinkspanError):  # it ends by itself
+            _, now = await self._vault.get(key, Forgetting)
+            await self._vault.put({key: (None, now)})
 
     def idle(self, host: str) -> bool:
         """Return whether a host's agent does not run, as far as anybody knows."""

@@ -196,6 +196,11 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         await deciding._step(())
         assert steps == ["1"]
         steps.clear()
+        with pytest.raises(Unavailable):
+            async with forgetting.steady("3"):
+                raise Unavailable("the agent of 2 is off: type the same again")
+        await deciding._step(())
+        assert steps == []
 
         async def overtaken(_self: Vault, prefix: str, _kind: type) -> dict[str, object]:
             if prefix == FORGETTING:  # it looks a moment before the other one begins
