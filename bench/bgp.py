@@ -34,7 +34,8 @@ from watch import PATIENCE, Watch, wait
 
 from linkspan.backends.bgp.backend import BACKEND
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.states.programs import Bird, File, Process
 from linkspan.lab import agents, build, commands, containers, matrix, topology
 from linkspan.lab.record import Lab

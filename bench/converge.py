@@ -29,7 +29,8 @@ from report import progress, result
 from linkspan.backends import backend, migration
 from linkspan.core import garbage
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.ruleset import admission, skeleton
 from linkspan.core.states.host import (
     Address,

@@ -43,7 +43,7 @@ from linkspan.lab import agents, build, commands, containers, matrix, sockets, t
 from linkspan.lab.record import Host, Lab
 
 LAB = "lkpcrypt"
-TARGET, PEERS_TARGET = ">= 0.95", "<= 300"
+TARGET, PEERS_TARGET = ">= 0.97", "<= 300"
 PEERS = 100
 MTU = 1500
 

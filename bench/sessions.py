@@ -43,7 +43,8 @@ from linkspan.backends.ipsec import backend as ipsec
 from linkspan.backends.ipsec import strongswan_config
 from linkspan.backends.wireguard.backend import with_others
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Other, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Other, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.ruleset import admission, skeleton
 from linkspan.core.states.bgp import MESH
 from linkspan.core.states.host import (

@@ -186,7 +186,7 @@ OUTER = Header("IP 192.0.2.1 → 192.0.2.2", "way")
 
 
 class Way(NamedTuple):
-    """What is different from backend to backend, in the picture of two hosts."""
+    """Differences from backend to backend, in the picture of two hosts."""
 
     title: str
     sends: Sequence[tuple[str, str]]  # what the sending host looks up: kind and entry

@@ -1,17 +1,19 @@
-"""Run the files of the tests that failed in the parallel run once more, alone.
+"""Run the tests that failed in the parallel run once more, alone.
 
 A machine that runs other tests at the same time may cost a test its deadline. Such a test passes alone, and does not
 fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
-More than ``MOST`` failed tests are no accident and fail the run. A file runs as a whole, because its tests may look at
-one lab in their order.
+More than ``MOST`` failed tests are no accident and fail the run. Tests of a file may look at one lab in their order. So
+the tests before a failed one run again, too, if they use the same fixture of their module. A fixture that nobody
+changes has the session for its scope, or each test has its own.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
 """Where pytest's cache plugin lists the tests that failed, as the keys of a JSON object."""
@@ -24,6 +26,35 @@ def failed_tests() -> list[str]:
     return sorted(json.loads(LAST_FAILED.read_text())) if LAST_FAILED.exists() else []
 
 
+def shared_fixtures(item: pytest.Item) -> set[tuple[str, object]]:
+    """Return the fixtures that a test shares with others of its module, each with the number of its parameter."""
+    known = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public name for it
+    parameters = getattr(item, "callspec", None)
+    numbers = {} if parameters is None else parameters.indices
+    return {(name, numbers.get(name)) for name, found in known.items() if found[-1].scope == "module"}
+
+
+class SecondTry:
+    """A plug-in of pytest: of all collected tests it leaves the failed ones, and the steps before them."""
+
+    def __init__(self, failed: list[str]) -> None:
+        self.failed = frozenset(failed)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out all other tests."""
+        kept: list[pytest.Item] = []
+        later: dict[Path, set[tuple[str, object]]] = {}
+        for item in reversed(items):
+            wanted = later.setdefault(item.path, set())
+            shared = shared_fixtures(item)
+            if item.nodeid in self.failed:
+                wanted |= shared
+            elif not shared & wanted:
+                continue
+            kept.append(item)
+        items[:] = reversed(kept)
+
+
 def main() -> int:
     """Run the failed tests again, print those that passed now, and return the exit code of the whole run."""
     tests = failed_tests()
@@ -33,14 +64,13 @@ def main() -> int:
     if len(tests) > MOST:
         print(f"{len(tests)} tests failed; no second try, because more than {MOST} are no accident", file=sys.stderr)
         return 1
-    print(f"\n{len(tests)} failed beside other tests; their files run once more, alone:", flush=True)
+    print(f"\n{len(tests)} failed beside other tests; they run once more, alone:", flush=True)
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not alone", *files]
-    code = subprocess.run(command, check=False).returncode
+    code = pytest.main(["-p", "no:cacheprovider", "-m", "not alone", *files], [SecondTry(tests)])
     if code == 0:
         print("\nfailed beside other tests and passed alone (each is a defect to find):")
         print("\n".join(f"  {test}" for test in tests))
-    return code
+    return int(code)
 
 
 if __name__ == "__main__":

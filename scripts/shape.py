@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -68,8 +69,8 @@ PURE = frozenset({"__future__", "collections", "contextlib", "hashlib", "msgspec
 """What a backend imports from outside linkspan, at most: it is a pure function, and calls no open() either."""
 PURE_CORE = frozenset(
     (
-        *("addresses", "contracts", "egress", "errors", "fast_path", "ipam", "model", "needs", "program"),
-        *("ruleset", "seal", "states"),
+        *("addresses", "backend_contract", "egress", "errors", "fast_path", "host_view", "ipam", "model", "needs"),
+        *("program", "ruleset", "seal", "states"),
     )
 )
 """What a backend imports from core, at most: other modules there read files, wait or run tasks.
@@ -128,17 +129,38 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(tree: ast.AST, known: Container[str]) -> Iterator[tuple[int, str]]:
-    """Yield line and full name of every imported module, wherever in the file: also those for types only."""
-    for node in ast.walk(tree):
+def _inside(where: ast.AST) -> list[ast.stmt]:
+    """Return the statements (and except clauses and cases) directly in one; expressions have none."""
+    return [one for name in ("body", "orelse", "finalbody", "handlers", "cases") for one in getattr(where, name, ())]
+
+
+def statements(where: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements inside one, which are far fewer than all nodes."""
+    left = [where]
+    while left:
+        inside = _inside(left.pop())
+        yield from inside
+        left += inside
+
+
+@functools.cache
+def _import_lines(text: str) -> list[tuple[int, str, str]]:
+    """Return the line, the module and the name ('' for a whole module) of every import."""
+    found = []
+    for node in statements(ast.parse(text)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
+            found += [(node.lineno, alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            for alias in node.names:
-                module = f"{base}.{alias.name}"
-                yield node.lineno, module if module in known else base
+            found += [(node.lineno, base, alias.name) for alias in node.names]
+    return found
+
+
+def imports(text: str, known: Container[str]) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of every imported module, wherever in the file: also those for types only."""
+    for line, base, name in _import_lines(text):
+        module = f"{base}.{name}"
+        yield line, module if name and module in known else base
 
 
 def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
@@ -153,8 +175,8 @@ def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
     elif not folder and path.stat().st_size:
         yield f"{where}: its folder has no level; add it to LEVELS in scripts/shape.py"
         return
-    tree = ast.parse(path.read_text())
-    for line, module in imports(tree, known):
+    text = path.read_text()
+    for line, module in imports(text, known):
         if module.startswith("."):
             yield f"{where}:{line}: relative import; write it from linkspan"
         elif module.split(".")[0] == "linkspan":
@@ -164,7 +186,7 @@ def wrong_imports(path: Path, known: Container[str]) -> Iterator[str]:
         elif parts[0] in INTERPRETER_ONLY and module.split(".")[0] not in sys.stdlib_module_names:
             yield f"{where}:{line}: imports {module}: it needs the standard library only"
     if folder == "backends":
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
                 yield f"{where}:{node.lineno}: a backend is a pure function, and this opens a file"
 
@@ -193,7 +215,7 @@ def _upward(parts: tuple[str, ...], folder: str, module: str) -> Iterator[str]:
 def imported(known: dict[str, Path]) -> dict[str, list[str]]:
     """Return the modules of linkspan that each one imports."""
     return {
-        name: sorted({module for _, module in imports(ast.parse(path.read_text()), known)} & known.keys() - {name})
+        name: sorted({module for _, module in imports(path.read_text(), known)} & known.keys() - {name})
         for name, path in known.items()
     }
 
@@ -235,16 +257,18 @@ def set_from_outside(known: dict[str, Path]) -> Iterator[str]:
     structs, which are records and not parts; attributes that no class of linkspan sets, which are a library's; and
     what the function made itself, or caught.
     """
-    trees = {name: ast.parse(path.read_text()) for name, path in known.items()}
-    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    functions: dict[str, list[ast.AST]] = {}
+    classes: list[ast.ClassDef] = []
+    for name, path in known.items():
+        nodes = list(statements(ast.parse(path.read_text())))
+        functions[name] = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        classes += [node for node in nodes if isinstance(node, ast.ClassDef)]
     fields = _fields(classes)
     own = {target.attr for one in classes for target in _set_attributes(one) if _is_own(target)}
-    for name, tree in trees.items():
-        for function in ast.walk(tree):
-            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
+    for name, function in ((name, one) for name, every in functions.items() for one in every):
+        if targets := list(_set_attributes(function)):
             made = _made(function)
-            for target in _set_attributes(function):
+            for target in targets:
                 of = target.value
                 apart = isinstance(of, ast.Name) and of.id in made
                 if not (_is_own(target) or apart or target.attr in fields) and target.attr in own:
@@ -267,10 +291,15 @@ def _set_attributes(where: ast.AST) -> Iterator[ast.Attribute]:
 
 
 def _body(where: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(where):
-        if isinstance(where, ast.ClassDef) or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield node
-            yield from _body(node)
+    """Yield the statements of a class with its methods, or of a function without those inside."""
+    left = [where]
+    while left:
+        outer = left.pop()
+        inside = _inside(outer)
+        if not isinstance(outer, ast.ClassDef):
+            inside = [one for one in inside if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        yield from inside
+        left += inside
 
 
 def _made(function: ast.AST) -> set[str]:
@@ -321,7 +350,7 @@ def misplaced_helpers() -> Iterator[str]:
         where = "/".join(parts)
         if parts[1] != "support" and not path.name.startswith("test_") and path.name != "conftest.py":
             yield f"{where}: what tests import is in tests/support"
-        for line, module in imports(ast.parse(path.read_text()), ()):
+        for line, module in imports(path.read_text(), ()):
             if module.startswith("test_"):
                 yield f"{where}:{line}: imports {module}; put what both use into tests/support"
 
@@ -384,10 +413,10 @@ def stale(path: Path, text: str) -> Iterator[str]:
 
 
 def unnamed(page: str, source: Path) -> Iterator[str]:
-    """Yield the modules that the page's table of all modules lacks, and those in it that do not exist."""
-    table = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
+    """Yield the modules that the page's list of all modules lacks, and those in it that do not exist."""
+    listed = page.partition("\n## Every module\n")[2].partition("\n## ")[0]
     named: dict[str, set[str]] = {}
-    for where, what in re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE):
+    for where, what in re.findall(r"^### (.+)\n((?:[^#\n].*\n)+)", listed, re.MULTILINE):
         own = re.match(r"`([\w/]+)/`", where)
         named.setdefault(own[1] if own else "", set()).update(re.findall(r"`(\w+)`", what))
     folders = {str(path.parent.relative_to(source)) for path in source.rglob("__init__.py")} - {"."}
@@ -396,7 +425,7 @@ def unnamed(page: str, source: Path) -> Iterator[str]:
         told = named.get(folder, set())
         for name in sorted(there ^ told):
             how = "is missing in" if name in there else "is none, and in"
-            yield f"ARCHITECTURE.md: {Path(folder, name)} {how} the table of modules"
+            yield f"docs/modules.md: {Path(folder, name)} {how} the list of modules"
 
 
 def pictured(page: str) -> list[str]:
@@ -444,7 +473,8 @@ def complaints() -> Iterator[str]:
 def main() -> int:
     """Print the longest files, the complaints, and the longest chain of imports; return 1 if there are complaints."""
     page = (ROOT / "ARCHITECTURE.md").read_text()
-    found = [*complaints(), *unnamed(page, SOURCE), *unlike_the_picture(page)]
+    modules_page = (ROOT / "docs" / "modules.md").read_text()
+    found = [*complaints(), *unnamed(modules_page, SOURCE), *unlike_the_picture(page)]
     print("longest:", ", ".join(f"{path.relative_to(ROOT)} {lines}" for lines, path in lengths()[:LONGEST]))
     for complaint in found:
         print(complaint)

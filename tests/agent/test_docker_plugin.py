@@ -356,7 +356,7 @@ def test_an_endpoint_is_refused_what_linkspan_would_not_do(engine: Engine, optio
 
 
 def test_limits_of_a_container_hold_in_both_directions(engine: Engine, container: Callable[[], str]) -> None:
-    """What it receives from the first packet on, what it sends once it is found; over a restart of the agent, too."""
+    """The agent limits its first received packet, and what it sends once it is found; over a restart, too."""
     host, netns, address = engine.host, container(), engine.address()
     engine.endpoint(address, **{"bandwidth-in": "8m", "bandwidth-out": "4m"})
     (link,) = [name for name in host.links() if name.startswith("lsp")]

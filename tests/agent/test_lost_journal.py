@@ -91,7 +91,7 @@ def used(request: pytest.FixtureRequest, world: World) -> Any:
 
 @pytest.mark.parametrize("lose", LOSSES)
 def test_a_lost_journal_disconnects_no_container(used: Host, lose: Callable[[Host], None], world: World) -> None:
-    """Whatever happened to the file, all containers keep their network, and the next address is an unused one."""
+    """All containers keep their network, whatever happened to the file, and the next address is an unused one."""
     names = used.containers
     before, rules = {name: inside(name) for name in names}, outline(used)
     known = endpoints(used)
@@ -185,7 +185,7 @@ def test_a_container_that_died_meanwhile_holds_nothing(host: Host, world: World)
 
 
 def test_a_journal_of_an_older_backup_takes_nothing_back(host: Host, world: World) -> None:
-    """Who was detached since stays so, who came since continues, and who has another address now keeps that."""
+    """A container stays detached that left since, goes on if it came since, and keeps the address that it got since."""
     host.network("demo", "10.201.0.0/24")
     left, stays, moved, comes = (world.namespace() for _ in range(4))
     for name in (left, stays, moved):

@@ -64,6 +64,19 @@ def test_the_answers_from_the_records_are_the_kernels(yard: Yard) -> None:
     assert who.keys() == {"x-a", "y-a", "z-a"}
 
 
+def test_a_difference_of_lines_alone_is_a_change(yard: Yard) -> None:
+    """Traces and answers name a rule by its line, so an apply would change what they say."""
+    file = yard.folder / "lines.yaml"
+    file.write_text(ONLY_A)
+    yard.host.cli("policy", "apply", str(file))
+    assert yard.host.json("policy", "diff", str(file)) == []
+    file.write_text(f"# why\n{ONLY_A}")
+    (one,) = yard.host.json("policy", "diff", str(file), code=3)
+    assert (one["policy"], one["what"]) == ("only-a", "changed")
+    assert "the same at other lines" in one["diff"]
+    assert yard.host.json("policy", "apply", str(file))["changed"] == ["only-a"]
+
+
 def test_the_answers_know_internal_networks_and_the_own_host(yard: Yard) -> None:
     """Neither is a matter of policies: nothing leaves the one, and the other one is always reached."""
     yard.host.network("inner", "10.216.0.0/24", options={"mode": "routed"}, internal=True)
@@ -429,7 +442,7 @@ SAME_FOR_BOTH = (
 
 
 def test_while_policies_change_no_allowed_connection_is_refused_and_no_forbidden_one_comes_about(yard: Yard) -> None:
-    """Whatever changes: ports, peers, whom a policy is about, its name, tier, others beside it, labels, a default."""
+    """Ports, peers, subjects, the name and the tier of a policy change, others beside it, labels, and a default."""
     yard.apply(_text())
     with asking(yard, "z-a") as allowed, asking(yard, "z-b") as forbidden:
         for text in SAME_FOR_BOTH:
@@ -446,7 +459,7 @@ def test_while_policies_change_no_allowed_connection_is_refused_and_no_forbidden
 
 
 def test_while_the_first_policy_comes_and_the_last_one_goes_no_packet_is_lost(yard: Yard) -> None:
-    """What was in the rules when they went still finds what they look up: again and again."""
+    """Packets that are in the rules when these go still find what the rules look up: again and again."""
     with asking(yard, "z-a") as one, asking(yard, "y-a") as other:
         for _ in range(10):
             yard.apply(_text())

@@ -242,7 +242,7 @@ def test_whoever_talked_with_a_port_before_its_container_came_is_judged_as_well(
 
 
 def test_tiers_default_deny_and_staged_policies_count_for_it_as_well(ports: Ports) -> None:
-    """What admin passes on comes to the network's default; what a staged policy would refuse is counted."""
+    """The network's default decides what admin passes on; the kernel counts what a staged policy would refuse."""
     tier = "policy: guard\ntier: admin\nselect: {network: shared}\ningress:\n"
     ports.host.cli("network", "update", "shared", "--policy", "default-deny")
     try:

@@ -77,7 +77,7 @@ def test_a_staged_policy_counts_what_it_would_refuse_and_refuses_nothing(yard: Y
 
 
 def test_a_staged_version_leaves_the_enforced_one_in_force(yard: Yard) -> None:
-    """What both refuse is the enforced one's alone; without the staged version nothing is counted."""
+    """The enforced version has the packets that both refuse; without the staged version nothing is counted."""
     yard.apply(WEB)
     _stage(yard, SHUT, "--stage")
     server = yard.ips["x-b"][4]

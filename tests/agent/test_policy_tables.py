@@ -114,7 +114,7 @@ TIERED: dict[str, tuple[dict[Tier, str], str]] = {
 
 
 def test_tiers_decide_above_and_below(yard: Yard) -> None:
-    """What admin decides nobody changes, and baseline decides what nobody else does."""
+    """Nobody changes a decision of admin, and baseline decides where nobody else does."""
     about = dict(zip(PODS, TIERED.values(), strict=True))
     texts = [
         f"policy: {name}-{tier}\ntier: {tier}\nselect: {{name: {name}}}\ningress: [{said}]\n"
@@ -189,5 +189,5 @@ def test_a_policy_of_kubernetes_means_the_same_here(yard: Yard) -> None:
 )
 @given(made=policies)
 def test_the_kernel_and_the_judge_agree_on_random_policies(yard: Yard, made: list[Policy]) -> None:
-    """Whatever five policies of all tiers say, each cell is what the judge says of it, by IPv4 and IPv6."""
+    """Each cell is what the judge says of it, by IPv4 and IPv6, under any five policies of all tiers."""
     assert disagreements(yard, made, lambda _name: "") == RIGHT, "---\n".join(map(document.printed, made))

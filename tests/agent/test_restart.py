@@ -100,7 +100,7 @@ def test_new_rules_are_filled_before_they_are_in_force(host: Host, world: World)
 
 
 def test_an_entry_of_a_rule_that_was_there_does_not_wait_for_the_others(host: Host, world: World) -> None:
-    """What must be guarded now, and was not when the last agent ran, is guarded before its devices and routes."""
+    """A guard that the last agent did not need is there before the devices and routes that need it now."""
     host.network("demo")
     host.attach(world.namespace())
     until(lambda: host.differences() == [], "everything is put")

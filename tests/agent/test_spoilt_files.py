@@ -1,4 +1,4 @@
-"""Whatever becomes of one file of the state folder: containers keep their network, and what the error says helps."""
+"""One spoilt file of the state folder: containers keep their network, and the error says what helps."""
 
 from __future__ import annotations
 

@@ -43,9 +43,10 @@ async def serve(agent: FakeAgent, path: Path, started: threading.Event, stop: as
     app.add_routes(runtimes.routes({"cni": service}))
     async with listening(app) as runner:
         assert runner.server is not None
-        async with PluginCalls({"cni": service}, runner.server).at(listener(path)):
-            started.set()
-            await stop.wait()
+        with listener(path) as made:
+            async with PluginCalls({"cni": service}, runner.server).at(made):
+                started.set()
+                await stop.wait()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, KernelError
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.states.host import Ipip, LinkSysctl, Route, State, Sysctl
 from linkspan.core.states.programs import IpipHelper, Process
 from linkspan.diagnose.plan.plan import commands, ordered

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict
-from linkspan.core.model import Other
+from linkspan.core.host_view import Other
 from linkspan.core.states.host import Wireguard
 from linkspan.core.states.programs import Process
 from linkspan.core.states.wireguard import DEVICE, AllowedIp, Tools, WireguardKey, WireguardPeer
@@ -154,7 +154,7 @@ def test_nothing_is_in_clear_by_the_kernel(trio: Cluster, one: int, other: int) 
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_key_sends_from_its_host_s_blocks_only(trio: Cluster, number: int) -> None:
-    """Whatever a host that was broken into encrypts: a source that is not its own is dropped."""
+    """The kernel drops a source that is not the host's own, whatever a host that was broken into encrypts."""
     listener = Listener(trio, 1, net=78)
     trio.world.sh(f"h{number}", "nft delete chain inet linkspan sealed")
     sends_its_own_only(trio, number, DEMO, 78, listener)

@@ -12,7 +12,7 @@ import pytest
 
 from linkspan.agent.ipsec_sessions import Memory, missing, stepped, wanted_of
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.states.host import LinkSysctl, Route, State
 from linkspan.core.states.ipsec import IpsecChild, IpsecConnection, IpsecLink, Strongswan
 from linkspan.kernel.io import vici

@@ -251,7 +251,7 @@ def test_a_container_cannot_speak_to_its_hosts_peers(mesh: BgpRun, router: Speak
 
 
 def test_a_host_of_the_mesh_cannot_announce_what_is_anothers(mesh: BgpRun) -> None:
-    """Whoever has taken h2 over speaks for h2's leases, and for no other block, free or not."""
+    """An intruder on h2 speaks for h2's leases, and for no other block, free or not."""
     mesh.run("break", "h2", "agent-kill")
     os.kill(mesh.bird("h2"), 9)
     intruder = Speaker(mesh, "h2", 2)

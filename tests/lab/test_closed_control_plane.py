@@ -86,7 +86,7 @@ def container(cluster: ClusterRun, request: pytest.FixtureRequest) -> Iterator[s
 
 @pytest.mark.parametrize("container", NETWORKS, indirect=True)
 def test_a_container_is_refused_by_every_address_of_the_store(cluster: ClusterRun, container: str) -> None:
-    """Whatever the network, masqueraded or not: also by an address that only another host's agent uses."""
+    """Any network's container is refused, masqueraded or not, also at an address that only another host uses."""
     for address in STORE:
         for port in (CLIENTS, PEERS):
             assert (address, port, knock(container, address, port)) == (address, port, "refused")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.core.contracts import LIFE
+from linkspan.core.store_contract import LIFE
 from support.lab.etcd_runs import HOSTS, EtcdRun
 from support.polling import SHARED, until
 

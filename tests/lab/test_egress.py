@@ -174,7 +174,7 @@ def test_what_leaves_has_the_address_from_whichever_host(run: EgressRun) -> None
 
 @pytest.mark.usefixtures("seen")
 def test_nothing_answers_at_the_address(run: EgressRun) -> None:
-    """What comes to it and belongs to no connection of a container's is dropped; the host's own address answers."""
+    """The host drops packets to it that belong to no connection of a container's; the host's own address answers."""
     holder = run.held()
     own = record.load(run.name).host(holder).addresses[0].partition("/")[0]
     with sockets.inside(f"{run.name}-{holder}"):

@@ -103,7 +103,7 @@ def test_what_the_last_line_does_counts(state: Path) -> None:
 
 
 def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
-    """What was typed before is in the result, also if looking fails."""
+    """The result has all that was typed before, also if looking fails."""
     code = (
         "from linkspan.learn.watcher import Watcher; Watcher.look = lambda self: 1 / 0; "
         "import time; from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "

@@ -222,6 +222,7 @@ def test_a_pool_over_a_host_s_own_route_waits_there_until_the_route_is_gone(
     finally:
         cluster.ip("h2", f"route del {route}")
     cluster.joined("six")
+    until(lambda: "10.60.1.0/24" in cluster.ip("h2", "route show table all"), "h2 has the pool")
     cluster.ip("h2", f"route add {route}")
     try:
         until(lambda: "overlaps with this host's own route 10.60.0.0/16" in cluster.not_well("h2"), "h2 says so")

@@ -259,7 +259,7 @@ def test_a_silent_host_is_named_within_ten_seconds(cluster: ClusterRun) -> None:
 
 
 def test_a_garbage_record_is_skipped_and_named(cluster: ClusterRun) -> None:
-    """Whatever its kind, everybody continues, and says which record it is until it is gone."""
+    """All hosts continue, whatever the record's kind, and name it until it is gone."""
     prefix = cluster.keys("hosts/h2")[0].removesuffix("hosts/h2")
     keys = [
         "networks/bad",

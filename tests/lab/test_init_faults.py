@@ -31,7 +31,7 @@ def bare() -> Iterator[BareRun]:
              "+setting", "store.moved"],
 )  # fmt: skip
 def test_an_init_that_was_killed_can_be_repeated(bare: BareRun, step: str) -> None:
-    """Whatever it had made; the network and the container of before are in the cluster, and others join."""
+    """The second init finishes what the first had begun: network and container of before are in it, and others join."""
     bare.run("mend", "h1")
     bare.exec("h1", "linkspan network create demo --pool 10.244.0.0/16 --backend vxlan")
     bare.run("attach", "h1", "c1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.learn import sandbox
+from linkspan.core.errors import Denied
+from linkspan.learn import needs, sandbox
 from linkspan.learn.lesson import numbered
+from linkspan.learn.needs import Need
+from linkspan.learn.progress import Progress
+from linkspan.learn.sandbox import Sandbox
 from support.command_line import linkspan as typed
 from support.lab.reader import MAIN, SOURCE, Window, any_process, inside, learn, state
 from support.polling import until
@@ -42,6 +47,7 @@ def test_a_lesson_in_a_second_window(state: Path) -> None:
     report = json.loads(learn("report", "-o", "json"))
     told = report["lessons"][3]
     assert report["who"] == getpass.getuser()
+    assert json.loads(learn("report", "--who", "Li Lei", "-o", "json"))["who"] == "Li Lei"
     assert (told["tries"], told["hints"], told["solution_seen"], told["state"]) == (1, 3, True, "passed")
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 1}
     assert json.loads(learn("reset", "-o", "json")) == {"removed": 0}
@@ -62,6 +68,31 @@ def test_a_broken_network_is_explained_after_a_try(state: Path) -> None:
     learn("reset")
 
 
+def test_the_list_says_which_lessons_cannot_start(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what they need; a lesson that is passed stays passed."""
+    monkeypatch.setitem(needs.NEEDS, "bird", Need("false", "`birdc`", "apt install bird2"))
+    Progress(state / "linkspan" / "learn").spend("bgp", 1.0, passed=True)
+    lacks = {one["number"]: one["lacks"] for one in json.loads(learn("list", "-o", "json"))}
+    assert (lacks[1], lacks[20], lacks[32]) == ([], ["bird"], ["bird"])
+    said = learn("list", "--lang", "zh")
+    assert re.search("第 20、32 课需要 `birdc`.apt install bird2", said)
+    rows = {line.split()[0]: line for line in said.splitlines() if line}
+    assert ["无法开始" in rows[number] for number in ("1", "20", "32")] == [False, False, True]
+
+
+def test_the_list_says_that_no_sandbox_can_be_made(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell then what the lessons lack."""
+
+    def make(name: str, **_: bool) -> Sandbox:
+        raise Denied("this machine makes no sandbox: no", "use sudo")
+
+    monkeypatch.setattr(sandbox, "make", make)
+    assert {one["lacks"] for one in json.loads(learn("list", "-o", "json"))} == {None}
+    said = learn("list", "--lang", "zh")
+    assert said.count("无法开始") == 34
+    assert re.search("所有课程都无法开始.这台机器无法创建沙箱.no.请用 sudo\n$", said)
+
+
 def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> None:
     """Texts, steps and tables."""
     assert "网络命名空间" in learn("start", "1", "--lang", "zh")
@@ -73,7 +104,7 @@ def test_chinese_is_kept_until_another_language_is_asked_for(state: Path) -> Non
 
 
 def test_the_language_of_the_locale_is_kept_for_the_sandbox(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose own locale is C: `learn hint` speaks as the lesson did."""
+    """The sandbox's own locale is C, and `learn hint` speaks as the lesson did."""
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
     learn("start", "1")
     inside(state, f"learn hint > {state}/hint")
@@ -98,7 +129,7 @@ def test_play_and_check_answer_in_json(state: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_lesson_in_one_window(state: Path) -> None:
-    """What is achieved is said above the prompt, a half-typed line stays, and `next` goes on."""
+    """The window says above the prompt what is achieved, a half-typed line stays, and `next` goes on."""
     window = Window()
     window.shows("Lesson 1:")
     window.shows("[learn 1] #")
@@ -145,16 +176,17 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     assert not any_process(str(state / "linkspan" / "learn"))
 
 
-@pytest.mark.parametrize(("language", "told"), [("en", "watches no longer: integer division"), ("zh", "不再继续检查")])
-def test_a_reader_is_told_that_nobody_watches_any_more(language: str, told: str) -> None:
-    """In the reader's language, and the shell goes on."""
+@pytest.mark.parametrize(("language", "said"), [("en", "watches no longer: the sandbox"), ("zh", "不再观察")])
+def test_a_reader_is_told_that_nobody_watches_any_more(language: str, said: str) -> None:
+    """The shell goes on."""
     code = (
-        "import os; from linkspan.learn import terminal as t; from linkspan.cli.lesson_session import unwatched; "
-        "from linkspan.learn.language import Words; "
-        f"t.run(['sh'], os.environ, lambda: str(1 // 0), 0.1, unwatched(Words('{language}')))"
+        "import os; from linkspan.cli.lesson_session import unwatched; from linkspan.learn import sandbox, terminal; "
+        f"from linkspan.learn.language import Words; words = Words('{language}'); "
+        "gone = sandbox.Sandbox(2**30).results; "
+        "terminal.run(['sh'], os.environ, lambda: gone(['ls']), 0.1, lambda error: unwatched(error, words))"
     )
     window = Window("-c", code, main=(sys.executable,))
-    window.shows(told)
+    window.shows(said)
     window.type("exit")
     assert window.ends() == 0
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 from linkspan.cluster.founding.etcd_tools import BUMP
 from support.lab.bare_runs import BareRun
 from support.lab.restores import BACK_WITHIN, endpoints, founded, lost, networks, restore, settled, snapshot
-from support.polling import until
+from support.polling import SHARED, until
+
+SAID_WITHIN = 8.0 * SHARED
+"""Seconds in which a command says that there is no quorum: it asks the voters for two seconds, and some may elect."""
 
 
 @pytest.fixture
@@ -65,21 +69,44 @@ def test_a_restore_keeps_what_was_made_since_the_snapshot(bare: BareRun, tmp_pat
 
 
 def test_a_host_that_was_forgotten_since_the_snapshot_stays_outside(bare: BareRun, tmp_path: Path) -> None:
-    """Its user and its certificate are in the snapshot; so are tokens that were revoked since."""
+    """Its user, its certificate and its records are in the snapshot; so are tokens that were revoked since."""
     token = bare.token()
     bare.join("h3", token["token"])
+    bare.run("attach", "h3", "c3")
     file = snapshot(bare, tmp_path)
     bare.exec("h1", "linkspan cluster forget h3")
     bare.run("break", "h3", "agent-kill")
-    restore(bare, file)
+    told = restore(bare, file)
+    assert [one["name"] for one in told["departed"]] == ["h3"]  # type: ignore[attr-defined]
+    assert told["join_again"] == []
     settled(bare, "h1", "h2")
+    for host in ("h1", "h2"):
+        assert bare.roles(host).keys() == {"h1", "h2"}
+    h3 = bare.host_id("h3")
+    assert h3 not in bare.own_etcdctl("get /linkspan/leases/ --prefix --keys-only").stdout
+    assert h3 not in bare.own_etcdctl("get /linkspan/blocks/ --prefix").stdout
     refused = bare.own_etcdctl("get /linkspan/hosts/ --prefix", "h3", user="h3")
     assert refused.returncode != 0
     assert not refused.stdout
     id_ = (bare.files("h3").state_dir / "host-id").read_text().strip()
     assert id_ not in bare.own_etcdctl("user list").stdout
-    told = json.loads(bare.exec("h1", f"linkspan cluster token show {token['id']} -o json"))
-    assert told["state"] == "revoked"
+    shown = json.loads(bare.exec("h1", f"linkspan cluster token show {token['id']} -o json"))
+    assert shown["state"] == "revoked"
+
+
+def test_a_host_that_was_forgotten_is_not_asked_to_join_another_voter(bare: BareRun, tmp_path: Path) -> None:
+    """The voter with the list of revoked certificates is lost: the new one knows by the tombstone."""
+    bare.join("h3", bare.token()["token"])
+    file = snapshot(bare, tmp_path)
+    bare.exec("h1", "linkspan cluster forget h3")
+    until(lambda: "h3" not in bare.roles("h2"), "h2 knows that h3 is gone")
+    bare.run("break", "h3", "agent-kill")
+    bare.run("break", "h1", "link-down")
+    told = restore(bare, file, "h2")
+    assert [one["name"] for one in told["departed"]] == ["h3"]  # type: ignore[attr-defined]
+    assert [one["name"] for one in told["join_again"]] == ["h1"]  # type: ignore[attr-defined]
+    settled(bare, "h2")
+    assert bare.roles("h2").keys() == {"h1", "h2"}
 
 
 def test_a_rotation_of_authorities_that_was_under_way_ends(bare: BareRun, tmp_path: Path) -> None:
@@ -223,6 +250,17 @@ def test_one_of_three_voters_goes_on_alone_and_the_others_begin_again(
     for host in ("h2", "h3"):
         three.run("break", host, "link-down")
     until(lambda: not three.status("h1")["store"]["ok"], "the quorum is lost", BACK_WITHIN)
+    for command in ("token create", "token list", "forget h2", "demote h2", "init"):
+        begun = time.monotonic()
+        said = three.refused("h1", f"cluster {command}")
+        assert "etcd has no quorum: 1 of 3 voters answer (192.0.2.1), and 2 must" in said, command
+        assert "linkspan cluster recover" in said
+        assert time.monotonic() - begun < SAID_WITHIN, command
+    begun = time.monotonic()
+    shown = three.exec("h1", "linkspan cluster members")
+    assert time.monotonic() - begun < SAID_WITHIN
+    assert [line.split()[-1] for line in shown.splitlines()[1:4]] == ["no", "no", "no"]
+    assert "linkspan cluster recover" in shown
     told = json.loads(three.exec("h1", "linkspan cluster recover -o json"))
     assert told["join_again"] == []
     settled(three, "h1")

@@ -25,7 +25,7 @@ def bare() -> Iterator[BareRun]:
              "+before", "+gone"],
 )  # fmt: skip
 def test_a_restore_that_was_killed_can_be_repeated(bare: BareRun, tmp_path: Path, step: str) -> None:
-    """Whatever it had done: etcd has one of the two data folders at every moment, and no data are deleted."""
+    """Etcd has one of the two data folders at every moment, whatever was done until then, and no data are deleted."""
     file = snapshot(bare, tmp_path)
     bare.run("attach", "h2", "c3")
     state = bare.folder / "h1" / "state"

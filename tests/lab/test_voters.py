@@ -21,6 +21,8 @@ from support.polling import SHARED, until
 
 WRITES_WITHIN = 5.0 * SHARED
 """Seconds: the promise is 5."""
+FORGOTTEN_WITHIN = 20.0 * SHARED
+"""Seconds in which two voters restart their etcd in turn, each with an election."""
 
 
 @pytest.fixture
@@ -132,6 +134,42 @@ def test_a_voter_that_nobody_trusts_any_more_is_forgotten(bare: BareRun) -> None
         assert done.returncode != 0
         assert not done.stdout
     until(lambda: not bare.own_etcd("h3"), "the etcd of h3 has ended")
+
+
+def test_a_voter_stays_one_until_it_has_forgotten_a_host(bare: BareRun) -> None:
+    """Two hosts need one voter, and the one that is asked would be taken out: etcd's leader is the other one.
+
+    It ends what it began, and then the cluster takes it out. The same command may be typed again on the voter that is
+    left.
+    """
+    three(bare)
+    found = json.loads(bare.own_etcdctl("member list -w json").stdout)["members"]
+    ids = {one["name"].removeprefix("voter-"): one["ID"] for one in found}
+    moved = bare.own_etcdctl(f"move-leader {ids[bare.host_id('h2')]:x}")
+    assert "transferred" in moved.stdout, moved.stderr
+    begun = time.monotonic()
+    told = json.loads(bare.exec("h1", "linkspan cluster forget h3 -o json"))
+    assert (told["forgotten"], told["removed"]) == ("h3", True)
+    assert time.monotonic() - begun < FORGOTTEN_WITHIN
+    until(lambda: sorted(bare.roles("h2").values()) == ["client", "voter"], "two hosts have one voter")
+    (last,) = [host for host, role in bare.roles("h2").items() if role == "voter"]
+    told = json.loads(bare.exec(last, f"linkspan cluster forget {told['id']} -o json"))
+    assert (told["forgotten"], told["removed"]) == ("h3", False)
+
+
+def test_a_voter_whose_agent_is_off_does_not_hold_up_a_forget(bare: BareRun) -> None:
+    """Its etcd keeps connections that the host had opened: the command says so at once, and what to do."""
+    three(bare)
+    bare.run("break", "h2", "agent-kill")
+    until(lambda: bare.call("h1", "GET", "/v1/hosts/h2")["state"] != "alive", "h1 knows that h2 is off")
+    begun = time.monotonic()
+    refused = bare.refused("h1", "cluster forget h3")
+    assert "still open at h2: the agent there does not run; start it; then type the same again" in refused
+    assert time.monotonic() - begun < FORGOTTEN_WITHIN
+    bare.run("mend", "h2")
+    until(lambda: bare.call("h1", "GET", "/v1/hosts/h2")["state"] == "alive", "h1 knows that h2 is back")
+    bare.exec("h1", "linkspan cluster forget h3")
+    assert bare.roles().keys() == {"h1", "h2"}
 
 
 def killed_at(bare: BareRun, host: str, there: Callable[[], bool], what: str) -> None:

@@ -108,11 +108,33 @@ def test_a_real_packets_verdict_gives_way_when_problems_change(shown: Shown) -> 
     page.shows("ago", ".packet")
 
 
+def test_two_clicks_in_a_row_are_two(shown: Shown) -> None:
+    """A page that is busy need not have drawn the first one when the second one comes."""
+    shown.agent.more["trace"] = traced("reachable")
+    shown.page.shows("c2", ".list")
+    shown.page.run("document.querySelectorAll('button.row').forEach((one) => one.click())")
+    until(lambda: shown.page.text(".trace h2").split() == ["c1", "→", "c2"], "the trace is from c1 to c2")
+
+
 def test_a_port_without_a_listener_is_in_the_verdict(shown: Shown) -> None:
-    """Which is no good one then, though packets arrive."""
+    """The verdict is no good one then, though packets arrive."""
     shown.agent.more["trace"] = traced("reachable", listens=False)
     shown.page.run("location.hash = arguments[0]", f"{PAIR}&port=80/tcp")
     shown.page.shows("nothing listens on port 80/tcp", ".verdict.warn")
+
+
+def test_reasons_are_in_the_pages_language(shown: Shown) -> None:
+    """Those that the server knows; they change with the language, without another click."""
+    page = shown.page
+    shown.agent.more["trace"] = traced("broken", reason="link eth0 in host is down")
+    page.run("location.hash = arguments[0]", PAIR)
+    page.shows("link eth0 in host is down", ".verdict")
+    try:
+        page.language("zh")
+        page.shows("处于 down 状态", ".verdict")
+    finally:
+        page.language("en")
+    page.shows("link eth0 in host is down", ".verdict")
 
 
 def test_bgp_sessions_follow_the_live_state(shown: Shown) -> None:

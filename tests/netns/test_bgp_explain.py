@@ -1,9 +1,8 @@
-"""Why a session is not established, said of real peers: BIRD or FRR in a namespace, each with one thing wrong."""
+"""Reasons of sessions that are not established, with real peers: BIRD or FRR in a namespace, each with one fault."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -127,13 +126,15 @@ class Pair:
 
     def told(self, *words: str, seconds: float = 60.0) -> Why:
         """Wait until the reason has all of the words, and return it."""
-        end = time.monotonic() + seconds
-        while True:
-            why = self.why()
-            if why is not None and all(word in why.reason for word in words):
-                return why
-            assert time.monotonic() < end, f"{words} not in {why}\n{self.seen()}\n{self.bird.log()}"
-            time.sleep(0.1)
+        found: list[Why] = []
+
+        def fits() -> bool:
+            found[:] = filter(None, [self.why()])
+            return bool(found) and all(word in found[0].reason for word in words)
+
+        with explained(lambda: f"{found}\n{self.seen()}\n{self.bird.log()}"):
+            until(fits, f"the reason has {words}", seconds)
+        return found[0]
 
     def established(self, seconds: float = 60.0) -> None:
         """Wait for the session to be up."""

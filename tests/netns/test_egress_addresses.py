@@ -12,7 +12,8 @@ from linkspan.core import egress as rules
 from linkspan.core.addresses import prefix, whole
 from linkspan.core.clock import now
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Egress, Facts
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Egress
 from linkspan.core.ruleset import FROM_HOLDER, element, skeleton
 from linkspan.core.shell import Shell
 from linkspan.core.states.host import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.ruleset import element, skeleton, tunnel_peer, tunnel_port
 from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver

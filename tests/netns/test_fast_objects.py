@@ -9,7 +9,8 @@ import pytest
 
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Host, HostView, Underlay
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Host, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import NftExit, NftLinkChain, State
 from linkspan.diagnose.plan.plan import commands, ordered

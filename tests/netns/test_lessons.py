@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.errors import LinkspanError
-from linkspan.learn import play, sandbox
+from linkspan.learn import needs, play, sandbox
 from linkspan.learn.lesson import Lesson, numbered
+from linkspan.learn.needs import Need
 from linkspan.learn.sandbox import Sandbox
 from linkspan.learn.watcher import Judgement, Watcher, judge
 from support.netns.played_lessons import ALL, problems
@@ -68,6 +70,19 @@ def test_the_wrappers_are_made_from_a_user_s_path(monkeypatch: pytest.MonkeyPatc
     with sandbox.passing(f"test-path-{os.getpid()}") as box:
         for tool in filter(lambda name: Path("/usr/sbin", name).exists(), ("tcpdump", "dnsmasq")):
             assert box.script(f"command -v {tool}") == (0, f"{sandbox.RUN}/bin/{tool}")
+
+
+@pytest.mark.parametrize("loadable", [True, False])
+def test_a_module_that_could_be_loaded_is_not_loaded_to_find_that_out(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, loadable: bool
+) -> None:
+    """It would stay in the machine's kernel; one that cannot be loaded may be built in, so that is tried."""
+    monkeypatch.setitem(needs.NEEDS, "x", Need(f"touch {sandbox.RUN}/tried; false", "x", "", "rtnl-link-x"))
+    answer = "test \"$*\" = '-qn rtnl-link-x'" if loadable else "false"
+    program = f"{sandbox.RUN}/bin/modprobe"
+    box.script(f"printf '%s\\n' '#!/bin/sh' {shlex.quote(answer)} > {program}; chmod 755 {program}")
+    assert needs.unmet(box, ["ip", "x"]) == ([] if loadable else ["x"])
+    assert box.results([f"test -e {sandbox.RUN}/tried"])[0][0] == int(loadable)
 
 
 @pytest.mark.parametrize("word", ["uninstall", "agent", "status"])
@@ -220,3 +235,16 @@ def test_output_without_an_end_is_not_kept(box: Sandbox) -> None:
     (code, said), other = box.results(["yes", "printf 'a\\0b\\n\\n'; exit 7"])
     assert (code != 0, len(said) <= sandbox.OUTPUT) == (True, True)
     assert other == (7, "ab")
+
+
+def test_a_step_that_is_written_into_a_file_is_seen(box: Sandbox) -> None:
+    """Long after the network has changed: a reader writes the address down last."""
+    one = numbered("ipam-by-hand")
+    play.begin(box, one)
+    box.script("ip -n netns_C addr add 172.18.0.9/16 dev eth0")
+    watcher = Watcher(box, one, lambda: 0.0)  # no time passes, so it does not look again by itself
+    until(lambda: watcher.look() is None and watcher.look() is None, "it settles", 10 * SHARED)
+    box.script("echo '172.18.0.9 netns_C' >> /run/learn/addresses")
+    judged = watcher.look()
+    assert judged is not None
+    assert judged.checks == (True, True)

@@ -73,7 +73,7 @@ def test_an_answer_that_does_not_fit_comes_by_tcp(first: Said) -> None:
     ids=["number", "name"],
 )
 def test_an_answer_to_another_question_is_none(said: Said) -> None:
-    """Whoever sends it."""
+    """The lookup takes it from nobody."""
     with server(said) as port, pytest.raises(Unavailable, match="not answer what it was asked"):
         ask(port)
 

@@ -80,7 +80,7 @@ def test_rules_are_observed_after_a_link_has_gone_and_not_after_one_has_come(hos
 
 
 def test_a_policy_rule_of_ours_that_another_program_removes_is_an_event(host: Machine) -> None:
-    """What linkspan changes itself is none, and neither are rules of others: nobody looks at rules each second."""
+    """Changes by linkspan itself and rules of others are no events: nobody looks at rules each second."""
     events = RouteEvents(kinds(), host.ports(), host.neighbours.own, host.links.leaving)
     try:
         for family in (4, 6):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Port
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Port
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import NftChain, NftSet
 from linkspan.kernel.drivers.nftables_objects import FirewallDriver
 from linkspan.kernel.kinds import kinds
-from linkspan.policy import document, rules
+from linkspan.policy import document, endpoint_elements, rules
 from linkspan.policy.model import Policy, Subject
 from linkspan.policy.regime import Regime
 from support import policies as samples
@@ -51,10 +52,10 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
     wanted = [*samples.states(regime, [4, 6], ports=True), *rules.bridge_states(regime, [4, 6])]
     web = regime.chosen(Subject("w", "shop", "h1", {"app": "web"}))
     addresses = [prefix("10.1.0.2"), prefix("fd00::2")]
-    wanted += rules.of_endpoint(regime, web, addresses, policed=True)
-    wanted += rules.bridge_elements(regime, web, "lsp1", addresses)
+    wanted += endpoint_elements.of_endpoint(regime, web, addresses, policed=True)
+    wanted += endpoint_elements.bridge_elements(regime, web, "lsp1", addresses)
     ports = Port("", 443, 443, "tcp"), Port("192.0.2.1", 53, 53, "udp"), Port("2001:db8::1", 53, 53, "udp")
-    wanted += rules.of_ports(regime, web, ports, [4, 6])
+    wanted += endpoint_elements.of_ports(regime, web, ports, [4, 6])
     wanted = list(dict.fromkeys(wanted))
     with fresh_namespace() as netns, inside(netns):
         first, second = FirewallDriver(), FirewallDriver()
@@ -72,7 +73,7 @@ def test_a_new_agent_finds_the_rules_as_it_would_put_them() -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(samples.policies("p"))
 def test_nft_reads_any_policy(policy: Policy) -> None:
-    """Whatever a valid policy says, its sets and chains are there after one transaction."""
+    """The sets and chains of any valid policy are there after one transaction."""
     wanted = samples.states(Regime([policy], [policy]), [4, 6])
     with fresh_namespace() as netns, inside(netns):
         driver = FirewallDriver()

@@ -10,7 +10,7 @@ import pytest
 
 from linkspan.core import seal as sealed
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.ruleset import admission, crossing, element, skeleton
 from linkspan.core.states.host import GROUP, Address, LinkSysctl, Route, State, Wireguard
 from linkspan.core.states.wireguard import AllowedIp

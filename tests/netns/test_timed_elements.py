@@ -8,7 +8,7 @@ import pytest
 
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import KernelError
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.ruleset import TABLE, skeleton
 from linkspan.core.states.host import NftSet
 from linkspan.kernel.drivers import timed_elements

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from linkspan.backends import migration
-from linkspan.core.model import Migration, Network, Offer, Peer
+from linkspan.core.host_view import Peer
+from linkspan.core.model import Migration, Network, Offer
 from linkspan.diagnose.trace.hops import Unknown
 from support.netns.overlay import MTU, Cluster, network, network_states
 from support.netns.traced_cluster import address, traced

@@ -178,7 +178,7 @@ def test_no_size_is_claimed_that_was_not_proven(host: Host, limit: int, size: in
     ("fd77::2", "fd77::3", "net.ipv6.icmp.ratemask=0-1,3-255 net.ipv6.icmp.ratelimit=600000"),
 ])  # fmt: skip
 def test_a_limit_of_answers_to_pings_is_told(host: Host, source: str, target: str, limits: str) -> None:
-    """Whether this ping is answered depends on those before it; the usual limits are for errors only."""
+    """The trace says that the answer depends on the pings before; the usual limits are for errors only."""
     assert host.trace(source, target).reachable
     host.sh(f"sysctl -qw {limits}", "b")
     found = host.trace(source, target)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.diagnose.plan.plan import commands, endings, ordered
 from support.netns.machine_fixtures import needs, run
 from support.netns.overlay import Cluster, OverlayHost, network

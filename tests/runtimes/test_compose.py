@@ -1,4 +1,7 @@
-"""Docker Compose with networks `front` and `back` on two hosts: the page docs/compose.md, played by a real Compose."""
+"""Docker Compose with networks `front` and `back` on two hosts: the page docs/compose.md, played by a real Compose.
+
+And what docs/policy.md does with the application: policies close it, step by step.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,15 @@ from support.runtimes.virtual_host import VirtualHost, reaches
 
 pytestmark = pytest.mark.timeout(400)  # real engines are slow on a busy machine
 
-PAGE = (Path(__file__).parents[2] / "docs" / "compose.md").read_text()
-FILE = PAGE.partition("```yaml\n")[2].partition("```")[0]
+
+
+def shown(page: str) -> str:
+    """Return the file that a page shows."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    return text.partition("```yaml\n")[2].partition("```")[0]
+
+
+FILE, POLICIES = shown("compose.md"), shown("policy.md")
 NETWORKS = {"front": ("--pool", "10.95.0.0/16"), "back": ("--pool", "10.96.0.0/16", "--internal")}
 
 
@@ -122,6 +132,42 @@ def test_trace_walks_out_of_the_network_that_is_named(shop: Shop) -> None:
     until(lambda: {e["name"] for e in host.linkspan("endpoint", "list")} == {"shop-web-1", "shop-db-1"}, "named")
     assert host.linkspan("trace", "shop-web-1@back", "shop-db-1", check=False)["reachable"]
     assert "shop-web-1@front" in host.run("linkspan", "trace", "shop-web-1", "shop-db-1", check=False).stderr
+
+
+def test_policies_close_it_step_by_step(shop: Shop) -> None:
+    """First they only count a stranger in `back`, then they refuse it; the web server and the outside go on."""
+    one, two = shop.dockers
+    first, second = shop.hosts
+    file = first.folder / "shop.yaml"
+    file.write_text(POLICIES)
+    two.run("run -d --stop-timeout 1 --name stranger --network back busybox sleep 1000000")
+    database = "wget -q -T 5 -O - http://db:5432/hostname"
+
+    def tests_pass() -> bool:
+        found = first.linkspan("policy", "test", str(file), check=False)
+        return bool(found["ok"] == found["cases"] == 5)
+
+    def refused() -> list[tuple[str, ...]]:
+        assert two.execute("stranger", database) == "database", "a staged policy refuses nothing"
+        found = second.linkspan("policy", "staged")["refused"]
+        return [tuple(one[key] for key in ("policy", "from", "to", "port")) for one in found]
+
+    until(tests_pass, "the tests in the file pass, once the labels are known")
+    try:
+        assert first.linkspan("policy", "apply", "--stage", str(file))["created"] == ["db", "web"]
+        until(lambda: refused() == [("db", "stranger", "shop-db-1", "5432/tcp")], "the stranger is counted")
+        for name in ("db", "web"):
+            assert first.linkspan("policy", "enforce", name)["created"] == [name]
+        until(lambda: two.attempt(f"exec stranger {database}").returncode != 0, "the stranger is refused")
+        assert one.execute("shop-web-1", database) == "database"
+        assert shop.segment.fetched("http://192.0.2.11:8080/hostname") == "shop"
+        traced = second.linkspan("trace", "stranger", "shop-db-1", "--port", "5432", check=False)
+        assert "policy db line 1 refuses it" in str(traced)
+        assert tests_pass()
+    finally:
+        for name in ("db", "web"):
+            first.run("linkspan", "policy", "delete", name, check=False)
+        two.run("rm -f stranger")
 
 
 def test_down_leaves_nothing(shop: Shop) -> None:

@@ -19,7 +19,7 @@ PLAYED = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```console" 
 INSTEAD = 'mount --bind "$1" "$2"; shift 2; exec "$@"'
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def before() -> Iterator[list[str]]:
     """Give the words before a program for which `linkspan` need not start really: beside other tests it is a copy."""
     if SHARED == 1:

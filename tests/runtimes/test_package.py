@@ -48,7 +48,7 @@ ping=$!
 COUNT = "kill -INT $ping; wait $ping || true; tail -3 /tmp/pings"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the packages once; return their folder."""
     folder = tmp_path_factory.mktemp("build")
@@ -179,7 +179,7 @@ def test_a_package_over_a_checkout(built: Path, tmp_path: Path) -> None:
     assert "ExecStart=/opt/linkspan/bin/linkspan agent" in said
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def newer(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a .deb with the same files and a later version."""
     folder = tmp_path_factory.mktemp("newer")

@@ -434,7 +434,7 @@ async def filled(store: EtcdStore) -> None:
 
 
 async def test_a_full_etcd_keeps_what_stands_and_says_that_it_is_full() -> None:
-    """What has ended meanwhile cannot be put again until there is room."""
+    """Records that ended meanwhile cannot be put again until there is room."""
     with Members.started(1, ("--quota-backend-bytes", "1000000")) as members, members.inside():
         store, other, watched = await standing(members)
         late = EtcdStore(members.url("/c"))

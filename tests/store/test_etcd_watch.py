@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkspan.core.contracts import Batch
 from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.store_contract import Batch
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_watch import QUIET_SECONDS, Place
 from support.polling import PATIENCE, eventually

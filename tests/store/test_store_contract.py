@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from linkspan.core.contracts import PAGE
 from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.store_contract import PAGE
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
 from support.polling import eventually
 from support.store.engines import Engine, Watched
@@ -309,7 +309,7 @@ async def test_a_standing_record_obeys_conditions(engine: Engine) -> None:
 
 
 async def test_a_store_with_room_says_that_it_is_not_full(engine: Engine) -> None:
-    """Whoever asks changes nothing by it."""
+    """The question changes nothing."""
     store = engine.connect()
     _, revision = await store.list("")
     assert not await store.full()

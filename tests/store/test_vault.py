@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.store_url import TRUST
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_errors import Refused
-from linkspan.store.vault import SHARED, TRUST, Vault
+from linkspan.store.vault import SHARED, Vault
 from support.store.etcd_members import Members
 
 pytestmark = pytest.mark.root
@@ -106,7 +107,7 @@ async def test_a_host_writes_its_own_records_and_those_of_all(etcd: Members, tmp
 async def test_a_cluster_of_an_earlier_version_shares_what_this_one_does(
     etcd: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What hosts may write is granted at a voter's start; what is granted already is left alone."""
+    """A voter grants at its start what hosts may write, and leaves alone what is granted already."""
     async with vault(etcd, tmp_path) as one:
         with monkeypatch.context() as earlier:
             earlier.setattr("linkspan.store.vault.SHARED", tuple(word for word in SHARED if word != "policies/"))

@@ -1,4 +1,4 @@
-"""The contract of drivers (core/contracts.py), held by the kernel's own and by the one in memory."""
+"""The contract of drivers (core/driver_contract.py), held by the kernel's own and by the one in memory."""
 
 from __future__ import annotations
 

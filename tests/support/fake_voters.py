@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkspan.core.errors import Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store import vault as vaults
+from linkspan.store.etcd_errors import Failed
 from linkspan.store.etcd_wire import Json, Member, Members
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.vault import Vault
@@ -31,6 +31,8 @@ class Gateway:
         self.members: tuple[Member, ...] = ()
         self.silent: set[str] = set()
         """The hosts whose etcd does not answer."""
+        self.leaderless = False
+        """Whether those that answer know no leader."""
         self.url = etcd_parts(f"etcd://{','.join(places) or '192.0.2.1:5379'}/linkspan-trust")
         self.endpoint = "any"
         self.promoted: list[tuple[str, str]] = []
@@ -50,6 +52,11 @@ class Gateway:
         """Return what an etcd says that answers."""
         return await self.at(self.endpoint, path, body, seconds), False
 
+    async def openly(self, place: str, path: str, body: Json, seconds: float) -> bytes:
+        """Return what one etcd says of itself or of all, to anybody."""
+        said = await self.at(place, path, body, seconds)
+        return msgspec.json.encode(Members(members=self.members)) if path.endswith("member/list") else said
+
     async def at(self, place: str, path: str, body: Json, _seconds: float) -> bytes:
         """Return what one etcd says of itself; the first member leads."""
         if path.endswith("member/promote"):
@@ -58,8 +65,9 @@ class Gateway:
             raise self.refusal
         host = place.removeprefix("192.0.2.").removesuffix(":5379")
         if host in self.silent:
-            raise Unavailable(f"{place} does not answer")
-        return msgspec.json.encode({"header": {"member_id": host}, "leader": self.members[0].id})
+            raise Failed(f"{place} does not answer", "", sent=False, unanswered=True)
+        leader = "0" if self.leaderless else self.members[0].id
+        return msgspec.json.encode({"header": {"member_id": host}, "leader": leader})
 
 
 class Voters:

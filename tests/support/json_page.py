@@ -1,4 +1,4 @@
-"""What docs/json.md says of each command."""
+"""Fields that docs/json.md documents for each command."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linkspan.core.contracts import Driver, Support
+from linkspan.core.driver_contract import Driver, Support
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind, Link
 from linkspan.core.ports import PortTable

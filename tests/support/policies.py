@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from linkspan.core import icmp
 from linkspan.core.states.host import State
-from linkspan.policy import name_rules
+from linkspan.policy import name_rules, regime_difference
 from linkspan.policy import rules as nftables
 from linkspan.policy.judge import Probe
 from linkspan.policy.model import TIERS, Peer, Policy, Ports, Requirement, Rule, Selector, Subject, Tier
@@ -91,7 +91,7 @@ probes = st.builds(Probe, st.sampled_from(("tcp", "udp", "sctp")), st.sampled_fr
 def states(regime: Regime, families: Collection[int], *, ports: bool = False) -> list[State]:
     """Return the sets and chains of all policies of a regime, with those that they have in common."""
     found = [*nftables.common(regime, families, ports=ports), *name_rules.sets(regime.names, families)]
-    for part in nftables.parts(regime).values():
+    for part in regime_difference.parts(regime).values():
         found += nftables.states(regime, part, families)
     return list(dict.fromkeys(found))
 

@@ -21,7 +21,7 @@ from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import Key, NftChain, NftElement, NftSet, NftTable, State
 from linkspan.kernel.probe import conntrack, underlay
-from linkspan.policy import rules
+from linkspan.policy import readings
 from linkspan.policy.model import Peer, Policy, Rule, Selector
 from linkspan.policy.regime import Regime
 from linkspan.store.memory import Memory
@@ -92,7 +92,7 @@ def _leads(state: State) -> Iterator[Key]:
     """Yield the keys of the chains and sets of policies that a state needs."""
     match state:
         case NftElement(family=family, table=table, set=name, data=data):
-            if rules.ours(state):
+            if readings.ours(state):
                 yield NftSet(family, table, name, "").key
             texts = data
         case NftChain(family=family, table=table, rules=texts):

@@ -88,17 +88,13 @@ from linkspan.cluster.reservations import Reservations
 from linkspan.cluster.shared_states import SharedStates, learning
 from linkspan.cluster.withdrawal import Withdrawal
 from linkspan.core.config import CONFIG_FILE, Config
-from linkspan.core.contracts import Store
 from linkspan.core.errors import Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import (
-    Endpoint,
-    Host,
-    HostView,
-    Network,
-)
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Endpoint, Host, Network
 from linkspan.core.ports import PortTable
 from linkspan.core.states.host import Key
+from linkspan.core.store_contract import Store
 from linkspan.diagnose.doctor.peer_probe import Probe
 from linkspan.dns.service import NameService
 from linkspan.endpoints import detach

@@ -20,7 +20,8 @@ from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Unavailable, counted
-from linkspan.core.model import CONTROLLER, Facts, Network, Peer
+from linkspan.core.host_view import Facts, Peer
+from linkspan.core.model import CONTROLLER, Network
 from linkspan.diagnose.doctor import host_checks, store_checks, system_checks
 from linkspan.diagnose.doctor.checks import Check, Status
 from linkspan.kernel.drivers import bridge_filters

@@ -23,7 +23,7 @@ from linkspan.backends.bgp.bird_config import CONTROL, LOG, RULES
 from linkspan.cluster.networks import Networks
 from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import HostView
+from linkspan.core.host_view import HostView
 from linkspan.core.states.bgp import REFLECTORS, Session, crowded
 from linkspan.core.states.programs import BGP_PORT, BGP_REFUSED, Bird
 from linkspan.core.supervise import ended, lasting, pause
@@ -31,7 +31,6 @@ from linkspan.diagnose.doctor import bgp_checks, bgp_evidence
 from linkspan.diagnose.doctor.bgp_reasons import Evidence, Why, explain
 from linkspan.diagnose.doctor.checks import Check
 from linkspan.diagnose.trace.bgp_routes import Learning, Told
-from linkspan.diagnose.trace.kernel_answers import KernelAnswers
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.probe import bird_control
 from linkspan.kernel.probe.bird_control import Protocol, Route
@@ -240,6 +239,8 @@ class BgpSessions:
 
     def _closely(self, peering: BgpSession, folder: Path | None) -> tuple[BgpSession, Evidence]:
         """Examine one session (in a thread); takes up to 5 s."""
+        from linkspan.diagnose.trace.kernel_answers import KernelAnswers  # 0.4 MB, for few
+
         session, seen = peering.session, peering.seen
         alone = sum(other.why is not None for other in self._known.values()) < 2
         said = bgp_evidence.recent(folder / LOG) if folder else ()

@@ -68,13 +68,13 @@ class ClusterRecovery:
             return await take(vault.gateway, file)
 
     async def restore(
-        self, host: Host, snapshot: Path | None, known_cluster: str, known: Mapping[str, str]
+        self, host: Host, snapshot: Path | None, known_cluster: str, known: Mapping[str, str], gone: frozenset[str]
     ) -> tuple[Restored, bool]:
         """Make a cluster of one voter, this host: from a snapshot, or (None) from its own data.
 
         Also return whether the agent restarts. ``known_cluster`` is the id of the cluster to which this host belongs
-        ('': any), and ``known`` has the names of the known hosts by their ids. What broke off can be repeated. Raises
-        LinkspanError.
+        ('': any), ``known`` has the names of the known hosts by their ids, and ``gone`` the ids of removed ones. What
+        broke off can be repeated. Raises LinkspanError.
         """
         cluster = self._cluster
         async with cluster.turn:
@@ -92,6 +92,7 @@ class ClusterRecovery:
                     host.name,
                     known_cluster,
                     known,
+                    gone,
                     partial(self._unit.install, voter, service),
                     cluster.config.store,
                     cluster.config.certificate_life,

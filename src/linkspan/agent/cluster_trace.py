@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -21,9 +21,11 @@ from linkspan.diagnose.trace.live import Heard, Listen
 from linkspan.diagnose.trace.live_packet import new_mark
 from linkspan.diagnose.trace.packet import Packet
 from linkspan.diagnose.trace.parts import Entry, Part
-from linkspan.diagnose.trace.result import Local
 from linkspan.diagnose.trace.trace import Place, Trace, Unanswered, trace
 from linkspan.kernel.io.namespaces import Namespaces
+
+if TYPE_CHECKING:
+    from linkspan.diagnose.trace.result import Local
 
 
 class Walk(NamedTuple):
@@ -58,6 +60,8 @@ class ClusterTrace:
         self._ask = ask
 
     def _local(self, known: Map) -> Local:
+        from linkspan.diagnose.trace.result import Local  # 0.3 MB with the walk, for few
+
         return Local(self._namespaces, known, self._state_dir, self._learning())
 
     async def answer(self, question: Walked | Listen) -> Part | Heard:

@@ -23,7 +23,8 @@ from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.desired import Change, Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint, HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import Key, NftTable, State
 from linkspan.core.supervise import ended, lasting
@@ -230,7 +231,7 @@ class FastEndpoints:
 
 
 class Inside:
-    """Which flows of containers that were on the fast path of their network may have been on it."""
+    """Flows that may have been on the fast path, of containers that were."""
 
     def __init__(self, others: Mapping[str, Collection[Prefix]], aside: Collection[str]) -> None:
         """Take the pools of its network by a container's address, and the addresses that were not on the path here."""

@@ -29,9 +29,9 @@ from linkspan.cluster.founding.trust_files import Voter
 from linkspan.cluster.founding.voter_control import VoterControl, change_settings
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.config import Config
-from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict, Denied, LinkspanError, Unavailable
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN
 from linkspan.store.snapshot import SNAPSHOT
@@ -270,32 +270,45 @@ class Founding:
         async with self._cluster.vault() as vault:
             return await authority_rotation.progress(vault)
 
-    async def forget(self, word: str, here: str, known: Callable[[str], bool]) -> tuple[str, str]:
-        """Shut a host out, by its name or id; return its id and its name. ``here`` is this host's id.
+    async def forget(
+        self, word: str, here: str, known: Callable[[str], bool], remove: Callable[[str], Awaitable[None]]
+    ) -> tuple[str, str, bool]:
+        """Shut a host out, by its name or id; return its id and name, and whether it had records.
 
-        ``known`` says of a host's id whether it has anything among the records. A voter is taken out of etcd first.
-        Raises NotFound, and Conflict if this host is no voter, or the others would have no quorum without that voter.
+        ``here`` is this host's id, ``known`` says of a host's id whether it has anything among the records, and
+        ``remove`` removes that. A voter is taken out of etcd first. Meanwhile the voters stay who they are. Raises
+        NotFound, and Conflict if this host is no voter, or the others would have no quorum without that voter.
         """
         control, revocation = self._control(f"forget host {word}")
         from linkspan.cluster.founding import exclusion
 
+        def serves() -> bool:
+            return self.voters is not None and self.voters.revocation is revocation
+
         async with self._cluster.turn, self._cluster.vault() as vault:
-            id_, host = await control.meant(word)
+            id_, name = await control.forgettable(word)
             if id_ == here:
                 hint = "linkspan cluster leave; or type it on another voter, if there is one"
                 raise Conflict(f"host {word} is the voter that you ask", hint)
-            await control.take_out(id_, host.name)
-            publish = partial(revocation.everywhere, control.answering)
-            await exclusion.exclude(vault, id_, publish, known=known(id_))
-        return id_, host.name
+            async with control.steady(id_):
+                await control.take_out(id_, name)
+                publish = partial(revocation.everywhere, control, serves)
+                await exclusion.exclude(vault, id_, publish, known=known(id_))
+                if removed := known(id_):
+                    await remove(id_)
+        return id_, name, removed
 
     async def promote(self, word: str) -> str:
         """Let a host become a voter next, by its name or id; return its id. Raises Conflict or NotFound."""
-        return await self._control(f"promote host {word}")[0].choose(word)
+        control, _ = self._control(f"promote host {word}")
+        await self._cluster.require_quorum()
+        return await control.choose(word)
 
     async def demote(self, word: str) -> str:
         """Let a voter be a client from now on, by its host's name or id; return its id. Raises Conflict or NotFound."""
-        return await self._control(f"demote host {word}")[0].demote(word)
+        control, _ = self._control(f"demote host {word}")
+        await self._cluster.require_quorum()
+        return await control.demote(word)
 
     def _control(self, what: str) -> tuple[VoterControl, Revocation]:
         self._cluster.required(what)
@@ -326,14 +339,17 @@ class Founding:
     async def _part(self, host: Host, vacate: Callable[[], Awaitable[None]], *, force: bool) -> None:
         """Let the cluster know that this host leaves it."""
         try:
-            if self._cluster.voter() is not None:
-                await self._control("leave the cluster")[0].take_out(host.id, host.name)
+            control = None if self._cluster.voter() is None else self._control("leave the cluster")[0]
+            await self._cluster.require_quorum()
+            if control is not None:
+                await control.take_out(host.id, host.name)
             await vacate()
             signers = member_list.signers(self._cluster.places)
             await handover.ask(self._files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
         except (Unavailable, Denied) as error:  # denied: an earlier try broke off, or the host was forgotten
             if not force:
-                hint = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
+                anyway = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
+                hint = f"{error.hint}. Or: {anyway}" if isinstance(error, Unavailable) and error.hint else anyway
                 raise type(error)(f"the cluster does not let this host leave: {error.message}", hint) from error
             with contextlib.suppress(Unavailable, Denied):  # a voter may have failed before its containers ended
                 await vacate()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from linkspan.backends import backend
-from linkspan.core.model import Facts, Network
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Network
 from linkspan.kernel.worker import Worker
 
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 import msgspec
 
 from linkspan.agent.own_cluster import addresses
-from linkspan.cluster.founding import member_list
+from linkspan.cluster.founding import member_list, quorum
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Store
-from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.errors import Conflict
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_wire import Member as Listed
-from linkspan.store.etcd_wire import decode
-
-PATIENCE = 2.0
-"""Seconds for one voter's answer."""
-
 
 ROLES = ("voter", "learner", "client")
 """In the order in which they are shown."""
 
 
-class _Status(msgspec.Struct, frozen=True):
-    leader: str = ""
-
-
 class Member(msgspec.Struct, frozen=True):
     """A host in the documented format; ``healthy`` is None if nobody knows."""
 
+    id: str
     host: str
     role: str
     address: str
@@ -50,15 +41,18 @@ async def members(store: Store, hosts: Hosts, *, own: bool) -> list[Member]:
         why = "its etcd is maintained with etcdctl" if other else "`linkspan cluster init` makes one"
         raise Conflict("this host is in no cluster that linkspan founded", why)
     known = hosts.all()
-    found = {_host(known.values(), one): one for one in await member_list.listed(store.gateway)}
-    answers = dict(zip(found, await asyncio.gather(*(_healthy(store, one) for one in found.values())), strict=True))
+    voters = await quorum.look(store.gateway)
+    if not voters.members and voters.problem is not None:
+        raise voters.problem
+    found = {_host(known.values(), one): one for one in voters.members}
+    answers = {id_: voters.healthy(one) for id_, one in found.items()}
     told = [
-        Member(host.name, _role(found.get(id_)), _address(host), host.version,
+        Member(id_, host.name, _role(found.get(id_)), _address(host), host.version,
                answers[id_] if id_ in found else hosts.lives(id_))
         for id_, host in known.items()
     ]  # fmt: skip
     told += [
-        Member(id_, _role(one), member_list.address(one), "", answers[id_])
+        Member(id_, id_, _role(one), member_list.address(one), "", answers[id_])
         for id_, one in found.items()
         if id_ not in known
     ]
@@ -75,17 +69,6 @@ def _host(hosts: Iterable[Host], member: Listed) -> str:
 
 def _role(member: Listed | None) -> str:
     return "client" if member is None else "learner" if member.learner else "voter"
-
-
-async def _healthy(store: EtcdStore, member: Listed) -> bool:
-    """Return whether a member answers, and knows a leader."""
-    if not (places := member_list.endpoints([msgspec.structs.replace(member, learner=False)])):
-        return False
-    try:
-        answer = await store.gateway.at(places[0], "/v3/maintenance/status", {}, PATIENCE)
-    except Unavailable:
-        return False
-    return decode(answer, _Status).leader not in ("", "0")
 
 
 def _address(host: Host) -> str:

@@ -41,7 +41,7 @@ def lifetime(ttl: int) -> int:
 
 
 class Usable:
-    """Which addresses a name may have: none of a pool, of a host of the cluster, or with a cloud's secrets.
+    """Addresses that a name may have: none of a pool, of a host of the cluster, or with a cloud's secrets.
 
     Otherwise the owner of a name could let containers reach what its policy closes to them (DNS rebinding).
     """
@@ -81,7 +81,7 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Ends:
-    """When each of at most MOST addresses leaves a set."""
+    """Times at which each of at most MOST addresses leaves a set."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -103,7 +103,7 @@ class _Ends:
 
 
 class _Known:
-    """What is known of a name: its addresses that are let through, and the former ones."""
+    """Addresses of a name: those that are let through, and the former ones."""
 
     def __init__(self) -> None:
         self.now, self.past = _Ends(), _Ends()

@@ -15,7 +15,8 @@ from linkspan.cluster.membership import Membership, raise_first
 from linkspan.cluster.network_plans import InUse, NetworkRequest
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable, counted
-from linkspan.core.model import Endpoint, HostView, Network, NetworkPolicy
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Endpoint, Network, NetworkPolicy
 from linkspan.endpoints import detach
 from linkspan.endpoints.registry import Registry
 from linkspan.runtimes import check_exposure

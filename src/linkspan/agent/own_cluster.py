@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from linkspan.agent.settings_file import drop_store, keep_store
+from linkspan.cluster.founding import quorum
 from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.addresses import prefix
 from linkspan.core.config import Config
@@ -17,6 +18,7 @@ from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.model import Host
 from linkspan.core.store_url import etcd_parts, told
 from linkspan.runtimes import systemd
+from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.vault import Vault
 
 Restart = Callable[[Config], None]
@@ -131,9 +133,18 @@ class OwnCluster:
 
     @contextlib.asynccontextmanager
     async def vault(self) -> AsyncIterator[Vault]:
-        """Give the vault, as etcd's root, at any voter."""
+        """Give the vault, as etcd's root, at any voter. Raises Unavailable at once if the voters have no quorum."""
         async with self._vault_at(self.places) as vault:
+            await quorum.require(vault.gateway)
             yield vault
+
+    async def require_quorum(self) -> None:
+        """Raise Unavailable, with the cause and the fix, if the voters can change nothing now."""
+        gateway = Gateway(etcd_parts(self.config.store))
+        try:
+            await quorum.require(gateway)
+        finally:
+            await gateway.close()
 
     @contextlib.asynccontextmanager
     async def vault_here(self, voter: Voter) -> AsyncIterator[Vault]:

@@ -12,11 +12,10 @@ from linkspan.backends.sdn import backend as sdn
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.questions import Ask
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import HostView, Peer
+from linkspan.core.host_view import HostView, Peer
 from linkspan.diagnose.doctor import peer_checks, peer_probe
 from linkspan.diagnose.doctor.checks import Check
 from linkspan.diagnose.doctor.peer_probe import Probe, Probed, Refusal, Wanted
-from linkspan.diagnose.trace.kernel_answers import KernelAnswers
 from linkspan.kernel.io.namespaces import Namespaces
 
 PATIENCE = 4.0
@@ -78,6 +77,8 @@ class PeerSurvey:
         link = underlay.ifname if underlay is not None else ""
 
         def run() -> Probed:
+            from linkspan.diagnose.trace.kernel_answers import KernelAnswers  # 0.4 MB, for few
+
             with contextlib.closing(KernelAnswers(self._namespaces)) as asked:
                 return peer_probe.run(asked, probe.session, own, link, wanted, refused)
 

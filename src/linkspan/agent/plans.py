@@ -15,7 +15,8 @@ from linkspan.core import ruleset
 from linkspan.core.config import Config
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Network
 from linkspan.core.states.host import Key, State
 from linkspan.kernel.kinds import kinds
 from linkspan.kernel.worker import Worker

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import asyncio
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -12,6 +13,7 @@ from linkspan.agent.policy_names import PolicyNames
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
+from linkspan.core import fast_path
 from linkspan.core.errors import Conflict, Invalid, NotFound, closest
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
@@ -89,6 +91,7 @@ class Policies:
         """
         self._require_hosts("apply policies")
         for policy in policies:
+            await asyncio.sleep(0)  # there may be thousands
             checked(policy)
             self._check_networks(policy)
             self._check_agents(policy)
@@ -96,6 +99,7 @@ class Policies:
             raise Invalid("one policy is there twice", "give each its own name")
         found: dict[str, list[str]] = {"created": [], "changed": [], "same": []}
         wanted: dict[str, Policy] = {}
+        coming = [] if staged else [policy for policy in policies if self._is_coming(policy)]
         for policy in policies:
             key = _key(policy.name, staged=staged)
             known = self._replica.value(key, Policy)
@@ -114,6 +118,7 @@ class Policies:
         warnings = [text for policy in policies for text in self.warnings(policy)]
         if not staged:
             warnings += self._untracked(self._enforcement.filtered() - before)
+            warnings += self._off_the_path(coming)
         return Applied(
             **{word: tuple(names) for word, names in found.items()}, warnings=tuple(dict.fromkeys(warnings))
         )
@@ -126,6 +131,18 @@ class Policies:
                     f"network {network.name}: open connections with containers under policies end with their next "
                     "packet, also those that are allowed, because no rule has seen them until now; next time, "
                     "`linkspan policy apply --stage` a minute earlier keeps them"
+                )
+
+    def _off_the_path(self, coming: Iterable[Policy]) -> Iterator[str]:
+        """Yield what happens to open connections of containers that ``coming`` policies take off the fast path."""
+        for network in self._networks.all():
+            about = (one.select.networks for one in coming)
+            if fast_path.is_fast(network) and any(not names or network.name in names for names in about):
+                yield (
+                    f"network {network.name}: TCP connections that containers under these policies have open on the "
+                    "fast path end with their next packet, also those that are allowed, because nothing has tracked "
+                    "them until now; next time, `linkspan policy apply --stage` a minute earlier keeps those that are "
+                    "allowed whichever end began them"
                 )
 
     async def _write(self, values: Mapping[str, Policy], only_if: Mapping[str, int]) -> None:
@@ -149,6 +166,11 @@ class Policies:
                     name = key.removeprefix(STAGED)
                     raise Conflict(f"policy {name} was staged again meanwhile", "`linkspan policy staged` shows it")
         raise Conflict("apply policies: others change them all the while", "try again")
+
+    def _is_coming(self, policy: Policy) -> bool:
+        """Return whether a policy would select others than until now: staged ones have taken theirs off the path."""
+        known = self._replica.value(_key(policy.name), Policy)
+        return not self._is_staged(policy.name) and (known is None or known.select != policy.select)
 
     def _is_staged(self, name: str) -> bool:
         return self._replica.value(_key(name, staged=True), Policy) is not None

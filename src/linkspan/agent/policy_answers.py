@@ -148,6 +148,7 @@ class PolicyAnswers:
         judge = Judge(after.values(), self._judge.closed)
         failed = []
         for case in cases:
+            await asyncio.sleep(0)  # a file may have a hundred thousand, and an answer takes up to some milliseconds
             try:
                 answer = self._answer(judge, *await self.pair(case.source, case.target, judge), case.port)
             except LinkspanError as error:

@@ -23,7 +23,7 @@ from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import BridgeFilter, State
-from linkspan.policy import rules
+from linkspan.policy import endpoint_elements, rules
 from linkspan.policy.model import DIRECTIONS, Subject, selects
 from linkspan.policy.regime import Regime
 from linkspan.store.derived import Derived
@@ -94,11 +94,11 @@ class PolicyElements:
             return []
         chosen = force.regime.chosen(self.subject(endpoint))
         found_at = [one for one in addresses(endpoint) if one.family in force.families]
-        found = rules.of_endpoint(force.regime, chosen, found_at, policed=policed(endpoint))
+        found = endpoint_elements.of_endpoint(force.regime, chosen, found_at, policed=policed(endpoint))
         if bridged(endpoint) and force.bridges:
-            found += rules.bridge_elements(force.regime, chosen, endpoint.host_ifname, found_at)
+            found += endpoint_elements.bridge_elements(force.regime, chosen, endpoint.host_ifname, found_at)
         if hosted(endpoint) and force.ports:
-            found += rules.of_ports(force.regime, chosen, endpoint.ports, force.families)
+            found += endpoint_elements.of_ports(force.regime, chosen, endpoint.ports, force.families)
         return found
 
     def identities(self) -> set[tuple[str, str]]:
@@ -155,12 +155,13 @@ class PolicyElements:
             chosen = alike.setdefault(chosen, chosen)
             for at in one.prefixes:
                 if _within(pools.get(network, ()), at):
-                    element = rules.known(at)
+                    element = endpoint_elements.known(at)
                     known[element.parts[0]] = Known(at, chosen, one.container)
                     if at.family in force.families:
                         states.setdefault("", []).append(element)
                         for digest in chosen:
-                            states.setdefault(digest, []).append(rules.peer(digest, at.family, element.parts))
+                            found = endpoint_elements.peer(digest, at.family, element.parts)
+                            states.setdefault(digest, []).append(found)
         return known, states
 
     def reselected(
@@ -196,7 +197,7 @@ class PolicyElements:
                 known[text] = Known(at, chosen, there.name)
                 family = at.family
                 for digest in by if family in force.families else ():
-                    states.setdefault(digest, []).append(rules.peer(digest, family, (text,)))
+                    states.setdefault(digest, []).append(endpoint_elements.peer(digest, family, (text,)))
         return known, states
 
     def of_hosts(self, force: InForce, name: str) -> Iterator[State]:
@@ -205,7 +206,7 @@ class PolicyElements:
             if network.name == name:
                 texts = [*network.gateways, *(a for lease in self._leases.all(name) for a in lease.addresses)]
                 found = (prefix(text).single() for text in texts)
-                yield from (rules.known(one) for one in found if one.family in force.families)
+                yield from (endpoint_elements.known(one) for one in found if one.family in force.families)
 
     def unenforced(self, regime: Regime) -> list[str]:
         """Return a sentence for each policy and network here of which containers are not protected."""

@@ -2,9 +2,9 @@
 
 ``endpoints/registry.py`` puts an endpoint's elements with the endpoint itself. Everything else is put here: the rules,
 the elements of other hosts' endpoints, and those of this host's when policies change. A change of policies is one
-batch of what differs (``rules.difference``): one transaction puts, so no packet meets rules whose sets are not filled,
-and a second one deletes what nobody wants any more. Flows that it forbids are cut after that. Everything is compared
-at the start, after a failure, and when networks come to matter or their pools change.
+batch of what differs (``policy/regime_difference.py``): one transaction puts, so no packet meets rules whose sets are
+not filled, and a second one deletes what nobody wants any more. Flows that it forbids are cut after that. Everything is
+compared at the start, after a failure, and when networks come to matter or their pools change.
 
 An agent that starts does not know the other hosts' endpoints yet, and the store may be away. Until they are read, the
 elements that the last agent put stay.
@@ -34,9 +34,9 @@ from linkspan.endpoints.registry import Identity, policy_source
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.kernel.probe import conntrack, underlay
 from linkspan.kernel.worker import Worker
-from linkspan.policy import name_rules, rules
+from linkspan.policy import name_rules, readings, rules
 from linkspan.policy.regime import Regime
-from linkspan.policy.rules import Difference
+from linkspan.policy.regime_difference import Difference, difference
 from linkspan.store.records import ENDPOINTS
 
 log = logging.getLogger("linkspan.agent.policy_enforcement")
@@ -55,7 +55,7 @@ _KEPT: Source = ("policy", "kept")
 
 
 class _Plan(msgspec.Struct, frozen=True):
-    """What a change is about: what will be in force, and what of it differs from what is.
+    """Plan of a change: what will be in force, and what of it differs from what is.
 
     ``changed``: the policies do. ``whole``: everything is compared. ``read``: other hosts' endpoints have been read.
     """
@@ -145,7 +145,7 @@ class Enforcement:
         if not self.regime:
             return
         self._force = self._wanted(self.regime)
-        sources = self._rules(rules.difference(Regime(), self.regime))
+        sources = self._rules(difference(Regime(), self.regime))
         sources[_NAMES] = [*name_rules.sets(self.regime.names, self._force.families)]
         self._kept = await self._worker.run(self._keep, sources)
 
@@ -153,7 +153,7 @@ class Enforcement:
         """Desire these, and the elements of their sets that are there; return those (worker thread)."""
         reconciler = self._worker.machine.reconciler
         there = [state for state in reconciler.observed((NftElement,)) if isinstance(state, NftElement)]
-        kept = _within(there, rules.sets_of_peers(self._force.regime, self._force.families))
+        kept = _within(there, readings.sets_of_peers(self._force.regime, self._force.families))
         reconciler.changes({**sources, _KEPT: kept})
         return kept
 
@@ -291,7 +291,7 @@ class Enforcement:
         # No pause from here until the worker is called: attaches that see the new rules come after their sets.
         sources |= self._of_here(plan)
         kept = self._kept if recorded and not plan.read else []
-        kept = _within(kept, rules.sets_of_peers(recorded, plan.force.families)) if kept else []
+        kept = _within(kept, readings.sets_of_peers(recorded, plan.force.families)) if kept else []
         if kept != self._kept:
             self._stricter, sources[_KEPT] = True, [*kept]
         # What goes is first: an address may lead somewhere else, because another endpoint has it now.
@@ -334,7 +334,7 @@ class Enforcement:
         whole = self._everything or moved or (read and bool(self._kept)) or not (self.regime and recorded)
         self._stricter |= changed or pools != self._put_pools
         self._everything, self._mattering, self._put_pools = False, mattering, pools
-        return _Plan(force, rules.difference(Regime() if whole else self.regime, recorded), changed, whole, read)
+        return _Plan(force, difference(Regime() if whole else self.regime, recorded), changed, whole, read)
 
     async def _of_others(self, plan: _Plan) -> dict[Source, list[State]]:
         """Return what differs of other hosts' endpoints, by source; take in what is known of them."""
@@ -467,7 +467,7 @@ class Enforcement:
         if ("host", "firewall") not in desired.sources():
             return InForce(regime)
         wanted = self._elements.wanted(regime)
-        bridges = frozenset(one for one in wanted.bridges if desired.owners(("Bridge", one)))
+        bridges = frozenset(one for one in wanted.bridges if desired.state(("Bridge", one)) is not None)
         return msgspec.structs.replace(wanted, bridges=bridges)
 
     def filtered(self) -> frozenset[str]:

@@ -36,7 +36,7 @@ class Known(msgspec.Struct, frozen=True, gc=False):
 
 
 class Flows:
-    """Which flows are forbidden, as a value for another thread: it is called with each flow."""
+    """Judge of flows, as a value for another thread: it is called with each flow, and says if it is forbidden."""
 
     def __init__(
         self,

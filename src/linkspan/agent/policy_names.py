@@ -72,7 +72,7 @@ class _Question(msgspec.Struct, frozen=True):
 
 
 class _Asked(msgspec.Struct):
-    """When a question is due (never: it is under way), how often in a row it failed, and why it brought no address."""
+    """State of a question: when it is due (never: under way), its failures in a row, and why it has no address."""
 
     due: float = 0
     failed: int = 0

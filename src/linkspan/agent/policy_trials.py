@@ -14,7 +14,7 @@ from linkspan.kernel.drivers.nftables_texts import MOST as MOST_ELEMENTS
 from linkspan.kernel.probe import conntrack, policy_counts, underlay
 from linkspan.kernel.probe.policy_counts import Tally
 from linkspan.kernel.worker import Worker
-from linkspan.policy import rules
+from linkspan.policy import readings
 
 MOST = 1000
 """Entries that an answer has."""
@@ -66,7 +66,7 @@ class Trials:
 
     def _of(self, flows: Flows, past: Flows) -> Trial:
         """Read and judge in a thread of its own: a container that scans ports fills sets with 65,535 flows."""
-        sets = policy_counts.tallies(TABLE, rules.TALLIES)
+        sets = policy_counts.tallies(TABLE, readings.TALLIES)
         counted = sorted((one for some in sets for one in some), key=lambda one: -one.packets)
         refused, more = summed(counted, flows)
         full = any(len(some) >= MOST_ELEMENTS for some in sets)

@@ -8,7 +8,8 @@ from linkspan.backends import backend, bridge
 from linkspan.backends.bgp import backend as bgp
 from linkspan.backends.bgp.settings import meshed
 from linkspan.backends.multi_host import CHECK_MAC
-from linkspan.core.model import Facts, Host, Network, Underlay
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Host, Network, Underlay
 from linkspan.core.states.bgp import REFLECTORS, crowded
 
 BRIDGE = bridge.BACKEND.name

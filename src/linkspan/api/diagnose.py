@@ -22,7 +22,7 @@ from linkspan.runtimes import checks as checks_of_runtimes
 
 
 class PathTold(msgspec.Struct, frozen=True):
-    """What a host has measured to a peer; ``round_trip`` in seconds (None: no answer yet), ``loss`` of 0 to 1."""
+    """Measurements of a host to a peer; ``round_trip`` in seconds (None: no answer yet), ``loss`` of 0 to 1."""
 
     host: str
     peer: str

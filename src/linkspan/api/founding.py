@@ -136,9 +136,8 @@ class FoundingRoutes:
         def known(host: str) -> bool:
             return host in agent.hosts.all() or bool(agent.leases.held(host))
 
-        id_, name = await agent.founding.forget(request.match_info["name"], agent.hosts.here.id, known)
-        if removed := known(id_):
-            await agent.leases.remove_host(id_)
+        word, here = request.match_info["name"], agent.hosts.here.id
+        id_, name, removed = await agent.founding.forget(word, here, known, agent.leases.remove_host)
         return answer({"forgotten": name, "id": id_, "removed": removed})
 
     async def _promote(self, request: web.Request) -> web.Response:

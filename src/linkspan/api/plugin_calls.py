@@ -28,7 +28,7 @@ AGAIN = 1.0
 
 
 class _Answering(NamedTuple):
-    """Who answers at a path, and with which type of content."""
+    """Handler of a path, with the type of content of its answers."""
 
     service: Service
     content_type: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -11,10 +12,14 @@ from aiohttp import web
 from linkspan.agent.agent import Agent
 from linkspan.agent.policy_probes import Probed
 from linkspan.api.responses import answer, body, doing
+from linkspan.core.errors import Invalid
 from linkspan.policy.model import Case, Policy
 
+T = TypeVar("T")
 LOOK = 1.0
 """Seconds between looks whether somebody still follows drops."""
+LARGEST = 16 << 20
+"""Bytes of policies in a request: as JSON they have every field of every rule, so a file of 4 MiB becomes that long."""
 _LINES = "application/x-ndjson"
 
 
@@ -76,7 +81,7 @@ class PolicyRoutes:
         return answer({**self._told(policy), "names": self._agent.policy_names.told(sorted(policy.names))})
 
     async def _apply(self, request: web.Request) -> web.Response:
-        wanted = await body(request, ApplyBody)
+        wanted = await _policies(request, ApplyBody)
         with doing("apply policies"):
             return answer(await self._agent.policies.apply(wanted.policies, staged=wanted.staged))
 
@@ -107,7 +112,7 @@ class PolicyRoutes:
         return answer(await self._agent.policy_answers.who_can(target, port))
 
     async def _test(self, request: web.Request) -> web.Response:
-        wanted = await body(request, TestBody)
+        wanted = await _policies(request, TestBody)
         if wanted.live:
             probed = await self._agent.policy_probes.test(wanted.cases)
         else:
@@ -135,3 +140,12 @@ class PolicyRoutes:
                     await response.write(msgspec.json.encode(drop) + b"\n")
             return response
         return response
+
+
+async def _policies(request: web.Request, type_: type[T]) -> T:
+    """Return a request with policies. Raises Invalid."""
+    try:
+        return await body(request, type_, LARGEST)
+    except web.HTTPRequestEntityTooLarge as error:
+        what = f"the policies have more than {LARGEST >> 20} MiB as JSON"
+        raise Invalid(what, "give them in several files, one after the other") from error

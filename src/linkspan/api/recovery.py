@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,11 @@ from aiohttp import web
 from linkspan.agent.agent import Agent
 from linkspan.api.responses import answer, body
 from linkspan.core.errors import Invalid
+from linkspan.store.records import GONE
 from linkspan.store.snapshot import SNAPSHOT, remembered
+
+GRAVES = f"{GONE}hosts/"
+"""Prefix of the tombstones of hosts."""
 
 
 class FileBody(msgspec.Struct, frozen=True):
@@ -50,8 +55,7 @@ class RecoveryRoutes:
         agent = self._agent
         cluster, known = self._known()
         host = agent.hosts.here
-        made, restarts = await agent.cluster_recovery.restore(host, snapshot, cluster, known)
-        again = sorted((name, id_) for id_, name in made.again.items())
+        made, restarts = await agent.cluster_recovery.restore(host, snapshot, cluster, known, self._gone())
         return answer(
             {
                 "cluster": made.cluster,
@@ -59,7 +63,8 @@ class RecoveryRoutes:
                 "store": made.url,
                 "before": made.before,
                 "token": made.token,
-                "join_again": [{"id": id_, "name": name} for name, id_ in again],
+                "join_again": _told(made.again),
+                "departed": _told(made.departed),
                 "started_after": agent.started if restarts else 0,
             }
         )
@@ -72,6 +77,17 @@ class RecoveryRoutes:
             return "", hosts  # it was alone, and has nothing that another cluster would not know
         cluster = agent.replica.store.cluster or remembered(Path(agent.config.state_dir) / SNAPSHOT).cluster
         return cluster, hosts
+
+    def _gone(self) -> frozenset[str]:
+        """Return the ids of the hosts that were removed from the cluster, as far as this host knows."""
+        replica = self._agent.replica
+        graves = {key.removeprefix(GRAVES) for key in replica.keys_under(GRAVES)}
+        return frozenset(graves - self._agent.hosts.ids())
+
+
+def _told(hosts: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return hosts, names by ids, as JSON has them."""
+    return [{"id": id_, "name": name} for name, id_ in sorted((name, id_) for id_, name in hosts.items())]
 
 
 def _absolute(wanted: FileBody) -> Path:

@@ -73,8 +73,13 @@ def error_body(error: LinkspanError) -> dict[str, dict[str, str]]:
     return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 
-async def body(request: web.Request, type_: type[T]) -> T:
-    """Parse a request's JSON. Raises Invalid, which says where the JSON is wrong."""
+async def body(request: web.Request, type_: type[T], largest: int = 0) -> T:
+    """Parse a request's JSON, of as many bytes as all requests may have, or ``largest``.
+
+    Raises Invalid, which says where the JSON is wrong.
+    """
+    if largest:
+        request = request.clone(client_max_size=largest)
     try:
         return msgspec.json.decode(await request.read(), type=type_)
     except msgspec.ValidationError as error:

@@ -25,13 +25,13 @@ async def serving(agent: Agent, application: Callable[[], web.Application]) -> A
     path = Path(agent.config.socket)
     async with listening(application()) as runner:
         assert runner.server is not None
-        async with (
-            PluginCalls(agent.services, runner.server).at(listener(path)),
-            metrics_at(agent.config.metrics, StatusRoutes(agent).metrics),
-            _engines(agent),
-        ):
-            yield
-    path.unlink(missing_ok=True)  # a DEL then finds no socket at once
+        with listener(path) as made:
+            async with (
+                PluginCalls(agent.services, runner.server).at(made),
+                metrics_at(agent.config.metrics, StatusRoutes(agent).metrics),
+                _engines(agent),
+            ):
+                yield
 
 
 @contextlib.asynccontextmanager
@@ -48,5 +48,5 @@ async def _engines(agent: Agent) -> AsyncIterator[None]:
             for one in handed:
                 await web.SockSite(runner, one, backlog=BACKLOG).start()
             if path:
-                await on_socket(runner, Path(path), at.setting, umask=0o177)
+                await all_sockets.enter_async_context(on_socket(runner, Path(path), at.setting, umask=0o177))
         yield

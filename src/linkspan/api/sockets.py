@@ -7,7 +7,7 @@ import errno
 import grp
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from aiohttp import web
@@ -37,15 +37,22 @@ async def listening(app: web.Application) -> AsyncIterator[web.AppRunner]:
         await runner.cleanup()
 
 
-async def on_socket(runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117) -> None:
-    """Serve on the unix socket that ``listener`` makes; raises what it raises."""
-    await web.SockSite(runner, listener(path, setting, umask), backlog=BACKLOG).start()
+@contextlib.asynccontextmanager
+async def on_socket(
+    runner: web.AppRunner, path: Path, setting: str = "socket", umask: int = 0o117
+) -> AsyncIterator[None]:
+    """Serve on the unix socket that ``listener`` gives, until the block ends; raises what it raises."""
+    with listener(path, setting, umask) as made:
+        await web.SockSite(runner, made, backlog=BACKLOG).start()
+        yield
 
 
-def listener(path: Path, setting: str = "socket", umask: int = 0o117) -> socket.socket:
-    """Return a listening unix socket that the group may use, unless the umask forbids it.
+@contextlib.contextmanager
+def listener(path: Path, setting: str = "socket", umask: int = 0o117) -> Iterator[socket.socket]:
+    """Give a listening unix socket that the group may use, unless the umask forbids it. Whoever serves it closes it.
 
-    Raises Invalid if it cannot be made, and Conflict if another process serves it.
+    Its file is removed with the block: whoever connects then finds at once that nobody serves. Raises Invalid if it
+    cannot be made, and Conflict if another process serves it.
     """
     another = f"give --{setting} another path" if setting == "socket" else f"give {setting} another path"
     if (pid := locks.listener(str(path))) is not None:
@@ -54,10 +61,16 @@ def listener(path: Path, setting: str = "socket", umask: int = 0o117) -> socket.
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _listen_at(made, path, umask)
+        own = path.lstat().st_ino
     except OSError as error:
         made.close()
         raise Invalid(f"{setting} {path}: {reason(error)}", remedy(error, path, another)) from error
-    return made
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # it is gone, or its folder is
+            if path.lstat().st_ino == own:  # else another process serves there by now
+                path.unlink()
 
 
 def _listen_at(made: socket.socket, path: Path, umask: int) -> None:

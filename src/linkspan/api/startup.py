@@ -38,13 +38,11 @@ async def waiting(agent: Agent) -> AsyncIterator[None]:
         if request.path in paths():
             return web.Response(status=503)
         why = f"the agent waits for the store: {agent.founding.problem or agent.replica.problem}"
-        return answer(error_body(Unavailable(why, "`linkspan status` shows the store")), 503)
+        fix = "" if agent.founding.problem else agent.replica.fix
+        return answer(error_body(Unavailable(why, fix or "`linkspan status` shows the store")), 503)
 
     app = web.Application(middlewares=[errors_and_rights])
     app.add_routes([*RecoveryRoutes(agent).restoring(), *FoundingRoutes(agent).joining()])
     app.router.add_route("*", "/{path:.*}", refuse)
-    path = Path(agent.config.socket)
-    async with listening(app) as runner:
-        await on_socket(runner, path)
+    async with listening(app) as runner, on_socket(runner, Path(agent.config.socket)):
         yield
-    path.unlink(missing_ok=True)

@@ -131,8 +131,11 @@ class StatusRoutes:
         change, _, _ = self._difference(inside)
         desired = self._worker.machine.reconciler.desired
         names = dict.fromkeys(source for source in desired.sources() if of is None or of(source))
-        states = {key: state for name in names for key, state in desired.sources()[name].items()}
-        owners = {key: [owner for owner in desired.owners(key) if owner in names] for key in states}
+        states, owners = dict[Key, State](), dict[Key, list[Source]]()
+        for name in names:
+            for key, state in desired.sources()[name].items():
+                states[key] = state
+                owners.setdefault(key, []).append(name)
         return list(states.values()), owners, {state.key for state in change.put}
 
     async def _addresses(self, request: web.Request) -> web.Response:

@@ -1,6 +1,6 @@
 """Backends, one file each: how packets cross between endpoints and between hosts. ``_ALL`` is the complete list.
 
-The contract (``contracts.Backend``)
+The contract (``core/backend_contract``)
     A backend is pure: it returns states and does no I/O. Every backend has ``check``, ``completed``,
     ``claims``, ``network`` and ``endpoint``. A backend that crosses hosts also has ``announce`` (what peers
     must know), ``check_offer`` (what a record may say of that), ``peer``, and ``needs`` (what must pass on the
@@ -17,7 +17,7 @@ The contract (``contracts.Backend``)
 
 Facts
     Some states depend on the machine: does Docker drop FORWARD, does firewalld run, did the host forward before.
-    Probes observe this into ``model.Facts``, so backends stay pure, and a change of facts is a new plan. Facts
+    Probes observe this into ``host_view.Facts``, so backends stay pure, and a change of facts is a new plan. Facts
     never follow from what linkspan itself did. The programs that may serve a kind of state are facts, too. The
     kind's declaration looks for them (``finds``), and a backend asks for one by its class.
 
@@ -60,7 +60,7 @@ from linkspan.backends.bgp import backend as bgp_backend
 from linkspan.backends.ipsec import backend as ipsec_backend
 from linkspan.backends.sdn import backend as sdn_backend
 from linkspan.backends.wireguard import backend as wireguard_backend
-from linkspan.core.contracts import Backend
+from linkspan.core.backend_contract import Backend
 from linkspan.core.errors import Conflict, Invalid
 from linkspan.core.extensions import extended
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.core.addresses import FAMILIES
-from linkspan.core.contracts import HostPhase
-from linkspan.core.model import Endpoint, Facts, Host, HostView, Lease, Network, Peer
+from linkspan.core.backend_contract import HostPhase
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Endpoint, Host, Lease, Network
 from linkspan.core.needs import Need
 from linkspan.core.program import Program
 from linkspan.core.states.host import State

@@ -27,8 +27,9 @@ from collections.abc import Iterable
 from linkspan.backends.base import BaseBackend
 from linkspan.core.addresses import Prefix, derived_mac, link_local, mac, whole
 from linkspan.core.errors import Invalid, Unavailable
+from linkspan.core.host_view import Facts, HostView
 from linkspan.core.ipam import ROUTED_GATEWAY
-from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Network
+from linkspan.core.model import Allowance, Endpoint, Network
 from linkspan.core.ruleset import BRIDGE, INET, element, pool_text
 from linkspan.core.states.host import (
     HOST,

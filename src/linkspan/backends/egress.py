@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from linkspan.core import egress
 from linkspan.core.addresses import Prefix, whole
-from linkspan.core.model import HostView, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Network
 from linkspan.core.ruleset import element, pool_text
 from linkspan.core.states.host import HOST, UNREACHABLE_METRIC, PolicyRule, Route, State
 

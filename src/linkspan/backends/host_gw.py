@@ -39,7 +39,8 @@ from linkspan.backends.multi_host import (
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import HostView, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Network
 from linkspan.core.needs import Need
 from linkspan.core.states.host import State
 

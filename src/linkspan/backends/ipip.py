@@ -41,7 +41,8 @@ from linkspan.backends.multi_host import (
 from linkspan.backends.routed import TunnelBackend
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Facts, HostView, Network, Peer
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Network
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import FROM_HOLDER, element
 from linkspan.core.states.host import Ipip, Route, State, TunnelExit, TunnelPrefix

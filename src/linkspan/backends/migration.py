@@ -31,7 +31,8 @@ from linkspan.backends import backend
 from linkspan.backends.multi_host import loose_underlay
 from linkspan.core import seal
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable
-from linkspan.core.model import HostView, Lease, Migration, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Lease, Migration, Network, Offer, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.states.host import Key, Route, State
 from linkspan.core.states.ipsec import Strongswan

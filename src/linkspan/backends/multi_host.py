@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from linkspan.backends.bridge import forwards, pool_states
 from linkspan.core.addresses import BITS, FAMILIES, Prefix, derived_mac, host_address, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import HostView, Network, Peer, Underlay
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Network, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import crossing, element
 from linkspan.core.states.host import Address, Bridge, LinkSysctl, Route, State, Sysctl

@@ -26,7 +26,8 @@ from linkspan.backends.multi_host import (
 )
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Endpoint, HostView, Lease, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Endpoint, Lease, Network
 from linkspan.core.states.host import Route, State
 
 

@@ -63,10 +63,11 @@ from linkspan.backends.routed import TunnelBackend
 from linkspan.core import fast_path
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Conflict, Invalid
-from linkspan.core.model import HostView, Lease, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Lease, Network
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element, tunnel_peer, tunnel_port
-from linkspan.core.states.host import FdbEntry, Neighbour, Route, State, Vxlan
+from linkspan.core.states.host import FdbEntry, Neighbour, Route, State, Vxlan, link_name
 
 PORT = 4789
 """RFC 7348 section 5 (the kernel's own default, 8472, is older)."""
@@ -164,13 +165,13 @@ class VxlanBackend(TunnelBackend):
         """Return the peer's states, and those for its part of the way to the outside."""
         yield from super().peer(view, network, peer)
         by = device(network)
-        own = {address.family: address.packed for address in map(prefix, peer.lease.addresses)}
         if fast_path.is_fast(network):
             vtep, targets = offered(network, peer, self.name)["mac"], list(reached(peer))
             hops = {one.family: Prefix(theirs(network, peer, one.family), 0).address for one in targets}
             yield from fast_path.peer_states(view, by, vtep, targets, hops)
-        yield from egress.routes(view, network, peer, by, own, plain=False)
         if egress.families(view, network, peer):
+            own = {address.family: address.packed for address in map(prefix, peer.lease.addresses)}
+            yield from egress.routes(view, network, peer, by, own, plain=False)
             yield element("egress_ways", by, offered(network, peer, self.name)["mac"])
 
     def check_offer(self, lease: Lease, offer: Mapping[str, str]) -> None:
@@ -232,7 +233,7 @@ def vni(network: Network) -> int:
 
 def device(network: Network) -> str:
     """Return the device's name: ``lsx`` and the VNI in hexadecimal."""
-    return f"lsx{vni(network):x}"
+    return link_name(f"lsx{vni(network):x}")
 
 
 def _port(network: Network) -> int:

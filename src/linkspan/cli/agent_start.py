@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from linkspan.agent import locks
 from linkspan.api.client import Client
 from linkspan.core import config
 from linkspan.core.errors import LinkspanError, Unavailable
@@ -15,8 +16,14 @@ from linkspan.runtimes import systemd
 
 PATIENCE = 60.0
 """Seconds for an agent's start."""
+ANSWER = 10.0
+"""Seconds for one answer of an agent: a busy one answers later, and is asked again."""
 AGAIN = 0.02
 """Seconds between two looks."""
+OTHER_SOCKET = (
+    "does it have another socket (`socket` in its settings; then give --socket PATH), or does it hang? "
+    "`systemctl restart linkspan`, or end it and type this again; containers keep running"
+)
 LOG = "agent.log"
 """The log of an agent that no service manager started, in the state folder."""
 
@@ -24,18 +31,27 @@ LOG = "agent.log"
 def ensure_agent(client: Client, config_file: str, patience: float = PATIENCE) -> None:
     """Start an agent unless one runs, and wait until it has its records. Raises LinkspanError.
 
-    One that waits for its store gets ``patience`` seconds from its first answer on, whoever started it.
+    One that runs and does not answer at this moment is waited for: it may start, end, or be busy. One that waits for
+    its store gets ``patience`` seconds from its first answer on, whoever started it.
     """
-    if (waits := _waits(client)) == "":
-        return
-    process, log = (None, "") if waits else _begun(client, config_file)
-    deadline, answered = time.monotonic() + PATIENCE, False
-    while (waits := _waits(client)) != "":
+    asking = Client(client.path, ANSWER)
+    process: subprocess.Popen[bytes] | None = None
+    log, begun, answered = "", False, False
+    deadline = time.monotonic() + PATIENCE
+    while (waits := _waits(asking)) != "":
         if waits and not answered:
             answered, deadline = True, min(deadline, time.monotonic() + patience)
-        if (process is not None and process.poll() is not None) or time.monotonic() > deadline:
+        pid = locks.listener(locks.NAMESPACE_LOCK) if waits is None else None
+        runs = waits is not None or pid is not None
+        if not runs and not begun:
+            begun, deadline = True, time.monotonic() + PATIENCE
+            process, log = _begun(client, config_file)
+        elif (not runs and process is not None and process.poll() is not None) or time.monotonic() > deadline:
             if waits:
                 raise Unavailable(f"the agent waits: {waits}", "see linkspan status")
+            if runs:
+                who = f"the agent{f' with pid {pid}' if pid else ''} runs on this host"
+                raise Unavailable(f"{who}, and does not answer at {client.path}", OTHER_SOCKET)
             raise Unavailable("the agent does not start", f"see {log or 'linkspan status'}")
         time.sleep(AGAIN)
 
@@ -48,7 +64,7 @@ def ensure_answer(client: Client, config_file: str, patience: float) -> None:
     try:
         ensure_agent(client, config_file, patience)
     except Unavailable:
-        if not _waits(client):
+        if not _waits(Client(client.path, ANSWER)):
             raise
 
 

@@ -131,7 +131,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         timer = threading.Timer(max(end - time.monotonic(), 0.0), expire)
         timer.start()
         try:
-            code = terminal.run(argv, environment, look, PAUSE, unwatched(words))
+            code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
         finally:
             timer.cancel()
             timer.join()
@@ -178,15 +178,15 @@ def verify(
 
 def _show(found: Verification, words: Words) -> None:
     """Print what became of a result file."""
-    from linkspan.learn.english import Sentences
+    from linkspan.core.sentences import Sentences
 
-    who, told = shown(found.who), Sentences(words.language)
+    told = Sentences(words.language)
+    who = shown(found.who.strip()) or words("no name: {file}", file=shown(found.file))
     rows: list[tuple[object, ...]] = [
         (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
         for n in found.lessons
     ]
     if found.why:
-        name, why = who or shown(found.file), shown(told(found.why))
-        rows.append((name, found.minutes or "-", "-", "-", "-", words("no"), why))
+        rows.append((who, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
     columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
     table((*columns, words("why")), rows, words("{file} has no lessons", file=shown(found.file)))

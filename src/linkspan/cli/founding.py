@@ -15,7 +15,7 @@ from linkspan.api.client import Client
 from linkspan.cli.agent_start import ensure_agent, ensure_answer
 from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, ago, as_json, step, table
-from linkspan.core import config
+from linkspan.core import config, namesakes
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 
 PATIENCE = 90.0
@@ -122,8 +122,15 @@ def members(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> N
         as_json(found)
         return
     words = {True: "yes", False: "no", None: "unknown"}
+    names = {one["id"]: one["host"] for one in found if "id" in one}  # a running agent may be older
     rows = [
-        (one["host"], one["role"], one["address"] or "-", one["version"] or "-", words[one["healthy"]])
+        (
+            namesakes.called(names, one["id"]) if names else one["host"],
+            one["role"],
+            one["address"] or "-",
+            one["version"] or "-",
+            words[one["healthy"]],
+        )
         for one in found
     ]
     table(("host", "role", "address", "version", "healthy"), rows, "no host")
@@ -140,7 +147,10 @@ def spare_voters(found: list[dict[str, Any]]) -> str:
     if not spare:
         what = f"{len(voters)} voter" + "s" * (len(voters) != 1)
         return f"{what}, and none may be lost: then nothing could be changed, and what runs would continue"
-    return "too many voters do not answer: nothing can be changed until they return, and what runs continues"
+    return (
+        "too many voters do not answer: nothing can be changed until they return, and what runs continues; if they are "
+        "lost for good, on one that is left: linkspan cluster recover (docs/recovery.md)"
+    )
 
 
 def forget(
@@ -170,7 +180,7 @@ def promote(
     with step("the cluster chooses the host"):
         found = client.call("POST", f"/v1/cluster/voters/{quote(host, safe='')}")
     with step("all voters are healthy for a minute, then the host gets the records"):
-        _await_role(client, found["host"], "voter", PROMOTION)
+        _await_role(client, found, "voter", PROMOTION)
     as_json(found) if output is Format.JSON else print(f"host {found['host']} is a voter")
 
 
@@ -186,16 +196,18 @@ def demote(
     client = Client(socket)
     found = client.call("DELETE", f"/v1/cluster/voters/{quote(host, safe='')}")
     with step("the host ends its etcd"):
-        _await_role(client, found["host"], "client", PATIENCE)
+        _await_role(client, found, "client", PATIENCE)
     as_json(found) if output is Format.JSON else print(f"host {found['host']} is a client")
 
 
-def _await_role(client: Client, host: str, role: str, seconds: float) -> None:
-    """Wait until a host has a role. Raises Unavailable."""
+def _await_role(client: Client, made: dict[str, Any], role: str, seconds: float) -> None:
+    """Wait until a host, of which id and name are given, has a role. Raises Unavailable."""
+    host, id_ = made["host"], made["id"]
     deadline, said = time.monotonic() + seconds, "it has another role"
     while time.monotonic() < deadline:
         try:
-            if any(one["host"] == host and one["role"] == role for one in client.call("GET", "/v1/cluster/members")):
+            found = client.call("GET", "/v1/cluster/members")
+            if any(one.get("id", id_) == id_ and one["host"] == host and one["role"] == role for one in found):
                 return
         except LinkspanError as error:  # etcd elects a leader
             said = error.message

@@ -45,60 +45,66 @@ Breakable = Annotated[
 ]
 DEFAULT = "lab"
 
+HostCount = Annotated[int, typer.Option(metavar="N", help="How many hosts.")]
+BackendName = Annotated[
+    str,
+    typer.Option(
+        metavar="B", help=f"Backend of network demo: {', '.join(CROSSING)}; bridge: hosts that share nothing."
+    ),
+]
+Segments = Annotated[int, typer.Option(metavar="N", help="Underlay segments, joined by a router.")]
+BackendOptions = Annotated[
+    list[str], typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: direct=true.")
+]
+Store = Annotated[str, typer.Option(metavar="sqlite|etcd", help="The hosts' store.")]
+StoreMembers = Annotated[int, typer.Option(metavar="1|3|5", help="Members of --store etcd.")]
+Containers = Annotated[int, typer.Option(metavar="N", help="Containers on each host.")]
+Underlay = Annotated[str, typer.Option(metavar="v4|v6|dual", help="The hosts' own addresses.")]
+Mtu = Annotated[int, typer.Option(metavar="N", help="MTU of the underlay's links.")]
+Routers = Annotated[
+    str,
+    typer.Option(
+        "--routers", metavar="kernel|bird|frr", help="kernel: one for all segments; else BGP, one for each."
+    ),
+]
+RoutersOfSegment = Annotated[int, typer.Option(metavar="N", help="Routers of each segment with BGP: 1 or 2.")]
+Reflector = Annotated[bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")]
+Switches = Annotated[
+    int,
+    typer.Option(
+        "--switches", metavar="1|3", help="OpenFlow switches for --backend sdn: one, or a spine and two leaves."
+    ),
+]
+Controllers = Annotated[
+    int,
+    typer.Option("--controllers", metavar="N", help="Controllers for --backend sdn, 1 to 3: one is active."),
+]
+Nat = Annotated[
+    list[str], typer.Option(metavar="HOST", help="Hosts, each behind a NAT that lets nobody in: h2,h3.")
+]
+Bare = Annotated[
+    bool, typer.Option("--bare", help="Hosts with nothing but the program, to try `cluster init` and `join`.")
+]
+
 
 @app.command()
 def up(
-    hosts: Annotated[int, typer.Option(metavar="N", help="How many hosts.")] = 3,
-    backend: Annotated[
-        str,
-        typer.Option(
-            metavar="B",
-            help=f"Backend of network demo: {', '.join(CROSSING)}; bridge: hosts that share nothing.",
-        ),
-    ] = "vxlan",
-    segments: Annotated[int, typer.Option(metavar="N", help="Underlay segments, joined by a router.")] = 1,
-    opt: Annotated[
-        list[str], typer.Option("--opt", metavar="KEY=VALUE", help="A backend's option: direct=true.")
-    ] = [],  # noqa: B006 - typer's way
-    store: Annotated[str, typer.Option(metavar="sqlite|etcd", help="The hosts' store.")] = "sqlite",
-    store_members: Annotated[int, typer.Option(metavar="1|3|5", help="Members of --store etcd.")] = 1,
-    containers_per_host: Annotated[int, typer.Option(metavar="N", help="Containers on each host.")] = 1,
-    underlay: Annotated[str, typer.Option(metavar="v4|v6|dual", help="The hosts' own addresses.")] = "v4",
-    mtu: Annotated[int, typer.Option(metavar="N", help="MTU of the underlay's links.")] = 1500,
-    routers_: Annotated[
-        str,
-        typer.Option(
-            "--routers",
-            metavar="kernel|bird|frr",
-            help="kernel: one for all segments; else BGP, one for each.",
-        ),
-    ] = topology.KERNEL,
-    routers_per_segment: Annotated[
-        int, typer.Option(metavar="N", help="Routers of each segment with BGP: 1 or 2.")
-    ] = 1,
-    reflector: Annotated[
-        bool, typer.Option("--reflector", help="A BGP route reflector on the segment, and no router.")
-    ] = False,
-    switches_: Annotated[
-        int,
-        typer.Option(
-            "--switches",
-            metavar="1|3",
-            help="OpenFlow switches for --backend sdn: one, or a spine and two leaves.",
-        ),
-    ] = 1,
-    controllers_: Annotated[
-        int,
-        typer.Option(
-            "--controllers", metavar="N", help="Controllers for --backend sdn, 1 to 3: one is active."
-        ),
-    ] = 1,
-    nat: Annotated[
-        list[str], typer.Option(metavar="HOST", help="Hosts, each behind a NAT that lets nobody in: h2,h3.")
-    ] = [],  # noqa: B006 - typer's way
-    bare: Annotated[
-        bool, typer.Option("--bare", help="Hosts with nothing but the program, to try `cluster init` and `join`.")
-    ] = False,
+    hosts: HostCount = 3,
+    backend: BackendName = "vxlan",
+    segments: Segments = 1,
+    opt: BackendOptions = [],  # noqa: B006 - typer's way
+    store: Store = "sqlite",
+    store_members: StoreMembers = 1,
+    containers_per_host: Containers = 1,
+    underlay: Underlay = "v4",
+    mtu: Mtu = 1500,
+    routers_: Routers = topology.KERNEL,
+    routers_per_segment: RoutersOfSegment = 1,
+    reflector: Reflector = False,
+    switches_: Switches = 1,
+    controllers_: Controllers = 1,
+    nat: Nat = [],  # noqa: B006 - typer's way
+    bare: Bare = False,
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
@@ -122,19 +128,23 @@ def up(
         nat=tuple(split(nat)),
         bare=bare,
     )
-    made = topology.planned(wishes)
+    _show(_built(topology.planned(wishes)), output)
+
+
+def _built(made: Lab) -> Lab:
+    """Build a lab and return it once its containers reach each other."""
     try:
-        with record.locked(lab):
+        with record.locked(made.name):
             build.up(made, step)
     finally:
         if not record.names():
             rootless.finish()
-    if not bare:
+    if not made.bare:
         with step("containers reach each other"):
             silent = matrix.awaited(made)
             if silent:
-                raise matrix.sentence(silent).within(f"lab {lab} is up, but has problems")
-    _show(made, output)
+                raise matrix.sentence(silent).within(f"lab {made.name} is up, but has problems")
+    return made
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from linkspan.cli import exam, usage
+from linkspan.cli import exam, reader_language, usage
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.lesson_session import (
     Lang,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from linkspan.learn.progress import Progress
     from linkspan.learn.sandbox import Sandbox
 
+LAST = 3
+"""The number of a lesson's last hint."""
+
 app = typer.Typer(
     invoke_without_command=True,
     help="Lessons: build a container network by hand in a sandbox, in English or Chinese.",
@@ -60,10 +63,19 @@ def learn(context: typer.Context, lang: Lang = "") -> None:
 
 @app.command("list")
 def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
-    """List the lessons, and which are passed."""
-    from linkspan.learn import lesson
+    """List the lessons, which are passed, and which this machine cannot start."""
+    from linkspan.core.sentences import Sentences
+    from linkspan.learn import lesson, needs, play, sandbox
 
     kept, words = reader(lang)
+    every = lesson.lessons().values()
+    unmet: list[str] | None = None
+    obstacle = ""
+    try:
+        with sandbox.passing(play.name()) as box:
+            unmet = needs.unmet(box, list(dict.fromkeys(need for one in every for need in one.data.needs)))
+    except LinkspanError as error:
+        obstacle = reader_language.translated(error, words.language)
     found = [
         {
             "number": one.number,
@@ -72,20 +84,39 @@ def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
             "state": kept.entry(one.name).state,
             "minutes": one.data.minutes,
             "after": one.data.after,
+            "lacks": None if unmet is None else [need for need in unmet if need in one.data.needs],
         }
-        for one in lesson.lessons().values()
+        for one in every
     ]
     if output is Format.JSON:
         as_json(found)
         return
     rows = [
-        (one["number"], one["title"], one["minutes"], _state(str(one["state"]), words), one["name"]) for one in found
+        (
+            one["number"],
+            one["title"],
+            one["minutes"],
+            _state(str(one["state"]), words, possible=one["lacks"] == []),
+            one["name"],
+        )
+        for one in found
     ]
     table((words("number"), words("title"), words("minutes"), words("state"), words("name")), rows, "")
+    if obstacle or unmet:
+        print()
+    if obstacle:
+        say(words("No lesson can start: {reason}", reason=obstacle))
+    told = Sentences(words.language)
+    for name in unmet or ():
+        need = needs.NEEDS[name]
+        lessons = words.listed(one.number for one in every if name in one.data.needs)
+        say(words("Lesson {lessons} needs {what}: {fix}", lessons=lessons, what=need.what, fix=told(need.fix)))
 
 
-def _state(state: str, words: Words) -> str:
+def _state(state: str, words: Words, *, possible: bool = True) -> str:
     """Return a lesson's state in the reader's language."""
+    if not possible and state != "passed":
+        return words("cannot start")
     return {"new": words("new"), "started": words("started"), "passed": words("passed")}[state]
 
 
@@ -128,7 +159,7 @@ def start(
         chosen = [other for other in every if other.number > one.number] if code == sandbox.NEXT else []
         if code == sandbox.NEXT and not chosen:
             say(words("That was the last lesson."))
-    say(words("The sandbox is gone. `linkspan learn` goes on with the next lesson."))
+    say(words("The sandbox is gone. `linkspan learn` goes on with the first lesson that is not passed."))
 
 
 def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
@@ -138,7 +169,8 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
     from linkspan.learn.watcher import PAUSE, Watcher
 
     introduce(one, words)
-    say(words("Type the commands here. `learn hint` helps, `learn task` shows the task again, `exit` ends the lesson."))
+    say(words("You are root in a sandbox: what you type here does not touch this machine's network."))
+    say(words("`learn hint` helps, `learn task` shows the task again, `exit` ends the lesson."))
     watcher, news = Watcher(box, one), News(Panel(one, words), one)
     begun = time.monotonic()
 
@@ -151,7 +183,7 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
         return fitted(news.of(judged))
 
     argv, environment = box.shell(f"learn {one.number}")
-    code = terminal.run(argv, environment, look, PAUSE, unwatched(words))
+    code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
     kept.spend(one.name, time.monotonic() - begun, passed=False)
     return code
 
@@ -216,7 +248,7 @@ def task(lang: Lang = "") -> None:
 
 @app.command()
 def hint(
-    number: Annotated[int, typer.Argument(metavar="N", min=0, max=3, help="1 to 3; default: the next one.")] = 0,
+    number: Annotated[int, typer.Argument(metavar="N", min=0, max=LAST, help="1 to 3; default: the next one.")] = 0,
     lang: Lang = "",
 ) -> None:
     """Show a hint for the open lesson; the next one tells more, up to the third."""
@@ -224,9 +256,11 @@ def hint(
 
     kept, words = reader(lang)
     one = helped(kept, words)
-    shown = number or min(kept.entry(one.name).hints + 1, 3)
+    shown = number or min(kept.entry(one.name).hints + 1, LAST)
     kept.hint(one.name, shown)
     say(Panel(one, words).part("hint", shown))
+    if shown == LAST:
+        say(words("That was the last hint. `learn solution` shows the commands."))
 
 
 @app.command()
@@ -267,7 +301,7 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
-    from linkspan.learn.english import Sentences
+    from linkspan.core.sentences import Sentences
     from linkspan.learn.explanation import arrives, narrow, stop, walked
 
     told = Sentences(words.language)
@@ -353,7 +387,11 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
+def report(
+    who: Annotated[str, typer.Option("--who", metavar="NAME", help="Name in the report; default: the user's.")] = "",
+    lang: Lang = "",
+    output: Output = Format.TABLE,
+) -> None:
     """Show the tries, hints and time of each lesson: for a teacher, to whom nothing is sent by itself."""
     from linkspan.learn import lesson
 
@@ -362,7 +400,7 @@ def report(lang: Lang = "", output: Output = Format.TABLE) -> None:
     if output is Format.JSON:
         as_json(
             {
-                "who": user(),
+                "who": who or user(),
                 "lessons": [
                     {
                         "number": one.number,
@@ -418,6 +456,7 @@ def play(
     output: Output = Format.TABLE,
 ) -> None:
     """Play a lesson's solution in a sandbox of its own, and show that doing nothing does not pass; exit 3 if not so."""
+    from linkspan.core.sentences import Sentences
     from linkspan.learn import lesson
     from linkspan.learn import play as played
     from linkspan.learn.play import Played
@@ -431,10 +470,11 @@ def play(
     if output is Format.JSON:
         as_json(results)
     else:
+        told = Sentences(words.language)
         rows = [
             (r.number, yes(r.passed_by_solution, words), yes(r.passed_by_nothing, words), "")
             if isinstance(r, Played)
-            else (r.number, "-", "-", r.unavailable)
+            else (r.number, "-", "-", told(r.unavailable))
             for r in results
         ]
         by = words("passed by solution"), words("passed by nothing")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from linkspan.cli import layout
 from linkspan.cli.output import say, step, width
-from linkspan.core.errors import Conflict, Invalid, NotFound
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.core.escapes import escaped
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ class Lacking(Conflict):
 
 def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ()) -> None:
     """Raise Lacking, with the way out, if this machine lacks what a lesson needs, or ``more`` besides."""
-    from linkspan.learn import english, needs
+    from linkspan.core.sentences import Sentences
+    from linkspan.learn import needs
 
     if lacking := needs.lacking(box, (*one.data.needs, *more)):
-        told = english.Sentences(words.language)
+        told = Sentences(words.language)
         what = ", ".join(one.what for one in lacking)
         fix = "; ".join(dict.fromkeys(told(one.fix) for one in lacking))
         raise Lacking(words("lesson {number} needs {what}", number=one.number, what=what), fix)
@@ -138,14 +139,12 @@ def introduce(one: Lesson, words: Words, *, exam: bool = False) -> None:
             print()
 
 
-def unwatched(words: Words) -> Callable[[Exception], str]:
-    """Return what tells a reader in words that nobody looks at the lesson any more, and why."""
-    from linkspan.learn.english import Sentences
+def unwatched(error: Exception, words: Words) -> str:
+    """Return what a reader is told if nobody watches any more, because of an error."""
+    from linkspan.cli.reader_language import translated
 
-    told = Sentences(words.language)
-    return lambda error: words(
-        "linkspan watches no longer: {error}. `learn status` looks once.", error=escaped(told(str(error)))
-    )
+    why = translated(error, words.language) if isinstance(error, LinkspanError) else str(error)
+    return fitted([words("linkspan watches no longer: {why}. `learn status` looks once.", why=escaped(why))])
 
 
 def fitted(lines: list[str]) -> str:

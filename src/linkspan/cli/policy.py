@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Policies: who may talk to whom, by labels.")
 
 FOUND = 3
+_MOVED = "it says the same at other lines, or in another file: traces, drops and answers would name those"
 Path_ = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file, or a folder of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.")]
 End = "A container's name, its address, an address outside, or the word outside."
@@ -156,10 +157,10 @@ def diff(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SO
     changes = []
     for policy in wanted:
         before, after = _printed(known[policy.name]) if policy.name in known else "", _printed(policy)
-        if before != after:
+        if known.get(policy.name) != policy:
             lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "recorded", policy.file, lineterm="")
             what = "changed" if before else "created"
-            changes.append({"policy": policy.name, "what": what, "diff": "\n".join(lines)})
+            changes.append({"policy": policy.name, "what": what, "diff": "\n".join(lines) or _MOVED})
     if output is Format.JSON:
         as_json(changes)
     else:

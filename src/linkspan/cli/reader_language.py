@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from linkspan.core.errors import LinkspanError
+from linkspan.core.sentences import Sentences
 from linkspan.core.translation import chosen
 from linkspan.learn import progress
-from linkspan.learn.english import Sentences
 from linkspan.learn.language import Words
 
 
@@ -46,7 +46,12 @@ def _translate(command: Any, words: Words) -> None:
 
 def told(error: LinkspanError, typed: Sequence[str]) -> str:
     """Return an error's message and hint in the reader's language, as far as its sentences are known."""
-    if (language := spoken(typed)) == "en":
+    return translated(error, spoken(typed))
+
+
+def translated(error: LinkspanError, language: str) -> str:
+    """Return an error's message and hint in a language, as far as its sentences are known."""
+    if language == "en":
         return error.told
     say = Sentences(language)
     return "\uff1b".join(say(one) for one in (error.message, error.hint) if one)

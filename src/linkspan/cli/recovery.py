@@ -76,12 +76,14 @@ def _tell(client: Client, made: dict[str, Any], output: Format, what: str) -> No
     before, again = made["before"], [one["name"] for one in made["join_again"]]
     join = f"linkspan cluster join {made['token']}"
     if output is Format.JSON:
-        kept = ("cluster", "host", "store", "before", "token", "join_again")
-        as_json({name: made[name] for name in kept} | {"join": join})
+        kept = ("cluster", "host", "store", "before", "token", "join_again", "departed")
+        as_json({name: made.get(name, []) for name in kept} | {"join": join})  # a running agent may be older
         return
     print(f"host {made['host']} is the voter of cluster {made['cluster']}, and {what}")
     if before:
         print(f"the data of before are in {before}")
+    if departed := [one["name"] for one in made.get("departed", ())]:  # a running agent may be older
+        print(f"these hosts were forgotten or removed since then, and stay outside: {', '.join(departed)}")
     if again:
         print(f"these hosts must join again, and keep their containers: {', '.join(again)}\n\n  {join}")
     else:

@@ -13,7 +13,8 @@ from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks, crosses
 from linkspan.cluster.participation import Participation
 from linkspan.core.errors import Conflict, LinkspanError
-from linkspan.core.model import HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Network
 from linkspan.store.records import EPHEMERAL
 
 log = logging.getLogger("linkspan.cluster.claims")

@@ -47,10 +47,10 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.participation import Participation
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
-from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
+from linkspan.core.store_contract import LIFE
 from linkspan.core.supervise import ended, lasting, until_whole, woken
 from linkspan.kernel.drivers.egress_addresses import LIFETIME
 from linkspan.kernel.worker import Worker

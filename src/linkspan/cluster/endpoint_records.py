@@ -24,10 +24,10 @@ from linkspan.cluster.interest import Interest
 from linkspan.cluster.remote_endpoints import SLICE, RemoteEndpoints, network_of, owner_of
 from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, closest
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Host
+from linkspan.core.store_contract import Record
 from linkspan.core.supervise import ended, lasting
 from linkspan.store import record_form, validation
 from linkspan.store.records import ENDPOINTS, GONE

@@ -28,7 +28,7 @@ from linkspan.cluster.own_record import OwnRecord
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import HostView
+from linkspan.core.host_view import HostView
 from linkspan.core.states.host import Key
 from linkspan.core.states.wireguard import WireguardKey, key_id
 from linkspan.kernel.probe import keys

@@ -16,7 +16,8 @@ from linkspan.cluster.networks import Networks
 from linkspan.cluster.peers import Pair, Peers
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Network
 from linkspan.core.states.host import Key
 from linkspan.store.replica import Replica
 

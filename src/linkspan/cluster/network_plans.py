@@ -13,7 +13,7 @@ import msgspec
 from linkspan.backends import BACKENDS, backend, migration
 from linkspan.core import fast_path
 from linkspan.core.addresses import BITS, Prefix, host_address, pool, prefix
-from linkspan.core.contracts import Backend
+from linkspan.core.backend_contract import Backend
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.ipam import gateway
 from linkspan.core.model import MTUS, Egress, Host, Ipam, Lease, Network, Underlay, checked_name

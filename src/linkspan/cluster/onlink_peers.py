@@ -17,7 +17,8 @@ import msgspec
 
 from linkspan.backends import migration
 from linkspan.core.addresses import Prefix
-from linkspan.core.model import HostView, Network, Peer, Standing
+from linkspan.core.host_view import HostView, Peer, Standing
+from linkspan.core.model import Network
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import arp, underlay

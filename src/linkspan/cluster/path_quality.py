@@ -65,7 +65,7 @@ class PathQuality(msgspec.Struct):
 
 
 class MeasuredPath(msgspec.Struct, frozen=True):
-    """What a host has measured to a peer (a host's id) in a network; ``round_trip`` in seconds, None without an answer.
+    """Measurements of a host to a peer (its id) in a network; ``round_trip`` in seconds, None without an answer.
 
     ``lost`` of the last ``pings`` had no answer.
     """

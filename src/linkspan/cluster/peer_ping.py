@@ -25,7 +25,7 @@ from linkspan.cluster.path_quality import PathQuality
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import KernelError
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import Peer
+from linkspan.core.host_view import Peer
 from linkspan.core.supervise import ended, lasting, pause
 from linkspan.kernel.probe.ping import Echo
 

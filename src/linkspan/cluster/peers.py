@@ -27,7 +27,8 @@ from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.desired import Source
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import HostView, Lease, Peer, Standing
+from linkspan.core.host_view import HostView, Peer, Standing
+from linkspan.core.model import Lease
 from linkspan.core.states.host import LEARNT_METRIC, State
 from linkspan.kernel.drivers.routes import learnt_routes
 from linkspan.kernel.machine import Machine
@@ -332,9 +333,9 @@ def _moved(machine: Machine, peers: Mapping[Pair, Peer]) -> set[Pair]:
 
 def _unwell(machine: Machine) -> set[Pair]:
     """Return the pairs with a state that is not in the kernel (worker thread)."""
-    reconciler = machine.reconciler
-    owners = {source for key in reconciler.failing for source in reconciler.desired.owners(key)}
-    return {(source[1], source[2]) for source in owners if source[0] == "peer"}
+    failing, sources = machine.reconciler.failing, machine.reconciler.desired.sources()
+    unwell = (source for source, states in sources.items() if failing and not failing.keys().isdisjoint(states))
+    return {(source[1], source[2]) for source in unwell if source[0] == "peer"}
 
 
 def _awaits_routes(view: HostView) -> bool:

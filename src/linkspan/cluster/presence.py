@@ -61,8 +61,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Liveness
 from linkspan.core.clock import loop_time, now
-from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, LinkspanError, Unavailable
+from linkspan.core.store_contract import LIFE
 from linkspan.core.supervise import LATE, ended, lasting, until_whole, woken
 from linkspan.store.records import ALIVE, EGRESS
 from linkspan.store.replica import Replica

@@ -16,10 +16,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 import msgspec
 
 from linkspan.core.addresses import Prefix, host_address, prefix
-from linkspan.core.contracts import Batch, Record, Store
 from linkspan.core.dns_names import speakable
 from linkspan.core.errors import Invalid, LinkspanError
 from linkspan.core.model import ALIASES, Endpoint
+from linkspan.core.store_contract import Batch, Record, Store
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store import record_form, records, validation
 from linkspan.store.records import ENDPOINTS
@@ -387,7 +387,7 @@ class RemoteEndpoints:
 
     @property
     def complete(self) -> bool:
-        """Whether all endpoints that matter have been read, with the labels that are kept now."""
+        """True if all endpoints that matter have been read, with the labels that are kept now."""
         return self._complete.is_set()
 
     def labelled(self, host: str) -> bool:

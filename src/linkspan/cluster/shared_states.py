@@ -11,7 +11,8 @@ from linkspan.backends import BACKENDS, backend
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.peers import Peers
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint, HostView
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Endpoint
 from linkspan.core.states.host import Key
 from linkspan.kernel.worker import Worker
 

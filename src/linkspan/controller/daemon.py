@@ -39,13 +39,15 @@ async def _serve(controller: Controller, settings: Settings, stop: asyncio.Event
     path = Path(settings.socket)
     try:
         telling = StatusRoutes(controller)
-        async with listening(telling.application()) as runner, metrics_at(settings.metrics, telling.metrics):
-            await on_socket(runner, path)
+        async with (
+            listening(telling.application()) as runner,
+            metrics_at(settings.metrics, telling.metrics),
+            on_socket(runner, path),
+        ):
             print("ready", flush=True)
             systemd.notify("READY=1")
             await stop.wait()
             systemd.notify("STOPPING=1")
-        path.unlink(missing_ok=True)
     finally:
         await controller.stop()
 

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Generic, TypeVar
 
-from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change
+from linkspan.core.driver_contract import Driver
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind
 from linkspan.core.reconcile import Heal, Reconciler

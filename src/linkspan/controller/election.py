@@ -19,9 +19,9 @@ import logging
 from collections.abc import Callable
 
 from linkspan.core.clock import loop_time
-from linkspan.core.contracts import LIFE
 from linkspan.core.errors import LinkspanError
 from linkspan.core.model import CONTROLLER
+from linkspan.core.store_contract import LIFE
 from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store.replica import Replica
 

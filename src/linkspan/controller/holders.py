@@ -12,7 +12,8 @@ from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import Prefix, mac
 from linkspan.core.errors import Invalid
-from linkspan.core.model import Allowance, Host, Lease, Network, Peer
+from linkspan.core.host_view import Peer
+from linkspan.core.model import Allowance, Host, Lease, Network
 from linkspan.core.states.openflow import Claim, Held, Served
 
 RECORDS = ("networks/", "leases/", "hosts/", "blocks/", "addresses/", "allowances/", "gone/", "settings/")

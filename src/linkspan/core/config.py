@@ -152,6 +152,9 @@ def listening_at(metrics: str) -> tuple[str, int]:
 _MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """Settings of glibc's allocator (mallopt(3)). By default it raises both thresholds with the largest block that was ever
 freed, and a listing of a large cluster has blocks of 15 MB: what came later would leave gaps in the heap for good."""
+_PYTHON = {"PYTHONNODEBUGRANGES": "1"}
+"""Settings of Python: a module's code takes 0.6 MB less without the column of each instruction, which only marks the
+place within a line of a traceback."""
 
 
 def process(settings: Config, file: str = "") -> tuple[list[str], dict[str, str]]:
@@ -163,6 +166,7 @@ def process(settings: Config, file: str = "") -> tuple[list[str], dict[str, str]
         SETTINGS: msgspec.json.encode(settings).decode(),
         SETTINGS_FILE: str(Path(file or CONFIG_FILE).absolute()),
         **_MALLOC,
+        **_PYTHON,
     }
     return own_command("linkspan.daemon"), variables
 

@@ -1,4 +1,4 @@
-"""Desired states by source; each key knows its owners.
+"""Desired states by source, and by key.
 
 A source is the reason for states: ``("network", "demo")``, ``("attachment", ID, IFNAME)``. Equal states of
 several sources merge, and stay until the last source drops them. Different states with one key are a conflict
@@ -25,20 +25,15 @@ class Change(msgspec.Struct, frozen=True):
     delete: tuple[State, ...]
 
 
-class _Owned(msgspec.Struct, frozen=True, gc=False):
-    """A desired state with its sources; those of one source share its tuple, because there are thousands."""
-
-    state: State
-    sources: tuple[Source, ...]
-
-
 class Desired:
-    """States by source, and owners by key; to replace a source costs only its own size."""
+    """States by source, and by key; to replace a source costs only its own size."""
 
     def __init__(self) -> None:
         self._sources: dict[Source, dict[Key, State]] = {}
-        self._owners: dict[object, dict[Key, _Owned]] = {}
+        self._states: dict[object, dict[Key, State]] = {}
         """By the kind's name (a key's first part), so that observing a few objects costs nothing for the others."""
+        self._shared: dict[Key, int] = {}
+        """How many sources want a state, if several do: few are, and with a thousand peers there are 10,000 others."""
         self._changes: defaultdict[type[State], int] = defaultdict(int)
         """By kind: how often its states changed."""
 
@@ -47,38 +42,32 @@ class Desired:
 
         Raises Conflict, and changes nothing, if another source has a different state with the same key.
         """
-        new = {state.key: state for state in states}
+        new, old = {state.key: state for state in states}, self._sources.get(source, {})
         for key, state in new.items():
-            kind = self._owners.get(key[0])
-            if kind is None or key not in kind:  # as most of many new peers' states
+            kind = self._states.get(key[0])
+            if kind is None or key not in kind or kind[key] == state or (key in old and key not in self._shared):
                 continue
-            for other in kind[key].sources:
-                if other != source and kind[key].state != state:
-                    names = " and ".join(" ".join(s) for s in (source, other))
-                    raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
-        old = self._sources.get(source, {})
+            other = next(one for one in self.owners(key) if one != source)
+            names = " and ".join(" ".join(s) for s in (source, other))
+            raise Conflict(f"{names} disagree on {' '.join(map(str, key))}")
         put = [state for key, state in new.items() if old.get(key) != state] if old else [*new.values()]
         gone = [key for key in old if key not in new]
         for changed in {*map(type, put), *(type(old[key]) for key in gone)}:
             self._changes[changed] += 1
-        delete, alone = list[State](), (source,)
+        delete = list[State]()
         for key in gone:
-            kind = self._owners[key[0]]
-            owned = kind[key]
-            if owned.sources == alone:
-                del kind[key]
+            if (others := self._shared.pop(key, 1) - 1) == 0:
+                del self._states[key[0]][key]
                 delete.append(old[key])
-            else:
-                kind[key] = _Owned(owned.state, tuple(one for one in owned.sources if one != source))
+            elif others > 1:
+                self._shared[key] = others
         for key, state in new.items():
-            kind = self._owners.get(key[0])
+            kind = self._states.get(key[0])
             if kind is None:
-                kind = self._owners[key[0]] = {}
-            if key not in kind:
-                kind[key] = _Owned(state, alone)
-                continue
-            sources = kind[key].sources
-            kind[key] = _Owned(state, sources if source in sources else sources + alone)
+                kind = self._states[key[0]] = {}
+            if key in kind and key not in old:
+                self._shared[key] = self._shared.get(key, 1) + 1
+            kind[key] = state
         if new:
             self._sources[source] = new
         else:
@@ -91,28 +80,25 @@ class Desired:
 
     def states(self, kinds: tuple[type[State], ...] | None = None) -> dict[Key, State]:
         """Return the desired states by key: of these kinds or of all."""
-        names = list(self._owners) if kinds is None else [kind.__name__ for kind in kinds]
-        return {
-            key: owned.state for name in names for key, owned in list(self._owners.get(name, {}).items())
-        }
+        names = list(self._states) if kinds is None else [kind.__name__ for kind in kinds]
+        return {key: state for name in names for key, state in list(self._states.get(name, {}).items())}
 
     def state(self, key: Key) -> State | None:
         """Return the desired state with this key, None if there is none."""
-        owned = self._of(key)
-        return None if owned is None else owned.state
+        return self._states.get(key[0], {}).get(key)
 
     def unwanted(self, states: Iterable[State]) -> list[State]:
         """Return those of some states whose objects no source wants."""
-        return [state for state in states if (key := state.key) not in self._owners.get(key[0], ())]
+        return [state for state in states if (key := state.key) not in self._states.get(key[0], ())]
 
     def sources(self) -> dict[Source, dict[Key, State]]:
         """Return the states of every source."""
         return self._sources
 
-    def owners(self, key: Key) -> tuple[Source, ...]:
-        """Return the sources that want the object with this key."""
-        owned = self._of(key)
-        return () if owned is None else owned.sources
+    def is_shared(self, key: Key) -> bool:
+        """Return whether several sources want the object with this key."""
+        return key in self._shared
 
-    def _of(self, key: Key) -> _Owned | None:
-        return self._owners.get(key[0], {}).get(key)
+    def owners(self, key: Key) -> tuple[Source, ...]:
+        """Return the sources that want the object with this key: all sources are searched."""
+        return tuple(source for source, states in list(self._sources.items()) if key in states)

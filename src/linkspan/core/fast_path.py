@@ -40,7 +40,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from linkspan.core.addresses import BITS, Prefix, prefix
-from linkspan.core.model import Endpoint, HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
 from linkspan.core.states.host import (
     NftElement,

@@ -30,8 +30,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from linkspan.core.contracts import Driver
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Driver
 from linkspan.core.errors import Conflict
 from linkspan.core.program import Program
 from linkspan.core.shell import Shell
@@ -152,7 +152,7 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     rank: int
     """Puts go by ascending rank, deletes by descending."""
     known_by: str
-    """How an agent with no memory knows such an object as ours: a row of ARCHITECTURE.md's table."""
+    """Mark by which an agent with no memory knows such an object as ours: a row of ARCHITECTURE.md's table."""
     purpose: str
     """What such an object does, in a few words: the plan's reason."""
     sort: Sort = Sort.OTHER

@@ -30,8 +30,8 @@ from typing import Any
 
 import msgspec
 
-from linkspan.core.contracts import Driver
 from linkspan.core.desired import Change, Desired, Source
+from linkspan.core.driver_contract import Driver
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
 from linkspan.core.fights import Contested, Fights
 from linkspan.core.judgement import Judgement, Ports
@@ -179,7 +179,7 @@ class Reconciler:
 
     def _merged(self, state: State) -> bool:
         """Return whether another source has had a state put that has just become desired."""
-        shared = type(state) in self._merging and len(self.desired.owners(state.key)) > 1
+        shared = type(state) in self._merging and self.desired.is_shared(state.key)
         return shared and state.key not in self.failing
 
     def _applied(self, batch: _Batch) -> dict[Key, LinkspanError]:

@@ -63,11 +63,12 @@ A ``drop`` is final whatever other tables say; an ``accept`` ends only the chain
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from linkspan.core.addresses import BITS, FAMILIES, GATEWAY_MAC, Prefix, prefix
+from linkspan.core.host_view import Facts, HostView
 from linkspan.core.kinds import Admission, Kinds
-from linkspan.core.model import Facts, HostView
 from linkspan.core.states.host import GROUP, NftChain, NftElement, NftSet, NftTable, State
 
 INET, BRIDGE, TABLE = "inet", "bridge", "linkspan"
@@ -531,12 +532,12 @@ def tunnel_port(protocol: str, port: int) -> NftElement:
 
 def tunnel_peer(address: Prefix, protocol: str, port: int) -> NftElement:
     """Return the element by which a peer may send to a tunnel port from an address."""
-    return element(f"tunnel_peers{address.family}", address.address, protocol, str(port))
+    return element(f"tunnel_peers{address.family}", address.address, protocol, sys.intern(str(port)))
 
 
 def element(name: str, *parts: str, data: tuple[str, ...] = (), table: str = INET) -> NftElement:
-    """Return an element of one of our sets."""
-    return NftElement(table, TABLE, name, parts, data)
+    """Return an element of one of our sets; a thousand peers have the set's name in memory once."""
+    return NftElement(table, TABLE, sys.intern(name), parts, data)
 
 
 def pool_text(pool: Prefix) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from linkspan.core.contracts import Driver, Stamped
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Driver, Stamped
 from linkspan.core.kinds import Kind
 from linkspan.core.states.host import State
 

@@ -20,6 +20,8 @@ OWN_CLIENTS, OWN_PEERS, OWN_SIGNER = 5379, 5380, 5381
 """TCP ports of an etcd that linkspan runs itself, for hosts and for its members, and of the signer beside it."""
 HOST_USER = "host-"
 """How the names of its users begin; a host's id follows."""
+TRUST = "linkspan-trust"
+"""Prefix of what its voters keep beside the records, such as tokens: no user but root reads it."""
 _FORM = "write etcd://HOST:2379,.../prefix?ca=FILE&cert=FILE&key=FILE&user=NAME&password-file=FILE"
 _FILES = ("ca", "cert", "key", "password-file")
 
@@ -39,6 +41,11 @@ class EtcdUrl(msgspec.Struct, frozen=True):
     def tls(self) -> bool:
         """Return whether the connections are encrypted."""
         return bool(self.ca or self.cert)
+
+    @property
+    def own(self) -> bool:
+        """Return whether linkspan runs this etcd, by the user: a host's, or root's for what voters keep."""
+        return self.user.startswith(HOST_USER) or self.prefix == f"/{TRUST}/"
 
     def base(self, endpoint: str) -> str:
         """Return the HTTP URL of an endpoint."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from linkspan.backends import backend
 from linkspan.core import ruleset
 from linkspan.core.addresses import derived_mac, mac_text
-from linkspan.core.model import Endpoint, Facts, HostView, Network, host_ifname
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Endpoint, Network, host_ifname
 from linkspan.core.states.host import State
 from linkspan.kernel.kinds import kinds
 
@@ -41,14 +42,17 @@ def endpoint(name: str, netns: int) -> Endpoint:
     )
 
 
-def planned(inodes: Mapping[str, int]) -> list[State]:
-    """Return all states: rules, network and containers, for a host whose FORWARD chain drops.
-
-    ``inodes`` are the containers' namespaces by name.
-    """
+def of_network() -> list[State]:
+    """Return the states of the rules and the network, for a host whose FORWARD chain drops."""
     view = HostView(networks=(NETWORK,), facts=Facts(forward_chains=frozenset({(4, "FORWARD")})))
-    bridge = backend("bridge")
-    states = [*ruleset.skeleton(Facts(), kinds()), *bridge.network(view, NETWORK)]
-    for name, netns in inodes.items():
-        states += bridge.endpoint(NETWORK, endpoint(name, netns))
-    return states
+    return [*ruleset.skeleton(Facts(), kinds()), *backend("bridge").network(view, NETWORK)]
+
+
+def of_container(name: str, netns: int) -> list[State]:
+    """Return the states of one of the two containers; ``netns`` is the inode of its namespace."""
+    return list(backend("bridge").endpoint(NETWORK, endpoint(name, netns)))
+
+
+def planned(inodes: Mapping[str, int]) -> list[State]:
+    """Return all states: rules, network and containers; ``inodes`` are the containers' namespaces by name."""
+    return [*of_network(), *(state for name, netns in inodes.items() for state in of_container(name, netns))]

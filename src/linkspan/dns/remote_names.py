@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
 from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.model import Network
 from linkspan.dns import zone
@@ -12,7 +15,7 @@ from linkspan.store.replica import Replica
 
 
 class _File:
-    """The file of a network: each host's lines, and all of them but those of ``silent`` hosts as ``text``.
+    """The file of a network: the lines of all hosts but the ``silent`` ones as ``text``, and how long each host's are.
 
     ``since`` is the number of the change since which the network matters, ``seen`` that of the last one in the file.
     """
@@ -20,9 +23,21 @@ class _File:
     def __init__(self, network: Network, since: int) -> None:
         self.network = network
         self.since = self.seen = since
-        self.lines: dict[str, bytes] = {}
         self.silent: frozenset[str] = frozenset()
         self.text = b""
+        self._lengths: dict[str, int] = {}
+        """By host, in the order of their lines."""
+
+    def replace(self, lines: Mapping[str, bytes]) -> None:
+        """Replace the lines of some hosts; a host with none has no place in the file."""
+        ends = list(itertools.accumulate(self._lengths.values()))
+        parts = {
+            host: self.text[end - length : end] for (host, length), end in zip(self._lengths.items(), ends, strict=True)
+        }
+        parts |= lines
+        ordered = {host: part for host, part in sorted(parts.items()) if part}
+        self.text = b"".join(ordered.values())
+        self._lengths = {host: len(part) for host, part in ordered.items()}
 
 
 class RemoteNames:
@@ -64,16 +79,18 @@ class RemoteNames:
         file, since = self._files.get(network.name), self._remote.matters(network.name)
         if file is None or file.network != network or file.since != since:  # its domains may have changed
             file = self._files[network.name] = _File(network, since)
-        changed = self._remote.changed(network.name, file.seen)
-        for host, endpoints in changed.items():
-            if endpoints:
-                file.lines[host] = zone.hosts(network, map(_named, endpoints.values()))
-            else:
-                file.lines.pop(host, None)
-        file.seen = self._remote.number
-        if changed or file.silent != self._silent:
-            file.silent = self._silent
-            file.text = b"".join([file.lines[host] for host in sorted(file.lines) if host not in self._silent])
+        changed: dict[str, Mapping[str, Packed]] = {
+            **{host: self._remote.of(network.name, host) for host in file.silent ^ self._silent},
+            **self._remote.changed(network.name, file.seen),
+        }
+        file.seen, file.silent = self._remote.number, self._silent
+        if changed:
+            made = {
+                host: zone.hosts(network, map(_named, endpoints.values()))
+                for host, endpoints in changed.items()
+                if endpoints and host not in self._silent
+            }
+            file.replace({**dict.fromkeys(changed, b""), **made})
         return file.text
 
     def keep(self, networks: frozenset[str]) -> None:

@@ -30,7 +30,7 @@ from linkspan.endpoints import reconstruction
 from linkspan.endpoints.journal import Journal, Row
 from linkspan.endpoints.reconstruction import Link, concerns
 from linkspan.kernel.worker import Worker
-from linkspan.policy import rules
+from linkspan.policy import readings
 
 log = logging.getLogger("linkspan.endpoints.orphans")
 
@@ -106,7 +106,7 @@ class Orphans:
         """
         reconciler = self._worker.machine.reconciler
         change, _ = reconciler.difference()
-        ending = (state for state in change.delete if not rules.ours(state))
+        ending = (state for state in change.delete if not readings.ours(state))
         kept = [state for state in ending if not any(concerns(state, name) for name in ended)]
         reconciler.desired.replace(SOURCE, map(_as_made, kept))
 

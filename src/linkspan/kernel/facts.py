@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.states.host import OTHERS
 from linkspan.kernel.drivers import firewalld
 from linkspan.kernel.drivers.sysctl import SysctlDriver

@@ -12,7 +12,8 @@ import msgspec
 from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Desired
 from linkspan.core.errors import NotFound
-from linkspan.core.model import Endpoint, Facts, Underlay
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Endpoint, Underlay
 from linkspan.core.program import Program
 from linkspan.core.reconcile import Reconciler
 from linkspan.kernel.drivers import (

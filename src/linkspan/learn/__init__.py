@@ -55,7 +55,8 @@ A fault is found by whoever looks
 Two languages
     A lesson's texts have the same parts and the same commands in both. The interface's own strings are gettext's:
     English in the code, others in ``locale/*.po``, which `language.py` reads. linkspan's trace speaks English in
-    finished sentences, which `english.py` knows by those in ``sentences/*.po``. Tests say what is missing or stale.
+    finished sentences, which `core/sentences.py` knows by those in its ``locale/*.po``. Tests say what is missing or
+    stale.
 
 What is kept
     `progress.py` writes one file in the user's state folder: the language, the lesson that is open, and for each lesson

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 
-from linkspan.demo.chapter_network import CONTAINERS, planned
+from linkspan.demo.chapter_network import CONTAINERS, of_container, of_network
 from linkspan.diagnose.plan import plan
+from linkspan.learn.lesson import Shown
 from linkspan.learn.sandbox import NETNS
 
 
-def commands(kinds: Sequence[str]) -> list[str]:
-    """Return the commands of linkspan's plan for these kinds of states, for the host and the first container."""
-    (name, *_) = CONTAINERS
-    inodes = {name: 1}  # no namespace is looked at: the plan only needs its path
-    states = [one for one in planned(inodes) if type(one).__name__ in kinds]
-    found = [c for state in plan.ordered(states) for c in plan.commands(state, lambda _: str(NETNS / name))]
-    return [one for command in found for one in command.splitlines()]
+def commands(shown: Shown) -> list[str]:
+    """Return the commands of linkspan's plan that a lesson shows, none if the plan has none of them."""
+    if shown.of not in ("", *CONTAINERS):
+        return []
+    states = of_container(shown.of, netns=1) if shown.of else of_network()  # the plan only needs the namespace's path
+    ordered = plan.ordered([one for one in states if type(one).__name__ in shown.kinds])
+    found = [c for state in ordered for c in plan.commands(state, lambda _: str(NETNS / shown.of))]
+    return [one for command in found for one in command.splitlines() if re.search(shown.has, one)]

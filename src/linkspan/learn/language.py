@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from linkspan.core.translation import Translation
@@ -14,3 +15,7 @@ class Words(Translation):
 
     def __init__(self, language: str) -> None:
         super().__init__(language, LOCALE)
+
+    def listed(self, values: Iterable[object]) -> str:
+        """Return values as a list within a sentence."""
+        return (", " if self.language == "en" else "\u3001").join(map(str, values))

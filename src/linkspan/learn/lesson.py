@@ -56,6 +56,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return Check(self.run, self.has, self.lacks)
 
 
+class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The part of linkspan's plan that a lesson shows: states of these kinds, and of those commands that match ``has``.
+
+    ``of`` is a container of the tutorial's network, '' for the network itself and its host.
+    """
+
+    kinds: tuple[str, ...]
+    of: str = ""
+    has: str = ""
+
+
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The file `lesson.toml`; docs/lessons.md explains each field."""
 
@@ -71,7 +82,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     trace: tuple[str, ...] = ()
     reaches: str = ""
     hosts: tuple[str, ...] = ()
-    plan: tuple[str, ...] = ()
+    plan: Shown | None = None
     solutions: tuple[str, ...]
     check: tuple[Check, ...] = ()
     keep: tuple[Check, ...] = ()
@@ -149,7 +160,8 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         yield "finds is what `learn explain` says, so it needs trace"
     checks = (*data.check, *data.keep, *(one.sign for one in ways))
     patterns = [pattern for check in checks for pattern in (check.has, check.lacks)]
-    for pattern in (*patterns, data.finds, *(one.finds for one in ways)):
+    shown = (data.plan.has,) if data.plan else ()
+    for pattern in (*patterns, *shown, data.finds, *(one.finds for one in ways)):
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:

@@ -36,7 +36,7 @@ class Panel:
         words, given = self._words, {"title": self.title, "minutes": self._lesson.data.minutes}
         if not before:
             return words("{title} (about {minutes} minutes)", **given)
-        known = (", " if words.language == "en" else "\u3001").join(before)
+        known = words.listed(before)
         return words("{title} (about {minutes} minutes; know lesson {lessons} first)", **given, lessons=known)
 
     def part(self, name: str, number: int = 0) -> str:
@@ -87,7 +87,8 @@ class Panel:
             lines.append(self.part("why"))
         if self._text.part("linkspan"):
             lines.append(self.part("linkspan"))
-            lines += [f"  {command}" for command in comparison.commands(self._lesson.data.plan)]
+            shown = self._lesson.data.plan
+            lines += [f"  {command}" for command in (comparison.commands(shown) if shown else ())]
         following = words("`learn answer` shows the answer; `next` goes to the next lesson.")
         return [*lines, self.part("question"), following]
 

@@ -16,8 +16,8 @@ import msgspec
 
 from linkspan.core.errors import LinkspanError
 from linkspan.lab.commands import await_
+from linkspan.learn import comparison, needs, sandbox
 from linkspan.learn import lesson as lesson_files
-from linkspan.learn import needs, sandbox
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
 from linkspan.learn.watcher import Judgement, judge, remember, settings, tried
@@ -115,6 +115,8 @@ def problems(folder: Path) -> Iterator[str]:
     """
     lesson = lesson_files.load(folder)
     data = lesson.data
+    if data.plan and not comparison.commands(data.plan):
+        yield "linkspan's plan of the tutorial's network has no command of those that plan names"
     with _begun(lesson) as box:
         judged = judge(box, lesson)
         if judged.passed:

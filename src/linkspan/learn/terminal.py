@@ -37,12 +37,12 @@ def run(
     environment: Mapping[str, str],
     look: Callable[[], str],
     pause: float,
-    failed: Callable[[Exception], str],
+    lost: Callable[[Exception], str],
 ) -> int:
     """Run a shell until it ends, and return its exit code. Needs a terminal as stdin.
 
     ``look`` is called every ``pause`` seconds in a thread of its own; what it returns is printed. It ends the looking
-    by an exception; what ``failed`` says of it is printed while the shell goes on.
+    by an exception. Then the text that ``lost`` makes of it is printed, and the shell goes on.
     """
     pid, master = pty.fork()
     if not pid:
@@ -59,7 +59,7 @@ def run(
                     os.write(wake, b".")
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader goes on without it
             if not ended.wait(pause):  # if the sandbox is gone, the shell ends, too
-                told.put(failed(error))
+                told.put(lost(error))
                 os.write(wake, b".")
 
     watching = threading.Thread(target=watch, daemon=True)

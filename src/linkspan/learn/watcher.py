@@ -16,10 +16,11 @@ from linkspan.learn.sandbox import RUN, Sandbox
 
 PAUSE = 0.4
 """Seconds between two fingerprints: a reader is told within a second."""
-SETTLING = (0.7, 2.0, 6.5)
+SETTLING = (0.7, 2.0, 6.5, 15.0, 30.0, 60.0)
 """Seconds after a change at which the checks run again.
 
-A link's carrier and neighbour entries come a little later, and a mistake counts only if it stays.
+A link's carrier and neighbour entries come a little later, and a mistake counts only if it stays. The kernel keeps an
+old neighbour entry for up to 55 seconds: 45 in which it asks nobody, and the rest until nobody has answered.
 """
 
 _ONE = """

@@ -7,9 +7,10 @@ A policy selects endpoints by labels, network, host or name, and says what may c
    with its line. Only the command line does that, so the agent has no YAML in memory.
 2. ``judge`` is the one meaning of policies: a pure function from two parties, a protocol and a port to a verdict with
    the policy and line. `policy can`, `who-can` and `test` ask it, and the agent asks it which flows to cut.
-3. ``rules`` says the same in nftables. A test compares both on random policies.
-4. ``agent/policies.py`` keeps the states up to date, and ``endpoints/registry.py`` adds an endpoint's elements to what
-   an attach puts. So a container is under its policies before its link is up.
+3. ``rules`` says the same in nftables: ``readings`` has the names, ``endpoint_elements`` what an endpoint adds. A test
+   compares both on random policies.
+4. ``agent/policy_enforcement.py`` keeps the states up to date. ``endpoints/registry.py`` adds an endpoint's elements to
+   what an attach puts. So a container is under its policies before its link is up.
 
 **Meaning.** Rules are looked at by the policies' order, then their names, then as they are written. The first that
 matches decides. If none does, an endpoint that a policy isolates is refused, and else its network's default counts. A
@@ -53,7 +54,7 @@ combinations of them, never with containers. A new flow pays for the policies ab
 one for none. An endpoint that comes or goes is a few elements of plain sets and one of a map (by netlink, without
 libnftables, which would take 2 ms and more), and another label moves it to another chain within one transaction.
 
-**A change of one policy** costs what differs, and not what there is (``rules.difference``). Policies that are the same
+**A change of one policy** costs what differs, and not what there is (``regime_difference``). Policies that are the same
 objects are not read again. Other ports or lines are that policy's own chains: no endpoint is looked at. Other peers are
 elements of their selectors' sets: other hosts' endpoints are compared with these selectors alone. If it is about other
 endpoints, or is new, those on this host get another chain. Large new sets are filled before the rules that use them.

@@ -9,6 +9,7 @@ import msgspec
 import yaml
 
 from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.escapes import escaped
 from linkspan.policy import kubernetes
 from linkspan.policy.model import (
     ORDER,
@@ -26,10 +27,12 @@ from linkspan.policy.model import (
     checked,
     ports,
 )
-from linkspan.policy.yaml_nodes import Reader, line
+from linkspan.policy.yaml_nodes import LARGEST, Reader, line
 
 _ENDINGS = (".yaml", ".yml")
 _POLICY = ("policy", "tier", "order", "select", "ingress", "egress", "tests")
+_MAY_BE_EMPTY = ("ingress", "egress", "tests")
+"""A direction without any rule is closed."""
 _SELECTOR = ("labels", "expressions", "network", "host", "name")
 _OUTSIDE = "outside"
 _PEERS = "write outside, cidr: 192.0.2.0/24, dns: [api.example.com], or labels"
@@ -51,11 +54,12 @@ def read(path: Path) -> Document:
     cases: list[Case] = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(LARGEST + 1)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
             raise NotFound(f"policy file {file} cannot be read: {reason}", "name a YAML file or a folder") from error
-        found = parsed(text, file.name)
+        found = parsed(text, escaped(file.name))
         policies += found.policies
         cases += found.cases
     known: dict[str, Policy] = {}
@@ -77,7 +81,7 @@ def parsed(text: str, file: str) -> Document:
         if "kind" in keys or "apiVersion" in keys:
             policies += kubernetes.policies(reader, node)
             continue
-        found = reader.fields(node, _POLICY, "a policy")
+        found = reader.given(node, _POLICY, "a policy", _MAY_BE_EMPTY)
         if "policy" in found:
             policies.append(_policy(reader, node, found))
         elif found.keys() != {"tests"}:
@@ -122,7 +126,7 @@ def _tier(reader: Reader, node: yaml.Node) -> Tier:
 
 
 def _selector(reader: Reader, node: yaml.Node) -> Selector:
-    found = reader.fields(node, _SELECTOR, "a selector")
+    found = reader.given(node, _SELECTOR, "a selector")
     return Selector(
         labels=reader.pairs(found["labels"], "label") if "labels" in found else {},
         expressions=kubernetes.expressions(reader, found["expressions"]) if "expressions" in found else (),
@@ -133,10 +137,8 @@ def _selector(reader: Reader, node: yaml.Node) -> Selector:
 
 
 def _rule(reader: Reader, node: yaml.Node, ends: str) -> Rule:
-    found = reader.fields(node, ("action", ends, "ports"), "a rule")
+    found = reader.given(node, ("action", ends, "ports"), "a rule")
     peers = reader.items(found[ends], ends) if ends in found else []
-    if ends in found and not peers:
-        raise reader.wrong(found[ends], f"has an empty list for {ends}", f"leave {ends} out to mean everybody")
     texts = reader.texts(found["ports"], "ports, like 80/tcp or echo-request/icmp") if "ports" in found else ()
     try:
         parts = tuple(ports(text) for text in texts)
@@ -170,17 +172,17 @@ def _peer(reader: Reader, node: yaml.Node) -> Peer:
         return Peer(outside=True)
     keys = reader.mapping(node, "a peer")
     if "dns" in keys:
-        given = reader.fields(node, ("dns",), "a peer with DNS names")
-        return Peer(dns=kubernetes.dns_names(reader, given["dns"])) if given else Peer()
+        given = reader.given(node, ("dns",), "a peer with DNS names")
+        return Peer(dns=kubernetes.dns_names(reader, given["dns"]))
     if "cidr" not in keys:
         return Peer(select=_selector(reader, node))
-    found = reader.fields(node, ("cidr", "except"), "a peer with a CIDR")
+    found = reader.given(node, ("cidr", "except"), "a peer with a CIDR")
     cidr = reader.text(found["cidr"], "cidr")
     return Peer(cidr=cidr, excepts=reader.texts(found["except"], "except") if "except" in found else ())
 
 
 def _case(reader: Reader, node: yaml.Node) -> Case:
-    found = reader.fields(node, ("from", "to", "port", "expect"), "a test")
+    found = reader.given(node, ("from", "to", "port", "expect"), "a test")
     for key in ("from", "to", "expect"):
         if key not in found:
             raise reader.wrong(node, f"begins a test without {key}", "write from, to, port and expect")
@@ -204,7 +206,7 @@ def _case(reader: Reader, node: yaml.Node) -> Case:
 def _end(reader: Reader, node: yaml.Node) -> End:
     if isinstance(node, yaml.ScalarNode):
         return End(name=reader.text(node, "an end"))
-    found = reader.fields(node, ("network", "labels"), "an end of a test")
+    found = reader.given(node, ("network", "labels"), "an end of a test")
     if "network" not in found:
         raise reader.wrong(node, "begins an end without a network", "write {network: NAME, labels: {KEY: VALUE}}")
     labels = reader.pairs(found["labels"], "label") if "labels" in found else {}

@@ -117,7 +117,7 @@ class Section(msgspec.Struct, frozen=True):
 
     @property
     def passes(self) -> bool:
-        """Whether a rule leaves the decision to the next tier."""
+        """True if a rule leaves the decision to the next tier."""
         return any(clause.action == "pass" for clause in self.clauses)
 
     @property
@@ -360,7 +360,7 @@ class Judge:
 
 
 class _Step(msgspec.Struct, frozen=True):
-    """What a tier says of connections between two ends: lines in order, and whether it closes what they leave open.
+    """Lines of a tier about connections between two ends, in order, and whether it closes what they leave open.
 
     Each line has its ports (none: everything).
     """

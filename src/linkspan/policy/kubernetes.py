@@ -229,7 +229,7 @@ def _peer(reader: Reader, node: yaml.Node, namespace: str) -> Peer:
             raise reader.wrong(node, "has an ipBlock without a cidr")
         excepts = reader.texts(block["except"], "except") if "except" in block else ()
         return Peer(cidr=reader.text(block["cidr"], "cidr"), excepts=excepts)
-    if not there:
+    if not found:
         raise reader.wrong(node, "has a peer that says nothing", "give it a podSelector")
     networks: tuple[str, ...] = (namespace,)
     if "namespaceSelector" in found:
@@ -246,7 +246,7 @@ def _networks(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
         return (selector.labels[NAMESPACE],)
     if not selector.labels and len(selector.expressions) == 1:
         only = selector.expressions[0]
-        if (only.key, only.operator) == (NAMESPACE, "In"):
+        if (only.key, only.operator) == (NAMESPACE, "In") and only.values:  # () would mean all
             return only.values
     raise reader.wrong(
         node,

@@ -136,7 +136,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_of_tiers(self) -> bool:
-        """Whether it needs agents that know tiers and requests of ICMP (``Host.tiers``)."""
+        """True if it needs agents that know tiers and requests of ICMP (``Host.tiers``)."""
         every = (port for rule in (*(self.ingress or ()), *(self.egress or ())) for port in rule.ports)
         return self.tier != "normal" or any(port.protocol == "icmp" and port.first for port in every)
 

@@ -46,7 +46,7 @@ class Regime:
         """By direction: the digests of the selectors whose endpoints staged policies may refuse something."""
 
         self.ways: dict[tuple[str, str, int, frozenset[str]], dict[str, NftChain]] = {}
-        """The chains of endpoints that ``rules`` has made until now, by the tier after which each comes."""
+        """The chains of endpoints that ``endpoint_elements`` has made until now, by the tier after which each comes."""
 
     def __bool__(self) -> bool:
         return bool(self.judge) or bool(self.trial)
@@ -78,7 +78,7 @@ class Regime:
 
     @property
     def by_host(self) -> bool:
-        """Whether a selector looks at hosts' names."""
+        """True if a selector looks at hosts' names."""
         return self.judge.by_host or self.trial.by_host
 
     def chosen(self, subject: Subject) -> frozenset[str]:

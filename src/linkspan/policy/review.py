@@ -35,7 +35,7 @@ class _Enough(Exception):
 
 
 class _Effort:
-    """What a review may still spend."""
+    """Effort that a review may still spend."""
 
     def __init__(self, most: int) -> None:
         self._left = most

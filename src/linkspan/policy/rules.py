@@ -1,29 +1,23 @@
-"""Rules: policies as sets and chains of nftables. The package's docstring says how they look, and why."""
+"""Rules: policies as sets and chains of nftables. The head of the package says how they look, and why."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
-
-import msgspec
+from collections.abc import Iterable, Iterator
 
 from linkspan.core import icmp
-from linkspan.core.addresses import Prefix
-from linkspan.core.model import Port
-from linkspan.core.ports import families_of, key_of
-from linkspan.core.ruleset import BRIDGE, INET, TABLE, element, pool_text
-from linkspan.core.states.host import BridgeFilter, NftChain, NftElement, NftSet, State
+from linkspan.core.ruleset import BRIDGE, INET, TABLE, pool_text
+from linkspan.core.states.host import NftChain, NftSet, State
 from linkspan.policy import name_rules
-from linkspan.policy.judge import LINK_LOCAL, Clause, Judge, Match, Section
+from linkspan.policy.judge import LINK_LOCAL, Clause, Match, Section
 from linkspan.policy.model import DIRECTIONS, Direction, Ports
+from linkspan.policy.readings import KNOWN, PORTS, RECEIVERS, TALLIES, Reading, chosen_set, readings
 from linkspan.policy.regime import Regime
+from linkspan.policy.regime_difference import Part
 
 _IP, _TYPE = {4: "ip", 6: "ip6"}, {4: "ipv4_addr", 6: "ipv6_addr"}
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
 _ICMP, _MESSAGE = {4: "icmp", 6: "ipv6-icmp"}, {4: "icmp type", 6: "icmpv6 type"}
-_SHORT: dict[Direction, str] = {"ingress": "in", "egress": "out"}
 _LINK: dict[Direction, str] = {"ingress": "oifname", "egress": "iifname"}
 _OWN: dict[Direction, str] = {"ingress": "daddr", "egress": "saddr"}
 _OTHER: dict[Direction, str] = {"ingress": "saddr", "egress": "daddr"}
@@ -36,13 +30,6 @@ GROUP = 7615
 """The group of nflog to which refused packets are logged; nobody pays for it while nobody listens."""
 ENFORCED, STAGED = "linkspan refused", "linkspan staged"
 """The log's prefixes of packets that were refused, and of those that staged policies would refuse."""
-TALLIES = ("staged_ports", "staged_hosts")
-"""The sets that count what staged policies would refuse: by both addresses, protocol and port; without a port.
-
-The port of an ICMP request is its number (``core/icmp.py``).
-"""
-_PORTS, _RECEIVERS = "filtered_ports", "receivers"
-"""Sets of the bridge family: ports of containers under ingress, and the addresses that each may get packets for."""
 _PORT_TYPE = "inet_proto . inet_service"
 _PORT_KEYS = {
     "": ("meta l4proto . th dport", "meta l4proto . th sport"),
@@ -50,164 +37,20 @@ _PORT_KEYS = {
 }
 """Keys of ports of the host, at all its addresses and at one: of packets to it, and of its answers."""
 _REMEMBERED = 7 * 86400
-"""Seconds for which such a count is kept after its last packet."""
+"""Seconds for which a count of what staged policies would refuse is kept after its last packet."""
 _WITH_PORTS = "{ tcp, udp, sctp }"
 _COUNTED = {4: "{ icmp, tcp, udp, sctp }", 6: "{ tcp, udp, ipv6-icmp, sctp }"}
 """The protocols that are counted with a port or a request, in nft's order."""
-_KNOWN = "policy_known"
-_SETS_OF_KNOWN = {family: f"{_KNOWN}{family}" for family in _TYPE}
 _STRAY = "ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
 """It begins no connection, and belongs to none: connection tracking would make one of it (nf_conntrack_tcp_loose).
 
 A late packet of a known connection is no such packet but an invalid one: a reset would end the connection.
 """
 _INVALID = "ct state invalid drop"
-_WAYS = 4096
-"""Combinations of policies whose chains are remembered."""
 _LONGEST = 128
 """Bytes of a comment (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl)."""
 _NEIGHBOURS = "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 """On a bridge containers find each other by these, whatever policies say."""
-
-
-class _Reading(msgspec.Struct, frozen=True):
-    """One reading of all policies, in chains of its own: what is enforced, or what is only counted.
-
-    ``sets`` begins the names of the sets of addresses whose packets pass its chains. ``priority`` is that of egress;
-    ingress follows.
-    """
-
-    judge: Judge
-    name: str
-    sets: str
-    priority: int
-
-    @property
-    def enforces(self) -> bool:
-        """Whether it refuses anything."""
-        return self.name == "policy"
-
-    def chain(self, direction: Direction, family: int | str = "") -> str:
-        """Return the name of a chain."""
-        return f"{self.name}_{_SHORT[direction]}{family}"
-
-    def of(self, section: Section, direction: Direction, family: int) -> str:
-        """Return the name of the chain with a section's rules."""
-        return f"{self.chain(direction, family)}_{_digest(section.called)}"
-
-    def otherwise(self, section: Section, direction: Direction, family: int) -> str:
-        """Return the name of the chain that refuses what no rule of a section allows."""
-        return f"{self.of(section, direction, family)}_no"
-
-    def subjects(self, direction: Direction, family: int) -> str:
-        """Return the name of the set of the endpoints that the chains of a direction are about."""
-        return f"{self.sets}_{_SHORT[direction]}{family}"
-
-    def ways(self, direction: Direction, family: int, after: str = "") -> str:
-        """Return the name of the map that leads each of them to the chain of its policies: those ``after`` a tier."""
-        return f"{self.sets}_by_{_SHORT[direction]}{family}{f'_{after}' if after else ''}"
-
-    def ports(self, family: int, at: str = "") -> str:
-        """Return the name of the set of the ports of containers on the host's network; ``at`` as in ``key_of``."""
-        return f"{self.sets}_port{at}{family}"
-
-    def port_ways(self, family: int, at: str = "", after: str = "") -> str:
-        """Return the name of the map that leads from each of them to the chain of its policies, as in ``ways``."""
-        return f"{self.sets}_by_port{at}{family}{f'_{after}' if after else ''}"
-
-    def after(self, tier: str, direction: Direction, family: int) -> str:
-        """Return the name of the chain to which rules lead that pass on what a tier does not decide."""
-        return f"{self.chain(direction, family)}_after_{tier}"
-
-    def passing(self, direction: Direction) -> list[str]:
-        """Return the tiers with such rules."""
-        return list(dict.fromkeys(section.tier for section in self.judge.sections[direction] if section.passes))
-
-    def about(self, regime: Regime) -> Mapping[Direction, frozenset[str]]:
-        """Return by direction the digests of the selectors whose endpoints it is about."""
-        return self.judge.subjects if self.enforces else regime.watched
-
-    @property
-    def lost(self) -> tuple[str, ...]:
-        """Return what becomes of a packet whose endpoint is under policy and has lost its way to the chains."""
-        return ("drop",) if self.enforces else ()
-
-    def refuses(self, family: int) -> str:
-        """Return the verdict of a rule that refuses."""
-        return f"counter goto {'policy_refused' if self.enforces else f'staged_refused{family}'}"
-
-
-def _readings(regime: Regime) -> list[_Reading]:
-    """Return the readings that have policies; after ``forward``, whose order does not matter: a drop is final.
-
-    Staged policies come last: what the others refuse is not theirs.
-    """
-    every = _Reading(regime.judge, "policy", "policed", 5), _Reading(regime.trial, "staged", "watched", 7)
-    return [reading for reading in every if reading.judge]
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A policy's part of the rules, in one reading and direction: all that its own sets and chains follow from."""
-
-    reading: str
-    direction: Direction
-    section: Section
-
-    @property
-    def name(self) -> tuple[str, ...]:
-        """Return a name that no other part of a regime has."""
-        return self.reading, self.direction, self.section.called
-
-    @property
-    def way(self) -> tuple[object, ...]:
-        """Return what the chains of endpoints that it is about follow from."""
-        one = self.section
-        return one.subject, one.tier, one.order, bool(one.clauses), one.isolates, one.passes
-
-
-@functools.lru_cache(2)
-def parts(regime: Regime) -> Mapping[tuple[str, ...], Part]:
-    """Return the parts of a regime, by name; those of the last two are kept, which changes compare."""
-    every = (
-        Part(reading.name, direction, section)
-        for reading in _readings(regime)
-        for direction in DIRECTIONS
-        for section in reading.judge.sections[direction]
-    )
-    return {part.name: part for part in every}
-
-
-class Difference(msgspec.Struct, frozen=True):
-    """The effect of a change of policies on rules and elements; everything else stays.
-
-    ``put`` are new and changed parts, ``gone`` the names of former ones. ``concerned`` are the digests of selectors of
-    either regime: what they select on this host may need other elements. ``gained`` and ``lost`` are those of peers,
-    the only ones that matter for other hosts' endpoints.
-    """
-
-    put: tuple[Part, ...]
-    gone: tuple[tuple[str, ...], ...]
-    concerned: frozenset[str]
-    gained: frozenset[str]
-    lost: frozenset[str]
-
-
-def difference(before: Regime, after: Regime) -> Difference:
-    """Return what differs between two regimes."""
-    if before is after:
-        return Difference((), (), frozenset(), frozenset(), frozenset())
-    old, new = parts(before), parts(after)
-    put = tuple(part for name, part in new.items() if old.get(name) != part)
-    gone = tuple(name for name in old if name not in new)
-    gained, lost = after.peers - before.peers, before.peers - after.peers
-    found = set(gained | lost | (before.askers ^ after.askers))
-    for direction in DIRECTIONS:
-        found |= before.watched[direction] ^ after.watched[direction]
-    for name in (*gone, *(part.name for part in put)):
-        both = [part for part in (old.get(name), new.get(name)) if part is not None]
-        if len(both) == 1 or both[0].way != both[1].way:  # otherwise only the rules in its own chains differ
-            found |= {part.section.subject for part in both}
-    return Difference(put, gone, frozenset(found), gained, lost)
 
 
 def common(
@@ -221,14 +64,14 @@ def common(
     wanted = sorted(set(families))
     if not regime or not wanted:
         return
-    readings = _readings(regime)
+    every = readings(regime)
     for family in wanted:
-        yield NftSet(INET, TABLE, _SETS_OF_KNOWN[family], _TYPE[family])
-        for reading, direction in itertools.product(readings, DIRECTIONS):
+        yield NftSet(INET, TABLE, KNOWN[family], _TYPE[family])
+        for reading, direction in itertools.product(every, DIRECTIONS):
             yield NftSet(INET, TABLE, reading.subjects(direction, family), _TYPE[family])
             for after in ("", *reading.passing(direction)):
                 yield NftSet(INET, TABLE, reading.ways(direction, family, after), _TYPE[family], "verdict")
-    for reading in readings:
+    for reading in every:
         patient = wanted if regime.names else []
         yield from _counted(wanted, logs=logs) if not reading.enforces else (_refused(patient, logs=logs),)
         for direction in DIRECTIONS:
@@ -242,24 +85,18 @@ def common(
 
 def states(regime: Regime, part: Part, families: Iterable[int]) -> Iterator[State]:
     """Return the chains of a part of a regime, and the sets of its peers."""
-    (reading,) = (one for one in _readings(regime) if one.name == part.reading)
+    (reading,) = (one for one in readings(regime) if one.name == part.reading)
     section, direction = part.section, part.direction
     for family in sorted(set(families)):
         for digest in dict.fromkeys(peer.digest for clause in section.clauses for peer in clause.peers if peer.digest):
-            yield NftSet(INET, TABLE, _chosen(digest, family), _TYPE[family])
+            yield NftSet(INET, TABLE, chosen_set(digest, family), _TYPE[family])
         if section.clauses:
             lines = (_clause(reading, section, clause, direction, family) for clause in section.clauses)
             name = reading.of(section, direction, family)
             yield NftChain(INET, TABLE, name, "", tuple(itertools.chain.from_iterable(lines)))
         if section.isolates:
-            line = f"{reading.refuses(family)}{comment(section, section.line)}"
+            line = f"{reading.refuses(family)}{_comment(section, section.line)}"
             yield NftChain(INET, TABLE, reading.otherwise(section, direction, family), "", (line,))
-
-
-def sets_of_peers(regime: Regime, families: Collection[int]) -> frozenset[str]:
-    """Return the names of the sets in which other hosts' endpoints may be."""
-    chosen = (_chosen(digest, family) for digest, family in itertools.product(regime.peers, families))
-    return frozenset([*(_SETS_OF_KNOWN[family] for family in families), *chosen])
 
 
 def bridge_states(regime: Regime, families: Iterable[int]) -> Iterator[State]:
@@ -271,28 +108,19 @@ def bridge_states(regime: Regime, families: Iterable[int]) -> Iterator[State]:
     wanted = sorted(set(families))
     if not wanted or not regime.judge.sections["ingress"]:
         return
-    yield NftSet(BRIDGE, TABLE, _PORTS, "ifname")
+    yield NftSet(BRIDGE, TABLE, PORTS, "ifname")
     rules = []
     for family in wanted:
-        receivers = f"{_RECEIVERS}{family}"
+        receivers = f"{RECEIVERS}{family}"
         yield NftSet(BRIDGE, TABLE, receivers, f"ifname . {_TYPE[family]}")
         rules += [_NEIGHBOURS] if family == LINK_LOCAL.family else []
         rules.append(f"oifname . {_IP[family]} daddr != @{receivers} drop")
     yield NftChain(BRIDGE, TABLE, "policy_port", "", tuple(rules))
     hook = "type filter hook forward priority filter; policy accept;"
-    yield NftChain(BRIDGE, TABLE, "policy_ports", hook, (f"oifname @{_PORTS} jump policy_port",))
+    yield NftChain(BRIDGE, TABLE, "policy_ports", hook, (f"oifname @{PORTS} jump policy_port",))
 
 
-def bridge_elements(
-    regime: Regime, chosen: frozenset[str], port: str, addresses: Iterable[Prefix]
-) -> Iterator[NftElement]:
-    """Return the elements of the bridge family for a container's port with its addresses."""
-    if not chosen.isdisjoint(regime.judge.subjects["ingress"]):
-        yield element(_PORTS, port, table=BRIDGE)
-        yield from (element(f"{_RECEIVERS}{one.family}", port, one.address, table=BRIDGE) for one in addresses)
-
-
-def _of_direction(reading: _Reading, direction: Direction, families: list[int], *, ports: bool) -> Iterator[State]:
+def _of_direction(reading: Reading, direction: Direction, families: list[int], *, ports: bool) -> Iterator[State]:
     link, own = _LINK[direction], _OWN[direction]
     back, other = _LINK[_OPPOSITE[direction]], _OTHER[direction]
     rules = ["ct state established,related accept", *([_NEIGHBOURS] if 6 in families else [])]
@@ -308,9 +136,9 @@ def _of_direction(reading: _Reading, direction: Direction, families: list[int], 
     yield NftChain(INET, TABLE, reading.chain(direction), f"{hook} policy accept;", tuple(rules))
 
 
-def _of_family(reading: _Reading, direction: Direction, family: int, *, ports: bool) -> Iterator[State]:
+def _of_family(reading: Reading, direction: Direction, family: int, *, ports: bool) -> Iterator[State]:
     ip, own = _IP[family], _OWN[direction]
-    silent = [f"{match} {ip} {_OTHER[direction]} != @{_KNOWN}{family}" for match in _near(direction, family)]
+    silent = [f"{match} {ip} {_OTHER[direction]} != @{KNOWN[family]}" for match in _near(direction, family)]
     if direction == "egress":
         # To its neighbours by an address that none of them has: a broadcast or multicast, above all.
         silent.append(f'oifname "{_BRIDGES}" {_not_near(direction, family)}')
@@ -324,13 +152,13 @@ def _of_family(reading: _Reading, direction: Direction, family: int, *, ports: b
         yield NftChain(INET, TABLE, reading.after(tier, direction, family), "", (*ways, *(reading.lost or ("accept",))))
 
 
-def _silenced(reading: _Reading, silent: Iterable[str]) -> list[str]:
+def _silenced(reading: Reading, silent: Iterable[str]) -> list[str]:
     """Return the rules before all policies: for packets of no connection, and for those of nobody that is known."""
     rules = [f"{match} {'drop' if reading.enforces else 'accept'}" for match in silent]
     return [_INVALID, _STRAY, *rules] if reading.enforces else rules
 
 
-def _of_ports(reading: _Reading, families: list[int]) -> Iterator[State]:
+def _of_ports(reading: Reading, families: list[int]) -> Iterator[State]:
     """Yield the sets and chains for ports of containers on the host's own network, whose packets come to the host.
 
     Their policies' chains are those of ingress.
@@ -351,7 +179,7 @@ def _of_ports(reading: _Reading, families: list[int]) -> Iterator[State]:
             ports = f"@{reading.ports(family, at)}"
             arriving.append(f"{target} {ports} jump {chain}")
             answering.append(f"{source} {ports} jump {stray}")
-        silent = [f"{ip} saddr @pools{family} {ip} saddr != @{_KNOWN}{family}"]
+        silent = [f"{ip} saddr @pools{family} {ip} saddr != @{KNOWN[family]}"]
         if family == LINK_LOCAL.family:
             # By such an address of another link a stranger could seem to be a container on a bridge.
             silent.append(f'iifname != "{_BRIDGES}" ip6 saddr {LINK_LOCAL}')
@@ -365,47 +193,10 @@ def _of_ports(reading: _Reading, families: list[int]) -> Iterator[State]:
         yield NftChain(INET, TABLE, name, f"type filter hook output {hook}", tuple(answering))
 
 
-def _port_ways(reading: _Reading, family: int, after: str = "") -> Iterator[str]:
+def _port_ways(reading: Reading, family: int, after: str = "") -> Iterator[str]:
     """Yield the rules that lead from a packet's port to the chain of its policies: the port at one address first."""
     for at, (target, _) in reversed(_PORT_KEYS.items()):
         yield f"{target.format(ip=_IP[family])} vmap @{reading.port_ways(family, at, after)}"
-
-
-def _each(
-    reading: _Reading, direction: Direction, family: int, tiers: Iterable[Iterable[Section]]
-) -> dict[str, NftChain]:
-    """Return the chains for the endpoints that these sections are about, by the tier after which they come.
-
-    The first one is after no tier (""). A jump for each policy is followed by what refuses the rest. A tier that passes
-    something on ends such a chain, because a packet must not come back to its policies: the next one ends with accept.
-    A chain's name follows from its rules, so endpoints whose policies change get another one, in one transaction.
-    """
-    found: dict[str, list[str]] = {}
-    after, rules = "", found.setdefault("", [])
-    for sections in map(list, tiers):
-        rules += [
-            f'jump {reading.of(section, direction, family)} comment "{section.called}"'
-            for section in sections
-            if section.clauses
-        ]
-        first = next((section for section in sections if section.isolates), None)
-        if first is not None:
-            rules.append(f"goto {reading.otherwise(first, direction, family)}")
-        if any(section.passes for section in sections):
-            after = sections[0].tier
-            if first is None:
-                rules.append(f"goto {reading.after(after, direction, family)}")
-            rules = found.setdefault(after, [])
-        elif first is not None:
-            break  # nothing comes to the next tier
-    else:
-        if after:
-            rules.append("accept")
-    head = f"{reading.chain(direction, family)}_by_"
-    return {
-        tier: NftChain(INET, TABLE, f"{head}{_digest(' '.join(lines))}", "", tuple(lines))
-        for tier, lines in found.items()
-    }
 
 
 def _near(direction: Direction, family: int) -> Iterator[str]:
@@ -456,13 +247,13 @@ def _log(prefix: str, *, logs: bool) -> list[str]:
 
 
 def _clause(
-    reading: _Reading, section: Section, clause: Clause, direction: Direction, family: int
+    reading: Reading, section: Section, clause: Clause, direction: Direction, family: int
 ) -> Iterator[str]:
     passed = f"goto {reading.after(section.tier, direction, family)}"
     verdict = {"allow": "accept", "deny": reading.refuses(family), "pass": passed}[clause.action]
     for peer in _peers(clause.peers, direction, family) if clause.peers else ("",):
         for port in _ports(clause.ports, family) if clause.ports else ("",):
-            yield f"{peer}{port}{verdict}{comment(section, clause.line or section.line)}"
+            yield f"{peer}{port}{verdict}{_comment(section, clause.line or section.line)}"
 
 
 def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterator[str]:
@@ -473,7 +264,7 @@ def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterato
         elif peer.name:
             yield f"{name_rules.condition(peer.name, family)} {_not_near(direction, family)} "
         elif peer.prefix is None:
-            yield f"{at} @{_chosen(peer.digest, family)} "
+            yield f"{at} @{chosen_set(peer.digest, family)} "
         elif peer.prefix.family == family:
             yield "".join([f"{at} {pool_text(peer.prefix)} ", *(f"{at} != {pool_text(p)} " for p in peer.excepts)])
 
@@ -506,107 +297,7 @@ def _either(texts: Iterable[str]) -> str:
     return every[0] if len(every) == 1 else f"{{ {', '.join(every)} }}"
 
 
-def comment(section: Section, line: int) -> str:
+def _comment(section: Section, line: int) -> str:
     """Return the comment that says in a rule whose it is; a trace shows it."""
     text = section.called + (f" line {line}" if line else "")
     return f' comment "{text[:_LONGEST]}"'
-
-
-def of_endpoint(regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix], *, policed: bool) -> list[State]:
-    """Return the elements of an endpoint of this host with its ``addresses``, without length.
-
-    ``policed``: packets to and from it pass the chains. Then the chains of all policies about it are among the states;
-    other endpoints with the same policies have the same ones.
-    """
-    if not regime:
-        return []
-    found = [one for address in addresses for one in (known(address), *of_peer(regime, chosen, address))]
-    return [*found, *(_own(regime, chosen, addresses) if policed else ())]
-
-
-def _own(regime: Regime, chosen: frozenset[str], addresses: Iterable[Prefix]) -> Iterator[State]:
-    """Yield what leads an endpoint's packets to the chains of its policies, and to whoever learns what it is told."""
-    if not chosen.isdisjoint(regime.askers):
-        yield from map(name_rules.asking, addresses)
-    for reading, direction in itertools.product(_readings(regime), DIRECTIONS):
-        if chosen.isdisjoint(reading.about(regime)[direction]):
-            continue
-        for family in sorted({address.family for address in addresses}):
-            chains = _chains(regime, reading, direction, family, chosen)
-            yield from chains.values()
-            for text in (address.address for address in addresses if address.family == family):
-                yield element(reading.subjects(direction, family), text)
-                for after, chain in chains.items():
-                    yield element(reading.ways(direction, family, after), text, data=(f"goto {chain.name}",))
-
-
-def _chains(
-    regime: Regime, reading: _Reading, direction: Direction, family: int, chosen: frozenset[str]
-) -> dict[str, NftChain]:
-    """Return the chains of what these selectors select, by the tier after which each comes."""
-    way = reading.name, direction, family, chosen
-    if way not in regime.ways:
-        if len(regime.ways) >= _WAYS:
-            regime.ways.clear()
-        regime.ways[way] = _each(reading, direction, family, reading.judge.tiers_of(direction, chosen))
-    return regime.ways[way]
-
-
-def of_ports(
-    regime: Regime, chosen: frozenset[str], ports: Iterable[Port], families: Collection[int]
-) -> Iterator[State]:
-    """Yield what leads packets to ports of a container on the host's own network to the chains of its policies."""
-    every = [(port, family) for port in ports for family in families_of(port) if family in families]
-    for reading in _readings(regime):
-        if chosen.isdisjoint(reading.about(regime)["ingress"]):
-            continue
-        for port, family in every:
-            at, key = key_of(port)
-            chains = _chains(regime, reading, "ingress", family, chosen)
-            yield from chains.values()
-            yield element(reading.ports(family, at), *key)
-            for after, chain in chains.items():
-                yield element(reading.port_ways(family, at, after), *key, data=(f"goto {chain.name}",))
-
-
-def of_peer(regime: Regime, chosen: frozenset[str], address: Prefix) -> Iterator[NftElement]:
-    """Return the elements by which an address is a peer: of the sets of selectors that select its endpoint."""
-    parts = (address.address,)
-    yield from (peer(digest, address.family, parts) for digest in sorted(chosen & regime.peers))
-
-
-def peer(digest: str, family: int, parts: tuple[str, ...]) -> NftElement:
-    """Return the element of an address that a peer's selector selects; ``parts`` are those of its ``known`` one.
-
-    All its elements share them: there are tens of thousands.
-    """
-    return NftElement(INET, TABLE, _chosen(digest, family), parts)
-
-
-def known(address: Prefix) -> NftElement:
-    """Return the element of an address of a pool that somebody has: packets from others are dropped silently."""
-    return element(_SETS_OF_KNOWN[address.family], address.address)
-
-
-def ours(state: State) -> bool:
-    """Return whether a set, chain or element belongs to policies."""
-    match state:
-        case NftElement(table=table, set=name) | NftSet(table=table, name=name):
-            return table == TABLE and name.startswith(_SETS)
-        case NftChain(table=table, name=name):
-            return table == TABLE and name.startswith(("policy_", "staged_"))
-    return isinstance(state, BridgeFilter)
-
-
-_SETS = ("chosen", _KNOWN, "policed_", "watched_", *TALLIES, _PORTS, _RECEIVERS, *name_rules.SETS)
-
-
-@functools.lru_cache(4096)
-def _chosen(digest: str, family: int) -> str:
-    return f"chosen{family}_{digest}"
-
-
-@functools.lru_cache(4096)
-def _digest(name: str) -> str:
-    """Return 128 bits of a chain's name: two contents with one name would be a conflict on every host."""
-    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()

@@ -52,6 +52,23 @@ class Reader:
                 raise self.wrong(node, f"has the key {key!r}, which {what} does not have", f"use {', '.join(known)}")
         return {key: value for key, value in found.items() if not empty(value)}
 
+    def given(
+        self, node: yaml.Node, known: Collection[str], what: str, may_be_empty: Collection[str] = ()
+    ) -> dict[str, yaml.Node]:
+        """Return ``fields``; raise Invalid for a key that is there without a value, too.
+
+        Without the key a rule means everybody, and a selector all: a value that was forgotten must not mean that.
+        """
+        found = self.fields(node, known, what)
+        for key, value in self.mapping(node, what).items():
+            if key in may_be_empty:
+                continue
+            if empty(value):
+                raise self.wrong(value, f"has no value for {key}", "write one, or leave the key out")
+            if isinstance(value, yaml.SequenceNode) and not value.value:
+                raise self.wrong(value, f"has an empty list for {key}", f"leave {key} out to mean all")
+        return found
+
     def mapping(self, node: yaml.Node, what: str) -> dict[str, yaml.Node]:
         """Return a mapping's values by key."""
         if not isinstance(node, yaml.MappingNode):

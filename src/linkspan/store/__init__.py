@@ -1,6 +1,6 @@
 """Records that all hosts share: the engines, the replica of each host, schemas and validation.
 
-``contracts.Store`` is the contract: transactions with conditions, and a watch from a revision. One test suite runs
+``core/store_contract`` is the contract: transactions with conditions, and a watch from a revision. One test suite runs
 against all engines (SQLite, etcd, memory).
 
 Records, by key

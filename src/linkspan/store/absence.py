@@ -12,8 +12,8 @@ import math
 from collections.abc import Awaitable, Callable
 
 from linkspan.core.clock import loop_time
-from linkspan.core.contracts import Store
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Store
 from linkspan.core.supervise import woken
 from linkspan.store.records import EGRESS
 

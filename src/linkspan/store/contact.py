@@ -13,7 +13,7 @@ import time
 from typing import Literal
 
 from linkspan.core.clock import now
-from linkspan.core.contracts import Batch
+from linkspan.core.store_contract import Batch
 from linkspan.store.records import ALIVE, EGRESS
 
 STALE = 7.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from linkspan.core.contracts import Batch, Page, Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Batch, Page, Record
 from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, EtcdUrl, etcd_parts
 from linkspan.core.supervise import ended
 from linkspan.store.etcd_errors import Refused

@@ -25,12 +25,12 @@ _SAME_EVERYWHERE = {_INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED, _OUT
 _LOOKS = "etcdctl endpoint status"
 _NO_QUORUM = (
     "are more than half of the voters up, and do TCP 5379 and 5380 pass? If most are lost for good, on one that is "
-    "left: linkspan cluster recover"
+    "left: linkspan cluster recover (docs/recovery.md)"
 )
 _FOUND_AGAIN = (
     "is the voter up, does its agent run, and does TCP 5379 pass to it? If the voters have other addresses now, they "
     "call this host at UDP 5381; if that cannot pass, on a voter: linkspan cluster token create, and here: linkspan "
-    "cluster join TOKEN (it keeps what it has)"
+    "cluster join TOKEN (it keeps what it has). If the voters are lost for good: docs/recovery.md"
 )
 _WRONG = "wrong password in"
 _NO_TLS = "take ca, cert and key out of the store's URL"
@@ -74,10 +74,15 @@ class Failed(Unavailable):
         self.dropped = dropped
         self.unanswered = unanswered
 
+    @property
+    def silent(self) -> bool:
+        """Return whether the connection was made, as far as anybody knows, and no answer came in time."""
+        return self.sent and self.unanswered
+
 
 def failure(url: EtcdUrl, endpoint: str, error: Exception, seconds: float) -> Failed:
     """Return the linkspan error for the exception of a call that had ``seconds``."""
-    where, own = f"etcd {endpoint}", url.user.startswith(HOST_USER)
+    where, own = f"etcd {endpoint}", url.own
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
         hint = "is it the right etcd, and is ca the authority that signed its certificate?"

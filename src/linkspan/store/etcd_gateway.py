@@ -115,7 +115,8 @@ class Gateway:
         # has not, and waits for it instead of refusing the token.
         self._token = ""
         told = await asyncio.gather(*(explained(self.url, endpoint, error) for endpoint, error in failures.items()))
-        return Unavailable(f"store {'; '.join(one.message for one in told)}", told[0].hint)
+        worst = next((one for one in told if one.silent), told[0])  # it is up: the others may be missing
+        return Unavailable(f"store {'; '.join(one.message for one in told)}", worst.hint)
 
     async def ask(self, path: str, body: Json, kind: type[T], seconds: float = 0) -> T:
         """Return the answer to a request that may be carried out twice. Raises as ``call`` does."""
@@ -124,6 +125,13 @@ class Gateway:
     async def at(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
         """Return the answer of this one endpoint, which gets ``seconds`` for it. Raises Unavailable."""
         return await self._ask_as_user(endpoint, path, body, seconds)
+
+    async def openly(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
+        """Return an endpoint's answer to what etcd tells without a user: its status, its members. Raises Unavailable.
+
+        A login needs a quorum, and this does not.
+        """
+        return await self._ask(endpoint, path, body, "", seconds)
 
     async def _ask_as_user(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
         token = await self._login(endpoint, stale="") if self.url.user else ""

@@ -10,8 +10,8 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 
-from linkspan.core.contracts import JOIN
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import JOIN
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_wire import (
     Json,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from linkspan.core.contracts import LIFE
+from linkspan.core.store_contract import LIFE
 from linkspan.store.etcd_errors import Failed
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_stream import Stream

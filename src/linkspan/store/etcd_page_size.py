@@ -6,8 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from linkspan.core.contracts import PAGE
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import PAGE
 from linkspan.store.etcd_errors import Refused
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import NoReturn
 
 from linkspan.core.clock import loop_time
-from linkspan.core.contracts import PROOF_SECONDS, Batch
 from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.store_contract import PROOF_SECONDS, Batch
 from linkspan.core.supervise import until_whole, woken
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Record
 
 T = TypeVar("T")
 Json = dict[str, Any]

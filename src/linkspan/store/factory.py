@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from linkspan.core.contracts import Store
+from linkspan.core.store_contract import Store
 from linkspan.core.store_url import check_url, sqlite_folder
 from linkspan.store.sqlite import FILE, SqliteStore
 

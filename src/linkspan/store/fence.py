@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from linkspan.core.contracts import Store
 from linkspan.core.errors import Conflict
+from linkspan.core.store_contract import Store
 
 TRIES = 5
 """Tries for one write while other hosts change the same records."""

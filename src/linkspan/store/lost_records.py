@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from linkspan.core.contracts import Record
 from linkspan.core.model import Host, Lease
+from linkspan.core.store_contract import Record
 from linkspan.store import records
 from linkspan.store.record_cache import RecordCache
 from linkspan.store.records import CLAIMS, GONE, SHARED, AddressRecord, BlockRecord, block_key, claimant

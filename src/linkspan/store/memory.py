@@ -9,8 +9,8 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from linkspan.core.contracts import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import Full, Unavailable
+from linkspan.core.store_contract import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.supervise import woken
 from linkspan.store.request import Request
 from linkspan.store.table import refuse_revision

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
+from linkspan.core.store_contract import Record
 from linkspan.store import records
 from linkspan.store.record_cache import Decode
 from linkspan.store.records import EPHEMERAL, GONE

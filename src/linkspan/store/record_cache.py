@@ -13,11 +13,11 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Invalid
+from linkspan.core.store_contract import Record
 from linkspan.store import record_form, records
 from linkspan.store.record_history import Versions
-from linkspan.store.record_index import Packed, RecordIndex, same
+from linkspan.store.record_index import RecordIndex
 from linkspan.store.records import EPHEMERAL, GONE
 
 log = logging.getLogger("linkspan.store.record_cache")
@@ -53,7 +53,8 @@ class RecordCache:
         """The keys among them of records that no agent can have written: NAMED at most, and the others have no name."""
         self._refused: dict[str, _Refused] = {}
         """The skipped records that could not be read, by key."""
-        self._decoded: dict[str, tuple[Packed, object]] = {}
+        self._decoded: dict[str, object] = {}
+        """What has been read of present records, by key."""
         self._before = Versions()
 
     @property
@@ -103,12 +104,11 @@ class RecordCache:
 
         If it cannot be read, record the reason and return its last valid value. Return None if there is neither.
         """
-        packed = self._index.packed(key)
-        if packed is None:
-            return None
-        known, found = self._decoded.get(key, (b"", None))
-        if not same(known, packed) or not isinstance(found, type_):
-            record = self.records[key]
+        found = self._decoded.get(key)
+        if not isinstance(found, type_):
+            record = self.records.get(key)
+            if record is None:
+                return None
             refused = self._refused.get(key)
             if refused is not None and refused.value == record.value and refused.type is type_:
                 return refused.instead if isinstance(refused.instead, type_) else None
@@ -119,7 +119,7 @@ class RecordCache:
                 instead = self._before.readable(key, lambda raw: self._decode(key, raw, type_))
                 self._refused[key] = _Refused(record.value, type_, instead)
                 return instead
-            self._decoded[key] = packed, found
+            self._decoded[key] = found
         self._unskip(key)
         self._before.forget(key)
         return found
@@ -175,7 +175,11 @@ class RecordCache:
         passing = record.key.startswith((GONE, *EPHEMERAL)) or record.key in self.reasons
         if old is not None and not passing:
             self._before.add(record.key, old.value)
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
         self._index.keep(record)
+        self._decoded.pop(record.key, None)
 
     def _drop(self, key: str) -> None:
         self._index.drop(key)

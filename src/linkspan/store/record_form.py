@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkspan.core.contracts import Record
+from linkspan.core.store_contract import Record
 from linkspan.store.request import MOST_BYTES
 
 NAMED = 100

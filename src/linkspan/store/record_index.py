@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from linkspan.core.contracts import Record
+from linkspan.core.store_contract import Record
 
 _REVISION = struct.Struct("=q")
 _HEAD = _REVISION.size
@@ -110,10 +110,7 @@ class RecordIndex(Mapping[str, Record]):
         self._kinds.setdefault(kind, {}).setdefault(group, {})[rest] = packed
 
     def load(self, records: Iterable[Record]) -> None:
-        """Add records, or replace those with their keys; they take more memory until they are packed.
-
-        ``pack`` does that, or the first reader of their values.
-        """
+        """Add records, or replace those with their keys; they take more memory until ``pack`` has packed them."""
         for record in records:
             kind, group, rest = _place(record.key)
             self._samples.setdefault(kind, record.value[:_SAMPLE])

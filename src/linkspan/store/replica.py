@@ -31,8 +31,8 @@ from typing import Protocol
 import msgspec
 
 from linkspan.core.clock import loop_time
-from linkspan.core.contracts import JOIN, Batch, Record, Store
 from linkspan.core.errors import Conflict, Full, LinkspanError, NotFound, Unavailable, counted
+from linkspan.core.store_contract import JOIN, Batch, Record, Store
 from linkspan.core.supervise import lasting, woken
 from linkspan.store import records, validation
 from linkspan.store.absence import Absences
@@ -422,7 +422,7 @@ class Replica(RecordCache):
                 self.lost.discard(key)
                 touched.add(key)
             elif key not in self.lost:
-                self._index.keep(missed)
+                self._keep(missed)
                 self.lost.add(key)
                 touched.add(key)
         touched |= self._found_removed(batch)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import Record
+from linkspan.core.store_contract import Record
 from linkspan.kernel.io.durable_files import write_parts
 
 log = logging.getLogger("linkspan.store.snapshot")

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from linkspan.core.clock import loop_time
-from linkspan.core.contracts import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.remedies import reason, remedy
+from linkspan.core.store_contract import LIFE, PAGE, PROOF_SECONDS, Batch, Page, Record
 from linkspan.core.supervise import pause, until_whole, woken
 from linkspan.kernel.io.inotify import FolderWatch
 from linkspan.store.request import Request

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import JOIN, Batch, Record
 from linkspan.core.database import open_database, transaction, translated
 from linkspan.core.errors import NotFound, Unavailable
+from linkspan.core.store_contract import JOIN, Batch, Record
 from linkspan.store.request import Request, bounds
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from linkspan.core.errors import Conflict, Unavailable
-from linkspan.core.store_url import HOST_USER
+from linkspan.core.store_url import HOST_USER, TRUST
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
@@ -22,8 +22,6 @@ from linkspan.store.etcd_wire import Json
 
 ROOT = "root"
 """etcd's own name for the user and the role that may do everything."""
-TRUST = "linkspan-trust"
-"""Prefix of tokens and hosts in etcd: no role but root's has it."""
 HOSTS, VOTERS = "hosts", "voters"
 """The roles of all hosts, and of voters."""
 SHARED = (

@@ -34,6 +34,10 @@ a SharedWorker, because with HTTP/1.1 a browser has six connections to a host. A
 EventSource sends no header. A cluster may have 100,000 containers: if there are more than ``MOST`` (`view_state.py`),
 the state has only their numbers, and the page asks for lists in parts.
 
+**Which language.** The page has its own words in each. The agent speaks English, in finished sentences. In answers to
+questions the server translates those that it knows (`answer_language.py`), because their catalogue would be a third of
+what a browser loads. Problems are in the stream, which is the same for all viewers: so they have each language.
+
 **What was rejected.** A page served by the agent would put a web server for browsers into a process that runs as root.
 WebSockets have no advantage here, because the page has nothing to send. A framework with a build step would need npm
 wherever the package is built.

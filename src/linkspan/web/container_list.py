@@ -15,7 +15,7 @@ PAGE = 200
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """Which part of which containers: those of a host and a network (empty: all) whose text contains ``search``."""
+    """Part of a list of containers: those of a host and a network (empty: all) whose text contains ``search``."""
 
     search: str = ""
     host: str = ""

@@ -98,6 +98,7 @@ class Feed:
         self._lists: dict[str, list[dict[str, Any]]] = {name: [] for name in LISTS}
         self._containers = ContainerList()
         self._viewers: set[Viewer] = set()
+        self._ended = False
         self._read_at = float("-inf")
         self._took: collections.deque[float] = collections.deque(maxlen=READINGS)
         self._reading = asyncio.Lock()
@@ -116,7 +117,8 @@ class Feed:
                     task.cancel()
 
     def end(self) -> None:
-        """End all viewers' streams."""
+        """End all viewers' streams, and begin no other one."""
+        self._ended = True
         for viewer in self._viewers:
             viewer.end()
 
@@ -139,11 +141,14 @@ class Feed:
     async def view(self, idle: float) -> AsyncGenerator[bytes, None]:
         """Yield a viewer's messages as server-sent events, and a comment after ``idle`` seconds without one.
 
-        Raises Unavailable if there are too many viewers.
+        Raises Unavailable if there are too many viewers, or if the streams have ended.
         """
+        await self.state()
+        # Both may have become true while the state was read.
+        if self._ended:
+            raise Unavailable("this page's server ends", "start `linkspan web` again")
         if len(self._viewers) >= VIEWERS:
             raise Unavailable(f"{VIEWERS} pages are open already", "close some of them")
-        await self.state()
         if not self._viewers:
             self._send()
         viewer = Viewer()

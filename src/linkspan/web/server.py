@@ -14,10 +14,12 @@ import msgspec
 from aiohttp import web
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.sentences import Sentences
 from linkspan.core.supervise import ended, lasting
 from linkspan.web import files, login_texts
 from linkspan.web.access import Access, Session
 from linkspan.web.agent_questions import AgentQuestions
+from linkspan.web.answer_language import translated
 from linkspan.web.connections import Connections
 from linkspan.web.container_list import Wanted
 from linkspan.web.feed import Feed
@@ -168,7 +170,7 @@ class PageServer:
             return await handler(request)
         except LinkspanError as error:
             told = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            return _json(told, STATUS.get(error.code, 500))
+            return await _told(request, told, STATUS.get(error.code, 500))
         except web.HTTPException as error:
             return _json({"error": {"code": "error", "message": error.reason, "hint": ""}}, error.status)
         except ConnectionError:
@@ -216,11 +218,10 @@ class PageServer:
         return _json({"state": await self._feed.state(), "packet_token": session.token})
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        messages = self._feed.view(IDLE)
-        first = await anext(messages)  # raises before the answer begins
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        async with contextlib.aclosing(messages):
+        async with contextlib.aclosing(self._feed.view(IDLE)) as messages:
+            first = await anext(messages)  # raises before the answer begins
+            await response.prepare(request)
             with contextlib.suppress(ConnectionError):
                 await response.write(first)
                 async for message in messages:
@@ -241,7 +242,7 @@ class PageServer:
 
     async def _trace(self, request: web.Request) -> web.Response:
         words = {name: _word(request, name) for name in ("source", "target", "port")}
-        return _json(await self._answers.get(f"/v1/trace?{urlencode(words)}"))
+        return await _told(request, await self._answers.get(f"/v1/trace?{urlencode(words)}"))
 
     async def _packet(self, request: web.Request) -> web.Response:
         self._may_send(request, self._packets)
@@ -250,11 +251,11 @@ class PageServer:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"the request is wrong: {error}") from error
         words = {name: getattr(wanted, name)[:LONGEST] for name in ("source", "target", "port")}
-        return _json(await self._agent.post(f"/v1/trace?{urlencode(words)}"))
+        return await _told(request, await self._agent.post(f"/v1/trace?{urlencode(words)}"))
 
     async def _peers(self, request: web.Request) -> web.Response:
         self._may_send(request, self._surveys)
-        return _json(await self._agent.post("/v1/doctor/peers"))
+        return await _told(request, await self._agent.post("/v1/doctor/peers"))
 
     def _may_send(self, request: web.Request, pace: Pace) -> None:
         """Raise Denied unless this request may send packets, and Unavailable if there were too many."""
@@ -266,9 +267,9 @@ class PageServer:
         if (seconds := pace.wait()) > 0:
             raise Unavailable(f"too many packets were sent; the next one may be sent in {seconds:.0f} s")
 
-    async def _paths(self, _request: web.Request) -> web.Response:
+    async def _paths(self, request: web.Request) -> web.Response:
         """Answer with what all hosts have measured; for a user who may not ask them, with what this host has."""
-        return _json(await self._paths_told.get("/v1/paths"))
+        return await _told(request, await self._paths_told.get("/v1/paths"))
 
     async def _plan(self, request: web.Request) -> web.Response:
         """Answer with the commands of one host that name a container's id, an interface, a host or a network."""
@@ -292,13 +293,14 @@ class PageServer:
         return _json(await self._answers.get(f"/v1/networks/{quote(request.match_info['network'], safe='')}"))
 
     async def _explain(self, request: web.Request) -> web.Response:
-        return _json(await self._answers.get(f"/v1/bgp/explain/{quote(request.match_info['peer'], safe='')}"))
+        peer = quote(request.match_info["peer"], safe="")
+        return await _told(request, await self._answers.get(f"/v1/bgp/explain/{peer}"))
 
     async def _question(self, request: web.Request) -> web.Response:
         url = QUESTIONS.get(request.match_info["question"])
         if url is None:
             raise NotFound("the page has no such question")
-        return _json(await self._answers.get(url))
+        return await _told(request, await self._answers.get(url))
 
 
 def naming(lines: Iterable[Mapping[str, Any]], word: str) -> bytes:
@@ -313,6 +315,14 @@ def _word(request: web.Request, name: str) -> str:
     if len(word) > LONGEST:
         raise Invalid(f"{name} has {len(word)} characters, more than {LONGEST}")
     return word
+
+
+async def _told(request: web.Request, value: object, status: int = 200) -> web.Response:
+    """Return an answer of the agent in the reader's language."""
+    language = login_texts.language(request.headers.get("Accept-Language", ""))
+    if language != "en":  # in a thread: a doctor says a hundred sentences, and each is compared with hundreds
+        value = await asyncio.to_thread(translated, value, Sentences(language))
+    return _json(value, status)
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -8,6 +8,10 @@ from typing import Any
 
 import msgspec
 
+from linkspan.core import namesakes
+from linkspan.core.sentences import Sentences
+from linkspan.core.translation import LANGUAGES
+
 MOST = 5000
 """Containers in the state. If there are more, it has only their numbers, and the page asks for lists in parts."""
 
@@ -46,14 +50,14 @@ def view(answers: Answers, about: Mapping[str, Any]) -> State:
     for (host, network), count in counts.items():
         on_host[host] += count
         in_network[network] += count
-    agent = status["agent"]
+    agent, store = status["agent"], status["store"]
     own = {
         "here": agent.get("host", ""),
         "version": agent["version"],
         "started": agent["started"],
         "ok": status["ok"],
         "waiting": status.get("waiting", ""),
-        "store": {"state": status["store"].get("state", ""), "why": _store_problem(status["store"])},
+        "store": {"state": store.get("state", ""), "why": "; ".join(filter(None, _store_problem(store)))},
         "total": len(containers),
         "complete": len(containers) <= MOST,
         "away": "",
@@ -144,31 +148,45 @@ def _network(one: Mapping[str, Any], own: Mapping[str, Any], total: int) -> dict
     }
 
 
-def _store_problem(store: Mapping[str, Any]) -> str:
-    words = (str(store.get("problem") or "").removeprefix("store "), str(store.get("fix") or ""))
-    return "; ".join(filter(None, words))
-
-
-def problems(status: Mapping[str, Any], more: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Return everything that is not as it should be: on which host, in which network, and why."""
-    found = [{"host": one["host"], "network": one["network"], "why": one["why"]} for one in status["unreachable"]]
-    found += [{"host": "", "network": "", "why": f"cannot repair: {why}"} for why in status["drift"]]
-    found += [{"host": "", "network": "", "why": f"{one['why']}; {one['fix']}"} for one in status["disputes"]]
+def problems(status: Mapping[str, Any], more: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return everything that is not as it should be: on which host, in which network, and why, in each language."""
+    found = [_problem(one["why"], host=one["host"], network=one["network"]) for one in status["unreachable"]]
+    found += [_problem(f"cannot repair: {why}") for why in status["drift"]]
+    found += [_problem(one["why"], one["fix"]) for one in status["disputes"]]
     found += [
-        {"host": one["host"], "network": "", "why": f"record {one['key']} is not used: {one['why']}"}
+        _problem(f"record {one['key']} is not used: {one['why']}", host=one["host"])
         for one in status.get("records", ())
     ]
     found += [
-        {"host": one["peer"] if one.get("mesh") else "", "network": "",
-            "why": f"BGP session with {one['peer']} is down: {one['why']}"}
+        _problem(f"BGP session with {one['peer']} is down: {one['why']}", host=one["peer"] if one.get("mesh") else "")
         for one in status["bgp"]["down"]
     ]
+    found += [_problem(f"BGP peer {one['peer']}: {one['why']}", one["fix"]) for one in status["bgp"].get("limited", ())]
     found += [
-        {"host": "", "network": "", "why": f"certificate {one['name']}: {one['problem']}; {one['fix']}"}
+        _problem(namesakes.told(one["name"], one["ids"]), namesakes.FIX, host=one["name"])
+        for one in status.get("namesakes", ())
+    ]
+    found += [_problem(f"{one['what']} is an orphan, and will be removed") for one in status.get("orphans", ())]
+    found += [
+        _problem(f"certificate {one['name']}: {one['problem']}", one["fix"])
         for one in status.get("certificates", ())
         if one["problem"]
     ]
-    if why := _store_problem(status["store"]):
-        found.append({"host": "", "network": "", "why": f"store: {why}"})
-    found += [{"host": "", "network": "", "why": why} for why in more]
+    if any(told := _store_problem(status["store"])):
+        found.append(_problem(f"store: {told[0]}", told[1]))
+    found += map(_problem, more)
+    if not (found or status["ok"] or status.get("waiting")):  # the agent may be newer than this program
+        found.append(_problem("`linkspan status` shows what is wrong"))
     return found
+
+
+def _problem(why: str, fix: str = "", *, host: str = "", network: str = "") -> dict[str, Any]:
+    """Return a problem as the page needs it; ``said`` has why, and what to do, in other languages than English."""
+    sentences = [one for one in (why, fix) if one]
+    said = {code: "\uff1b".join(map(Sentences(code), sentences)) for code in LANGUAGES if code != "en"}
+    return {"host": host, "network": network, "why": "; ".join(sentences), "said": said}
+
+
+def _store_problem(store: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what is wrong with the store, and the fix; both are '' if nothing is."""
+    return str(store.get("problem") or "").removeprefix("store "), str(store.get("fix") or "")

@@ -126,7 +126,7 @@ def _echo(index: int, number: int) -> bytes:
 
 @dataclass
 class Outcome:
-    """What was found. Times are seconds."""
+    """Findings of a soak. Times are seconds."""
 
     pings: int = 0
     lost: list[Sent] = field(default_factory=list)

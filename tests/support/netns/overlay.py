@@ -16,20 +16,9 @@ import pytest
 
 from linkspan.backends import backend, migration
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
+from linkspan.core.host_view import Facts, HostView, Other, Peer
 from linkspan.core.ipam import gateway
-from linkspan.core.model import (
-    Endpoint,
-    Facts,
-    Host,
-    HostView,
-    Lease,
-    Network,
-    Offer,
-    Other,
-    Peer,
-    Underlay,
-    host_ifname,
-)
+from linkspan.core.model import Endpoint, Host, Lease, Network, Offer, Underlay, host_ifname
 from linkspan.core.reconcile import Report
 from linkspan.core.ruleset import admission, skeleton
 from linkspan.core.states.host import State

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from linkspan.backends import backend
 from linkspan.core.addresses import derived_mac, mac_text, prefix
+from linkspan.core.host_view import Facts, HostView
 from linkspan.core.ipam import gateway
-from linkspan.core.model import Allowance, Endpoint, Facts, HostView, Network, Port, host_ifname
+from linkspan.core.model import Allowance, Endpoint, Network, Port, host_ifname
 from linkspan.core.ruleset import skeleton
 from linkspan.core.states.host import State
 from linkspan.endpoints import multihoming

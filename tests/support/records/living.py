@@ -1,4 +1,4 @@
-"""What of an agent says that it lives, and knows whether others do: on a store of whatever kind."""
+"""Parts of an agent that say that it lives, and know whether others do: on a store of any kind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Liveness
 from linkspan.cluster.own_record import OwnRecord
 from linkspan.cluster.presence import Presence
-from linkspan.core.contracts import Store
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Store
 from linkspan.store.contact import STALE
 from linkspan.store.replica import Replica
 

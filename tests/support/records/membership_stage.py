@@ -19,7 +19,8 @@ from linkspan.cluster.shared_states import SharedStates
 from linkspan.cluster.withdrawal import Withdrawal
 from linkspan.core.config import Config
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import HostView, Network
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Network
 from linkspan.core.states.host import Key
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.sockets import Sockets

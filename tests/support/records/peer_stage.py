@@ -13,7 +13,8 @@ from linkspan.cluster.peers import Pair, Peers
 from linkspan.core.addresses import Prefix
 from linkspan.core.desired import Source
 from linkspan.core.errors import Conflict
-from linkspan.core.model import Host, HostView, Lease, Offer, Underlay
+from linkspan.core.host_view import HostView
+from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import State
 from linkspan.kernel.io.namespaces import Namespaces

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.program import Program
 
 HERE = Underlay("eth0", ("192.0.2.1/24", "fd02::1/64"))

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from linkspan.core.contracts import Batch, Store
+from linkspan.core.store_contract import Batch, Store
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.sqlite import SqliteStore

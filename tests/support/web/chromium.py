@@ -67,13 +67,14 @@ class Browser:
         self.run("document.querySelector(arguments[0]).click()", selector)
 
     def row(self, name: str) -> None:
-        """Choose a table's row by its name, the first line of its button."""
+        """Choose a table's row by its name, the first line of its button, and wait until it is drawn as chosen."""
         script = (
             "const rows = [...document.querySelectorAll('button.row')];"
             "const found = rows.find((one) => one.innerText.trim().split('\\n')[0].trim() === arguments[0]);"
-            "found?.click(); return Boolean(found);"
+            "if (arguments[1]) found?.click(); return found?.ariaPressed ?? '';"
         )
-        until(lambda: self.run(script, name), f"a row {name}")
+        until(lambda: self.run(script, name, True), f"a row {name}")
+        until(lambda: self.run(script, name, False) == "true", f"row {name} is chosen")
 
     def press(self, *keys: str) -> None:
         """Type keys where the focus is."""
@@ -108,6 +109,14 @@ class Browser:
     def view(self, name: str) -> None:
         """Open a view by its link."""
         self.click(f'nav.views a[href^="#/{name}"]')
+
+    def language(self, code: str) -> None:
+        """Choose the page's language."""
+        script = (
+            "const found = document.querySelector('.language select'); found.value = arguments[0];"
+            "found.dispatchEvent(new Event('change', {bubbles: true}))"
+        )
+        self.run(script, code)
 
     def size(self, width: int, height: int) -> None:
         """Give the page a size in pixels."""

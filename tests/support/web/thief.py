@@ -30,7 +30,7 @@ element("iframe", {src: origin}).then(() => Promise.all([
 
 
 class Thief:
-    """What the server knows: ``cookies`` are those of its visitors."""
+    """Knowledge of the server: ``cookies`` are those of its visitors."""
 
     def __init__(self, place: str, origin: str, cookies: list[str]) -> None:
         self.origin = origin

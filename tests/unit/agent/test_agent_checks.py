@@ -11,7 +11,8 @@ import pytest
 from linkspan.agent import agent_checks
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.trust_files import Voter
-from linkspan.core.model import Facts, Underlay
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Underlay
 from support.records.peers import network, peer
 
 CLOSED = Facts(

@@ -17,7 +17,7 @@ import linkspan
 from linkspan.agent import agent
 from linkspan.agent.agent import Agent
 from linkspan.core.config import Config
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.model import Host
 from linkspan.endpoints.journal import Journal
 from linkspan.kernel.drivers import wireguard

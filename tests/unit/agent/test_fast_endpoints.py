@@ -15,7 +15,8 @@ from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Endpoint, Facts, Host, HostView, Network, Port, Underlay
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Endpoint, Host, Network, Port, Underlay
 from linkspan.core.states.host import EgressAddress, NftLinkChain, NftTable
 from linkspan.endpoints.registry import fast_source, source
 from linkspan.kernel.probe import conntrack

@@ -14,7 +14,7 @@ from linkspan.agent.etcd_unit import EtcdUnit
 from linkspan.agent.founding import Founding
 from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.own_cluster import OwnCluster
-from linkspan.cluster.founding import foundation
+from linkspan.cluster.founding import foundation, quorum
 from linkspan.cluster.founding.join_token import JoinToken
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.config import Config
@@ -46,6 +46,7 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
         return JoinToken("i", "s", "a", (VOTER.signer,))
 
     monkeypatch.setattr(foundation, "found", found)
+    monkeypatch.setattr(quorum, "require", changed)
     monkeypatch.setattr(founding, "change_settings", changed)
     monkeypatch.setattr(JoinTokens, "new", token)
     cluster = OwnCluster(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", restarts.append)
@@ -60,7 +61,7 @@ def test_a_repeated_init_waits_for_the_one_that_still_runs(tmp_path: Path, monke
 
 
 def test_a_move_that_fails_is_waited_for_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the error is: the agent does not end, and `status` is served meanwhile."""
+    """The agent does not end, whatever the error is, and `status` is served meanwhile."""
     files = TrustFiles(tmp_path)
     files.keep_voter(VOTER)
     config = Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h1"))

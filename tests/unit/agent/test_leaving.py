@@ -15,7 +15,7 @@ from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.own_cluster import OwnCluster
 from linkspan.agent.settings_file import keep_store
 from linkspan.agent.voters import Voters
-from linkspan.cluster.founding import member_list, promotion
+from linkspan.cluster.founding import member_list, promotion, quorum
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.config import Config, load
 from linkspan.core.errors import Unavailable
@@ -75,6 +75,30 @@ def test_a_forced_leave_ends_the_containers_of_a_voter_whose_cluster_does_not_an
         await part.leave(here, vacate, force=True)
         assert (ended, files.left.exists(), len(restarts)) == (["c1"], True, 1)
 
+    asyncio.run(run())
+
+
+def test_a_client_says_at_once_why_it_cannot_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has ended then, and the way out of a lost cluster is in the hint, beside that of leaving all the same."""
+    files = TrustFiles(tmp_path)
+    cluster = OwnCluster(Config(state_dir=str(tmp_path), store=files.url([VOTER.clients], "h2")), tmp_path, print)
+
+    async def lost(_gateway: object) -> None:
+        raise Unavailable("etcd has no quorum", "linkspan cluster recover")
+
+    async def vacate() -> None:
+        pytest.fail("its containers end")
+
+    async def run() -> None:
+        part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
+        here = Host(Memory(), tmp_path, "h2").hosts.here
+        with pytest.raises(Unavailable, match="does not let this host leave: etcd has no quorum") as refused:
+            await part.leave(here, vacate, force=False)
+        assert refused.value.hint.startswith("linkspan cluster recover. Or: linkspan cluster leave --force")
+        with pytest.raises(Unavailable, match="etcd has no quorum"):
+            await JoinTokens(cluster).new(uses=0, member=True)
+
+    monkeypatch.setattr(quorum, "require", lost)
     asyncio.run(run())
 
 

@@ -15,9 +15,9 @@ from linkspan.agent import news as news_module
 from linkspan.agent.news import READERS, News
 from linkspan.api import middleware
 from linkspan.core import namesakes
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import NotFound
 from linkspan.core.model import Host, Network
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store.memory import Memory, MemoryStore
 from support.polling import eventually
 from support.records.replicas import Member, network, together
@@ -92,7 +92,7 @@ def test_what_another_host_has_just_made_exists_here(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_away_keeps_nobody_waiting(tmp_path: Path) -> None:
-    """What this host does not know does not exist then."""
+    """The agent answers from its own records alone: what these lack does not exist then."""
 
     async def work() -> None:
         memory = Memory()

@@ -167,6 +167,6 @@ def test_a_large_cluster_is_asked_less_often(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_a_false_answer_counts_as_none(answer: bytes) -> None:
-    """Whoever writes to the store can write it."""
+    """The reader drops it, because anybody who writes to the store can write it."""
     with pytest.raises(Invalid):
         records.parse(answer, PathsReply)

@@ -12,11 +12,12 @@ from linkspan.agent.plans import Plans
 from linkspan.backends import BACKENDS
 from linkspan.backends.base import BaseBackend
 from linkspan.cluster.shared_states import SharedStates
+from linkspan.core.backend_contract import HostPhase
 from linkspan.core.config import Config
-from linkspan.core.contracts import HostPhase
 from linkspan.core.desired import Source
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Facts, Host, HostView, Underlay
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Host, Underlay
 from linkspan.core.states.host import Key, NftElement, Route, State, Wireguard
 from linkspan.core.states.ipsec import Strongswan
 from linkspan.core.states.wireguard import Tools
@@ -93,7 +94,7 @@ class _Shared(BaseBackend):
 def test_what_serves_all_networks_of_a_backend_is_put_in_its_phase_alone(
     phase: HostPhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the backend is, and by one of the two that could put it: they would replace each other's states."""
+    """One of the two phases puts it, whatever the backend is: two would replace each other's states."""
     monkeypatch.setitem(BACKENDS, "shared", _Shared(phase))
     stage = _Stage("shared")
     shared_states = SharedStates(worker_of(stage.machine), stage._view)

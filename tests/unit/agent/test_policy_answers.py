@@ -4,50 +4,107 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import msgspec
 import pytest
 
 from linkspan.agent.named_addresses import NamedAddresses
 from linkspan.agent.policy_answers import PolicyAnswers
+from linkspan.agent.policy_records import PolicyRecords
+from linkspan.cluster.allowances import Allowances
+from linkspan.cluster.endpoint_records import EndpointRecords
+from linkspan.cluster.hosts import Hosts
+from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import NotFound
-from linkspan.core.model import Endpoint, Host, Port, Underlay
+from linkspan.core.model import Allowance, Endpoint, Host, Network, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge, Party
-from linkspan.policy.model import End, Peer, Policy, Ports, Protocol, Rule, Selector
+from linkspan.policy.model import Case, End, Peer, Policy, Ports, Protocol, Rule, Selector
+from linkspan.policy.regime import Regime
 from support.records.one_host import network
 
-SHUT = Judge([Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())])
+SHUT = Policy(name="shut", select=Selector(names=("web",)), line=1, ingress=())
 NETWORK = network("demo", "10.1.0.0/24", routed=False)
 
 
 SHARED = msgspec.structs.replace(NETWORK, name="shared", backend="host", pools=(), gateways=())
 
 
+class Placed(EndpointRecords):
+    """Records of these endpoints, which are found by their names."""
+
+    def __init__(self, endpoints: list[Endpoint]) -> None:
+        self.placed = endpoints
+
+    async def find(self, word: str) -> list[Endpoint]:
+        """Return those with this name."""
+        if not (found := [one for one in self.placed if one.name == word]):
+            raise NotFound(f"there is no container {word}")
+        return found
+
+    async def everywhere(self, network: str = "") -> AsyncIterator[list[Endpoint]]:
+        """Yield them all."""
+        yield self.placed
+
+
+class Known(Hosts):
+    """These hosts; the first is this one."""
+
+    def __init__(self, hosts: tuple[Host, ...]) -> None:
+        self.known = hosts
+
+    @property
+    def here(self) -> Host:
+        """Return the first one."""
+        return self.known[0]
+
+    def all(self) -> Mapping[str, Host]:
+        """Return them by id."""
+        return {host.id: host for host in self.known}
+
+
+class Two(Networks):
+    """A bridged network, and one of backend host."""
+
+    def __init__(self) -> None:
+        pass
+
+    def all(self) -> tuple[Network, ...]:
+        """Return both."""
+        return NETWORK, SHARED
+
+
+class NoAllowances(Allowances):
+    """No network is allowed to reach the other one."""
+
+    def __init__(self) -> None:
+        pass
+
+    def all(self) -> tuple[Allowance, ...]:
+        """Return none."""
+        return ()
+
+
+class Recorded(PolicyRecords):
+    """Records of these policies."""
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        self.recorded = Regime(policies)
+
+    def regime(self) -> Regime:
+        """Return what they make."""
+        return self.recorded
+
+
 def _answers(
-    *hosts: Host, judge: Judge = SHUT, named: NamedAddresses | None = None
+    *hosts: Host, policies: Iterable[Policy] = (SHUT,), named: NamedAddresses | None = None
 ) -> tuple[PolicyAnswers, list[Endpoint]]:
     """Return answers on the first of these hosts, and the endpoints that they know."""
     endpoints: list[Endpoint] = []
-
-    async def find(name: str) -> list[Endpoint]:
-        if not (found := [one for one in endpoints if one.name == name]):
-            raise NotFound(f"there is no container {name}")
-        return found
-
-    async def everywhere() -> AsyncIterator[list[Endpoint]]:
-        yield endpoints
-
-    records = SimpleNamespace(find=find, everywhere=everywhere)
-    known = SimpleNamespace(here=hosts[0], all=lambda: {host.id: host for host in hosts})
-    networks = SimpleNamespace(all=lambda: [NETWORK, SHARED])
-    policies = SimpleNamespace(regime=lambda: SimpleNamespace(judge=judge))
-    parts: list[Any] = [networks, SimpleNamespace(all=list), records, known, policies, named or NamedAddresses()]
-    return PolicyAnswers(*(cast("Any", part) for part in parts)), endpoints
+    placed, recorded = Placed(endpoints), Recorded(policies)
+    return PolicyAnswers(Two(), NoAllowances(), placed, Known(hosts), recorded, named or NamedAddresses()), endpoints
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -55,7 +112,7 @@ def _answers(
 def test_a_bridged_container_elsewhere_is_judged_by_its_own_hosts_kernel(
     monkeypatch: pytest.MonkeyPatch, here: bool, there: bool
 ) -> None:
-    """Whether br_netfilter is loaded where the question is asked does not matter."""
+    """The asked host's br_netfilter does not matter."""
     monkeypatch.setattr(bridge_filters, "available", lambda: here)
     answers, endpoints = _answers(Host(id="1", name="h1", filters=here), Host(id="2", name="h2", filters=there))
     for name, address in (("web", "10.1.0.2/24"), ("other", "10.1.0.3/24")):
@@ -73,7 +130,7 @@ def test_a_rule_of_all_ports_is_said_to_allow_them(monkeypatch: pytest.MonkeyPat
     """Its span has every port, but no packet without one."""
     monkeypatch.setattr(bridge_filters, "available", lambda: True)
     wide = Policy(name="wide", select=Selector(names=("web",)), ingress=(Rule(ports=(Ports(protocol, 1, 65535),)),))
-    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), judge=Judge([wide]))
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), policies=[wide])
     for name, address in (("web", "10.1.0.2/24"), ("other", "10.1.0.3/24")):
         endpoints.append(
             Endpoint(
@@ -89,7 +146,7 @@ def test_a_container_on_its_hosts_own_network_is_reached_by_its_ports_alone() ->
     peers = Peer(select=Selector(names=("near", "far"))), Peer(cidr="192.0.2.3/32")
     policy = Policy(name="front", select=Selector(names=("front",)), line=1, ingress=(Rule(peers=peers, line=2),))
     known = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2, 3)]
-    answers, endpoints = _answers(*known, judge=Judge([policy]))
+    answers, endpoints = _answers(*known, policies=[policy])
     front = Endpoint(
         id="front", name="front", ifname="eth0", network="shared", host="h1",
         ports=(Port("", 8443, 8443, "tcp"), Port("", 9001, 9000, "udp")),
@@ -126,7 +183,7 @@ def test_what_a_container_on_a_hosts_own_network_sends_is_its_hosts() -> None:
         Policy(name="side", select=Selector(names=("side",)), ingress=(Rule(peers=(everywhere,)),)),
     ]
     known = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2)]
-    answers, endpoints = _answers(*known, judge=Judge(policies))
+    answers, endpoints = _answers(*known, policies=policies)
     for name, host in (("front", "h1"), ("side", "h1"), ("back", "h2")):
         made = Endpoint(
             id=name, name=name, ifname="eth0", network="shared", host=host, ports=(Port("", 8443, 8443, "tcp"),)
@@ -151,7 +208,7 @@ def _asked(named: Mapping[str, list[str]], *rules: Rule, ingress: tuple[Rule, ..
             known.learn(name, prefix(one), 300)
     by_name = Rule(peers=tuple(Peer(dns=(one,)) for one in (API, BELOW)), ports=(Ports("tcp", 80, 90),), line=9)
     policy = Policy(name="out", select=Selector(names=("web",)), line=1, egress=(*rules, by_name), ingress=ingress)
-    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), judge=Judge([policy]), named=known)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), policies=[policy], named=known)
     endpoints.append(WEB)
     return answers
 
@@ -187,7 +244,7 @@ def test_a_name_that_an_address_rule_opens_is_open() -> None:
 
 
 def test_the_ports_of_a_name_are_those_of_all_its_addresses() -> None:
-    """What one of its addresses refuses is not open."""
+    """A port that one of its addresses refuses is not open."""
     closed = _deny("198.51.100.0/24", Ports("tcp", 85, 95)), _deny("203.0.113.8/32", Ports("tcp", 1, 81))
     found = asyncio.run(_asked({API: ["203.0.113.7", "203.0.113.8", "198.51.100.1"]}, *closed).can("web", API))
     assert found.ports == ("82-84/tcp",)
@@ -256,3 +313,21 @@ def test_packets_for_a_container_on_its_hosts_own_network_go_to_its_port() -> No
     assert address("far", 81) == "198.51.100.1"
     assert address("far", 82) == ""
     assert address("far", 83) == "", "its network has no address of this family"
+
+
+def test_many_cases_of_a_file_leave_the_agent_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's sign of life above all: without a pause a long file would let the host be taken for dead."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True))
+    endpoints += [WEB, msgspec.structs.replace(WEB, id="other", name="other", addresses=("10.1.0.9/24",))]
+    cases = [Case(source=End(name="other"), target=End(name="web"), expect="deny", line=n) for n in range(50)]
+
+    async def main() -> int:
+        testing, turns = asyncio.ensure_future(answers.test((), cases)), 0
+        while not testing.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert await testing == []
+        return turns
+
+    assert asyncio.run(main()) >= len(cases)

@@ -1,4 +1,4 @@
-"""What a change of one policy costs among many: what is sent to the kernel, and what is looked at. Never a time."""
+"""Cost of a change of one policy among many: what goes to the kernel, and what is looked at. Never a time."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import pytest
 
 from linkspan.agent import policy_enforcement, policy_names
 from linkspan.agent.policies import Policies
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Host, Port
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Bridge, BridgeFilter, NftChain, NftElement
+from linkspan.core.store_contract import Record
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector
@@ -41,7 +41,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_addresses_that_no_pool_has_are_no_elements(stage: Stage) -> None:
-    """Whatever a record says: neither of a family that has no sets, nor outside of its network's pools."""
+    """An address of a family without sets, or outside of its network's pools, is none, whatever a record says."""
 
     async def main() -> None:
         async with stage.running():
@@ -72,7 +72,7 @@ def test_flows_are_cut_although_the_kernel_refuses_an_element(stage: Stage) -> N
 
 
 def test_one_address_of_two_containers_stops_neither_the_others_nor_the_cut(stage: Stage) -> None:
-    """Whoever had it first keeps it, and all other containers are under their policies."""
+    """The first container keeps it, and all others are under their policies."""
     shared, other = (
         msgspec.structs.replace(HERE, id=f"c{number}", name=f"n{number}", addresses=addresses, host_ifname="lsr2")
         for number, addresses in ((2, ("10.77.0.2/32",)), (3, ("10.77.0.3/32",)))
@@ -331,6 +331,32 @@ def test_a_policy_with_dns_names_waits_for_agents_that_know_them(stage: Stage) -
             assert "host old does not enforce it as it is" in warning
             assert policies.all() == []
             await policies.apply([WEB])
+
+    asyncio.run(main())
+
+
+def test_an_apply_says_that_connections_on_the_fast_path_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for those whom the policy comes to: not again for other rules, nor if it was staged before."""
+    policies = policies_of(stage)
+    monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
+    stricter = msgspec.structs.replace(WEB, ingress=())
+    elsewhere = Policy(name="far", select=Selector(networks=("far",)), ingress=())
+    later = Policy(name="later", select=Selector(names=("other",)), ingress=())
+
+    async def main() -> None:
+        async with stage.running():
+            assert (await policies.apply([WEB])).warnings == ()
+            await policies.delete("web")
+            await stage.member.replica.write({"networks/demo": network("vxlan", fast="true", vni="7")})
+            stage.member.networks.refresh()
+            (told,) = (await policies.apply([WEB])).warnings
+            assert "network demo: TCP connections" in told
+            assert (await policies.apply([stricter])).warnings == ()
+            assert not any("TCP" in text for text in (await policies.apply([elsewhere])).warnings)
+            assert (await policies.apply([later], staged=True)).warnings == ()
+            assert (await policies.enforce("later")).warnings == ()
 
     asyncio.run(main())
 

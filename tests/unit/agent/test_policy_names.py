@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pytest
 
 from linkspan.agent import name_lookup, policy_names
 from linkspan.agent.named_addresses import NamedAddresses
+from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_names import PolicyNames
-from linkspan.core.addresses import prefix
+from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.errors import Conflict, KernelError, Unavailable
 from linkspan.core.model import Endpoint
 from linkspan.kernel.drivers import timed_elements
 from linkspan.kernel.drivers.timed_elements import Timed
 from linkspan.kernel.io.dns_messages import A, Answer
+from linkspan.kernel.io.namespaces import Namespaces
+from linkspan.kernel.io.sockets import Sockets
 from linkspan.kernel.probe import underlay
 from linkspan.kernel.probe.dns_answers import Heard
+from linkspan.kernel.worker import Worker
 from linkspan.policy import name_rules
 from linkspan.policy.model import Peer, Policy, Rule
 from linkspan.policy.regime import Regime
+from support.memory_machine import MemoryMachine
 from support.polling import eventually
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NAMES = Regime([Policy(name="p", egress=(Rule(peers=(Peer(dns=("a.example.com", "*.example.org")),)),))])
 WEB = Endpoint(id="c1", ifname="eth0", network="demo", addresses=("10.77.0.2/32",))
@@ -36,6 +44,45 @@ FOUR = frozenset({4})
 def said(name: str, *texts: str, ttl: int = 300, code: int = 0) -> Answer:
     """Return an answer."""
     return Answer(0, name, A, code, addresses=tuple((socket.inet_aton(text), ttl) for text in texts))
+
+
+class Elements(PolicyElements):
+    """A network's pool, another host's address, and endpoints of this host, which all policies select."""
+
+    def __init__(self, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+        self.selectable = endpoints
+
+    def pools(self) -> Mapping[str, tuple[Prefix, ...]]:
+        """Return the pool of the network."""
+        return {"demo": (prefix("10.77.0.0/16"),)}
+
+    def addresses_of_hosts(self) -> frozenset[str]:
+        """Return the other host's address."""
+        return frozenset({"198.51.100.2"})
+
+    def selected(self, regime: Regime, digests: Collection[str]) -> set[tuple[str, str]]:
+        """Return all endpoints."""
+        return set(self.selectable)
+
+    def endpoints(self, identities: Iterable[tuple[str, str]]) -> list[Endpoint]:
+        """Return these."""
+        return [self.selectable[one] for one in identities]
+
+
+class SocketsMachine(MemoryMachine):
+    """A machine with its table of sockets, of which none is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets = Sockets(Namespaces())
+
+
+class Immediate(Worker):
+    """A worker that needs no thread: a test says when the loop goes on."""
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it here."""
+        return function(*args, **kwargs)
 
 
 class Servers:
@@ -57,17 +104,8 @@ class Servers:
         monkeypatch.setattr(policy_names, "until_whole", lambda seconds: seconds)
         monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset({"198.51.100.1"}))
         self.known = NamedAddresses()
-        elements: Any = SimpleNamespace(
-            pools=lambda: {"demo": (prefix("10.77.0.0/16"),)},
-            addresses_of_hosts=lambda: frozenset({"198.51.100.2"}),
-            selected=lambda _regime, _digests: set(self.endpoints),
-            endpoints=lambda some: [self.endpoints[one] for one in some],
-        )
-        worker = cast("Any", SimpleNamespace(run=self._run, machine=SimpleNamespace(sockets=None)))
+        worker, elements = Immediate(SocketsMachine()), Elements(self.endpoints)
         self.names = PolicyNames(worker, elements, self.known, lambda one: self.serving[one.network], logs=False)
-
-    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
 
     async def _ask(self, server: str, name: str, _kind: int) -> Answer:
         self.asked[server, name] += 1
@@ -292,7 +330,7 @@ def test_a_set_that_could_not_be_filled_is_filled_later(servers: Servers) -> Non
 
 
 class Listener:
-    """What hears answers, which a test gives it."""
+    """Listener that hears the answers that a test gives it."""
 
     def __init__(self, *_: int) -> None:
         self.heard = [Heard("10.77.0.1", said("early.example.org", "198.51.100.2", "192.0.2.20"))]
@@ -444,7 +482,7 @@ def test_what_ends_too_soon_is_put_again(monkeypatch: pytest.MonkeyPatch) -> Non
     """A failed transaction may have moved an end: the address would be closed though its name still has it."""
     put: list[Timed] = []
     there = [Timed("s", prefix("192.0.2.1"), 20), Timed("s", prefix("192.0.2.2"), 298)]
-    monkeypatch.setattr(policy_names, "netfilter_socket", lambda: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(policy_names, "netfilter_socket", io.BytesIO)
     monkeypatch.setattr(timed_elements, "read", lambda *_: there)
     monkeypatch.setattr(timed_elements, "put", lambda _netlink, _table, some: put.extend(some))
     wanted = [Timed("s", prefix(f"192.0.2.{last}"), 300) for last in (1, 2, 3)]

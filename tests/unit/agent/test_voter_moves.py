@@ -129,7 +129,7 @@ class Host:
 def test_a_move_that_fails_is_repeated_and_leaves_running_servers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it got to is written down: where etcd listens, and where the others look for it."""
+    """The voter writes down how far it came: where etcd listens, and where the others look for it."""
     host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
 
     def fail(*_: object) -> None:
@@ -217,7 +217,7 @@ def test_the_time_without_the_address_counts_from_its_loss(tmp_path: Path, monke
 def test_a_host_that_finds_no_voter_follows_the_one_that_calls_and_is_proved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever else calls is asked, and nothing follows from that."""
+    """The host asks other callers, too, and nothing follows from that."""
     host = Host(monkeypatch, tmp_path, f"{OLD}:5379")
     asked: list[str] = []
     monkeypatch.setattr(Ear, "callers", lambda _ear: ("203.0.113.66", NEW))

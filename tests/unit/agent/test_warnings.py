@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from linkspan.agent.warnings import KERNEL, cautions, data_path, dropped
-from linkspan.core.model import Facts, Host, Underlay
+from linkspan.core.host_view import Facts
+from linkspan.core.model import Host, Underlay
 from linkspan.core.states.ipsec import Strongswan
 from linkspan.core.states.programs import IpipHelper
 from linkspan.core.states.wireguard import Tools

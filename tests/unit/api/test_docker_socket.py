@@ -74,3 +74,17 @@ def test_a_socket_for_docker_that_another_process_serves_is_not_taken(tmp_path: 
             asyncio.run(serve())
     assert caught.value.hint == "stop that one first, or give docker_socket another path"
     assert path.is_socket()
+
+
+def test_the_socket_for_docker_goes_with_the_agent(tmp_path: Path) -> None:
+    """The engine finds at once that nobody serves, instead of a file."""
+    path = tmp_path / "docker.sock"
+    agent = Agent(Config(state_dir=str(tmp_path), docker_socket=str(path)))
+    agent.services = {"docker": _docker(tmp_path)}
+
+    async def serve() -> None:
+        async with server._engines(agent):
+            assert path.is_socket()
+
+    asyncio.run(serve())
+    assert not os.path.lexists(path)

@@ -61,8 +61,9 @@ async def _served(path: Path, service: Service) -> AsyncIterator[list[asyncio.Pr
             by_http.append(runner.server())
             return by_http[-1]
 
-        async with plugin_calls.PluginCalls({"cni": service}, http).at(listener(path)):
-            yield by_http
+        with listener(path) as made:
+            async with plugin_calls.PluginCalls({"cni": service}, http).at(made):
+                yield by_http
 
 
 async def _asked(path: Path, request: bytes, *more: bytes, after: Callable[[], object] = lambda: True) -> bytes:

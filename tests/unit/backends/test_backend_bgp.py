@@ -13,7 +13,8 @@ from linkspan.backends.bgp import backend as bgp
 from linkspan.backends.bgp import bird_config
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Facts, HostView, Migration, Network, Peer
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Migration, Network
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import LEARNT_METRIC, UNREACHABLE_METRIC, Address, Route, State
 from linkspan.core.states.programs import SECRET, Bird, File, LearntRoutes, Process, Secret

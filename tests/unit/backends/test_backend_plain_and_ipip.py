@@ -8,7 +8,8 @@ import pytest
 from linkspan.backends import host_gw, ipip
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Standing, Underlay
+from linkspan.core.host_view import Standing
+from linkspan.core.model import Underlay
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Address, Bridge, Ipip, Route, TunnelPrefix
 from linkspan.core.states.programs import IpipHelper, Process

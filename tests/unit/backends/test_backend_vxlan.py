@@ -10,7 +10,8 @@ import pytest
 from linkspan.backends.vxlan import BACKEND, device
 from linkspan.core.addresses import derived_mac, mac, mac_text, prefix
 from linkspan.core.errors import Invalid, Unavailable
-from linkspan.core.model import Allowance, Facts, Standing, Underlay
+from linkspan.core.host_view import Facts, Standing
+from linkspan.core.model import Allowance, Underlay
 from linkspan.core.ruleset import element, tunnel_peer
 from linkspan.core.states.host import Address, FdbEntry, Neighbour, NftElement, Route, State, Sysctl, Vxlan
 from support.records.peers import HERE, ONLY_6, network, peer, view
@@ -40,6 +41,17 @@ def test_a_peer_is_a_neighbour_an_entry_and_a_route_for_each_family() -> None:
         element("vteps4", "lsx64", MAC, "10.77.2.0"),
         element("vteps6", "lsx64", MAC, "fd77:0:0:2::"),
     }
+
+
+def test_what_all_peers_have_in_common_is_in_memory_once() -> None:
+    """The names of the device and of the sets, and the port: a thousand peers would have a thousand of each."""
+    demo = network("vxlan", BOTH, vni="100")
+    one, other = (list(BACKEND.peer(view(demo), demo, peer(demo, OFFER))) for _ in range(2))
+    for first, second in zip(one, other, strict=True):
+        for name in ("device", "set"):
+            assert getattr(first, name, None) is getattr(second, name, None)
+    ports = [state.parts[2] for state in (*one, *other) if isinstance(state, NftElement) and "udp" in state.parts]
+    assert ports[0] is ports[1]
 
 
 def test_a_peer_of_a_fast_network_is_in_its_chains_too() -> None:

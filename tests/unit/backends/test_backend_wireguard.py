@@ -9,7 +9,8 @@ from linkspan.backends import migration
 from linkspan.backends.wireguard import backend as wireguard
 from linkspan.core.addresses import place, prefix
 from linkspan.core.errors import Conflict, Invalid, Unavailable
-from linkspan.core.model import Facts, Host, HostView, Migration, Network, Other, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Other, Peer
+from linkspan.core.model import Host, Migration, Network, Underlay
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Address, NftElement, Route, Wireguard
 from linkspan.core.states.programs import Process

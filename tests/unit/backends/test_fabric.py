@@ -96,7 +96,7 @@ def test_a_host_that_moved_is_followed() -> None:
 
 
 def test_a_mac_at_two_ports_stays_at_the_first_and_is_named() -> None:
-    """Whoever claims it later gets nothing by that."""
+    """A later claim gets nothing."""
     fabric = Fabric()
     _take(fabric, _seen({("left", 3): H1}))
     where = _take(fabric, _seen({("left", 3): H1, ("right", 4): H1}))

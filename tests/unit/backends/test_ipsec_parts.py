@@ -33,7 +33,8 @@ from linkspan.backends.ipsec.settings import identity, settings
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.event_log import EventLog
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import HOST, NftElement, Route
 from linkspan.core.states.ipsec import (
@@ -131,7 +132,7 @@ def test_a_peer_costs_a_connection_children_and_routes(mine: Strongswan, theirs:
 
 
 def test_a_host_behind_a_nat_begins_and_is_waited_for() -> None:
-    """Whatever the hosts' ids; two hosts behind NATs cannot connect, and the error has the fix."""
+    """The hosts' ids do not matter; two hosts behind NATs cannot connect, and the error has the fix."""
 
     def behind(found: Host) -> Host:
         assert found.underlay is not None

@@ -9,7 +9,8 @@ import pytest
 
 from linkspan.backends import backend, migration
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, Unavailable
-from linkspan.core.model import HostView, Migration, Network, Offer, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Migration, Network, Offer
 from linkspan.core.states.host import Bridge, Ipip, Route, Sysctl, Vxlan
 from support.records import peers
 

@@ -14,7 +14,8 @@ from support.outside_package import install
 PLAN = """
 import json
 from linkspan.backends import BACKENDS
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer, Underlay
 from linkspan.core.ruleset import admission, skeleton
 from linkspan.diagnose.plan.plan import commands, ordered
 from linkspan.kernel.kinds import kinds

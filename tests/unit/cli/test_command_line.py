@@ -44,7 +44,7 @@ def test_a_copy_leaves_nothing_in_this_process() -> None:
 
 
 def test_a_copy_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    """What asks an agent that never answers fails with its words."""
+    """A test whose command asks an agent that never answers fails with the command's words."""
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(path))

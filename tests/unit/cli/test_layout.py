@@ -36,7 +36,7 @@ TABLE = st.integers(1, 8).flatmap(
 
 @given(TABLE, st.sampled_from((60, 80, 120)))
 def test_no_line_is_too_long_and_no_word_is_cut(found: tuple[list[str], list[list[str]]], width: int) -> None:
-    """Whatever is in a table: each word of each cell is there as a whole."""
+    """Each word of each cell is there as a whole, whatever is in a table."""
     columns, rows = found
     lines = layout.laid_out(columns, rows, width)
     assert all(len(line) <= width for line in lines)

@@ -1,4 +1,4 @@
-"""What `linkspan upgrade` renews, and what it says is left: only what the host did not have before."""
+"""Leftovers of `linkspan upgrade`: what it renews, and what it says is left, is only what the host did not have."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def test_a_block_that_was_shared_first_is_shared_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("skew", [-86400.0, 0.0, 86400.0])
 def test_no_clock_decides_between_a_lost_claim_and_one_made_after(skew: float) -> None:
-    """Whatever the claims' times, the claim that the store had lost is the earlier one; a decision stays."""
+    """The claim that the store had lost is the earlier one, whatever the claims' times; a decision stays."""
     mine, found = BlockRecord("h1", 1000.0), BlockRecord("h2", 1000.0 + skew)
     assert earlier(mine, found, "h1")
     assert earlier(None, found, "h1")

@@ -1,4 +1,4 @@
-"""Who holds an egress address: never two, and soon somebody again, where the operator wants it."""
+"""Holder of an egress address: never two, and soon somebody again, where the operator wants it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from linkspan.cluster.egress import LATER, PATIENCE
-from linkspan.core.contracts import LIFE
 from linkspan.core.model import Egress, Network
+from linkspan.core.store_contract import LIFE
 from linkspan.kernel.drivers.egress_addresses import LIFETIME
 from linkspan.store.absence import ABSENCE
 from support.records.egress_cluster import APPS, DEMO, EXIT, FAILOVER, LATE, RECORD, Cluster, played, turned

@@ -1,4 +1,4 @@
-"""Who holds an egress address while the store or agents fail: never two, and soon somebody again."""
+"""Holder of an egress address while the store or agents fail: never two, and soon somebody again."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def test_a_key_that_somebody_made_by_hand_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_a_removed_host_s_endpoints_stay_away(tmp_path: Path) -> None:
-    """Whoever removes a host takes them away, and the host does not put them back."""
+    """The operator's removal deletes them, and the host does not put them back."""
 
     async def work() -> None:
         memory = Memory()

@@ -18,7 +18,8 @@ from linkspan.cluster.peers import seen
 from linkspan.controller.holders import holders
 from linkspan.core.addresses import Prefix, derived_mac, mac_text, prefix
 from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Offer, Peer
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Offer
 from linkspan.core.states.host import Address, NftElement, Route, State
 from linkspan.core.states.ipsec import Strongswan
 from linkspan.core.states.programs import Bird

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from linkspan.cluster.key_rotation import GATHER, KeyRotation
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Denied, Invalid, KernelError, LinkspanError, Unavailable
-from linkspan.core.model import Host, HostView, Other, Underlay
+from linkspan.core.host_view import HostView, Other
+from linkspan.core.model import Host, Underlay
 from linkspan.core.states.host import Key
 from linkspan.kernel.drivers.wireguard import WireguardDriver
 from linkspan.kernel.io.namespaces import Namespaces

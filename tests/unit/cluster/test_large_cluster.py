@@ -14,8 +14,8 @@ from linkspan.cluster.blocks import own_address
 from linkspan.cluster.grants import granted
 from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.model import Endpoint, Host, Lease
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store import record_index
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.record_index import RecordIndex
@@ -100,7 +100,7 @@ def test_an_attach_reads_no_record_of_another_host(tmp_path: Path, monkeypatch: 
 def test_a_lease_that_joins_a_network_makes_its_leases_be_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What other networks' hosts claim does not."""
+    """A lease of another network does not."""
 
     async def work() -> None:
         one = Member(Memory(), tmp_path, "h1")

@@ -94,7 +94,7 @@ def test_the_own_address_is_neither_the_gateway_nor_the_block_s_first() -> None:
 
 
 def test_candidates_are_every_free_block_once() -> None:
-    """Whatever the host's id, all blocks come, each once, without those taken."""
+    """All blocks come, each once, without those taken, whatever the host's id."""
     pool = prefix("10.244.0.0/22")
     found = list(candidates(pool, 24, "h1", {prefix("10.244.1.0/24")}))
     assert sorted(map(str, found)) == ["10.244.0.0/24", "10.244.2.0/24", "10.244.3.0/24"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkspan.cluster.onlink_peers import EVERY, SOON, Heard
-from linkspan.core.model import Standing
+from linkspan.core.host_view import Standing
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_a_look_follows_only_the_peers_to_which_the_kernel_has_another_path(
 
 @pytest.mark.parametrize("case", ["exact", "lost"])
 def test_a_look_follows_peers_whose_addresses_another_host_s_containers_may_have(tmp_path: Path, case: str) -> None:
-    """What counts for h2 depends on h3's containers, and no record of h2 changes with these."""
+    """The exact addresses of h2 depend on h3's containers, and no record of h2 changes with these."""
 
     async def work() -> None:
         stage, there = PeerStage(tmp_path, others=3), prefix("10.244.3.9")
@@ -250,7 +250,7 @@ def _free(record: AddressRecord) -> AddressRecord:
 
 
 def test_a_look_tries_peers_again_that_could_not_be_reached(tmp_path: Path) -> None:
-    """What was in the way may be gone, and no record says so."""
+    """The obstacle may be gone, and no record says so."""
 
     async def work() -> None:
         stage = PeerStage(tmp_path, others=2)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from linkspan.cluster.presence import BEAT, GAP, KEEP, REFUSED, STANDS
-from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
+from linkspan.core.store_contract import LIFE
 from linkspan.store.absence import ABSENCE, GRACE, ROOM_EVERY
 from linkspan.store.contact import STALE
 from linkspan.store.memory import Memory, MemoryStore
@@ -166,7 +166,7 @@ def test_a_record_that_somebody_else_put_without_a_lease_ends_with_its_host(tmp_
 
 
 def test_a_record_without_an_agent_and_without_a_lease_keeps_nobody_out(tmp_path: Path) -> None:
-    """Whoever put it does not put it again, so the agent that starts has the host's id for itself."""
+    """Nobody puts such a record again, so the agent that starts has the host's id for itself."""
 
     async def work(world: World) -> None:
         two = await world.agent("h2")
@@ -401,7 +401,7 @@ def test_a_host_that_was_removed_says_nothing_more(tmp_path: Path) -> None:
 
 
 def test_a_full_store_makes_nobody_dead_and_all_come_back_by_themselves(tmp_path: Path) -> None:
-    """Who is there stays, who lost its lease is unknown, asks in measure, and is back before it is taken for dead."""
+    """Living hosts stay; one that lost its lease is unknown, asks in measure, and is back before it counts as dead."""
 
     async def work(world: World) -> None:
         one, two, three = [await world.agent(name) for name in ("h1", "h2", "h3")]

@@ -13,8 +13,8 @@ import pytest
 from linkspan.cluster import interest
 from linkspan.cluster.remote_endpoints import FEW, RemoteEndpoints, packed
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import Batch, Page, Record
 from linkspan.core.model import Allowance, Endpoint, Lease
+from linkspan.core.store_contract import Batch, Page, Record
 from linkspan.policy.model import Policy
 from linkspan.store import record_form
 from linkspan.store.memory import Memory, MemoryStore

@@ -10,8 +10,8 @@ import pytest
 
 from linkspan.agent import store_health
 from linkspan.agent.store_health import StoreHealth
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import Full, Unavailable
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store import contact
 from linkspan.store.contact import STALE, Contact
 from linkspan.store.memory import Memory, MemoryStore

@@ -14,7 +14,7 @@ from linkspan.backends.multi_host import is_unchecked
 from linkspan.cluster import underlay_macs
 from linkspan.cluster.underlay_macs import Stations
 from linkspan.core.addresses import mac
-from linkspan.core.contracts import Backend
+from linkspan.core.backend_contract import Backend
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Network, Underlay
 from linkspan.core.ruleset import element

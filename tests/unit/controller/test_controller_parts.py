@@ -14,10 +14,10 @@ from linkspan.controller.election import KEY, Election
 from linkspan.controller.holders import holders
 from linkspan.core import config
 from linkspan.core.addresses import prefix
-from linkspan.core.contracts import LIFE
 from linkspan.core.errors import Invalid
 from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.core.states.openflow import Claim
+from linkspan.core.store_contract import LIFE
 from linkspan.runtimes import systemd
 from linkspan.store.absence import ABSENCE
 from linkspan.store.memory import Memory

@@ -20,7 +20,7 @@ from linkspan.controller.api import diff, flows, plan, status
 from linkspan.controller.controller import Controller
 from linkspan.controller.settings import Settings, services
 from linkspan.core.addresses import mac_text
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.core.model import Host, Lease, Offer, Underlay
 from linkspan.core.reconcile import Reconciler

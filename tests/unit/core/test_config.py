@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,15 @@ def test_a_sound_file_is_read_as_ever_and_a_missing_one_is_named(tmp_path: Path)
     assert config.salvaged(str(file), {}) == (config.Config(cooldown=1.0), "")
     with pytest.raises(Invalid, match="no such file"):
         config.salvaged(str(tmp_path / "none.toml"), {})
+
+
+def test_an_agent_s_code_has_no_columns() -> None:
+    """They take 0.6 MB, and a traceback has its lines without them."""
+    command, variables = config.process(config.Config())
+    code = (
+        "from linkspan.core.errors import counted; "
+        "places = list(counted.__code__.co_positions()); print({p[2] for p in places}, all(p[0] for p in places))"
+    )
+    argv = [*command[: command.index("-m")], "-c", code]
+    done = subprocess.run(argv, env=os.environ | variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "{None} True\n"

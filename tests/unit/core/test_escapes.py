@@ -69,7 +69,7 @@ def test_a_table_takes_a_name_for_no_markup(
 
 
 def test_a_log_line_is_one_line_without_control_characters() -> None:
-    """Whatever a record's key or reason has."""
+    """A record's key or reason may have any character."""
     made = logging.LogRecord("linkspan", logging.WARNING, "", 0, "record %s", (FORGED,), None)
     line = _Lines().format(made)
     assert not {"\x1b", "\x9b", "\n", "\r", "\u202e"} & set(line)

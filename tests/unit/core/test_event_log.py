@@ -86,7 +86,7 @@ def test_a_file_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> Non
 
 
 def test_what_was_told_is_told_once_and_not_remembered_for_ever() -> None:
-    """Whoever makes containers with ever new names costs no memory; the oldest is reported again."""
+    """Containers with ever new names cost no memory; the oldest is reported again."""
     once = Once()
     assert [once.first(str(n % KEPT)) for n in range(2 * KEPT)] == [True] * KEPT + [False] * KEPT
     assert once.first("one more")

@@ -7,7 +7,8 @@ import pytest
 
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts, Host, HostView, Migration, Port, Underlay
+from linkspan.core.host_view import Facts, HostView
+from linkspan.core.model import Host, Migration, Port, Underlay
 from linkspan.core.states.host import NftChain, NftElement, NftExit, NftLinkChain, State
 from linkspan.kernel.drivers import nftables_objects
 from support.records.fast_network import CONTAINER, DEVICE, NETWORK
@@ -64,7 +65,7 @@ def test_a_network_that_migrates_is_not_fast() -> None:
     ],
 )
 def test_an_endpoint_may_be_unfit(change: dict[str, object], why: str) -> None:
-    """What it says is for people."""
+    """The reason is for people."""
     told = fast_path.unfit(NETWORK, msgspec.structs.replace(CONTAINER, **change))
     assert (why in told) if why else told == ""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Link
 from linkspan.core.program import Program

@@ -1,4 +1,4 @@
-"""What the last agent left: its rules stay until one resync replaces them, and new elements of its sets do not wait."""
+"""Leftovers of the last agent: one resync replaces its rules, and new elements of its sets do not wait for that."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_elements_of_new_or_changed_sets_wait_and_so_do_those_of_maps() -> None:
 
 
 def test_a_resync_of_some_kinds_ends_although_rules_are_left() -> None:
-    """What is left is no difference: one look is enough."""
+    """Leftovers are no difference: one look is enough."""
     reconciler, driver = left(TABLE)
     reconciler.change(("rules",), [TABLE, SEALED])
     driver.looks = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import Bridge, Key, NftChain, State

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, FdbEntry, Key, State

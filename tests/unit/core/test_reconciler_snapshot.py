@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, Bridge, Key, State

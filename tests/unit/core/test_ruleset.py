@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from linkspan.core.addresses import prefix
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.ruleset import INET, admission, skeleton
 from linkspan.core.states.host import NftChain
 from linkspan.kernel.kinds import kinds
@@ -35,7 +35,7 @@ def test_every_packet_passes_few_base_chains() -> None:
 
 
 def test_tunnel_ports_are_looked_up_once_for_each_packet() -> None:
-    """What follows from a tunnel's port is in a chain of its own, for both families."""
+    """The rules for tunnels' ports are in a chain of their own, for both families."""
     chains = _chains()
     for name, target in (("forward", "outwards"), ("input", "tunnelled")):
         rules = [rule for rule in chains[name].rules if "@tunnel_ports" in rule]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pytest
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, FdbEntry, Key, Neighbour, Route, State
@@ -78,7 +78,7 @@ def test_what_is_right_and_unchanged_is_not_compared_again(kernel: Kernel) -> No
 
 
 def test_whether_all_is_settled_is_known_without_a_comparison(kernel: Kernel) -> None:
-    """What another program changed, what fails, and what nobody has compared yet needs a resync, which repairs it."""
+    """Changes of other programs, failures, and states that nobody has compared need a resync, which repairs them."""
     reconciler = settled(kernel)
     assert reconciler.is_settled([FdbEntry, Neighbour])
     assert kernel.looks == 0

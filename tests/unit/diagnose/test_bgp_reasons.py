@@ -1,4 +1,4 @@
-"""Why a session is down, from what is seen: the order of reasons, and those that no real peer makes soon."""
+"""Reasons why a session is down: their order, and those that no real peer makes soon."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def refusal(peer: str, sent: int = 0, *, spare: bool = False) -> Refusal:
 def test_each_fault_is_one_check_by_hosts_and_direction(
     mine: Probed, theirs: Probed | str, expected: list[tuple[str, str, str]]
 ) -> None:
-    """What a sender could not send is not missed once more by the receiver; a silent host's pairs are left out."""
+    """The receiver does not miss once more what a sender could not send; a silent host's pairs are left out."""
     found = checks({"1": mine, "2": theirs}, NAMES)
     assert len(found) == len(expected)
     for one, (status, name, words) in zip(found, expected, strict=True):

@@ -1,4 +1,4 @@
-"""What a trace says of linkspan's own rules: told from what a rule looks up, whatever its text looks like."""
+"""Meaning of linkspan's own rules in a trace: from what a rule looks up, whatever its text looks like."""
 
 from __future__ import annotations
 

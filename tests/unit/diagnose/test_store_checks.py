@@ -1,4 +1,4 @@
-"""What `doctor` and `status` say of an etcd: each fault with its cause, and what to do."""
+"""Faults of an etcd in `doctor` and `status`: each with its cause, and what to do."""
 
 from __future__ import annotations
 

@@ -105,6 +105,29 @@ def test_a_host_whose_record_of_liveness_is_gone_is_named_no_more(tmp_path: Path
     heard(tmp_path, work)
 
 
+def test_what_a_silent_host_changed_is_named_when_it_is_back(tmp_path: Path) -> None:
+    """Its lines are made again then, in their place among the others'."""
+
+    async def work(hearer: Hearer) -> None:
+        put = hearer.member.replica.write
+        for number, name in ((3, "db"), (4, "mail")):
+            host, addresses = f"h{number}", (f"10.244.{number}.2/32",)
+            await put({f"leases/demo/{host}": Lease(network="demo", host=host), f"alive/{host}": host.encode()})
+            made = msgspec.structs.replace(MADE, host=host, name=name, addresses=addresses)
+            await put({f"endpoints/{host}/c1/eth0": made})
+        await hearer.tell()
+        await eventually(lambda: hearer.names() == ["web", "db", "mail"], "all are known")
+        await put({}, deletes=["alive/h3"])
+        await eventually(lambda: hearer.names() == ["web", "mail"], "h3 is taken for dead")
+        changed = msgspec.structs.replace(MADE, host="h3", name="cache", addresses=("10.244.3.2/32",))
+        await put({"endpoints/h3/c1/eth0": changed})
+        assert hearer.names() == ["web", "mail"]
+        await put({"alive/h3": b"h3"})
+        assert hearer.names() == ["web", "cache", "mail"]
+
+    heard(tmp_path, work)
+
+
 def test_nobody_is_taken_for_dead_while_the_store_is_full(tmp_path: Path) -> None:
     """A host that cannot get a lease lives, perhaps, and its containers keep their names."""
 
@@ -169,7 +192,7 @@ def test_names_are_not_told_before_all_endpoints_of_the_network_are_read(tmp_pat
 
 
 def test_a_network_that_mattered_before_has_no_names_of_then(tmp_path: Path) -> None:
-    """What went meanwhile was told to nobody: the file is made again from what is read now."""
+    """Nobody was told of names that went meanwhile: the file is made again from what is read now."""
 
     async def work(hearer: Hearer) -> None:
         await hearer.tell()

@@ -111,7 +111,7 @@ def test_one_that_its_runtime_detaches_in_time_is_told_by_nobody(tmp_path: Path)
 
 
 def test_a_container_that_ended_is_known_as_gone_until_its_time_is_up(tmp_path: Path) -> None:
-    """What fails because of it alone is no drift meanwhile."""
+    """A failure because of it alone is no drift meanwhile."""
 
     async def run() -> None:
         stage = Stage(tmp_path)

@@ -68,7 +68,7 @@ def test_a_negative_ttl_is_none_at_all() -> None:
 
 
 def test_a_truncated_answer_says_only_that_it_is() -> None:
-    """Whoever asks goes on by TCP."""
+    """The asking agent goes on by TCP."""
     found = asked("a.b", Record("a.b", A, 60, IP), flags=0x0200)
     assert found is not None
     assert (found.truncated, found.addresses) == (True, ())

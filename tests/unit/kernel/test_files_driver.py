@@ -66,6 +66,29 @@ def test_what_is_in_a_volatile_file_is_not_remembered(driver: FileDriver, tmp_pa
     assert not path.parent.exists()
 
 
+def test_a_volatile_file_is_replaced_without_being_read(
+    driver: FileDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of 1,000 hosts are 0.6 MB, and change three times a second; a link in its place is a conflict still."""
+    path = tmp_path / "names"
+    driver.apply([File(str(path), b"one\n", volatile=True)], [])
+    read: list[Path] = []
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return b""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", noted)
+        assert driver.apply([File(str(path), b"two\n", volatile=True)], []) == {}
+    assert read == []
+    assert path.read_bytes() == b"two\n"
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    wanted = File(str(path), b"three\n", volatile=True)
+    assert isinstance(driver.apply([wanted], [])[wanted.key], Conflict)
+
+
 def test_a_volatile_file_of_a_lost_state_folder_is_taken_again(driver: FileDriver, tmp_path: Path) -> None:
     """Nobody else writes there."""
     path = tmp_path / "names"

@@ -73,7 +73,7 @@ def _dirty(monkeypatch: pytest.MonkeyPatch, leaving: Leaving) -> frozenset[type[
 
 
 def test_a_link_that_the_kernel_did_not_delete_is_not_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What somebody changes at it is healed at once."""
+    """The agent heals at once what somebody changes at it."""
     monkeypatch.setattr(links, "Socket", Kernel)
     removal = Removal(2)
     try:

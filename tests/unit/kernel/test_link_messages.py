@@ -40,7 +40,7 @@ def test_a_lower_link_in_another_namespace_is_none_here() -> None:
 
 
 def test_an_alternative_name_says_whose_a_link_is() -> None:
-    """Whatever the link's name is."""
+    """The link's own name does not matter."""
     names = attr(PROP_LIST | NESTED, text(ALT_IFNAME, "uplink") + text(ALT_IFNAME, "linkspan:ls-demo"))
     ours, foreign = link(message(4, "renamed") + names), made(5, "ls-demo")
     assert ours.altnames == ["uplink", "linkspan:ls-demo"]

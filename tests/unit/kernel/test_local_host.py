@@ -1,4 +1,4 @@
-"""What a host's drivers are made from, and their end."""
+"""Parts that a host's drivers are made from, and their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much goes to the kernel for elements, sets and chains: messages of netlink, and commands of libnftables."""
+"""Messages of netlink and commands of libnftables that go to the kernel for elements, sets and chains."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkspan.core.model import Facts
+from linkspan.core.host_view import Facts
 from linkspan.core.ruleset import element, skeleton
 from linkspan.core.states.host import NftChain
 from linkspan.kernel.facts import _closed, _old

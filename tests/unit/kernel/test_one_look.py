@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError
 from linkspan.core.reconcile import Reconciler
 from linkspan.core.states.host import HOST, Bridge, Key, State, Veth, Vxlan

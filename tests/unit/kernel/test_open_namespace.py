@@ -82,7 +82,7 @@ def test_a_namespace_with_the_inode_and_another_cookie_is_gone(spaces: Namespace
 
 
 def test_what_is_known_of_a_namespace_ends_when_another_has_its_inode(spaces: Namespaces) -> None:
-    """What was learnt of a namespace stays while its cookie is the same, and is dropped with another cookie."""
+    """The agent keeps what it learnt of a namespace while its cookie is the same, and drops it with another cookie."""
     spaces.register(7, "/run/netns/c1", COOKIE)
     spaces.renew(7, COOKIE)
     assert spaces.path(7) == "/run/netns/c1"

@@ -44,7 +44,7 @@ def test_a_change_of_a_port_is_new_each_time() -> None:
 
 
 def test_each_port_is_told_of_by_itself() -> None:
-    """What is known of one port says nothing about another, nor about one that was removed and came back."""
+    """One port's state says nothing about another's, and nothing about a port that was removed and came back."""
     ports = Ports()
     assert not _as_told(ports, NEWLINK, _told(5))
     assert not _as_told(ports, NEWLINK, _told(6))

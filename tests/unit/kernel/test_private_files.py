@@ -1,4 +1,4 @@
-"""Who besides root may change what root runs: on every way to it."""
+"""Users besides root who may change what root runs: on every way to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_link_leads_on_from_the_folder_in_which_it_is(there: Path) -> None:
 
 
 def test_a_relative_path_is_checked_up_to_the_root(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever owns a folder above can put another one in its place."""
+    """The owner of a folder above can put another one in its place."""
     os.chown(there / "srv/tools/lib/etcd", 0, 0)
     assert [*writers([there / "opt/bin/etcd"])] == []
     os.chown(there / "srv", 528287, 0)
@@ -54,6 +54,23 @@ def test_links_that_lead_to_each_other_end(there: Path) -> None:
 STAFF = 528288
 
 
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a program in a folder of the group staff, in which nobody is by all that can be listed."""
+    group = grp.struct_group(("staff", "x", STAFF, []))
+    alice = pwd.struct_passwd(("alice", "x", 1000, 100, "", "/home/alice", "/bin/sh"))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: group)
+    monkeypatch.setattr(pwd, "getpwall", lambda: [alice])
+    monkeypatch.setattr(os, "getgrouplist", lambda _, primary: [primary])
+    monkeypatch.setattr(private_files, "_SOURCES", tmp_path / "nsswitch.conf")
+    program = tmp_path / "bin/etcd"
+    program.parent.mkdir()
+    program.write_text("")
+    os.chown(program.parent, 0, STAFF)
+    program.parent.chmod(0o2775)
+    return program
+
+
 @pytest.mark.parametrize(
     ("name", "members", "primary", "refused"),
     [
@@ -64,19 +81,38 @@ STAFF = 528288
     ],
 )
 def test_debians_group_of_usr_local_may_write_while_nobody_is_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, members: list[str], primary: int, refused: bool
+    shared: Path, monkeypatch: pytest.MonkeyPatch, name: str, members: list[str], primary: int, refused: bool
 ) -> None:
     """Its folders are root:staff 2775, and whoever is in that group may change what root runs."""
     group = grp.struct_group((name, "x", STAFF, members))
     alice = pwd.struct_passwd(("alice", "x", 1000, primary, "", "/home/alice", "/bin/sh"))
     monkeypatch.setattr(grp, "getgrgid", lambda _: group)
     monkeypatch.setattr(pwd, "getpwall", lambda: [alice])
-    program = tmp_path / "bin/etcd"
-    program.parent.mkdir()
-    program.write_text("")
-    os.chown(program.parent, 0, STAFF)
-    program.parent.chmod(0o2775)
-    assert [*writers([program])] == ([f"{program.parent} may be written by group {name}"] if refused else [])
+    assert [*writers([shared])] == ([f"{shared.parent} may be written by group {name}"] if refused else [])
+
+
+def test_a_user_whose_groups_only_the_user_says_is_in_it(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group itself does not list a user of systemd's homes."""
+    monkeypatch.setattr(os, "getgrouplist", lambda name, primary: [primary, STAFF] if name == "alice" else [primary])
+    assert [*writers([shared])] == [f"{shared.parent} may be written by group staff"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "service"),
+    [
+        ("passwd: files systemd\ngroup: files [SUCCESS=merge] systemd  # ldap\nhosts: files dns\n", ""),
+        ("passwd: files\ngroup: files [NOTFOUND=continue SUCCESS=continue] sss\n", "sss"),
+        ("passwd:files ldap\ngroup: files\n", "ldap"),
+        ("passwd: files\ngroup: files\ninitgroups: files winbind\n", "winbind"),
+    ],
+)
+def test_a_directory_service_may_have_users_in_it_whom_nobody_lists(
+    shared: Path, tmp_path: Path, sources: str, service: str
+) -> None:
+    """Such services list no users, and a group that a file has, too, has the file's users alone."""
+    (tmp_path / "nsswitch.conf").write_text(sources)
+    words = f"{shared.parent} may be written by group staff, and {service} may say that users are in it"
+    assert [one.partition(" (")[0] for one in writers([shared])] == ([words] if service else [])
 
 
 @pytest.mark.parametrize(

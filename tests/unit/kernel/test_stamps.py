@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from linkspan.core.contracts import Stamped, Support
+from linkspan.core.driver_contract import Stamped, Support
 from linkspan.core.states.host import HOST, LEARNT_METRIC
 from linkspan.core.states.programs import LearntRoutes
 from linkspan.kernel.drivers import learnt_routes

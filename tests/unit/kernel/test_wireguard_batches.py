@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, Unavailable
 from linkspan.core.states.host import State
 from linkspan.core.states.wireguard import DEVICE, AllowedIp, WireguardPeer

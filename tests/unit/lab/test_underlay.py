@@ -1,4 +1,4 @@
-"""What a lab tells its hosts of each other."""
+"""Entries by which a lab tells its hosts of each other."""
 
 from __future__ import annotations
 

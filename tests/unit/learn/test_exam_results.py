@@ -59,7 +59,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     ids=("no time", "unknown", "past", "infinite", "long line", "no line", "nul", "bytes", "no json", "long file"),
 )
 def test_a_damaged_result_is_refused_and_the_fault_named(tmp_path: Path, old: bytes, new: bytes, said: str) -> None:
-    """Whatever a student made of it."""
+    """The reader names what a student changed in it."""
     path = tmp_path / "exam.json"
     exam.write(path, result(SAT))
     content = path.read_bytes()

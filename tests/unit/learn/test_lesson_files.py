@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from linkspan.cli import main
@@ -47,11 +48,26 @@ def test_all_lessons_are_read_and_follow_each_other() -> None:
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_a_lesson_shows_what_linkspan_would_do(one: Lesson) -> None:
-    """Where its texts announce commands, linkspan's own plan has some of each kind."""
-    for kind in one.data.plan:
-        assert commands([kind]), kind
-    announced = one.texts["en"].part("linkspan").endswith(":")
-    assert announced == bool(one.data.plan)
+    """Where its texts announce commands, linkspan's own plan has some of each kind, and of no other container."""
+    shown = one.data.plan
+    for language, colon in (("en", ":"), ("zh", "\uff1a")):
+        assert one.texts[language].part("linkspan").endswith(colon) == bool(shown)
+    if shown is None:
+        return
+    for kind in shown.kinds:
+        found = commands(msgspec.structs.replace(shown, kinds=(kind,)))
+        assert found, kind
+        assert set(re.findall(r"netns_\w", "\n".join(found))) <= {shown.of}
+
+
+def test_a_lesson_shows_the_commands_of_what_was_built_in_it() -> None:
+    """The second container's in lesson 6, and not those of the first, the bridge and its pool."""
+    shown = numbered("two-containers").data.plan
+    assert shown is not None
+    found = commands(shown)
+    assert "ip -n netns_B addr replace 172.18.0.3/16 dev eth0 brd +" in found
+    assert [one for one in found if "172.18.0.1/16" in one or "unreachable" in one] == []
+    assert commands(msgspec.structs.replace(shown, of="netns_X")) == []
 
 
 @pytest.mark.parametrize("name", ["learn.md", "zh/learn.md"])
@@ -210,8 +226,6 @@ def test_a_probe_that_says_little_has_words() -> None:
 
 def test_a_lesson_that_begins_with_itself_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not an endless loop."""
-    import msgspec
-
     one = numbered("veth")
     circle = msgspec.structs.replace(one, data=msgspec.structs.replace(one.data, begins="veth"))
     monkeypatch.setattr(lesson, "lessons", lambda: {"veth": circle})

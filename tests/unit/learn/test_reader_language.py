@@ -60,18 +60,20 @@ def test_errors_are_in_the_language_of_the_reader(words: tuple[str, ...], said: 
 
 
 def test_a_replay_speaks_to_the_teacher(state: Path) -> None:
-    """Its table has Chinese headings and reasons."""
+    """Its table has Chinese headings and reasons, and names a file of nobody without taking it for a name."""
     (state / "exam.json").write_text("{")
     done = linkspan("learn", "exam", "verify", "--trust", "--lang", "zh", str(state / "exam.json"))
     assert done.returncode == 3
-    assert "姓名" in done.stdout
+    heading, row = done.stdout.splitlines()
+    assert heading.startswith("姓名")
+    assert re.match(rf"未写姓名.{re.escape(str(state))}/exam\.json ", row)
     assert "不是考试结果" in done.stdout
 
 
 def test_a_lesson_that_this_machine_cannot_do_is_skipped(
     state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever goes on is told, and not stopped; whoever has chosen it is refused."""
+    """A reader who goes on is told, and not stopped; one who has chosen it is refused."""
 
     def prepared(one: Lesson, kept: Progress, words: Words) -> Sandbox:
         if one.name == "ipip":

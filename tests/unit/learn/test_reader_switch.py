@@ -42,7 +42,7 @@ def test_a_switch_that_does_not_answer_sends_a_frame_nowhere() -> None:
 
 
 def test_ports_are_read_by_their_names() -> None:
-    """What is no port is left out."""
+    """The reader of ports leaves out what is none."""
     assert ports("sw p1 1\nsw p2 2\nsw p3 []\nsw p4 -1\novs-vsctl: no\n") == {
         "p1": ("sw", 1),
         "p2": ("sw", 2),

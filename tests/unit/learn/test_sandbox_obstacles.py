@@ -1,4 +1,4 @@
-"""What keeps a user from making a sandbox, and the way out."""
+"""Obstacles that keep a user from making a sandbox, and the way out."""
 
 from __future__ import annotations
 

@@ -12,9 +12,11 @@ from linkspan.core.addresses import prefix
 from linkspan.core.errors import Invalid
 from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.policy import document, name_rules, names, rules
+from linkspan.policy.endpoint_elements import of_endpoint
 from linkspan.policy.judge import Judge, Party, Probe
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject, checked
 from linkspan.policy.regime import Regime
+from linkspan.policy.regime_difference import difference
 from support.policies import states
 
 OUT = Policy(
@@ -146,10 +148,10 @@ def test_a_name_is_a_set_that_policies_share() -> None:
     assert len(chains["policy_answers"]) == 6
     web, other = (regime.chosen(Subject("w", "x", "h1", {"app": app})) for app in ("web", "db"))
     for chosen, asks in ((web, True), (other, True)):
-        elements = rules.of_endpoint(regime, chosen, [prefix("10.1.0.2")], policed=True)
+        elements = of_endpoint(regime, chosen, [prefix("10.1.0.2")], policed=True)
         assert any(isinstance(one, NftElement) and one.set == "asking_names4" for one in elements) == asks
     only = Regime([OUT])
-    elements = rules.of_endpoint(only, only.chosen(Subject("o", "x", "h1", {})), [prefix("10.1.0.2")], policed=True)
+    elements = of_endpoint(only, only.chosen(Subject("o", "x", "h1", {})), [prefix("10.1.0.2")], policed=True)
     assert not any(isinstance(one, NftElement) and one.set == "asking_names4" for one in elements)
 
 
@@ -170,5 +172,5 @@ def test_endpoints_are_looked_at_when_a_policy_begins_to_name() -> None:
     """Their elements differ, though the policy's own chains alone seem to."""
     plain = (Rule(peers=(Peer(outside=True),), line=4),)
     before = Regime([Policy(name="out", select=OUT.select, egress=plain, line=1)])
-    assert OUT.select.digest in rules.difference(before, Regime([OUT])).concerned
-    assert OUT.select.digest in rules.difference(Regime([OUT]), before).concerned
+    assert OUT.select.digest in difference(before, Regime([OUT])).concerned
+    assert OUT.select.digest in difference(Regime([OUT]), before).concerned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from linkspan.core.errors import Invalid, NotFound
-from linkspan.policy import document
+from linkspan.policy import document, yaml_nodes
 from linkspan.policy.model import Peer, Policy, Ports, Requirement, Rule, Selector
 from support import policies as samples
 
@@ -174,6 +175,7 @@ def test_an_empty_list_of_egress_closes_nothing_without_policy_types() -> None:
     assert some.egress is not None
 
 
+NOWHERE = "{matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: []}]}"
 HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec:\n  podSelector: {}\n"
 
 
@@ -212,7 +214,15 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\negress:\n- to: [{dns: [a.b], cidr: 192.0.2.0/24}]\n", "line 3 has the key 'cidr', which a peer"),
         ("policy: w\ningress:\n- from: [{dns: [a.example.com]}]\n", "line 3: an ingress rule names no client by DNS"),
         ("policy: w\negress:\n- {action: deny, to: [{dns: [a.example.com]}]}\n", "line 3: a rule with deny has no DNS"),
-        ("policy: w\negress:\n- to: [{dns: }]\n", "line 3: a peer is either endpoints, or a CIDR"),
+        ("policy: w\negress:\n- to: [{dns: }]\n", "f line 3 has no value for dns"),
+        ("policy: w\ningress:\n- from:\n  ports: [80]\n", "f line 3 has no value for from"),
+        ("policy: w\ningress:\n- from: [outside]\n  ports:\n", "f line 4 has no value for ports"),
+        ("policy: w\ningress:\n- {from: [outside], ports: []}\n", "f line 3 has an empty list for ports"),
+        ("policy: w\ningress:\n- from: [{labels: }]\n", "f line 3 has no value for labels"),
+        ("policy: w\ningress:\n- from: [{network: []}]\n", "f line 3 has an empty list for network"),
+        ("policy: w\ningress:\n- from: [{cidr: }]\n", "f line 3 has no value for cidr"),
+        ("policy: w\nselect:\ningress: []\n", "f line 2 has no value for select"),
+        ("policy: w\nselect: {name: []}\ningress: []\n", "f line 2 has an empty list for name"),
         (CLUSTER.replace("podSelector: {matchLabels: {app: web}}", "nodes: {}"), "f line 9 has the key 'nodes'"),
         (CLUSTER.replace("from: [{pods", "to: [{pods"), "f line 16 has the key 'to', which a rule does not have"),
         (CLUSTER.replace("number: 9100", "number: 0"), "f line 15 has the ports 0 to 0"),
@@ -220,6 +230,8 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         (f"{HEAD}  ingress: [{{ports: [{{port: http}}]}}]\n", "f line 6 has the named port 'http'"),
         (f"{HEAD}  ingress: [{{from: [{{namespaceSelector: {{matchLabels: {{a: b}}}}}}]}}]\n", "namespaces by labels"),
         (f"{HEAD}  ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/8}}, podSelector: {{}}}}]}}]\n", "an ipBlock beside"),
+        (f"{HEAD}  ingress: [{{from: [{{podSelector: }}]}}]\n", "f line 6 has a peer that says nothing"),
+        (f"{HEAD}  ingress: [{{from: [{{namespaceSelector: {NOWHERE}}}]}}]\n", "namespaces by labels"),
         (f"{HEAD}  policyTypes: [Both]\n", "f line 6 has the policy type 'Both'"),
     ],
 )  # fmt: skip
@@ -243,9 +255,33 @@ def test_a_folder_is_all_its_files_and_one_name_is_one_policy(tmp_path: Path) ->
         document.read(tmp_path / "none.yaml")
 
 
+def test_a_direction_without_rules_is_closed_however_it_is_written() -> None:
+    """A list that is empty, or has not been written yet: other keys without a value are refused."""
+    (policy,) = document.parsed("policy: w\ningress: []\negress:\n", "f").policies
+    assert (policy.ingress, policy.egress) == ((), ())
+
+
+def test_a_name_of_a_file_moves_no_terminal_and_fits_into_json(tmp_path: Path) -> None:
+    """Errors, `diff` and the policy's record name it, and names of files are bytes."""
+    for name in (b"\x1b[2J.yaml", b"\xff.yaml"):
+        file = tmp_path / os.fsdecode(name)
+        file.write_text("policy: web\ningress: []\n")
+        (policy,) = document.read(file).policies
+        assert policy.file.isprintable()
+        assert msgspec.json.decode(msgspec.json.encode(policy), type=Policy) == policy
+
+
+def test_of_a_file_that_is_too_long_no_more_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device may have no end."""
+    monkeypatch.setattr(document, "LARGEST", 10)
+    monkeypatch.setattr(yaml_nodes, "LARGEST", 10)
+    with pytest.raises(Invalid, match="zero has more than"):
+        document.read(Path("/dev/zero"))
+
+
 @given(samples.policies("p"))
 def test_a_printed_policy_is_read_as_the_same(policy: Policy) -> None:
-    """Whatever it says, but for the lines."""
+    """The policy may say anything; only the lines differ."""
     (found,) = document.parsed(document.printed(policy), "").policies
     assert _bare(found) == _bare(policy)
 

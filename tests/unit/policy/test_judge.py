@@ -87,7 +87,7 @@ def test_egress_is_judged_as_well_as_ingress() -> None:
 
 
 def test_policies_add_up_and_the_lower_order_comes_first() -> None:
-    """What one policy allows, another one that only lacks it does not forbid; a deny counts by its order."""
+    """A policy that only lacks what another one allows does not forbid it; a deny counts by its order."""
     allowing = Policy(name="a", select=OF_WEB, ingress=(Rule(peers=(Peer(select=OF_X),)),))
     more = Policy(name="b", select=OF_WEB, ingress=(Rule(peers=(Peer(outside=True),)),))
     deny = (Rule(action="deny", peers=(Peer(outside=True),)),)

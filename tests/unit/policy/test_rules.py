@@ -8,6 +8,7 @@ from linkspan.core.addresses import prefix
 from linkspan.core.model import Port
 from linkspan.core.states.host import NftChain, NftElement, NftSet
 from linkspan.policy import rules
+from linkspan.policy.endpoint_elements import bridge_elements, of_endpoint, of_ports
 from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector, Subject
 from linkspan.policy.regime import Regime
 from support.policies import states
@@ -56,7 +57,7 @@ def test_a_tier_that_passes_on_leads_to_a_chain_of_the_next_ones() -> None:
     other = regime.chosen(Subject("o", "y", "h1", {}))
     found = states(regime, [4])
     for number, chosen in enumerate((web, other)):
-        found += rules.of_endpoint(regime, chosen, [prefix(f"10.1.0.{number}")], policed=True)
+        found += of_endpoint(regime, chosen, [prefix(f"10.1.0.{number}")], policed=True)
     chains = {one.name: one.rules for one in found if isinstance(one, NftChain)}
     leading = [one for one in found if isinstance(one, NftElement) and one.data]
     ways = {(one.set, one.parts[0]): one.data[0].removeprefix("goto ") for one in leading}
@@ -99,7 +100,7 @@ def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
     address = prefix("10.1.0.2")
 
     def sets(subject: Subject, *, policed: bool) -> set[str]:
-        found = rules.of_endpoint(regime, regime.chosen(subject), [address], policed=policed)
+        found = of_endpoint(regime, regime.chosen(subject), [address], policed=policed)
         sets = [one.set for one in found if isinstance(one, NftElement)]
         return {name.partition("_")[0] if name.startswith("chosen") else name for name in sets}
 
@@ -111,7 +112,7 @@ def test_an_endpoint_is_elements_and_a_peer_elsewhere_is_fewer() -> None:
 def test_without_policies_there_is_nothing() -> None:
     """No packet pays for what nobody uses, and a default-deny network alone is a policy."""
     assert states(Regime(), [4]) == []
-    assert rules.of_endpoint(Regime(), frozenset(), [prefix("10.1.0.2")], policed=True) == []
+    assert of_endpoint(Regime(), frozenset(), [prefix("10.1.0.2")], policed=True) == []
     assert states(Regime([WEB]), []) == []
     assert states(Regime(closed=["x"]), [4]) != []
 
@@ -135,7 +136,7 @@ def test_a_staged_policy_has_chains_that_refuse_nothing() -> None:
     assert not any("reject" in rule or "drop" in rule for name in chains if "staged" in name for rule in chains[name])
     assert chains["staged_refused4"][-1] == "accept"
     chosen = regime.chosen(Subject("p", "x", "h1", {"app": "proxy"}))
-    found = rules.of_endpoint(regime, chosen, [prefix("10.1.0.3")], policed=True)
+    found = of_endpoint(regime, chosen, [prefix("10.1.0.3")], policed=True)
     sets = {one.set for one in found if isinstance(one, NftElement)}
     assert {"watched_out4", "watched_by_out4"} <= sets
     assert not any(name.startswith("policed") for name in sets)
@@ -178,11 +179,11 @@ def test_a_port_on_a_bridge_gets_only_packets_for_its_container() -> None:
     chains = {one.name: one.rules for one in rules.bridge_states(regime, [4, 6]) if isinstance(one, NftChain)}
     assert "oifname . ip daddr != @receivers4 drop" in chains["policy_port"]
     web, other = (regime.chosen(Subject(app, "x", "h1", {"app": app})) for app in ("web", "other"))
-    found = rules.bridge_elements(regime, web, "lsp1", [prefix("10.1.0.2"), prefix("fe80::1")])
+    found = bridge_elements(regime, web, "lsp1", [prefix("10.1.0.2"), prefix("fe80::1")])
     assert [(one.set, one.parts) for one in found] == [
         ("filtered_ports", ("lsp1",)), ("receivers4", ("lsp1", "10.1.0.2")), ("receivers6", ("lsp1", "fe80::1")),
     ]  # fmt: skip
-    assert [*rules.bridge_elements(regime, other, "lsp2", [prefix("10.1.0.3")])] == []
+    assert [*bridge_elements(regime, other, "lsp2", [prefix("10.1.0.3")])] == []
     assert [*rules.bridge_states(Regime([Policy(name="out", egress=())]), [4])] == []
 
 
@@ -191,7 +192,7 @@ def test_ports_of_the_host_lead_to_the_chains_of_their_containers_policies() -> 
     regime = Regime([WEB])
     web = regime.chosen(Subject("w", "x", "h1", {"app": "web"}))
     ports = Port("", 80, 80, "tcp"), Port("0.0.0.0", 53, 53, "udp"), Port("2001:db8::1", 443, 443, "tcp")
-    found = list(rules.of_ports(regime, web, ports, [4, 6]))
+    found = list(of_ports(regime, web, ports, [4, 6]))
     ways = {(one.set, one.parts): one.data[0] for one in found if isinstance(one, NftElement) and one.data}
     assert {key for key in ways if key[0].startswith("policed_by_port4")} == {
         ("policed_by_port4", ("tcp", "80")), ("policed_by_port4", ("udp", "53")),
@@ -199,10 +200,10 @@ def test_ports_of_the_host_lead_to_the_chains_of_their_containers_policies() -> 
     assert {key for key in ways if "6" in key[0]} == {
         ("policed_by_port6", ("tcp", "80")), ("policed_by_port_at6", ("2001:db8::1", "tcp", "443")),
     }  # fmt: skip
-    own = rules.of_endpoint(regime, web, [prefix("10.1.0.1")], policed=True)
+    own = of_endpoint(regime, web, [prefix("10.1.0.1")], policed=True)
     (chain,) = (one for one in own if isinstance(one, NftChain))
     assert ways["policed_by_port4", ("tcp", "80")] == f"goto {chain.name}"
-    assert list(rules.of_ports(regime, regime.chosen(Subject("o", "x", "h1", {})), ports, [4])) == []
+    assert list(of_ports(regime, regime.chosen(Subject("o", "x", "h1", {})), ports, [4])) == []
 
 
 def test_without_networks_of_the_host_no_packet_to_it_meets_a_rule() -> None:

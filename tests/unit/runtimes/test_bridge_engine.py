@@ -1,4 +1,4 @@
-"""What all engines whose networks can be adopted share: the successor of a network, and how many move at once."""
+"""Parts that all engines with adopted networks share: a network's successor, and how many move at once."""
 
 from __future__ import annotations
 

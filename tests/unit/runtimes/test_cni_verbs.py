@@ -261,7 +261,7 @@ def test_file_that_is_no_namespace_is_code_8(runtime: Runtime, tmp_path: Path) -
 
 
 def test_no_descriptor_is_left_open(runtime: Runtime, added: dict[str, Any]) -> None:
-    """Whatever becomes of a call, the namespace is closed: an open one keeps a dead container's links."""
+    """Each call closes the namespace, also one that fails: an open one keeps a dead container's links."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     runtime.fail("ADD", conf())
     runtime.call("CHECK", conf("1.1.0", prevResult=added))
@@ -305,7 +305,7 @@ def test_fault_of_ours_is_an_error_object_too(caplog: pytest.LogCaptureFixture) 
 
 
 def test_random_bytes_never_raise(runtime: Runtime) -> None:
-    """Whatever the body, the answer is 200 or an error object."""
+    """The answer is 200 or an error object, whatever the body."""
     dice = random.Random(20)  # noqa: S311 - the same inputs each time
     block = b"CNI_COMMAND=ADD\0CNI_CONTAINERID=web\0CNI_NETNS=/x\0CNI_IFNAME=eth0\0CNI_ARGS=IP=10.244.0.2\0\0"
     body = block + json.dumps(conf(runtimeConfig={"ips": ["10.244.0.2"]}, prevResult={"ips": []})).encode()

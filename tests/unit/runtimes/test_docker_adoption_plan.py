@@ -83,7 +83,7 @@ def test_docker_s_new_network_has_the_labels_of_the_old_one() -> None:
 
 
 def test_the_bridge_network_can_be_created_as_it_was() -> None:
-    """What the engine told is what it is asked for, after it was in the record."""
+    """The plan asks the engine for what it told before, after that was in the record."""
     subnet = {"Gateway": "172.31.0.1", "AuxiliaryAddresses": {"printer": "172.31.0.9"}}
     network = _network(subnet=subnet, Options={plan.BRIDGE_NAME: "shop0"}, Labels={"a": "b"})
     asked = plan.original(msgspec.json.decode(msgspec.json.encode(network), type=Described))

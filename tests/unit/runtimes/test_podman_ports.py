@@ -57,7 +57,7 @@ def test_ports_that_no_network_publishes_are_told_when_netavark_has_ended(
 
 
 def test_the_parent_of_a_plugin_is_netavark() -> None:
-    """Whose end says that all networks are done; one that is gone is waited for by nobody."""
+    """Its end says that all networks are done, and nobody waits for one that is gone."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as plugin:
         parent = podman._open_parent(plugin.pid)
         assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{parent}").read_text()

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md, CONTRIBUTING.md and docs/glossary.md name what is in the project."""
+"""ARCHITECTURE.md, CONTRIBUTING.md, docs/modules.md and docs/glossary.md name what is in the project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _paths(page: str) -> set[str]:
     return {path for path in found if not PLACEHOLDERS & set(re.split(r"\W|_", path))}
 
 
-@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/modules.md"])
 def test_every_path_on_a_page_exists(page: str) -> None:
     """A path in backticks leads to a file or folder of the project, of its sources or of its tests."""
     paths = _paths(page)
@@ -45,7 +45,7 @@ def test_every_class_in_the_glossary_exists() -> None:
 
 
 def test_the_glossary_has_each_term_once() -> None:
-    """Whoever looks for a term finds one meaning."""
+    """A reader who looks for a term finds one meaning."""
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     terms = [term for cell in re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE) for term in cell.split(", ")]
     terms = [term for term in terms if term != "term"]

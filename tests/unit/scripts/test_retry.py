@@ -36,7 +36,7 @@ def ran(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
 def whole_run(folder: Path, suite: str) -> subprocess.CompletedProcess[str]:
     """Run a suite that fails, in the two parts of scripts/test, and return the second try."""
     (folder / "test_it.py").write_text(suite)
-    beside = ("-p", "xdist", "-n", "2", "-m", "not alone", "--cache-clear")
+    beside = ("-p", "xdist", "-n", "2", "--dist", "loadfile", "-m", "not alone", "--cache-clear")
     first = ran(folder, "-m", "pytest", *beside, "-q")
     assert first.returncode == 1, first.stdout
     ran(folder, "-m", "pytest", "-p", "no:cacheprovider", "-m", "alone", "test_it.py")
@@ -45,9 +45,9 @@ def whole_run(folder: Path, suite: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_tests_that_pass_alone_pass_the_run_and_are_listed(tmp_path: Path, count: int) -> None:
-    """The run's last lines name each of them, and files without a failed test are not run again."""
+    """The run's last lines name each of them, and tests that passed are not run again, in the same file or others."""
     (tmp_path / "test_other.py").write_text("def test_passes(): pass\n")
-    done = whole_run(tmp_path, FLAKY.format(count=count))
+    done = whole_run(tmp_path, FLAKY.format(count=count) + "def test_passes(): pass\n")
     assert done.returncode == 0, done.stdout
     assert f"{count} passed" in done.stdout
     listed = [f"  test_it.py::test_fails_at_first[{number}]" for number in range(count)]
@@ -57,17 +57,21 @@ def test_tests_that_pass_alone_pass_the_run_and_are_listed(tmp_path: Path, count
 def test_a_step_is_tried_again_after_the_steps_before_it(tmp_path: Path) -> None:
     """Tests of a file may look at one lab in their order: alone, the second would find nothing."""
     steps = """
-import pathlib
-made = []
-def test_makes(): made.append(1)
-def test_looks():
-    mark = pathlib.Path("ran")
+import pathlib, pytest
+@pytest.fixture(scope="module", params=["one", "two"])
+def made(request): return []
+def test_makes(made): made.append(1)
+def test_looks(made, request):
+    mark = pathlib.Path(request.node.name)
     ran, _ = mark.exists(), mark.touch()
-    assert ran and made
+    assert made and (ran or "two" in request.node.name)
+def test_comes_later(made): pass
+def test_is_for_itself(): pass
 """
     done = whole_run(tmp_path, steps)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1] == "  test_it.py::test_looks"
+    assert "2 passed" in done.stdout
+    assert done.stdout.splitlines()[-1] == "  test_it.py::test_looks[one]"
 
 
 def test_a_test_that_fails_again_fails_the_run(tmp_path: Path) -> None:

@@ -244,8 +244,8 @@ def test_finds_a_module_that_the_page_does_not_name_and_one_that_is_gone(shape: 
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    table = "| flat | `old` |\n| `kernel/io/` | `batch`, `gone` |\n"
-    page = f"\n## Every module\n{table}\n## More\n| x | `fresh` |\n"
+    listed = "### flat\n`old`\n\n### `kernel/io/` (all)\n`batch` and\n`gone`\n"
+    page = f"\n## Every module\n{listed}\n## More\n### flat\n`fresh`\n"
     assert [line.split()[1:3] for line in shape.unnamed(page, tmp_path)] == [
         ["fresh", "is"], ["old", "is"], ["kernel/late", "is"], ["kernel/io/gone", "is"],
     ]  # fmt: skip

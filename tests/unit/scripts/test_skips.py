@@ -1,4 +1,4 @@
-"""What a run of scripts/test accounts for: skipped tests, and workers that died (tests/conftest.py)."""
+"""Accounts of a run of scripts/test: skipped tests, and workers that died (tests/conftest.py)."""
 
 from __future__ import annotations
 

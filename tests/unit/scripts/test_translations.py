@@ -112,7 +112,7 @@ def test_what_differs_is_named(english: Path, old: str, new: str, said: str) -> 
 
 
 def test_output_is_copied_and_what_a_person_wrote_stays(english: Path) -> None:
-    """Whoever plays the English page has both pages up to date."""
+    """One play of the English page brings both pages up to date."""
     page = translations.counterpart(english)
     english.write_text(ENGLISH.replace("$ ls\na\n", "$ ls\nb\nc\n"))
     assert translations.differences(english)

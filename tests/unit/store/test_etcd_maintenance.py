@@ -1,4 +1,4 @@
-"""What members of etcd answer about themselves, put together: by release, by address, and with what is not theirs."""
+"""Answers of etcd's members about themselves, put together: by release, by address, and with what is not theirs."""
 
 from __future__ import annotations
 

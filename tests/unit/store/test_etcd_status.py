@@ -1,4 +1,4 @@
-"""What follows from etcd's own figures: how full it is, and which member is defragmented next."""
+"""Conclusions from etcd's own figures: how full it is, and which member is defragmented next."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ async def missed(memory: Memory, folder: Path) -> tuple[Member, Shut]:
 
 @pytest.mark.parametrize("bump", [0, 1_000_000_000])
 def test_a_record_that_was_made_again_survives_its_old_tombstone(tmp_path: Path, bump: int) -> None:
-    """Whether the restore raised the revisions or not; the tombstone is removed from the store."""
+    """The replica removes the tombstone from the store, and it does not matter if the restore raised the revisions."""
 
     async def work() -> None:
         memory = Memory()
@@ -140,7 +140,7 @@ def test_a_host_that_starts_again_before_it_has_put_back_still_knows(tmp_path: P
 
 
 def test_a_write_over_an_old_tombstone_removes_it(tmp_path: Path) -> None:
-    """Whoever is the first to write the record again."""
+    """The first host that writes the record again removes it."""
 
     async def work() -> None:
         memory = Memory()

@@ -1,4 +1,4 @@
-"""What the store lost is put back, and nothing else depends on whether that works."""
+"""Records that the store lost: the host puts them back, and nothing else depends on its success."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.request import MOST_BYTES
 from support.polling import eventually

@@ -151,7 +151,7 @@ def test_a_misplaced_record_that_a_restored_store_lacks_is_not_named_any_more(tm
 def test_of_very_many_misplaced_records_some_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever may write to the store fills neither the log nor the status; those that come later have their turn."""
+    """A writer of the store fills neither the log nor the status; those that come later have their turn."""
     monkeypatch.setattr(record_form, "NAMED", 5)
 
     async def work() -> None:

@@ -150,7 +150,7 @@ def test_what_cannot_be_is_refused_with_the_reason(key: str, record: msgspec.Str
     ],
 )
 def test_a_key_that_no_agent_writes_is_named_and_not_followed(tmp_path: Path, key: str) -> None:
-    """Whoever follows records sees only keys of the kinds' own shapes, until the store drops this one."""
+    """Followers of records see only keys of the kinds' own shapes, until the store drops this one."""
 
     async def work() -> None:
         memory = Memory()
@@ -178,7 +178,7 @@ def test_only_a_liveness_record_may_be_of_an_egress_address(begin: str, kind: st
 
 @pytest.mark.parametrize("key", [key for key in sorted(SOUND) if not key.startswith("settings/")])
 def test_a_value_under_a_key_of_another_shape_is_refused(key: str) -> None:
-    """Whoever reads the record gets a reason, and no other error, whatever number of words the key has."""
+    """A reader of the record gets a reason, and no other error, whatever number of words the key has."""
     kind = key.partition("/")[0]
     for words in ("", "/(egress)", "/(egress)/a/b/c/d/e"):
         with pytest.raises(Invalid):

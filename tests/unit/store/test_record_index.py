@@ -7,8 +7,8 @@ import tracemalloc
 import msgspec
 import pytest
 
-from linkspan.core.contracts import Record
 from linkspan.core.model import Lease, Offer
+from linkspan.core.store_contract import Record
 from linkspan.store.record_index import RecordIndex, same
 
 STRANGE = ("", "a", "a/", "a//", "/", "//", "a/b", "a//b", "a/b/", "a/b//c", "a/b/c", "a/b/c/d", "b", "ab/c", "a/é")
@@ -43,7 +43,7 @@ def test_a_value_comes_out_as_it_went_in(value: bytes) -> None:
 
 
 def test_a_kind_that_ends_leaves_nothing_behind() -> None:
-    """Whoever may write to the store invents kinds; the next first value is the dictionary then."""
+    """A writer of the store can invent kinds; the next first value is the dictionary then."""
     tracemalloc.start()
     try:
         index, before = RecordIndex(), tracemalloc.get_traced_memory()[0]

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from linkspan.agent.health import doubled
-from linkspan.core.contracts import Batch, Record
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host, Underlay
+from linkspan.core.store_contract import Batch, Record
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.snapshot import remembered
 from support.polling import eventually

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.core.contracts import Record
 from linkspan.core.model import Host
+from linkspan.core.store_contract import Record
 from linkspan.store import replica, snapshot
 from linkspan.store.lost_records import LostRecords
 from linkspan.store.memory import Memory

@@ -1,4 +1,4 @@
-"""How often a watch is read while changes come without a pause."""
+"""Pace at which a watch is read while changes come without a pause."""
 
 from __future__ import annotations
 

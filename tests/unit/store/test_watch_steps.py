@@ -1,4 +1,4 @@
-"""What a watch makes of changes of one key that come together."""
+"""Steps that a watch makes of changes of one key that come together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import Batch
+from linkspan.core.store_contract import Batch
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_watch import _steps
 from linkspan.store.etcd_wire import Event, KeyValue

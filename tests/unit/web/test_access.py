@@ -40,7 +40,7 @@ def test_a_token_is_good_for_a_minute(access: Access, clock: Clock) -> None:
 
 @pytest.mark.parametrize("wrong", ["", "x", "\ud800", "a" * 100_000])
 def test_a_wrong_token_or_cookie_does_not_count(access: Access, wrong: str) -> None:
-    """Whatever its form."""
+    """The server refuses any form of it."""
     access.token()
     assert access.log_in(wrong, browser=True) == ""
     assert access.session(wrong) is None

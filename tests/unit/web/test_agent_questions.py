@@ -80,7 +80,7 @@ def test_an_agent_that_is_away_is_told_by_both_in_the_same_words(tmp_path: Path,
 
 
 def test_an_agent_that_is_killed_has_ended(tmp_path: Path) -> None:
-    """Whatever the library calls a stream that is cut off."""
+    """The name that the library has for a stream that is cut off does not matter."""
     path = str(tmp_path / "agent.sock")
 
     async def cut_off(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

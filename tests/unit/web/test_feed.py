@@ -194,3 +194,32 @@ def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with_feed(test)
 
+
+def test_viewers_that_come_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while all of them wait for the first state."""
+    monkeypatch.setattr(feed, "VIEWERS", 1)
+
+    async def test(made: Feed, agent: FakeAgent) -> None:
+        views = [made.view(60) for _ in range(3)]
+        found = await asyncio.gather(*(anext(one) for one in views), return_exceptions=True)
+        assert [type(one) for one in found].count(Unavailable) == 2
+        for one in views:
+            await one.aclose()
+
+    with_feed(test)
+
+
+def test_nobody_becomes_a_viewer_after_the_end() -> None:
+    """Nor does somebody who came before it, and waits for an agent that hangs."""
+
+    async def test(made: Feed, agent: FakeAgent) -> None:
+        agent.hanging = True
+        waiting = asyncio.ensure_future(anext(made.view(60)))
+        await eventually(lambda: agent.asked, "the agent is asked")
+        made.end()
+        for late in (waiting, anext(made.view(60))):
+            with pytest.raises(Unavailable, match="this page's server ends"):
+                await late
+
+    with_feed(test, patience=1)
+

@@ -15,7 +15,7 @@ STUBS = {
     "package.json": '{"type": "module"}',
     "session.js": 'export const KEPT_AS = "", carrying = () => ({}), kept = () => "";',
     "stream.js": "export const Stream = null, changed = null, together = null;",
-    "words.js": "export const t = (word) => word;",
+    "words.js": 'export const t = (word) => word, language = () => "en";',
     "hooks.js": """
 const slots = [], effects = [];
 let at = 0, body, waiting = false;

@@ -22,6 +22,8 @@ from linkspan.web.listening import place
 from support.polling import SHARED, eventually
 from support.web.answers import FakeAgent, endpoint
 
+DOWN = "link eth0 in host is down"
+
 
 class Visit:
     """A browser, as far as HTTP goes, at a page of an agent."""
@@ -289,6 +291,27 @@ def test_hostile_words_reach_the_agent_as_words() -> None:
             assert (await page.get("/api/..%2f..%2fetc%2fpasswd"))[0] == 404
             assert (await page.get("/vendor/vendor.json"))[0] == 404
             assert len(page.agent.asked) == asked
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("accepted", "why"), [("zh", "host 里的网卡 eth0 处于 down 状态"), ("en", DOWN), ("", DOWN)])
+def test_sentences_are_in_the_readers_language(accepted: str, why: str) -> None:
+    """Of traces, checks and errors; what the server does not know, and names, stay as they are."""
+    check = {"check": "underlay", "status": "fail", "detail": DOWN, "fix": "ip link set eth0 up"}
+    told = {"reason": DOWN, "hops": [{"host": "is down", "detail": DOWN}], "unknown": [{"at": "h1", "why": DOWN}]}
+
+    async def run() -> None:
+        async with visit() as page:
+            await page.log_in()
+            page.agent.more |= {"trace": told, "doctor": [check]}
+            _, text, _ = await page.get("/api/trace?source=c1&target=c2", Accept_Language=accepted)
+            hop = {"host": "is down", "detail": why}
+            assert json.loads(text) == {"reason": why, "hops": [hop], "unknown": [{"at": "h1", "why": why}]}
+            _, text, _ = await page.get("/api/doctor", Accept_Language=accepted)
+            assert json.loads(text) == [check | {"detail": why}]
+            _, text, _ = await page.get("/api/plan?host=h2&word=x", Accept_Language=accepted)
+            assert ("这个网页" in json.loads(text)["error"]["message"]) == (accepted == "zh")
 
     asyncio.run(run())
 

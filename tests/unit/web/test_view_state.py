@@ -10,6 +10,8 @@ from linkspan.web import view_state
 from linkspan.web.view_state import State, away, difference, view
 from support.web.answers import answers, endpoint
 
+FULL = {"peer": "r1", "why": "it announces more", "fix": "ask it"}
+
 
 def applied(state: State, change: dict[str, view_state.SectionChange]) -> dict[str, dict[str, Any]]:
     """Do what the page does with a change."""
@@ -45,10 +47,36 @@ def test_problems_are_told_with_host_and_network() -> None:
     told.status["unreachable"] = [{"host": "h2", "network": "demo", "why": "no answer"}]
     told.status["drift"] = ["route is missing"]
     told.status["store"] = {"ok": False, "state": "away", "problem": "store does not answer", "fix": "look at it"}
-    found = list(view(told, {})["problems"].values())
-    assert {"host": "h2", "network": "demo", "why": "no answer"} in found
-    whys = [one["why"] for one in found[1:]]
+    first, *rest = view(told, {})["problems"].values()
+    assert (first["host"], first["network"], first["why"]) == ("h2", "demo", "no answer")
+    whys = [one["why"] for one in rest]
     assert whys == ["cannot repair: route is missing", "store: does not answer; look at it"]
+
+
+def test_problems_are_told_in_every_language() -> None:
+    """All viewers get the same state, and each page takes its own."""
+    told = answers()
+    told.status["unreachable"] = [{"host": "h2", "network": "", "why": "its agent has been silent for a while"}]
+    (found,) = view(told, {})["problems"].values()
+    assert found["said"] == {"zh": "它的 agent 已有一段时间没有消息"}
+
+
+@pytest.mark.parametrize(
+    ("status", "host", "why"),
+    [
+        ({"orphans": [{"what": "container c1", "removed_in": 9.0}]}, "", "container c1 is an orphan"),
+        ({"bgp": {"down": [], "limited": [FULL]}}, "", "BGP peer r1: it announces more; ask it"),
+        ({"namesakes": [{"name": "h1", "ids": ["a", "b"]}], "ok": True}, "h1", "2 hosts have the name h1: ids a, b"),
+        ({"something new": ["x"]}, "", "`linkspan status` shows what is wrong"),
+    ],
+)
+def test_a_status_that_is_not_ok_has_a_problem(status: dict[str, Any], host: str, why: str) -> None:
+    """So the page never says that all is well when `linkspan status` does not."""
+    told = answers()
+    told.status.update({"ok": False, **status})
+    (problem,) = view(told, {})["problems"].values()
+    assert problem["host"] == host
+    assert problem["why"].startswith(why)
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,10 @@ from linkspan.backends.multi_host import (
 )
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.contracts import HostPhase
+from linkspan.core.backend_contract import HostPhase
 from linkspan.core.errors import LinkspanError, Unavailable
-from linkspan.core.model import Host, HostView, Lease, Network, Peer, Underlay
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Host, Lease, Network, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.bgp import Session

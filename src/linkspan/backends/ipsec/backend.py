@@ -61,7 +61,8 @@ from linkspan.backends.routed import RoutedBackend
 from linkspan.core import seal
 from linkspan.core.addresses import FAMILIES, Prefix, prefix, whole
 from linkspan.core.errors import Unavailable
-from linkspan.core.model import Facts, Host, HostView, Lease, Network, Peer
+from linkspan.core.host_view import Facts, HostView, Peer
+from linkspan.core.model import Host, Lease, Network
 from linkspan.core.needs import Need
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Route, State

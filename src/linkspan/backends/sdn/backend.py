@@ -37,7 +37,8 @@ from linkspan.backends.multi_host import offered, own, plain_states, underlay
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import GATEWAY_MAC, Prefix, link_local, mac, prefix
 from linkspan.core.errors import Conflict, Invalid
-from linkspan.core.model import HostView, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Network
 from linkspan.core.ruleset import element
 from linkspan.core.states.host import Neighbour, Route, State
 

@@ -46,7 +46,8 @@ from linkspan.backends.multi_host import (
 from linkspan.backends.routed import RoutedBackend
 from linkspan.core.addresses import FAMILIES
 from linkspan.core.errors import Conflict, Unavailable
-from linkspan.core.model import Facts, Host, HostView, Network, Other, Peer, Underlay
+from linkspan.core.host_view import Facts, HostView, Other, Peer
+from linkspan.core.model import Host, Network, Underlay
 from linkspan.core.needs import Need
 from linkspan.core.program import Program
 from linkspan.core.ruleset import element

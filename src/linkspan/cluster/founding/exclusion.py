@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -15,22 +15,61 @@ from linkspan.store.vault import TRIES, Vault, contended
 
 
 def named(hosts: Mapping[str, JoinedHost], word: str, names: Mapping[str, str]) -> str:
-    """Return the id of the host that an operator named by name or id. Pure.
+    """Return the id of the host in the cluster that an operator named by name or id. Pure.
 
     ``names`` are the hosts' names by id, as their records have them: a host may have been renamed since it joined.
-    Of the forgotten ones it is the one that still has a record, if there is one: the last time broke off. Raises
-    NotFound, and Conflict if several have the name.
+    Raises NotFound, and Conflict if several have the name.
     """
-    called = [id_ for id_, host in hosts.items() if word in (host.name, names.get(id_))]
-    inside = [id_ for id_ in called if not hosts[id_].forgotten]
-    broken_off = [id_ for id_ in called if id_ in names]
-    found = [word] if word in hosts else inside or broken_off or called
+    inside = {id_: {host.name, names.get(id_)} for id_, host in hosts.items() if not host.forgotten}
+    found = [word] if word in inside else [id_ for id_, called in inside.items() if word in called]
     if not found:
-        known = ", ".join(sorted(names.get(id_, host.name) for id_, host in hosts.items() if not host.forgotten))
-        raise NotFound(f"no host {word} has joined this cluster", f"those that did: {known}")
+        raise _missing(hosts, word, names)
     if len(found) > 1:
         raise Conflict(f"{len(found)} hosts are called {word}", f"give an id: {', '.join(sorted(found))}")
     return found[0]
+
+
+def forgettable(
+    hosts: Mapping[str, JoinedHost], word: str, names: Mapping[str, str], lives: Callable[[str], bool | None]
+) -> str:
+    """Return the id of the host that an operator wants to forget, by its name or id. Pure.
+
+    ``names`` are as above, and ``lives`` says of an id whether its host lives (None: nobody knows). A host with a
+    record is there, whatever else is known of it: the last forget may have broken off, or a restore may have brought
+    its records back. If several hosts of the name are there, only an id says which one is meant: else a living host
+    would go instead of what is left of its predecessor. Raises NotFound or Conflict.
+    """
+    if word in hosts or word in names:
+        return word
+    every = {id_: {names.get(id_), hosts[id_].name if id_ in hosts else None} for id_ in {*hosts, *names}}
+    called = sorted(id_ for id_, words in every.items() if word in words)
+    there = [id_ for id_ in called if id_ in names or not hosts[id_].forgotten]
+    found = there or called
+    if not found:
+        raise _missing(hosts, word, names)
+    if len(found) > 1:
+        told = ", ".join(f"{id_} ({_standing(hosts.get(id_), lives(id_))})" for id_ in found)
+        raise Conflict(f"{len(found)} hosts are called {word}: {told}", _choice([*found], lives))
+    return found[0]
+
+
+def _standing(joined: JoinedHost | None, lives: bool | None) -> str:
+    """Return what is known of a host, for people."""
+    now = {True: "it lives", False: "it does not live", None: "nobody knows whether it lives"}[lives]
+    return f"{now}, and was forgotten before" if joined is not None and joined.forgotten else now
+
+
+def _choice(found: Sequence[str], lives: Callable[[str], bool | None]) -> str:
+    """Return how to say which of several hosts of one name is to be forgotten."""
+    dead = [id_ for id_ in found if lives(id_) is False]
+    if len(dead) == 1:
+        return f"to forget the one that does not live: linkspan cluster forget {dead[0]}"
+    return "give the id of the one to forget: linkspan cluster forget ID"
+
+
+def _missing(hosts: Mapping[str, JoinedHost], word: str, names: Mapping[str, str]) -> NotFound:
+    known = {id_: names.get(id_, host.name) for id_, host in hosts.items() if not host.forgotten} | dict(names)
+    return NotFound(f"no host {word} is in this cluster", f"its hosts: {', '.join(sorted(known.values()))}")
 
 
 async def exclude(vault: Vault, host: str, publish: Callable[[], Awaitable[None]], *, known: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.cluster.founding import member_list
+from linkspan.cluster.founding.signer import HOSTS, JoinedHost
 from linkspan.cluster.founding.voting import quorum
 from linkspan.core.errors import Unavailable
 from linkspan.store.etcd_gateway import Gateway
@@ -104,8 +105,9 @@ async def restart_in_turn(vault: Vault, service: Restarts, host: str) -> None:
     silent = [one for one, place in others.items() if await standing(vault.gateway, place) is None]
     if not dispensable(len(others) - len(silent), len(others)):
         await _end(vault, host)
+        joined, _ = await vault.get(HOSTS + silent[0], JoinedHost)
         raise Unavailable(
-            f"etcd is not restarted here, because the voter on host {silent[0]} does not answer",
+            f"etcd is not restarted here, because the voter {joined.name if joined else silent[0]} does not answer",
             f"bring it back, or take it out: linkspan cluster demote {silent[0]}",
         )
     await service.restart()

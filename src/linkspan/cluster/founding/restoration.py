@@ -15,8 +15,8 @@ lists the records. Missing ones are lost, not removed, and their owners put them
 ``settings/restored`` says up to which revision the snapshot goes. By it hosts know tombstones that are older than their
 records: the record was made again after the snapshot.
 
-**What must not come back.** Hosts that were forgotten after the snapshot are forgotten again, by the list of revoked
-certificates that this host has. The tokens of before let nobody in any more. The voters of before are clients, whose
+**What must not come back.** Hosts that departed after the snapshot are forgotten again, with their records
+(``departed_hosts``). The tokens of before let nobody in any more. The voters of before are clients, whose
 users write their own records alone, until they are voters again. A rotation of authorities that was under
 way at the snapshot ends: since then its new authorities may have been replaced, and this host signs by the keys that it
 has. What hosts trust besides is dropped by the next rotation.
@@ -26,31 +26,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from linkspan.cluster.founding import certificates, data_folder, exclusion, snapshots
+from linkspan.cluster.founding import data_folder, snapshots
 from linkspan.cluster.founding.authority_plan import ROTATION, RotationRecord
 from linkspan.cluster.founding.authority_rotation import HINT, AuthoritiesHint, revoke_tokens
+from linkspan.cluster.founding.departed_hosts import forget_again, revoked_serials
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.etcd_tools import Restorer
 from linkspan.cluster.founding.foundation import found, make_authorities, make_server
-from linkspan.cluster.founding.restored_data import RestoredData
-from linkspan.cluster.founding.signer import HOSTS, REVOKED, JoinedHost, Revoked
+from linkspan.cluster.founding.restored_data import HERE, RestoredData
+from linkspan.cluster.founding.signer import HOSTS, JoinedHost
 from linkspan.cluster.founding.store_move import MOVED, Moved, pending
-from linkspan.cluster.founding.trust_files import RECORDS_PREFIX, TrustFiles, Voter
+from linkspan.cluster.founding.trust_files import RECORDS, RECORDS_PREFIX, TrustFiles, Voter
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.store_url import etcd_parts
 from linkspan.store import records
+from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_wire import Range
 from linkspan.store.factory import own_cluster
 from linkspan.store.vault import Vault
-
-log = logging.getLogger("linkspan.cluster.founding.restoration")
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -58,7 +57,7 @@ class Restored(msgspec.Struct, frozen=True):
 
     ``before`` is the folder of the data that was there, '' if there was none. ``again`` has the names by id of the
     known hosts that must join again: all, if they do not reach or trust this voter, else those that the snapshot does
-    not know.
+    not know. ``departed`` has the names by id of those that the snapshot has, and that were forgotten again.
     """
 
     cluster: str
@@ -66,14 +65,15 @@ class Restored(msgspec.Struct, frozen=True):
     token: str
     before: str
     again: dict[str, str]
+    departed: dict[str, str]
 
 
 class Aim(msgspec.Struct, frozen=True):
     """The host to restore on: its part as a voter, its id and name.
 
     ``cluster`` is the id of the cluster to which it belongs ('': any), ``known`` the names by id of the hosts that it
-    knows, and ``install`` makes etcd's unit and user if systemd runs etcd. ``url`` is its store's URL of before. New
-    certificates are valid for ``life`` seconds.
+    knows, ``gone`` the ids of those that it knows to be removed, and ``install`` makes etcd's unit and user if systemd
+    runs etcd. ``url`` is its store's URL of before. New certificates are valid for ``life`` seconds.
     """
 
     files: TrustFiles
@@ -83,6 +83,7 @@ class Aim(msgspec.Struct, frozen=True):
     name: str
     cluster: str
     known: Mapping[str, str]
+    gone: frozenset[str]
     install: Callable[[], None]
     url: str
     life: float
@@ -94,11 +95,11 @@ async def restore(aim: Aim, snapshot: Path) -> Restored:
     await asyncio.to_thread(snapshots.check, snapshot)
     async with _beside(aim) as data:
         await data.make(restorer, snapshot, f"https://{aim.voter.peers}", checked=True)
-        cluster, joined = await _corrected(aim, data, restorer.bump, end_rotation=True)
+        cluster, joined, departed = await _corrected(aim, data, restorer.bump, end_rotation=True)
         await asyncio.to_thread(_prepare, aim)
         async with _replacing(aim.service):
             before = await data.swap()
-        return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted)))
+        return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted), departed))
 
 
 async def recover(aim: Aim) -> Restored:
@@ -111,9 +112,9 @@ async def recover(aim: Aim) -> Restored:
     async with _beside(aim) as data:
         async with _replacing(aim.service):
             await data.make(restorer, own, f"https://{aim.voter.peers}", checked=False)
-            cluster, joined = await _corrected(aim, data, restorer.bump, end_rotation=False)
+            cluster, joined, departed = await _corrected(aim, data, restorer.bump, end_rotation=False)
             before = await data.swap()
-        return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted)))
+        return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted), departed))
 
 
 @contextlib.asynccontextmanager
@@ -160,8 +161,11 @@ async def _as_is(_vault: Vault) -> None:
 
 async def _corrected(
     aim: Aim, data: RestoredData, bump: int, *, end_rotation: bool
-) -> tuple[str, dict[str, JoinedHost]]:
-    """Examine and correct the restored cluster; return its id, and the hosts that it knows. Raises LinkspanError."""
+) -> tuple[str, dict[str, JoinedHost], dict[str, str]]:
+    """Examine and correct the restored cluster; return its id, the hosts that it knows, and the departed ones' names.
+
+    Raises LinkspanError.
+    """
     root = await asyncio.to_thread(aim.files.secret, aim.files.root_password)
     async with data.serving(root.strip()) as vault:
         told = await vault.gateway.ask("/v3/kv/range", {"key": f"{RECORDS_PREFIX}.cluster".encode()}, Range)
@@ -179,7 +183,12 @@ async def _corrected(
         await vault.gateway.call("/v3/kv/put", put)
         # All hosts show their certificates then: the vault lacks the numbers of those that are younger than it.
         await vault.tell(HINT, AuthoritiesHint(f"restored/{time.time():.0f}"))
-        await _forget_again(aim, vault)
+        revoked = await asyncio.to_thread(revoked_serials, aim.service.folder / "revoked.der")
+        store = EtcdStore(data.files.root_url([HERE.clients], RECORDS))
+        try:
+            departed = await forget_again(vault, store, aim.host, revoked, aim.gone)
+        finally:
+            await store.close()
         await revoke_tokens(vault)
         await vault.disband()
         if end_rotation:
@@ -189,29 +198,7 @@ async def _corrected(
         if pending(aim.files.state_dir):  # it has no network, so there is nothing to move
             _, revision = await vault.get(MOVED, Moved)
             await vault.put({MOVED: (Moved(own_cluster(aim.files.state_dir)), revision)})
-        return cluster, await vault.all(HOSTS, JoinedHost)
-
-
-async def _forget_again(aim: Aim, vault: Vault) -> None:
-    """Forget the hosts of which all certificates are in this voter's list of revoked ones."""
-    gone = await asyncio.to_thread(_revoked, aim.service)
-    for id_, host in (await vault.all(HOSTS, JoinedHost)).items():
-        if not host.forgotten and host.serials and {int(one, 16) for one in host.serials} <= gone:
-            await exclusion.shut_out(vault, id_, known=True)
-    known = await vault.all(REVOKED, Revoked)
-    for serial in sorted(f"{one:x}" for one in gone if f"{one:x}" not in known):
-        await vault.put({REVOKED + serial: (Revoked("", time.time()), 0)})
-
-
-def _revoked(service: EtcdService) -> set[int]:
-    """Return the serial numbers in etcd's list of revoked certificates, none if it is missing or damaged."""
-    try:
-        return certificates.listed((service.folder / "revoked.der").read_bytes())
-    except FileNotFoundError:
-        return set()
-    except (OSError, LinkspanError) as error:
-        log.warning("hosts that were forgotten after the snapshot may come back: %s", error)
-        return set()
+        return cluster, await vault.all(HOSTS, JoinedHost), departed
 
 
 def _authority(aim: Aim) -> bytes:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Protocol
 
 import msgspec
 
@@ -18,14 +19,21 @@ from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.restart_turn import restart_in_turn
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
-from linkspan.core.errors import Unavailable
+from linkspan.core.errors import Conflict, Unavailable
 from linkspan.store.vault import Vault
 
 PUBLISHED = "published/"
 """Prefix of the vault's keys that say what a voter's etcd knows; the host's id follows."""
 PATIENCE = 60.0
 """Seconds for all voters that answer."""
+STUCK = 10.0
+"""Seconds for which a problem may last: a restart and an election after it take 2 to 3 s."""
 AGAIN = 0.2
+ENDED = "the host's user and its certificates have ended"
+"""What is done already when the rest fails."""
+AGAIN_HINT = "type the same again"
+MEMBERS = f"do the agents of all voters run? `linkspan cluster members`; then {AGAIN_HINT}"
+ELSEWHERE = f"on a voter (`linkspan cluster members`) {AGAIN_HINT}"
 OPEN = ":open"
 """The end of a mark of a certificate whose open connections go on: its host left by itself."""
 
@@ -34,6 +42,19 @@ class Published(msgspec.Struct, frozen=True):
     """The digest of the ``marks`` that a voter's etcd has carried out."""
 
     digest: str
+
+
+class Others(Protocol):
+    """The voters as this one knows them."""
+
+    async def answering(self) -> frozenset[str]:
+        """Return the ids of the hosts whose voters answer now."""
+
+    def idle(self, host: str) -> bool:
+        """Return whether a host's agent does not run, as far as anybody knows."""
+
+    def name(self, host: str) -> str:
+        """Return a host's name."""
 
 
 def marks(revoked: Mapping[str, Revoked]) -> frozenset[str]:
@@ -81,26 +102,37 @@ class Revocation:
             if told is None or told.digest != digest(wanted):
                 await self._vault.put({PUBLISHED + self._host: (Published(digest(wanted)), revision)})
 
-    async def everywhere(self, voters: Callable[[], Awaitable[Set[str]]]) -> None:
-        """Wait until every voter that answers refuses what is revoked; ``voters`` returns their hosts' ids.
+    async def everywhere(self, voters: Others, serves: Callable[[], bool]) -> None:
+        """Wait until every voter that answers refuses what is revoked; ``serves``: this host is a voter.
 
-        One that does not answer does so as soon as it is back. Raises Unavailable.
+        One that does not answer does so as soon as it is back. Raises Unavailable as soon as it is known that waiting
+        does not help, and Conflict if this host is no voter any more.
         """
-        deadline = time.monotonic() + PATIENCE
+        begun = changed = time.monotonic()
+        before: object = None
         while True:
-            late: Set[str] = {"this host"}
-            why, hint = "", "do the agents of all voters run? (`linkspan cluster members`) Then forget it again"
+            late: Set[str] = frozenset([self._host])
+            why = hint = ""
             try:
                 await self.look()
                 wanted = digest(marks(await self._vault.all(REVOKED, Revoked)))
                 told = await self._vault.all(PUBLISHED, Published)
-                late = {host for host in await voters() if host not in told or told[host].digest != wanted}
+                late = {host for host in await voters.answering() if host not in told or told[host].digest != wanted}
             except Unavailable as error:  # others' restarts, elections after them, or a voter that is missed
-                why, hint = f": {error.message}", error.hint
+                why, hint = error.message, error.hint
             if not late:
                 return
-            if time.monotonic() > deadline:
-                where = ", ".join(sorted(late))
-                what = f"the host's certificates are revoked, and its open connections end not yet at {where}{why}"
-                raise Unavailable(what, hint)
+            if not serves():
+                raise Conflict(
+                    f"{ENDED}, and meanwhile this host has become a client, which cannot do the rest", ELSEWHERE
+                )
+            now, state = time.monotonic(), (late, bool(why))
+            if state != before:
+                before, changed = state, now
+            if (off := all(map(voters.idle, late))) or (why and now - changed > STUCK) or now - begun > PATIENCE:
+                where = ", ".join(sorted(map(voters.name, late)))
+                if off:
+                    why, hint = "the agent there does not run", f"start it; then {AGAIN_HINT}"
+                open_ = f"{ENDED}, but connections that it opened before are still open at {where}"
+                raise Unavailable(f"{open_}{f': {why}' if why else ''}", hint or MEMBERS)
             await asyncio.sleep(AGAIN)

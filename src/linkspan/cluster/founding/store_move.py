@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from linkspan.cluster.founding.trust_files import RECORDS, RECORDS_PREFIX, TrustFiles, Voter
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
 from linkspan.core.remedies import reason, remedy
+from linkspan.core.store_contract import Record
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.factory import OWN, own_cluster
 from linkspan.store.records import EPHEMERAL

@@ -11,10 +11,10 @@ import msgspec
 
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.core.remedies import reason, remedy
-from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, etcd_parts
+from linkspan.core.store_url import OWN_CLIENTS, OWN_PEERS, OWN_SIGNER, TRUST, etcd_parts
 from linkspan.kernel.io.durable_files import write
 from linkspan.kernel.io.private_files import alone, apart
-from linkspan.store.vault import ROOT, TRUST, user_of
+from linkspan.store.vault import ROOT, user_of
 
 FOLDER = "cluster"
 """The folder in the state folder, for root alone."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 import msgspec
 
 from linkspan.cluster.founding import handover, member_list
 from linkspan.cluster.founding.authority_plan import ROTATION, RotationRecord
-from linkspan.cluster.founding.exclusion import named
+from linkspan.cluster.founding.exclusion import forgettable, named
 from linkspan.cluster.founding.handover import TURN, Turn
 from linkspan.cluster.founding.signer import HOSTS, JoinedHost
 from linkspan.cluster.founding.trust_files import Voter
@@ -48,8 +48,18 @@ RETRY_SECONDS = 600.0
 """Seconds after which a host that failed to become a voter may be chosen again."""
 UNFIT = ("already exist", "URLs are invalid")
 """What etcd says of an address that no new member can have, as one that another member has."""
+FORGETTING = "voting/forgetting/"
+"""Prefix of the vault's keys of hosts that are forgotten now."""
+FORGETTING_SECONDS = 150.0
+"""Seconds after which voting goes on all the same: an agent may be killed while it forgets a host."""
 QUOTA_AGE = 1e9
 """Seconds for which a known quota is used: nothing here needs it."""
+
+
+class Forgetting(msgspec.Struct, frozen=True):
+    """A host is forgotten now; ``by`` is the voter whose agent does it."""
+
+    by: str
 
 
 class Living(Protocol):
@@ -108,6 +118,34 @@ class VoterControl:
         """Return the ids of the hosts whose voters answer now. Raises Unavailable."""
         return frozenset(one.host for one in await self.members() if not one.learner and not one.failing)
 
+    @contextlib.asynccontextmanager
+    async def steady(self, host: str) -> AsyncIterator[None]:
+        """Let the voters stay who they are in the block, in which a host is forgotten. Raises LinkspanError.
+
+        With one host less there may be more voters than needed. The next step of voting could take out the very voter
+        that forgets the host, and it could not end that: what is left to do is for voters alone. After a failure they
+        stay for FORGETTING_SECONDS, because the operator is told to type the same again.
+        """
+        key = FORGETTING + host
+        _, before = await self._vault.get(key, Forgetting)
+        if before:  # the last try broke off, and voting would go on before this one has ended
+            await self._vault.put({key: (None, before)})
+        await self._vault.hold(key, Forgetting(self._here), FORGETTING_SECONDS)
+        turn, revision = await self._vault.get(TURN, Turn)
+        await self._vault.put({TURN: (turn or Turn(by="", at=0.0), revision)})  # whoever looked before does nothing
+        yield
+        with contextlib.suppress(LinkspanError):  # it ends by itself
+            _, now = await self._vault.get(key, Forgetting)
+            await self._vault.put({key: (None, now)})
+
+    def idle(self, host: str) -> bool:
+        """Return whether a host's agent does not run, as far as anybody knows."""
+        return self._living.lives(host) is False
+
+    def name(self, host: str) -> str:
+        """Return a host's name, its id if that is not known."""
+        return self._living.names().get(host, host)
+
     def _decides(self, seen: tuple[Seen, ...]) -> bool:
         voters = sorted((one for one in seen if not one.learner and not one.failing), key=lambda one: one.host)
         living = [one for one in voters if one.host == self._here or self._living.lives(one.host) is not False]
@@ -133,6 +171,8 @@ class VoterControl:
             return
         if isinstance(step, Add) and (await self._vault.get(ROTATION, RotationRecord))[0] is not None:
             return  # it would get the authorities that end
+        if await self._vault.all(FORGETTING, Forgetting):
+            return
         mine = msgspec.structs.replace(turn, by=self._here, at=time.time())
         if isinstance(step, Add):
             mine = msgspec.structs.replace(mine, host=step.candidate.host, address=step.candidate.address, refused="")
@@ -208,6 +248,12 @@ class VoterControl:
         hosts = await self._vault.all(HOSTS, JoinedHost)
         id_ = named(hosts, word, self._living.names())
         return id_, hosts[id_]
+
+    async def forgettable(self, word: str) -> tuple[str, str]:
+        """Return id and name of the host that an operator wants to forget. Raises Conflict or NotFound."""
+        hosts, names = await self._vault.all(HOSTS, JoinedHost), self._living.names()
+        id_ = forgettable(hosts, word, names, self._living.lives)
+        return id_, names.get(id_) or hosts[id_].name
 
     async def demote(self, word: str) -> str:
         """Take a voter out of etcd, by its host's name or id, for good; return its id. Raises Conflict or NotFound."""

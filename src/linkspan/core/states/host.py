@@ -8,6 +8,8 @@ only input and output use text.
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 
 from linkspan.core.addresses import Prefix, mac_text
@@ -37,6 +39,11 @@ ALTNAME = "linkspan:"
 GROUP = 76
 """The device group of our devices that encrypt: rules cannot match an alternative name, and a name alone may
 be that of another program's device, which has group 0."""
+
+
+def link_name(text: str) -> str:
+    """Return a link's name, which is in memory once: a thousand peers have states on one link."""
+    return sys.intern(text)
 
 
 class State(msgspec.Struct, frozen=True, gc=False):

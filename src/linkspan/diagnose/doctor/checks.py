@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from linkspan.core.contracts import Backend
+from linkspan.core.backend_contract import Backend
 from linkspan.core.model import Network, Underlay
 
 if TYPE_CHECKING:  # the command line reads runtimes' checks, and needs no trace

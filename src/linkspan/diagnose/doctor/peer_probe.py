@@ -18,22 +18,23 @@ import errno
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from linkspan.core.addresses import Prefix
 from linkspan.core.errors import KernelError, LinkspanError
-from linkspan.core.model import Peer
+from linkspan.core.host_view import Peer
 from linkspan.core.needs import Need
 from linkspan.core.states.host import HOST
-from linkspan.diagnose.trace import netfilter_hooks
 from linkspan.diagnose.trace.kernel_view import KernelView, client_ports
 from linkspan.diagnose.trace.packet import Packet
-from linkspan.diagnose.trace.rule_meanings import is_ours, meaning
-from linkspan.diagnose.trace.verdict import Frame, Verdict
 from linkspan.kernel.io import packets
 from linkspan.kernel.io.packets import Arrival, Ear, Sender
 from linkspan.kernel.probe import arp
+
+if TYPE_CHECKING:
+    from linkspan.diagnose.trace.verdict import Verdict
 
 WARM = 1.0
 ROUNDS = 3
@@ -334,6 +335,8 @@ def _dropped(asked: KernelView, need: Need, came: Arrival) -> str:
     except LinkspanError:
         return ""
     if (verdict := next((found for found in verdicts if not found.passes), None)) is not None:
+        from linkspan.diagnose.trace.rule_meanings import is_ours, meaning
+
         why = f" ({meaning(verdict.by, packet)})" if is_ours(verdict.by) else ""
         return f"{verdict.where} drops it: {verdict.rule}{why}"
     some = [rule for found in verdicts for rule in found.unsure if rule not in sure]
@@ -342,6 +345,9 @@ def _dropped(asked: KernelView, need: Need, came: Arrival) -> str:
 
 def _judged(asked: KernelView, need: Need, came: Arrival, packet: Packet) -> list[Verdict]:
     """Return the hooks' verdict on a packet that arrives like a probe."""
+    from linkspan.diagnose.trace import netfilter_hooks  # 0.3 MB with all verdicts
+    from linkspan.diagnose.trace.verdict import Frame
+
     frame = Frame(packet, came.device, mac=came.mac)
     # A plain packet would be forwarded to a container, after the guard.
     at = ("prerouting",) if need.neighbour else ("prerouting", "input")

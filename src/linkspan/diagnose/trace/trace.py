@@ -241,14 +241,15 @@ class _Way:
 def _require_arrival(way: _Way, target: Place, *, translated: bool = False) -> None:
     """Raise for a packet that ended elsewhere than it should; one to a published port may end in any container."""
     last = way.hops[-1]
+    there = last.namespace if last.namespace == last.host else f"{last.namespace} of {last.host}"
     if way.end == OUTSIDE != target.netns:
         raise Broken(last, f"the packet for {target.name} leaves by {last.device}")
     # Only packets to the host's own addresses may be led into a container: by a published port.
     led = translated and target.netns == HOST
     if target.netns != OUTSIDE and (way.host, way.end) != (target.host, target.netns) and not led:
-        raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
+        raise Broken(last, f"the packet for {target.name} ends in {there}")
     if way.end != OUTSIDE == target.netns and not translated:
-        raise Broken(last, f"the packet for {target.name} ends in {last.namespace} of {last.host}")
+        raise Broken(last, f"the packet for {target.name} ends in {there}")
 
 
 def _reply(packet: Packet, arrived: Packet | None) -> Packet:

@@ -1,4 +1,4 @@
-"""Drivers: each observes and applies some kinds of state on the real machine (``contracts.Driver``).
+"""Drivers: each observes and applies some kinds of state on the real machine (``core/driver_contract``).
 
 How links are changed
     - A veth pair is complete when it appears: pair, alternative name, master, hairpin and up are one send. The

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix
 from linkspan.core.clock import now
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, LinkspanError, of_errno
 from linkspan.core.kinds import Kind, Sort
 from linkspan.core.shell import Shell
@@ -146,16 +146,16 @@ class FileDriver:
     def _write(self, state: File) -> None:
         path = Path(state.path)
         entries = self._ours.entries
+        old = entries.get(state.path, _Entry()).digests[:1]
+        new = (ANY,) if state.volatile else (digest(state.content),)
+        if old == new == (ANY,) and _is_regular(path):  # written often, and its present content does not matter
+            durable_files.write(path, state.content, state.mode)
+            return
         there = self._observed(path)
         theirs = state.path not in entries and not state.volatile
         if (there is None and _exists(path)) or (theirs and there is not None and there.content != state.content):
             raise Conflict(f"{path} exists and is not linkspan's", "move it away, or give another path")
-        old = entries.get(state.path, _Entry()).digests[:1]
-        new = (ANY,) if state.volatile else (digest(state.content),)
         if there == state and old == new:
-            return
-        if old == new == (ANY,) and path.parent.exists():
-            durable_files.write(path, state.content, state.mode)
             return
         made = [folder for folder in path.parents if not folder.exists()]
         for folder in made:
@@ -202,6 +202,11 @@ def _told(what: str) -> Iterator[None]:
 
 def _exists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether there is a regular file at the path (a link counts as none)."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _read(path: Path) -> File | None:

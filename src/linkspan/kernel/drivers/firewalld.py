@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell

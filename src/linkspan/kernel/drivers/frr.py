@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.kinds import Kind
 from linkspan.core.states.host import HOST, Key, State

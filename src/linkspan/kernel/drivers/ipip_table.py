@@ -16,8 +16,8 @@ from pathlib import Path
 
 import linkspan
 from linkspan.core.addresses import SOCKET_FAMILY, prefix
-from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Invalid, LinkspanError, of_errno
 from linkspan.core.kinds import Kind
 from linkspan.core.shell import Shell, address_text

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from linkspan.core.addresses import prefix, whole
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable
 from linkspan.core.kinds import Ending, Event, Kind
 from linkspan.core.shell import HIDDEN, Shell

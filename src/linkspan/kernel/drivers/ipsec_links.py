@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, Unavailable
 from linkspan.core.kinds import Admission, Event, Kind, Sort, named
 from linkspan.core.shell import Shell

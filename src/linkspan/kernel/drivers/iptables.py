@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from linkspan.core.addresses import FAMILIES, Prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError, NotFound
 from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell

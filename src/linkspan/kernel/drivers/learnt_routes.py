@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Kind, Sort
 from linkspan.core.shell import Shell

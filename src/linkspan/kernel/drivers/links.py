@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.core.addresses import mac_text
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, Exhausted, KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Link, Sort, named
 from linkspan.core.shell import Shell

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from linkspan.core.addresses import SOCKET_FAMILY, Prefix, mac_text
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError
 from linkspan.core.kinds import Event, Kind, Kinds, Sort, on_device
 from linkspan.core.shell import Shell, address_text

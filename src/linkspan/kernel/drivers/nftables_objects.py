@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import ALL, BRIDGED, Event, Kind, Sort
 from linkspan.core.shell import Shell

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from linkspan.core.addresses import FAMILIES, SOCKET_FAMILY
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind
 from linkspan.core.shell import Shell

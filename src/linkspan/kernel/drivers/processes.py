@@ -33,7 +33,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable, of_errno
 from linkspan.core.kinds import Event, Kind, Sort
 from linkspan.core.shell import Shell

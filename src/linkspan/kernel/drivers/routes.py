@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from linkspan.core.addresses import BITS, SOCKET_FAMILY, Prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.kinds import Event, Kind, Sort, on_device
 from linkspan.core.shell import Shell, address_text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Invalid, LinkspanError, of_errno
 from linkspan.core.kinds import Kind, Sort
 from linkspan.core.shell import Shell

@@ -17,7 +17,7 @@ import shlex
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound
 from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import Shell

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import LinkspanError, NotFound, of_errno
 from linkspan.core.kinds import Event, Kind, Link, Sort
 from linkspan.core.shell import Shell

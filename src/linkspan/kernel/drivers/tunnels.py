@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from linkspan.core.addresses import mac_text
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, of_errno
 from linkspan.core.kinds import Admission, Event, Kind, Sort, named
 from linkspan.core.shell import Shell, address_text

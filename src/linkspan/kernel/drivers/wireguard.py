@@ -26,8 +26,8 @@ from pathlib import Path
 
 import msgspec
 
-from linkspan.core.contracts import Support
 from linkspan.core.desired import Desired
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import Conflict, KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.kinds import Event, Kind, on_device
 from linkspan.core.shell import HIDDEN, Shell

@@ -7,6 +7,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ _UID_MAP, _ALL = Path("/proc/self/uid_map"), (0, 0, (1 << 32) - 1)
 """Which users of the machine this process's users are, and the only range outside of user namespaces."""
 _LOCAL = "staff"
 """Debian's group for those who may write /usr/local (Debian Policy 9.1.2). By default nobody is in it."""
+_SOURCES = Path("/etc/nsswitch.conf")
+_LISTED = ("files", "systemd")
+"""Services of the C library that list all of their users."""
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -95,60 +99,93 @@ def writers(paths: Iterable[Path]) -> Iterator[str]:
     Packages in a folder of their own below another (``site-packages``) are checked if they are among the
     paths.
     """
-    seen: set[Path] = set()
+    walk = _Walk()
     for path in map(Path.absolute, paths):
-        yield from _way(path, seen)
+        yield from walk.way(path)
         folders = [path] if path.is_dir() else []
         while folders:
             for entry in os.scandir(folders.pop()):
                 place, found = Path(entry.path), entry.stat(follow_symlinks=False)
-                if place in seen or place.name in _PACKAGES:
+                if place in walk.seen or place.name in _PACKAGES:
                     continue
-                seen.add(place)
-                yield from _place(place, found, seen)
+                walk.seen.add(place)
+                yield from walk.place(place, found)
                 if place.is_dir():  # or a link to a folder
                     folders.append(place)
 
 
-def _way(path: Path, seen: set[Path]) -> Iterator[str]:
-    """Yield who may write a path, or one of the folders and links on it; check each once."""
-    for place in (*reversed(path.parents), path):
-        if place not in seen:
-            seen.add(place)
-            with contextlib.suppress(FileNotFoundError):
-                yield from _place(place, place.lstat(), seen)
+class _Walk:
+    """A walk to files and folders, which looks at each of them once, and at each group once."""
+
+    def __init__(self) -> None:
+        self.seen: set[Path] = set()
+        self._groups: dict[int, str] = {}
+
+    def way(self, path: Path) -> Iterator[str]:
+        """Yield who may write a path, or one of the folders and links on it."""
+        for place in (*reversed(path.parents), path):
+            if place not in self.seen:
+                self.seen.add(place)
+                with contextlib.suppress(FileNotFoundError):
+                    yield from self.place(place, place.lstat())
+
+    def place(self, place: Path, found: os.stat_result) -> Iterator[str]:
+        """Yield who may write one file or folder, or the target of a link."""
+        if why := self._who(place, found):
+            yield f"{place} {why}"
+        if stat.S_ISLNK(found.st_mode):
+            # From where the link really is: behind another link ``..`` leads elsewhere.
+            yield from self.way(Path(os.path.realpath(place.parent)) / place.readlink())
+
+    def _who(self, place: Path, found: os.stat_result) -> str:
+        """Return who besides root may change a file or folder, "" if nobody."""
+        if found.st_uid:
+            return f"is owned by {_name(found.st_uid)}"
+        if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
+            return ""  # sticky: nobody can change another user's files in such a folder
+        if found.st_mode & stat.S_IWOTH:
+            return "may be written by everybody"
+        if not found.st_mode & stat.S_IWGRP:
+            return ""
+        gid = found.st_gid
+        if gid not in self._groups:
+            self._groups[gid] = _with_users(gid)
+        group = self._groups[gid] or (_group(gid) if _ACL in os.listxattr(place) else "")
+        return f"may be written by group {group}" if group else ""
 
 
-def _place(place: Path, found: os.stat_result, seen: set[Path]) -> Iterator[str]:
-    """Yield who may write one file or folder, or the target of a link."""
-    if why := _who(place, found):
-        yield f"{place} {why}"
-    if stat.S_ISLNK(found.st_mode):
-        # From where the link really is: behind another link ``..`` leads elsewhere.
-        yield from _way(Path(os.path.realpath(place.parent)) / place.readlink(), seen)
-
-
-def _who(place: Path, found: os.stat_result) -> str:
-    """Return who besides root may change a file or folder, "" if nobody."""
-    if found.st_uid:
-        return f"is owned by {_name(found.st_uid)}"
-    if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
-        return ""  # sticky: nobody can change another user's files in such a folder
-    if found.st_mode & stat.S_IWOTH:
-        return "may be written by everybody"
-    if found.st_mode & stat.S_IWGRP and (not _is_roots_alone(found.st_gid) or _ACL in os.listxattr(place)):
-        return f"may be written by group {_group(found.st_gid)}"
-    return ""
-
-
-def _is_roots_alone(gid: int) -> bool:
-    """Return whether no user besides root is in a group: root's own, or Debian's for /usr/local while it is empty.
+def _with_users(gid: int) -> str:
+    """Return a group's name if users besides root may be in it, else "": root's own, or Debian's while it is empty.
 
     Other groups may have no users either, but programs that get them, as those of mail do.
     """
-    if not gid or _group(gid) != _LOCAL:
-        return not gid
-    return not grp.getgrgid(gid).gr_mem and all(user.pw_gid != gid for user in pwd.getpwall())
+    if not gid:
+        return ""
+    if (name := _group(gid)) != _LOCAL:
+        return name
+    if asked := _directories():
+        return f"{name}, and {asked} may say that users are in it ({_SOURCES})"
+    # A user's groups may be elsewhere than a group's users are: systemd knows those of its homes by the user alone.
+    users = (user for user in pwd.getpwall() if user.pw_uid)
+    used = any(gid in os.getgrouplist(user.pw_name, user.pw_gid) for user in users)
+    return name if used or grp.getgrgid(gid).gr_mem else ""
+
+
+def _directories() -> str:
+    """Return the services that may know users whom nobody can list, "" without any (nsswitch.conf(5)).
+
+    A directory service (SSSD, LDAP) lists neither its users nor those of a group that a file of this machine has, too.
+    """
+    try:
+        text = _SOURCES.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""  # then the C library reads files alone
+    found: dict[str, None] = {}
+    for line in text.splitlines():
+        database, _, sources = line.partition("#")[0].partition(":")
+        if database.strip() in ("passwd", "group", "initgroups"):
+            found |= dict.fromkeys(re.sub(r"\[[^]]*\]", " ", sources).split())
+    return ", ".join(source for source in found if source not in _LISTED)
 
 
 def _name(uid: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.contracts import Support
+from linkspan.core.driver_contract import Support
 from linkspan.core.errors import KernelError, LinkspanError, NotFound, Unavailable
 from linkspan.core.states.host import ALTNAME
 from linkspan.core.states.wireguard import DEVICE

@@ -3,9 +3,9 @@ import { Component, render } from "preact";
 import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Details } from "/details.js";
 import { useLive } from "/live.js";
-import { byName, changesOf, health, hostsOf } from "/model.js";
+import { byName, changesOf, health, hostsOf, problemsIn } from "/model.js";
 import { Badge, html, kept } from "/parts.js";
-import { MAPPED, address, useRoute } from "/route.js";
+import { MAPPED, address, here, useRoute } from "/route.js";
 import { Containers, Hosts, Networks } from "/tables.js";
 import { Trace, useTrace } from "/trace.js";
 import { Addresses, Bgp, Doctor, Drift, Events, Migrations, Peers } from "/views.js";
@@ -22,7 +22,8 @@ function App() {
   useWords();
   const live = useLive();
   const [route, go] = useRoute();
-  const { state } = live;
+  const problems = useMemo(() => live.state && problemsIn(live.state.problems, language()), [live.state?.problems, language()]);
+  const state = useMemo(() => live.state && { ...live.state, problems }, [live.state, problems]);
   const changes = useMemo(() => (state ? changesOf(state) : ""), [state]);
   const trace = useTrace(state, route, changes);
   const main = useRef(null);
@@ -33,10 +34,8 @@ function App() {
   const names = order.join("\n");
   const colour = useCallback((network) => `var(--net-${Math.max(0, order.indexOf(network)) % COLOURS})`, [names]);
   // A first choice shows what it is; a second one traces from the first to it.
-  const now = useRef(route);
-  now.current = route;
   const pick = useCallback((ref) => {
-    const { sel, b } = now.current;
+    const { sel, b } = here(); // a second choice may come before the first one is drawn
     if (traceable(ref) && traceable(sel) && sel !== ref && !b) go({ a: sel, b: ref, sel: "" });
     else go({ sel: ref, a: "", b: "" });
   }, []);

@@ -29,7 +29,7 @@ function Head({ title, close, children }) {
 
 // A container of a large cluster: the server has it.
 function Asked({ state, name, close }) {
-  const found = useAnswer("/api/containers", { search: name.split("/")[0] });
+  const found = useAnswer("/api/containers", { search: name.split("/")[0] }, true, state.about.total, CALM);
   return html`<${Answer} found=${found}>${({ containers }) => itemOf(containers, name)
     ? html`<${Container} ...${{ state, one: containers[name], close }} />`
     : html`<${Head} title=${name} close=${close} /><${Empty}>${t("It is gone.")}</${Empty}>`}</${Answer}>`;

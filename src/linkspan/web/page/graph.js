@@ -2,7 +2,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Drawing } from "/drawing.js";
 import { Layout } from "/layout.js";
-import { useAnswer } from "/live.js";
+import { CALM, useAnswer } from "/live.js";
 import { containersOf, hostsOf, linkRef, links, path } from "/model.js";
 import { html } from "/parts.js";
 import { t } from "/words.js";
@@ -19,8 +19,9 @@ export function Graph({ state, sel, a, b, trace, pick, order }) {
   const link = sel.startsWith("l:") ? sel : ""; // chosen, between two hosts
   const host = sel.startsWith("h:") ? sel.slice(2) : link.slice(2).split(" ")[0];
   const [asked, setAsked] = useState(""); // the host of a large cluster whose containers are drawn
-  const found = useAnswer("/api/containers", { host: asked }, Boolean(asked));
+  const found = useAnswer("/api/containers", { host: asked }, Boolean(asked), state.about.total, CALM);
   const part = asked && found.answer ? found.answer.containers : null;
+  const left = part ? found.answer.total - Object.keys(part).length : 0; // the server gives no more at once
   const containers = useMemo(() => (state.about.complete ? containersOf(state.containers) : part ? containersOf(part) : []), [state.containers, part]);
   const [dark, setDark] = useState(() => matchMedia("(prefers-color-scheme: dark)").matches);
 
@@ -58,6 +59,7 @@ export function Graph({ state, sel, a, b, trace, pick, order }) {
     <div class="canvas" ref=${box} role="img" aria-label=${text}></div>
     <div class="tools">
       ${large && asked !== host && html`<button type="button" class="quiet" onClick=${() => setAsked(host)}>${t("Show its containers")} <small>${large.containers}</small></button>`}
+      ${left > 0 && html`<small class="hint">${t("{n} more", { n: left })}</small>`}
       <button type="button" class="quiet" aria-label=${t("Larger")} onClick=${() => drawing.current.zoom(1.3)}>+</button>
       <button type="button" class="quiet" aria-label=${t("Smaller")} onClick=${() => drawing.current.zoom(1 / 1.3)}>−</button>
       <button type="button" class="quiet" onClick=${() => drawing.current.show()}>${t("Fit")}</button>

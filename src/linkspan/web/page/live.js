@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { KEPT_AS, carrying, kept } from "/session.js";
 import { Stream, changed, together } from "/stream.js";
-import { t } from "/words.js";
+import { language, t } from "/words.js";
 
 // Calls tell with each message of the stream, which the tabs of this browser share where the browser can.
 function listen(tell) {
@@ -45,13 +45,17 @@ export function useLive() {
 
 // Returns the server's answer. Throws an Error whose message is for people.
 export async function ask(path, words = {}) {
-  return answered(await fetch(`${path}?${new URLSearchParams(words)}`, { headers: carrying(kept()) }));
+  return answered(await fetch(`${path}?${new URLSearchParams(words)}`, { headers: headers() }));
 }
 
 // Asks for something that sends packets.
 export async function send(path, body = {}) {
-  const headers = { ...carrying(kept()), "Content-Type": "application/json" };
-  return answered(await fetch(path, { method: "POST", headers, body: JSON.stringify(body) }));
+  return answered(await fetch(path, { method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, body: JSON.stringify(body) }));
+}
+
+// The agent's sentences come in the page's language, as far as the server knows them.
+function headers() {
+  return { ...carrying(kept()), "Accept-Language": language() };
 }
 
 async function answered(answer) {
@@ -66,13 +70,14 @@ export const CALM = 10_000; // milliseconds until a question is asked again whos
 const RETRY = 5000; // and one that had no answer: the agent may be back
 
 // Returns {answer, error, busy, again} of a question that is asked when the view opens, when `again` is called, when
-// `version` is another one, `every` so many milliseconds (0: never), and after an error until there is an answer.
+// `version` or the language is another one, `every` so many milliseconds (0: never), and after an error until there is
+// an answer.
 export function useAnswer(path, words = {}, wanted = true, version = "", every = 0) {
   const [found, setFound] = useState({ answer: null, error: "", busy: true });
   const [round, setRound] = useState(0);
   const quiet = useRef(false); // nobody asked: a button that is disabled meanwhile would lose the focus
   const waits = useRef(false); // for an answer: an answer that takes longer than the pause would never count
-  const key = JSON.stringify([path, words, wanted, version, round]);
+  const key = JSON.stringify([path, words, wanted, version, language(), round]);
   useEffect(() => {
     if (!wanted) return undefined;
     let current = true;

@@ -1,6 +1,11 @@
 // What the state means: pure functions, without the page.
 
-const { compare } = new Intl.Collator(undefined, { numeric: true });
+const collator = new Intl.Collator(undefined, { numeric: true });
+
+// Orders names as people do; no two are equal, though h1 and h01 are so for people.
+function compare(a, b) {
+  return collator.compare(a, b) || (a < b ? -1 : Number(a > b));
+}
 
 // Returns what a section of the state has by a key, which may be any text of the address bar.
 export function itemOf(section, key) {
@@ -44,6 +49,12 @@ function keyed(container, key) {
   return withKeys.get(container);
 }
 
+// Returns problems in a language, as far as the server knows their sentences.
+export function problemsIn(problems, language) {
+  if (language === "en") return problems;
+  return Object.fromEntries(Object.entries(problems).map(([key, one]) => [key, { ...one, why: one.said[language] ?? one.why }]));
+}
+
 const problemsByHost = remembered((problems) => {
   const found = new Map();
   for (const one of Object.values(problems)) {
@@ -61,11 +72,13 @@ export function problemsOf(state, name) {
 const LEVELS = { alive: "ok", drained: "idle", silent: "warn", unknown: "warn" };
 
 // Returns a text that is another one when hosts, problems, BGP sessions with routers or the agent's presence have
-// changed: then answers to questions may be different. What ticks in a problem's words is no change.
+// changed: then answers to questions may be different. What ticks in a problem's words is no change, and neither are
+// the states that a session goes through while it is down.
 export function changesOf({ about, hosts, problems, routers }) {
   const named = Object.values(problems).map((one) => [one.host, one.network]);
   const states = Object.values(hosts).map((one) => one.state);
-  return JSON.stringify([named, states, Object.values(routers).map((one) => [one.peer, one.state]), about.away]);
+  const sessions = Object.values(routers).map((one) => [one.peer, one.state === "established"]);
+  return JSON.stringify([named, states, sessions, about.away]);
 }
 
 // Returns {level, word, why} of a host: level is ok, idle, warn or bad. An agent that is alive may have its host cut off.

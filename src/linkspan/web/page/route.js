@@ -5,7 +5,8 @@ export const VIEWS = ["containers", "hosts", "networks", "addresses", "events", 
 export const MAPPED = ["containers", "hosts", "networks", "bgp"]; // views with the graph beside them
 const WORDS = ["q", "host", "network", "sel", "a", "b", "port"];
 
-function read() {
+// Returns what the address bar has now.
+export function here() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const words = new URLSearchParams(query);
   const route = { view: VIEWS.includes(path) ? path : "containers" };
@@ -20,14 +21,14 @@ export function address(route) {
 
 // Returns [route, go]: go(changes) writes the address; typing in the search makes no steps for the back button.
 export function useRoute() {
-  const [route, setRoute] = useState(read);
+  const [route, setRoute] = useState(here);
   useEffect(() => {
-    const follow = () => setRoute(read());
+    const follow = () => setRoute(here());
     addEventListener("hashchange", follow);
     return () => removeEventListener("hashchange", follow);
   }, []);
   const go = (changes, { step = true } = {}) => {
-    const next = { ...read(), ...changes };
+    const next = { ...here(), ...changes };
     history[step ? "pushState" : "replaceState"](null, "", address(next));
     setRoute(next);
   };

@@ -1,6 +1,6 @@
 // The tables of containers, hosts and networks, with search and filters.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { useAnswer } from "/live.js";
+import { CALM, useAnswer } from "/live.js";
 import { bare, byName, containersOf, health, hostsOf, label, searched } from "/model.js";
 import { Answer, Badge, Empty, Heading, Table, html, kept } from "/parts.js";
 import { language, t } from "/words.js";
@@ -81,7 +81,7 @@ function Parts({ question, state, route, pick, marks, colour }) {
     return () => clearTimeout(timer);
   }, [route.q]);
   useEffect(() => setPage(0), [search, route.host, route.network]);
-  const found = useAnswer("/api/containers", { search, host: route.host, network: route.network, page });
+  const found = useAnswer("/api/containers", { search, host: route.host, network: route.network, page }, true, state.about.total, CALM);
   return html`<${Answer} found=${found}>${(part) => html`
     <${Rows} found=${containersOf(part.containers)} ...${{ question, state, pick, marks, colour }} />
     <nav class="pages" aria-label=${t("Parts of the list")}>

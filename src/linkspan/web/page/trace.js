@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, send } from "/live.js";
 import { refName, traceName } from "/model.js";
 import { Ago, Badge, Problem, html } from "/parts.js";
-import { t } from "/words.js";
+import { language, t } from "/words.js";
 
 const VERDICTS = { reachable: ["ok", "Reachable"], broken: ["bad", "Broken"], unknown: ["warn", "Unknown"] };
 
@@ -46,7 +46,7 @@ export function useTrace(state, route, changes) {
   useEffect(() => setTrace((before) => (before.live ? { ...before, live: false } : before)), [changes]);
   useEffect(() => {
     if (ends && !trace.live) run(ask("/api/trace", ends), false);
-  }, [asked, round, trace.live, changes]);
+  }, [asked, round, trace.live, changes, language()]);
   useEffect(() => {
     if (!ends) return undefined;
     const again = () => document.visibilityState === "visible" && !now.current.busy && setRound((number) => number + 1);

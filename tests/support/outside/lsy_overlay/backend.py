@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from linkspan.backends.multi_host import admitted, offered, onlink_routes, theirs, underlay
 from linkspan.backends.routed import TunnelBackend
 from linkspan.core.addresses import Prefix, derived_mac, mac, mac_text
-from linkspan.core.model import HostView, Network, Peer
+from linkspan.core.host_view import HostView, Peer
+from linkspan.core.model import Network
 from linkspan.core.ruleset import tunnel_peer, tunnel_port
 from linkspan.core.states.host import FdbEntry, Neighbour, Route, State
 from lsy_overlay.states import HostRule, Overlay

@@ -173,7 +173,7 @@ def test_a_host_that_left_may_come_back_with_another_key(etcd: Etcd) -> None:
 
 
 def test_a_token_that_is_used_up_lets_nobody_in_as_a_host_that_left(etcd: Etcd) -> None:
-    """Whoever has stolen it may know the host's id, and takes a key of its own."""
+    """A thief of the token may know the host's id, and takes a key of its own."""
 
     async def run() -> None:
         await etcd.token("a1", 1)
@@ -211,7 +211,7 @@ def test_a_host_that_left_can_still_be_forgotten(etcd: Etcd, monkeypatch: pytest
         await exclusion.release(etcd.vault, "h2")
         await voter.look()
         assert restarted == []
-        id_ = exclusion.named(await etcd.vault.all(HOSTS, JoinedHost), "h2", {})
+        id_ = exclusion.forgettable(await etcd.vault.all(HOSTS, JoinedHost), "h2", {}, lambda _: None)
         await exclusion.exclude(etcd.vault, id_, voter.look, known=False)
         assert restarted == ["h1"]
         assert await etcd.states() == {"a1": "revoked"}
@@ -305,30 +305,63 @@ def test_nobody_joins_under_a_word_by_which_an_operator_means_another_host(etcd:
     asyncio.run(run())
 
 
+def kept(name: str, *, forgotten: bool = False) -> JoinedHost:
+    """Return what is kept of a host."""
+    return JoinedHost(name, "key", (), "t", 0.0, forgotten=forgotten)
+
+
 def test_a_host_is_meant_by_its_id_or_by_a_name_that_it_alone_has() -> None:
     """Also by the name that it got since it joined; a host that calls itself as another one makes no word its own."""
-    hosts = {id_: JoinedHost(name, "key", (), "t", 0.0) for id_, name in (("f00d", "node"), ("cafe", "node"))}
-    hosts["gone"] = JoinedHost("node", "key", (), "t", 0.0, forgotten=True)
+    hosts = {"f00d": kept("node"), "cafe": kept("node"), "gone": kept("node", forgotten=True)}
     for word in ("node", "both"):
         with pytest.raises(Conflict, match=f"2 hosts are called {word}"):
             exclusion.named(hosts, word, {"f00d": "both", "cafe": "both"})
     assert exclusion.named(hosts, "node2", {"f00d": "node", "cafe": "node2"}) == "cafe"
     assert exclusion.named(hosts, "cafe", {"f00d": "cafe"}) == "cafe"
-    assert exclusion.named({"gone": hosts["gone"]}, "node", {}) == "gone"
-    with pytest.raises(NotFound) as missing:
-        exclusion.named(hosts, "nobody", {"cafe": "node2"})
-    assert missing.value.hint == "those that did: node, node2"
+    for word in ("nobody", "gone"):  # a forgotten host becomes no voter
+        with pytest.raises(NotFound) as missing:
+            exclusion.named(hosts, word, {"cafe": "node2"})
+    assert missing.value.hint == "its hosts: node, node2"
+
+
+def test_a_living_host_is_not_forgotten_by_a_name_that_it_shares() -> None:
+    """A restore brings the record of its predecessor back, forgotten or not; the error says which of the two lives."""
+    for forgotten in (False, True):
+        hosts = {"0ld": kept("h3", forgotten=forgotten), "new": kept("h3")}
+        names = {"0ld": "h3", "new": "h3"}
+        with pytest.raises(Conflict) as refused:
+            exclusion.forgettable(hosts, "h3", names, {"0ld": False, "new": True}.get)
+        before = ", and was forgotten before" if forgotten else ""
+        assert refused.value.message == f"2 hosts are called h3: 0ld (it does not live{before}), new (it lives)"
+        assert refused.value.hint == "to forget the one that does not live: linkspan cluster forget 0ld"
+        for id_ in names:
+            assert exclusion.forgettable(hosts, id_, names, lambda _: None) == id_
+        with pytest.raises(Conflict, match="2 hosts are called h3"):  # it joined after the snapshot
+            exclusion.forgettable({"0ld": hosts["0ld"]}, "h3", names, lambda _: None)
+    assert exclusion.forgettable(hosts, "h3", {"new": "h3"}, lambda _: True) == "new"  # nothing is left of the other
 
 
 def test_a_forget_that_broke_off_is_repeated_by_name_among_hosts_of_that_name_that_are_gone() -> None:
     """The one that still has a record is meant; without any, or with several, the name says nothing."""
-    gone = {id_: JoinedHost("node", "key", (), "t", 0.0, forgotten=True) for id_ in ("f00d", "cafe", "beef")}
-    assert exclusion.named(gone, "node", {"cafe": "node"}) == "cafe"
-    assert exclusion.named(gone, "new", {"cafe": "new"}) == "cafe"
-    assert exclusion.named({**gone, "in": JoinedHost("node", "key", (), "t", 0.0)}, "node", {"cafe": "node"}) == "in"
+    gone = {id_: kept("node", forgotten=True) for id_ in ("f00d", "cafe", "beef")}
+
+    def forgettable(word: str, names: dict[str, str]) -> str:
+        return exclusion.forgettable(gone, word, names, lambda _: False)
+
+    assert forgettable("node", {"cafe": "node"}) == "cafe"
+    assert forgettable("new", {"cafe": "new"}) == "cafe"
+    assert exclusion.forgettable({"f00d": gone["f00d"]}, "node", {}, lambda _: False) == "f00d"
     for names in ({}, {"cafe": "node", "beef": "node"}):
-        with pytest.raises(Conflict, match="hosts are called node"):
-            exclusion.named(gone, "node", names)
+        with pytest.raises(Conflict, match="hosts are called node") as refused:
+            forgettable("node", names)
+        assert refused.value.hint == "give the id of the one to forget: linkspan cluster forget ID"
+    with pytest.raises(NotFound, match="no host nobody is in this cluster"):
+        forgettable("nobody", {})
+
+
+def test_a_host_of_which_only_a_record_is_left_can_be_forgotten() -> None:
+    """It joined after the snapshot that was restored, and will not come back."""
+    assert exclusion.forgettable({}, "late", {"f00d": "late"}, lambda _: False) == "f00d"
 
 
 class BrokenOff(Exception):

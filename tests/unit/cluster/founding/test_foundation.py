@@ -1,4 +1,4 @@
-"""What init makes: authorities that belong together, and a list of revoked certificates that is not emptied."""
+"""Files that init makes: authorities that belong together, and a list of revoked certificates that is not emptied."""
 
 from __future__ import annotations
 

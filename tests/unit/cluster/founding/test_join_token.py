@@ -26,7 +26,7 @@ def test_a_token_is_one_word_with_all_its_parts() -> None:
 
 @given(st.data())
 def test_a_changed_token_is_refused(data: st.DataObject) -> None:
-    """Whatever letter is another one, or missing."""
+    """One other or missing letter is enough, at any place."""
     text = JoinToken("0102030405", "11" * 16, AUTHORITY, SIGNERS).text
     place = data.draw(st.integers(len(MARK), len(text) - 1))
     letter = data.draw(st.sampled_from(["", "A", "b", "9", "-", "é", "=", " "]))
@@ -71,7 +71,7 @@ def test_a_token_lets_a_host_in_once_for_each_use() -> None:
     ],
 )
 def test_a_token_is_refused_with_the_reason(record: TokenRecord | None, secret: str, now: float, why: str) -> None:
-    """Who has not the secret learns nothing of the token."""
+    """A caller without the secret learns nothing of the token."""
     with pytest.raises(Denied, match=why):
         admitted(record, "t1", secret, "h1", now)
 

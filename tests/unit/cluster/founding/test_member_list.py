@@ -33,7 +33,7 @@ FIRST, SECOND = "192.0.2.1:5379", "192.0.2.3:5379"
 def test_a_quorum_without_this_host_replaces_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Mapping[str, tuple[Member, ...]], replaced: bool
 ) -> None:
-    """Whoever does not answer says nothing."""
+    """A silent member says nothing."""
 
     async def answering(url: str, _seconds: float) -> tuple[Member, ...]:
         (place,) = etcd_parts(url).endpoints

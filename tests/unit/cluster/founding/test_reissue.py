@@ -116,7 +116,7 @@ def test_nothing_outlives_its_authority() -> None:
 def test_a_host_gets_the_same_certificate_until_half_of_its_life_is_over(
     etcd: Etcd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it asks: so it cannot fill the vault, and a lost answer costs nothing. All serials are noted."""
+    """It cannot fill the vault by asking, and a lost answer costs nothing. All serials are noted."""
 
     async def run() -> None:
         await etcd.token("a1")
@@ -264,7 +264,7 @@ def test_a_certificate_from_a_wrong_clock_is_replaced_once_that_is_right(
 
 @pytest.mark.parametrize("apart", [-TEN_MINUTES, TEN_MINUTES])
 def test_clocks_may_be_ten_minutes_apart(apart: float) -> None:
-    """What the signer just made is good on the host, and its time has not come."""
+    """A certificate that the signer just made is good on the host, and its time to be renewed has not come."""
     one = made(HOUR)
     there = NOW.timestamp() + apart
     assert judged(HOST, one, there, None, voter=False).problem == ""

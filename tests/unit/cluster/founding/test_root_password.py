@@ -125,6 +125,6 @@ def test_another_password_than_the_agreed_one_is_not_given_to_etcd(cluster: Clus
 
 
 def test_beside_a_voter_of_the_release_before_the_password_stays(cluster: Cluster) -> None:
-    """What that voter has written of the rotation has no password."""
+    """That voter's record of the rotation has no password."""
     asyncio.run(root_password.change(cluster.files["1"], cluster.vault, ""))
     assert cluster.uses("1") == cluster.taken == OLD

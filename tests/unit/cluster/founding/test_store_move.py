@@ -10,8 +10,8 @@ import pytest
 from linkspan.cluster.founding import store_move
 from linkspan.cluster.founding.store_move import KEPT, batches, move, pending
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
-from linkspan.core.contracts import Record
 from linkspan.core.errors import Unavailable
+from linkspan.core.store_contract import Record
 from linkspan.store.factory import OWN
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.request import MOST_BYTES, MOST_KEYS, Request
@@ -60,7 +60,7 @@ def test_a_store_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path, etcd:
 
 
 def test_a_move_that_broke_off_goes_on_and_overwrites_nothing(tmp_path: Path, etcd: Memory) -> None:
-    """What etcd has already stays as it is."""
+    """A record that etcd has already stays as it is."""
     written(tmp_path, {"networks/a": b"old", "networks/b": b"old"})
     asyncio.run(MemoryStore(etcd).transaction({"networks/a": b"newer"}))
     asyncio.run(move(TrustFiles(tmp_path), VOTER))

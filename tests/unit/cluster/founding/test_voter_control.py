@@ -13,8 +13,16 @@ from linkspan.cluster.founding import member_list, promotion, voter_control
 from linkspan.cluster.founding.authority_plan import ROTATION, TRUST, RotationRecord
 from linkspan.cluster.founding.handover import TURN, Turn
 from linkspan.cluster.founding.signer import HOSTS, JoinedHost
-from linkspan.cluster.founding.voter_control import RETRY_SECONDS, Living, VoterControl, candidates, chosen
-from linkspan.cluster.founding.voting import Add, Candidate, Promote, Seen, VotingSettings
+from linkspan.cluster.founding.voter_control import (
+    FORGETTING,
+    RETRY_SECONDS,
+    Forgetting,
+    Living,
+    VoterControl,
+    candidates,
+    chosen,
+)
+from linkspan.cluster.founding.voting import Add, Candidate, Promote, Remove, Seen, VotingSettings
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd_errors import Refused
@@ -164,6 +172,48 @@ def test_no_host_is_chosen_while_authorities_change(monkeypatch: pytest.MonkeyPa
         await control._step(())
         assert (await voters.vault.get(TURN, Turn))[0] is None
 
+    asyncio.run(run())
+
+
+def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one host less the voter that forgets it may be one too many, and nobody else ends what it began.
+
+    Whoever looked before that begins no step either; an earlier try that broke off changes nothing.
+    """
+    voters, steps = Voters(monkeypatch, ("1", "2")), list[str]()
+    forgetting, deciding = (VoterControl(voters.vault, host, Records(), print) for host in ("1", "2"))
+    monkeypatch.setattr(voter_control, "next_step", lambda _seen: Remove(Seen(id="1", host="1"), "one is enough"))
+
+    async def expel(_control: VoterControl, member: Seen) -> None:
+        steps.append(member.host)
+
+    async def run() -> None:
+        await voters.vault.hold(FORGETTING + "3", Forgetting("9"), 99)
+        async with forgetting.steady("3"):
+            assert (await voters.vault.get(FORGETTING + "3", Forgetting))[0] == Forgetting("1")
+            await deciding._step(())
+            assert steps == []
+        await deciding._step(())
+        assert steps == ["1"]
+        steps.clear()
+        with pytest.raises(Unavailable):
+            async with forgetting.steady("3"):
+                raise Unavailable("the agent of 2 is off: type the same again")
+        await deciding._step(())
+        assert steps == []
+
+        async def overtaken(_self: Vault, prefix: str, _kind: type) -> dict[str, object]:
+            if prefix == FORGETTING:  # it looks a moment before the other one begins
+                await begun.__aenter__()
+            return {}
+
+        begun = forgetting.steady("3")
+        monkeypatch.setattr(Vault, "all", overtaken)
+        await deciding._step(())
+        await begun.__aexit__(None, None, None)
+        assert steps == []
+
+    monkeypatch.setattr(VoterControl, "_expel", expel)
     asyncio.run(run())
 
 

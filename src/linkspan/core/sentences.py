@@ -1,4 +1,4 @@
-"""English sentences of linkspan's other parts in the reader's language: of its trace, and why there is no sandbox."""
+"""Finished English sentences in the reader's language: of traces and checks, and of the lessons' errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from linkspan.core.translation import parsed
 
-SENTENCES = Path(__file__).with_name("sentences")
+LOCALE = Path(__file__).with_name("locale")
+LONGEST = 1000
+"""Characters of a sentence, at most: a longer one has somebody's text in it, and patterns would take long."""
 _VALUE = re.compile(r"\{(\w+)\}")
 
 
@@ -16,10 +18,12 @@ class Sentences:
     """Finished sentences in one language: a call translates one, and leaves what it does not know in English."""
 
     def __init__(self, language: str) -> None:
-        self._patterns = () if language == "en" else _patterns(SENTENCES / f"{language}.po")
+        self._patterns = () if language == "en" else _patterns(LOCALE / f"{language}.po")
 
     def __call__(self, text: str) -> str:
         """Return a sentence in this language."""
+        if len(text) > LONGEST:
+            return text
         for pattern, translated in self._patterns:
             if found := pattern.fullmatch(text):
                 values = found.groupdict()
