@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -321,7 +321,8 @@ def test_a_killed_verification_leaves_nothing(nobody: None, open_folder: Path) -
     path.chmod(0o644)
     argv = [*READS, sys.executable, "-m", "linkspan.cli.main", "learn", "exam", "verify", str(path)]
     env = os.environ | {"PYTHONPATH": str(SOURCE), "HOME": "/", "XDG_STATE_HOME": "/nonexistent"}
-    for moment in (lambda pid: any_process(f"play-{pid}"), lambda _: running(word)):
+    moments: tuple[Callable[[int], object], ...] = (lambda pid: any_process(f"play-{pid}"), lambda _: running(word))
+    for moment in moments:
         verifying = subprocess.Popen(argv, env=env, cwd="/", stderr=subprocess.DEVNULL)
         until(lambda: moment(verifying.pid), "it has come to the moment")  # noqa: B023 - called in this turn only
         verifying.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,9 +61,11 @@ def test_a_damaged_file_is_named_and_kept(tmp_path: Path, content: bytes) -> Non
     """With what to do; nothing is written over it, also if it is of another version of linkspan."""
     path = tmp_path / "progress.json"
     path.write_bytes(content)
-    for change in (lambda kept: kept.current, lambda kept: kept.start("veth")):
+    kept = Progress(tmp_path)
+    uses: tuple[Callable[[], object], ...] = (lambda: kept.current, lambda: kept.start("veth"))
+    for use in uses:
         with pytest.raises(Invalid, match=r"progress\.json cannot be read") as caught:
-            change(Progress(tmp_path))
+            use()
         assert "remove the file" in caught.value.hint
     assert path.read_bytes() == content
 
