@@ -337,20 +337,29 @@ class Founding:
             self._cluster.restart()
 
     async def _part(self, host: Host, vacate: Callable[[], Awaitable[None]], *, force: bool) -> None:
-        """Let the cluster know that this host leaves it."""
+        """Let the cluster know that this host leaves it.
+
+        While the others can say whether a voter may go, no ``force`` spares it their answer: it would be a dead voter.
+        """
+        member = self._cluster.voter() is not None
         try:
-            control = None if self._cluster.voter() is None else self._control("leave the cluster")[0]
+            control = self._control("leave the cluster")[0] if member else None
             await self._cluster.require_quorum()
             if control is not None:
                 await control.take_out(host.id, host.name)
+                member = False
             await vacate()
             signers = member_list.signers(self._cluster.places)
             await handover.ask(self._files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
         except (Unavailable, Denied) as error:  # denied: an earlier try broke off, or the host was forgotten
-            if not force:
+            kind = Denied if isinstance(error, Denied) else Unavailable
+            stays = member and kind is Unavailable and await self._cluster.has_quorum()
+            if stays or not force:
                 anyway = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
-                hint = f"{error.hint}. Or: {anyway}" if isinstance(error, Unavailable) and error.hint else anyway
-                raise type(error)(f"the cluster does not let this host leave: {error.message}", hint) from error
+                if stays:
+                    anyway = f"linkspan cluster demote {host.id} on another voter; then leave"
+                hint = f"{error.hint}. Or: {anyway}" if kind is Unavailable and error.hint else anyway
+                raise kind(f"the cluster does not let this host leave: {error.message}", hint) from error
             with contextlib.suppress(Unavailable, Denied):  # a voter may have failed before its containers ended
                 await vacate()
 
