@@ -34,7 +34,7 @@ from linkspan.cluster.founding.voting import (
     next_step,
     refusal,
 )
-from linkspan.core.errors import Conflict, LinkspanError
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_maintenance import Maintenance
 from linkspan.store.etcd_wire import Member
@@ -124,7 +124,7 @@ class VoterControl:
 
         With one host less there may be more voters than needed. The next step of voting could take out the very voter
         that forgets the host, and it could not end that: what is left to do is for voters alone. After a failure they
-        stay for FORGETTING_SECONDS, because the operator is told to type the same again.
+        stay for FORGETTING_SECONDS, because the operator is told to type the same again. After a refusal they need not.
         """
         key = FORGETTING + host
         _, before = await self._vault.get(key, Forgetting)
@@ -133,7 +133,15 @@ class VoterControl:
         await self._vault.hold(key, Forgetting(self._here), FORGETTING_SECONDS)
         turn, revision = await self._vault.get(TURN, Turn)
         await self._vault.put({TURN: (turn or Turn(by="", at=0.0), revision)})  # whoever looked before does nothing
-        yield
+        try:
+            yield
+        except (Conflict, Invalid, NotFound):
+            await self._go_on(key)
+            raise
+        await self._go_on(key)
+
+    async def _go_on(self, key: str) -> None:
+        """Remove the mark of a host that was forgotten, or is not."""
         with contextlib.suppress(LinkspanError):  # it ends by itself
             _, now = await self._vault.get(key, Forgetting)
             await self._vault.put({key: (None, now)})

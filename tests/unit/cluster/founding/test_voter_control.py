@@ -23,7 +23,7 @@ from linkspan.cluster.founding.voter_control import (
     chosen,
 )
 from linkspan.cluster.founding.voting import Add, Candidate, Promote, Remove, Seen, VotingSettings
-from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
@@ -214,6 +214,23 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         assert steps == []
 
     monkeypatch.setattr(VoterControl, "_expel", expel)
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("refusal", [Conflict, NotFound, Invalid])
+def test_voting_goes_on_after_a_forget_that_was_refused(
+    monkeypatch: pytest.MonkeyPatch, refusal: type[LinkspanError]
+) -> None:
+    """Nobody types the same again, so nothing is waited for."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    control = VoterControl(voters.vault, "1", Records(), print)
+
+    async def run() -> None:
+        with pytest.raises(refusal):
+            async with control.steady("3"):
+                raise refusal("it must stay a voter")
+        assert await voters.vault.all(FORGETTING, Forgetting) == {}
+
     asyncio.run(run())
 
 
