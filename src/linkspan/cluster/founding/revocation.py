@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.restart_turn import restart_in_turn
+from linkspan.cluster.founding.restart_turn import RESTART_SECONDS, restart_in_turn
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
 from linkspan.core.errors import Conflict, Unavailable
@@ -26,8 +26,10 @@ PUBLISHED = "published/"
 """Prefix of the vault's keys that say what a voter's etcd knows; the host's id follows."""
 PATIENCE = 60.0
 """Seconds for all voters that answer."""
-STUCK = 10.0
-"""Seconds for which a problem may last: a restart and an election after it take 2 to 3 s."""
+STUCK = RESTART_SECONDS + 5.0
+"""Seconds for which a problem may last: a voter whose agent is killed in its turn to restart keeps it for that long."""
+OFF = 12.0
+"""Seconds for which agents must be off until they are not waited for: a restart, also by systemd, takes less."""
 AGAIN = 0.2
 ENDED = "the host's user and its certificates have ended"
 """What is done already when the rest fails."""
@@ -109,6 +111,7 @@ class Revocation:
         does not help, and Conflict if this host is no voter any more.
         """
         begun = changed = time.monotonic()
+        idle_since = float("inf")
         before: object = None
         while True:
             late: Set[str] = frozenset([self._host])
@@ -129,7 +132,8 @@ class Revocation:
             now, state = time.monotonic(), (late, bool(why))
             if state != before:
                 before, changed = state, now
-            if (off := all(map(voters.idle, late))) or (why and now - changed > STUCK) or now - begun > PATIENCE:
+            idle_since = min(idle_since, now) if all(map(voters.idle, late)) else float("inf")
+            if (off := now - idle_since > OFF) or (why and now - changed > STUCK) or now - begun > PATIENCE:
                 where = ", ".join(sorted(map(voters.name, late)))
                 if off:
                     why, hint = "the agent there does not run", f"start it; then {AGAIN_HINT}"

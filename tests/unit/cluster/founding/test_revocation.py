@@ -63,11 +63,27 @@ def test_a_forget_ends_when_all_voters_have_done_their_part(part: Revocation) ->
     asyncio.run(run())
 
 
-def test_a_voter_whose_agent_is_off_is_not_waited_for(part: Revocation) -> None:
-    """Its name is told at once, and what to do; the others' parts are done."""
+def test_a_voter_whose_agent_is_off_is_not_waited_for(part: Revocation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is told, and what to do; the others' parts are done."""
+    monkeypatch.setattr(revocation, "OFF", 0.1)
     with pytest.raises(Unavailable, match="still open at h2: the agent there does not run") as refused:
         asyncio.run(asyncio.wait_for(part.everywhere(Others("2"), serves), 1))
     assert refused.value.hint == "start it; then type the same again"
+
+
+def test_a_voter_whose_agent_restarts_is_waited_for(part: Revocation) -> None:
+    """It is off for longer than a liveness record lasts, and then does its part."""
+    others = Others("2")
+
+    async def run() -> None:
+        waiting = asyncio.create_task(part.everywhere(others, serves))
+        await asyncio.sleep(0.2)
+        others.off = ()
+        assert not waiting.done()
+        await part._vault.put({PUBLISHED + "2": (Published(digest([])), 0)})
+        await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(run())
 
 
 def test_a_problem_that_lasts_ends_the_wait(part: Revocation, monkeypatch: pytest.MonkeyPatch) -> None:
