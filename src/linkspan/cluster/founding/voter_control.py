@@ -49,7 +49,7 @@ RETRY_SECONDS = 600.0
 UNFIT = ("already exist", "URLs are invalid")
 """What etcd says of an address that no new member can have, as one that another member has."""
 FORGETTING = "voting/forgetting/"
-"""Prefix of the vault's keys of hosts that are forgotten now."""
+"""Prefix of the vault's keys of hosts that are forgotten now; the ids of the host and of the voter that does it follow."""
 FORGETTING_SECONDS = 150.0
 """Seconds after which voting goes on all the same: an agent may be killed while it forgets a host."""
 QUOTA_AGE = 1e9
@@ -57,7 +57,7 @@ QUOTA_AGE = 1e9
 
 
 class Forgetting(msgspec.Struct, frozen=True):
-    """A host is forgotten now; ``by`` is the voter whose agent does it."""
+    """A host is forgotten now; ``by`` is the voter whose agent does it, as its key says."""
 
     by: str
 
@@ -126,7 +126,7 @@ class VoterControl:
         that forgets the host, and it could not end that: what is left to do is for voters alone. After a failure they
         stay for FORGETTING_SECONDS, because the operator is told to type the same again. After a refusal they need not.
         """
-        key = FORGETTING + host
+        key = f"{FORGETTING}{host}/{self._here}"  # two voters may forget one host: each ends what it began alone
         _, before = await self._vault.get(key, Forgetting)
         if before:  # the last try broke off, and voting would go on before this one has ended
             await self._vault.put({key: (None, before)})

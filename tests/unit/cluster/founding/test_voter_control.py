@@ -188,9 +188,9 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         steps.append(member.host)
 
     async def run() -> None:
-        await voters.vault.hold(FORGETTING + "3", Forgetting("9"), 99)
+        await voters.vault.hold(FORGETTING + "3/1", Forgetting("1"), 99)
         async with forgetting.steady("3"):
-            assert (await voters.vault.get(FORGETTING + "3", Forgetting))[0] == Forgetting("1")
+            assert await voters.vault.all(FORGETTING, Forgetting) == {"3/1": Forgetting("1")}
             await deciding._step(())
             assert steps == []
         await deciding._step(())
@@ -214,6 +214,24 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         assert steps == []
 
     monkeypatch.setattr(VoterControl, "_expel", expel)
+    asyncio.run(run())
+
+
+def test_two_voters_that_forget_one_host_do_not_end_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The voters stay who they are until the last one has ended what it began."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    one, other = (VoterControl(voters.vault, host, Records(), print).steady("3") for host in ("1", "2"))
+
+    async def marks() -> set[str]:
+        return {*await voters.vault.all(FORGETTING, Forgetting)}
+
+    async def run() -> None:
+        async with one:
+            async with other:
+                assert await marks() == {"3/1", "3/2"}
+            assert await marks() == {"3/1"}
+        assert await marks() == set()
+
     asyncio.run(run())
 
 
