@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from unittest import mock
 
+import msgspec
 import pytest
 
 from linkspan.cluster.founding import member_list, promotion, voter_control
@@ -214,6 +215,29 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         assert steps == []
 
     monkeypatch.setattr(VoterControl, "_expel", expel)
+    asyncio.run(run())
+
+
+def test_a_forget_changes_the_turn_after_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voter that changes it a moment before that has begun its step; whoever looked then begins none."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    real, seen = Vault.put, list[int]()
+
+    async def put(vault: Vault, values: Mapping[str, tuple[msgspec.Struct | None, int]]) -> bool:
+        if TURN in values and len(seen) < 2:
+            _, revision = await vault.get(TURN, Turn)
+            await real(vault, {TURN: (Turn(by="2", at=0.0), revision)})
+            seen.append((await vault.get(TURN, Turn))[1])
+        return await real(vault, values)
+
+    monkeypatch.setattr(Vault, "put", put)
+
+    async def run() -> None:
+        async with VoterControl(voters.vault, "1", Records(), print).steady("3"):
+            turn, revision = await voters.vault.get(TURN, Turn)
+            assert turn == Turn(by="2", at=0.0)
+            assert (len(seen), revision > max(seen)) == (2, True)
+
     asyncio.run(run())
 
 
