@@ -19,7 +19,7 @@ from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.restart_turn import RESTART_SECONDS, restart_in_turn
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
-from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.errors import Conflict, LinkspanError, Unavailable
 from linkspan.store.vault import Vault
 
 PUBLISHED = "published/"
@@ -69,6 +69,13 @@ def digest(known: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()
 
 
+def interrupted(*, voter: bool) -> LinkspanError:
+    """Return the error if a part ended before the rest was done; ``voter``: this host has begun another one."""
+    if voter:
+        return Unavailable(f"{ENDED}, and meanwhile this voter's etcd has begun again", AGAIN_HINT)
+    return Conflict(f"{ENDED}, and meanwhile this host has become a client, which cannot do the rest", ELSEWHERE)
+
+
 class Revocation:
     """Follows what is revoked, on one voter."""
 
@@ -104,11 +111,11 @@ class Revocation:
             if told is None or told.digest != digest(wanted):
                 await self._vault.put({PUBLISHED + self._host: (Published(digest(wanted)), revision)})
 
-    async def everywhere(self, voters: Others, serves: Callable[[], bool]) -> None:
-        """Wait until every voter that answers refuses what is revoked; ``serves``: this host is a voter.
+    async def everywhere(self, voters: Others, ended: Callable[[], LinkspanError | None]) -> None:
+        """Wait until every voter that answers refuses what is revoked.
 
-        One that does not answer does so as soon as it is back. Raises Unavailable as soon as it is known that waiting
-        does not help, and Conflict if this host is no voter any more.
+        One that does not answer does so as soon as it is back. ``ended`` returns why this host cannot do the rest, None
+        if it can. Raises that, and Unavailable as soon as it is known that waiting does not help.
         """
         begun = changed = time.monotonic()
         idle_since = float("inf")
@@ -121,14 +128,12 @@ class Revocation:
                 wanted = digest(marks(await self._vault.all(REVOKED, Revoked)))
                 told = await self._vault.all(PUBLISHED, Published)
                 late = {host for host in await voters.answering() if host not in told or told[host].digest != wanted}
-            except Unavailable as error:  # others' restarts, elections after them, or a voter that is missed
-                why, hint = error.message, error.hint
+            except Unavailable as failed:  # others' restarts, elections after them, or a voter that is missed
+                why, hint = failed.message, failed.hint
             if not late:
                 return
-            if not serves():
-                raise Conflict(
-                    f"{ENDED}, and meanwhile this host has become a client, which cannot do the rest", ELSEWHERE
-                )
+            if (error := ended()) is not None:
+                raise error
             now, state = time.monotonic(), (late, bool(why))
             if state != before:
                 before, changed = state, now
