@@ -1,8 +1,8 @@
 """Quorum: which voters answer, and what to say and to do if too few of them do.
 
 They are asked all at once, and without a login: etcd lets nobody log in without a quorum, and each try ends only after
-seconds. So a command says at once what is wrong, instead of trying one voter after the other. Only an election is waited
-for: it ends by itself.
+seconds. So a command says at once what is wrong, instead of trying one voter after the other. It waits for an election
+only, which ends by itself.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def look(gateway: Gateway) -> Voters:
 
 
 async def require(gateway: Gateway) -> None:
-    """Raise Unavailable, with the cause and the fix, if the voters can change nothing now. An election is waited for."""
+    """Raise Unavailable, with the cause and the fix, if the voters can change nothing, also after an election."""
     deadline = loop_time() + ELECTION
     while (problem := (voters := await look(gateway)).problem) is not None:
         if not voters.has_quorum or loop_time() > deadline:

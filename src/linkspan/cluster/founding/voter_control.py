@@ -49,7 +49,7 @@ RETRY_SECONDS = 600.0
 UNFIT = ("already exist", "URLs are invalid")
 """What etcd says of an address that no new member can have, as one that another member has."""
 FORGETTING = "voting/forgetting/"
-"""Prefix of the vault's keys of hosts that are forgotten now; the ids of the host and of the voter that does it follow."""
+"""Prefix of the vault's keys of hosts that are forgotten now; the ids of the host and of that voter follow."""
 FORGETTING_SECONDS = 150.0
 """Seconds after which voting goes on all the same: an agent may be killed while it forgets a host."""
 QUOTA_AGE = 1e9
