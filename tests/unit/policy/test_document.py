@@ -200,7 +200,7 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\ningress:\n- ports: [99999999999999999999]\n", "f line 3 has"),
         ("policy: w\ningress:\n- ports: [90-80]\n", "f line 3 has '90-80' is no port"),
         ("policy: w\ningress: []\ntests:\n- {from: a, to: b}\n", "f line 4 begins a test without expect"),
-        ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without a network"),
+        ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without network"),
         ("kind: Pod\napiVersion: v1\n", "f line 1 begins a Pod of v1"),
         ("policy: w\ntier: top\ningress: []\n", "f line 2 has 'top' for a tier"),
         ("policy: w\ningress:\n- action: pass\n", "line 3: pass needs a tier"),
@@ -240,6 +240,37 @@ def test_an_error_names_the_file_the_line_and_the_fix(text: str, words: str) -> 
     with pytest.raises(Invalid) as refused:
         document.parsed(text, "f")
     assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "fix"),
+    [
+        ("from: []", "write at least one, or leave the key out"),
+        ("ports: ", "write one, or leave the key out"),
+        ("from: [{dns: []}]", "write at least one"),
+        ("from: [{cidr: }]", "write one"),
+        ("from: [{cidr: 10.0.0.0/8, except: []}]", "write at least one, or leave the key out"),
+    ],
+)
+def test_the_fix_of_a_forgotten_value_says_whether_the_key_may_be_left_out(rule: str, fix: str) -> None:
+    """A peer without its only key would mean every container."""
+    with pytest.raises(Invalid) as refused:
+        document.parsed(f"policy: w\ningress:\n- {{{rule}}}\n", "f")
+    assert refused.value.hint == fix
+
+
+def test_an_empty_mapping_is_no_forgotten_value() -> None:
+    """It says that there is no condition, so it means every container, as in Kubernetes."""
+    text = "policy: w\nselect: {}\ningress:\n- from: [{}]\n- from: [{labels: {}}]\n"
+    (policy,) = document.parsed(text, "f").policies
+    every = (Peer(select=Selector()),)
+    assert (policy.select, policy.ingress) == (Selector(), (Rule(peers=every, line=4), Rule(peers=every, line=5)))
+
+
+def test_what_is_null_in_a_network_policy_is_left_out() -> None:
+    """As in Kubernetes, whose tools write such files: everybody may come, at every port."""
+    (policy,) = document.parsed(f"{HEAD}  ingress: [{{from: , ports: }}]\n", "f").policies
+    assert policy.ingress == (Rule(line=6),)
 
 
 def test_a_folder_is_all_its_files_and_one_name_is_one_policy(tmp_path: Path) -> None:
