@@ -131,7 +131,7 @@ spec:
     action: Accept
     from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: watch}}}]
     protocols: [{tcp: {destinationPort: {number: 9100}}}, {udp: {destinationPort: {range: {start: 1, end: 9}}}}]
-  - {action: Pass, from: [{pods: {podSelector: {}}}]}
+  - {action: Pass, from: [{pods: {namespaceSelector: {}, podSelector: {}}}]}
   egress:
   - {action: Deny, to: [{networks: [192.0.2.0/24, '2001:db8::/32']}, {namespaces: {}}]}
 """
@@ -225,6 +225,17 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\nselect: {name: []}\ningress: []\n", "f line 2 has an empty list for name"),
         (CLUSTER.replace("podSelector: {matchLabels: {app: web}}", "nodes: {}"), "f line 9 has the key 'nodes'"),
         (CLUSTER.replace("from: [{pods", "to: [{pods"), "f line 16 has the key 'to', which a rule does not have"),
+        (CLUSTER.replace("protocols: [{tcp", "protocols: # [{tcp"), "f line 15 has no value for protocols"),
+        (CLUSTER.replace("protocols: [{tcp", "protocols: [] # [{tcp"), "f line 15 has an empty list for protocols"),
+        (CLUSTER.replace("{number: 9100}", ""), "f line 15 has no value for destinationPort"),
+        (CLUSTER.replace("start: 1, ", ""), "f line 15 begins a range without start"),
+        (CLUSTER.replace("{namespaceSelector: {}, podSelector: {}}", "{}"), "line 16 begins pods without namespaceS"),
+        (CLUSTER.replace("{}, podSelector: {}", "{}"), "f line 16 begins pods without podSelector"),
+        (CLUSTER.replace("namespaceSelector: {}", "namespaceSelector: "), "f line 16 has no value for namespaceS"),
+        (CLUSTER.replace("podSelector: {}", "podSelector: {matchLabels: }"), "f line 16 has no value for matchLabels"),
+        (CLUSTER.replace("namespaces: {}", "namespaces: "), "f line 18 has no value for namespaces"),
+        (CLUSTER.replace("[192.0.2.0/24, '2001:db8::/32']", "[]"), "f line 18 has an empty list for networks"),
+        (CLUSTER.replace("[{namespaces: {matchLabels: {kubernetes.io/metadata.name: watch}}}]", "[]"), "list for from"),
         (CLUSTER.replace("number: 9100", "number: 0"), "f line 15 has the ports 0 to 0"),
         (f"{HEAD}  ingress: [{{ports: [{{port: 0}}]}}]\n", "f line 6 has the ports 0 to 0"),
         (f"{HEAD}  ingress: [{{ports: [{{port: http}}]}}]\n", "f line 6 has the named port 'http'"),
