@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import linkspan
+from linkspan.core import sentences
 from linkspan.core.sentences import LOCALE, LONGEST, Sentences
 from linkspan.core.states.bgp import Session
 from linkspan.core.translation import LANGUAGES, parsed
@@ -87,6 +88,14 @@ def test_every_purpose_of_a_rule_is_translated() -> None:
     for text in texts:
         told = chinese(f"{text.format(source='10.0.0.9')} (inet linkspan forward: ip saddr @pools4 drop)")
         assert told.endswith("（inet linkspan forward: ip saddr @pools4 drop）"), text  # noqa: RUF001 - Chinese
+
+
+def test_a_sentence_that_is_said_again_is_compared_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's server translates the same problems every few seconds, and there are hundreds of patterns."""
+    text = "the packet was dropped by somebody who is named once"
+    told = Sentences("zh")(text)
+    monkeypatch.setattr(sentences, "_patterns", lambda _path: pytest.fail("it is compared again"))
+    assert Sentences("zh")(text) == told != text
 
 
 def test_a_long_text_is_left_alone() -> None:
