@@ -19,7 +19,7 @@ from linkspan.kernel.probe.bird_control import Protocol
 SOURCE = Path(linkspan.__file__).parent
 SPOKEN = (
     *("diagnose/trace/*", "diagnose/doctor/*", "agent/*", "cluster/*", "core/namesakes", "web/*"),
-    *("learn/*", "cli/main", "cli/usage"),
+    *("learn/*", "cli/main", "cli/usage", "api/client", "api/startup"),
 )
 SAID = (
     "link eth0 in host is down",
@@ -38,6 +38,7 @@ SAID = (
     "no answer to pings of 10.244.3.1, its own address there, for 200 s",
     "block 10.244.3.0/24 of network demo is host h1's, by the earlier claim, and host h2 claims it too: "
     "it gives no new addresses from it",
+    "no agent answers at /run/linkspan/agent.sock: connection refused",
     "the hold timer ran out: nothing was heard of 192.0.2.254 for the hold time, and nothing answers there now",
 )
 """What traces, doctors and the explanation of a BGP session say."""
