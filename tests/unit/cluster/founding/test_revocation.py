@@ -13,6 +13,7 @@ from linkspan.cluster.founding.revocation import PUBLISHED, Published, Revocatio
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.errors import Conflict, Unavailable
 from support.fake_voters import Voters
+from support.polling import eventually
 
 
 class Others:
@@ -20,9 +21,12 @@ class Others:
 
     def __init__(self, *off: str) -> None:
         self.off = off
+        self.looks = 0
+        """How often somebody asked who answers."""
 
     async def answering(self) -> frozenset[str]:
         """Return who answers."""
+        self.looks += 1
         return frozenset({"1", "2"})
 
     def idle(self, host: str) -> bool:
@@ -53,8 +57,9 @@ def test_a_forget_ends_when_all_voters_have_done_their_part(part: Revocation) ->
     """The other one a moment later."""
 
     async def run() -> None:
-        waiting = asyncio.create_task(part.everywhere(Others(), goes_on))
-        await asyncio.sleep(0.05)
+        others = Others()
+        waiting = asyncio.create_task(part.everywhere(others, goes_on))
+        await eventually(lambda: others.looks > 2, "it looks again and again")
         assert not waiting.done()
         await part._vault.put({PUBLISHED + "2": (Published(digest([])), 0)})
         await asyncio.wait_for(waiting, 1)
