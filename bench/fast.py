@@ -33,8 +33,10 @@ from linkspan.lab.record import Host, Lab
 LAB = "lkpfast"
 FAST, OVERLAY = "10.247.0.0/16", "10.90.0"
 POOL = f"{OVERLAY}.0/24"
-FAST_TARGET, DOCKER_TARGET = "<= 0.85", "<= 1.05"
-"""A trial of the same chains, typed by hand, had 0.82 and 1.06."""
+FAST_TARGET, DOCKER_TARGET = "<= 0.85", "<= 0.85"
+"""A trial of the same chains, typed by hand, had 0.82 of the path without them, and 1.06 of Docker's objects. Those had
+no tables, and packets no tracking, in that trial. Beside objects with the engine's tables the target is that beside
+the engine itself (bench/peers.py)."""
 SIZE = 64
 PORT = 5302
 VNI, VXLAN_PORT, MTU = 43, 4790, 1450

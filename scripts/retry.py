@@ -3,8 +3,10 @@
 A machine that runs other tests at the same time may cost a test its deadline. Such a test passes alone, and does not
 fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
 More than ``MOST`` failed tests are no accident and fail the run. Tests of a file may look at one lab in their order. So
-the tests before a failed one run again, too, if they use the same fixture of their module. A fixture that nobody
-changes has the session for its scope, or each test has its own.
+the tests before a failed one run again, too, if they use the same fixture of their module, and so do the tests before
+these. A fixture that nobody changes has the session for its scope, or each test has its own.
+A failed test that is not found again, because its id is another one each time for example, fails the run. A file that
+could not be read is a failed test, too, and all its tests run again.
 """
 
 from __future__ import annotations
@@ -35,11 +37,16 @@ def shared_fixtures(item: pytest.Item) -> set[tuple[str, object]]:
 
 
 class SecondTry:
-    """A plug-in of pytest: of all collected tests it leaves the failed ones, and the steps before them."""
+    """A plug-in of pytest: of all tests that would run it leaves the failed ones, and the steps before them.
+
+    ``missing`` are the failed ids that are not among them.
+    """
 
     def __init__(self, failed: list[str]) -> None:
         self.failed = frozenset(failed)
+        self.missing = set(failed)
 
+    @pytest.hookimpl(trylast=True)  # after others have left out what the run's options leave out
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave out all other tests."""
         kept: list[pytest.Item] = []
@@ -47,11 +54,11 @@ class SecondTry:
         for item in reversed(items):
             wanted = later.setdefault(item.path, set())
             shared = shared_fixtures(item)
-            if item.nodeid in self.failed:
+            found = self.failed & {item.nodeid, item.nodeid.partition("::")[0]}
+            if found or shared & wanted:
+                kept.append(item)
                 wanted |= shared
-            elif not shared & wanted:
-                continue
-            kept.append(item)
+                self.missing -= found
         items[:] = reversed(kept)
 
 
@@ -66,7 +73,12 @@ def main() -> int:
         return 1
     print(f"\n{len(tests)} failed beside other tests; they run once more, alone:", flush=True)
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
-    code = pytest.main(["-p", "no:cacheprovider", "-m", "not alone", *files], [SecondTry(tests)])
+    again = SecondTry(tests)
+    code = pytest.main(["-p", "no:cacheprovider", "-m", "not alone", *files], [again])
+    if again.missing:
+        print("\nfailed, and pytest finds them no more, so they did not run again:", file=sys.stderr)
+        print("\n".join(f"  {test}" for test in sorted(again.missing)), file=sys.stderr)
+        return int(code) or 1
     if code == 0:
         print("\nfailed beside other tests and passed alone (each is a defect to find):")
         print("\n".join(f"  {test}" for test in tests))

@@ -176,14 +176,21 @@ def test_a_lesson_in_two_panes(state: Path) -> None:
     assert not any_process(str(state / "linkspan" / "learn"))
 
 
-@pytest.mark.parametrize(("language", "said"), [("en", "watches no longer: the sandbox"), ("zh", "不再观察")])
-def test_a_reader_is_told_that_nobody_watches_any_more(language: str, said: str) -> None:
-    """The shell goes on."""
+@pytest.mark.parametrize(
+    ("language", "look", "said"),
+    [
+        ("en", "gone(['ls'])", "watches no longer: the sandbox"),
+        ("zh", "gone(['ls'])", "不再观察"),
+        ("en", "str(1 // 0)", "watches no longer: integer division"),
+    ],
+)
+def test_a_reader_is_told_that_nobody_watches_any_more(language: str, look: str, said: str) -> None:
+    """Whatever the watcher fails of; the shell goes on."""
     code = (
         "import os; from linkspan.cli.lesson_session import unwatched; from linkspan.learn import sandbox, terminal; "
         f"from linkspan.learn.language import Words; words = Words('{language}'); "
         "gone = sandbox.Sandbox(2**30).results; "
-        "terminal.run(['sh'], os.environ, lambda: gone(['ls']), 0.1, lambda error: unwatched(error, words))"
+        f"terminal.run(['sh'], os.environ, lambda: {look}, 0.1, lambda error: unwatched(error, words))"
     )
     window = Window("-c", code, main=(sys.executable,))
     window.shows(said)

@@ -137,6 +137,35 @@ def test_reasons_are_in_the_pages_language(shown: Shown) -> None:
     page.shows("link eth0 in host is down", ".verdict")
 
 
+def test_a_real_packets_verdict_gives_way_when_the_language_changes(shown: Shown) -> None:
+    """To that of another trace, whose reason is in this language; no other packet is sent for it."""
+    page = shown.page
+    shown.agent.more["trace"] = traced("broken", reason="link eth0 in host is down")
+    page.run("location.hash = arguments[0]", PAIR)
+    page.shows("link eth0 in host is down", ".verdict")
+    page.click(".ways button.strong:enabled")
+    page.shows("The last real packet", ".trace")
+    sent = sum(one.startswith("POST") for one in shown.agent.asked)
+    try:
+        page.language("zh")
+        page.shows("处于 down 状态", ".verdict")
+    finally:
+        page.language("en")
+    assert sum(one.startswith("POST") for one in shown.agent.asked) == sent
+
+
+def test_why_the_agent_waits_is_in_the_pages_language(shown: Shown) -> None:
+    """A pointer on the bar's badge shows it."""
+    page, title = shown.page, "return document.querySelector('.condition [title]')?.title ?? ''"
+    shown.tells("it waits", ok=False, waiting="it has no records yet, and attaches nothing until its store answers")
+    try:
+        page.language("zh")
+        until(lambda: page.run(title).startswith("它还没有任何记录"), "the reason is in Chinese")
+    finally:
+        page.language("en")
+        shown.tells("it waits no more", waiting="")
+
+
 def test_bgp_sessions_follow_the_live_state(shown: Shown) -> None:
     """The table's, and the chosen one's."""
     page, more = shown.page, shown.agent.more

@@ -284,10 +284,11 @@ def test_a_drag_moves_the_picture_also_from_a_box(page: Browser) -> None:
     box = page.run(f"{GRAPH} const at = graph.getElementById('h:h2').position(); return {{x: at.x, y: at.y + 20}}")
     before, (x, y) = page.run(pan), page.run(SCREEN, box)
     page.mouse(x, y, to=(x + 60, y + 40))
-    until(lambda: page.run(pan)["x"] == pytest.approx(before["x"] + 60, abs=15), "the picture has moved")
+    moved = {"x": before["x"] + 60, "y": before["y"] + 40}
+    until(lambda: page.run(pan) == pytest.approx(moved, abs=15), "the picture has moved")
     assert page.find(".panel") is None
     page.click(fit)
-    until(lambda: page.run(pan)["x"] == pytest.approx(before["x"], abs=15), "it fits again")
+    until(lambda: page.run(pan) == pytest.approx(before, abs=15), "it fits again")
 
 
 def test_a_large_cluster_comes_in_parts(page: Browser, place: str, tmp_path: Path) -> None:

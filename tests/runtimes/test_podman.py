@@ -301,3 +301,74 @@ def test_limits_are_options_of_a_container_for_its_network(podman: Podman) -> No
     assert podman.host.linkspan("diff") == {"put": [], "delete": []}
     refused = podman.attempt(f"run --rm --network demo:bandwidth-in=fast {IMAGE} true")
     assert "bandwidth 'fast' is not a rate" in refused.stderr
+
+
+def test_labels_are_those_of_the_container(podman: Podman) -> None:
+    """A user's labels, without linkspan's own; a limit among them counts, and one that is none is refused."""
+    labels = "--label app=web --label linkspan.bandwidth=in=20M --label aliases=db --label linkspan.from=192.0.2.1"
+    podman.container("c1", f"--network demo:alias=www {labels}")
+    (shown,) = podman.host.linkspan("endpoint", "show", "c1")
+    assert shown["labels"] == {"aliases": "www", "app": "web", "linkspan.bandwidth": "in=20M"}
+    assert "rate 20Mbit" in podman.host.run("tc", "qdisc", "show", "dev", shown["host_ifname"]).stdout
+    refused = podman.attempt(f"run --rm --network demo --label linkspan.bandwidth=fast {IMAGE} true")
+    assert "label linkspan.bandwidth: bandwidth 'fast' is not understood" in refused.stderr
+
+
+def test_labels_come_with_each_network_and_each_start(podman: Podman, second: str) -> None:
+    """A network that is connected later has them, too, and a container that starts again has its own again."""
+    podman.container("c1", "--network demo --label app=web")
+    podman.run(f"network connect {second} c1")
+
+    def labels() -> dict[str, str]:
+        shown = podman.host.linkspan("endpoint", "show", "c1")
+        return {one["network"]: one["labels"].get("app", "") for one in shown}
+
+    assert labels() == {"demo": "web", second: "web"}
+    podman.host.linkspan("endpoint", "label", "c1", "app=other")
+    podman.run("restart -t 0 c1")
+    assert labels() == {"demo": "web", second: "web"}
+
+
+def test_a_pod_has_its_own_labels(podman: Podman) -> None:
+    """Its containers share one interface, so labels of a single one of them do not count."""
+    infra = f"--infra-image {IMAGE} --infra-command '/bin/sleep 1000000'"
+    podman.run(f"pod create --name shop --network demo --label app=shop {infra}")
+    podman.run(f"run -d --stop-timeout 1 --pod shop --label app=web --label tier=front {IMAGE} sleep 1000000")
+    (shown,) = podman.host.linkspan("endpoint", "list")
+    assert {key: value for key, value in shown["labels"].items() if key != "aliases"} == {"app": "shop"}
+    podman.run("pod rm -f -t 0 shop")
+
+
+def test_a_pod_of_kubernetes_yaml_has_its_metadata_s_labels(podman: Podman, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kube play` gives them to the pod and not to its infra container, which has the interface."""
+    archive, settings, file = (podman.folder / name for name in ("rootfs.tar", "infra.conf", "shop.yaml"))
+    podman.run(f"import --change 'ENTRYPOINT [\"/bin/sleep\", \"1000000\"]' {archive} infra")
+    settings.write_text('[engine]\ninfra_image = "localhost/infra"\n')
+    monkeypatch.setitem(podman.environment, "CONTAINERS_CONF_OVERRIDE", str(settings))
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "shop", "labels": {"app": "shop"}},
+        "spec": {"containers": [{"name": "web", "image": IMAGE, "command": ["sleep", "1000000"]}]},
+    }
+    file.write_text(json.dumps(pod))
+    podman.run(f"kube play --network demo {file}")
+    (shown,) = podman.host.linkspan("endpoint", "list")
+    assert shown["labels"]["app"] == "shop"
+    podman.run("pod rm -f -t 0 shop")
+
+
+def test_a_container_is_under_its_policy_from_its_first_packet(podman: Podman) -> None:
+    """What a container does first is refused, if its label says so."""
+    file = podman.host.folder / "closed.yaml"
+    file.write_text("policy: closed\nselect: {labels: {app: closed}}\negress: []\n")
+    podman.container("c2")
+    ping = f"{IMAGE} ping -c1 -W2 {podman.address('c2')}"
+    podman.host.linkspan("policy", "apply", str(file))
+    try:
+        run = "run --rm --cap-add NET_RAW --network demo"
+        for _ in range(3):
+            assert podman.attempt(f"{run} --label app=closed {ping}").returncode == 1, "ping had no answer"
+        podman.run(f"{run} --label app=open {ping}")
+    finally:
+        podman.host.linkspan("policy", "delete", "closed")

@@ -23,7 +23,7 @@ from linkspan.cluster.founding.authority_rotation import RotationProgress
 from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import JoinToken
 from linkspan.cluster.founding.renewal import HeldCertificate, Renewal
-from linkspan.cluster.founding.revocation import Revocation
+from linkspan.cluster.founding.revocation import Revocation, interrupted
 from linkspan.cluster.founding.store_move import move, pending
 from linkspan.cluster.founding.trust_files import Voter
 from linkspan.cluster.founding.voter_control import VoterControl, change_settings
@@ -282,9 +282,6 @@ class Founding:
         control, revocation = self._control(f"forget host {word}")
         from linkspan.cluster.founding import exclusion
 
-        def serves() -> bool:
-            return self.voters is not None and self.voters.revocation is revocation
-
         async with self._cluster.turn, self._cluster.vault() as vault:
             id_, name = await control.forgettable(word)
             if id_ == here:
@@ -292,11 +289,18 @@ class Founding:
                 raise Conflict(f"host {word} is the voter that you ask", hint)
             async with control.steady(id_):
                 await control.take_out(id_, name)
-                publish = partial(revocation.everywhere, control, serves)
+                publish = partial(revocation.everywhere, control, partial(self._interruption, revocation))
                 await exclusion.exclude(vault, id_, publish, known=known(id_))
                 if removed := known(id_):
                     await remove(id_)
         return id_, name, removed
+
+    def _interruption(self, revocation: Revocation) -> LinkspanError | None:
+        """Return why a voter's part does no more, None if it is this host's: an address that changes ends it, too."""
+        part = self.voters
+        if part is not None and part.revocation is revocation:
+            return None
+        return interrupted(voter=part is not None and part.server is not None)
 
     async def promote(self, word: str) -> str:
         """Let a host become a voter next, by its name or id; return its id. Raises Conflict or NotFound."""
@@ -337,20 +341,29 @@ class Founding:
             self._cluster.restart()
 
     async def _part(self, host: Host, vacate: Callable[[], Awaitable[None]], *, force: bool) -> None:
-        """Let the cluster know that this host leaves it."""
+        """Let the cluster know that this host leaves it.
+
+        While the others can say whether a voter may go, no ``force`` spares it their answer: it would be a dead voter.
+        """
+        member = self._cluster.voter() is not None
         try:
-            control = None if self._cluster.voter() is None else self._control("leave the cluster")[0]
+            control = self._control("leave the cluster")[0] if member else None
             await self._cluster.require_quorum()
             if control is not None:
                 await control.take_out(host.id, host.name)
+                member = False
             await vacate()
             signers = member_list.signers(self._cluster.places)
             await handover.ask(self._files, signers, "/v1/leave", handover.Nothing(), handover.Nothing)
         except (Unavailable, Denied) as error:  # denied: an earlier try broke off, or the host was forgotten
-            if not force:
+            kind = Denied if isinstance(error, Denied) else Unavailable
+            stays = member and kind is Unavailable and await self._cluster.has_quorum()
+            if stays or not force:
                 anyway = "linkspan cluster leave --force leaves it all the same; then forget this host on a voter"
-                hint = f"{error.hint}. Or: {anyway}" if isinstance(error, Unavailable) and error.hint else anyway
-                raise type(error)(f"the cluster does not let this host leave: {error.message}", hint) from error
+                if stays:
+                    anyway = f"linkspan cluster demote {host.id} on another voter; then leave"
+                hint = f"{error.hint}. Or: {anyway}" if kind is Unavailable and error.hint else anyway
+                raise kind(f"the cluster does not let this host leave: {error.message}", hint) from error
             with contextlib.suppress(Unavailable, Denied):  # a voter may have failed before its containers ended
                 await vacate()
 

@@ -10,7 +10,7 @@ from linkspan.agent.own_cluster import addresses
 from linkspan.cluster.founding import member_list, quorum
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import Conflict
+from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
 from linkspan.core.store_contract import Store
 from linkspan.store.etcd import EtcdStore
@@ -42,8 +42,8 @@ async def members(store: Store, hosts: Hosts, *, own: bool) -> list[Member]:
         raise Conflict("this host is in no cluster that linkspan founded", why)
     known = hosts.all()
     voters = await quorum.look(store.gateway)
-    if not voters.members and voters.problem is not None:
-        raise voters.problem
+    if not voters.members:  # without them every host would be shown as a client
+        raise voters.problem or Unavailable("no voter says who etcd's members are", "try again in some seconds")
     found = {_host(known.values(), one): one for one in voters.members}
     answers = {id_: voters.healthy(one) for id_, one in found.items()}
     told = [

@@ -140,9 +140,20 @@ class OwnCluster:
 
     async def require_quorum(self) -> None:
         """Raise Unavailable, with the cause and the fix, if the voters can change nothing now."""
+        async with self._asking() as gateway:
+            await quorum.require(gateway)
+
+    async def has_quorum(self) -> bool:
+        """Return whether a quorum of the voters answers, also while they have no leader."""
+        async with self._asking() as gateway:
+            return (await quorum.look(gateway)).has_quorum
+
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Gateway]:
+        """Give connections to the voters."""
         gateway = Gateway(etcd_parts(self.config.store))
         try:
-            await quorum.require(gateway)
+            yield gateway
         finally:
             await gateway.close()
 

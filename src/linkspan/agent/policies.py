@@ -168,9 +168,9 @@ class Policies:
         raise Conflict("apply policies: others change them all the while", "try again")
 
     def _is_coming(self, policy: Policy) -> bool:
-        """Return whether a policy would select others than until now: staged ones have taken theirs off the path."""
-        known = self._replica.value(_key(policy.name), Policy)
-        return not self._is_staged(policy.name) and (known is None or known.select != policy.select)
+        """Return whether a policy selects others than its enforced and its staged version have taken off the path."""
+        known = (self._replica.value(_key(policy.name, staged=staged), Policy) for staged in (False, True))
+        return not any(one is not None and one.select == policy.select for one in known)
 
     def _is_staged(self, name: str) -> bool:
         return self._replica.value(_key(name, staged=True), Policy) is not None

@@ -19,7 +19,8 @@ T = TypeVar("T")
 LOOK = 1.0
 """Seconds between looks whether somebody still follows drops."""
 LARGEST = 16 << 20
-"""Bytes of policies in a request: as JSON they have every field of every rule, so a file of 4 MiB becomes that long."""
+"""Bytes of policies in a request. As JSON a rule has every field, so a file of many short rules is several times as
+long there: one of less than 4 MiB may have to be divided."""
 _LINES = "application/x-ndjson"
 
 

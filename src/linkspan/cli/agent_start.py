@@ -20,6 +20,8 @@ ANSWER = 10.0
 """Seconds for one answer of an agent: a busy one answers later, and is asked again."""
 AGAIN = 0.02
 """Seconds between two looks."""
+ASK_PID = 1.0
+"""Seconds between two questions who runs: nobody takes the connections, so the kernel refuses the third one."""
 OTHER_SOCKET = (
     "does it have another socket (`socket` in its settings; then give --socket PATH), or does it hang? "
     "`systemctl restart linkspan`, or end it and type this again; containers keep running"
@@ -37,11 +39,15 @@ def ensure_agent(client: Client, config_file: str, patience: float = PATIENCE) -
     asking = Client(client.path, ANSWER)
     process: subprocess.Popen[bytes] | None = None
     log, begun, answered = "", False, False
+    pid: int | None = None
+    next_question = 0.0
     deadline = time.monotonic() + PATIENCE
     while (waits := _waits(asking)) != "":
         if waits and not answered:
             answered, deadline = True, min(deadline, time.monotonic() + patience)
-        pid = locks.listener(locks.NAMESPACE_LOCK) if waits is None else None
+        if waits is None and (pid is None or time.monotonic() >= next_question):
+            found, next_question = locks.listener(locks.NAMESPACE_LOCK), time.monotonic() + ASK_PID
+            pid = found if found is None else found or pid or 0  # 0: it was asked too often
         runs = waits is not None or pid is not None
         if not runs and not begun:
             begun, deadline = True, time.monotonic() + PATIENCE

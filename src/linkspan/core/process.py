@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import logging
 import sys
+from asyncio import selector_events, sslproto
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,6 +14,10 @@ import msgspec
 
 from linkspan.core.errors import LinkspanError
 from linkspan.core.escapes import escaped
+
+READ = 48 << 10
+"""Bytes that asyncio reads from a connection at once. Each of its own 256 KiB is a mapping that glibc makes and removes
+for each read (core/config.py): 20 microseconds instead of 2. Each TLS connection also keeps a buffer of this size."""
 
 
 class _Lines(logging.Formatter):
@@ -36,6 +41,8 @@ def served(work: Coroutine[Any, Any, None], level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    sslproto.SSLProtocol.max_size = READ
+    selector_events._SelectorTransport.max_size = READ  # type: ignore[attr-defined] # noqa: SLF001 - no other way
     try:
         asyncio.run(work)
     except LinkspanError as error:

@@ -11,6 +11,8 @@ from linkspan.core.translation import parsed
 LOCALE = Path(__file__).with_name("locale")
 LONGEST = 1000
 """Characters of a sentence, at most: a longer one has somebody's text in it, and patterns would take long."""
+REMEMBERED = 4096
+"""Translations that are kept: a page's server translates the same problems at each reading."""
 _VALUE = re.compile(r"\{(\w+)\}")
 
 
@@ -18,20 +20,22 @@ class Sentences:
     """Finished sentences in one language: a call translates one, and leaves what it does not know in English."""
 
     def __init__(self, language: str) -> None:
-        self._patterns = () if language == "en" else _patterns(LOCALE / f"{language}.po")
+        self._language = language
 
     def __call__(self, text: str) -> str:
         """Return a sentence in this language."""
-        if len(text) > LONGEST:
-            return text
-        for pattern, translated in self._patterns:
-            if found := pattern.fullmatch(text):
-                values = found.groupdict()
-                return translated.format(**{name: self._value(name, value) for name, value in values.items()})
-        return text
+        return text if self._language == "en" or len(text) > LONGEST else _translated(self._language, text)
 
-    def _value(self, name: str, value: str) -> str:
-        return self(value) if name.startswith("why") else value
+
+@functools.lru_cache(REMEMBERED)
+def _translated(language: str, text: str) -> str:
+    """Return a sentence in a language. It is compared with hundreds of patterns, so the last ones are remembered."""
+    for pattern, translated in _patterns(LOCALE / f"{language}.po"):
+        if found := pattern.fullmatch(text):
+            values = found.groupdict().items()
+            told = {name: _translated(language, value) if name.startswith("why") else value for name, value in values}
+            return translated.format(**told)
+    return text
 
 
 @functools.cache

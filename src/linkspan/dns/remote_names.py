@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Mapping
 
@@ -25,19 +26,22 @@ class _File:
         self.since = self.seen = since
         self.silent: frozenset[str] = frozenset()
         self.text = b""
-        self._lengths: dict[str, int] = {}
-        """By host, in the order of their lines."""
+        self._hosts: list[str] = []
+        self._lengths: list[int] = []
+        """Of each host's lines, in the order of the hosts and of their lines."""
 
     def replace(self, lines: Mapping[str, bytes]) -> None:
         """Replace the lines of some hosts; a host with none has no place in the file."""
-        ends = list(itertools.accumulate(self._lengths.values()))
-        parts = {
-            host: self.text[end - length : end] for (host, length), end in zip(self._lengths.items(), ends, strict=True)
-        }
-        parts |= lines
-        ordered = {host: part for host, part in sorted(parts.items()) if part}
-        self.text = b"".join(ordered.values())
-        self._lengths = {host: len(part) for host, part in ordered.items()}
+        starts = [0, *itertools.accumulate(self._lengths)]
+        end, parts = len(self.text), list[bytes]()
+        for host in sorted(lines, reverse=True):  # from the end on: the places before it stay as they are
+            at = bisect.bisect_left(self._hosts, host)
+            after = at + (self._hosts[at : at + 1] == [host])
+            parts += [self.text[starts[after] : end], lines[host]]
+            end, some = starts[at], bool(lines[host])
+            self._hosts[at:after] = [host] * some
+            self._lengths[at:after] = [len(lines[host])] * some
+        self.text = b"".join([self.text[:end], *reversed(parts)])
 
 
 class RemoteNames:

@@ -204,8 +204,9 @@ class NameService:
 
     async def leave(self, network: str) -> None:
         """End the servers of a deleted network now: another program may get its gateway's address at once."""
-        if any(network in zones for zones in self._served):
-            await self._put(self._look())
+        async with self._putting:  # an update that runs may be about to start one
+            if any(network in zones for zones in self._served):
+                await self._apply(self._look())
 
     async def _follow(self) -> None:
         seen: _Seen | None = None
@@ -242,21 +243,25 @@ class NameService:
 
     async def _put(self, seen: _Seen) -> None:
         async with self._putting:
-            plans = {source[1:]: states for source, states in (await self._plan(seen)).items()}
-            gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
-            before, after = (set(found.get(zone.LEADS, ())) for found in (self._served, plans))
-            for zones, states in {**gone, **plans}.items():
-                if states == self._served.get(zones):
+            await self._apply(seen)
+
+    async def _apply(self, seen: _Seen) -> None:
+        """Start, change and end servers; one caller at a time (``_putting``)."""
+        plans = {source[1:]: states for source, states in (await self._plan(seen)).items()}
+        gone: dict[Zones, list[State]] = {zones: [] for zones in self._served.keys() - plans.keys()}
+        before, after = (set(found.get(zone.LEADS, ())) for found in (self._served, plans))
+        for zones, states in {**gone, **plans}.items():
+            if states == self._served.get(zones):
+                continue
+            try:  # an error is visible as drift, and the healer retries
+                if not await self._worker.run(self._change, zones, states):
                     continue
-                try:  # an error is visible as drift, and the healer retries
-                    if not await self._worker.run(self._change, zones, states):
-                        continue
-                except LinkspanError as error:
-                    log.warning("%s", error.message)
-                self._served[zones] = states
-            for zones in gone:
-                del self._served[zones]
-            await self._forget_questions(before ^ after)
+            except LinkspanError as error:
+                log.warning("%s", error.message)
+            self._served[zones] = states
+        for zones in gone:
+            del self._served[zones]
+        await self._forget_questions(before ^ after)
 
     def _change(self, zones: Zones, states: list[State]) -> bool:
         """Apply a server's states, and return True (worker thread).

@@ -186,6 +186,11 @@ FIXED = (IDENTITY, "linkspan.runtime", "linkspan.from")
 and who may come in by its published ports from the third (Docker's)."""
 
 
+def labels_of_user(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels that an engine has of a container, without those that linkspan itself sets on an endpoint."""
+    return {key: value for key, value in given.items() if key not in (ALIASES, *FIXED)}
+
+
 async def relabel(
     registry: Registry, identity: Identity, given: Mapping[str, str], removed: Collection[str]
 ) -> Endpoint:
@@ -219,7 +224,7 @@ async def named(
 
     def with_names(_: Network, endpoint: Endpoint) -> Endpoint:
         known = {**endpoint.labels, ALIASES: ",".join(aliases)} if aliases else endpoint.labels
-        labels = {**known, **{key: value for key, value in given.items() if key not in (ALIASES, *FIXED)}}
+        labels = {**known, **labels_of_user(given)}
         limits = endpoint.bandwidth
         try:
             check_size(labels, endpoint.ports)

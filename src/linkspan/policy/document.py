@@ -81,7 +81,7 @@ def parsed(text: str, file: str) -> Document:
         if "kind" in keys or "apiVersion" in keys:
             policies += kubernetes.policies(reader, node)
             continue
-        found = reader.given(node, _POLICY, "a policy", _MAY_BE_EMPTY)
+        found = reader.given(node, _POLICY, "a policy", may_be_empty=_MAY_BE_EMPTY)
         if "policy" in found:
             policies.append(_policy(reader, node, found))
         elif found.keys() != {"tests"}:
@@ -172,20 +172,17 @@ def _peer(reader: Reader, node: yaml.Node) -> Peer:
         return Peer(outside=True)
     keys = reader.mapping(node, "a peer")
     if "dns" in keys:
-        given = reader.given(node, ("dns",), "a peer with DNS names")
+        given = reader.given(node, ("dns",), "a peer with DNS names", needs=("dns",))
         return Peer(dns=kubernetes.dns_names(reader, given["dns"]))
     if "cidr" not in keys:
         return Peer(select=_selector(reader, node))
-    found = reader.given(node, ("cidr", "except"), "a peer with a CIDR")
+    found = reader.given(node, ("cidr", "except"), "a peer with a CIDR", needs=("cidr",))
     cidr = reader.text(found["cidr"], "cidr")
     return Peer(cidr=cidr, excepts=reader.texts(found["except"], "except") if "except" in found else ())
 
 
 def _case(reader: Reader, node: yaml.Node) -> Case:
-    found = reader.given(node, ("from", "to", "port", "expect"), "a test")
-    for key in ("from", "to", "expect"):
-        if key not in found:
-            raise reader.wrong(node, f"begins a test without {key}", "write from, to, port and expect")
+    found = reader.given(node, ("from", "to", "port", "expect"), "a test", needs=("from", "to", "expect"))
     port = reader.text(found["port"], "port") if "port" in found else ""
     if port:
         try:
@@ -206,9 +203,7 @@ def _case(reader: Reader, node: yaml.Node) -> Case:
 def _end(reader: Reader, node: yaml.Node) -> End:
     if isinstance(node, yaml.ScalarNode):
         return End(name=reader.text(node, "an end"))
-    found = reader.given(node, ("network", "labels"), "an end of a test")
-    if "network" not in found:
-        raise reader.wrong(node, "begins an end without a network", "write {network: NAME, labels: {KEY: VALUE}}")
+    found = reader.given(node, ("network", "labels"), "an end of a test", needs=("network",))
     labels = reader.pairs(found["labels"], "label") if "labels" in found else {}
     return End(network=reader.text(found["network"], "network"), labels=labels)
 

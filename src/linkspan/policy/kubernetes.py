@@ -34,6 +34,7 @@ CLUSTER_VERSIONS = ("policy.networking.k8s.io/v1alpha2", "policy.networking.k8s.
 CLUSTER_KIND = f"Cluster{KIND}"
 LISTS = ("List", f"{KIND}List", f"{CLUSTER_KIND}List")
 W = TypeVar("W")
+_SELECTOR = ("matchLabels", "matchExpressions")
 NAMESPACE = "kubernetes.io/metadata.name"
 """The label that Kubernetes gives each namespace: its name."""
 
@@ -127,18 +128,13 @@ def _word(reader: Reader, node: yaml.Node, what: str, known: Mapping[str, W]) ->
 def _cluster_rules(reader: Reader, node: yaml.Node | None, ends: str) -> tuple[Rule, ...] | None:
     found = []
     for one in reader.items(node, "rules") if node is not None else ():
-        parts = reader.fields(one, ("name", "action", ends, "protocols"), "a rule")
-        for key in ("action", ends):
-            if key not in parts:
-                raise reader.wrong(one, f"begins a rule without {key}")
+        parts = reader.given(one, ("name", "action", ends, "protocols"), "a rule", needs=("action", ends))
         protocols = reader.items(parts["protocols"], "protocols") if "protocols" in parts else []
-        peers = [peer for each in reader.items(parts[ends], ends) for peer in _cluster_peers(reader, each, ends)]
-        if not peers:
-            raise reader.wrong(one, f"has an empty list for {ends}", "name the peers that it is about")
+        peers = reader.items(parts[ends], ends)
         found.append(
             Rule(
                 action=_word(reader, parts["action"], "action", _ACTIONS),
-                peers=tuple(peers),
+                peers=tuple(peer for each in peers for peer in _cluster_peers(reader, each, ends)),
                 ports=tuple(_protocol(reader, each) for each in protocols),
                 line=line(one),
             )
@@ -150,11 +146,11 @@ def _cluster_peers(reader: Reader, node: yaml.Node, ends: str) -> list[Peer]:
     """Return what a peer means; several addresses are several peers."""
     keys = reader.mapping(node, "a peer")
     if "networks" in keys and ends == "to":
-        found = reader.fields(node, ("networks",), "a peer with networks")
-        return [Peer(cidr=cidr) for cidr in reader.texts(found["networks"], "networks")] if found else []
+        found = reader.given(node, ("networks",), "a peer with networks", needs=("networks",))
+        return [Peer(cidr=cidr) for cidr in reader.texts(found["networks"], "networks")]
     if "domainNames" in keys and ends == "to":
-        found = reader.fields(node, ("domainNames",), "a peer with domainNames")
-        return [Peer(dns=dns_names(reader, found["domainNames"]))] if found else []
+        found = reader.given(node, ("domainNames",), "a peer with domainNames", needs=("domainNames",))
+        return [Peer(dns=dns_names(reader, found["domainNames"]))]
     return [_cluster_peer(reader, node)]
 
 
@@ -163,14 +159,21 @@ def _cluster_peer(reader: Reader, node: yaml.Node) -> Peer:
     for key, why in _UNMEANT.items():
         if key in there:
             raise reader.wrong(node, f"has {key}, {why}", "use namespaces, pods, or networks")
-    found = reader.fields(node, ("namespaces", "pods"), "a peer")
-    if len(there) != 1 or not found:
+    found = reader.given(node, ("namespaces", "pods"), "a peer")
+    if len(found) != 1:
         raise reader.wrong(node, "has a peer that is not one of namespaces and pods", "make each a peer of its own")
     if "namespaces" in found:
-        return Peer(select=Selector(networks=_networks(reader, found["namespaces"])))
-    pods = reader.fields(found["pods"], ("namespaceSelector", "podSelector"), "pods")
-    networks = _networks(reader, pods["namespaceSelector"]) if "namespaceSelector" in pods else ()
-    return Peer(select=_selector(reader, pods.get("podSelector"), networks))
+        return Peer(select=Selector(networks=_networks(reader, _written(reader, found["namespaces"]))))
+    keys = ("namespaceSelector", "podSelector")
+    pods = reader.given(found["pods"], keys, "pods", needs=keys)
+    networks = _networks(reader, _written(reader, pods["namespaceSelector"]))
+    return Peer(select=_selector(reader, _written(reader, pods["podSelector"]), networks))
+
+
+def _written(reader: Reader, node: yaml.Node) -> yaml.Node:
+    """Return a selector. Raises Invalid for a key without a value, which would mean all."""
+    reader.given(node, _SELECTOR, "a selector")
+    return node
 
 
 _UNMEANT = {
@@ -180,25 +183,23 @@ _UNMEANT = {
 
 
 def _protocol(reader: Reader, node: yaml.Node) -> Ports:
-    found = reader.fields(node, ("tcp", "udp", "sctp", "destinationNamedPort"), "a protocol")
+    found = reader.given(node, ("tcp", "udp", "sctp", "destinationNamedPort"), "a protocol")
     if "destinationNamedPort" in found:
         raise reader.wrong(node, "has a named port, and containers give their ports no names", "write the number")
     if len(found) != 1:
         raise reader.wrong(node, "has not one protocol", "make each of tcp, udp and sctp a protocol of its own")
     (protocol, of) = next(iter(found.items()))
     kind = msgspec.convert(protocol, Protocol)
-    inner = reader.fields(of, ("destinationPort",), protocol)
+    inner = reader.given(of, ("destinationPort",), protocol)
     if not inner:
         return Ports(kind)
-    port = reader.fields(inner["destinationPort"], ("number", "range"), "destinationPort")
+    port = reader.given(inner["destinationPort"], ("number", "range"), "destinationPort")
     if len(port) != 1:
         raise reader.wrong(of, "has not one of number and range", "give one of them")
     if "number" in port:
         first = reader.number(port["number"], "number")
         return _span(reader, of, kind, first, first)
-    span = reader.fields(port["range"], ("start", "end"), "range")
-    if len(span) != 2:
-        raise reader.wrong(of, "has a range without start or end", "give both")
+    span = reader.given(port["range"], ("start", "end"), "a range", needs=("start", "end"))
     return _span(reader, of, kind, reader.number(span["start"], "start"), reader.number(span["end"], "end"))
 
 
@@ -258,7 +259,7 @@ def _networks(reader: Reader, node: yaml.Node) -> tuple[str, ...]:
 def _selector(reader: Reader, node: yaml.Node | None, networks: tuple[str, ...]) -> Selector:
     if node is None:
         return Selector(networks=networks)
-    found = reader.fields(node, ("matchLabels", "matchExpressions"), "a selector")
+    found = reader.fields(node, _SELECTOR, "a selector")
     return Selector(
         labels=reader.pairs(found["matchLabels"], "label") if "matchLabels" in found else {},
         expressions=expressions(reader, found["matchExpressions"]) if "matchExpressions" in found else (),

@@ -53,9 +53,15 @@ class Reader:
         return {key: value for key, value in found.items() if not empty(value)}
 
     def given(
-        self, node: yaml.Node, known: Collection[str], what: str, may_be_empty: Collection[str] = ()
+        self,
+        node: yaml.Node,
+        known: Collection[str],
+        what: str,
+        *,
+        needs: Collection[str] = (),
+        may_be_empty: Collection[str] = (),
     ) -> dict[str, yaml.Node]:
-        """Return ``fields``; raise Invalid for a key that is there without a value, too.
+        """Return ``fields``; raise Invalid for a key that is there without a value, and for one of ``needs`` missing.
 
         Without the key a rule means everybody, and a selector all: a value that was forgotten must not mean that.
         """
@@ -63,10 +69,14 @@ class Reader:
         for key, value in self.mapping(node, what).items():
             if key in may_be_empty:
                 continue
+            out = "" if key in needs else ", or leave the key out"
             if empty(value):
-                raise self.wrong(value, f"has no value for {key}", "write one, or leave the key out")
+                raise self.wrong(value, f"has no value for {key}", f"write one{out}")
             if isinstance(value, yaml.SequenceNode) and not value.value:
-                raise self.wrong(value, f"has an empty list for {key}", f"leave {key} out to mean all")
+                raise self.wrong(value, f"has an empty list for {key}", f"write at least one{out}")
+        for key in needs:
+            if key not in found:
+                raise self.wrong(node, f"begins {what} without {key}", f"write {key}:")
         return found
 
     def mapping(self, node: yaml.Node, what: str) -> dict[str, yaml.Node]:

@@ -43,6 +43,7 @@ What engines do and no specification says
     - Debian's containerd looks for the plugins of pods in /usr/lib/cni only. So `install cni` also puts the plugin
       there.
     - Kubernetes has no field for a pod's address, so annotations ask for one.
+    - Podman tells a network driver no labels. The agent reads them from Podman's database (``podman/podman_labels``).
     - A claim for an exact address carries the name that the runtime used first; for Docker this is an endpoint's
       id. So the agent looks up the holder among the endpoints of all hosts (``EndpointRecords.holder``) to name the
       container.

@@ -85,8 +85,10 @@ class Stream:
 
     async def pause(self, seconds: float) -> None:
         """Leave unread for so long what comes: a turn of the loop for each message costs more than the messages."""
-        protocol = self._response.connection.protocol if self._response.connection is not None else None
-        if protocol is not None and seconds:
+        connection = self._response.connection
+        protocol = connection.protocol if connection is not None else None
+        if connection is not None and protocol is not None and seconds:
+            _leave_in_kernel(connection.transport)
             protocol.pause_reading()
         try:
             await asyncio.sleep(seconds)
@@ -110,3 +112,9 @@ class Stream:
         self._beside.discard(self)
         self._messages.end()
         self._response.close()
+
+
+def _leave_in_kernel(transport: asyncio.Transport | None) -> None:
+    """Let a TLS connection that is not read take no more than one message: it would go on up to 256 KiB by itself."""
+    if (limit := getattr(transport, "set_read_buffer_limits", None)) is not None:
+        limit(high=1, low=0)

@@ -21,7 +21,8 @@ PUBLISH = 0.25
 RENEW = 5.0
 """Seconds after which the state is read again without an event: other hosts' containers have no events here."""
 SHARE, SHARE_OF_EVENTS = 100, 10
-"""How many times as long as reading takes is the pause after it: then the agent spends at most 1 % (10 %) on it.
+"""How many times as long as reading takes is the pause after it: then the agent and this program spend at most 1 %
+(10 %) of a core on it.
 
 The shortest of the last READINGS that succeeded counts: the others waited for a store or for a busy machine, and did
 not work."""
@@ -224,11 +225,11 @@ class Feed:
                         self._lists[name] = await self._agent.list(f"/v1/{name}")
                     except LinkspanError as error:
                         problems.append(f"{name} may be out of date: {error.message}")
-                self._took.append(self._clock() - begun)
                 if self._lists["endpoints"] is not known:
                     self._containers = ContainerList(self._lists["endpoints"])
                 answers = Answers(status=status, **self._lists, problems=problems)
                 self._set(await asyncio.to_thread(view, answers, self._about))  # 0.1 s with 100,000 containers
+                self._took.append(self._clock() - begun)
             except LinkspanError as error:
                 self._set(away(self._state, error.message))
             self._read_at = self._clock()

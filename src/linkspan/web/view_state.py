@@ -43,7 +43,11 @@ class SectionChange(msgspec.Struct, frozen=True):
 
 
 def view(answers: Answers, about: Mapping[str, Any]) -> State:
-    """Return the state. ``about`` is what the server knows beside the agent's answers."""
+    """Return the state. ``about`` is what the server knows beside the agent's answers.
+
+    In the state's own ``about`` the agent is ``away`` or ``waiting`` for a reason, which ``said`` has in other
+    languages.
+    """
     status, containers = answers.status, answers.endpoints
     counts = Counter((one["host"], one["network"]) for one in containers)
     on_host, in_network = Counter[str](), Counter[str]()
@@ -57,6 +61,7 @@ def view(answers: Answers, about: Mapping[str, Any]) -> State:
         "started": agent["started"],
         "ok": status["ok"],
         "waiting": status.get("waiting", ""),
+        "said": _said(status.get("waiting", "")),
         "store": {"state": store.get("state", ""), "why": "; ".join(filter(None, _store_problem(store)))},
         "total": len(containers),
         "complete": len(containers) <= MOST,
@@ -78,13 +83,13 @@ def view(answers: Answers, about: Mapping[str, Any]) -> State:
 
 def away(state: State, why: str) -> State:
     """Return the same state, of an agent that does not answer any more."""
-    return {**state, "about": {**state["about"], "away": why, "ok": False}}
+    return {**state, "about": {**state["about"], "away": why, "ok": False, "said": _said(why)}}
 
 
 def unknown(about: Mapping[str, Any], why: str) -> State:
     """Return the state of an agent that has not answered yet."""
     nothing: dict[str, Any] = {}
-    own = {"here": "", "version": "", "started": 0, "ok": False, "waiting": "", "total": 0}
+    own = {"here": "", "version": "", "started": 0, "ok": False, "waiting": "", "said": _said(why), "total": 0}
     sections = dict.fromkeys(("hosts", "networks", "containers", "routers", "problems", "repairs"), nothing)
     store = {"state": "", "why": ""}
     return {"about": {**about, **own, "store": store, "complete": True, "away": why}, **sections}
@@ -183,8 +188,12 @@ def problems(status: Mapping[str, Any], more: Iterable[str] = ()) -> list[dict[s
 def _problem(why: str, fix: str = "", *, host: str = "", network: str = "") -> dict[str, Any]:
     """Return a problem as the page needs it; ``said`` has why, and what to do, in other languages than English."""
     sentences = [one for one in (why, fix) if one]
-    said = {code: "\uff1b".join(map(Sentences(code), sentences)) for code in LANGUAGES if code != "en"}
-    return {"host": host, "network": network, "why": "; ".join(sentences), "said": said}
+    return {"host": host, "network": network, "why": "; ".join(sentences), "said": _said(*sentences)}
+
+
+def _said(*sentences: str) -> dict[str, str]:
+    """Return sentences in each language other than English."""
+    return {code: "\uff1b".join(map(Sentences(code), sentences)) for code in LANGUAGES if code != "en"}
 
 
 def _store_problem(store: Mapping[str, Any]) -> tuple[str, str]:

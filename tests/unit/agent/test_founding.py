@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -15,10 +16,12 @@ from linkspan.agent.founding import Founding
 from linkspan.agent.join_tokens import JoinTokens
 from linkspan.agent.own_cluster import OwnCluster
 from linkspan.cluster.founding import foundation, quorum
+from linkspan.cluster.founding.etcd_service import EtcdService
 from linkspan.cluster.founding.join_token import JoinToken
+from linkspan.cluster.founding.revocation import Revocation
 from linkspan.cluster.founding.trust_files import TrustFiles, Voter
 from linkspan.core.config import Config
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Conflict, Invalid, Unavailable
 from linkspan.core.model import Host
 
 VOTER = Voter("192.0.2.1")
@@ -86,3 +89,18 @@ def test_a_move_that_fails_is_waited_for_with_its_reason(tmp_path: Path, monkeyp
     asyncio.run(part.moved(waiting()))
     assert told == ["too large; less", ""]
     assert not outcomes
+
+
+def test_a_voter_whose_part_began_again_is_not_called_a_client(tmp_path: Path) -> None:
+    """Its address changed while it forgot a host: the same command, typed again, does the rest."""
+    cluster = OwnCluster(Config(state_dir=str(tmp_path)), tmp_path / "agent.toml", print)
+    part = Founding(cluster, EtcdUnit(tmp_path), JoinTokens(cluster))
+    with contextlib.closing(EtcdService(tmp_path, "h1", VOTER)) as service:
+        former, present = (Revocation(cluster.files, mock.Mock(), service, "h1") for _ in range(2))
+    part.voters = mock.Mock(revocation=present, server=mock.Mock())
+    assert part._interruption(present) is None
+    error = part._interruption(former)
+    assert isinstance(error, Unavailable)
+    assert (error.message.endswith("this voter's etcd has begun again"), error.hint) == (True, "type the same again")
+    part.voters = mock.Mock(revocation=None, server=None)
+    assert isinstance(part._interruption(former), Conflict)

@@ -55,8 +55,14 @@ def test_a_leave_that_broke_off_is_finished_by_the_next_start(tmp_path: Path) ->
     assert not any(files.folder.iterdir())
 
 
-def test_a_forced_leave_ends_the_containers_of_a_voter_whose_cluster_does_not_answer(tmp_path: Path) -> None:
-    """Else they would keep addresses that the others give to somebody else. Without force nothing ends."""
+@pytest.mark.parametrize("quorate", [False, True])
+def test_a_forced_leave_ends_the_containers_of_a_voter_whose_cluster_has_no_quorum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, quorate: bool
+) -> None:
+    """Else they would keep addresses that the others give to somebody else. Without force nothing ends.
+
+    While a quorum answers, which elects a leader for example, the voter must wait until it is taken out.
+    """
     files, restarts, ended = TrustFiles(tmp_path), list[Config](), list[str]()
     files.keep_voter(VOTER)
     store = files.url([VOTER.clients], "h1")
@@ -68,10 +74,21 @@ def test_a_forced_leave_ends_the_containers_of_a_voter_whose_cluster_does_not_an
         ended.append("c1")
         raise Unavailable("no voter answers", "")
 
+    async def has_quorum(_cluster: OwnCluster) -> bool:
+        return quorate
+
+    monkeypatch.setattr(OwnCluster, "has_quorum", has_quorum)
+
     async def run() -> None:
         with pytest.raises(Unavailable, match="does not let this host leave"):
             await part.leave(here, vacate, force=False)
         assert not ended
+        if quorate:
+            with pytest.raises(Unavailable, match="has not begun yet") as refused:
+                await part.leave(here, vacate, force=True)
+            assert refused.value.hint.endswith("Or: linkspan cluster demote h1 on another voter; then leave")
+            assert (ended, files.left.exists()) == ([], False)
+            return
         await part.leave(here, vacate, force=True)
         assert (ended, files.left.exists(), len(restarts)) == (["c1"], True, 1)
 

@@ -344,6 +344,7 @@ def test_an_apply_says_that_connections_on_the_fast_path_end(
     stricter = msgspec.structs.replace(WEB, ingress=())
     elsewhere = Policy(name="far", select=Selector(networks=("far",)), ingress=())
     later = Policy(name="later", select=Selector(names=("other",)), ingress=())
+    wider = msgspec.structs.replace(later, select=Selector(names=("other", "another")))
 
     async def main() -> None:
         async with stage.running():
@@ -357,6 +358,10 @@ def test_an_apply_says_that_connections_on_the_fast_path_end(
             assert not any("TCP" in text for text in (await policies.apply([elsewhere])).warnings)
             assert (await policies.apply([later], staged=True)).warnings == ()
             assert (await policies.enforce("later")).warnings == ()
+            await policies.apply([later], staged=True)
+            assert "TCP" in " ".join((await policies.apply([wider])).warnings), "it selects others than both versions"
+            await policies.apply([later], staged=True)
+            assert (await policies.apply([msgspec.structs.replace(wider, order=1)])).warnings == ()
 
     asyncio.run(main())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 import pytest
@@ -110,8 +112,29 @@ def test_an_agent_that_ended_meanwhile_is_started(monkeypatch: pytest.MonkeyPatc
         return None, "log"
 
     monkeypatch.setattr(agent_start, "_begun", start)
+    monkeypatch.setattr(agent_start, "ASK_PID", 0.0)
     agent_start.ensure_agent(Client("/run/none"), "")
     assert begun == ["log"]
+
+
+def test_the_pid_of_an_agent_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes the connections by which it is asked for, so soon the kernel refuses further ones."""
+
+    def call(*_: object) -> dict[str, Any]:
+        raise LinkspanError("no agent answers")
+
+    name = f"\0linkspan-test-{os.getpid()}"
+    monkeypatch.setattr(Client, "call", call)
+    monkeypatch.setattr(locks, "NAMESPACE_LOCK", name)
+    monkeypatch.setattr(agent_start, "PATIENCE", 0.3)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        lock.bind(name)
+        lock.listen(1)
+        with pytest.raises(Unavailable, match=f"the agent with pid {os.getpid()} runs"):
+            agent_start.ensure_agent(Client("/run/none"), "")
+        monkeypatch.setattr(agent_start, "ASK_PID", 0.0)
+        with pytest.raises(Unavailable, match=f"the agent with pid {os.getpid()} runs"):
+            agent_start.ensure_agent(Client("/run/none"), "")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import linkspan
+from linkspan.core import sentences
 from linkspan.core.sentences import LOCALE, LONGEST, Sentences
 from linkspan.core.states.bgp import Session
 from linkspan.core.translation import LANGUAGES, parsed
@@ -18,7 +19,7 @@ from linkspan.kernel.probe.bird_control import Protocol
 SOURCE = Path(linkspan.__file__).parent
 SPOKEN = (
     *("diagnose/trace/*", "diagnose/doctor/*", "agent/*", "cluster/*", "core/namesakes", "web/*"),
-    *("learn/*", "cli/main", "cli/usage"),
+    *("learn/*", "cli/main", "cli/usage", "api/client", "api/startup"),
 )
 SAID = (
     "link eth0 in host is down",
@@ -37,6 +38,7 @@ SAID = (
     "no answer to pings of 10.244.3.1, its own address there, for 200 s",
     "block 10.244.3.0/24 of network demo is host h1's, by the earlier claim, and host h2 claims it too: "
     "it gives no new addresses from it",
+    "no agent answers at /run/linkspan/agent.sock: connection refused",
     "the hold timer ran out: nothing was heard of 192.0.2.254 for the hold time, and nothing answers there now",
 )
 """What traces, doctors and the explanation of a BGP session say."""
@@ -87,6 +89,14 @@ def test_every_purpose_of_a_rule_is_translated() -> None:
     for text in texts:
         told = chinese(f"{text.format(source='10.0.0.9')} (inet linkspan forward: ip saddr @pools4 drop)")
         assert told.endswith("（inet linkspan forward: ip saddr @pools4 drop）"), text  # noqa: RUF001 - Chinese
+
+
+def test_a_sentence_that_is_said_again_is_compared_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's server translates the same problems every few seconds, and there are hundreds of patterns."""
+    text = "the packet was dropped by somebody who is named once"
+    told = Sentences("zh")(text)
+    monkeypatch.setattr(sentences, "_patterns", lambda _path: pytest.fail("it is compared again"))
+    assert Sentences("zh")(text) == told != text
 
 
 def test_a_long_text_is_left_alone() -> None:

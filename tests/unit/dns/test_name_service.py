@@ -132,3 +132,43 @@ def test_a_server_waits_for_the_address_at_which_it_listens(tmp_path: Path, monk
 
     in_virtual_time(work)
     assert servers() == ["names-demo"]
+
+
+def test_a_network_that_goes_while_its_server_starts_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gateway's address is another program's next: the delete waits for the start, and ends the server."""
+    monkeypatch.setattr(dnsmasq, "found", lambda folder: Dnsmasq("/usr/sbin/dnsmasq", "root", str(folder)))
+    monkeypatch.setattr(dnsmasq, "can_listen", lambda _address: True)
+    machine, starts, may_start = _Serving(tmp_path), asyncio.Event(), asyncio.Event()
+
+    async def slowly(_worker: Worker, function: Callable[..., object], *args: object) -> object:
+        if args[:1] == (("demo",),) and not may_start.is_set():
+            starts.set()
+            await may_start.wait()
+        return function(*args)
+
+    monkeypatch.setattr(Worker, "run", slowly)
+
+    async def work() -> None:
+        member = Member(Memory(), tmp_path, "h1")
+        await member.replica.start()
+        await member.replica.write({"networks/demo": DEMO})
+        member.networks.refresh()
+        service = service_of(member, tmp_path, machine, tmp_path / "resolv.conf")
+        monkeypatch.setattr(service, "_held", lambda places: dict.fromkeys(places, ""))
+        member.holds(DEMO, "c1", "10.244.0.2/32")
+        starting = asyncio.create_task(service._put(service._look()))
+        await starts.wait()
+        del member.endpoints["c1", "eth0"]
+        await member.replica.write({}, ["networks/demo"])
+        member.networks.refresh()
+        leaving = asyncio.create_task(service.leave("demo"))
+        await asyncio.sleep(TICK)
+        may_start.set()
+        await asyncio.gather(starting, leaving)
+        assert not machine.reconciler.desired.states((Process,))
+        await service.stop()
+        await member.replica.stop()
+
+    in_virtual_time(work)

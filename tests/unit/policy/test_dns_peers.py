@@ -40,7 +40,7 @@ metadata: {name: out}
 spec:
   tier: Admin
   priority: 10
-  subject: {pods: {podSelector: {matchLabels: {app: web}}}}
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}
   egress:
   - action: Accept
     to: [{domainNames: [api.example.com, "*.example.org"]}]

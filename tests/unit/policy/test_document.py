@@ -131,7 +131,7 @@ spec:
     action: Accept
     from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: watch}}}]
     protocols: [{tcp: {destinationPort: {number: 9100}}}, {udp: {destinationPort: {range: {start: 1, end: 9}}}}]
-  - {action: Pass, from: [{pods: {podSelector: {}}}]}
+  - {action: Pass, from: [{pods: {namespaceSelector: {}, podSelector: {}}}]}
   egress:
   - {action: Deny, to: [{networks: [192.0.2.0/24, '2001:db8::/32']}, {namespaces: {}}]}
 """
@@ -200,7 +200,7 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\ningress:\n- ports: [99999999999999999999]\n", "f line 3 has"),
         ("policy: w\ningress:\n- ports: [90-80]\n", "f line 3 has '90-80' is no port"),
         ("policy: w\ningress: []\ntests:\n- {from: a, to: b}\n", "f line 4 begins a test without expect"),
-        ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without a network"),
+        ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without network"),
         ("kind: Pod\napiVersion: v1\n", "f line 1 begins a Pod of v1"),
         ("policy: w\ntier: top\ningress: []\n", "f line 2 has 'top' for a tier"),
         ("policy: w\ningress:\n- action: pass\n", "line 3: pass needs a tier"),
@@ -225,6 +225,17 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\nselect: {name: []}\ningress: []\n", "f line 2 has an empty list for name"),
         (CLUSTER.replace("podSelector: {matchLabels: {app: web}}", "nodes: {}"), "f line 9 has the key 'nodes'"),
         (CLUSTER.replace("from: [{pods", "to: [{pods"), "f line 16 has the key 'to', which a rule does not have"),
+        (CLUSTER.replace("protocols: [{tcp", "protocols: # [{tcp"), "f line 15 has no value for protocols"),
+        (CLUSTER.replace("protocols: [{tcp", "protocols: [] # [{tcp"), "f line 15 has an empty list for protocols"),
+        (CLUSTER.replace("{number: 9100}", ""), "f line 15 has no value for destinationPort"),
+        (CLUSTER.replace("start: 1, ", ""), "f line 15 begins a range without start"),
+        (CLUSTER.replace("{namespaceSelector: {}, podSelector: {}}", "{}"), "line 16 begins pods without namespaceS"),
+        (CLUSTER.replace("{}, podSelector: {}", "{}"), "f line 16 begins pods without podSelector"),
+        (CLUSTER.replace("namespaceSelector: {}", "namespaceSelector: "), "f line 16 has no value for namespaceS"),
+        (CLUSTER.replace("podSelector: {}", "podSelector: {matchLabels: }"), "f line 16 has no value for matchLabels"),
+        (CLUSTER.replace("namespaces: {}", "namespaces: "), "f line 18 has no value for namespaces"),
+        (CLUSTER.replace("[192.0.2.0/24, '2001:db8::/32']", "[]"), "f line 18 has an empty list for networks"),
+        (CLUSTER.replace("[{namespaces: {matchLabels: {kubernetes.io/metadata.name: watch}}}]", "[]"), "list for from"),
         (CLUSTER.replace("number: 9100", "number: 0"), "f line 15 has the ports 0 to 0"),
         (f"{HEAD}  ingress: [{{ports: [{{port: 0}}]}}]\n", "f line 6 has the ports 0 to 0"),
         (f"{HEAD}  ingress: [{{ports: [{{port: http}}]}}]\n", "f line 6 has the named port 'http'"),
@@ -240,6 +251,37 @@ def test_an_error_names_the_file_the_line_and_the_fix(text: str, words: str) -> 
     with pytest.raises(Invalid) as refused:
         document.parsed(text, "f")
     assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "fix"),
+    [
+        ("from: []", "write at least one, or leave the key out"),
+        ("ports: ", "write one, or leave the key out"),
+        ("from: [{dns: []}]", "write at least one"),
+        ("from: [{cidr: }]", "write one"),
+        ("from: [{cidr: 10.0.0.0/8, except: []}]", "write at least one, or leave the key out"),
+    ],
+)
+def test_the_fix_of_a_forgotten_value_says_whether_the_key_may_be_left_out(rule: str, fix: str) -> None:
+    """A peer without its only key would mean every container."""
+    with pytest.raises(Invalid) as refused:
+        document.parsed(f"policy: w\ningress:\n- {{{rule}}}\n", "f")
+    assert refused.value.hint == fix
+
+
+def test_an_empty_mapping_is_no_forgotten_value() -> None:
+    """It says that there is no condition, so it means every container, as in Kubernetes."""
+    text = "policy: w\nselect: {}\ningress:\n- from: [{}]\n- from: [{labels: {}}]\n"
+    (policy,) = document.parsed(text, "f").policies
+    every = (Peer(select=Selector()),)
+    assert (policy.select, policy.ingress) == (Selector(), (Rule(peers=every, line=4), Rule(peers=every, line=5)))
+
+
+def test_what_is_null_in_a_network_policy_is_left_out() -> None:
+    """As in Kubernetes, whose tools write such files: everybody may come, at every port."""
+    (policy,) = document.parsed(f"{HEAD}  ingress: [{{from: , ports: }}]\n", "f").policies
+    assert policy.ingress == (Rule(line=6),)
 
 
 def test_a_folder_is_all_its_files_and_one_name_is_one_policy(tmp_path: Path) -> None:

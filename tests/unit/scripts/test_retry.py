@@ -74,6 +74,59 @@ def test_is_for_itself(): pass
     assert done.stdout.splitlines()[-1] == "  test_it.py::test_looks[one]"
 
 
+def test_the_steps_before_a_step_before_run_again_too(tmp_path: Path) -> None:
+    """A step may need a fixture that the failed test does not use, and which earlier steps have changed."""
+    steps = """
+import pathlib, pytest
+@pytest.fixture(scope="module")
+def cluster(): return []
+@pytest.fixture(scope="module")
+def made(): return []
+def test_builds(cluster): cluster.append(1)
+def test_makes(cluster, made):
+    assert cluster
+    made.append(1)
+def test_looks(made):
+    mark = pathlib.Path("looked")
+    ran, _ = mark.exists(), mark.touch()
+    assert made and ran
+"""
+    done = whole_run(tmp_path, steps)
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+def test_a_failed_test_that_is_not_found_again_fails_the_run(tmp_path: Path) -> None:
+    """Its name is another one each time, so nobody knows whether it would pass."""
+    nameless = """
+@pytest.mark.parametrize("number", [1], ids=[f"by-{pathlib.Path('ran-0').exists()}"])
+def test_fails(number): assert False
+"""
+    done = whole_run(tmp_path, FLAKY.format(count=1) + nameless)
+    assert done.returncode == 1, done.stdout
+    assert "1 passed" in done.stdout
+    assert "passed alone" not in done.stdout
+    assert done.stderr.splitlines()[-1] == "  test_it.py::test_fails[by-False]"
+
+
+def test_all_tests_of_a_file_that_could_not_be_read_run_again(tmp_path: Path) -> None:
+    """Its own name is what pytest calls failed."""
+    unread = """
+import pathlib
+mark = pathlib.Path("read")
+ran, _ = mark.exists(), mark.touch()
+assert ran
+def test_passes(): pass
+def test_passes_too(): pass
+"""
+    (tmp_path / "test_it.py").write_text(unread)
+    assert ran(tmp_path, "-m", "pytest", "--cache-clear").returncode == 2
+    done = ran(tmp_path, SCRIPT)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+    assert done.stdout.splitlines()[-1] == "  test_it.py"
+
+
 def test_a_test_that_fails_again_fails_the_run(tmp_path: Path) -> None:
     """A real failure beside a flaky test."""
     done = whole_run(tmp_path, FLAKY.format(count=1) + "def test_fails(): assert False\n")

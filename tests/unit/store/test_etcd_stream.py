@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ssl
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+from linkspan.cluster.founding.certificates import Authority, new_authority, new_key
 from linkspan.core.errors import Unavailable
 from linkspan.store.etcd_stream import Messages, Stream
+from support.polling import eventually
 from support.records.replicas import together
 
 
@@ -47,6 +52,55 @@ def test_nothing_is_read_while_a_stream_rests(tmp_path: Path) -> None:
             assert transport.is_reading()
             await stream.pause(0)
             assert transport.is_reading()
+            stream.close()
+        await runner.cleanup()
+
+    together(work)
+
+
+def _tls(folder: Path) -> ssl.SSLContext:
+    """Return what a server needs, with a certificate of an authority of its own."""
+    now, key, own = datetime.datetime.now(datetime.UTC), new_key(), new_key()
+    (folder / "pem").write_bytes(Authority(new_authority(key, "etcd", now), key).server(own, ["127.0.0.1"], now))
+    (folder / "key").write_bytes(own)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "pem", folder / "key")
+    return context
+
+
+def test_what_comes_by_tls_while_a_stream_rests_stays_in_the_kernel(tmp_path: Path) -> None:
+    """One message at most is taken: each would wake the loop, and 1,000 hosts write fifty times a second."""
+    more = asyncio.Event()
+
+    async def lines(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(b"one\n")
+        await more.wait()
+        await answer.write(b"two\n")
+        await asyncio.Event().wait()
+        return answer
+
+    async def work() -> None:
+        app = web.Application()
+        app.router.add_get("/", lines)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=_tls(tmp_path)).start()
+        async with aiohttp.ClientSession() as session:
+            response = await session.get(f"https://127.0.0.1:{runner.addresses[0][1]}/", ssl=False)
+            stream = Stream("etcd", response, Messages({}), set(), lambda error: Unavailable(str(error)))
+            assert await stream.next() == b"one"
+            assert response.connection is not None
+            beneath: Any = response.connection.transport
+            resting = asyncio.create_task(stream.pause(60))
+            await asyncio.sleep(0)
+            more.set()
+            await eventually(lambda: not beneath._ssl_protocol._transport.is_reading(), "nothing more is taken")
+            resting.cancel()
+            await asyncio.gather(resting, return_exceptions=True)
+            assert await stream.next() == b"two"
+            assert beneath._ssl_protocol._transport.is_reading()
             stream.close()
         await runner.cleanup()
 

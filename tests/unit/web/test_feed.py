@@ -15,6 +15,7 @@ from linkspan.core.errors import Unavailable
 from linkspan.web import feed
 from linkspan.web.agent_questions import AgentQuestions
 from linkspan.web.feed import QUEUE, QUEUE_BYTES, Feed, Viewer
+from linkspan.web.view_state import Answers, State, view
 from support.polling import PATIENCE, eventually
 from support.web.answers import FakeAgent
 
@@ -175,6 +176,24 @@ def test_readings_that_fail_at_once_do_not_shorten_the_pauses() -> None:
         await made._read()
         assert made._state["about"]["away"] == "no store"
         assert [*made._took] == took
+
+    with_feed(test)
+
+
+def test_the_pauses_follow_also_from_how_long_the_state_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making it from the answers is work, too."""
+    now = [0.0]
+
+    def slow(answers: Answers, about: dict[str, Any]) -> State:
+        now[0] += 5.0
+        return view(answers, about)
+
+    monkeypatch.setattr(feed, "view", slow)
+
+    async def test(made: Feed, agent: FakeAgent) -> None:
+        monkeypatch.setattr(made, "_clock", lambda: now[0])
+        await made.state()
+        assert [*made._took] == [5.0]
 
     with_feed(test)
 

@@ -100,9 +100,19 @@ def test_a_change_leads_from_one_state_to_the_other(before: tuple[str, ...], aft
 def test_an_agent_that_is_away_keeps_the_picture() -> None:
     """Only the page's bar says so."""
     before = view(answers(endpoint("c1", "h1")), {})
-    change = difference(before, away(before, "no agent answers"))
+    change = difference(before, away(before, "it sleeps"))
     assert set(change) == {"about"}
-    assert change["about"].put == {"away": "no agent answers", "ok": False}
+    assert change["about"].put == {"away": "it sleeps", "ok": False, "said": {"zh": "it sleeps"}}
+
+
+def test_why_an_agent_is_away_or_waits_is_told_in_every_language() -> None:
+    """As a problem."""
+    told = answers()
+    told.status["waiting"] = "it has no records yet, and attaches nothing until its store answers"
+    waits = view(told, {})
+    assert waits["about"]["said"]["zh"].startswith("它还没有任何记录")
+    assert away(waits, "agent at /run/a.sock has ended")["about"]["said"] == {"zh": "/run/a.sock 上的 agent 已结束"}
+    assert view_state.unknown({}, "the agent has not answered yet")["about"]["said"] == {"zh": "agent 还没有应答"}
 
 
 def test_a_large_cluster_has_numbers_instead_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:

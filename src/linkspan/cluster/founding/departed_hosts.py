@@ -2,6 +2,9 @@
 
 The snapshot has their users, their certificates and their records. Two sources say that they are gone: this voter's
 list of revoked certificates, and the tombstones of hosts that this host's agent knows.
+
+A host may have come back under its id, with another key. Its certificates in the snapshot are revoked, but the agent
+knows its record. It lost its user and must join again, and it keeps its records: its containers run.
 """
 
 from __future__ import annotations
@@ -24,25 +27,27 @@ log = logging.getLogger("linkspan.cluster.founding.departed_hosts")
 
 
 async def forget_again(
-    vault: Vault, store: Store, here: str, revoked: Collection[int], gone: Collection[str]
+    vault: Vault, store: Store, here: str, revoked: Collection[int], known: Collection[str], gone: Collection[str]
 ) -> dict[str, str]:
     """Forget the hosts that departed after the snapshot; return their names by id. Raises LinkspanError.
 
     ``vault`` and ``store`` are those of the restored data, and ``here`` is this host's id. ``revoked`` has the serial
-    numbers of revoked certificates, and ``gone`` the ids of removed hosts.
+    numbers of revoked certificates, ``known`` the ids of the hosts that have records now, and ``gone`` those of removed
+    hosts. A host that came back is shut out like the others, and is not returned.
     """
     joined = await vault.all(HOSTS, JoinedHost)
     kept = {one.key.removeprefix("hosts/") for one in (await store.list("hosts/"))[0]}
-    departed = {
+    outside = {
         id_: joined[id_].name if id_ in joined else id_
         for id_ in ({*joined} | kept) - {here}
         if (id_ in gone and (id_ in kept or not joined[id_].forgotten)) or _is_revoked(joined.get(id_), revoked)
     }
-    for id_ in departed:
+    for id_ in outside:
         await exclusion.shut_out(vault, id_, known=True)
-    known = await vault.all(REVOKED, Revoked)
-    for serial in sorted(f"{one:x}" for one in revoked if f"{one:x}" not in known):
+    listed = await vault.all(REVOKED, Revoked)
+    for serial in sorted(f"{one:x}" for one in revoked if f"{one:x}" not in listed):
         await vault.put({REVOKED + serial: (Revoked("", time.time()), 0)})
+    departed = {id_: name for id_, name in outside.items() if id_ in gone or id_ not in known}
     await _remove_records(store, here, departed)
     return departed
 

@@ -1,7 +1,8 @@
 """Quorum: which voters answer, and what to say and to do if too few of them do.
 
 They are asked all at once, and without a login: etcd lets nobody log in without a quorum, and each try ends only after
-seconds. So a command says at once what is wrong, instead of trying one voter after the other.
+seconds. So a command says at once what is wrong, instead of trying one voter after the other. It waits for an election
+only, which ends by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from linkspan.cluster.founding import member_list
 from linkspan.cluster.founding.voting import quorum
+from linkspan.core.clock import loop_time
 from linkspan.core.errors import LinkspanError, Unavailable
 from linkspan.store.etcd_errors import Failed, Refused
 from linkspan.store.etcd_gateway import Gateway
@@ -20,6 +22,9 @@ from linkspan.store.etcd_wire import Member, Members, decode
 
 SECONDS = 2.0
 """Seconds for a voter's answer: a healthy one needs 1 ms, and an election takes 1 to 2 s."""
+ELECTION = 4.0
+"""Seconds for which an election is waited for: it takes 1 to 2 s, and another one may follow."""
+AGAIN = 0.2
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -42,6 +47,13 @@ class Voters(msgspec.Struct, frozen=True):
         return any(self.standing.get(one) is True for one in _places(member))
 
     @property
+    def has_quorum(self) -> bool:
+        """Return whether the voters can elect a leader, or have one: enough of them answer."""
+        said = [self.standing.get(one) for one in self.places]
+        answering = sum(not isinstance(one, LinkspanError) for one in said)
+        return True in said or answering >= quorum(len(self.places))
+
+    @property
     def problem(self) -> LinkspanError | None:
         """Return what is wrong, and what to do, if the voters can change nothing; None if they can."""
         if any(self.standing.get(one) is True for one in self.places):
@@ -50,7 +62,7 @@ class Voters(msgspec.Struct, frozen=True):
         answering, least = [one for one in self.places if one not in silent], quorum(len(self.places))
         if not answering:
             return _none_answers([*silent.values()])
-        if len(answering) >= least:
+        if self.has_quorum:
             return Unavailable("the voters have no leader at this moment: they elect one", "try again in some seconds")
         return Unavailable(
             f"etcd has no quorum: {len(answering)} of {len(self.places)} voters answer ({_told(answering)}), "
@@ -84,9 +96,12 @@ async def look(gateway: Gateway) -> Voters:
 
 
 async def require(gateway: Gateway) -> None:
-    """Raise Unavailable, with the cause and the fix, if the voters can change nothing now."""
-    if (problem := (await look(gateway)).problem) is not None:
-        raise problem
+    """Raise Unavailable, with the cause and the fix, if the voters can change nothing, also after an election."""
+    deadline = loop_time() + ELECTION
+    while (problem := (voters := await look(gateway)).problem) is not None:
+        if not voters.has_quorum or loop_time() > deadline:
+            raise problem
+        await asyncio.sleep(AGAIN)
 
 
 def _places(member: Member) -> tuple[str, ...]:

@@ -16,10 +16,10 @@ lists the records. Missing ones are lost, not removed, and their owners put them
 records: the record was made again after the snapshot.
 
 **What must not come back.** Hosts that departed after the snapshot are forgotten again, with their records
-(``departed_hosts``). The tokens of before let nobody in any more. The voters of before are clients, whose
-users write their own records alone, until they are voters again. A rotation of authorities that was under
-way at the snapshot ends: since then its new authorities may have been replaced, and this host signs by the keys that it
-has. What hosts trust besides is dropped by the next rotation.
+(``departed_hosts``). One that came back under its id must join again. The tokens of before let nobody in any more. The
+voters of before are clients, whose users write their own records alone, until they are voters again. A rotation of
+authorities that was under way at the snapshot ends: since then its new authorities may have been replaced, and this
+host signs by the keys that it has. What hosts trust besides is dropped by the next rotation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -99,7 +99,8 @@ async def restore(aim: Aim, snapshot: Path) -> Restored:
         await asyncio.to_thread(_prepare, aim)
         async with _replacing(aim.service):
             before = await data.swap()
-        return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted), departed))
+        again = _again(aim, joined, departed, trusted)
+        return await _completed(aim, data, Restored(cluster, "", "", before, again, departed))
 
 
 async def recover(aim: Aim) -> Restored:
@@ -114,7 +115,8 @@ async def recover(aim: Aim) -> Restored:
             await data.make(restorer, own, f"https://{aim.voter.peers}", checked=False)
             cluster, joined, departed = await _corrected(aim, data, restorer.bump, end_rotation=False)
             before = await data.swap()
-        return await _completed(aim, data, Restored(cluster, "", "", before, _again(aim, joined, trusted), departed))
+        again = _again(aim, joined, departed, trusted)
+        return await _completed(aim, data, Restored(cluster, "", "", before, again, departed))
 
 
 @contextlib.asynccontextmanager
@@ -186,7 +188,7 @@ async def _corrected(
         revoked = await asyncio.to_thread(revoked_serials, aim.service.folder / "revoked.der")
         store = EtcdStore(data.files.root_url([HERE.clients], RECORDS))
         try:
-            departed = await forget_again(vault, store, aim.host, revoked, aim.gone)
+            departed = await forget_again(vault, store, aim.host, revoked, aim.known, aim.gone)
         finally:
             await store.close()
         await revoke_tokens(vault)
@@ -209,9 +211,9 @@ def _authority(aim: Aim) -> bytes:
         return b""
 
 
-def _again(aim: Aim, joined: Mapping[str, JoinedHost], trusted: bytes) -> dict[str, str]:
-    """Return the hosts that must join again, names by ids."""
+def _again(aim: Aim, joined: Mapping[str, JoinedHost], departed: Collection[str], trusted: bytes) -> dict[str, str]:
+    """Return the hosts that must join again, names by ids; none of those that departed."""
     inside = {id_: host.name for id_, host in joined.items() if not host.forgotten}
     followed = bool(trusted) and bool(aim.url) and aim.voter.clients in etcd_parts(aim.url).endpoints
-    hosts = {**aim.known, **inside}
-    return {id_: name for id_, name in hosts.items() if id_ != aim.host and not (followed and id_ in inside)}
+    hosts = {id_: name for id_, name in {**aim.known, **inside}.items() if id_ not in {aim.host, *departed}}
+    return {id_: name for id_, name in hosts.items() if not (followed and id_ in inside)}

@@ -16,18 +16,20 @@ from typing import Protocol
 import msgspec
 
 from linkspan.cluster.founding.etcd_service import EtcdService
-from linkspan.cluster.founding.restart_turn import restart_in_turn
+from linkspan.cluster.founding.restart_turn import RESTART_SECONDS, restart_in_turn
 from linkspan.cluster.founding.signer import REVOKED, Revoked
 from linkspan.cluster.founding.trust_files import TrustFiles
-from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.errors import Conflict, LinkspanError, Unavailable
 from linkspan.store.vault import Vault
 
 PUBLISHED = "published/"
 """Prefix of the vault's keys that say what a voter's etcd knows; the host's id follows."""
 PATIENCE = 60.0
 """Seconds for all voters that answer."""
-STUCK = 10.0
-"""Seconds for which a problem may last: a restart and an election after it take 2 to 3 s."""
+STUCK = RESTART_SECONDS + 5.0
+"""Seconds for which a problem may last: a voter whose agent is killed in its turn to restart keeps it for that long."""
+OFF = 12.0
+"""Seconds for which agents must be off until they are not waited for: a restart, also by systemd, takes less."""
 AGAIN = 0.2
 ENDED = "the host's user and its certificates have ended"
 """What is done already when the rest fails."""
@@ -67,6 +69,13 @@ def digest(known: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(sorted(known)).encode()).hexdigest()
 
 
+def interrupted(*, voter: bool) -> LinkspanError:
+    """Return the error if a part ended before the rest was done; ``voter``: this host has begun another one."""
+    if voter:
+        return Unavailable(f"{ENDED}, and meanwhile this voter's etcd has begun again", AGAIN_HINT)
+    return Conflict(f"{ENDED}, and meanwhile this host has become a client, which cannot do the rest", ELSEWHERE)
+
+
 class Revocation:
     """Follows what is revoked, on one voter."""
 
@@ -102,13 +111,14 @@ class Revocation:
             if told is None or told.digest != digest(wanted):
                 await self._vault.put({PUBLISHED + self._host: (Published(digest(wanted)), revision)})
 
-    async def everywhere(self, voters: Others, serves: Callable[[], bool]) -> None:
-        """Wait until every voter that answers refuses what is revoked; ``serves``: this host is a voter.
+    async def everywhere(self, voters: Others, ended: Callable[[], LinkspanError | None]) -> None:
+        """Wait until every voter that answers refuses what is revoked.
 
-        One that does not answer does so as soon as it is back. Raises Unavailable as soon as it is known that waiting
-        does not help, and Conflict if this host is no voter any more.
+        One that does not answer does so as soon as it is back. ``ended`` returns why this host cannot do the rest, None
+        if it can. Raises that, and Unavailable as soon as it is known that waiting does not help.
         """
         begun = changed = time.monotonic()
+        idle_since = float("inf")
         before: object = None
         while True:
             late: Set[str] = frozenset([self._host])
@@ -118,18 +128,17 @@ class Revocation:
                 wanted = digest(marks(await self._vault.all(REVOKED, Revoked)))
                 told = await self._vault.all(PUBLISHED, Published)
                 late = {host for host in await voters.answering() if host not in told or told[host].digest != wanted}
-            except Unavailable as error:  # others' restarts, elections after them, or a voter that is missed
-                why, hint = error.message, error.hint
+            except Unavailable as failed:  # others' restarts, elections after them, or a voter that is missed
+                why, hint = failed.message, failed.hint
             if not late:
                 return
-            if not serves():
-                raise Conflict(
-                    f"{ENDED}, and meanwhile this host has become a client, which cannot do the rest", ELSEWHERE
-                )
+            if (error := ended()) is not None:
+                raise error
             now, state = time.monotonic(), (late, bool(why))
             if state != before:
                 before, changed = state, now
-            if (off := all(map(voters.idle, late))) or (why and now - changed > STUCK) or now - begun > PATIENCE:
+            idle_since = min(idle_since, now) if all(map(voters.idle, late)) else float("inf")
+            if (off := now - idle_since > OFF) or (why and now - changed > STUCK) or now - begun > PATIENCE:
                 where = ", ".join(sorted(map(voters.name, late)))
                 if off:
                     why, hint = "the agent there does not run", f"start it; then {AGAIN_HINT}"

@@ -34,7 +34,7 @@ from linkspan.cluster.founding.voting import (
     next_step,
     refusal,
 )
-from linkspan.core.errors import Conflict, LinkspanError
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_maintenance import Maintenance
 from linkspan.store.etcd_wire import Member
@@ -49,7 +49,7 @@ RETRY_SECONDS = 600.0
 UNFIT = ("already exist", "URLs are invalid")
 """What etcd says of an address that no new member can have, as one that another member has."""
 FORGETTING = "voting/forgetting/"
-"""Prefix of the vault's keys of hosts that are forgotten now."""
+"""Prefix of the vault's keys of hosts that are forgotten now; the ids of the host and of that voter follow."""
 FORGETTING_SECONDS = 150.0
 """Seconds after which voting goes on all the same: an agent may be killed while it forgets a host."""
 QUOTA_AGE = 1e9
@@ -57,7 +57,7 @@ QUOTA_AGE = 1e9
 
 
 class Forgetting(msgspec.Struct, frozen=True):
-    """A host is forgotten now; ``by`` is the voter whose agent does it."""
+    """A host is forgotten now; ``by`` is the voter whose agent does it, as its key says."""
 
     by: str
 
@@ -124,16 +124,31 @@ class VoterControl:
 
         With one host less there may be more voters than needed. The next step of voting could take out the very voter
         that forgets the host, and it could not end that: what is left to do is for voters alone. After a failure they
-        stay for FORGETTING_SECONDS, because the operator is told to type the same again.
+        stay for FORGETTING_SECONDS, because the operator is told to type the same again. After a refusal they need not.
+
+        A step that another voter had begun when the block began is not covered: it changes etcd's members all the same.
         """
-        key = FORGETTING + host
+        key = f"{FORGETTING}{host}/{self._here}"  # two voters may forget one host: each ends what it began alone
         _, before = await self._vault.get(key, Forgetting)
         if before:  # the last try broke off, and voting would go on before this one has ended
             await self._vault.put({key: (None, before)})
         await self._vault.hold(key, Forgetting(self._here), FORGETTING_SECONDS)
+        await self._overtake()
+        try:
+            yield
+        except (Conflict, Invalid, NotFound):
+            await self._go_on(key)
+            raise
+        await self._go_on(key)
+
+    async def _overtake(self) -> None:
+        """Change the turn, so that whoever looked before begins no step; who looks from now on sees the mark."""
         turn, revision = await self._vault.get(TURN, Turn)
-        await self._vault.put({TURN: (turn or Turn(by="", at=0.0), revision)})  # whoever looked before does nothing
-        yield
+        while not await self._vault.put({TURN: (turn or Turn(by="", at=0.0), revision)}):
+            turn, revision = await self._vault.get(TURN, Turn)
+
+    async def _go_on(self, key: str) -> None:
+        """Remove the mark of a host that was forgotten, or is not."""
         with contextlib.suppress(LinkspanError):  # it ends by itself
             _, now = await self._vault.get(key, Forgetting)
             await self._vault.put({key: (None, now)})

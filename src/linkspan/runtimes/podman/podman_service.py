@@ -12,6 +12,7 @@ at all. The agent reports those as an event.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -22,15 +23,17 @@ import msgspec
 from linkspan import __version__
 from linkspan.core.addresses import mac, mac_text, prefix
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable
+from linkspan.core.event_log import Once
 from linkspan.core.model import ALIASES, AttachRequest, Endpoint, Network, Port, Protocol
+from linkspan.core.supervise import woken
+from linkspan.endpoints import update
 from linkspan.kernel.io.namespaces import open_namespace
 from linkspan.kernel.io.process_stat import parent
 from linkspan.runtimes import go_json, wishes
 from linkspan.runtimes.base import HostAgent, Service
+from linkspan.runtimes.podman import podman_labels
 
 if TYPE_CHECKING:
-    import asyncio
-
     from linkspan.core.event_log import EventLog
 
 log = logging.getLogger("linkspan.podman")
@@ -104,6 +107,7 @@ class Podman(Service):
         self._agent = agent
         self._event_log = event_log
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unread = Once()
 
     async def answer(self, path: str, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:  # noqa: ARG002 - only one
         """Answer a call of the plugin."""
@@ -154,21 +158,33 @@ class Podman(Service):
             raise Unavailable(f"network namespace {words.get('NETNS', '')}: {why}", "is the container running?")
         # `network update` does not inform the plugin
         _check_wishes(self._agent.network(call.network.linkspan), call.network)
+        labels = await self._labels(call, pid)
         fd = open_namespace(f"/proc/{pid}/fd/{words['LINKSPAN_NETNS_FD']}")
         try:
-            endpoint = await self._agent.attach(self._request(call), fd, words.get("NETNS", ""))
+            endpoint = await self._agent.attach(self._request(call, labels), fd, words.get("NETNS", ""))
         finally:
             os.close(fd)
         if (wanted := _published(call)) and not endpoint.ports:
-            import asyncio
-
             netavark = _open_parent(pid)  # now: the plugin ends with this answer
             task = asyncio.create_task(self._tell_unpublished(netavark, call.container_id, wanted))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return _result(endpoint, self._agent.nameservers(endpoint))
 
-    def _request(self, call: Call) -> AttachRequest:
+    async def _labels(self, call: Call, plugin: int) -> dict[str, str]:
+        """Return the labels that the container has from its user: none, with an event, if they cannot be read."""
+        try:
+            return update.labels_of_user(await asyncio.to_thread(podman_labels.labels, plugin, call.container_id))
+        except Unavailable as error:
+            if self._unread.first(error.message):  # an old Podman says the same of each container
+                name = call.container_name or call.container_id
+                fix = f"set them by linkspan endpoint label {name} KEY=VALUE"
+                what = f"{name} has none of its labels here: {error.message}; {fix}"
+                log.warning("%s", what)
+                self._event_log.add("network", what, endpoint=call.container_id, network=call.network.linkspan)
+            return {}
+
+    def _request(self, call: Call, labels: Mapping[str, str]) -> AttachRequest:
         wish = call.network_options
         aliases = tuple(dict.fromkeys(a for a in wish.aliases or () if a != call.container_id[:12]))
         return AttachRequest(
@@ -182,7 +198,7 @@ class Podman(Service):
             ports_bound=True,
             bandwidth=wishes.limits(wish.options or {}),
             engine="podman",
-            labels={ALIASES: ",".join(aliases)} if aliases else {},
+            labels={**labels, ALIASES: ",".join(aliases)} if aliases else dict(labels),
         )
 
     def _ports(self, call: Call) -> tuple[Port, ...]:
@@ -218,10 +234,6 @@ async def _ended(pidfd: int) -> None:
     """Wait until a process has ended, at most PATIENCE, and close its pidfd; -1 has ended already."""
     if pidfd < 0:
         return
-    import asyncio
-
-    from linkspan.core.supervise import woken
-
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(pidfd, ended.set)
     try:

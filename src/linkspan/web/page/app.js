@@ -115,10 +115,11 @@ function Condition({ state, live, route }) {
   const { about } = state;
   const bad = hostsOf(state).filter((one) => !["ok", "idle"].includes(health(state, one).level)).length;
   const count = Object.keys(state.problems).length;
+  const why = (english) => about.said[language()] ?? english;
   const away = live.link === "lost" ? { level: "bad", word: t("`linkspan web` does not answer") }
     : live.link === "out" ? { level: "bad", word: t("The session is over"), fix: t("Start `linkspan web` again, or press Enter where it runs: it prints another link.") }
-    : about.away ? { level: "bad", word: t("The agent does not answer"), title: about.away }
-    : about.waiting ? { level: "warn", word: t("The agent waits for its store"), title: about.waiting } : null;
+    : about.away ? { level: "bad", word: t("The agent does not answer"), title: why(about.away) }
+    : about.waiting ? { level: "warn", word: t("The agent waits for its store"), title: why(about.waiting) } : null;
   const problems = !away && count > 0;
   const { level, word, title, fix } = away
     ?? (problems ? { level: about.ok ? "warn" : "bad", word: t(count === 1 ? "1 problem" : "{n} problems", { n: count }) }

@@ -13,15 +13,16 @@ const NONE = { found: null, error: "", busy: false, live: false, packet: null };
 
 // Returns {found, error, busy, live, packet, sendPacket, again} of the trace between the ends in the address bar. It is
 // asked again when hosts or problems change (`changes` is different then), and from time to time: what was true may be
-// so no more. The result of a real packet (`live`) stays until something changes or somebody asks again; after that its
-// verdict and its time are in `packet`.
+// so no more. The result of a real packet (`live`) stays until something changes, be it the page's language, or somebody
+// asks again; after that its verdict and its time are in `packet`.
 export function useTrace(state, route, changes) {
   const [trace, setTrace] = useState(NONE);
   const [round, setRound] = useState(0);
   const ends = route.a && route.b && state ? { source: traceName(state, route.a), target: traceName(state, route.b), port: route.port } : null;
   const asked = JSON.stringify(ends);
   const now = useRef({});
-  now.current = { asked, changes, ...trace };
+  const valid = JSON.stringify([changes, language()]);
+  now.current = { asked, valid, ...trace };
   const choice = useRef(0);
   // Answers count that were asked for since these ends were chosen; a walk's never replaces that of a real packet.
   const run = (asking, live) => {
@@ -32,7 +33,7 @@ export function useTrace(state, route, changes) {
       (found) => {
         if (!counts()) return;
         const packet = live ? { verdict: found.verdict, listens: found.listens, at: Date.now() / 1000 } : now.current.packet;
-        const old = live && now.current.changes !== changes; // something has changed since it was sent
+        const old = live && now.current.valid !== valid; // something has changed since it was sent
         setTrace({ found, error: "", busy: false, live: live && !old, packet });
         if (old) setRound((number) => number + 1);
       },
@@ -43,10 +44,10 @@ export function useTrace(state, route, changes) {
     choice.current += 1;
     setTrace(NONE);
   }, [asked]);
-  useEffect(() => setTrace((before) => (before.live ? { ...before, live: false } : before)), [changes]);
+  useEffect(() => setTrace((before) => (before.live ? { ...before, live: false } : before)), [valid]);
   useEffect(() => {
     if (ends && !trace.live) run(ask("/api/trace", ends), false);
-  }, [asked, round, trace.live, changes, language()]);
+  }, [asked, round, trace.live, valid]);
   useEffect(() => {
     if (!ends) return undefined;
     const again = () => document.visibilityState === "visible" && !now.current.busy && setRound((number) => number + 1);

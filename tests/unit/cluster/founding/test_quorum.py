@@ -88,6 +88,28 @@ def test_an_etcd_that_tells_it_to_users_alone_is_asked_as_one(gateway: Gateway) 
     assert said(gateway) is None
 
 
+def test_an_election_is_waited_for(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends by itself, and a command that is refused meanwhile would only be typed again."""
+    monkeypatch.setattr(quorum, "AGAIN", 0.01)
+
+    async def run() -> None:
+        gateway.leaderless, gateway.silent = True, {"3"}
+        waiting = asyncio.create_task(quorum.require(gateway))  # type: ignore[arg-type]
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        gateway.leaderless = False
+        await asyncio.wait_for(waiting, 1)
+        gateway.leaderless = True
+        monkeypatch.setattr(quorum, "ELECTION", 0.1)
+        with pytest.raises(Unavailable, match="the voters have no leader"):
+            await asyncio.wait_for(quorum.require(gateway), 1)  # type: ignore[arg-type]
+        assert (await quorum.look(gateway)).has_quorum  # type: ignore[arg-type]
+        gateway.silent = {"2", "3"}
+        assert not (await quorum.look(gateway)).has_quorum  # type: ignore[arg-type]
+
+    asyncio.run(run())
+
+
 def test_a_command_ends_at_once_if_there_is_no_quorum(gateway: Gateway) -> None:
     """It raises what is wrong."""
     asyncio.run(quorum.require(gateway))  # type: ignore[arg-type]

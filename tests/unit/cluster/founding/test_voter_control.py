@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from unittest import mock
 
+import msgspec
 import pytest
 
 from linkspan.cluster.founding import member_list, promotion, voter_control
@@ -23,7 +24,7 @@ from linkspan.cluster.founding.voter_control import (
     chosen,
 )
 from linkspan.cluster.founding.voting import Add, Candidate, Promote, Remove, Seen, VotingSettings
-from linkspan.core.errors import Conflict, Unavailable
+from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.store_url import etcd_parts
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
@@ -188,9 +189,9 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         steps.append(member.host)
 
     async def run() -> None:
-        await voters.vault.hold(FORGETTING + "3", Forgetting("9"), 99)
+        await voters.vault.hold(FORGETTING + "3/1", Forgetting("1"), 99)
         async with forgetting.steady("3"):
-            assert (await voters.vault.get(FORGETTING + "3", Forgetting))[0] == Forgetting("1")
+            assert await voters.vault.all(FORGETTING, Forgetting) == {"3/1": Forgetting("1")}
             await deciding._step(())
             assert steps == []
         await deciding._step(())
@@ -214,6 +215,64 @@ def test_the_voters_stay_who_they_are_while_a_host_is_forgotten(monkeypatch: pyt
         assert steps == []
 
     monkeypatch.setattr(VoterControl, "_expel", expel)
+    asyncio.run(run())
+
+
+def test_a_forget_changes_the_turn_after_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voter that changes it a moment before that has begun its step; whoever looked then begins none."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    real, seen = Vault.put, list[int]()
+
+    async def put(vault: Vault, values: Mapping[str, tuple[msgspec.Struct | None, int]]) -> bool:
+        if TURN in values and len(seen) < 2:
+            _, revision = await vault.get(TURN, Turn)
+            await real(vault, {TURN: (Turn(by="2", at=0.0), revision)})
+            seen.append((await vault.get(TURN, Turn))[1])
+        return await real(vault, values)
+
+    monkeypatch.setattr(Vault, "put", put)
+
+    async def run() -> None:
+        async with VoterControl(voters.vault, "1", Records(), print).steady("3"):
+            turn, revision = await voters.vault.get(TURN, Turn)
+            assert turn == Turn(by="2", at=0.0)
+            assert (len(seen), revision > max(seen)) == (2, True)
+
+    asyncio.run(run())
+
+
+def test_two_voters_that_forget_one_host_do_not_end_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The voters stay who they are until the last one has ended what it began."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    one, other = (VoterControl(voters.vault, host, Records(), print).steady("3") for host in ("1", "2"))
+
+    async def marks() -> set[str]:
+        return {*await voters.vault.all(FORGETTING, Forgetting)}
+
+    async def run() -> None:
+        async with one:
+            async with other:
+                assert await marks() == {"3/1", "3/2"}
+            assert await marks() == {"3/1"}
+        assert await marks() == set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("refusal", [Conflict, NotFound, Invalid])
+def test_voting_goes_on_after_a_forget_that_was_refused(
+    monkeypatch: pytest.MonkeyPatch, refusal: type[LinkspanError]
+) -> None:
+    """Nobody types the same again, so nothing is waited for."""
+    voters = Voters(monkeypatch, ("1", "2"))
+    control = VoterControl(voters.vault, "1", Records(), print)
+
+    async def run() -> None:
+        with pytest.raises(refusal):
+            async with control.steady("3"):
+                raise refusal("it must stay a voter")
+        assert await voters.vault.all(FORGETTING, Forgetting) == {}
+
     asyncio.run(run())
 
 
