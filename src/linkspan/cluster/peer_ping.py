@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -51,19 +52,27 @@ Pair = tuple[str, str]
 
 
 class _Awaited(msgspec.Struct):
-    """Pings of an address since its last answer: the time of the first (monotonic clock), and how many.
+    """Pings of a pair's address since its last answer: the time of the first (monotonic clock), and how many.
 
     ``last`` is the time of the last one, and ``failed`` says why the last one could not be sent, '' if it was.
     """
 
+    pair: Pair
+    family: int
     since: float
     asked: int = 0
     failed: str = ""
     last: float = -math.inf
 
-    def unanswered(self, now: float) -> int:
-        """Return how many pings have had time for an answer."""
-        return self.asked - (now - self.last < CONFIRMED)
+    def is_silent(self, now: float) -> bool:
+        """Return whether it should have answered by now."""
+        unanswered = self.asked - (now - self.last < CONFIRMED)
+        return now - self.since >= SILENT and unanswered >= TWICE
+
+    def why(self, address: str, now: float) -> str:
+        """Return in words that its address does not answer."""
+        why = self.failed or f"no answer to pings of {address}, its own address there"
+        return f"{why}, for {now - self.since:.0f} s"
 
 
 class PeerPings:
@@ -125,7 +134,7 @@ class PeerPings:
             while targets:
                 for pair, family, address in targets[:RATE]:
                     if pair in self._peers:
-                        self._ping(family, address)
+                        self._ping(pair, family, address)
                 if targets := targets[RATE:]:
                     await pause(1)
                     # A round may take minutes, so new peers come next.
@@ -143,17 +152,20 @@ class PeerPings:
             self._event_log.add("peer", one.what, **one.about)
         self._logged = frozenset(silent)
 
-    def _ping(self, family: int, address: str) -> None:
+    def _ping(self, pair: Pair, family: int, address: str) -> None:
         number, at, failed = (self._number + 1) % NUMBERS, time.time(), ""
         try:
             if not self._echoes[family].ask(address, number):
                 return  # nothing was asked, so nothing can be lost: the next round asks again
         except KernelError as error:
             failed = error.message
-        self._number = number
-        self._qualities.setdefault(address, PathQuality()).ask(number, at)
-        awaited = self._awaited.setdefault(address, _Awaited(time.monotonic()))
-        awaited.asked, awaited.failed, awaited.last = awaited.asked + 1, failed, time.monotonic()
+        self._number, now = number, time.monotonic()
+        if (quality := self._qualities.get(address)) is None:
+            quality = self._qualities[address] = PathQuality()
+        quality.ask(number, at)
+        if (awaited := self._awaited.get(address)) is None:
+            awaited = self._awaited[address] = _Awaited(pair, family, now)
+        awaited.pair, awaited.asked, awaited.failed, awaited.last = pair, awaited.asked + 1, failed, now
 
     def _heard(self, echo: Echo) -> None:
         for address, reply in echo.answers().items():
@@ -172,28 +184,24 @@ class PeerPings:
 
     def silent(self) -> dict[Pair, str]:
         """Return the (network, host) pairs that do not answer, with the reason."""
-        return {pair: why for (pair, _), why in self._silent().items()}
+        now = time.monotonic()
+        return {one.pair: one.why(address, now) for address, one in self._silent(now).items()}
 
-    def _silent(self) -> dict[tuple[Pair, str], str]:
-        now, found = time.monotonic(), {}
-        long = ((address, one) for address, one in self._awaited.items() if now - one.since >= SILENT)
-        silent = {address: one for address, one in long if one.unanswered(now) >= TWICE}
-        for pair, _, address in self._targets() if silent else ():
-            if (awaited := silent.get(address)) is not None:
-                why = awaited.failed or f"no answer to pings of {address}, its own address there"
-                found[pair, address] = f"{why}, for {now - awaited.since:.0f} s"
-        return found
+    def _silent(self, now: float) -> dict[str, _Awaited]:
+        """Return what is awaited in vain, by address."""
+        awaited = self._awaited.items()
+        return {address: one for address, one in awaited if one.is_silent(now) and one.pair in self._peers}
 
     async def confirmed(self) -> dict[tuple[str, str, int], str]:
         """Ping the silent peers once more; return the reasons of those still silent, by (network, host, family)."""
-        silent = self._silent()
-        asked = [target for target in self._targets() if (target[0], target[2]) in silent][:MOST]
-        for _, family, address in asked:
-            self._ping(family, address)
+        asked = dict(itertools.islice(self._silent(time.monotonic()).items(), MOST))
+        for address, one in asked.items():
+            self._ping(one.pair, one.family, address)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRMED):
-                while any(address in self._awaited for _, _, address in asked):
+                while not self._awaited.keys().isdisjoint(asked):
                     self._answers.clear()
                     await self._answers.wait()
-        left = self._silent()
-        return {(*pair, family): left[pair, address] for pair, family, address in asked if (pair, address) in left}
+        now = time.monotonic()
+        left = {address: one for address, one in self._silent(now).items() if address in asked}
+        return {(*one.pair, one.family): one.why(address, now) for address, one in left.items()}

@@ -16,6 +16,10 @@ import msgspec
 from linkspan.core.errors import Unavailable
 from linkspan.store.etcd_wire import Json
 
+TURNS = 3
+"""Turns of the loop after a pause until all that has come is read: TLS goes on, then the loop looks at the socket, and
+then it reads. Otherwise the next line would be the only one, and the others would wait for another pause."""
+
 
 class Messages:
     """The messages of a request's body, in the order in which they are sent."""
@@ -84,17 +88,22 @@ class Stream:
         return lines
 
     async def pause(self, seconds: float) -> None:
-        """Leave unread for so long what comes: a turn of the loop for each message costs more than the messages."""
+        """Leave unread for so long what comes: a turn of the loop for each message costs more than the messages.
+
+        aiohttp's own pause would leave also its parser behind: after it, the first message comes alone.
+        """
         connection = self._response.connection
-        protocol = connection.protocol if connection is not None else None
-        if connection is not None and protocol is not None and seconds:
-            _leave_in_kernel(connection.transport)
-            protocol.pause_reading()
+        transport = connection.transport if connection is not None and seconds else None
+        if transport is not None:
+            _leave_in_kernel(transport)
+            transport.pause_reading()
         try:
             await asyncio.sleep(seconds)
         finally:
-            if protocol is not None and seconds:
-                protocol.resume_reading()
+            if transport is not None:
+                transport.resume_reading()
+        for _ in range(TURNS if transport is not None else 0):
+            await asyncio.sleep(0)
 
     async def rest(self) -> bytes:
         """Return the rest of the answer, up to its end. Raises Unavailable."""
@@ -114,7 +123,7 @@ class Stream:
         self._response.close()
 
 
-def _leave_in_kernel(transport: asyncio.Transport | None) -> None:
+def _leave_in_kernel(transport: asyncio.Transport) -> None:
     """Let a TLS connection that is not read take no more than one message: it would go on up to 256 KiB by itself."""
     if (limit := getattr(transport, "set_read_buffer_limits", None)) is not None:
         limit(high=1, low=0)

@@ -55,7 +55,7 @@ def confirmed(answering: set[str], since: float, asked: int = 3) -> tuple[dict[t
     peer_pings = PeerPings(known, EventLog(Path()))
     wire = Wire(peer_pings, answering)
     peer_pings._echoes = dict.fromkeys((4, 6), cast("Any", wire))
-    peer_pings._awaited = {"10.77.2.0": _Awaited(time.monotonic() - since, asked)}
+    peer_pings._awaited = {"10.77.2.0": _Awaited(("demo", "id2"), 4, time.monotonic() - since, asked)}
     return asyncio.run(peer_pings.confirmed()), wire.asked
 
 
@@ -92,9 +92,9 @@ def test_a_ping_counts_when_it_had_time_for_an_answer() -> None:
     peer_pings = PeerPings({("demo", "id2"): peer(demo, {})}, EventLog(Path()))
     peer_pings._echoes = {4: cast("Any", Quiet())}
     now = time.monotonic()
-    peer_pings._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now)}
+    peer_pings._awaited = {"10.77.2.0": _Awaited(("demo", "id2"), 4, now - 60, 2, last=now)}
     assert peer_pings.silent() == {}
-    peer_pings._awaited = {"10.77.2.0": _Awaited(now - 60, 2, last=now - CONFIRMED)}
+    peer_pings._awaited = {"10.77.2.0": _Awaited(("demo", "id2"), 4, now - 60, 2, last=now - CONFIRMED)}
     assert peer_pings.silent().keys() == {("demo", "id2")}
 
 

@@ -51,7 +51,7 @@ def test_the_log_has_an_event_for_each_change_and_none_in_between(tmp_path: Path
     pings._echoes = {4: cast("Any", object())}
     for since in (1e-9, 20, 25, None):
         now = time.monotonic()
-        pings._awaited = {} if since is None else {address: _Awaited(now - since, 9)}
+        pings._awaited = {} if since is None else {address: _Awaited(("demo", "id2"), 4, now - since, 9)}
         pings._log_changes()
     said = [event.what.split(" in network")[0] for event in log.kept("peer")]
     assert said == [f"host {one.host.name} does not answer pings", f"host {one.host.name} answers pings again"]

@@ -69,15 +69,19 @@ def _tls(folder: Path) -> ssl.SSLContext:
 
 
 def test_what_comes_by_tls_while_a_stream_rests_stays_in_the_kernel(tmp_path: Path) -> None:
-    """One message at most is taken: each would wake the loop, and 1,000 hosts write fifty times a second."""
-    more = asyncio.Event()
+    """One message at most is taken: each would wake the loop, and 1,000 hosts write fifty times a second.
+
+    After the rest all of them are there at once.
+    """
+    turns = [asyncio.Event() for _ in range(4)]
 
     async def lines(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
         await answer.write(b"one\n")
-        await more.wait()
-        await answer.write(b"two\n")
+        for number, turn in enumerate(turns):
+            await turn.wait()
+            await answer.write(b"%d\n" % number)
         await asyncio.Event().wait()
         return answer
 
@@ -93,14 +97,15 @@ def test_what_comes_by_tls_while_a_stream_rests_stays_in_the_kernel(tmp_path: Pa
             assert await stream.next() == b"one"
             assert response.connection is not None
             beneath: Any = response.connection.transport
-            resting = asyncio.create_task(stream.pause(60))
+            resting = asyncio.create_task(stream.pause(1))
             await asyncio.sleep(0)
-            more.set()
+            turns[0].set()
             await eventually(lambda: not beneath._ssl_protocol._transport.is_reading(), "nothing more is taken")
-            resting.cancel()
-            await asyncio.gather(resting, return_exceptions=True)
-            assert await stream.next() == b"two"
+            for turn in turns[1:]:
+                turn.set()
+            await resting
             assert beneath._ssl_protocol._transport.is_reading()
+            assert [await stream.next(), *stream.waiting()] == [b"0", b"1", b"2", b"3"]
             stream.close()
         await runner.cleanup()
 

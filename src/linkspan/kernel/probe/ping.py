@@ -46,7 +46,9 @@ class Echo:
         """Open the socket in the network namespace of the calling thread. Raises KernelError if it may not."""
         self._family = family
         self._id = int.from_bytes(os.urandom(2), "big")
-        _, reply = _ECHO[family]
+        request, reply = _ECHO[family]
+        self._sum = checksum(_HEADER.pack(request, 0, 0, self._id, 0) + _MARK)
+        """Of a request with the number 0."""
         kind, protocol = (
             (socket.AF_INET, socket.IPPROTO_ICMP) if family == 4 else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
         )
@@ -73,9 +75,9 @@ class Echo:
         Raises KernelError if the kernel has no route to it.
         """
         request, _ = _ECHO[self._family]
-        head = _HEADER.pack(request, 0, 0, self._id, number)
-        if self._family == 4:  # the kernel fills in IPv6's checksum
-            head = _HEADER.pack(request, 0, checksum(head + _MARK), self._id, number)
+        left = self._sum - number  # the number is one more word of the sum (RFC 1071 section 2)
+        check = 0 if self._family == 6 else left if left >= 0 else left + 0xFFFF  # the kernel fills in IPv6's
+        head = _HEADER.pack(request, 0, check, self._id, number)
         try:
             self._socket.sendto(head + _MARK, (address, 0))
         except BlockingIOError:
