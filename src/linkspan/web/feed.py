@@ -6,7 +6,7 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ SHARE, SHARE_OF_EVENTS = 100, 10
 (10 %) of a core on it.
 
 The shortest of the last READINGS that succeeded counts: the others waited for a store or for a busy machine, and did
-not work."""
+not work. Until there are so many, the state is read every RENEW seconds: one reading says too little."""
 READINGS = 3
 AGAIN = 1.0
 """Seconds until the next try if the agent does not answer."""
@@ -37,6 +37,15 @@ QUEUE, QUEUE_BYTES = 16, 4 << 20
 """Messages that wait for one viewer, and their bytes. If there are more, it gets the whole state instead."""
 VIEWERS = 64
 """Streams at a time: a browser needs one."""
+
+
+def pauses(took: Collection[float]) -> tuple[float, float]:
+    """Return the seconds from a reading to the next one: if an event comes, and if none does.
+
+    ``took`` are the seconds of the last readings, at most READINGS.
+    """
+    least = min(took) if len(took) == READINGS else 0.0
+    return max(PUBLISH, SHARE_OF_EVENTS * least), max(RENEW, SHARE * least)
 
 
 class Viewer:
@@ -201,8 +210,7 @@ class Feed:
             self._event_came.clear()
             await self._read(older)
             older = 0.0
-            took = min(self._took, default=0.0)
-            soon, late = max(PUBLISH, SHARE_OF_EVENTS * took), max(RENEW, SHARE * took)
+            soon, late = pauses(self._took)
             await asyncio.sleep(soon)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(late - soon):

@@ -180,6 +180,13 @@ def test_readings_that_fail_at_once_do_not_shorten_the_pauses() -> None:
     with_feed(test)
 
 
+def test_one_slow_reading_does_not_decide_the_pauses() -> None:
+    """A busy machine made it slow; three slow ones tell of a large cluster."""
+    assert feed.pauses([0.6]) == feed.pauses([0.6, 0.6]) == feed.pauses([]) == (0.25, 5.0)
+    assert feed.pauses([0.6, 0.01, 0.7]) == (0.25, 5.0)
+    assert feed.pauses([0.6, 0.5, 0.7]) == (5.0, 50.0)
+
+
 def test_the_pauses_follow_also_from_how_long_the_state_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making it from the answers is work, too."""
     now = [0.0]

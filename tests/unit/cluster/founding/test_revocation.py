@@ -81,7 +81,7 @@ def test_a_voter_whose_agent_restarts_is_waited_for(part: Revocation) -> None:
 
     async def run() -> None:
         waiting = asyncio.create_task(part.everywhere(others, goes_on))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: others.looks > 20, "it looks again and again")
         others.off = ()
         assert not waiting.done()
         await part._vault.put({PUBLISHED + "2": (Published(digest([])), 0)})
