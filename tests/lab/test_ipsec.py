@@ -315,7 +315,7 @@ def test_a_revoked_certificate_gets_nothing_through(cluster: IpsecRun, certified
 
 def test_files_that_others_may_change_are_named(cluster: IpsecRun, certified: Authority) -> None:
     """A user who may write the revocation list decides whom hosts trust. Existing associations stay."""
-    crl = Path(certified.revoked())
+    crl = certified.crl
     for mode in (0o664, 0o646):
         crl.chmod(mode)
         cluster.told("h1", f"{crl} (crl for IPsec) can be changed by others than root", f"chmod go-w {crl}")
@@ -323,6 +323,18 @@ def test_files_that_others_may_change_are_named(cluster: IpsecRun, certified: Au
         crl.chmod(0o644)
         cluster.reaches("c1", "c3")
         cluster.well()
+
+
+def test_a_list_that_is_no_good_changes_nothing(cluster: IpsecRun, certified: Authority) -> None:
+    """Somebody may just be writing it. The list from before counts, and ends no association."""
+    crl = certified.crl
+    good, before = crl.read_bytes(), cluster.spis("h1")
+    crl.write_bytes(good[: len(good) // 2])
+    cluster.told("h1", f"{crl} is no crl that strongSwan takes")
+    assert before == cluster.spis("h1")
+    crl.write_bytes(good)
+    cluster.well()
+    assert before == cluster.spis("h1")
 
 
 def test_a_network_migrates_to_ipsec_and_back(cluster: IpsecRun) -> None:

@@ -40,7 +40,7 @@ class Authority:
             (folder / name).write_text("01\n")
         (folder / "conf").write_text(_CONF.format(folder=folder))
         self._openssl("req", "-x509", "-days", "30", "-subj", f"/CN={folder.name}", *self._new("ca"))
-        self.certificate = folder / "ca.pem"
+        self.certificate, self.crl = folder / "ca.pem", folder / "crl.pem"
 
     def signed(self, host: str, name: str = "", days: tuple[int, int] = (-1, 30)) -> dict[str, str]:
         """Return the settings of a host with a new certificate, for ``name`` and from one day to another from now."""
@@ -58,9 +58,8 @@ class Authority:
         """Take a host's certificate back, where one is given, and return the list of those that are."""
         if host:
             self._ca("-revoke", str(self.folder / f"{host}.crt"))
-        path = self.folder / "crl.pem"
-        self._ca("-gencrl", "-out", str(path))
-        return str(path)
+        self._ca("-gencrl", "-out", str(self.crl))
+        return str(self.crl)
 
     def _new(self, name: str) -> tuple[str, ...]:
         kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")

@@ -134,12 +134,13 @@ class CharonDriver:
             return {state.key: error for state in (*put, *delete)}
 
     def load(self, asked: vici.Session, state: IpsecCredential) -> None:
-        """Load a file. Raises LinkspanError with its name if it is missing, wrong, or not for root alone."""
+        """Load a file. Raises LinkspanError with its name if it is missing, wrong, or not for root alone.
+
+        A changed file replaces what was loaded from it only if the daemon takes it: somebody may just be writing it.
+        """
         content = _content(state)
         digest = self._digest(content)
         before = self._credentials.get(state.key)
-        if before is not None and before[1] != digest:
-            self.unload(asked, state)  # the old content would stay valid beside the new one
         if not self._credentials:
             _forget_all(asked)  # an earlier agent may have loaded one
         try:
@@ -151,6 +152,10 @@ class CharonDriver:
                 "PEM or DER, without a passphrase" if state.kind != "psk" else "one line with the key",
             ) from error
         self._credentials[state.key] = (state, digest)
+        if before is not None and before[1] != digest:
+            if state.kind != "psk":  # a shared key has taken the place of the one with its name
+                self._load_again(asked)  # the old content would stay valid beside the new one
+            self._prove_anew(asked)
 
     def _load(self, asked: vici.Session, state: IpsecCredential, content: bytes) -> None:
         match state.kind:
@@ -178,13 +183,17 @@ class CharonDriver:
             asked.unload_shared({"id": state.path})
             self._prove_anew(asked)
             return
+        self._load_again(asked)
+        self._prove_anew(asked)
+
+    def _load_again(self, asked: vici.Session) -> None:
+        """Load all files anew, and so let the daemon forget what it has beside them."""
         rest, self._credentials = self._credentials, {}
         _forget_all(asked)
         for other, digest in rest.values():
             with contextlib.suppress(LinkspanError):  # the next observation finds a file that is invalid by now
                 if self._digest(_content(other)) == digest:
                     self.load(asked, other)
-        self._prove_anew(asked)
 
     def connect(
         self,
