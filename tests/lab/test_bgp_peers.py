@@ -189,7 +189,7 @@ def test_a_peer_that_restarts_keeps_its_routes_for_its_restart_time(mesh: BgpRun
     router.kill()
     until(lambda: not _up(mesh), "the session is down")
     assert FREE in mesh.learnt("h1")
-    router.start(65001, [FREE], session=graceful.format(4))
+    router.start(65001, [FREE], session=graceful.format(4), again=True)
     until(router.established, "it is back")
     assert FREE in mesh.learnt("h1")
     router.kill()

@@ -125,8 +125,13 @@ class Speaker:
         lines = ("link set eth0 up", f"addr add {self.address}/24 dev eth0")
         commands.ip(self.namespace, (*lines, f"addr add {self.address6}/64 dev eth0 nodad"))
 
-    def start(self, asn: int, routes: list[str], session: str = "", next_hop: str = "") -> None:
-        """Speak to h1, and announce routes by a next hop; ``session`` are lines of the session's block."""
+    def start(
+        self, asn: int, routes: list[str], session: str = "", next_hop: str = "", *, again: bool = False
+    ) -> None:
+        """Speak to h1, and announce routes by a next hop; ``session`` are lines of the session's block.
+
+        ``again``: this follows a crash, and the peers keep the routes until it has announced them (RFC 4724).
+        """
         self.stop()
         self._folder.mkdir(exist_ok=True)
         four = "\n".join(f"route {r} blackhole;" for r in routes if ":" not in r)
@@ -147,6 +152,7 @@ protocol bgp foreign {{
 }}
 """)
         argv = ["bird", "-f", "-c", str(self._folder / "bird.conf"), "-s", str(self._folder / "bird.ctl")]
+        argv += ["-R"] if again else []
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen([*commands.entering(self.namespace), *argv], stderr=log)
 
