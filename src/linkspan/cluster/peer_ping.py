@@ -190,7 +190,15 @@ class PeerPings:
     def _silent(self, now: float) -> dict[str, _Awaited]:
         """Return what is awaited in vain, by address."""
         awaited = self._awaited.items()
-        return {address: one for address, one in awaited if one.is_silent(now) and one.pair in self._peers}
+        return {address: one for address, one in awaited if one.is_silent(now) and self._has(one, address)}
+
+    def _has(self, one: _Awaited, address: str) -> bool:
+        """Return whether the peer still has this address, and its family is pinged."""
+        peer = self._peers.get(one.pair)
+        if peer is None or one.family not in self._echoes:
+            return False
+        now = peer.lease.address(one.family)
+        return now is not None and now.address == address
 
     async def confirmed(self) -> dict[tuple[str, str, int], str]:
         """Ping the silent peers once more; return the reasons of those still silent, by (network, host, family)."""

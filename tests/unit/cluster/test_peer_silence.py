@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from linkspan.cluster.peer_ping import PeerPings, _Awaited
 from linkspan.cluster.peer_silence import Pair, changes
 from linkspan.core.event_log import EventLog
-from support.records.peers import network, peer
+from linkspan.core.host_view import Peer
+from support.records.peers import lease, network, peer
 
 KNOWN: list[Pair] = [(net, f"id{number}") for number in range(1, 9) for net in ("demo", "web")]
 
@@ -55,3 +58,20 @@ def test_the_log_has_an_event_for_each_change_and_none_in_between(tmp_path: Path
         pings._log_changes()
     said = [event.what.split(" in network")[0] for event in log.kept("peer")]
     assert said == [f"host {one.host.name} does not answer pings", f"host {one.host.name} answers pings again"]
+
+
+def test_an_address_that_a_peer_no_longer_has_is_not_missed(tmp_path: Path) -> None:
+    """It came back with another block; nor is anybody missed once the pings have ended."""
+    pair, asked = ("demo", "id2"), network("vxlan", (4,))
+    one = peer(asked, {})
+    peers: dict[Pair, Peer] = {pair: one}
+    pings = PeerPings(peers, EventLog(tmp_path / "events"))
+    pings._echoes = {4: cast("Any", object())}
+    address = one.lease.addresses[0].split("/")[0]
+    pings._awaited = {address: _Awaited(pair, 4, time.monotonic() - 20, 9)}
+    assert pings.silent().keys() == {pair}
+    peers[pair] = msgspec.structs.replace(one, lease=lease(3, asked))
+    assert pings.silent() == {}
+    peers[pair] = one
+    pings._echoes = {}
+    assert pings.silent() == {}
