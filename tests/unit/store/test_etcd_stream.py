@@ -14,7 +14,7 @@ from aiohttp import web
 from linkspan.cluster.founding.certificates import Authority, new_authority, new_key
 from linkspan.core.errors import Unavailable
 from linkspan.store.etcd_stream import Messages, Stream
-from support.polling import eventually
+from support.polling import SHARED, eventually
 from support.records.replicas import together
 
 
@@ -97,7 +97,7 @@ def test_what_comes_by_tls_while_a_stream_rests_stays_in_the_kernel(tmp_path: Pa
             assert await stream.next() == b"one"
             assert response.connection is not None
             beneath: Any = response.connection.transport
-            resting = asyncio.create_task(stream.pause(1))
+            resting = asyncio.create_task(stream.pause(2 * SHARED))
             await asyncio.sleep(0)
             turns[0].set()
             await eventually(lambda: not beneath._ssl_protocol._transport.is_reading(), "nothing more is taken")
