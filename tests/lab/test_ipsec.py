@@ -332,6 +332,10 @@ def test_a_list_that_is_no_good_changes_nothing(cluster: IpsecRun, certified: Au
     crl.write_bytes(good[: len(good) // 2])
     cluster.told("h1", f"{crl} is no crl that strongSwan takes")
     assert before == cluster.spis("h1")
+    _given(cluster, "h1", certified.signed("h1"))  # all files are loaded anew: this one is kept
+    until(lambda: not before & cluster.spis("h1"), "h1 proves itself again")
+    cluster.reaches("c1", "c2")
+    before = cluster.spis("h1")
     crl.write_bytes(good)
     cluster.well()
     assert before == cluster.spis("h1")

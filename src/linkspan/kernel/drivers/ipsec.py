@@ -3,7 +3,8 @@
 The daemon reports what is loaded, but not with which content. So the driver keeps that in memory while the
 same process lives. An agent with no memory loads everything once more, which changes no association, because
 the daemon compares. The driver reads a secret, gives it to the daemon, and keeps it nowhere else; a digest
-with a key that lives as long as this process shows whether its file has changed.
+with a key that lives as long as this process shows whether its file has changed. It keeps what is public: the
+daemon forgets files only together, and one that somebody is just writing cannot be read again.
 
 A new connection logs under its own name in the daemon's log, from which the agent reads reasons
 (``ipsec_sessions``).
@@ -21,7 +22,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from linkspan.core.addresses import prefix, whole
 from linkspan.core.driver_contract import Support
@@ -61,6 +62,14 @@ RENEWED = 4
 """Lifetimes of an ESP association after which the IKE association is renewed as well."""
 
 
+class _Credential(NamedTuple):
+    """What is loaded of a file; ``content`` is None of a private one."""
+
+    state: IpsecCredential
+    digest: bytes
+    content: bytes | None
+
+
 class CharonDriver:
     """IpsecCredential, IpsecConnection and IpsecChild."""
 
@@ -70,7 +79,7 @@ class CharonDriver:
         self._pid = pid
         self._known_of = 0
         self._connections: dict[str, IpsecConnection] = {}
-        self._credentials: dict[Key, tuple[IpsecCredential, bytes]] = {}
+        self._credentials: dict[Key, _Credential] = {}
         self._digest_key = os.urandom(32)
         self._listed: dict[str, vici.Loaded] = {}
         self._until = -math.inf
@@ -88,8 +97,8 @@ class CharonDriver:
             if time.monotonic() > self._until or vici.names(asked) != self._listed.keys():
                 self._listed, self._until = vici.connections(asked), time.monotonic() + LISTED
         found: list[State] = [
-            IpsecCredential(state.kind, state.path, self._is_current(state, digest))
-            for state, digest in self._credentials.values()
+            IpsecCredential(one.state.kind, one.state.path, self._is_current(one.state, one.digest))
+            for one in self._credentials.values()
         ]
         for name, one in self._listed.items():
             # A connection of an earlier agent, whose content is unknown, equals none that is desired.
@@ -151,8 +160,9 @@ class CharonDriver:
                 f"{state.path} is no {what.get(state.kind, state.kind)} that strongSwan takes: {error}",
                 "PEM or DER, without a passphrase" if state.kind != "psk" else "one line with the key",
             ) from error
-        self._credentials[state.key] = (state, digest)
-        if before is not None and before[1] != digest:
+        kept = None if state.kind in PRIVATE else content
+        self._credentials[state.key] = _Credential(state, digest, kept)
+        if before is not None and before.digest != digest:
             if state.kind != "psk":  # a shared key has taken the place of the one with its name
                 self._load_again(asked)  # the old content would stay valid beside the new one
             self._prove_anew(asked)
@@ -190,10 +200,13 @@ class CharonDriver:
         """Load all files anew, and so let the daemon forget what it has beside them."""
         rest, self._credentials = self._credentials, {}
         _forget_all(asked)
-        for other, digest in rest.values():
-            with contextlib.suppress(LinkspanError):  # the next observation finds a file that is invalid by now
-                if self._digest(_content(other)) == digest:
-                    self.load(asked, other)
+        for key, one in rest.items():
+            # The next observation finds a private file that is invalid by now.
+            with contextlib.suppress(LinkspanError, vici.Refused):
+                content = _content(one.state) if one.content is None else one.content
+                if self._digest(content) == one.digest:
+                    self._load(asked, one.state, content)
+                    self._credentials[key] = one
 
     def connect(
         self,
