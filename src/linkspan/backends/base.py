@@ -1,7 +1,7 @@
 """Base class of all backends, with the defaults.
 
-A backend is a class with only its differences, an instance of it, and a line in ``backends`` (or, in a
-package of its own, an entry point).
+A backend is a class with only its differences, an instance of it, and its import and a line in ``backends``
+(or, in a package of its own, an entry point).
 """
 
 from __future__ import annotations
