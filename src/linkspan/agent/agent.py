@@ -55,6 +55,7 @@ from linkspan.agent.store_health import StoreHealth
 from linkspan.agent.trace_map import TraceMap
 from linkspan.backends.wireguard.backend import asked, serves
 from linkspan.cluster import bootstrap
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.claims import Claims
@@ -65,7 +66,6 @@ from linkspan.cluster.egress_flows import Turn, stale
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims
-from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.key_rotation import KeyRotation
@@ -236,7 +236,7 @@ class Agent:
             self.replica, self.hosts, self.leases, self.networks, endpoints, self._busy, self.endpoint_records.held
         )
         cooldown, owed = self.config.cooldown, self.exact_addresses.note
-        self.blocks = HostBlocks(self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown)
+        self.blocks = AddressUsage(self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown)
         self.readiness = Readiness(self.hosts, self.leases, partial(liveness.stalled, id_))
         self.allocator = Allocator(
             self.networks,

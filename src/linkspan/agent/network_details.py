@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.allowances import Allowances
-from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.membership import Membership, raise_first
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.reservations import Reservations
@@ -18,7 +18,7 @@ class NetworkDetails:
         networks: Networks,
         allowances: Allowances,
         reservations: Reservations,
-        blocks: HostBlocks,
+        blocks: AddressUsage,
         membership: Membership,
     ) -> None:
         self._networks = networks

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from linkspan.agent.news import News
-from linkspan.cluster.host_blocks import HostBlocks
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.dns.service import NameService
 from linkspan.endpoints import attach, check, detach, rename
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class RuntimeCalls:
     """Implements ``HostAgent`` of ``runtimes/base.py``, which says what the methods do."""
 
-    def __init__(self, registry: Registry, blocks: HostBlocks, name_service: NameService, news: News) -> None:
+    def __init__(self, registry: Registry, blocks: AddressUsage, name_service: NameService, news: News) -> None:
         self._registry = registry
         self._news = news
         self._blocks = blocks

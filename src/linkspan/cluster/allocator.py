@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.exact_claims import IDENTITY, ExactClaims
-from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks, crosses
 from linkspan.cluster.readiness import Readiness
@@ -23,7 +23,7 @@ class Allocator:
         self,
         networks: Networks,
         leases: Leases,
-        blocks: HostBlocks,
+        blocks: AddressUsage,
         exact: ExactClaims,
         readiness: Readiness,
         holder: Callable[[str, Prefix], str],

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Collection
 
 from linkspan.backends import migration
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.conflicts import Conflicts
-from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks, crosses
@@ -35,7 +35,7 @@ class Claims:
         networks: Networks,
         conflicts: Conflicts,
         participation: Participation,
-        blocks: HostBlocks,
+        blocks: AddressUsage,
         view: Callable[[], HostView],
     ) -> None:
         self._hosts = hosts

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from linkspan.cluster.host_blocks import HostBlocks
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.readiness import Readiness
 from linkspan.core.addresses import Prefix
@@ -45,7 +45,7 @@ class Orphans:
         worker: Worker,
         journal: Journal,
         networks: Networks,
-        blocks: HostBlocks,
+        blocks: AddressUsage,
         readiness: Readiness,
         event_log: EventLog,
         grace: float,

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from linkspan.backends import backend
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.endpoint_records import EndpointRecords
-from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.core.clock import now
 from linkspan.core.desired import Source
 from linkspan.core.errors import Conflict, LinkspanError, NotFound
@@ -43,7 +43,7 @@ class Recovery:
     """Goes through the journal once, and through what the kernel and the store know besides."""
 
     def __init__(
-        self, registry: Registry, blocks: HostBlocks, endpoint_records: EndpointRecords, orphans: Orphans
+        self, registry: Registry, blocks: AddressUsage, endpoint_records: EndpointRecords, orphans: Orphans
     ) -> None:
         self._registry = registry
         self._worker = registry.worker

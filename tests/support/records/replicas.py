@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.allocator import Allocator
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.exact_addresses import ExactAddresses
 from linkspan.cluster.exact_claims import ExactClaims
-from linkspan.cluster.host_blocks import HostBlocks
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.interest import Interest
 from linkspan.cluster.leases import Leases
@@ -84,7 +84,7 @@ class Member:
             lambda _identity: False,
             self.endpoint_records.held,
         )
-        self.blocks = HostBlocks(
+        self.blocks = AddressUsage(
             self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown=0
         )
         self.readiness = Readiness(self.hosts, self.leases, lambda: "")

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from linkspan.cluster.host_blocks import HostBlocks
+from linkspan.cluster.address_usage import AddressUsage
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.readiness import Readiness
 from linkspan.core.addresses import Prefix, prefix
@@ -34,7 +34,7 @@ def veth(name: str, mtu: int = 1500) -> Veth:
     return Veth(name, bytes(6), mtu, "lsb-demo", 4026532000, "eth0")
 
 
-class _Held(HostBlocks):
+class _Held(AddressUsage):
     """Blocks that know who holds which address."""
 
     def __init__(self) -> None:

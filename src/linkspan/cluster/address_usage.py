@@ -20,7 +20,7 @@ from linkspan.core.ipam import Block
 from linkspan.core.model import Endpoint, Network
 
 
-class HostBlocks:
+class AddressUsage:
     """The blocks from which this host gives out addresses, of all networks."""
 
     def __init__(
