@@ -56,6 +56,11 @@ def _up(lab: BgpRun) -> bool:
     return "Established" in lab.birdc("h1", "show protocols peer_r1")
 
 
+def _kept(lab: BgpRun) -> bool:
+    """Return whether h1 keeps routes for the router, which has not announced all of them again."""
+    return "graceful restart active" in lab.birdc("h1", "show protocols all peer_r1")
+
+
 def test_what_a_peer_may_not_give_is_filtered(mesh: BgpRun, router: Speaker) -> None:
     """10,000 foreign prefixes, a default, the host's networks, its own blocks, a pool: only free blocks come."""
     before = mesh.standing("h1", "mesh_h2")
@@ -189,8 +194,10 @@ def test_a_peer_that_restarts_keeps_its_routes_for_its_restart_time(mesh: BgpRun
     router.kill()
     until(lambda: not _up(mesh), "the session is down")
     assert FREE in mesh.learnt("h1")
+    assert _kept(mesh)
     router.start(65001, [FREE], session=graceful.format(4), again=True)
     until(router.established, "it is back")
+    until(lambda: not _kept(mesh), "it has announced all routes")
     assert FREE in mesh.learnt("h1")
     router.kill()
     begun = time.monotonic()
