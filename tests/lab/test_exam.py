@@ -284,6 +284,36 @@ def test_what_looks_at_others_commands_is_out_of_their_reach(nobody: None) -> No
     as_nobody("-c", UNSEEN)
 
 
+SLIPPED = """
+from linkspan.learn import sandbox
+from linkspan.learn.beside import Beside
+with sandbox.passing("slipped", closed=True) as box:
+    looks = Beside(box)
+    assert looks.results(["ip netns; ping -c1 -W1 127.0.0.1; nft list ruleset"])[0][0] == 0
+    for line in (
+        "umount -l /opt; find {folder} | grep secret",
+        "umount -l /home || umount -l /tmp",
+        "mount -o remount,rw,bind /; touch {folder}/x /etc/x",
+        "umount -l /dev/pts; umount -l /dev; ls /dev/kmsg /dev/sda",
+        "chroot / true",
+    ):
+        assert looks.results([line])[0][0], line
+"""
+
+
+def test_a_command_beside_a_sandbox_cannot_uncover_this_machine(nobody: None) -> None:
+    """If lines of others ever run there: what is covered is locked for them, and they lack capabilities."""
+    covered = tempfile.mkdtemp(prefix="linkspan-exam-", dir="/opt")
+    try:
+        Path(covered, "secret").touch()
+        Path(covered).chmod(0o777)
+        as_nobody("-c", SLIPPED.format(folder=covered))
+        assert [one.name for one in Path(covered).iterdir()] == ["secret"]
+    finally:
+        Path(covered, "secret").unlink()
+        Path(covered).rmdir()
+
+
 BOUNDED = """
 from linkspan.learn import closed_files, sandbox
 from linkspan.learn.beside import Beside
