@@ -263,6 +263,18 @@ def test_names_of_namespaces_are_no_commands(box: Sandbox) -> None:
     assert "FOUND" not in box.results(["ls /run/netns | grep -x FOUND"])[0][1]
 
 
+def test_a_pipe_among_the_namespaces_hides_no_change(box: Sandbox) -> None:
+    """Namespaces after it are looked at, too; a state that nobody can read to its end is an error."""
+    one = numbered("ipam-by-hand")
+    box.script("ip netns add x; mkfifo /run/netns/0; echo > /run/learn/addresses")
+    before = settings(box, one)
+    box.script("ip -n x link add y type dummy")
+    assert settings(box, one) != before
+    box.script("rm /run/learn/addresses; ln -s /dev/urandom /run/learn/addresses")
+    with pytest.raises(LinkspanError, match="cannot be read"):
+        settings(box, one)
+
+
 def test_containers_that_ignore_each_other_are_not_apart(box: Sandbox) -> None:
     """What keeps networks apart must be on the host."""
     one = numbered("two-bridges")

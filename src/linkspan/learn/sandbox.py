@@ -36,6 +36,8 @@ FIELD, ENTRY = "\x1f", "\x1e"
 """The ends of a field and of an entry of that log."""
 COMMAND = 15
 """Seconds for one command of a check: a busy machine is slow, and only one that hangs is ended."""
+TIMED_OUT = 124
+"""Exit code of one that hangs. Larger ones are of one that cannot run, or that a signal ends at OUTPUT bytes."""
 OUTPUT = 1_000_000
 """Bytes of one command's output that are read: a program of the sandbox may write without an end."""
 _FILE = 64 * 2**20

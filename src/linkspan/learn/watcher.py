@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from linkspan.core.errors import LinkspanError
 from linkspan.learn.lesson import Lesson
-from linkspan.learn.sandbox import RUN, Sandbox
+from linkspan.learn.sandbox import RUN, TIMED_OUT, Sandbox
 
 PAUSE = 0.4
 """Seconds between two fingerprints: a reader is told within a second."""
@@ -40,8 +41,12 @@ if read -r table </proc/net/ip_tables_names; then iptables-legacy -S; fi 2>/dev/
 _LOOK = f"""
 one={shlex.quote(_ONE)}
 sh -c "$one"
-for name in /run/netns/*; do echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; done
+for name in /run/netns/*; do
+  [ ! -f "$name" ] || {{ echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; }}
+done
+exit 0
 """
+"""Prints that of all namespaces with a name; a pipe with such a name would keep it waiting."""
 
 HOST = "host"
 """Name of the namespace that plays the host."""
@@ -123,23 +128,30 @@ def _numbers(held: list[bool]) -> tuple[int, ...]:
 
 
 def remember(sandbox: Sandbox, lesson: Lesson) -> None:
-    """Remember the settings of a lesson's beginning. Raises LinkspanError if the sandbox is gone."""
+    """Remember the settings of a lesson's beginning. Raises LinkspanError as `settings`."""
     sandbox.script(f"echo {settings(sandbox, lesson)} > {_BEGINNING}")
 
 
 def tried(sandbox: Sandbox, lesson: Lesson) -> bool:
-    """Return whether somebody has changed a setting since `remember`. Raises LinkspanError if the sandbox is gone."""
+    """Return whether somebody has changed a setting since `remember`. Raises LinkspanError as `settings`."""
     ((_, before),) = sandbox.results([f"cat {_BEGINNING}"])
     return before.strip() != settings(sandbox, lesson)
 
 
 def settings(sandbox: Sandbox, lesson: Lesson) -> str:
-    """Return a fingerprint of what only somebody's commands change. Raises LinkspanError if the sandbox is gone."""
+    """Return a fingerprint of what only somebody's commands change.
+
+    Raises LinkspanError if the sandbox is gone, or its state cannot be read to its end.
+    """
     return hashlib.sha256(_BY_ITSELF.sub("", _state(sandbox, lesson)).encode()).hexdigest()
 
 
 def _state(sandbox: Sandbox, lesson: Lesson) -> str:
-    return "\n".join(output for _, output in sandbox.results([_LOOK, lesson.data.look or "true"]))
+    """Return what checks depend on. Raises LinkspanError if it cannot be read to its end: changes would not be seen."""
+    (code, state), (ended, more) = sandbox.results([_LOOK, lesson.data.look or "true"])
+    if code or ended >= TIMED_OUT:
+        raise LinkspanError("the state of the sandbox cannot be read to its end")
+    return f"{state}\n{more}"
 
 
 class Watcher:
@@ -157,7 +169,7 @@ class Watcher:
     def look(self) -> Judgement | None:
         """Return a new judgement, None if nothing has changed since the last one.
 
-        Raises LinkspanError if the sandbox is gone.
+        Raises LinkspanError as `settings`.
         """
         seen = hashlib.sha256(_state(self._sandbox, self._lesson).encode()).digest()
         now = self._clock()
