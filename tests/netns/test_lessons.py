@@ -275,6 +275,17 @@ def test_a_pipe_among_the_namespaces_hides_no_change(box: Sandbox) -> None:
         settings(box, one)
 
 
+def test_an_address_that_grows_older_is_no_change(box: Sandbox) -> None:
+    """As one of DHCP does, each second."""
+    one = numbered("dhcp")
+    box.script("ip addr add 192.0.2.1/24 dev lo valid_lft 3600 preferred_lft 3600")
+    before = settings(box, one)
+    time.sleep(1.5)
+    assert settings(box, one) == before
+    box.script("ip addr del 192.0.2.1/24 dev lo")
+    assert settings(box, one) != before
+
+
 def test_containers_that_ignore_each_other_are_not_apart(box: Sandbox) -> None:
     """What keeps networks apart must be on the host."""
     one = numbered("two-bridges")

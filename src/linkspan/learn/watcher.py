@@ -57,6 +57,8 @@ _BY_ITSELF = re.compile(
     re.MULTILINE,
 )
 """Changes that the kernel and BIRD make by themselves: carriers, IPv6's own addresses, learnt routes."""
+_COUNTDOWN = re.compile(r"\b(valid|preferred)_lft \d+sec")
+"""Changes each second: what is left of an address of DHCP."""
 _BEGINNING = f"{RUN}/beginning"
 """In a sandbox: the fingerprint of its settings at the lesson's beginning."""
 
@@ -151,7 +153,7 @@ def _state(sandbox: Sandbox, lesson: Lesson) -> str:
     (code, state), (ended, more) = sandbox.results([_LOOK, lesson.data.look or "true"])
     if code or ended >= TIMED_OUT:
         raise LinkspanError("the state of the sandbox cannot be read to its end")
-    return f"{state}\n{more}"
+    return _COUNTDOWN.sub("", f"{state}\n{more}")
 
 
 class Watcher:
