@@ -343,10 +343,11 @@ def test_commands_of_others_take_a_bounded_part_of_the_machine(
 
 
 def test_a_killed_verification_leaves_nothing(nobody: None, open_folder: Path) -> None:
-    """Neither the sandbox nor what was typed in it, at whichever moment it is killed."""
+    """Neither the sandbox nor what was typed in it, at whichever moment it is killed, and whatever was typed."""
     word = f"900.{os.getpid()}"
     path = open_folder / "exam.json"
-    one = claimed("1", (0.0, 1, f"setsid sleep {word} & sleep {word}"))
+    keeps = "echo x >/run/learn/left; kill -STOP $(pgrep -x head)"
+    one = claimed("1", (0.0, 1, f"{keeps}; setsid sleep {word} & sleep {word}"))
     exam.write(path, exam.Result("x", exam.stamp(0), 30, (1,), 60.0, (one,)))
     path.chmod(0o644)
     argv = [*READS, sys.executable, "-m", "linkspan.cli.main", "learn", "exam", "verify", str(path)]

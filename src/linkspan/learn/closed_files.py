@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _RDONLY = 1
+_PR_SET_PDEATHSIG = 1
 _NOSUID, _NODEV = 2, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,7 +61,8 @@ class _Attributes(ctypes.Structure):
 def enter() -> None:
     """Shut this process in, before it becomes another program. Raises OSError.
 
-    What it mounts is locked in a second user namespace, in which it stays: a check beside the sandbox runs there.
+    What it mounts is locked in a second user namespace, in which it stays: a check beside the sandbox runs there. It
+    ends with its maker: the sandbox's own programs may be stopped by what runs there.
     """
     home = os.environ.get("HOME", "/")
     _into_user_namespace()
@@ -88,6 +91,7 @@ def enter() -> None:
     _, given = resource.getrlimit(resource.RLIMIT_NPROC)
     most = PROCESSES if given == resource.RLIM_INFINITY else min(PROCESSES, given)
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))  # the next user namespace's, whoever enters that one
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
 
 
 def _into_user_namespace() -> None:
