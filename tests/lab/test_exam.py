@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -103,7 +104,7 @@ def test_what_the_last_line_does_counts(state: Path) -> None:
 
 
 def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
-    """The result has all that was typed before, also if looking fails."""
+    """The result has all that was typed before, also if looking fails, and while another process has the lock."""
     code = (
         "from linkspan.learn.watcher import Watcher; Watcher.look = lambda self: 1 / 0; "
         "import time; from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
@@ -113,9 +114,12 @@ def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
     window = Window("-c", code, main=(sys.executable,))
     window.shows("[exam 1] #")
     window.type("ip netns add netns_B; sleep 600")
-    window.shows("The time is up")
+    with (state / "linkspan" / "learn" / "sandbox.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        window.shows("The time is up")
     window.shows("line='ip netns add netns_B; sleep 600'")
     assert window.ends() == 0
+    assert json.loads((state / "linkspan" / "learn" / "progress.json").read_text())["current"] == ""
 
 
 HOSTILE = """
