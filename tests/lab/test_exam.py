@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -259,6 +260,29 @@ def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> 
     number, *lines = TRICKS[trick]
     found = replayed(open_folder, claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines))))
     assert found["verified"] is False, found
+    assert re.fullmatch(r"its commands (do not pass it: check .*|pass it, and that does not last)", str(found["why"]))
+
+
+FOOLED = """
+import sys
+from linkspan.learn import play, sandbox
+from linkspan.learn.beside import Beside
+from linkspan.learn.lesson import numbered
+from linkspan.learn.watcher import judge
+one = numbered(sys.argv[1])
+with sandbox.passing("fooled", closed=True) as box:
+    play.begin(box, one)
+    for line in sys.argv[2:]:
+        assert box.script(line)[0] == 0
+    assert judge(box, one).passed
+    print(judge(Beside(box), one).checks)
+"""
+
+
+@pytest.mark.parametrize("trick", ["a wrapper", "another program"])
+def test_what_looks_from_inside_is_fooled(nobody: None, trick: str) -> None:
+    """By the same lines: so they would be, if verify looked there."""
+    assert "True" not in as_nobody("-c", FOOLED, *TRICKS[trick])
 
 
 def test_each_window_goes_on_while_another_one_works(nobody: None, open_folder: Path) -> None:
