@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -103,7 +105,7 @@ def test_what_the_last_line_does_counts(state: Path) -> None:
 
 
 def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
-    """The result has all that was typed before, also if looking fails."""
+    """The result has all that was typed before, also if looking fails, and while another process has the lock."""
     code = (
         "from linkspan.learn.watcher import Watcher; Watcher.look = lambda self: 1 / 0; "
         "import time; from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
@@ -113,9 +115,12 @@ def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
     window = Window("-c", code, main=(sys.executable,))
     window.shows("[exam 1] #")
     window.type("ip netns add netns_B; sleep 600")
-    window.shows("The time is up")
+    with (state / "linkspan" / "learn" / "sandbox.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        window.shows("The time is up")
     window.shows("line='ip netns add netns_B; sleep 600'")
     assert window.ends() == 0
+    assert json.loads((state / "linkspan" / "learn" / "progress.json").read_text())["current"] == ""
 
 
 HOSTILE = """
@@ -255,6 +260,29 @@ def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> 
     number, *lines = TRICKS[trick]
     found = replayed(open_folder, claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines))))
     assert found["verified"] is False, found
+    assert re.fullmatch(r"its commands (do not pass it: check .*|pass it, and that does not last)", str(found["why"]))
+
+
+FOOLED = """
+import sys
+from linkspan.learn import play, sandbox
+from linkspan.learn.beside import Beside
+from linkspan.learn.lesson import numbered
+from linkspan.learn.watcher import judge
+one = numbered(sys.argv[1])
+with sandbox.passing("fooled", closed=True) as box:
+    play.begin(box, one)
+    for line in sys.argv[2:]:
+        assert box.script(line)[0] == 0
+    assert judge(box, one).passed
+    print(judge(Beside(box), one).checks)
+"""
+
+
+@pytest.mark.parametrize("trick", ["a wrapper", "another program"])
+def test_what_looks_from_inside_is_fooled(nobody: None, trick: str) -> None:
+    """By the same lines: so they would be, if verify looked there."""
+    assert "True" not in as_nobody("-c", FOOLED, *TRICKS[trick])
 
 
 def test_each_window_goes_on_while_another_one_works(nobody: None, open_folder: Path) -> None:
@@ -282,6 +310,36 @@ with sandbox.passing("unseen", closed=True) as box:
 def test_what_looks_at_others_commands_is_out_of_their_reach(nobody: None) -> None:
     """They see no process of it, and may not read or change one that they find by the /proc below theirs."""
     as_nobody("-c", UNSEEN)
+
+
+SLIPPED = """
+from linkspan.learn import sandbox
+from linkspan.learn.beside import Beside
+with sandbox.passing("slipped", closed=True) as box:
+    looks = Beside(box)
+    assert looks.results(["ip netns; ping -c1 -W1 127.0.0.1; nft list ruleset"])[0][0] == 0
+    for line in (
+        "umount -l /opt; find {folder} | grep secret",
+        "umount -l /home || umount -l /tmp",
+        "mount -o remount,rw,bind /; touch {folder}/x /etc/x",
+        "umount -l /dev/pts; umount -l /dev; ls /dev/kmsg /dev/sda",
+        "chroot / true",
+    ):
+        assert looks.results([line])[0][0], line
+"""
+
+
+def test_a_command_beside_a_sandbox_cannot_uncover_this_machine(nobody: None) -> None:
+    """If lines of others ever run there: what is covered is locked for them, and they lack capabilities."""
+    covered = tempfile.mkdtemp(prefix="linkspan-exam-", dir="/opt")
+    try:
+        Path(covered, "secret").touch()
+        Path(covered).chmod(0o777)
+        as_nobody("-c", SLIPPED.format(folder=covered))
+        assert [one.name for one in Path(covered).iterdir()] == ["secret"]
+    finally:
+        Path(covered, "secret").unlink()
+        Path(covered).rmdir()
 
 
 BOUNDED = """
@@ -313,10 +371,11 @@ def test_commands_of_others_take_a_bounded_part_of_the_machine(
 
 
 def test_a_killed_verification_leaves_nothing(nobody: None, open_folder: Path) -> None:
-    """Neither the sandbox nor what was typed in it, at whichever moment it is killed."""
+    """Neither the sandbox nor what was typed in it, at whichever moment it is killed, and whatever was typed."""
     word = f"900.{os.getpid()}"
     path = open_folder / "exam.json"
-    one = claimed("1", (0.0, 1, f"setsid sleep {word} & sleep {word}"))
+    keeps = "echo x >/run/learn/left; kill -STOP $(pgrep -x head)"
+    one = claimed("1", (0.0, 1, f"{keeps}; setsid sleep {word} & sleep {word}"))
     exam.write(path, exam.Result("x", exam.stamp(0), 30, (1,), 60.0, (one,)))
     path.chmod(0o644)
     argv = [*READS, sys.executable, "-m", "linkspan.cli.main", "learn", "exam", "verify", str(path)]

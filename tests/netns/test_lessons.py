@@ -12,10 +12,11 @@ import pytest
 
 from linkspan.core.errors import LinkspanError
 from linkspan.learn import needs, play, sandbox
+from linkspan.learn.beside import Beside
 from linkspan.learn.lesson import Lesson, numbered
 from linkspan.learn.needs import Need
 from linkspan.learn.sandbox import Sandbox
-from linkspan.learn.watcher import Judgement, Watcher, judge
+from linkspan.learn.watcher import Judgement, Watcher, judge, settings
 from support.netns.played_lessons import ALL, problems
 from support.polling import SHARED, until
 
@@ -173,43 +174,116 @@ def test_any_command_that_reaches_the_state_is_seen_and_silence_costs_no_probe(b
 
 
 BUILT = numbered("two-containers").data.solutions[1]
+OUT = "type nat hook output priority -100"
 TRICKS = {
-    "an address on lo": ("two-containers", f"{BUILT}\nip -n netns_A addr add 172.18.0.3/32 dev lo", ("netns_A",)),
-    "a local route": ("two-containers", f"{BUILT}\nip -n netns_A route add local 172.18.0.3 dev lo", ("netns_A",)),
-    "a redirect": (
+    "an address on lo": ("two-containers", f"{BUILT}\nip -n netns_A addr add 172.18.0.3/32 dev lo"),
+    "a local route": ("two-containers", f"{BUILT}\nip -n netns_A route add local 172.18.0.3 dev lo"),
+    "a rule with a comment": (
         "two-containers",
-        BUILT
-        + """
+        f"""{BUILT}
         ip netns exec netns_A nft add table ip trick
-        ip netns exec netns_A nft add chain ip trick out '{ type nat hook output priority -100; }'
-        ip netns exec netns_A nft add rule ip trick out ip daddr 172.18.0.3 dnat to 172.18.0.1
+        ip netns exec netns_A nft add chain ip trick out '{{ {OUT}; }}'
+        ip netns exec netns_A nft add rule ip trick out ip daddr 172.18.0.3 dnat to 172.18.0.1 comment '"tcp"'
         """,
-        ("netns_A",),
     ),
-    "a namespace beside": (
+    "a namespace without a name": (
         "case-1",
         """
         ip netns add trick
         ip link add vethT up master mybr0 type veth peer name eth0 netns trick
         ip -n trick addr add 172.18.0.3/16 dev eth0; ip -n trick link set eth0 up
+        ip netns exec trick sleep 600 >/dev/null 2>&1 &
+        sleep 0.2; ip netns delete trick
         """,
-        ("trick",),
     ),
 }
-"""By what they do: a lesson, commands with which its probe is answered, and by whom."""
+"""By what they do: a lesson, and commands with which its probe is answered from elsewhere."""
 
 
 @pytest.mark.parametrize("trick", TRICKS)
 def test_an_answer_from_elsewhere_does_not_count(box: Sandbox, trick: str) -> None:
     """The probe works, and its packets do not reach the namespace that they should."""
-    name, script, takers = TRICKS[trick]
+    name, script = TRICKS[trick]
     one = numbered(name)
     play.begin(box, one)
     code, said = box.script(script)
     assert code == 0, said
     until(lambda: box.results([one.data.probe])[0][0] == 0, "the probe is answered")
     judged = judge(box, one)
-    assert (judged.passed, judged.elsewhere, all(judged.checks), all(judged.keeps)) == (False, takers, True, True)
+    assert (judged.passed, judged.probe, judged.arrived) == (False, True, False)
+    assert play.told(judged) == "the arrival of the probe"
+
+
+def test_each_of_several_connections_must_arrive(box: Sandbox) -> None:
+    """One of two reaches the host, and the other one a server of whoever asks."""
+    one = numbered("host-network")
+    play.begin(box, one)
+    code, said = box.script(
+        f"""{one.data.solutions[0]}
+        ip -n world link set lo up
+        ip netns exec world nft add table ip trick
+        ip netns exec world nft add chain ip trick out '{{ {OUT}; }}'
+        ip netns exec world nft add rule ip trick out tcp dport 8080 redirect
+        ip netns exec world web 8080 >/dev/null 2>&1 &
+        for try in $(seq 400); do ip netns exec world ss -Htln | grep -q ':8080 ' && break; sleep 0.05; done
+        """
+    )
+    assert code == 0, said
+    until(lambda: box.results([one.data.probe])[0][0] == 0, "the probe is answered")
+    assert not judge(box, one).arrived
+
+
+def test_rules_that_only_look_like_a_trick_are_allowed(box: Sandbox) -> None:
+    """An honest reader may call a table as they like, and accept what another rule has translated."""
+    one = numbered("two-containers")
+    play.begin(box, one)
+    code, said = box.script(
+        f"""{BUILT}
+        nft add table ip fwd
+        nft add chain ip fwd fwd '{{ type filter hook forward priority 0; }}'
+        nft add rule ip fwd fwd ct status dnat accept
+        """
+    )
+    assert code == 0, said
+    assert play.settled(box, one).passed
+
+
+HOSTILE = "cd${IFS}run;cd${IFS}netns;touch${IFS}FOUND"
+
+
+def test_names_of_namespaces_are_no_commands(box: Sandbox) -> None:
+    """What judges a lesson beside the sandbox runs nothing that a reader has written, not even as a name."""
+    names = (f"x sh -c {HOSTILE}", f"x;{HOSTILE}", f"$({HOSTILE})", f"x'{HOSTILE}'", "*", "-n", "a\nb")
+    files = [shlex.quote(f"/run/netns/{one}") for one in names]
+    assert box.script(f"ip netns add x; ip netns add netns_A; touch -- {' '.join(files)}") == (0, "")
+    beside = Beside(box)
+    for one in ALL:
+        judge(beside, one)
+    settings(beside, numbered("namespaces"))
+    assert "FOUND" not in box.results(["ls /run/netns | grep -x FOUND"])[0][1]
+
+
+def test_a_pipe_among_the_namespaces_hides_no_change(box: Sandbox) -> None:
+    """Namespaces after it are looked at, too; a state that nobody can read to its end is an error."""
+    one = numbered("ipam-by-hand")
+    box.script("ip netns add x; mkfifo /run/netns/0; echo > /run/learn/addresses")
+    before = settings(box, one)
+    box.script("ip -n x link add y type dummy")
+    assert settings(box, one) != before
+    box.script("rm /run/learn/addresses; ln -s /dev/urandom /run/learn/addresses")
+    with pytest.raises(LinkspanError, match="cannot be read"):
+        settings(box, one)
+
+
+def test_an_address_that_grows_older_is_no_change(box: Sandbox) -> None:
+    """As one of DHCP does, each second."""
+    one = numbered("dhcp")
+    box.script("ip addr add 192.0.2.1/24 dev lo valid_lft 3600 preferred_lft 3600")
+    before = settings(box, one)
+    time.sleep(1.5)
+    assert settings(box, one) == before
+    box.script("ip addr del 192.0.2.1/24 dev lo")
+    assert settings(box, one) != before
 
 
 def test_containers_that_ignore_each_other_are_not_apart(box: Sandbox) -> None:

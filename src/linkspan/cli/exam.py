@@ -111,7 +111,8 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
 
         def expire() -> None:
             note()
-            leave(box, kept)  # the shell ends with it
+            if box.end() and kept.exam:  # the shell ends with it, also while another process keeps the sandbox's lock
+                kept.close()
 
         def look() -> str:
             if time.monotonic() >= end:

@@ -369,7 +369,7 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
                 "checks": [{"text": text.part("check", n), "ok": ok} for n, ok in enumerate(judged.checks, 1)],
                 "keep": [{"text": text.part("keep", n), "ok": ok} for n, ok in enumerate(judged.keeps, 1)],
                 "probe": {"command": one.data.probe, "ok": judged.probe},
-                "elsewhere": judged.elsewhere,
+                "arrived": judged.arrived,
                 "wrong": () if kept.exam else judged.wrong,
                 "passed": judged.passed,
             }

@@ -28,7 +28,7 @@ Lang = Annotated[
 def reader(lang: str, *, kept_well: bool = True) -> tuple[Progress, Words]:
     """Return the reader's progress, and the interface in the reader's language, which is kept if it was asked for.
 
-    Raises Invalid if the progress cannot be read. Unless it must be ``kept_well``: then the locale says the language.
+    With ``kept_well``, raise Invalid if the progress cannot be read; without it, take the locale's language then.
     """
     from linkspan.core.translation import chosen
     from linkspan.learn import language, progress

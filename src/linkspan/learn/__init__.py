@@ -14,7 +14,7 @@ What counts is the kernel's state
 Three judgements
     `checks` are the steps of the task. `keep` is what must stay, so that a shortcut does not count. The `probe` is the
     command that fails at the beginning and works at the end. A lesson is passed if all three are as they should be, and
-    no other namespace takes the probe's packets than the one that they should reach (`reaches`).
+    the probe's packets arrive in the namespace that they should reach (`reaches`): the kernel counts them there.
     `wrong` and `also` recognise states: a likely mistake, and another way that passes but costs something. Each has
     its answer in the texts.
 

@@ -3,7 +3,8 @@
 The sandbox is another person's: it may have put another `ping` over the machine's, may wait for the checks' processes
 to stop or to change them, and may show them other files. So these commands are in a new mount namespace of the machine,
 which has of the sandbox only its network, and its /run by the files' names. Those of a closed sandbox are in the user
-namespace around it, in which it has no rights. They must run nothing that the sandbox has written.
+namespace around it, in which it has no rights. They must run nothing that the sandbox has written. If one does, what is
+covered and read-only there is locked for it, too, and it has only the capabilities that commands of the network need.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ for one in /proc/$0/root/run/*; do ln -s "$one" /run/; done
 exec "$@"
 """
 """Gives the command a /run with the sandbox's files; ``$0`` is a process of the sandbox, whose root folder it is."""
+_CAPABILITIES = "-all,+sys_admin,+net_admin,+net_raw,+dac_override,+sys_ptrace"
+"""What commands beside a closed sandbox may do: enter namespaces, see and use the network, and read its files."""
 
 
 class Beside(Sandbox):
@@ -39,6 +42,7 @@ class Beside(Sandbox):
             words = ["nsenter", f"--user={outer}/user", "--preserve-credentials"]
             words += ["nsenter", f"--mount={outer}/mnt", f"--pid={outer}/pid_for_children"]
             words += [f"--net=/proc/{self.init}/ns/net", f"--ipc=/proc/{self.init}/ns/ipc"]
+            words += ["setpriv", f"--bounding-set={_CAPABILITIES}"]
         return [*words, "unshare", "--mount", "--propagation=private", *ends, "sh", "-c", _PLACE, str(seen)]
 
     def environment(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _RDONLY = 1
+_PR_SET_PDEATHSIG = 1
 _NOSUID, _NODEV = 2, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,15 +59,13 @@ class _Attributes(ctypes.Structure):
 
 
 def enter() -> None:
-    """Shut this process in, before it becomes another program. Raises OSError."""
-    user, group, home = os.geteuid(), os.getegid(), os.environ.get("HOME", "/")
-    _checked(_libc.unshare(_NEW_USER | _NEW_MOUNTS), "unshare")
-    _, given = resource.getrlimit(resource.RLIMIT_NPROC)
-    most = PROCESSES if given == resource.RLIM_INFINITY else min(PROCESSES, given)
-    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))  # the next user namespace's, whoever enters that one
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    """Shut this process in, before it becomes another program. Raises OSError.
+
+    What it mounts is locked in a second user namespace, in which it stays: a check beside the sandbox runs there. It
+    ends with its maker: the sandbox's own programs may be stopped by what runs there.
+    """
+    home = os.environ.get("HOME", "/")
+    _into_user_namespace()
     os.chdir("/")
     _checked(_libc.mount(b"none", b"/", b"", _RECURSIVE | _PRIVATE, b""), "mount --make-rprivate /")
     _set("/", recursive=True, set_=_RDONLY)
@@ -87,6 +87,20 @@ def enter() -> None:
         _mount(f"/proc/self/fd/{device}", f"/dev/{name}", flags=_BIND)
         os.close(device)
     _mount("devpts", "/dev/pts", "devpts", b"newinstance,ptmxmode=0666,mode=0620", _NOSUID)
+    _into_user_namespace()
+    _, given = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = PROCESSES if given == resource.RLIM_INFINITY else min(PROCESSES, given)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))  # the next user namespace's, whoever enters that one
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
+
+
+def _into_user_namespace() -> None:
+    """Become root of a new user namespace, with mounts of its own: those that are there are locked."""
+    user, group = os.geteuid(), os.getegid()
+    _checked(_libc.unshare(_NEW_USER | _NEW_MOUNTS), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
 def _hidden() -> Iterator[str]:

@@ -259,6 +259,6 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
         why = f"its commands do not pass it: {play.told(judged)}"
         if judged.passed:
             why = "its commands pass it, and that does not last"
-        elif judged.elsewhere:
-            why = f"its commands lead the packets to {', '.join(judged.elsewhere)}"
+        elif not judged.arrived:
+            why = f"its commands have something else answer than {lesson.data.reaches}"
     return found(wrong, why if claimed else "")

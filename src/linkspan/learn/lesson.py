@@ -23,6 +23,8 @@ _PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer"
 """What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
 _OPTIONAL = ("probe", "linkspan")
 """What a lesson may have once."""
+_ARRIVALS = {r"\bping\b": ("Icmp", "InEchos"), "/dev/tcp/": ("Tcp", "PassiveOpens")}
+"""By what a probe does: the protocol and the name of the kernel's counter of that (IPv4), where it arrives."""
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,6 +105,12 @@ class Lesson(msgspec.Struct, frozen=True):
         """Return the probe as a check."""
         return Check(self.data.probe)
 
+    @property
+    def arrivals(self) -> dict[tuple[str, str], int]:
+        """Return by how much the probe raises counters, at least, where it arrives."""
+        found = {counter: len(re.findall(sign, self.data.probe)) for sign, counter in _ARRIVALS.items()}
+        return {counter: times for counter, times in found.items() if times}
+
 
 def load(folder: Path) -> Lesson:
     """Read a lesson's folder. Raises Invalid with the first problem, NotFound if there is no such folder."""
@@ -144,8 +152,8 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         yield f"it needs {', '.join(unknown)}, which nobody can check; the known needs are {', '.join(NEEDS)}"
     if len(data.trace) not in (0, 2, 3):
         yield "trace must name a source and a destination, and perhaps a port"
-    if data.reaches and not data.trace:
-        yield "reaches is where the packet of trace must arrive, so it needs trace"
+    if data.reaches and not lesson.arrivals:
+        yield "reaches is where the probe must arrive, so it needs a probe by ping or /dev/tcp"
     if data.fault != bool(data.finds) or (data.fault and not data.trace):
         yield "a fault needs trace, and in finds what `learn explain` must say of it; other lessons have no finds"
     ways = (*data.wrong, *data.also)
@@ -154,8 +162,6 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     commands = (data.prepare, data.look, data.probe, *data.solutions, *tries, *runs, *data.trace)
     if any("\0" in one for one in commands):
         yield "a command has a zero byte, which no program can be given"
-    if (data.trace[1:2] or [""])[0].strip("0123456789abcdefABCDEF:.") and data.reaches:
-        yield "reaches needs a trace to an address"
     if any(one.finds for one in ways) and not data.trace:
         yield "finds is what `learn explain` says, so it needs trace"
     checks = (*data.check, *data.keep, *(one.sign for one in ways))

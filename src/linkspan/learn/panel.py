@@ -64,18 +64,11 @@ class Panel:
         return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines] + self.diverted(judged)
 
     def diverted(self, judged: Judgement | None) -> list[str]:
-        """Return a line for each namespace that takes the probe's packets instead of the one that they should reach.
-
-        Nothing is said while a step is missing: until then that may be the fault to find.
-        """
-        if judged is None or not all((*judged.checks, *judged.keeps)):
+        """Return a line if something else gives the answer than the namespace that the probe must reach."""
+        if judged is None or judged.arrived:
             return []
-        words, reaches = self._words, self._lesson.data.reaches
-        told = [
-            words("{namespace} takes the packets, which must reach {reaches}", namespace=one, reaches=reaches)
-            for one in judged.elsewhere
-        ]
-        return [f"  {OPEN} {text}" for text in told]
+        text = self._words("something else answers: no packet arrives in {reaches}", reaches=self._lesson.data.reaches)
+        return [f"  {OPEN} {text}"]
 
     def ending(self, also: tuple[int, ...] = ()) -> list[str]:
         """Return what is read after the lesson is passed; ``also`` are the recognised other ways."""

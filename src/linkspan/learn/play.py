@@ -203,5 +203,6 @@ def told(judged: Judgement) -> str:
     """Return a judgement in words for authors."""
     missing = [f"check {n}" for n, one in enumerate(judged.checks, 1) if not one]
     missing += [f"keep {n}" for n, one in enumerate(judged.keeps, 1) if not one]
-    missing += [f"{name} takes the packets" for name in judged.elsewhere]
-    return ", ".join([*missing, *(["the probe"] if judged.probe is False else [])]) or "nothing is missing"
+    missing += ["the probe"] if judged.probe is False else []
+    missing += [] if judged.arrived else ["the arrival of the probe"]
+    return ", ".join(missing) or "nothing is missing"

@@ -125,12 +125,7 @@ class Progress:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep this reader's other processes from making and ending the sandbox. Raises Unavailable."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._path.with_name("sandbox.lock"), os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
-        except OSError as error:
-            raise self._unkept(error) from error
-        with _locked(lock):
+        with self._locked(self._path.with_name("sandbox.lock"), os.O_RDWR | os.O_CREAT | _NO_LINK):
             yield
 
     def _read(self) -> _Document:
@@ -144,41 +139,32 @@ class Progress:
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[_Document]:
-        with self._writing():
+        with self._locked(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC):
             kept = self._read()
             before = msgspec.json.encode(kept)
             yield kept
             if msgspec.json.encode(kept) == before:
                 return
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 durable_files.write(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
             except OSError as error:
                 raise self._unkept(error) from error
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Let one process change the file at a time; the first one makes the folder, and is alone with it."""
-        try:
-            folder_ = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            yield
-            return
-        with _locked(folder_):
+    def _locked(self, path: Path, flags: int) -> Iterator[None]:
+        """Hold the only lock on a file or folder; a process that is killed gives it up. Raises Unavailable."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(path, flags, 0o600)
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError as error:
+                raise self._unkept(error) from error
             yield
 
     def _unkept(self, error: OSError) -> Unavailable:
         return Unavailable(f"progress cannot be kept in {self._path.parent}: {reason(error)}", _OTHERWISE)
-
-
-@contextlib.contextmanager
-def _locked(fd: int) -> Iterator[None]:
-    """Hold the only lock on a file or folder, and close it then; a process that is killed gives it up."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def folder() -> Path:

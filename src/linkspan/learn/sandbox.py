@@ -36,6 +36,8 @@ FIELD, ENTRY = "\x1f", "\x1e"
 """The ends of a field and of an entry of that log."""
 COMMAND = 15
 """Seconds for one command of a check: a busy machine is slow, and only one that hangs is ended."""
+TIMED_OUT = 124
+"""Exit code of one that hangs. Larger ones are of one that cannot run, or that a signal ends at OUTPUT bytes."""
 OUTPUT = 1_000_000
 """Bytes of one command's output that are read: a program of the sandbox may write without an end."""
 _FILE = 64 * 2**20
@@ -65,6 +67,8 @@ machine's DNS servers do not answer here, and python3's web server would look fo
 """
 _ENDING = f"head -c1 >{RUN}/left; [ ! -s {RUN}/left ] || sleep infinity; exit"
 """Waits until the maker has ended, or has left the sandbox; without exec, because this shell reaps orphans."""
+_CLOSED_ENDING = "head -c1 >/dev/null; exit"
+"""The same for a closed one, which nobody leaves: what runs in it might say so."""
 _EACH = f"""exec 4>&1 2>/dev/null
 for command; do
   code=$({{ {{ timeout {COMMAND} sh -c "$command" 2>&1 </dev/null 3>&- 4>&-; echo $? >&3
@@ -226,15 +230,17 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     shut_in: Callable[[], None] | None = None
     words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
+    ending = _ENDING
     if closed:
         from linkspan.learn import closed_files  # only a teacher needs ctypes
 
         shut_in = closed_files.enter
+        ending = _CLOSED_ENDING
         words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh", *words]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
-            [*words, _MADE + _ENDING, shlex.join(own_command())],
+            [*words, _MADE + ending, shlex.join(own_command())],
             stdin=reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

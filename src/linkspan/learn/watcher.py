@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from linkspan.core.escapes import escaped
+from linkspan.core.errors import LinkspanError
 from linkspan.learn.lesson import Lesson
-from linkspan.learn.sandbox import RUN, Sandbox
+from linkspan.learn.sandbox import RUN, TIMED_OUT, Sandbox
 
 PAUSE = 0.4
 """Seconds between two fingerprints: a reader is told within a second."""
@@ -41,24 +41,15 @@ if read -r table </proc/net/ip_tables_names; then iptables-legacy -S; fi 2>/dev/
 _LOOK = f"""
 one={shlex.quote(_ONE)}
 sh -c "$one"
-for name in /run/netns/*; do echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; done
+for name in /run/netns/*; do
+  [ ! -f "$name" ] || {{ echo "$name"; nsenter --net="$name" sh -c "$one" 2>&1; }}
+done
+exit 0
 """
+"""Prints that of all namespaces with a name; a pipe with such a name would keep it waiting."""
 
 HOST = "host"
 """Name of the namespace that plays the host."""
-_HERE = "."
-"""The same in the output of a command: no namespace can have this name."""
-_SOME = 5
-"""Namespaces that are named, at most: a reader may have made any number."""
-_TAKERS = """
-one='ip route get {target} 2>/dev/null | grep -q "^local " ||
-  {{ nft -s list ruleset; grep -qx nat /proc/net/ip_tables_names && iptables-legacy -t nat -S; }} 2>/dev/null |
-  grep -iwE "dnat|redirect|tproxy|fwd" {others} | grep -q .'
-sh -c "$one" && echo {here}
-for name in /run/netns/*; do nsenter --net="$name" sh -c "$one" && echo "${{name##*/}}"; done
-true
-"""
-"""Prints names of namespaces, for the address of a packet."""
 
 _BY_ITSELF = re.compile(
     r"^.*(?:::|\binet6\b|\bproto bird\b).*\n"
@@ -66,6 +57,8 @@ _BY_ITSELF = re.compile(
     re.MULTILINE,
 )
 """Changes that the kernel and BIRD make by themselves: carriers, IPv6's own addresses, learnt routes."""
+_COUNTDOWN = re.compile(r"\b(valid|preferred)_lft \d+sec")
+"""Changes each second: what is left of an address of DHCP."""
 _BEGINNING = f"{RUN}/beginning"
 """In a sandbox: the fingerprint of its settings at the lesson's beginning."""
 
@@ -73,8 +66,8 @@ _BEGINNING = f"{RUN}/beginning"
 class Judgement(msgspec.Struct, frozen=True):
     """The state of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
 
-    ``probe`` is None if it was not sent, because something else is missing. ``elsewhere`` are the namespaces that take
-    its packets, or translate their destination, instead of the one that they should reach.
+    ``probe`` is None if it was not sent, because something else is missing. ``arrived`` is False if it was answered,
+    and its packets have not reached the namespace that they must reach: something else gave the answer.
     """
 
     checks: tuple[bool, ...]
@@ -82,12 +75,12 @@ class Judgement(msgspec.Struct, frozen=True):
     probe: bool | None
     wrong: tuple[int, ...] = ()
     also: tuple[int, ...] = ()
-    elsewhere: tuple[str, ...] = ()
+    arrived: bool = True
 
     @property
     def passed(self) -> bool:
         """Return whether the lesson is passed."""
-        return all(self.checks) and all(self.keeps) and not self.elsewhere and self.probe is True
+        return all(self.checks) and all(self.keeps) and self.probe is True and self.arrived
 
 
 def judge(sandbox: Sandbox, lesson: Lesson) -> Judgement:
@@ -95,32 +88,41 @@ def judge(sandbox: Sandbox, lesson: Lesson) -> Judgement:
     data = lesson.data
     signs = (*(one.sign for one in data.wrong), *(one.sign for one in data.also))
     every = (*data.check, *data.keep, *signs)
-    *results, (_, takers) = sandbox.results([*(one.run for one in every), _takers(lesson)])
+    results = sandbox.results([one.run for one in every])
     held = [one.holds(*result) for one, result in zip(every, results, strict=True)]
     checks, held = tuple(held[: len(data.check)]), held[len(data.check) :]
     keeps, held = tuple(held[: len(data.keep)]), held[len(data.keep) :]
     wrong, also = held[: len(data.wrong)], held[len(data.wrong) :]
-    meant = _HERE if data.reaches == HOST else data.reaches
-    others = [escaped(one) for one in takers.split() if one != meant]
-    elsewhere = tuple(HOST if one == _HERE else one for one in others[:_SOME])
-    probe = None
-    if all(checks) and all(keeps) and not elsewhere:
-        ((code, output),) = sandbox.results([lesson.probe.run])
+    probe, arrived = None, True
+    if all(checks) and all(keeps):
+        before, (code, output), after = sandbox.results([_counters(lesson), lesson.probe.run, _counters(lesson)])
         probe = lesson.probe.holds(code, output)
-    return Judgement(checks, keeps, probe, _numbers(wrong), _numbers(also), elsewhere)
+        arrived = not probe or _arrived(lesson, before, after)
+    return Judgement(checks, keeps, probe, _numbers(wrong), _numbers(also), arrived)
 
 
-def _takers(lesson: Lesson) -> str:
-    """Return a command that prints the namespaces that take the probe's packets, or translate their destination.
+def _counters(lesson: Lesson) -> str:
+    """Return a command that prints the kernel's counters of the namespace that the probe must reach."""
+    if lesson.data.reaches in ("", HOST):
+        return "cat /proc/net/snmp"
+    return f"nsenter --net={shlex.quote(f'/run/netns/{lesson.data.reaches}')} cat /proc/net/snmp"
 
-    A namespace takes what its own routes call local: by an address, on whichever device, or by a route. Rules about
-    ports translate no ping.
+
+def _arrived(lesson: Lesson, before: tuple[int, str], after: tuple[int, str]) -> bool:
+    """Return whether the probe's packets have arrived, by the counters before and after it.
+
+    Who else could have given the answer is not asked: there are too many ways to take a packet.
     """
-    if not lesson.data.reaches:
-        return "true"
-    pings = re.search(r"\bping\b", lesson.data.probe)
-    others = '| grep -viE "tcp|udp|sctp|dport"' if pings else ""
-    return _TAKERS.format(target=lesson.data.trace[1], others=others, here=_HERE)
+    return not lesson.data.reaches or all(
+        before[0] == after[0] == 0 and _count(after[1], *one) - _count(before[1], *one) >= times
+        for one, times in lesson.arrivals.items()
+    )
+
+
+def _count(counters: str, protocol: str, name: str) -> int:
+    """Return one of the counters of /proc/net/snmp: of each protocol a line of names, and one of values."""
+    names, values = (line.split() for line in counters.splitlines() if line.startswith(f"{protocol}:"))
+    return int(values[names.index(name)])
 
 
 def _numbers(held: list[bool]) -> tuple[int, ...]:
@@ -128,23 +130,30 @@ def _numbers(held: list[bool]) -> tuple[int, ...]:
 
 
 def remember(sandbox: Sandbox, lesson: Lesson) -> None:
-    """Remember the settings of a lesson's beginning. Raises LinkspanError if the sandbox is gone."""
+    """Remember the settings of a lesson's beginning. Raises LinkspanError as `settings`."""
     sandbox.script(f"echo {settings(sandbox, lesson)} > {_BEGINNING}")
 
 
 def tried(sandbox: Sandbox, lesson: Lesson) -> bool:
-    """Return whether somebody has changed a setting since `remember`. Raises LinkspanError if the sandbox is gone."""
+    """Return whether somebody has changed a setting since `remember`. Raises LinkspanError as `settings`."""
     ((_, before),) = sandbox.results([f"cat {_BEGINNING}"])
     return before.strip() != settings(sandbox, lesson)
 
 
 def settings(sandbox: Sandbox, lesson: Lesson) -> str:
-    """Return a fingerprint of what only somebody's commands change. Raises LinkspanError if the sandbox is gone."""
+    """Return a fingerprint of what only somebody's commands change.
+
+    Raises LinkspanError if the sandbox is gone, or its state cannot be read to its end.
+    """
     return hashlib.sha256(_BY_ITSELF.sub("", _state(sandbox, lesson)).encode()).hexdigest()
 
 
 def _state(sandbox: Sandbox, lesson: Lesson) -> str:
-    return "\n".join(output for _, output in sandbox.results([_LOOK, lesson.data.look or "true"]))
+    """Return what checks depend on. Raises LinkspanError if it cannot be read to its end: changes would not be seen."""
+    (code, state), (ended, more) = sandbox.results([_LOOK, lesson.data.look or "true"])
+    if code or ended >= TIMED_OUT:
+        raise LinkspanError("the state of the sandbox cannot be read to its end")
+    return _COUNTDOWN.sub("", f"{state}\n{more}")
 
 
 class Watcher:
@@ -162,7 +171,7 @@ class Watcher:
     def look(self) -> Judgement | None:
         """Return a new judgement, None if nothing has changed since the last one.
 
-        Raises LinkspanError if the sandbox is gone.
+        Raises LinkspanError as `settings`.
         """
         seen = hashlib.sha256(_state(self._sandbox, self._lesson).encode()).digest()
         now = self._clock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pwd
 from collections.abc import Callable
@@ -97,6 +99,33 @@ def test_what_a_killed_process_was_writing_is_forgotten_with_the_rest(tmp_path: 
     (tmp_path / ".progress.json.linkspan-new").write_text("{")
     kept.forget()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS without its lock service."""
+    def refuse(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    kept = Progress(tmp_path)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Unavailable, match="No locks available") as caught:
+        kept.start("veth")
+    assert "XDG_STATE_HOME" in caught.value.hint
+    with pytest.raises(Unavailable), kept.alone():
+        pass
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_the_first_two_windows_wait_for_each_other(tmp_path: Path) -> None:
+    """Also where nobody has a folder yet: what the first one notes is kept."""
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(20):
+            folder = tmp_path / str(turn)
+            list(pool.map(lambda number: Progress(folder).start(f"lesson-{number}"), range(8)))  # noqa: B023 - at once
+            assert all(Progress(folder).entry(f"lesson-{number}").tries for number in range(8))
 
 
 def test_a_home_that_cannot_be_written_is_an_error_with_the_way_out() -> None:
