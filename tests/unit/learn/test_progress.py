@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_locked_is_an_error_with_the_way_out(
     monkeypatch.setattr(fcntl, "flock", refuse)
     kept = Progress(tmp_path)
     open_before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(Unavailable, match="No locks available") as caught:
+    with pytest.raises(Unavailable, match="no locks available") as caught:
         kept.start("veth")
     assert "XDG_STATE_HOME" in caught.value.hint
     with pytest.raises(Unavailable), kept.alone():
