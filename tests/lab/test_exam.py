@@ -240,7 +240,7 @@ def replayed(folder: Path, sat: exam.Sat) -> dict[str, object]:
     return dict(json.loads(as_nobody("-c", code, str(path))))
 
 
-FORGED = r"printf '#!/bin/bash\necho netns_A\necho netns_B\necho \"<UP> <UP>\"\n'"
+FORGED = r"""printf '#!/bin/bash\necho netns_A\necho netns_B\necho "<UP> <UP>"\n'"""
 NAMES = "for n in A B; do ip netns add netns_$n; done"
 TRICKS = {
     "a wrapper": ("1", f"cd /run/learn/bin; {FORGED} > ip; chmod 755 ip"),

@@ -239,9 +239,9 @@ def test_rules_that_only_look_like_a_trick_are_allowed(box: Sandbox) -> None:
     play.begin(box, one)
     code, said = box.script(
         f"""{BUILT}
-        nft add table ip fwd
-        nft add chain ip fwd fwd '{{ type filter hook forward priority 0; }}'
-        nft add rule ip fwd fwd ct status dnat accept
+        nft add table ip fwd-rules
+        nft add chain ip fwd-rules fwd-chain '{{ type filter hook forward priority 0; }}'
+        nft add rule ip fwd-rules fwd-chain ct status dnat accept
         """
     )
     assert code == 0, said
@@ -268,7 +268,7 @@ def test_a_pipe_among_the_namespaces_hides_no_change(box: Sandbox) -> None:
     one = numbered("ipam-by-hand")
     box.script("ip netns add x; mkfifo /run/netns/0; echo > /run/learn/addresses")
     before = settings(box, one)
-    box.script("ip -n x link add y type dummy")
+    box.script("ip -n x link add y type bridge")
     assert settings(box, one) != before
     box.script("rm /run/learn/addresses; ln -s /dev/urandom /run/learn/addresses")
     with pytest.raises(LinkspanError, match="cannot be read"):
