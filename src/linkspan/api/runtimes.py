@@ -14,6 +14,13 @@ from linkspan.runtimes.base import Service
 
 def routes(services: Mapping[str, Service]) -> Iterator[web.RouteDef]:
     """Yield the routes on the agent's socket."""
+
+    async def retire(_: web.Request) -> web.Response:
+        for service in services.values():
+            await service.retire()
+        return web.json_response({})
+
+    yield web.post("/v1/retire", retire)
     for name, service in services.items():
         runtime = runtimes()[name]
         if runtime.path:

@@ -217,6 +217,8 @@ def uninstall(
         raise Invalid("uninstall asks before it removes anything, and this is no terminal", "give --yes")
     if not yes:
         typer.confirm("Remove all of linkspan's networks, endpoints and files from this machine?", abort=True)
+    with contextlib.suppress(LinkspanError):  # no agent runs, or one of the release before
+        Client(settings.socket).call("POST", "/v1/retire")
     outcome = work.carry_out(settings, Path(config_file or config.CONFIG_FILE))
     _tell(outcome, "removed", output, verbose=verbose)
     if outcome.left:

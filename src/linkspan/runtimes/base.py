@@ -109,6 +109,9 @@ class Service:
     async def stop(self) -> None:
         """Stop them: nobody calls any more."""
 
+    async def retire(self) -> None:
+        """Make nothing in the engine any more, and still answer it: linkspan is about to be removed."""
+
     def look(self) -> None:
         """Networks have changed."""
 

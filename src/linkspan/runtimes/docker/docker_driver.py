@@ -137,6 +137,10 @@ class Docker(Service):
         for timer in self._held.values():
             timer.cancel()
 
+    async def retire(self) -> None:
+        """Leave the engine's networks alone: `uninstall` removes those that are exposed."""
+        await self.exposed.stop()
+
     def look(self) -> None:
         """Compare the engine's networks soon."""
         self.exposed.look()
