@@ -106,6 +106,22 @@ def test_the_end_of_a_sandbox_ends_everything_in_it() -> None:
     assert sandbox.end_all(f"test-end-{os.getpid()}") == 0
 
 
+def test_a_sandbox_whose_mark_is_removed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root of a sandbox may overwrite the mark of its first process, and keep that one from ending by itself."""
+    box = sandbox.make(f"test-mark-{os.getpid()}")
+    word = f"3601.{os.getpid()}"
+    box.script(f"echo x > {sandbox.RUN}/left; kill -STOP $(pgrep -x head); sleep {word} >/dev/null 2>&1 &")
+    until(lambda: _running(word), "the program runs")
+    monkeypatch.setattr(sandbox, "PATIENCE", 5.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox, "_marked", lambda _: [])
+        box.end()
+    try:
+        until(lambda: not _running(word), "the program has ended")
+    finally:
+        sandbox.end_all(f"test-mark-{os.getpid()}")
+
+
 def _running(word: str) -> bool:
     for process in Path("/proc").iterdir():
         try:

@@ -101,6 +101,7 @@ class _Shell:
             finally:
                 os._exit(127)
         os.close(waiting)
+        os.set_blocking(self.master, False)  # a line may make this shell look free that reads nothing any more
         if not self._await(_READY):
             self.close()
             raise LinkspanError("no shell starts in the sandbox")
@@ -124,10 +125,11 @@ class _Shell:
             raise LinkspanError("a command does not end")
 
     def _type(self, text: str) -> None:
-        try:
-            os.write(self.master, text.encode())
-        except OSError:  # EIO: the shell has ended
-            self.ended = True
+        data = text.encode()
+        with contextlib.suppress(OSError):  # EIO: the shell has ended; EAGAIN: it reads nothing
+            if os.write(self.master, data) == len(data):
+                return
+        self.ended = True
 
     def _await(self, seconds: float) -> bool:
         """Wait until the shell waits for a line; return whether it does in time."""

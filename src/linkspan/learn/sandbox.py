@@ -199,6 +199,7 @@ class Sandbox:
         if lives:
             await_(lambda: not _is_init(self.init))
         if self._process is not None:
+            self._process.kill()  # what runs in the sandbox may have removed its mark
             with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel may still take down its namespaces
                 self._process.wait(PATIENCE)
         return lives
