@@ -23,6 +23,8 @@ _PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer"
 """What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
 _OPTIONAL = ("probe", "linkspan")
 """What a lesson may have once."""
+_READ = 30_000
+"""Characters of an output that is judged, at most: patterns need more time than a longer one grows."""
 _ARRIVALS = {r"\bping\b": ("Icmp", "InEchos"), "/dev/tcp/": ("Tcp", "PassiveOpens")}
 """By what a probe does: the protocol and the name of the kernel's counter of that (IPv4), where it arrives."""
 
@@ -30,7 +32,8 @@ _ARRIVALS = {r"\bping\b": ("Icmp", "InEchos"), "/dev/tcp/": ("Tcp", "PassiveOpen
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A shell command in the sandbox, and what must be true of it.
 
-    It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``.
+    It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``. None holds
+    whose output is too long to be judged: no state of a lesson needs so much.
     """
 
     run: str
@@ -39,8 +42,10 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def holds(self, code: int, output: str) -> bool:
         """Judge a result: exit code and output (stdout and stderr)."""
+        if code or len(output) > _READ:
+            return False
         found = not self.has or re.search(self.has, output, re.MULTILINE)
-        return code == 0 and bool(found) and not (self.lacks and re.search(self.lacks, output, re.MULTILINE))
+        return bool(found) and not (self.lacks and re.search(self.lacks, output, re.MULTILINE))
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from linkspan.learn import exam, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.exam import Result, Sat, Typed
 from linkspan.learn.language import Words
-from linkspan.learn.lesson import numbered
+from linkspan.learn.lesson import Lesson, numbered
 from linkspan.learn.panel import News, Panel
 from linkspan.learn.progress import Progress
 from linkspan.learn.sandbox import ENTRY, FIELD, Sandbox
@@ -205,6 +205,23 @@ def test_a_busy_machine_gets_a_second_try(
     monkeypatch.setattr(replay, "typed", late)
     (found,) = verified(tmp_path / "exam.json", SAT).lessons
     assert (found.verified, tries) == (replayed, [1, exam.SLOWER][: len(works)])
+
+
+def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads the answer, and each question costs time."""
+    asked: list[Lesson] = []
+
+    def lasting(_box: object, lesson: Lesson, *_: object) -> tuple[Judgement, bool]:
+        asked.append(lesson)
+        return Judgement((True,), (), True), True
+
+    monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
+    monkeypatch.setattr(needs, "lacking", lambda *_: [])
+    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "lasting", lasting)
+    monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
+    assert verified(tmp_path / "exam.json", SAT).lessons[0].verified
+    assert [(one.data.check, one.data.wrong, one.data.also) for one in asked] == [(ONE.data.check, (), ())]
 
 
 def test_an_exam_with_more_time_than_was_given_is_refused(tmp_path: Path) -> None:
