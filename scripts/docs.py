@@ -71,7 +71,7 @@ class Host:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
             env={**os.environ, "COLUMNS": "110", "TERM": "dumb", **self.reader},
         )
         return done.returncode, done.stdout.rstrip("\n")

@@ -20,6 +20,7 @@ from linkspan.learn import lesson as lesson_files
 from linkspan.learn.beside import Beside
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
+from linkspan.learn.watcher import SETTLING
 
 NEEDS = ("bash",)
 """Needs of every exam besides its lessons': the shell that writes the log."""
@@ -27,8 +28,9 @@ DAY = 1440
 """Minutes of an exam, at most."""
 _LARGEST = 4_000_000
 """Bytes of a result file, at most: it is another person's."""
-SLOWER = 4
-"""How many times as long lines may take when a lesson that did not pass is replayed again: this machine may be busy."""
+TRIES = ((1, play.SETTLED), (4, SETTLING[-1]))
+"""For each replay of a lesson, as long as it does not pass: how many times as long its lines may take, because this
+machine may be busy, and the seconds for its state. An exam waits as long for that: neighbour entries come late."""
 _LONGEST = 20_000
 """Characters of a line, at most."""
 _ROOM = 100_000
@@ -244,14 +246,14 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
         return found(wrong, "it is another version of this lesson: verify with the version of linkspan that was used")
     asked = msgspec.structs.replace(lesson, data=msgspec.structs.replace(lesson.data, wrong=(), also=()))
     why = ""
-    for slower in (1, SLOWER):
+    for slower, seconds in TRIES:
         with sandbox.passing(play.name(), closed=closed) as box:
             if lacking := needs.lacking(box, (*lesson.data.needs, *NEEDS)):
                 return found(None, f"this machine lacks {', '.join(one.what for one in lacking)}")
             try:
                 play.begin(box, lesson)
                 with replay.typed(box, lines, end, slower):
-                    judged, stays = play.lasting(Beside(box), asked)
+                    judged, stays = play.lasting(Beside(box), asked, seconds)
             except LinkspanError as error:
                 why = error.message
                 continue

@@ -22,7 +22,7 @@ from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
 from linkspan.learn.watcher import Judgement, judge, remember, settings, tried
 
-_SETTLED = 5.0
+SETTLED = 5.0
 """Seconds in which a played solution must pass: a busy machine delays carriers and neighbour entries."""
 _TRIES = 3
 """How often a state may be seen to change after it passed: a program that the last line has started may do so."""
@@ -74,14 +74,14 @@ def play(lesson: Lesson) -> Played | Unavailable:
         return Played(lesson.number, settled(box, lesson).passed, nothing)
 
 
-def settled(box: Sandbox, lesson: Lesson) -> Judgement:
-    """Return the judgement as soon as the lesson is passed, or the last one if that does not happen."""
-    return _judged(box, lesson, lambda judged, _: judged.passed)
+def settled(box: Sandbox, lesson: Lesson, seconds: float = SETTLED) -> Judgement:
+    """Return the judgement as soon as the lesson is passed, or the last one if that does not happen in time."""
+    return _judged(box, lesson, lambda judged, _: judged.passed, seconds=seconds)
 
 
-def lasting(box: Sandbox, lesson: Lesson) -> tuple[Judgement, bool]:
+def lasting(box: Sandbox, lesson: Lesson, seconds: float) -> tuple[Judgement, bool]:
     """Return the judgement as `settled` does, and whether it stays: a program may change the state between checks."""
-    judged = settled(box, lesson)
+    judged = settled(box, lesson, seconds)
     return judged, judged.passed and any(_stays(box, lesson) for _ in range(_TRIES))
 
 
@@ -96,7 +96,9 @@ def _stays(box: Sandbox, lesson: Lesson) -> bool:
     return True
 
 
-def _judged(box: Sandbox, lesson: Lesson, well: Callable[[Judgement, int], bool], number: int = 0) -> Judgement:
+def _judged(
+    box: Sandbox, lesson: Lesson, well: Callable[[Judgement, int], bool], number: int = 0, seconds: float = SETTLED
+) -> Judgement:
     """Return the first judgement that is ``well`` for an answer, or the last one in time: each costs many commands."""
     found: list[Judgement] = []
 
@@ -104,7 +106,7 @@ def _judged(box: Sandbox, lesson: Lesson, well: Callable[[Judgement, int], bool]
         found.append(judge(box, lesson))
         return well(found[-1], number)
 
-    await_(is_well, _SETTLED)
+    await_(is_well, seconds)
     return found[-1]
 
 
