@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.learn import exam
+from linkspan.learn import closed_calls, exam
 from linkspan.learn.lesson import numbered
 from support.command_line import linkspan as typed
 from support.lab.reader import (
@@ -142,6 +142,9 @@ with sandbox.passing("hostile", closed=True) as box:
         "umount -l /proc; umount -l /proc; cat /proc/[0-9]*/cmdline | grep -z '[l]{mark}'",
         "test $(readlink /proc/self/ns/ipc) = {ipc}",
         "echo >/dev/tty",
+        "python3 -c 'import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall({keyctl}, 0, -3, 1) < 0)'",
+        "python3 -c 'import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall(425, 1, bytes(120)) < 0)'",
+        "python3 -c 'import socket; socket.socket(socket.AF_VSOCK)'",
     ):
         assert box.results([line])[0][0], line
     assert box.results(["ps -e | wc -l"])[0][1] < "9"
@@ -192,14 +195,16 @@ def test_commands_of_others_change_and_reach_nothing(
 ) -> None:
     """An ordinary user's, also if they are root of their namespaces and take off what the sandbox mounted.
 
-    Files are read-only, homes are hidden, and there are no sockets, terminals and processes of the machine.
+    Files are read-only, homes are hidden, and there are no sockets, terminals, processes and keys of the machine.
     """
     shows, path = terminal
     mark = f"inkspan-exam-{os.getpid()}"
     beside = subprocess.Popen([*USER, "sh", "-c", "read line", f"l{mark}"], stdin=subprocess.PIPE)
     try:
         name, ipc = listening.getsockname(), os.readlink("/proc/self/ns/ipc")
-        as_nobody("-c", HOSTILE.format(folder=open_folder, socket=name, terminal=path, mark=mark, ipc=ipc))
+        keyctl = closed_calls.NUMBERS[os.uname().machine][1][closed_calls.KEYCTL]
+        given = {"folder": open_folder, "socket": name, "terminal": path, "mark": mark, "ipc": ipc, "keyctl": keyctl}
+        as_nobody("-c", HOSTILE.format_map(given))
     finally:
         beside.communicate()
     assert list(open_folder.iterdir()) == []

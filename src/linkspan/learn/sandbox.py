@@ -43,6 +43,7 @@ OUTPUT = 1_000_000
 _FILE = 64 * 2**20
 """Bytes of a file that a program of the sandbox writes, at most: its output is a file of the machine."""
 
+_OPEN = "this machine does not shut a sandbox in (Linux 5.12 on x86-64, ARM64 or RISC-V, user namespaces)"
 _MADE = f"""set -e
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
@@ -222,7 +223,8 @@ NEXT = 42
 def make(name: str, *, closed: bool = False) -> Sandbox:
     """Make a sandbox. It ends with this process, even if that is killed, unless that has left it (`leave`).
 
-    In a ``closed`` one files are read-only, and homes and sockets are hidden (closed_files.py). Root has no closed one.
+    In a ``closed`` one files are read-only, and homes and sockets are hidden (closed_files.py). Some system calls are
+    forbidden, from then on to this process, too (closed_calls.py). Root has no closed one.
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
@@ -233,8 +235,12 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
     ending = _ENDING
     if closed:
-        from linkspan.learn import closed_files  # only a teacher needs ctypes
+        from linkspan.learn import closed_calls, closed_files  # only a teacher needs ctypes
 
+        try:
+            closed_calls.forbid()  # to this process, because each command that enters later is its child
+        except OSError as error:
+            raise Denied(_OPEN, obstacle()) from error
         shut_in = closed_files.enter
         ending = _CLOSED_ENDING
         words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh", *words]
@@ -252,7 +258,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
         )
     except subprocess.SubprocessError as error:
         os.close(pipe)
-        raise Denied("this machine does not shut a sandbox in (Linux 5.12, user namespaces)", obstacle()) from error
+        raise Denied(_OPEN, obstacle()) from error
     finally:
         os.close(reading)
     assert process.stdout is not None
