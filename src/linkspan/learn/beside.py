@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from linkspan.learn.sandbox import Sandbox, system_path
+from linkspan.learn.sandbox import Sandbox
 
 _PLACE = """set -e
 mount -t tmpfs -o mode=755,size=1m tmpfs /run
@@ -47,4 +47,4 @@ class Beside(Sandbox):
 
     def environment(self) -> dict[str, str]:
         """Return the environment of these commands: programs are the system's."""
-        return super().environment() | {"PATH": system_path()}
+        return super().environment() | {"PATH": self.programs()}

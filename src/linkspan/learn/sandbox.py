@@ -43,6 +43,7 @@ OUTPUT = 1_000_000
 _FILE = 64 * 2**20
 """Bytes of a file that a program of the sandbox writes, at most: its output is a file of the machine."""
 
+_SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OPEN = "this machine does not shut a sandbox in (Linux 5.12 on x86-64, ARM64 or RISC-V, user namespaces)"
 _MADE = f"""set -e
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
@@ -130,7 +131,14 @@ class Sandbox:
         Nothing of this user's own environment is in a closed one: it may name keys, and change what a shell does.
         """
         base = {"HOME": "/", "TERM": "xterm"} if self.around else own_environment()
-        return base | {"PATH": f"{RUN}/bin:{system_path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+        return base | {"PATH": f"{RUN}/bin:{self.programs()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+
+    def programs(self) -> str:
+        """Return a PATH with the system's programs.
+
+        This user's own folders are not in that of a closed one: they are covered there, and anybody may write to them.
+        """
+        return _SYSTEM if self.around else system_path()
 
     def results(self, commands: Sequence[str]) -> list[tuple[int, str]]:
         """Run shell commands one after the other; return exit code and output of each. At most COMMAND seconds each.
@@ -345,7 +353,7 @@ def _largest_file() -> int:
 
 def system_path() -> str:
     """Return a PATH with the system's programs first: a user's may lack /usr/sbin (Debian)."""
-    return f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
+    return f"{_SYSTEM}:{os.environ.get('PATH', '')}"
 
 
 def _marked(name: str) -> list[int]:
