@@ -124,6 +124,28 @@ def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
     assert json.loads((state / "linkspan" / "learn" / "progress.json").read_text())["current"] == ""
 
 
+def test_a_lesson_is_passed_after_its_lines(state: Path) -> None:
+    """Also if this process's clock stands still between them, as it does while a laptop sleeps."""
+    code = (
+        "import time; began, real = time.monotonic(), time.monotonic; "
+        "from linkspan.learn.watcher import Watcher; "
+        "from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
+        "from linkspan.learn.lesson import numbered; one = numbered('namespaces'); "
+        "time.monotonic = lambda: began + (real() - began) / 10; "
+        "found = exam._sit(one, *reader('en'), time.monotonic() + 600)[1]; "
+        "print('after its lines:', found.passed_after >= found.commands[1].at > 5)"
+    )
+    window = Window("-c", code, main=(sys.executable,))
+    window.shows("[exam 1] #")
+    window.type("sleep 5; echo sl''ept")
+    window.shows("slept")
+    window.type("for n in A B; do ip netns add netns_$n; ip -n netns_$n link set lo up; done")
+    window.shows("Passed:")
+    window.type("exit")
+    window.shows("after its lines: True")
+    assert window.ends() == 0
+
+
 HOSTILE = """
 from linkspan.learn import sandbox
 call = "python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])'"

@@ -102,9 +102,12 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         say(words("Write files by commands (cat, printf, sed): the result has lines, and no keys in an editor."))
         say(words("Type `ip netns exec NAME COMMAND`, no shell in it, and `&`, not ^Z: only this shell's lines count."))
         watcher, news = Watcher(box, one), News(Panel(one, words), one, exam=True)
-        began, since = time.time(), time.monotonic()
+        began = time.time()
         passed: list[float] = []
         log: list[exam.Typed] = []
+
+        def spent() -> float:  # by the clock of the log, or lines would be later than what they led to
+            return round(max(time.time() - began, 0.0) + 0.05, 1)
 
         def note() -> None:
             with contextlib.suppress(LinkspanError):  # another window may have ended the sandbox
@@ -126,7 +129,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
                 return ""
             note()  # now, because another window may end the sandbox
             if judged.passed and not passed:
-                passed.append(round(time.monotonic() - since + 0.05, 1))
+                passed.append(spent())
             return fitted(news.of(judged))
 
         argv, environment = box.shell(f"exam {one.number}", logged=True)
@@ -137,14 +140,14 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         finally:
             timer.cancel()
             timer.join()
-        spent = time.monotonic() - since
+        ended = spent()
         if time.monotonic() >= end:
             say(words("The time is up."))
         else:
             note()
             with step(words("looking at what is achieved")), contextlib.suppress(LinkspanError):
                 if not passed and play.settled(box, one).passed:  # by the last line, before anybody looked
-                    passed.append(round(spent, 1))
+                    passed.append(ended)
     finally:
         leave(box, kept)
     after = passed[0] if passed else None
