@@ -175,6 +175,7 @@ with sandbox.passing("hostile", closed=True) as box:
         "ip netns add x && sysctl -w net.ipv4.ip_forward=1 && touch /tmp/own /var/lib/misc/own",
         "echo >/dev/null && head -c1 /dev/urandom && test -L /var/run && ls /var/run/netns/x",
         "python3 -c 'import os; os.openpty()'",
+        "echo key > ~/own && grep key /tmp/own",
     ):
         assert box.results([line])[0][0] == 0, (line, box.results([line]))
 """

@@ -46,5 +46,5 @@ class Beside(Sandbox):
         return [*words, "unshare", "--mount", "--propagation=private", *ends, "sh", "-c", _PLACE, str(seen)]
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of these commands: programs are the system's."""
-        return super().environment() | {"PATH": self.programs()}
+        """Return the environment of these commands: programs are the system's, and no settings are the sandbox's."""
+        return super().environment() | {"PATH": self.programs(), "HOME": "/"}

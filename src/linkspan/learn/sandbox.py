@@ -44,6 +44,7 @@ _FILE = 64 * 2**20
 """Bytes of a file that a program of the sandbox writes, at most: its output is a file of the machine."""
 
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_HOME = "/tmp"  # noqa: S108 - a closed sandbox has its own
 _OPEN = "this machine does not shut a sandbox in (Linux 5.12 on x86-64, ARM64 or RISC-V, user namespaces)"
 _MADE = f"""set -e
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
@@ -128,9 +129,10 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs.
 
-        Nothing of this user's own environment is in a closed one: it may name keys, and change what a shell does.
+        Nothing of this user's own environment is in a closed one: it may name keys, and change what a shell does. Lines
+        write to the home folder, and / is read-only there.
         """
-        base = {"HOME": "/", "TERM": "xterm"} if self.around else own_environment()
+        base = {"HOME": _HOME, "TERM": "xterm"} if self.around else own_environment()
         return base | {"PATH": f"{RUN}/bin:{self.programs()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
 
     def programs(self) -> str:

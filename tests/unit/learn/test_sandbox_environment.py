@@ -17,3 +17,9 @@ def test_a_closed_sandbox_has_the_system_s_programs_only(monkeypatch: pytest.Mon
     assert CLOSED.environment()["PATH"] == f"{RUN}/bin:{SYSTEM}"
     assert Beside(CLOSED).environment()["PATH"] == SYSTEM
     assert Sandbox(2).environment()["PATH"] == f"{RUN}/bin:{SYSTEM}:/opt/own/bin:/usr/bin"
+
+
+def test_lines_of_a_closed_sandbox_may_write_to_their_home() -> None:
+    """As the student could; what looks from beside reads no settings there."""
+    assert CLOSED.environment()["HOME"] == "/tmp"
+    assert Beside(CLOSED).environment()["HOME"] == "/"
