@@ -312,6 +312,39 @@ def test_containers_that_ignore_each_other_are_not_apart(box: Sandbox) -> None:
     assert judge(box, one).keeps == (True, True, True, False)
 
 
+ASIDE = {
+    "routes that are passed over": (
+        "two-bridges",
+        "ip -n netns_A route add throw 172.19.0.0/16; ip -n netns_C route add throw 172.18.0.0/16",
+        3,
+    ),
+    "rules to no route": (
+        "two-bridges",
+        "ip -n netns_A rule add to 172.19.0.0/16 unreachable; ip -n netns_C rule add to 172.18.0.0/16 unreachable",
+        3,
+    ),
+    "another address": (
+        "case-7",
+        "ip -n netns_A addr add 172.18.0.9/16 dev eth0; ip -n netns_A route add 172.18.0.3 dev eth0 src 172.18.0.9",
+        1,
+    ),
+}
+"""By what it does: a lesson, commands with which its probe works, and the place of the keep that they break."""
+
+
+@pytest.mark.parametrize("aside", ASIDE)
+def test_a_container_that_steps_aside_does_not_pass(box: Sandbox, aside: str) -> None:
+    """It takes another way than it had, and what the task asks for is not done."""
+    name, script, place = ASIDE[aside]
+    one = numbered(name)
+    play.begin(box, one)
+    assert all(judge(box, one).keeps)
+    assert box.script(script) == (0, "")
+    until(lambda: box.results([one.data.probe])[0][0] == 0, "the probe works")
+    judged = judge(box, one)
+    assert [n for n, holds in enumerate(judged.keeps) if not holds] == [place]
+
+
 def test_a_sandbox_that_ended_leaves_no_process(box: Sandbox) -> None:
     """Not even a zombie: whoever plays all lessons makes hundreds of sandboxes."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
