@@ -186,7 +186,7 @@ def _show(found: Verification, words: Words) -> None:
     from linkspan.core.sentences import Sentences
 
     told = Sentences(words.language)
-    who = shown(found.who.strip()) or words("no name: {file}", file=shown(found.file))
+    who = shown(found.who.strip()) or words("no name: {file}", file=found.file)
     rows: list[tuple[object, ...]] = [
         (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
         for n in found.lessons
@@ -194,4 +194,4 @@ def _show(found: Verification, words: Words) -> None:
     if found.why:
         rows.append((who, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
     columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
-    table((*columns, words("why")), rows, words("{file} has no lessons", file=shown(found.file)))
+    table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))

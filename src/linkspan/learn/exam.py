@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable, of_validation
+from linkspan.core.escapes import shown
 from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
 from linkspan.learn import foreign_file, needs, play, replay, sandbox
@@ -184,10 +185,11 @@ def verify(path: Path, minutes: int, *, trust: bool = False) -> Verification:
     homes and sockets are hidden; root cannot be shut in so. A file that is no result, or cannot be replayed, is told of
     in ``why``, because others follow it.
     """
+    file = shown(str(path))  # a name may have bytes that are no text
     try:
         result = read(path)
     except LinkspanError as error:
-        return Verification(str(path), why=error.message)
+        return Verification(file, why=shown(error.message))
     found: list[Verified] = []
     why = ""
     try:
@@ -197,7 +199,7 @@ def verify(path: Path, minutes: int, *, trust: bool = False) -> Verification:
     except LinkspanError as error:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
     given = result.begun, result.minutes, result.asked, result.seconds
-    return Verification(str(path), result.who, *given, tuple(found), why)
+    return Verification(file, result.who, *given, tuple(found), why)
 
 
 def _lessons(result: Result, *, closed: bool) -> Iterator[Verified]:

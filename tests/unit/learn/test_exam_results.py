@@ -99,6 +99,17 @@ def test_a_file_s_name_moves_no_terminal(tmp_path: Path, monkeypatch: pytest.Mon
     assert "\x1b" not in done.stdout + done.stderr
 
 
+def test_a_file_s_name_may_be_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loses nothing of what other files' replays have found."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / os.fsdecode(b"\xff.json")
+    exam.write(path, result(msgspec.structs.replace(SAT, passed_after=None, commands=())))
+    done = linkspan("learn", "exam", "verify", "--trust", str(path), str(path) + "x", "-o", "json")
+    found = json.loads(done.stdout)
+    assert [one["file"].removeprefix(f"{tmp_path}/") for one in found] == [r"\udcff.json", r"\udcff.jsonx"]
+    assert [bool(one["why"]) for one in found] == [False, True]
+
+
 def test_a_result_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Both ways."""
     with pytest.raises(Unavailable, match="cannot be read"):
