@@ -378,9 +378,9 @@ def profile(folder: Path, quick: bool) -> dict[str, Metric]:
     finally:
         agent.stop()
     progress("")
-    steps = json.loads(agent.steps.read_text())
+    calls = timed_agent.calls(agent.steps)
     for verb, whole in (("ADD", plugin.add), ("DEL", plugin.delete)):
-        tell_steps(verb, steps[verb], p(whole, 50))
+        tell_steps(verb, [call["steps"] for call in calls if call["verb"] == verb], p(whole, 50))
     return {
         f"{plugin.name}: {verb}, p50, with the stopwatch": result(p(values, 50), "ms")
         for verb, values in (("ADD", plugin.add), ("DEL", plugin.delete))

@@ -14,13 +14,14 @@ Needs iperf3. The whole program runs in network and mount namespaces of its own.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import statistics
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import report
@@ -144,14 +145,21 @@ def _request(number: int) -> bytes:
     return struct.pack("!BBH", 8, 0, ~total & 0xFFFF) + body
 
 
-def request(way: Way, count: int) -> float:
-    """Return the median round trip of a request by TCP, in microseconds."""
+@contextlib.contextmanager
+def answered(way: Way) -> Iterator[socket.socket]:
+    """Give a TCP connection to a server that answers each request."""
     with serving(way.server, sys.executable, "-ISc", _ANSWER, str(PORT), str(SIZE), word=True):
         with sockets.inside(way.client):
             client = socket.create_connection((way.address, PORT), 2)
         with client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return exchanged(client, count)
+            yield client
+
+
+def request(way: Way, count: int) -> float:
+    """Return the median round trip of a request by TCP, in microseconds."""
+    with answered(way) as client:
+        return exchanged(client, count)
 
 
 TESTS: dict[str, Callable[[Way, int], float]] = {

@@ -9,27 +9,35 @@ All virtual hosts are on one switch, and everything is measured in turn, round a
 
 A ratio is the median of the rounds' ratios, because both measurements of a round share the machine's load.
 
-    sudo bench/peers.py [--quick]
+    sudo bench/peers.py [--quick] [--profile]
 
-Needs iperf3, docker.io and podman (scripts/packages-test). The whole program runs in network and mount namespaces of
-its own.
+With --profile it says instead, for the ways whose targets were missed, which parts of the kernel take the CPU time of
+a new connection, of a request by TCP, and of a gigabyte through a published port. This counts all that the machine
+does, so nothing else may run on it.
+
+Needs iperf3, docker.io and podman (scripts/packages-test), and linux-perf for --profile. The whole program runs in
+network and mount namespaces of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import cpu_profile
 import report
-from datapath import HAND, PORT, Way, made_by_hand, ours, serving, tcp
-from fast import echoes, fast, request
+from cpu_profile import LEAD, Recording, Sample
+from datapath import HAND, PORT, Way, exchanged, made_by_hand, ours, serving, tcp
+from fast import answered, echoes, fast, request
 from report import Metric, p, progress, result
 
 from linkspan.lab import agents, build, commands, containers, topology, underlay
@@ -54,19 +62,22 @@ UNITS = {
 }  # fmt: skip
 BARE, SWARM, DOCKER, NETAVARK = "bare underlay", "Docker's overlay", "Docker's bridge", "netavark's bridge"
 VXLAN, FAST, HOST_GW, LOCAL = "vxlan by linkspan", "vxlan with fast=true", "host-gw by linkspan", "linkspan, one host"
+BY_HAND = "vxlan by hand"
 PUBLISHED = "{}, published"
 TARGETS: list[tuple[str, str, str, str]] = [
     (VXLAN, SWARM, ONE, ">= 1"), (FAST, SWARM, ONE, ">= 1.05"),
     (VXLAN, SWARM, ECHO, "<= 1"), (FAST, SWARM, ECHO, "<= 0.85"),
     (VXLAN, SWARM, REQUEST, "<= 1"), (FAST, SWARM, REQUEST, "<= 0.85"),
     (VXLAN, SWARM, NEW, ">= 1"), (FAST, SWARM, NEW, ">= 1"),
-    (VXLAN, "vxlan by hand", ONE, ">= 1"), (HOST_GW, "host-gw by hand", ONE, ">= 1"),
+    (VXLAN, BY_HAND, ONE, ">= 1"), (HOST_GW, "host-gw by hand", ONE, ">= 1"),
     (LOCAL, DOCKER, ONE, ""), (LOCAL, DOCKER, ECHO, ""), (LOCAL, DOCKER, NEW, ""), (LOCAL, NETAVARK, NEW, ""),
     (PUBLISHED.format(LOCAL), PUBLISHED.format(DOCKER), ONE, ">= 1"),
     (PUBLISHED.format(LOCAL), PUBLISHED.format(DOCKER), NEW, ">= 1"),
     (PUBLISHED.format(LOCAL), PUBLISHED.format(NETAVARK), NEW, ""),
 ]  # fmt: skip
 """What is compared: ours, theirs, the figure, and the target."""
+ACROSS, THROUGH = (VXLAN, FAST, BY_HAND, SWARM), (PUBLISHED.format(LOCAL), PUBLISHED.format(DOCKER))
+"""Ways of the profile: from host to host, and through a published port."""
 
 _ACCEPTS = """
 import socket, sys
@@ -252,8 +263,9 @@ def tell(ways: list[Way], found: dict[str, Metric]) -> None:
     report.table("ratio", {name: one for name, one in found.items() if " / " in name})
 
 
-def measure(folder: Path, quick: bool) -> dict[str, Metric]:
-    """Make all hosts and ways, and measure."""
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[list[Way]]:
+    """Make all hosts and ways, and take them away afterwards."""
     lab = topology.planned(topology.Wishes(lab=LAB, hosts=2, containers_per_host=0))
     with contextlib.ExitStack() as stack:
         stack.callback(build.down, LAB)
@@ -282,14 +294,102 @@ def measure(folder: Path, quick: bool) -> dict[str, Metric]:
                 Way(name, ends[0], ends[1], inner[0]["addr_info"][0]["local"]),
                 Way(PUBLISHED.format(name), bare[0].namespace, ends[1], at),
             ]
+        yield ways
+
+
+def measure(folder: Path, quick: bool) -> dict[str, Metric]:
+    """Measure all ways in turn."""
+    with made(folder) as ways:
         rounds(ways, quick)
     found = results(ways)
     tell(ways, found)
     return found
 
 
+# ------------------------------------------------------------------ the profile
+
+
+def requests(way: Way, seconds: float) -> float:
+    """Return how many requests by TCP a second are answered, one after the other."""
+    with answered(way) as client:
+        count, begun = 0, time.monotonic()
+        while (took := time.monotonic() - begun) < seconds:
+            exchanged(client, 100)
+            count += 100
+    return count / took
+
+
+def gigabytes(way: Way, seconds: float) -> float:
+    """Return how many gigabytes a second one TCP stream carries."""
+    return tcp(way, 1, math.ceil(seconds)) / 8
+
+
+PROFILED: list[tuple[str, str, tuple[str, ...], Callable[[Way, float], float]]] = [
+    ("a new connection", "us", ACROSS, connections),
+    ("a request by TCP", "us", ACROSS, requests),
+    ("a gigabyte through a published port", "ms", THROUGH, gigabytes),
+    ("a new connection through a published port", "us", THROUGH, connections),
+]
+"""What is done, the unit of its CPU time, the ways, and what does it all the time and returns how often a second."""
+PER_SECOND = {"us": 1e6, "ms": 1e3}
+TAIL = 0.5
+"""Seconds for which a test goes on when the last sample was taken."""
+
+
+def shares(
+    folder: Path, way: Way, test: Callable[[Way, float], float], seconds: float
+) -> tuple[float, list[Sample]]:
+    """Let a test run, and return how often a second it did its work, and samples of ``seconds`` in its midst."""
+    recording = Recording(folder / "perf.data", seconds)
+    rate = test(way, LEAD + seconds + TAIL)
+    return rate, recording.samples()
+
+
+def profile(folder: Path, quick: bool) -> dict[str, Metric]:
+    """Divide the CPU time of each piece of work by the parts of the kernel, and print a table for each sort of work."""
+    cpu_profile.check()
+    count, seconds = (1, 1.0) if quick else (5, 2.0)
+    own = {Path(sys.executable).name[:15], "iperf3"}  # a program's name has 15 letters (proc_pid_comm(5))
+    metrics: dict[str, Metric] = {}
+    with made(folder) as ways:
+        by = {way.name: way for way in ways}
+        for what, unit, names, test in PROFILED:
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+            taken: list[Sample] = []
+            for number in range(count):
+                for name in names if number % 2 else reversed(names):
+                    progress(f"round {number + 1} of {count}: {what}, {name}")
+                    rate, one = shares(folder, by[name], test, seconds)
+                    spent = cpu_profile.spent(one, own)
+                    found[name].append({g: s / seconds / rate * PER_SECOND[unit] for g, s in spent.items()})
+                    taken += one
+            progress("")
+            metrics |= tell_shares(what, unit, found)
+            print("\nMost of `other`:", ", ".join(cpu_profile.unknown(taken, own)) or "nothing")
+    return metrics
+
+
+def tell_shares(what: str, unit: str, found: dict[str, list[dict[str, float]]]) -> dict[str, Metric]:
+    """Print the median of each group's CPU time, by way, and return all as metrics."""
+    print(f"\n| CPU time of {what} ({unit}) | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
+    metrics, rows = {}, next(iter(found.values()))[0]
+    for group in (*rows, "all"):
+        cells = []
+        for way, rounds_ in found.items():
+            value = statistics.median(sum(one.values()) if group == "all" else one[group] for one in rounds_)
+            metrics[f"{what}, {way}: {group}"] = result(value, unit)
+            cells.append(f"{value:.1f}")
+        print(f"| {group} | " + " | ".join(cells) + " |")
+    return metrics
+
+
 if __name__ == "__main__":
     for program in ("iperf3", "dockerd", "podman"):
         if shutil.which(program) is None:
             sys.exit(f"error: no {program}: apt-get install iperf3 docker.io podman")
-    report.run(measure, "linkspan's packets beside Docker's, Podman's and those by hand", "a short round: 2 minutes")
+    report.run(
+        measure,
+        "linkspan's packets beside Docker's, Podman's and those by hand",
+        "a short round: 2 minutes",
+        {"profile": (profile, "instead: which parts of the kernel take the CPU time, where targets were missed")},
+    )

@@ -5,7 +5,10 @@ is one container on each, started, ended and removed. Then many containers, eigh
 nothing may be left, and dockerd's start with a container that is restarted always, while the agent starts,
 too.
 
-    sudo .venv/bin/python bench/runtimes.py [--quick]
+    sudo .venv/bin/python bench/runtimes.py [--quick] [--profile]
+
+With --profile it measures containers on the linkspan network alone, and says what part of a command's time is for the
+calls of the network plugin, what part of these the agent takes, and what is left for the engine.
 
 Needs the packages that tests/runtimes need (scripts/packages-test).
 """
@@ -22,12 +25,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import report
+import timed_agent
+from call_times import Executions, Part, Relay, Span, divided, medians, named
 from report import Metric, p, progress, result
+
+from linkspan.core.config import Config, process
+from linkspan.runtimes.cni.runtime import USUAL
+from linkspan.runtimes.podman.runtime import PLUGIN as PODMAN_PLUGIN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.polling import until
 from support.runtimes.containerd_engine import Containerd
 from support.runtimes.docker_engine import IMAGE as DOCKER_IMAGE
+from support.runtimes.docker_engine import PLUGIN as DOCKER_PLUGIN
 from support.runtimes.docker_engine import Docker, handed_over
 from support.runtimes.podman_engine import IMAGE as PODMAN_IMAGE
 from support.runtimes.podman_engine import Podman
@@ -48,6 +58,8 @@ OWN_CNI = {
         }
     ],
 }
+WARM_UPS = 2
+"""Containers before those that count: they fill caches."""
 Run = Callable[[str], object]
 
 
@@ -61,12 +73,12 @@ def timed(run: Run, name: str) -> float:
 def compared(engine: str, ours: Run, own: Run, rounds: int, switch: Callable[[bool], object]) -> dict[str, list[float]]:
     """Time both in turn; ``switch`` makes the network ours or the engine's own, which is not timed."""
     found: dict[str, list[float]] = {"linkspan": [], "its own": []}
-    for n in range(-2, rounds):  # the first two warm up caches
+    for n in range(-WARM_UPS, rounds):
         progress(f"{engine}: round {n + 1} of {rounds}")
         pair = (("linkspan", ours), ("its own", own))
         for name, run in pair if n % 2 else reversed(pair):
             switch(name == "linkspan")
-            took = timed(run, f"b{n + 2}{name[0]}")
+            took = timed(run, f"b{n + WARM_UPS}{name[0]}")
             if n >= 0:
                 found[name].append(took)
     progress("")
@@ -88,16 +100,47 @@ def crowd(engine: str, host: VirtualHost, run: Run, count: int) -> float:
     return count / took
 
 
-def containerd(host: VirtualHost, rounds: int, count: int) -> tuple[dict[str, list[float]], float]:
-    """Measure containerd's ctr, which takes the first configuration by name."""
+# ------------------------------------------------------------------ engines
+
+
+def in_containerd(host: VirtualHost) -> Run:
+    """Start containerd; return what runs a container on the first network by name, which is ours."""
     host.linkspan("install", "cni", "--network", "demo")
     host.run("sh", "-c", "cp /usr/lib/cni/* /opt/cni/bin/")
-    conf = host.folder / "own.conflist"
-    conf.write_text(json.dumps(OWN_CNI))
     engine = Containerd(host)
+    return lambda name: engine.run(name, "true")
 
-    def run(name: str) -> object:
-        return engine.run(name, "true")
+
+def in_podman(host: VirtualHost) -> Callable[[str], Run]:
+    """Set up Podman with our network and its own; return what runs a container on a network."""
+    host.run("mkdir", "-p", "/usr/local/libexec")
+    host.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/libexec")
+    host.linkspan("install", "podman")
+    engine = Podman(host)
+    engine.run("network create -d linkspan --ipam-driver none --opt network=demo demo")
+    engine.run("network create --subnet 10.252.0.0/16 own")
+    return lambda network: lambda name: engine.run(
+        f"run --rm --name {name} --network {network} {PODMAN_IMAGE} true"
+    )
+
+
+def in_docker(engine: Docker) -> Callable[[str], Run]:
+    """Start dockerd with our network and a user's own bridge; return what runs a container on a network."""
+    engine.start()
+    engine.run("network create -d linkspan --ipam-driver linkspan -o network=demo demo")
+    engine.run("network create --subnet 10.252.0.0/16 own")
+    return lambda network: lambda name: engine.run(
+        f"run --rm --name {name} --network {network} {DOCKER_IMAGE} true"
+    )
+
+
+# ------------------------------------------------------------------ beside their own bridges
+
+
+def containerd(host: VirtualHost, rounds: int, count: int) -> tuple[dict[str, list[float]], float]:
+    """Measure containerd's ctr, which takes the first configuration by name."""
+    run, conf = in_containerd(host), host.folder / "own.conflist"
+    conf.write_text(json.dumps(OWN_CNI))
 
     def switch(ours: bool) -> object:
         first = "/etc/cni/net.d/00-own.conflist"
@@ -110,28 +153,13 @@ def containerd(host: VirtualHost, rounds: int, count: int) -> tuple[dict[str, li
 
 def podman(host: VirtualHost, rounds: int, count: int) -> tuple[dict[str, list[float]], float]:
     """Measure Podman; its own bridge is netavark's."""
-    host.run("mkdir", "-p", "/usr/local/libexec")
-    host.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/libexec")
-    host.linkspan("install", "podman")
-    engine = Podman(host)
-    engine.run("network create -d linkspan --ipam-driver none --opt network=demo demo")
-    engine.run("network create --subnet 10.252.0.0/16 own")
-
-    def on(network: str) -> Run:
-        return lambda name: engine.run(f"run --rm --name {name} --network {network} {PODMAN_IMAGE} true")
-
+    on = in_podman(host)
     return compared("podman", on("demo"), on("own"), rounds, bool), crowd("podman", host, on("demo"), count)
 
 
 def docker(host: VirtualHost, engine: Docker, rounds: int, count: int) -> tuple[dict[str, list[float]], float]:
     """Measure Docker; its own bridge is one that a user made, as ours is."""
-    engine.start()
-    engine.run("network create -d linkspan --ipam-driver linkspan -o network=demo demo")
-    engine.run("network create --subnet 10.252.0.0/16 own")
-
-    def on(network: str) -> Run:
-        return lambda name: engine.run(f"run --rm --name {name} --network {network} {DOCKER_IMAGE} true")
-
+    on = in_docker(engine)
     return compared("docker", on("demo"), on("own"), rounds, bool), crowd("docker", host, on("demo"), count)
 
 
@@ -162,11 +190,16 @@ def dockerd_start(host: VirtualHost, engine: Docker, rounds: int) -> tuple[float
     return statistics.median(times["demo"]), statistics.median(times["own"])
 
 
-def measure(folder: Path, quick: bool) -> dict[str, Metric]:
-    """Run each engine, print the tables, and return the metrics."""
+def find_linkspan() -> None:
+    """Let hosts find the program beside this interpreter."""
     script = Path(sys.executable).parent
     if (script / "linkspan").exists():
         os.environ["PATH"] = f"{script}:{os.environ['PATH']}"
+
+
+def measure(folder: Path, quick: bool) -> dict[str, Metric]:
+    """Run each engine, print the tables, and return the metrics."""
+    find_linkspan()
     rounds, count = (4, 16) if quick else (20, 100)
     metrics: dict[str, Metric] = {}
     print("| runtime | network | p50 | p95 | containers a second, 8 at a time |\n|---|---|---|---|---|")
@@ -195,5 +228,83 @@ def measure(folder: Path, quick: bool) -> dict[str, Metric]:
     return metrics
 
 
+# ------------------------------------------------------------------ the profile
+
+
+class TimedHost(VirtualHost):
+    """A virtual host whose agent notes how long it takes for each call (`bench/timed_agent.py`)."""
+
+    def agent_command(self) -> list[str]:
+        """Return the command that starts this agent, with its settings."""
+        settings = Config(state_dir=str(self.folder / "state"), socket=str(self.socket), **self.settings)  # type: ignore[arg-type]
+        _, variables = process(settings)
+        variables[timed_agent.FILE] = str(self.folder / "calls.json")
+        program = str(Path(__file__).with_name("timed_agent.py"))
+        return ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, program]
+
+    def seen(self, path: str) -> Path:
+        """Return the path by which others see a file of the host."""
+        return Path(f"/proc/{self.keeper.pid}/root{path}")
+
+    def agent_calls(self) -> list[Span]:
+        """End the agent, and return its calls."""
+        self.stop_agent()
+        found = timed_agent.calls(self.folder / "calls.json")
+        return [Span(call["verb"], call["begun"], call["ended"]) for call in found]
+
+
+def set_up(name: str, host: TimedHost) -> tuple[Run, Executions | Relay]:
+    """Start the agent and an engine; return what runs a container, and what watches the calls of its network plugin."""
+    engine = Docker(host) if name == "docker" else None
+    if engine:
+        host.settings["docker_socket"] = str(host.folder / "run" / "plugin.sock")
+    host.start_agent()
+    host.linkspan("network", "create", "demo", "--pool", POOL)
+    if engine:
+        relay = Relay(host.seen(DOCKER_PLUGIN), Path(host.settings["docker_socket"]))
+        return in_docker(engine)("demo"), relay
+    run = in_containerd(host) if name == "ctr" else in_podman(host)("demo")
+    return run, Executions(host.seen(f"{USUAL}/linkspan" if name == "ctr" else PODMAN_PLUGIN))
+
+
+def spans(name: str, host: TimedHost, rounds: int) -> list[dict[str, Part]]:
+    """Run so many containers, one after the other, and return how the time of each is divided."""
+    run, watcher = set_up(name, host)
+    runs = []
+    with watcher.watched() as calls:
+        for n in range(rounds + WARM_UPS):
+            progress(f"{name}: container {n + 1} of {rounds + WARM_UPS}")
+            begun = time.perf_counter_ns()
+            run(f"p{n}")
+            runs.append(Span(name, begun, time.perf_counter_ns()))
+    progress("")
+    agent = host.agent_calls()
+    calls = named(calls, agent)
+    return [divided(one, calls, agent) for one in runs[WARM_UPS:]]
+
+
+def profile(folder: Path, quick: bool) -> dict[str, Metric]:
+    """Let each engine run containers on our network, and tell where the time goes."""
+    find_linkspan()
+    rounds, metrics = 3 if quick else 10, dict[str, Metric]()
+    for name in ("ctr", "podman", "docker"):
+        (folder / name).mkdir()
+        host = TimedHost(f"lkb-{name}", folder / name)
+        try:
+            found = medians(spans(name, host, rounds))
+        finally:
+            host.close()
+        print(f"\n| {name} run, median of {rounds} | times | ms | of these in the agent |\n|---|---|---|---|")
+        for what, (times, spent, agent) in found.items():
+            print(f"| {what} | {times:.0f} | {spent:.1f} | {f'{agent:.1f}' if agent else ''} |")
+            metrics[f"{name} run: {what}"] = result(spent, "ms")
+    return metrics
+
+
 if __name__ == "__main__":
-    report.run(measure, __doc__ or "", "a few rounds")
+    report.run(
+        measure,
+        __doc__ or "",
+        "a few rounds",
+        {"profile": (profile, "instead: what part of a command's time is for its network, and what for the engine")},
+    )

@@ -1,8 +1,9 @@
-"""Agent that notes how long each step of an attach and a detach takes; bench/attach.py --profile starts it.
+"""Agent that notes how long each call of a runtime takes, and each step of it, for --profile of two benchmarks.
 
-The steps are functions of linkspan that are not coroutines. Each is put into a stopwatch before the agent starts, so
-the agent itself knows nothing of it. The time of a step is its own, without the steps that it calls. The table is
-written when the agent ends.
+bench/attach.py divides a call by its steps, and bench/runtimes.py divides an engine's whole command by its calls. The
+steps are functions of linkspan that are not coroutines. They and the calls are put into a stopwatch before the agent
+starts, so the agent itself knows nothing of it. The time of a step is its own, without the steps that it calls. The
+file is written when the agent ends.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from linkspan import daemon
 from linkspan.backends.bridge import BridgeBackend
@@ -33,12 +34,16 @@ from linkspan.kernel.drivers.routes import RouteDriver
 from linkspan.kernel.drivers.sysctl import SysctlDriver
 from linkspan.kernel.io.namespaces import Namespaces
 from linkspan.kernel.io.sockets import Sockets
+from linkspan.runtimes.base import Service
 from linkspan.runtimes.cni import cni_conf, cni_result
-from linkspan.runtimes.cni.cni_verbs import Cni
+from linkspan.runtimes.cni.cni_service import CniService
+from linkspan.runtimes.docker.docker_driver import Docker
+from linkspan.runtimes.podman.podman_service import Podman
 
 FILE = "LINKSPAN_BENCH_STEPS"
-"""Environment variable with the path of the table: {verb: [{step: [times, wall in ns, CPU in ns]} of each call]}."""
+"""Environment variable with the path of the file, which has a list of calls (`Call`)."""
 CALL = "the call in the agent, altogether"
+SERVICES: tuple[type[Service], ...] = (CniService, Podman, Docker)
 STEPS: tuple[tuple[str, Any, str], ...] = (
     ("read variables", cni_conf, "environment"),
     ("read the configuration", cni_conf, "configuration"),
@@ -71,11 +76,20 @@ STEPS: tuple[tuple[str, Any, str], ...] = (
 )
 
 
+class Call(TypedDict):
+    """One call: its begin and end as `time.perf_counter_ns` has them, and [times, wall in ns, CPU in ns] of steps."""
+
+    verb: str
+    begun: int
+    ended: int
+    steps: dict[str, list[int]]
+
+
 class Stopwatch:
-    """Times of the steps of each call, by verb; what the agent does between two calls is not counted."""
+    """Times of all calls and of their steps; what the agent does between two calls is not counted."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, list[dict[str, list[int]]]] = {}
+        self.calls: list[Call] = []
         self._call: dict[str, list[int]] = {}
         self._running = threading.local()
 
@@ -106,22 +120,39 @@ class Stopwatch:
         return timed
 
     def wind(self) -> None:
-        """Put each step into the stopwatch, and the whole call."""
+        """Put each step into the stopwatch, and the whole calls."""
         for step, owner, name in STEPS:
             setattr(owner, name, self.around(step, getattr(owner, name)))
-        handle = Cni.handle
+        for service in SERVICES:
+            setattr(service, "answer", self.answering(service.answer))  # noqa: B010 - it is no part of linkspan
 
-        async def handled(cni: Cni, body: bytes, pid: int, uid: int = 0) -> tuple[int, bytes]:
-            verb = body.partition(b"CNI_COMMAND=")[2].partition(b"\0")[0].decode()
-            self._call, wall, cpu = {}, time.perf_counter_ns(), time.thread_time_ns()
+    def answering(self, answer: Callable[..., Awaitable[tuple[int, bytes]]]) -> Callable[..., Any]:
+        """Return a runtime's method that also notes its call."""
+
+        async def answered(service: Service, path: str, body: bytes, pid: int, uid: int) -> tuple[int, bytes]:
+            self._call, begun, cpu = {}, time.perf_counter_ns(), time.thread_time_ns()
             try:
-                return await handle(cni, body, pid, uid)
+                return await answer(service, path, body, pid, uid)
             finally:
-                self.add(CALL, time.perf_counter_ns() - wall, time.thread_time_ns() - cpu)
-                self.calls.setdefault(verb, []).append(self._call)
+                ended = time.perf_counter_ns()
+                self.add(CALL, ended - begun, time.thread_time_ns() - cpu)
+                self.calls.append(Call(verb=asked(path, body), begun=begun, ended=ended, steps=self._call))
                 self._call = {}
 
-        setattr(Cni, "handle", handled)  # noqa: B010 - the stopwatch is no part of linkspan
+        return answered
+
+
+def asked(path: str, body: bytes) -> str:
+    """Return what a call asks: a plugin's command, which begins its variables, or the path of an engine's call."""
+    variables = b"" if body.startswith(b"{") else body.partition(b"\0\0")[0]
+    command = variables.partition(b"COMMAND=")[2].partition(b"\0")[0]
+    return command.decode() or path.removeprefix("/")
+
+
+def calls(file: Path) -> list[Call]:
+    """Return what an agent has noted, after its end."""
+    found: list[Call] = json.loads(file.read_text())
+    return found
 
 
 def main() -> None:

@@ -331,8 +331,8 @@ def too_many_folders() -> Iterator[str]:
 
 
 def without_a_mirror() -> Iterator[str]:
-    """Yield the files in tests/unit that are in no folder of the sources; ``scripts`` has the scripts' own tests."""
-    folders = {level.split("/")[0] for level in LEVEL} | {"scripts"}
+    """Yield the files in tests/unit that are in no folder of the sources, nor in that of scripts or benchmarks."""
+    folders = {level.split("/")[0] for level in LEVEL} | {"scripts", "bench"}
     for path in files():
         parts = path.relative_to(ROOT).parts
         if parts[:2] == ("tests", "unit") and path.name.startswith("test_"):

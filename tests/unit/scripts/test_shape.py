@@ -186,7 +186,7 @@ def test_finds_a_folder_too_many(
 
 def test_finds_a_unit_test_that_mirrors_no_folder(complaints: Callable[[str, str], list[str]]) -> None:
     """Only the modules beside the folders have their tests beside the folders of tests."""
-    for name in ("store/test_replica.py", "scripts/test_shape.py", "test_ipip_endpoint.py"):
+    for name in ("store/test_replica.py", "scripts/test_shape.py", "bench/test_call_times.py", "test_ipip_endpoint.py"):
         assert complaints(f"tests/unit/{name}", "") == []
     (complaint,) = complaints("tests/unit/test_leases.py", "")
     assert complaint.startswith("tests/unit/test_leases.py: ")
