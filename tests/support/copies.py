@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import _bootstrap
 from pathlib import Path
 from typing import NoReturn
 
@@ -103,7 +104,16 @@ def run(program: Callable[[], None], command: Sequence[str], env: Mapping[str, s
     logging.root.handlers.clear()
     gc.enable()  # Popen disables it in the copy
     faulthandler.disable()  # pytest's would write to a file that is another one here
+    forget_unfinished_imports()
     program()
+
+
+def forget_unfinished_imports() -> None:
+    """Let this copy import what another thread was importing at that moment: it would wait for it for ever."""
+    vars(_bootstrap)["_module_locks"].clear()  # the thread that holds one is not here
+    for name, module in list(sys.modules.items()):
+        if getattr(getattr(module, "__spec__", None), "_initializing", False):
+            del sys.modules[name]
 
 
 def _show(command: Sequence[str], env: Mapping[str, str]) -> None:

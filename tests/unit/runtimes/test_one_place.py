@@ -91,7 +91,7 @@ def test_a_runtime_in_one_file_is_answered_exposed_and_checked(kiosk: Path) -> N
     """The agent's socket has its route, `--expose` its name, a network its file, and `doctor` its check."""
     assert kiosk.exists()
     assert "/kiosk" in paths()
-    assert [route.path for route in api.routes({"kiosk": Service()})] == ["/kiosk"]
+    assert [route.path for route in api.routes({"kiosk": Service()})] == ["/v1/retire", "/kiosk"]
     shown = network(expose=("kiosk",))
     check_exposure(shown)
     assert [file.path for file in exposure_files(shown, Config())] == ["/etc/kiosk/demo"]
