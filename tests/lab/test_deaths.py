@@ -38,6 +38,8 @@ def cluster() -> Iterator[EtcdRun]:
 
 def test_a_cluster_in_which_nothing_happens_costs_etcd_nothing(cluster: EtcdRun) -> None:
     """In twenty seconds neither its log nor its revision grows, of whatever: three agents run, with containers."""
+    keys = ("get", "", "--prefix", "--keys-only")
+    until(lambda: "upkeep/etcd" in cluster.etcdctl(*keys), "an agent took the first turn of the upkeep")
     before, since = cluster.stands(), time.monotonic()
 
     def rests() -> bool:
