@@ -114,7 +114,8 @@ class Executions:
 
     def __init__(self, file: Path) -> None:
         self._spans: list[Span] = []
-        self._running: dict[int, int] = {}
+        self.running: dict[int, int] = {}
+        """When each process that runs now began, by its pidfd."""
         self._fd = _libc.fanotify_init(FAN_CLOEXEC | FAN_NONBLOCK, os.O_RDONLY | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "fanotify_init")
@@ -133,24 +134,28 @@ class Executions:
         finally:
             os.eventfd_write(self._stop, 1)
             self._thread.join()
-            for fd in (self._fd, self._stop, *self._running):
+            for fd in (self._fd, self._stop, *self.running):
                 os.close(fd)
 
     def _watch(self) -> None:
         waiting = select.poll()
         for fd in (self._fd, self._stop):
             waiting.register(fd, select.POLLIN)
+        stopped = False
         while True:
             ready, now = [fd for fd, _ in waiting.poll()], time.perf_counter_ns()
             for fd in ready:
-                if fd == self._fd:
+                if fd == self._stop:
+                    stopped = True
+                    waiting.unregister(fd)
+                elif fd == self._fd:
                     for pidfd in self._started(now):
                         waiting.register(pidfd, select.POLLIN)
-                elif fd in self._running:
-                    self._spans.append(Span("", self._running.pop(fd), now))
+                else:
+                    self._spans.append(Span("", self.running.pop(fd), now))
                     waiting.unregister(fd)
                     os.close(fd)
-            if self._stop in ready and not self._running:
+            if stopped and not self.running:
                 return
 
     def _started(self, now: int) -> Iterator[int]:
@@ -160,7 +165,7 @@ class Executions:
             os.close(fd)
             with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
-                self._running[pidfd] = now
+                self.running[pidfd] = now
                 yield pidfd
 
 

@@ -39,7 +39,7 @@ GROUPS: dict[str, str] = {
     TUNNEL: r"_*vxlan|_*udp|gro_cell|_*iptunnel|_*ip_tunnel|skb_udp|skb_tunnel",
     DEVICES: r"veth_|br_|_*dev_|_*netif_|_*netdev_|_*napi_|process_backlog|net_[rt]x_action|enqueue_to_backlog"
     r"|validate_xmit|sch_direct_xmit|_*qdisc_|noqueue|fq_codel|pfifo|tcf_|cls_|bpf_prog_|skb_do_redirect|skb_mac_gso"
-    r"|_*skb_g[rs]o|skb_segment|(inet|ipv6|tcp|tcp4|tcp6|eth|udp4)_g[rs]o_|_*eth_(type|header)|get_rps_cpu|rps_",
+    r"|_*skb_g[rs]o|skb_segment|(inet|ipv6|tcp|tcp4|tcp6|eth)_g[rs]o_|_*eth_(type|header)|get_rps_cpu|rps_",
     ROUTING: r"_*ip_|_*ip6_|_*ipv[46]_|_*fib|inet_(addr|select|iif)|rt_|_*mkroute|_*neigh|_*dst_|arp_|_*icmp"
     r"|find_exception",
     TCP: r"_*tcp|_*inet_|_*inet6_|_*sock_|_*sk_|_*lock_sock|_*release_sock|do_accept|_*move_addr|reqsk|secure_"

@@ -37,6 +37,7 @@ POOLS = {"vxlan": "10.244.0.0/16", "host-gw": "10.245.0.0/16", "ipip": "10.246.0
 HAND = {"vxlan": "10.88", "host-gw": "10.89"}
 TARGET, IPIP_TARGET = ">= 0.98", ">= 1"
 PORT = 5202
+BARE = "bare underlay"
 UNDERLAY_MTU, VXLAN_OVERHEAD = 1500, 50
 VNI, VXLAN_PORT = 42, 4789
 """RFC 7348 section 5; any VNI will do."""
@@ -69,6 +70,20 @@ class Way:
     def median(self, what: str) -> float:
         """Return the median of a figure's rounds."""
         return statistics.median(self.figures[what])
+
+
+def plugged(lab: Lab, *numbers: int) -> list[Host]:
+    """Make hosts without an agent on the lab's segment."""
+    hosts = [Host(f"x{n}", f"{lab.name}-x{n}", 1, [topology.address(1, 4, str(100 + n))]) for n in numbers]
+    for host in hosts:
+        underlay.plug(lab, host)
+    return hosts
+
+
+def bare_underlay(lab: Lab) -> Way:
+    """Return the way between two more hosts of the segment, which nobody gives a rule or tracks a connection."""
+    client, server = plugged(lab, 3, 4)
+    return Way(BARE, client.namespace, server.namespace, topology.bare(server.addresses[0]))
 
 
 # ------------------------------------------------------------------ by hand
@@ -276,13 +291,10 @@ def measure(_folder: Path, quick: bool) -> dict[str, Metric]:
     lab = topology.planned(topology.Wishes(lab=LAB, hosts=2, containers_per_host=0))
     build.up(lab)
     try:
-        bare = [Host(f"x{n}", f"{LAB}-x{n}", 1, [topology.address(1, 4, str(100 + n))]) for n in (1, 2)]
-        for host in bare:
-            underlay.plug(lab, host)
-        one, two = lab.hosts
-        ways = [Way("bare underlay", one.namespace, two.namespace, topology.bare(two.addresses[0]))]
+        own = plugged(lab, 1, 2)
+        ways = [bare_underlay(lab)]
         for backend in POOLS:
-            ways += [made_by_hand(backend, bare)] if backend in HAND else []
+            ways += [made_by_hand(backend, own)] if backend in HAND else []
             ways += [ours(lab, backend)]
         if silent := matrix.awaited(lab):
             raise matrix.sentence(silent)

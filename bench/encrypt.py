@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from datapath import Way, masquerading, rounds
+from datapath import Way, bare_underlay, masquerading, plugged, rounds
 from report import Metric, progress, result
 
 from linkspan.backends.ipsec import backend as ipsec
@@ -39,7 +39,7 @@ from linkspan.core.states.wireguard import DEVICE, PORT, AllowedIp, Tools, Wireg
 from linkspan.kernel.drivers import ipsec as charon
 from linkspan.kernel.io import vici
 from linkspan.kernel.machine import Machine
-from linkspan.lab import agents, build, commands, containers, matrix, sockets, topology, underlay
+from linkspan.lab import agents, build, commands, containers, matrix, sockets, topology
 from linkspan.lab.record import Host, Lab
 
 LAB = "lkpcrypt"
@@ -262,14 +262,11 @@ def measure(folder: Path, quick: bool) -> dict[str, Metric]:
     lab = topology.planned(topology.Wishes(lab=LAB, hosts=2, containers_per_host=0, backend=first))
     build.up(lab)
     try:
-        bare = [Host(f"x{n}", f"{LAB}-x{n}", 1, [topology.address(1, 4, str(100 + n))]) for n in (1, 2)]
-        for host in bare:
-            underlay.plug(lab, host)
-        one, two = lab.hosts
-        ways = [Way("bare underlay", one.namespace, two.namespace, topology.bare(two.addresses[0]))]
+        own = plugged(lab, 1, 2)
+        ways = [bare_underlay(lab)]
         with contextlib.ExitStack() as tools:
             for number, (backend, by_hand) in enumerate(BACKENDS.items()):
-                ways += [tools.enter_context(by_hand(bare)), ours(lab, backend, number)]
+                ways += [tools.enter_context(by_hand(own)), ours(lab, backend, number)]
             if silent := matrix.awaited(lab):
                 raise matrix.sentence(silent)
             rounds(ways, quick)

@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import report
-from datapath import Way, exchanged, masquerading, ours, serving, tcp, udp
+from datapath import Way, bare_underlay, exchanged, masquerading, ours, plugged, serving, tcp, udp
 from report import Metric, progress, result
 
-from linkspan.lab import agents, build, commands, containers, sockets, topology, underlay
+from linkspan.lab import agents, build, commands, containers, sockets, topology
 from linkspan.lab.record import Host, Lab
 
 LAB = "lkpfast"
@@ -206,15 +206,11 @@ def measure(_folder: Path, quick: bool) -> dict[str, Metric]:
     lab = topology.planned(topology.Wishes(lab=LAB, hosts=2, containers_per_host=0))
     build.up(lab)
     try:
-        bare = [Host(f"x{n}", f"{LAB}-x{n}", 1, [topology.address(1, 4, str(100 + n))]) for n in (1, 2)]
-        for host in bare:
-            underlay.plug(lab, host)
-        one, two = lab.hosts
         ways = [
-            Way("bare underlay", one.namespace, two.namespace, topology.bare(two.addresses[0])),
+            bare_underlay(lab),
             ours(lab, "vxlan"),
             fast(lab),
-            overlay(bare),
+            overlay(plugged(lab, 1, 2)),
         ]
         rounds(ways, quick)
     finally:

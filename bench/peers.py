@@ -36,12 +36,12 @@ from pathlib import Path
 import cpu_profile
 import report
 from cpu_profile import LEAD, Recording, Sample
-from datapath import HAND, PORT, Way, exchanged, made_by_hand, ours, serving, tcp
+from datapath import HAND, PORT, Way, bare_underlay, exchanged, made_by_hand, ours, plugged, serving, tcp
 from fast import answered, echoes, fast, request
 from report import Metric, p, progress, result
 
 from linkspan.lab import agents, build, commands, containers, topology, underlay
-from linkspan.lab.record import Host, Lab
+from linkspan.lab.record import Lab
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.runtimes.docker_engine import Docker
@@ -50,7 +50,7 @@ from support.runtimes.podman_engine import Podman
 from support.runtimes.virtual_host import VirtualHost
 
 LAB = "lkpside"
-OVERLAY, BRIDGE = "10.91.0.0/16", "10.92.0.0/16"
+OVERLAY, BRIDGE, ONE_HOST = "10.91.0.0/16", "10.92.0.0/16", "10.93.0.0/16"
 SMALL = 64
 """Bytes of a UDP packet that is sent without a pause."""
 ONE, EIGHT = "TCP, one stream", "TCP, eight streams"
@@ -60,7 +60,7 @@ NEW, COST = "new connections a second", "CPU a gigabyte"
 UNITS = {
     ONE: "Gbit/s", EIGHT: "Gbit/s", PACKETS: "1000/s", ECHO: "us", LATE: "us", REQUEST: "us", NEW: "1/s", COST: "s"
 }  # fmt: skip
-BARE, SWARM, DOCKER, NETAVARK = "bare underlay", "Docker's overlay", "Docker's bridge", "netavark's bridge"
+SWARM, DOCKER, NETAVARK = "Docker's overlay", "Docker's bridge", "netavark's bridge"
 VXLAN, FAST, HOST_GW, LOCAL = "vxlan by linkspan", "vxlan with fast=true", "host-gw by linkspan", "linkspan, one host"
 BY_HAND = "vxlan by hand"
 PUBLISHED = "{}, published"
@@ -158,15 +158,18 @@ def bridged(name: str, host: VirtualHost, run: Callable[[str], object], start: C
 
 
 def locally(lab: Lab) -> tuple[Way, Way]:
-    """Attach two containers on one host, of which the second publishes a port; return both ways to it."""
-    containers.add(lab, "h1", "local-1", lab.network, [])
+    """Attach two containers to a bridge on one host, of which the second publishes a port; return both ways to it."""
+    client = agents.client(lab, "h1")
+    client.call("POST", "/v1/networks", {"name": "local", "pools": [ONE_HOST], "backend": "bridge"})
+    agents.await_network(lab, lab.hosts[:1], "local")
+    containers.add(lab, "h1", "local-1", "local", [])
     name = f"{LAB}-local-2"
     commands.add(name)
     path = f"/run/netns/{name}"
     published = {"host_ip": "", "host_port": PORT, "port": PORT, "protocol": "tcp"}
-    body = {"id": "local-2", "network": lab.network, "namespace_path": path, "ports": [published]}
+    body = {"id": "local-2", "network": "local", "namespace_path": path, "ports": [published]}
     with Path(path).open() as opened:
-        endpoint = agents.client(lab, "h1").call("POST", "/v1/attach", body | {"namespace_fd": opened.fileno()})
+        endpoint = client.call("POST", "/v1/attach", body | {"namespace_fd": opened.fileno()})
     address = topology.bare(endpoint["addresses"][0])
     host = lab.host("h1")
     return (
@@ -270,12 +273,9 @@ def made(folder: Path) -> Iterator[list[Way]]:
     with contextlib.ExitStack() as stack:
         stack.callback(build.down, LAB)
         build.up(lab)
-        bare = [Host(f"x{n}", f"{LAB}-x{n}", 1, [topology.address(1, 4, str(100 + n))]) for n in (1, 2)]
-        for host in bare:
-            underlay.plug(lab, host)
-        one, two = lab.hosts
-        ways = [Way(BARE, one.namespace, two.namespace, topology.bare(two.addresses[0]))]
-        ways += [made_by_hand(backend, bare) for backend in HAND]
+        own = plugged(lab, 1, 2)
+        ways = [bare_underlay(lab)]
+        ways += [made_by_hand(backend, own) for backend in HAND]
         ways += [ours(lab, "vxlan"), fast(lab), ours(lab, "host-gw"), *locally(lab)]
         hosts = [stack.enter_context(engine_host(lab, 110 + n, folder)) for n in range(3)]
         addresses = [topology.bare(topology.address(1, 4, str(110 + n))) for n in range(3)]
@@ -292,7 +292,7 @@ def made(folder: Path) -> Iterator[list[Way]]:
             inner = json.loads(commands.run("ip", "-j", "-4", "addr", "show", "eth0", netns=ends[1]))
             ways += [
                 Way(name, ends[0], ends[1], inner[0]["addr_info"][0]["local"]),
-                Way(PUBLISHED.format(name), bare[0].namespace, ends[1], at),
+                Way(PUBLISHED.format(name), own[0].namespace, ends[1], at),
             ]
         yield ways
 

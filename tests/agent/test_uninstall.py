@@ -169,6 +169,14 @@ def test_a_dry_run_touches_nothing(used: Host, root: Path) -> None:
     assert json.loads(run("ip", "-j", "link", "show", "ls-demo", netns=used.netns))
 
 
+def test_the_agent_is_the_one_that_the_config_file_names(used: Host) -> None:
+    """It knows its state folder, also if another agent runs at the usual socket."""
+    used.config.write_text(f"socket = '{used.socket}'\n")
+    inside = ("ip", "netns", "exec", used.netns, sys.executable, "-m", "linkspan.cli.main")
+    said = run(*inside, "uninstall", "--dry-run", "--output", "json", "--config", str(used.config))
+    assert str(used.state_dir) in json.loads(said)["removed"]
+
+
 def test_a_file_that_a_user_changed_stays(used: Host, root: Path) -> None:
     """A conflist that a user has edited is not linkspan's any more, and stays."""
     conf = root / "etc/cni/net.d/10-linkspan-demo.conflist"

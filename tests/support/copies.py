@@ -109,8 +109,8 @@ def run(program: Callable[[], None], command: Sequence[str], env: Mapping[str, s
 
 
 def forget_unfinished_imports() -> None:
-    """Let this copy import what another thread was importing at that moment: it would wait for it for ever."""
-    vars(_bootstrap)["_module_locks"].clear()  # the thread that holds one is not here
+    """Forget modules that another thread was importing: this copy lacks that thread, and would wait for it for ever."""
+    vars(_bootstrap)["_module_locks"].clear()
     for name, module in list(sys.modules.items()):
         if getattr(getattr(module, "__spec__", None), "_initializing", False):
             del sys.modules[name]

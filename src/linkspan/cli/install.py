@@ -195,12 +195,12 @@ def uninstall(
     from linkspan.agent import own_etcd
     from linkspan.agent import uninstall as work  # the drivers take long to import
 
-    found = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}
-    with contextlib.suppress(Unavailable):  # without an agent, by the settings
-        found["state_dir"] = (
-            found["state_dir"] or Client(socket).call("GET", "/v1/status")["agent"]["state_dir"]
-        )
-    settings, problem = config.salvaged(config_file, found)
+    given = {"state_dir": state_dir, "socket": socket if socket != DEFAULT_SOCKET else ""}
+    settings, problem = config.salvaged(config_file, given)
+    if not state_dir:
+        with contextlib.suppress(Unavailable):  # it may run with another folder than the settings name
+            given["state_dir"] = Client(settings.socket).call("GET", "/v1/status")["agent"]["state_dir"]
+            settings, problem = config.salvaged(config_file, given)
     if problem:
         what = f"uses what it can read of it: state folder {settings.state_dir} (else give --state-dir)"
         print(f"note: {problem}; uninstall {what}", file=sys.stderr)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,19 @@ def test_the_agent_knows_what_a_call_asks(path: str, body: bytes, asked: str) ->
 @pytest.mark.root
 def test_a_program_is_timed_from_its_exec_to_its_end(tmp_path: Path) -> None:
     program = tmp_path / "plugin"
-    shutil.copy(shutil.which("sleep") or "", program)
-    with Executions(program).watched() as spans:
-        for _ in range(2):
-            subprocess.run([program, "0.05"], check=True)
+    shutil.copy(shutil.which("cat") or "", program)
+    times = []
+    executions = Executions(program)
+    with executions.watched() as spans:
+        for count in (1, 2):
+            before = time.perf_counter_ns()
+            with subprocess.Popen(program, stdin=subprocess.PIPE) as process:
+                until(lambda: executions.running, "its exec is seen")
+                times.append((before, time.perf_counter_ns()))
+                process.communicate()
+            until(lambda count=count: len(spans) == count, "its end is seen")  # type: ignore[misc]
     assert len(spans) == 2
-    assert all(0.04 < (span.ended - span.begun) / 1e9 < 1 for span in spans)
+    assert all(before < span.begun < seen < span.ended for span, (before, seen) in zip(spans, times, strict=True))
 
 
 def test_a_relay_times_each_request_of_a_connection(tmp_path: Path) -> None:

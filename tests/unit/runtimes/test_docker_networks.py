@@ -122,6 +122,37 @@ def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(work())
 
 
+def test_no_network_is_made_once_linkspan_is_being_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine makes the one that it was asked for before, so this is waited for, and none after it."""
+    monkeypatch.setattr(docker_networks, "AGAIN", 0.01)
+    asked: list[str] = []
+
+    async def work() -> None:
+        engine: Any = Engine()
+        engine.known, made = [], asyncio.Event()
+
+        async def create(wish: dict[str, Any]) -> None:
+            asked.append(wish["Name"])
+            await made.wait()
+
+        engine.create = create
+        networks: Any = Networks()
+        kept = DockerNetworks(networks, engine, _lives)
+        kept.start()
+        await eventually(lambda: asked == ["demo"], "the engine is asked for the network")
+        retired = asyncio.create_task(kept.retire())
+        await asyncio.sleep(0.05)
+        assert not retired.done()
+        made.set()
+        await retired
+        kept.look()
+        await asyncio.sleep(0.05)
+        assert asked == ["demo"]
+        await kept.stop()
+
+    asyncio.run(work())
+
+
 def _listed(state: str, *names: str) -> Listed:
     settings: dict[str, Any] = {"Networks": {name: {} for name in names}}
     return msgspec.convert({"Id": "c", "State": state, "NetworkSettings": settings}, Listed)

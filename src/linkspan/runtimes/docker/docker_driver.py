@@ -119,8 +119,10 @@ class Docker(Service):
 
     @property
     def problems(self) -> Iterable[str]:
-        """Return what the engine refuses of the exposed networks."""
-        return self.exposed.problems.values()
+        """Yield what the engine refuses of the exposed networks."""
+        yield from self.exposed.problems.values()
+        if self.exposed.retired:
+            yield "`linkspan uninstall` has begun: no networks are made in Docker until the agent starts again"
 
     async def start(self) -> None:
         """Start to keep the engine's networks equal to the exposed ones, and to follow containers' names."""
@@ -139,7 +141,7 @@ class Docker(Service):
 
     async def retire(self) -> None:
         """Leave the engine's networks alone: `uninstall` removes those that are exposed."""
-        await self.exposed.stop()
+        await self.exposed.retire()
 
     def look(self) -> None:
         """Compare the engine's networks soon."""

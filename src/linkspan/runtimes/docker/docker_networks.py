@@ -35,6 +35,8 @@ class DockerNetworks:
         self._lives = lives
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.retired = False
+        """Whether linkspan is being removed from this host."""
         self.problems: dict[str, str] = {}
         """What the engine refused, by the network's name."""
 
@@ -47,12 +49,19 @@ class DockerNetworks:
         """Stop; the engine's networks stay."""
         await ended(self._task)
 
+    async def retire(self) -> None:
+        """Compare no more. What the engine was asked last, it does: so wait for that."""
+        self.retired = True
+        self.look()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def look(self) -> None:
         """Compare soon: networks have changed."""
         self._wake.set()
 
     async def _follow(self) -> None:
-        while True:
+        while not self.retired:
             if Path(self._engine.socket).exists():
                 try:
                     await self._compare()
