@@ -84,7 +84,7 @@ def test_a_program_is_timed_from_its_exec_to_its_end(tmp_path: Path) -> None:
                 until(lambda: executions.running, "its exec is seen")
                 times.append((before, time.perf_counter_ns()))
                 process.communicate()
-            until(lambda count=count: len(spans) == count, "its end is seen")  # type: ignore[misc]
+            until(lambda count=count: len(spans) == count, "its end is seen")
     assert len(spans) == 2
     assert all(before < span.begun < seen < span.ended for span, (before, seen) in zip(spans, times, strict=True))
 
