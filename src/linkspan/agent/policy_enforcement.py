@@ -427,8 +427,11 @@ class Enforcement:
         """Return all elements of another host's endpoints, by source; take in what is known of them."""
         (self._unlabelled.discard if self._remote.labelled(host) else self._unlabelled.add)(host)
         source = _of_host(host)
-        was = {digest for one in self._parties.of(source).values() for digest in one.chosen}
+        before = self._parties.of(source)
+        was = {digest for one in before.values() for digest in one.chosen}
         known, states = self._elements.of_others(force, host)
+        # A released address gets another owner, who must not inherit its flows.
+        self._stricter |= any(before[text].chosen for text in before.keys() - known.keys())
         self._stricter |= self._parties.note(source, known)
         found = {(*source, digest): states.get(digest, []) for digest in {*was, *states} - {""}}
         return {source: states.get("", []), **found}

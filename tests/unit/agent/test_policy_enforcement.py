@@ -144,6 +144,26 @@ def test_hosts_whose_labels_are_not_read_yet_are_nobody(stage: Stage, monkeypatc
     asyncio.run(main())
 
 
+def test_flows_of_a_removed_container_are_not_inherited_with_its_address(stage: Stage) -> None:
+    """Other hosts cut them once its record is gone, and only if a rule let it in by its labels."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.record("proxy", "10.77.9.8/32", app="proxy")
+            await stage.record("other", "10.77.9.9/32")
+            await stage.apply(WEB)
+            await stage.settled()
+            known = stage.member.remote.of
+            for name, expected in (("other", 0), ("proxy", 1)):
+                cuts = stage.cuts
+                await stage.other.store.transaction({}, deletes=[f"endpoints/h2/{name}/eth0"])
+                await eventually(lambda name=name: f"{name}/eth0" not in known("demo", "h2"), "it is gone")
+                await stage.enforcement.enforce()
+                assert stage.cuts - cuts == expected
+
+    asyncio.run(main())
+
+
 def test_a_change_of_a_network_alone_cuts_nothing(stage: Stage) -> None:
     """Its MTU is no business of policies: they are the same as before."""
 
