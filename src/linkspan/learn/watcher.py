@@ -95,8 +95,11 @@ def judge(sandbox: Sandbox, lesson: Lesson) -> Judgement:
     wrong, also = held[: len(data.wrong)], held[len(data.wrong) :]
     probe, arrived = None, True
     if all(checks) and all(keeps):
-        before, (code, output), after = sandbox.results([_counters(lesson), lesson.probe.run, _counters(lesson)])
+        counted, kept = _counters(lesson), [one.run for one in data.keep]
+        before, (code, output), after, *results = sandbox.results([counted, lesson.probe.run, counted, *kept])
         probe = lesson.probe.holds(code, output)
+        # The reader may have typed meanwhile: what the probe found must not be due to what was to stay.
+        keeps = tuple(one.holds(*result) for one, result in zip(data.keep, results, strict=True))
         arrived = not probe or _arrived(lesson, before, after)
     return Judgement(checks, keeps, probe, _numbers(wrong), _numbers(also), arrived)
 
