@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -178,16 +179,21 @@ def _value(option: str, words: Sequence[str]) -> str:
     return ""
 
 
-_WORDS = {"is not a valid int": "is not a whole number", "is not a valid float": "is not a number"}
-"""The library's own messages, and ours."""
+_WORDS = {
+    r"is not a valid int( range)?": "is not a whole number",
+    r"is not a valid float( range)?": "is not a number",
+    r"is not in the range (\S+)<=x<=(\S+)": r"is not from \1 to \2",
+    r"is not in the range x>=(\S+)": r"is less than \1",
+}
+"""The ends of the library's own messages, as patterns, and ours."""
 
 
 def _wrong(error: Any) -> str:
     """Return why a value is refused."""
     text = str(error.message).rstrip(".")
     unit = "; give seconds" if getattr(getattr(error, "param", None), "metavar", "") == "SECONDS" else ""
-    replaced = (text.replace(theirs, ours) for theirs, ours in _WORDS.items() if text.endswith(theirs))
-    return next((f"{one}{unit}" for one in replaced), text)
+    replaced = (re.sub(f"{theirs}$", ours, text) for theirs, ours in _WORDS.items())
+    return next((f"{one}{unit}" for one in replaced if one != text), text)
 
 
 def _metavar(param: Any) -> str:

@@ -62,6 +62,8 @@ MEANT = [
     ("cluster set --reclaim-after 1s", "--reclaim-after: '1s' is not a number; give seconds"),
     ("status -o xml", "'xml' is not one of 'table', 'json'"),
     ("events -n -3", "--last: -3 is less than 0"),
+    ("learn hint 9", "N: 9 is not from 0 to 3"),
+    ("learn hint x", "N: 'x' is not a whole number"),
     ("events --since yesterday", "--since: 'yesterday' is no time; write 10m, 2h, 3d, 20:15 or 2026-01-31 20:15"),
     ("detach", "give TARGET or --id ID"),
 ]
