@@ -77,6 +77,20 @@ def test_a_difference_of_lines_alone_is_a_change(yard: Yard) -> None:
     assert yard.host.json("policy", "apply", str(file))["changed"] == ["only-a"]
 
 
+def test_as_many_exceptions_as_a_policy_may_have_are_enforced(yard: Yard) -> None:
+    """Also if some are within others. One condition for each would be more than a rule of the kernel may have."""
+    every = [f"10.{number}.0.0/16" for number in range(250)]
+    within = [f"10.{number}.{number}.0/24" for number in range(6)]
+    rule = "- from: [{{cidr: 10.0.0.0/8, except: [{}]}}]\n"
+    but = "policy: but\nselect: {name: x-b}\ningress:\n" + rule.format(", ".join(within + every))
+    yard.apply(but)
+    assert yard.host.differences() == []
+    assert not answers(yard.netns["x-a"], yard.ips["x-b"][4], 80)
+    own = f"10.{yard.ips['x-b'][4].split('.')[1]}.0.0/16"
+    yard.apply(but.replace(f", {own}", ""))
+    assert answers(yard.netns["x-a"], yard.ips["x-b"][4], 80)
+
+
 def test_the_answers_know_internal_networks_and_the_own_host(yard: Yard) -> None:
     """Neither is a matter of policies: nothing leaves the one, and the other one is always reached."""
     yard.host.network("inner", "10.216.0.0/24", options={"mode": "routed"}, internal=True)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from linkspan.core import icmp
+from linkspan.core.addresses import Prefix
 from linkspan.core.ruleset import BRIDGE, INET, TABLE, pool_text
 from linkspan.core.states.host import NftChain, NftSet, State
 from linkspan.policy import name_rules
@@ -266,7 +267,17 @@ def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterato
         elif peer.prefix is None:
             yield f"{at} @{chosen_set(peer.digest, family)} "
         elif peer.prefix.family == family:
-            yield "".join([f"{at} {pool_text(peer.prefix)} ", *(f"{at} != {pool_text(p)} " for p in peer.excepts)])
+            besides = f"{at} != {_either(map(pool_text, _apart(peer.excepts)))} " if peer.excepts else ""
+            yield f"{at} {pool_text(peer.prefix)} {besides}"
+
+
+def _apart(prefixes: Iterable[Prefix]) -> list[Prefix]:
+    """Return prefixes without those that are within others: a set of nft's has no overlapping parts."""
+    found: list[Prefix] = []
+    for one in sorted(set(prefixes), key=lambda prefix: prefix.length):
+        if not any(wider.holds(one) for wider in found):
+            found.append(one)
+    return found
 
 
 def _ports(ports: Iterable[Ports], family: int) -> Iterator[str]:
