@@ -35,9 +35,10 @@ class StandingLease:
                 self._id = (await self._gateway.ask("/v3/lease/grant", lease_of(LIFE), Grant, TRY)).ID
             return self._id
 
-    def forget(self) -> None:
-        """Record that the lease has ended."""
-        self._id = ""
+    def forget(self, lease: str) -> None:
+        """Record that a lease has ended; the present one stays if it is another one."""
+        if self._id == lease:
+            self._id = ""
 
     async def keep(self) -> float:
         """Renew the lease; return for how many seconds it exists from now on, 0 if there is none (any more).
@@ -70,8 +71,8 @@ class StandingLease:
                     self.close()
             if answered:
                 self._gateway.prefer(endpoint)
-                if not seconds and self._id == lease:
-                    self.forget()
+                if not seconds:
+                    self.forget(lease)
                 return seconds
         raise await self._gateway.unavailable(failures)
 
