@@ -196,7 +196,10 @@ class Presence:
 
     def changed(self, keys: frozenset[str]) -> None:
         """React to changed keys: to the loss of this host's record, and to another agent with its id."""
-        if not (alive := [key for key in keys if key.startswith(ALIVE) and not key.startswith(EGRESS)]):
+        alive = [key for key in keys if key.startswith(ALIVE) and not key.startswith(EGRESS)]
+        # An agent of the previous release that joins puts its liveness record first, and its host's record after it.
+        alive += [key for key in self._beats if f"hosts/{key.removeprefix(ALIVE)}" in keys]
+        if not alive:
             return
         self._note(alive)
         if self._key in keys:

@@ -345,13 +345,17 @@ def test_two_agents_by_one_id_say_so_and_do_not_fight(tmp_path: Path) -> None:
     played(tmp_path, work)
 
 
-def test_beside_an_agent_of_the_release_before_all_beat(tmp_path: Path) -> None:
-    """That one judges by revisions; the zeros are back when it has ended."""
+@pytest.mark.parametrize("joins", [False, True])
+def test_beside_an_agent_of_the_release_before_all_beat(tmp_path: Path, joins: bool) -> None:
+    """That one judges by revisions; the zeros are back when it has ended. If it joins, its host's record comes last."""
 
     async def work(world: World) -> None:
         one, two = [await world.agent(name) for name in ("h1", "h2")]
         old = MemoryStore(world.memory)
         await asyncio.sleep(5)
+        if joins:
+            await old.transaction({"alive/h9": b"h9:1:1"}, ttl=7)
+            await asyncio.sleep(0.02)
         await one.replica.write({"hosts/h9": Host(id="h9", name="h9")})
         for _ in range(10):
             await old.transaction({"alive/h9": b"h9:1:1"}, ttl=7)
