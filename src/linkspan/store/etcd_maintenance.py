@@ -11,7 +11,6 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import msgspec
 
@@ -75,7 +74,7 @@ class Maintenance:
 
     def __init__(self, gateway: Gateway, key: str, root: Root | None = None) -> None:
         self._gateway = gateway
-        self._root: Root = root or partial(contextlib.nullcontext, gateway)
+        self._root: Root = root or (lambda: contextlib.nullcontext(gateway))
         self._key = f"{gateway.url.prefix}{key}".encode()
         self._quotas: dict[str, tuple[float, int]] = {}
         """By member id: when its quota was asked for (monotonic clock), and its bytes."""
