@@ -306,6 +306,27 @@ async def test_a_user_logs_in_and_stays_so(one: Members, tmp_path: Path) -> None
     await store.close()
 
 
+async def test_a_keepalive_waits_for_no_login(
+    one: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage all hosts log in at once, which may take longer than the lease lives."""
+    store = EtcdStore(one.url("/c", users(one, tmp_path)))
+    await store.transaction({"alive/h1": b"1"}, standing=True)
+    assert await store.keep()
+    one.members[0].stop()
+    with pytest.raises(Unavailable):
+        await store.keep()
+    one.members[0].start()
+    one.ready()
+
+    async def slow(endpoint: str, stale: str) -> str:
+        raise AssertionError(f"a login at {endpoint} instead of {stale!r}")
+
+    monkeypatch.setattr(store.gateway, "_login", slow)
+    assert await store.keep()
+    await store.close()
+
+
 async def test_a_user_who_is_wrong_is_told_what_is_wrong(one: Members, tmp_path: Path) -> None:
     """A wrong password, no user, a user without the right, and a file that is missing or open are five errors."""
     query = users(one, tmp_path)

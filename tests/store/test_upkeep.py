@@ -15,7 +15,8 @@ from linkspan.core.errors import Full, Unavailable
 from linkspan.store import records
 from linkspan.store.etcd import EtcdStore
 from linkspan.store.etcd_errors import Refused
-from linkspan.store.etcd_maintenance import Maintenance
+from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.etcd_maintenance import Maintenance, Root
 from linkspan.store.etcd_status import FILLING, NOSPACE, MemberStatus
 from linkspan.store.replica import Replica
 from linkspan.store.upkeep import KEY, OTHER, OURS, Allowed, Pace, Turn, Upkeep
@@ -35,8 +36,8 @@ PATIENT = Pace(look=0.05, whole=0.05, turn=0.0, patience=3600, full=0.05, again=
 class Watching(Maintenance):
     """The real thing, which writes down what was done, and which members were defragmented, in this order."""
 
-    def __init__(self, store: EtcdStore, done: list[str]) -> None:
-        super().__init__(store.gateway, KEY)
+    def __init__(self, store: EtcdStore, done: list[str], root: Root | None = None) -> None:
+        super().__init__(store.gateway, KEY, root)
         self._done = done
 
     async def compact(self, revision: int, *, wait: bool = False) -> bool:
@@ -63,6 +64,9 @@ class Keeper:
         allowed: Allowed = "compact",
         pace: Pace = QUICK,
         url: str = "/c",
+        *,
+        root: Root | None = None,
+        acts: bool = True,
     ) -> None:
         self.done: list[str] = []
         self.told: list[str] = []
@@ -71,8 +75,10 @@ class Keeper:
         self.reading = asyncio.Event()
         self.reading.set()
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed)
-        self.etcd = Watching(self.store, self.done)
-        self.upkeep = Upkeep(self.replica, self.etcd, name, allowed, self.told.append, self._count, pace)
+        self.etcd = Watching(self.store, self.done, root)
+        self.upkeep = Upkeep(
+            self.replica, self.etcd, name, allowed, self.told.append, self._count, pace, acts=lambda: acts
+        )
 
     def _count(self, what: str) -> None:
         self.counts[what] += 1
@@ -537,6 +543,36 @@ async def test_a_user_without_role_root_is_told_what_defragmenting_needs(one: Me
 
         await awaited(freed, "the next try")
         assert not keeper.upkeep.problem
+
+
+async def test_an_agent_defragments_by_connections_of_root_if_it_has_some(one: Members, tmp_path: Path) -> None:
+    """A voter of linkspan's own etcd: its own user is no root. Agents that leave it to voters do nothing meanwhile."""
+    url = f"/c{users(one, tmp_path)}"
+    (tmp_path / "root").write_text("secret of root\n")
+    (tmp_path / "root").chmod(0o600)
+
+    @contextlib.asynccontextmanager
+    async def root() -> AsyncIterator[Gateway]:
+        store = EtcdStore(one.url("/c", f"?user=root&password-file={tmp_path}/root"))
+        try:
+            yield store.gateway
+        finally:
+            await store.close()
+
+    client = Keeper(one, tmp_path, "h2", "all", url=url, acts=False)
+    voter = Keeper(one, tmp_path, "h1", "all", url=url, root=root)
+    async with keeping(client, voter):
+        await write(client.store, 2000)
+        for _ in range(3):
+            await client.step()
+        assert client.upkeep.last == Turn()
+        await fill(client.store)
+        for _ in range(3):
+            await client.step()
+        assert client.counts == {}
+        await voter.step()
+        assert voter.counts == {"compact": 1, "defragment": 1, "disarm": 1}
+        assert not voter.upkeep.problem
 
 
 async def test_what_members_are_is_told(three: Members, tmp_path: Path) -> None:

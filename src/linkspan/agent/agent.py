@@ -402,16 +402,17 @@ class Agent:
         self.network_details = NetworkDetails(
             self.networks, self.allowances, self.reservations, self.blocks, self.membership
         )
+        own = self.own_cluster
         self.upkeep = Upkeep(
             self.replica,
-            maintenance(store, upkeep.KEY),
+            maintenance(store, upkeep.KEY, own.root if own.own else None),
             own_record.host.name,
-            self.config.store_upkeep,
+            own.upkeep,
             self._tell_of_store,
             self.metrics.upkeep.count,
+            acts=own.keeps_store,
         )
-        url = self.own_cluster.url
-        self.store_health = StoreHealth(self.replica, self.remote, self.hosts, self.upkeep, url, self.started)
+        self.store_health = StoreHealth(self.replica, self.remote, self.hosts, self.upkeep, own.url, self.started)
         self.control = ControlPlane(
             Path(self.config.state_dir),
             self.replica,

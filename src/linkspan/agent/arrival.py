@@ -8,6 +8,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.core import namesakes
 from linkspan.core.config import Config
 from linkspan.core.store_url import told
+from linkspan.kernel.io.durable_files import boot_id
 from linkspan.store.factory import own_cluster
 from linkspan.store.replica import Replica
 from linkspan.store.snapshot import SNAPSHOT, remembered
@@ -49,6 +50,9 @@ def namesake(hosts: Hosts, name: str) -> str:
 
 
 def instance(config: Config, name: str) -> str:
-    """Return the id of this agent's installation; it differs from that of another agent with the same host id."""
+    """Return the id of this agent's installation in this boot; another agent with the same host id has another one.
+
+    A copy of a machine's disk has the same name and the same folder, device and inode: only its boot is another one.
+    """
     folder = Path(config.state_dir).stat()
-    return f"{name}:{folder.st_dev}:{folder.st_ino}"
+    return f"{name}:{folder.st_dev}:{folder.st_ino}:{boot_id()}"

@@ -19,6 +19,7 @@ from linkspan.core.model import Host
 from linkspan.core.store_url import etcd_parts, told
 from linkspan.runtimes import systemd
 from linkspan.store.etcd_gateway import Gateway
+from linkspan.store.upkeep import Allowed
 from linkspan.store.vault import Vault
 
 Restart = Callable[[Config], None]
@@ -55,6 +56,18 @@ class OwnCluster:
     def url(self) -> str:
         """Return the store's URL, with the voters as this host knows them now."""
         return self.config.store or f"sqlite://{self.config.state_dir}/store"
+
+    @property
+    def upkeep(self) -> Allowed:
+        """What the agents may do to keep etcd small: everything to one that linkspan runs, unless the setting is none.
+
+        The voters' agents do it there (``keeps_store``).
+        """
+        return "all" if self.own and self.config.store_upkeep != "none" else self.config.store_upkeep
+
+    def keeps_store(self) -> bool:
+        """Return whether this host's agent may take part in that: in an etcd that linkspan runs, only voters' do."""
+        return not self.own or self.voter() is not None
 
     def voter(self) -> Voter | None:
         """Return this host's part as a voter of its cluster, None if it is a client, or has no such cluster."""
@@ -137,6 +150,12 @@ class OwnCluster:
         async with self._vault_at(self.places) as vault:
             await quorum.require(vault.gateway)
             yield vault
+
+    @contextlib.asynccontextmanager
+    async def root(self) -> AsyncIterator[Gateway]:
+        """Give connections to the voters as etcd's root, on a voter; no quorum is needed before a login."""
+        async with self._vault_at(self.places) as vault:
+            yield vault.gateway
 
     async def require_quorum(self) -> None:
         """Raise Unavailable, with the cause and the fix, if the voters can change nothing now."""

@@ -1,7 +1,7 @@
 """Presence: this host's liveness record under ``alive/``, and how the other hosts learn of its end.
 
 The record
-    ``alive/HOST`` contains the agent's instance (its host's name and state folder). It is a *standing* record
+    ``alive/HOST`` contains the agent's instance (its host's name, state folder and boot). It is a *standing* record
     (``Store.keep``): the agent puts it once, and then keeps it each second (KEEP). To keep it is no change. So a
     cluster in which nothing happens has no raft entry, no revision and no watch event from liveness, whatever its
     size. The deletion of the record is the event. A "lease" in this text is an etcd lease, which the record is tied to.
@@ -31,6 +31,9 @@ Faults
       ended, and the agent puts the record again with a new lease. It compares no clocks, so a clock may jump.
     - *The agent restarts while its old lease lives.* The record contains its own instance. The agent puts the record
       again, which ties it to the new lease, so the end of the old one deletes nothing.
+    - *The host restarts.* Its boot is another one, so the agent waits for the end of the record of the last boot, as
+      for another agent's. A machine that was copied differs from the original in nothing else. The record usually
+      ended while the machine started.
     - *The agent starts while the store is away.* Liveness is unknown (``Hosts.lives`` is None). The agent puts its
       record once the store answers.
     - *Two agents use one host id.* Each finds the other's instance in the record, and reports it (``second``). They
@@ -48,8 +51,8 @@ Faults
 
 Beside the previous release
     The previous release puts its record every two seconds, each time with a new lease of 7 s, and judges others by
-    the revision. Its instance lacks the mark STANDS. While a record without the mark exists, all agents put theirs
-    every two seconds, too. The death of such an agent is seen after 7 s.
+    the revision. Its instance lacks the boot and the mark STANDS. While a record without the mark exists, all agents
+    put theirs every two seconds, too. The death of such an agent is seen after 7 s.
 """
 
 from __future__ import annotations
@@ -105,7 +108,9 @@ class Presence:
         *,
         shared: bool,
     ) -> None:
-        """``instance`` distinguishes this agent, over restarts, from another one with the same host id.
+        """``instance`` distinguishes this agent, over its restarts, from another one with the same host id.
+
+        Its last word names the boot: the previous release writes the others only.
 
         If the store is not ``shared``, no other host asks whether this one lives, so the record is not kept.
         """
@@ -117,6 +122,8 @@ class Presence:
         self._alone_again = alone_again
         self._key = ALIVE + hosts.here.id
         self._instance = instance.encode()
+        self._own_instances = (self._instance, self._instance.rpartition(b":")[0])
+        """The instances in this agent's own records: those of this release and of the previous one."""
         self._own = 0
         """The revision of this agent's last put."""
         self._shared = shared
@@ -189,7 +196,10 @@ class Presence:
 
     def changed(self, keys: frozenset[str]) -> None:
         """React to changed keys: to the loss of this host's record, and to another agent with its id."""
-        if not (alive := [key for key in keys if key.startswith(ALIVE) and not key.startswith(EGRESS)]):
+        alive = [key for key in keys if key.startswith(ALIVE) and not key.startswith(EGRESS)]
+        # An agent of the previous release that joins puts its liveness record first, and its host's record after it.
+        alive += [key for key in self._beats if f"hosts/{key.removeprefix(ALIVE)}" in keys]
+        if not alive:
             return
         self._note(alive)
         if self._key in keys:
@@ -216,7 +226,7 @@ class Presence:
         alive = self._replica.records.get(self._key)
         if alive is None or self._key in self._replica.absences:
             return ""
-        if alive.value.removesuffix(STANDS) == self._instance:
+        if alive.value.removesuffix(STANDS) in self._own_instances:
             return ""
         where = alive.value.decode(errors="replace").partition(":")[0]
         return f"host id {self._hosts.here.id} is in use by another agent that lives, on {where}"

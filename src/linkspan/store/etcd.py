@@ -172,12 +172,13 @@ class EtcdStore:
         if not standing:
             lease = (await self._gateway.ask("/v3/lease/grant", lease_of(ttl), Grant)).ID if ttl else ""
             return await self._carry_out(request, lease)
+        lease = await self._standing.granted()
         try:
-            return await self._carry_out(request, await self._standing.granted())
+            return await self._carry_out(request, lease)
         except Refused as error:
             if not error.missing:
                 raise
-        self._standing.forget()  # the lease has ended, and no ``keep`` has noticed
+        self._standing.forget(lease)  # it has ended, and perhaps no ``keep`` has noticed
         return await self._carry_out(request, await self._standing.granted())
 
     async def _carry_out(self, request: Request, lease: str) -> int:

@@ -176,12 +176,15 @@ class Gateway:
             raise refusal(self.url, endpoint, response.status, answer)
         return answer
 
-    async def stream(self, endpoint: str, path: str, body: Json, seconds: float = 0) -> Stream:
+    async def stream(
+        self, endpoint: str, path: str, body: Json, seconds: float = 0, *, openly: bool = False
+    ) -> Stream:
         """Open a stream at one endpoint, and send its first message. The caller closes it.
 
-        Etcd gets ``seconds`` (0: SECONDS) to begin its answer. Raises Unavailable.
+        Etcd gets ``seconds`` (0: SECONDS) to begin its answer. ``openly``: etcd asks for no user there, so this waits
+        for no login. Raises Unavailable.
         """
-        token = await self._login(endpoint, stale="") if self.url.user else ""
+        token = await self._login(endpoint, stale="") if self.url.user and not openly else ""
         self._refuse_closed()
         if self._lasting is None:
             self._lasting = _session(aiohttp.ClientTimeout(total=None, sock_connect=SECONDS), 0)

@@ -7,9 +7,10 @@ defragmentation needs role root; every user may compact, and lift an alarm (meas
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -62,11 +63,18 @@ class _Members(msgspec.Struct, frozen=True):
     members: tuple[_Listed, ...] = ()
 
 
-class Maintenance:
-    """Calls to an etcd that are not about records; ``key`` is a record's key that its user may read."""
+Root = Callable[[], contextlib.AbstractAsyncContextManager[Gateway]]
 
-    def __init__(self, gateway: Gateway, key: str) -> None:
+
+class Maintenance:
+    """Calls to an etcd that are not about records; ``key`` is a record's key that its user may read.
+
+    ``root`` makes connections to the same etcd as a user with role root, if ``gateway`` has none.
+    """
+
+    def __init__(self, gateway: Gateway, key: str, root: Root | None = None) -> None:
         self._gateway = gateway
+        self._root: Root = root or (lambda: contextlib.nullcontext(gateway))
         self._key = f"{gateway.url.prefix}{key}".encode()
         self._quotas: dict[str, tuple[float, int]] = {}
         """By member id: when its quota was asked for (monotonic clock), and its bytes."""
@@ -183,7 +191,8 @@ class Maintenance:
         Raises Denied if etcd has users and the URL's user has no right to it, and Unavailable.
         """
         try:
-            await self._gateway.at(member.endpoint, "/v3/maintenance/defragment", {}, DEFRAGMENT_SECONDS)
+            async with self._root() as gateway:
+                await gateway.at(member.endpoint, "/v3/maintenance/defragment", {}, DEFRAGMENT_SECONDS)
         except Unavailable as error:
             if "permission denied" in error.message or "user name is empty" in error.message:
                 raise Denied(f"store etcd {member.endpoint}: only role root may defragment it", _ROOT) from error

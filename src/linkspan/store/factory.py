@@ -13,7 +13,7 @@ from linkspan.core.store_url import check_url, sqlite_folder
 from linkspan.store.sqlite import FILE, SqliteStore
 
 if TYPE_CHECKING:
-    from linkspan.store.etcd_maintenance import Maintenance
+    from linkspan.store.etcd_maintenance import Maintenance, Root
 
 OWN = "store"
 """Folder in the state folder: the store of a host without a shared one."""
@@ -37,14 +37,17 @@ def open_store(url: str, state_dir: Path, cluster: str = "") -> Store:
     return SqliteStore(sqlite_folder(url) if url else state_dir / OWN, cluster=cluster)
 
 
-def maintenance(store: Store, key: str) -> Maintenance | None:
-    """Return the maintenance of a store's servers, None if it has none; ``key`` is a record's that may be read."""
+def maintenance(store: Store, key: str, root: Root | None = None) -> Maintenance | None:
+    """Return the maintenance of a store's servers, None if it has none; ``key`` is a record's that may be read.
+
+    ``root`` makes connections as etcd's root, if the store's user has not its role.
+    """
     if isinstance(store, SqliteStore):
         return None
     from linkspan.store.etcd import EtcdStore
     from linkspan.store.etcd_maintenance import Maintenance
 
-    return Maintenance(store.gateway, key) if isinstance(store, EtcdStore) else None
+    return Maintenance(store.gateway, key, root) if isinstance(store, EtcdStore) else None
 
 
 def own_cluster(state_dir: Path) -> str:

@@ -20,7 +20,6 @@ part of what all of them cost together: nothing in a small cluster, up to SPREAD
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -354,7 +353,7 @@ class Replica(RecordCache):
             await self.absences.look()
         await self._take(batch)
         self._overtaken.listed(self.lost)
-        await self._put_back()
+        await self.put_back()
         if self._aside is not None:
             self._aside.listed()
         self.listed = True
@@ -376,7 +375,7 @@ class Replica(RecordCache):
     async def _apply(self, batch: Batch) -> None:
         """Adopt changes, and put back this host's lost records."""
         await self._take(batch)
-        await self._put_back()
+        await self.put_back()
 
     async def _take(self, batch: Batch) -> None:
         """Adopt changes, and report the keys whose records changed."""
@@ -477,9 +476,16 @@ class Replica(RecordCache):
         return max(known, self.known_revision(GONE + key))
 
     async def put_back(self) -> None:
-        """Put back this host's lost records, as far as the store takes them now. Raises nothing."""
-        with contextlib.suppress(LinkspanError):
+        """Put back this host's lost records, as far as the store takes them now. Raises nothing.
+
+        What others change must be seen in any case: a store that was restored may be full.
+        """
+        try:
             await self._put_back()
+        except Full:
+            self.note_room(full=True)
+        except LinkspanError as error:
+            log.debug("put back lost records: %s", error.message)
 
     async def _put_back(self) -> None:
         if self.problem:

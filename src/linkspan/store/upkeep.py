@@ -33,6 +33,9 @@ What the setting ``store_upkeep`` allows
     ``compact``  compaction too: the default. It harms nobody, and etcd demands no right for it.
     ``all``      defragmentation, and lifting NOSPACE, too. For an etcd that serves linkspan alone: the lab's own, or
                  one that an operator dedicated to it (if etcd has users, linkspan's needs role root).
+    In an etcd that linkspan runs itself, ``compact`` means ``all``, and the voters' agents alone do it: only they can
+    log in as root. If clients took turns as well, a voter's turn would rarely come, and nobody would defragment.
+
     A member does not answer while it is defragmented (1.2 s for 180 MB). So only the agent that has the turn does it,
     one member at a time, the leader last. The next member follows once this one answers, knows its leader, and has
     applied what the others had. Unless the quota is full, all members must answer, so that no quorum is lost.
@@ -159,8 +162,12 @@ class Upkeep:
         tell: Callable[[str], None],
         count: Callable[[str], None],
         pace: Pace = Pace(),  # noqa: B008 - it is frozen
+        acts: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``tell`` takes a sentence for the operator; ``count`` takes "compact", "defragment" or "disarm" once done."""
+        """``tell`` takes a sentence for the operator; ``count`` takes "compact", "defragment" or "disarm" once done.
+
+        ``allowed`` is what the agents may do. ``acts`` returns whether this one does it, or leaves it to others'.
+        """
         self._replica = replica
         self._maintenance = maintenance
         self._host = host
@@ -168,6 +175,7 @@ class Upkeep:
         self._tell = tell
         self._count = count
         self._pace = pace
+        self._acts = acts
         self.etcd = EtcdStatus()
         """The last status of all members."""
         self.problem = ""
@@ -268,7 +276,7 @@ class Upkeep:
 
     def _due(self) -> bool:
         """Return whether this agent should try to take the turn now."""
-        if self.allowed == "none" or not self._replica.listed:
+        if self.allowed == "none" or not self._replica.listed or not self._acts():
             return False
         return not self._revision or now() - self._since >= self._period() * self._longer
 
@@ -317,7 +325,7 @@ class Upkeep:
     async def _make_room(self, etcd: Maintenance) -> None:
         """Free a full store: compact, defragment and lift the alarm, as far as ``allowed``."""
         spared = self.last.compactor == OTHER and self.allowed != "all"
-        if self.allowed == "none" or spared or now() < self._next_try:
+        if self.allowed == "none" or spared or now() < self._next_try or not self._acts():
             return
         # Twice as long each time: if the records themselves do not fit, a defragmentation does not help.
         self._next_try = now() + self._pace.again * self._any() * 2 ** min(self._tries, LONGEST)

@@ -26,7 +26,7 @@ class Living(Generic[S]):
         """``promise``: after how many seconds of silence all hosts give up what they have, 0: never."""
         self.store = store
         self.name = name
-        self.instance = instance or f"{name}:1:1"
+        self.instance = instance or f"{name}:1:1:boot"
         self.alone = 0
         """How often another agent by this id has ended."""
         self.told: list[frozenset[str]] = []

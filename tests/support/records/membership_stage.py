@@ -58,7 +58,7 @@ class MembershipStage(Member):
         taking, put, nothing = (self.conflicts, self.participation), self._put_plans, self._nothing
         self.registration = Registration(worker, self.replica, self.own_record, self.hosts, log, config)
         self.liveness = Liveness(folder, STALE, lambda _host: 0.0)
-        self.presence = Presence(self.replica, self.hosts, self.liveness, nothing, "h1:1:1", shared=True)
+        self.presence = Presence(self.replica, self.hosts, self.liveness, nothing, "h1:1:1:boot", shared=True)
         self.peers = self.kernel.peers = Peers(worker, *here, *taking, log, self._view)
         self.claims = Claims(*here, *taking, self.blocks, self._view)
         shared = SharedStates(worker, self._view)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkspan.agent.arrival import known_cluster
+from linkspan.agent.arrival import instance, known_cluster
 from linkspan.agent.host_identity import host_id, keep
 from linkspan.core.config import Config
 from linkspan.core.errors import Unavailable
@@ -145,3 +145,12 @@ def test_an_id_is_not_written_down_before_the_agent_starts(tmp_path: Path) -> No
     """A start may be refused: nothing of it is left."""
     host_id(tmp_path, "", shared=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_the_machine_is_another_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state folder has the same path, device and inode; an agent's restart in one boot changes nothing."""
+    found = []
+    for boot in ("original", "original", "copy"):
+        monkeypatch.setenv("LINKSPAN_BOOT_ID", boot)
+        found.append(instance(Config(state_dir=str(tmp_path)), "web1"))
+    assert found[0] == found[1] != found[2]

@@ -37,11 +37,16 @@ class World:
 
     async def agent(self, name: str, instance: str = "", promise: float = 0, *, shared: bool = True) -> Agent:
         """Return one more agent, which has begun."""
+        one = self.made(name, instance, promise, shared=shared)
+        await one.start()
+        return one
+
+    def made(self, name: str, instance: str = "", promise: float = 0, *, shared: bool = True) -> Agent:
+        """Return one more agent, which has not begun."""
         folder = self._folder / f"{name}-{len(self._agents)}"
         folder.mkdir()
         one = Living(MemoryStore(self.memory), folder, name, instance, promise, shared=shared)
         self._agents.append(one)
-        await one.start()
         return one
 
     async def stop(self) -> None:
@@ -154,7 +159,7 @@ def test_a_record_that_somebody_else_put_without_a_lease_ends_with_its_host(tmp_
     async def work(world: World) -> None:
         one, two = [await world.agent(name) for name in ("h1", "h2")]
         await asyncio.sleep(5)
-        await two.store.transaction({"alive/h1": b"h1:1:1" + STANDS})
+        await two.store.transaction({"alive/h1": b"h1:1:1:boot" + STANDS})
         await asyncio.sleep(BEAT + KEEP)
         revision = world.memory.revision
         await asyncio.sleep(20)
@@ -296,17 +301,36 @@ def test_an_agent_by_the_id_of_one_that_lives_is_refused(tmp_path: Path) -> None
     played(tmp_path, work)
 
 
+def test_a_copy_of_a_machine_whose_agent_lives_is_refused(tmp_path: Path) -> None:
+    """The copy has the same name and the same state folder, device and inode; only its boot is another one."""
+
+    async def work(world: World) -> None:
+        one = await world.agent("h1", "web1:64769:1835010:boot1")
+        await asyncio.sleep(5)
+        with pytest.raises(Conflict, match="host id h1 is in use by another agent that lives, on web1"):
+            await world.agent("h1", "web1:64769:1835010:boot2")
+        assert not one.presence.second
+        await one.die()
+        await asyncio.sleep(KNOWN + 0.1)
+        begun = clock()
+        await world.agent("h1", "web1:64769:1835010:boot3")  # the machine itself has restarted, which took its time
+        assert clock() - begun < 0.1
+
+    played(tmp_path, work)
+
+
 def test_two_agents_by_one_id_say_so_and_do_not_fight(tmp_path: Path) -> None:
     """Machines that were copied may begin at one moment: each puts its record every two seconds, until one ends."""
 
     async def work(world: World) -> None:
-        one = await world.agent("h1", "one:1:1")
-        two = await world.agent("h1", "one:1:1")
-        two.instance, two.presence._instance = "two:2:2", b"two:2:2"
-        await one.store.transaction({}, deletes=["alive/h1"])
+        one, two = world.made("h1", "web1:1:1:boot"), world.made("h1", "web1:1:1:other")
+        await one.replica.start()
+        await two.replica.start()
+        await one.presence.start()
+        await two.presence.start()
         await soon(lambda: one.presence.second and two.presence.second, "both know", 2 * BEAT + 1)
-        assert "lives, on two" in one.presence.second
-        assert "lives, on one" in two.presence.second
+        assert "lives, on web1" in one.presence.second
+        assert "lives, on web1" in two.presence.second
         revision = world.memory.revision
         for _ in range(200):
             await asyncio.sleep(0.1)
@@ -316,18 +340,22 @@ def test_two_agents_by_one_id_say_so_and_do_not_fight(tmp_path: Path) -> None:
         await two.die()
         await soon(lambda: not one.presence.second, "it is alone again", LIFE + 2 * BEAT + 1)
         assert one.alone == 1
-        assert world.record("h1") == b"one:1:1" + STANDS
+        assert world.record("h1") == b"web1:1:1:boot" + STANDS
 
     played(tmp_path, work)
 
 
-def test_beside_an_agent_of_the_release_before_all_beat(tmp_path: Path) -> None:
-    """That one judges by revisions; the zeros are back when it has ended."""
+@pytest.mark.parametrize("joins", [False, True])
+def test_beside_an_agent_of_the_release_before_all_beat(tmp_path: Path, joins: bool) -> None:
+    """That one judges by revisions; the zeros are back when it has ended. If it joins, its host's record comes last."""
 
     async def work(world: World) -> None:
         one, two = [await world.agent(name) for name in ("h1", "h2")]
         old = MemoryStore(world.memory)
         await asyncio.sleep(5)
+        if joins:
+            await old.transaction({"alive/h9": b"h9:1:1"}, ttl=7)
+            await asyncio.sleep(0.02)
         await one.replica.write({"hosts/h9": Host(id="h9", name="h9")})
         for _ in range(10):
             await old.transaction({"alive/h9": b"h9:1:1"}, ttl=7)
@@ -346,16 +374,17 @@ def test_beside_an_agent_of_the_release_before_all_beat(tmp_path: Path) -> None:
     played(tmp_path, work)
 
 
-def test_an_agent_of_the_release_before_is_no_other_agent_after_an_upgrade(tmp_path: Path) -> None:
-    """Its record has the same instance, without the mark; the new agent begins at once."""
+@pytest.mark.parametrize("mark", [b"", STANDS])
+def test_an_agent_of_the_release_before_is_no_other_agent_after_an_upgrade(tmp_path: Path, mark: bytes) -> None:
+    """Its record has the same instance, without the boot and perhaps without the mark; the new one begins at once."""
 
     async def work(world: World) -> None:
-        await MemoryStore(world.memory).transaction({"alive/h1": b"h1:1:1"}, ttl=7)
+        await MemoryStore(world.memory).transaction({"alive/h1": b"h1:1:1" + mark}, ttl=7)
         begun = clock()
         one = await world.agent("h1")
         assert clock() - begun < 0.1
         await asyncio.sleep(20)
-        assert world.record("h1") == b"h1:1:1" + STANDS
+        assert world.record("h1") == b"h1:1:1:boot" + STANDS
         assert not one.presence.second
 
     played(tmp_path, work)

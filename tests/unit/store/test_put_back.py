@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.request import MOST_BYTES
 from support.polling import eventually
 from support.records.replicas import Member, together
+from support.virtual_time import in_virtual_time, soon
 
 
 class _Failing(MemoryStore):
@@ -82,6 +84,56 @@ def test_a_write_is_taken_whatever_becomes_of_what_the_store_lost(tmp_path: Path
         await one.replica.stop()
 
     together(work)
+
+
+class _Counting(MemoryStore):
+    """A connection that counts the listings of all records, and the watches."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.listings = self.watches = 0
+
+    async def list(
+        self, prefix: str, beside: str = "", each: Callable[[Record], Record] | None = None
+    ) -> tuple[list[Record], int]:
+        """Count it."""
+        self.listings += not prefix
+        return await super().list(prefix, beside, each)
+
+    def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
+        """Count it."""
+        self.watches += 1
+        return super().watch(prefix, revision)
+
+
+def test_a_full_store_that_lost_records_is_listed_once_and_watched(tmp_path: Path) -> None:
+    """It was restored from a backup in which it is full: what is lost waits for room, and nothing else does."""
+
+    async def work() -> None:
+        memory = Memory()
+        store = _Counting(memory)
+        one, two = Member(memory, tmp_path, "h1", store), MemoryStore(memory)
+        await one.replica.start()
+        await two.transaction({"settings/old": b"{}"})
+        backup = memory.revision, dict(memory.entries)
+        await two.transaction({"settings/new": b"{}"})
+        await asyncio.sleep(1)
+        memory.restore(*backup)
+        memory.full, store.listings, store.watches = True, 0, 0
+        await asyncio.sleep(60)
+        assert (store.listings, store.watches) == (1, 1)
+        assert one.replica.lost == {"settings/new"}
+        assert one.replica.contact.full
+        assert not one.replica.problem
+        await two.transaction({}, deletes=["settings/old"])  # which a full store takes
+        await soon(lambda: "settings/old" in one.replica.lost, "the watch tells of it", 1)
+        memory.full = False
+        await one.replica.write({"settings/b": b"{}"})
+        assert not one.replica.lost
+        assert memory.entries["settings/new"][0] == b"{}"
+        await one.replica.stop()
+
+    in_virtual_time(work)
 
 
 def test_a_record_that_is_removed_while_others_are_put_back_is_not_put_back(tmp_path: Path) -> None:
