@@ -17,6 +17,7 @@ from linkspan.core.addresses import mac
 from linkspan.lab import record
 from linkspan.policy import document
 from support.agent.traffic import Capture, answers, echoes, inside, send_frame, serving, transfer
+from support.dns_queries import NOERROR, PTR, ask, reverse
 from support.lab.cluster_runs import ClusterRun
 from support.netns.forgery import datagram
 from support.polling import until
@@ -183,6 +184,32 @@ def test_another_fast_network_is_not_reached(cluster: FastRun) -> None:
         cluster.exec("h2", f"linkspan detach {place}")
         subprocess.run(["ip", "netns", "delete", place], check=True)
         cluster.delete("other")
+
+
+def test_every_host_is_the_gateway_though_one_has_its_block(cluster: FastRun) -> None:
+    """A host without that block reaches its own container, and its name server answers. No other host has one here."""
+    cluster.create("small", "10.98.0.0/22", options={"fast": "true"})
+    place = cluster.place("small")
+    subprocess.run(["ip", "netns", "add", place], check=True)
+    try:
+        assert cluster.blocks("h3", "small") == ["10.98.0.0/24"]
+        told = json.loads(cluster.exec("h1", f"linkspan attach {place} --network small --name small -o json"))
+        address = told["addresses"][0].partition("/")[0]
+        chains = "nft list table netdev linkspan"
+        until(lambda: cluster.inside("h1", chains).count("goto out_") >= 2, "it is fast")
+        assert echoes(cluster.place("h1"), address), "its host reaches it"
+        until(lambda: named(place, address), "its host's name server answers")
+    finally:
+        cluster.exec("h1", f"linkspan detach {place}")
+        subprocess.run(["ip", "netns", "delete", place], check=True)
+        cluster.delete("small")
+
+
+def named(place: str, address: str) -> bool:
+    """Return whether the name server of the small network knows an address."""
+    with inside(place), contextlib.suppress(OSError):
+        return ask("10.98.0.1", reverse(address), PTR).code == NOERROR
+    return False
 
 
 def test_a_policy_takes_its_endpoints_off_the_path(cluster: FastRun) -> None:

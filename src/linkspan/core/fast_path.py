@@ -5,8 +5,9 @@ nftables' family netdev): it finds the neighbour on the given link, lowers the T
 
     netdev linkspan   lsr...       at a container's link, if it takes part: ``goto out_DEVICE``
                       lsx...       at the network's tunnel device: ``goto in_DEVICE``
-                      out_DEVICE   the container's own MAC and address; then to a container of this host (``ends``), or
-                                   by the tunnel to the host that has the address (``hops_exact``, ``hops``)
+                      out_DEVICE   the container's own MAC and address; not to a gateway: each host has it, though one
+                                   has its block; then to a container of this host (``ends``), or by the tunnel to the
+                                   host that has the address (``hops_exact``, ``hops``)
                       in_DEVICE    a source in a block of the host with this VTEP; then to a container (``ends``)
 
 Each network has its own chains and sets, so a sender reaches its own network only. What matches nothing here passes
@@ -119,7 +120,8 @@ def network_states(view: HostView, network: Network, device: str, overhead: int)
     out, by_block, by_address = [], [], []
     for family in families if open_ else ():
         ip, plain = _IP[family], _PLAIN[family]
-        sent = [_to_end(family, device)]
+        gateways = (one.address for one in map(prefix, network.gateways) if one.family == family)
+        sent = [*(f"{ip} daddr {gateway} accept" for gateway in gateways), _to_end(family, device)]
         sent.append(f'fwd {ip} to {ip} daddr map @hops_exact{family}_{device} device "{device}"')
         by_address.append(f"{plain} ether saddr . {ip} saddr @vteps_exact{family}_{device} {_to_end(family, device)}")
         if mask := _mask(network, family):
