@@ -160,6 +160,24 @@ def test_a_forged_source_gets_nowhere(cluster: FastRun) -> None:
     assert len(forged) == 1, "what has its own source arrives"
 
 
+def test_a_frame_that_the_host_would_drop_is_not_forwarded(cluster: FastRun) -> None:
+    """One with a VLAN's tag would reach an interface of that VLAN; one to another MAC is none of the host's."""
+    target = cluster.address("c2")
+    with cluster.attached("near") as near:
+        until(lambda: cluster.is_fast("near", target), "c2 and its neighbour are fast")
+        for host, name, address in (("h1", "c1", cluster.address("c1")), ("h2", "near", near)):
+            gateway, own = mac(_gateway(cluster, name)), mac(cluster.endpoint(host, name)["mac"])
+            packet = b"\x08\x00" + datagram(address, target)
+            capture = Capture(cluster.place("c2"), "eth0")
+            try:
+                for to, tag in ((gateway, b"\x81\x00\x00\x05"), (b"\xff" * 6, b""), (gateway, b"")):
+                    send_frame(cluster.place(name), "eth0", to + own + tag + packet)
+                arrived = [frame for frame in capture.frames(1.0, outgoing=False) if b"forged" in frame]
+            finally:
+                capture.close()
+            assert len(arrived) == 1, f"only the plain one of {name} arrives"
+
+
 def _gateway(cluster: FastRun, container: str) -> str:
     echoes(cluster.place(container), cluster.address("c3"))
     argv = ["ip", "-n", cluster.place(container), "-j", "neighbour", "show", "dev", "eth0"]
