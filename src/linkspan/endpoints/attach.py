@@ -89,8 +89,9 @@ async def _attach(
             return await _attach_one(registry, request, place)
         async with registry.one_at_a_time((request.id, "")):  # two callers that ask for the next free name get two
             await _refuse_again(registry, request, number)
-            taken = {ifname for id_, ifname in registry.endpoints if id_ == request.id}
-            name = await registry.worker.run_brief(_free_ifname, machine, taken, namespace_fd)
+            inside = await registry.worker.run_brief(_names_inside, machine, namespace_fd)
+            taken = inside | registry.names(request.id)  # no pause from here until it has its name
+            name = next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
             return await _attach_one(registry, msgspec.structs.replace(request, ifname=name), place)
     except LinkspanError as error:
         raise error.within(f"attach {request.name or request.id} to {network.name}") from error
@@ -148,12 +149,12 @@ def _checked_namespace(registry: Registry, fd: int) -> int:
     return number
 
 
-def _free_ifname(machine: Machine, taken: set[str], fd: int) -> str:
-    """Return the first ethN that neither the namespace nor ``taken`` has (worker thread)."""
-    if fd >= 0:
-        with machine.namespaces.holding(fd) as number:
-            taken = taken | set(machine.sockets.names(number).values())
-    return next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
+def _names_inside(machine: Machine, fd: int) -> set[str]:
+    """Return the names of all interfaces in a namespace; none if there is no descriptor (worker thread)."""
+    if fd < 0:
+        return set()
+    with machine.namespaces.holding(fd) as number:
+        return set(machine.sockets.names(number).values())
 
 
 async def _attach_alone(
