@@ -163,43 +163,35 @@ async def _attach_alone(
     """Attach while no other operation runs on this endpoint or in its namespace."""
     await _refuse_known(registry, request, place.number)
     token = registry.networks.token(network.name)
-    allocations = await registry.allocator.allocate(network, request)
-    ports: Endpoint | None = None
-    try:
+    async with contextlib.AsyncExitStack() as undo:  # in reverse order, and whatever becomes of one step
+        allocations = await registry.allocator.allocate(network, request)
         addresses = [allocation.address for allocation in allocations]
+        undo.push_async_callback(registry.allocator.release, network.name, addresses)
         handed = request.ifname if place.delivered else ""
         tuned = {other.mac for other in registry.endpoints.values() if other.born_mac}
         number, path, cookie = place.number, place.path, place.cookie
         endpoint = described(request, network, addresses, number, path, cookie, registry.host, handed, tuned)
         held = await registry.ports.reserve(endpoint, request.port_ranges, bound=request.ports_bound)
-        ports = endpoint = msgspec.structs.replace(endpoint, ports=held)
+        endpoint = msgspec.structs.replace(endpoint, ports=held)
+        undo.callback(registry.ports.release, endpoint)
         check_ports(network, endpoint)
         registry.journal.begin(endpoint)
-        try:
-            if endpoint.host_ifname:
-                reused = any(allocation.reused for allocation in allocations)
-                machine, mates = registry.worker.machine, registry.mates(endpoint)
-                endpoint = await registry.worker.run_brief(
-                    _plumb, machine, mates, network, endpoint, place.fd, reused
-                )
-                await forget_connections(registry, endpoint, [])
-            elif endpoint.ports:
-                states = registry.states(network, endpoint)
-                await registry.worker.run_brief(_put, registry.worker.machine, states)
-                if endpoint.limited:
-                    await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
-            if registry.networks.token(network.name) is not token:
-                raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
-            registry.journal.attached(endpoint)
-        except BaseException:
-            await unplumb(registry, endpoint)
-            registry.forget(endpoint)
-            raise
-    except BaseException:
-        await registry.allocator.release(network.name, [allocation.address for allocation in allocations])
-        if ports is not None:
-            registry.ports.release(ports)
-        raise
+        undo.callback(registry.forget, endpoint)
+        undo.push_async_callback(unplumb, registry, endpoint)
+        if endpoint.host_ifname:
+            reused = any(allocation.reused for allocation in allocations)
+            machine, mates = registry.worker.machine, registry.mates(endpoint)
+            endpoint = await registry.worker.run_brief(_plumb, machine, mates, network, endpoint, place.fd, reused)
+            await forget_connections(registry, endpoint, [])
+        elif endpoint.ports:
+            states = registry.states(network, endpoint)
+            await registry.worker.run_brief(_put, registry.worker.machine, states)
+            if endpoint.limited:
+                await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
+        if registry.networks.token(network.name) is not token:
+            raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
+        registry.journal.attached(endpoint)
+        undo.pop_all()
     registry.admit(endpoint, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     where = ", ".join(endpoint.addresses) or "the host's address"
     what = f"{endpoint.called} has {where} on network {network.name}"
