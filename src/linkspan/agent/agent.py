@@ -533,6 +533,7 @@ class Agent:
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
+        self.recovery.finish()
         with contextlib.suppress(KernelError):  # then the metric begins with what was counted before
             await self.policy_metrics.begin()
         for part in (
