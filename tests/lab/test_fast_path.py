@@ -53,6 +53,9 @@ ingress:
 """
 
 
+OPEN = WEB.replace("nobody", "c1")
+
+
 class FastRun(ClusterRun):
     """Three hosts with a container each, c1 on h1, c2 on h2 and c3 on h3."""
 
@@ -306,6 +309,34 @@ def test_a_policy_cuts_what_was_open_before_an_obstacle_closed_the_path(cluster:
     finally:
         cluster.call("h1", "DELETE", "/v1/policies/web")
         subprocess.run([*argv, "delete table ip service"], check=True)
+        for one in (client, accepted, server):
+            one.close()
+
+
+@pytest.mark.parametrize("text", [WEB, OPEN], ids=["forbids", "allows"])
+def test_a_policy_that_comes_while_the_agent_is_dead_cuts_what_is_open(cluster: FastRun, text: str) -> None:
+    """Also a connection that was tracked before the path: its packets are none that connection tracking expects."""
+    allowed, policies = (document.parsed(one, "file.yaml").policies for one in (OPEN, text))
+    cluster.call("h1", "PUT", "/v1/policies", {"policies": allowed})
+    until(lambda: "policy web is about it" in cluster.words("h2"), "h2 tracks c2")
+    with inside(cluster.place("c2")):
+        server = socket.create_server((cluster.address("c2"), 0))
+    with inside(cluster.place("c1")):
+        client = socket.create_connection(server.getsockname(), 10)
+    accepted, _ = server.accept()
+    try:
+        cluster.call("h1", "DELETE", "/v1/policies/web")
+        until(lambda: cluster.is_fast("c1", cluster.address("c2")), "c2 is on the path")
+        for _ in range(32):
+            client.sendall(bytes(1 << 18))
+            assert len(accepted.recv(1 << 18, socket.MSG_WAITALL)) == 1 << 18
+        cluster.run("break", "h2 agent-kill")
+        cluster.call("h1", "PUT", "/v1/policies", {"policies": policies})
+        cluster.run("mend", "h2")
+        until(lambda: ended(client), "the open connection is cut")
+        assert echoes(cluster.place("c1"), cluster.address("c2")) == (text == OPEN)
+    finally:
+        cluster.call("h1", "DELETE", "/v1/policies/web")
         for one in (client, accepted, server):
             one.close()
 

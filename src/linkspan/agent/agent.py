@@ -520,6 +520,7 @@ class Agent:
         self.enforcement.learn()
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container gets an interface
+        await self.fast_endpoints.take_over()
         parts.push_async_callback(self.fast_endpoints.leave_to_older)
         parts.push_async_callback(self.peers.stop)
         parts.push_async_callback(self.membership.stop)

@@ -4,6 +4,8 @@ An attach does not wait for it: a container is on the path some milliseconds lat
 of an endpoint together with the endpoint (`endpoints/registry.py`). When policies have come into force here, the
 endpoints that they are about leave the path: sooner, connection tracking could take an answer for the first packet of
 a flow, and policies would judge that flow the wrong way round. It forgets what it knew of their flows before the path.
+
+An agent that starts takes over those that are on the path, so all this holds for what has changed before its start.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.host_view import HostView
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
-from linkspan.core.states.host import Key, NftTable, State
+from linkspan.core.states.host import Key, NftLinkChain, NftTable, State
 from linkspan.core.supervise import ended, lasting
 from linkspan.endpoints.registry import Identity, fast_source, source
 from linkspan.kernel.machine import Machine
@@ -95,6 +97,13 @@ class FastEndpoints:
     def start(self) -> None:
         """Start to follow endpoints."""
         self._task = lasting("keeping the fast path", self._follow)
+
+    async def take_over(self) -> None:
+        """Take in which endpoints the last agent put on the path; before the networks are followed."""
+        if self._devices():
+            chains = await self._worker.run(self._worker.machine.reconciler.observed, (NftLinkChain,))
+            links = {chain.link for chain in chains if isinstance(chain, NftLinkChain)}
+            self._put = {identity for identity, one in self._endpoints.items() if one.host_ifname in links}
 
     async def stop(self) -> None:
         """Stop following; what has been put stays."""

@@ -48,12 +48,15 @@ class Stage:
         self.facts = Facts(early=True)
         for endpoint in (WEB, OTHER):
             self.attach(endpoint)
-        records = PolicyRecords(self.member.replica, self.member.networks)
         one = self.member
-        elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
-        worker = worker_of(self.machine)
-        self.fast = FastEndpoints(worker, one.networks, one.endpoints, records, elements, self.view)
-        self.records = records
+        self.records = PolicyRecords(one.replica, one.networks)
+        self.elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
+        self.fast = self.agent()
+
+    def agent(self) -> FastEndpoints:
+        """Return what an agent has that knows nothing of an earlier one."""
+        one, worker = self.member, worker_of(self.machine)
+        return FastEndpoints(worker, one.networks, one.endpoints, self.records, self.elements, self.view)
 
     def view(self) -> HostView:
         """Return what the host sees."""
@@ -140,6 +143,27 @@ def test_the_path_stays_without_an_agent_unless_the_next_one_knows_none(
         monkeypatch.setattr(fast_path, "__file__", str(tmp_path / "fast_path.py"))
         await stage.fast.leave_to_older()
         assert table.key not in stage.machine.driver.states
+
+    asyncio.run(main())
+
+
+def test_a_policy_that_came_while_no_agent_ran_takes_off_whom_it_selects(stage: Stage) -> None:
+    """When its rules are there, and not with the first resync. Flows of before the path are forgotten as ever."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"policies/closed": CLOSED})
+            for identity in stage.member.endpoints:
+                stage.machine.reconciler.desired.replace(fast_source(identity), ())
+            await stage.fast.stop()
+            stage.fast = stage.agent()
+            await stage.fast.take_over()
+            await stage.fast.follow()
+            stage.machine.reconciler.resync()
+            assert (stage.links, stage.cuts) == ({"lsr1", "lsr2"}, [])
+            await stage.enforce()
+            assert stage.links == {"lsr2"}
+            assert [cut(flow("10.244.1.2", "10.244.9.9")) for cut in stage.cuts] == [True]
 
     asyncio.run(main())
 
