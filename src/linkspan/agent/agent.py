@@ -275,7 +275,7 @@ class Agent:
             self.remote,
             self.interest,
             self.policy_names,
-            self.fast_endpoints.follow,
+            self.fast_endpoints.follow_policies,
             logs=logs,
         )
         self.policies = Policies(
