@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_removal_that_cannot_be_queued_is_an_error(plugin: Plugin, tmp_path: Pat
     (tmp_path / "file").touch()
     failed = plugin.run("DEL", LINKSPAN_SOCKET=str(tmp_path / "file" / "agent.sock")).error
     assert (failed["code"], "queue" in failed["msg"]) == (11, True)
+
+
+def test_removal_that_finds_no_room_says_so(plugin: Plugin, tmp_path: Path) -> None:
+    """The error has the first cause, and not that of removing a file that was never made."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs", str(disk)], check=True)  # itself and queue/
+    try:
+        failed = plugin.run("DEL", LINKSPAN_SOCKET=str(disk / "agent.sock")).error
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert (failed["code"], failed["msg"].endswith("No space left on device")) == (11, True), failed
 
 
 def test_agent_that_came_up_between_does_it_at_once(plugin: Plugin, agent: AgentServer) -> None:

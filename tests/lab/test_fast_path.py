@@ -17,6 +17,7 @@ from linkspan.core.addresses import mac
 from linkspan.lab import record
 from linkspan.policy import document
 from support.agent.traffic import Capture, answers, echoes, inside, send_frame, serving, transfer
+from support.dns_queries import NOERROR, PTR, ask, reverse
 from support.lab.cluster_runs import ClusterRun
 from support.netns.forgery import datagram
 from support.polling import until
@@ -50,6 +51,9 @@ select: {name: c2}
 ingress:
 - from: [{name: nobody}]
 """
+
+
+OPEN = WEB.replace("nobody", "c1")
 
 
 class FastRun(ClusterRun):
@@ -159,6 +163,24 @@ def test_a_forged_source_gets_nowhere(cluster: FastRun) -> None:
     assert len(forged) == 1, "what has its own source arrives"
 
 
+def test_a_frame_that_the_host_would_drop_is_not_forwarded(cluster: FastRun) -> None:
+    """One with a VLAN's tag would reach an interface of that VLAN; one to another MAC is none of the host's."""
+    target = cluster.address("c2")
+    with cluster.attached("near") as near:
+        until(lambda: cluster.is_fast("near", target), "c2 and its neighbour are fast")
+        for host, name, address in (("h1", "c1", cluster.address("c1")), ("h2", "near", near)):
+            gateway, own = mac(_gateway(cluster, name)), mac(cluster.endpoint(host, name)["mac"])
+            packet = b"\x08\x00" + datagram(address, target)
+            capture = Capture(cluster.place("c2"), "eth0")
+            try:
+                for to, tag in ((gateway, b"\x81\x00\x00\x05"), (b"\xff" * 6, b""), (gateway, b"")):
+                    send_frame(cluster.place(name), "eth0", to + own + tag + packet)
+                arrived = [frame for frame in capture.frames(1.0, outgoing=False) if b"forged" in frame]
+            finally:
+                capture.close()
+            assert len(arrived) == 1, f"only the plain one of {name} arrives"
+
+
 def _gateway(cluster: FastRun, container: str) -> str:
     echoes(cluster.place(container), cluster.address("c3"))
     argv = ["ip", "-n", cluster.place(container), "-j", "neighbour", "show", "dev", "eth0"]
@@ -183,6 +205,32 @@ def test_another_fast_network_is_not_reached(cluster: FastRun) -> None:
         cluster.exec("h2", f"linkspan detach {place}")
         subprocess.run(["ip", "netns", "delete", place], check=True)
         cluster.delete("other")
+
+
+def test_every_host_is_the_gateway_though_one_has_its_block(cluster: FastRun) -> None:
+    """A host without that block reaches its own container, and its name server answers. No other host has one here."""
+    cluster.create("small", "10.98.0.0/22", options={"fast": "true"})
+    place = cluster.place("small")
+    subprocess.run(["ip", "netns", "add", place], check=True)
+    try:
+        assert cluster.blocks("h3", "small") == ["10.98.0.0/24"]
+        told = json.loads(cluster.exec("h1", f"linkspan attach {place} --network small --name small -o json"))
+        address = told["addresses"][0].partition("/")[0]
+        chains = "nft list table netdev linkspan"
+        until(lambda: cluster.inside("h1", chains).count("goto out_") >= 2, "it is fast")
+        assert echoes(cluster.place("h1"), address), "its host reaches it"
+        until(lambda: named(place, address), "its host's name server answers")
+    finally:
+        cluster.exec("h1", f"linkspan detach {place}")
+        subprocess.run(["ip", "netns", "delete", place], check=True)
+        cluster.delete("small")
+
+
+def named(place: str, address: str) -> bool:
+    """Return whether the name server of the small network knows an address."""
+    with inside(place), contextlib.suppress(OSError):
+        return ask("10.98.0.1", reverse(address), PTR).code == NOERROR
+    return False
 
 
 def test_a_policy_takes_its_endpoints_off_the_path(cluster: FastRun) -> None:
@@ -261,6 +309,34 @@ def test_a_policy_cuts_what_was_open_before_an_obstacle_closed_the_path(cluster:
     finally:
         cluster.call("h1", "DELETE", "/v1/policies/web")
         subprocess.run([*argv, "delete table ip service"], check=True)
+        for one in (client, accepted, server):
+            one.close()
+
+
+@pytest.mark.parametrize("text", [WEB, OPEN], ids=["forbids", "allows"])
+def test_a_policy_that_comes_while_the_agent_is_dead_cuts_what_is_open(cluster: FastRun, text: str) -> None:
+    """Also a connection that was tracked before the path: its packets are none that connection tracking expects."""
+    allowed, policies = (document.parsed(one, "file.yaml").policies for one in (OPEN, text))
+    cluster.call("h1", "PUT", "/v1/policies", {"policies": allowed})
+    until(lambda: "policy web is about it" in cluster.words("h2"), "h2 tracks c2")
+    with inside(cluster.place("c2")):
+        server = socket.create_server((cluster.address("c2"), 0))
+    with inside(cluster.place("c1")):
+        client = socket.create_connection(server.getsockname(), 10)
+    accepted, _ = server.accept()
+    try:
+        cluster.call("h1", "DELETE", "/v1/policies/web")
+        until(lambda: cluster.is_fast("c1", cluster.address("c2")), "c2 is on the path")
+        for _ in range(32):
+            client.sendall(bytes(1 << 18))
+            assert len(accepted.recv(1 << 18, socket.MSG_WAITALL)) == 1 << 18
+        cluster.run("break", "h2 agent-kill")
+        cluster.call("h1", "PUT", "/v1/policies", {"policies": policies})
+        cluster.run("mend", "h2")
+        until(lambda: ended(client), "the open connection is cut")
+        assert echoes(cluster.place("c1"), cluster.address("c2")) == (text == OPEN)
+    finally:
+        cluster.call("h1", "DELETE", "/v1/policies/web")
         for one in (client, accepted, server):
             one.close()
 

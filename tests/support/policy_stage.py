@@ -121,6 +121,7 @@ class Stage:
         self.cuts = 0
         self.unable = False
         self.policed_off_path: list[set[str]] = []
+        self.stuck = False
         monkeypatch.setattr(conntrack, "cut", self.cut)
         monkeypatch.setattr(underlay, "every_address", lambda _sockets: frozenset())
         one = self.member
@@ -135,8 +136,10 @@ class Stage:
         one.told = self.enforcement.changed
 
     async def leave_path(self, _in_force: Regime) -> None:
-        """Record which addresses are policed when endpoints are to leave the fast path."""
+        """Record which addresses are policed when endpoints are to leave the fast path; refuse if ``stuck``."""
         self.policed_off_path.append(self.addresses("policed_by_in4"))
+        if self.stuck:
+            raise KernelError("the fast path stays")
 
     def cut(self, _forbidden: object) -> int:
         """Count a cut, or fail."""

@@ -275,7 +275,7 @@ class Agent:
             self.remote,
             self.interest,
             self.policy_names,
-            self.fast_endpoints.follow,
+            self.fast_endpoints.follow_policies,
             logs=logs,
         )
         self.policies = Policies(
@@ -521,6 +521,7 @@ class Agent:
         self.enforcement.learn()
         inside = await self.recovery.run(self.replica.listed)
         await self.control.look()  # before any container gets an interface
+        await self.fast_endpoints.take_over()
         parts.push_async_callback(self.fast_endpoints.leave_to_older)
         parts.push_async_callback(self.peers.stop)
         parts.push_async_callback(self.membership.stop)
@@ -534,6 +535,7 @@ class Agent:
         await self.orphans.spare()
         report = await self.worker.run(self.worker.machine.reconciler.resync, None, inside, log=False)
         self.healer.record(report)
+        self.recovery.finish()
         with contextlib.suppress(KernelError):  # then the metric begins with what was counted before
             await self.policy_metrics.begin()
         for part in (

@@ -26,7 +26,7 @@ from linkspan.core.errors import LinkspanError
 from linkspan.core.host_view import HostView
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.ruleset import TABLE
-from linkspan.core.states.host import Key, NftTable, State
+from linkspan.core.states.host import Key, NftLinkChain, NftTable, State
 from linkspan.core.supervise import ended, lasting
 from linkspan.endpoints.registry import Identity, fast_source, source
 from linkspan.kernel.machine import Machine
@@ -85,7 +85,7 @@ class FastEndpoints:
         """The policies whose rules are there, as far as that was followed."""
         self._due: set[Identity] = set()
         self._put: set[Identity] = set()
-        """The endpoints that have been on the fast path, as far as they have not left it."""
+        """The endpoints that have been on the fast path, as far as they are not known to have left it."""
         self._publishing: frozenset[Namespace] = frozenset()
         """The containers that publish ports, as far as that was followed: it counts for all of their interfaces."""
         self._putting = asyncio.Lock()
@@ -95,6 +95,13 @@ class FastEndpoints:
     def start(self) -> None:
         """Start to follow endpoints."""
         self._task = lasting("keeping the fast path", self._follow)
+
+    async def take_over(self) -> None:
+        """Take in which endpoints the last agent put on the path; before the networks are followed."""
+        if self._devices():
+            chains = await self._worker.run(self._worker.machine.reconciler.observed, (NftLinkChain,))
+            links = {chain.link for chain in chains if isinstance(chain, NftLinkChain)}
+            self._put = {identity for identity, one in self._endpoints.items() if one.host_ifname in links}
 
     async def stop(self) -> None:
         """Stop following; what has been put stays."""
@@ -131,14 +138,20 @@ class FastEndpoints:
             mates = {identity for identity, one in self._endpoints.items() if one.namespace in turned}
             await self._apply({*due, *mates})
 
-    async def follow(self, in_force: Regime | None = None) -> None:
-        """Follow networks and policies; return when the endpoints that they exclude are off the path.
-
-        ``in_force`` are the policies whose rules are there now. Who is on the path leaves it for no others.
-        """
-        self._in_force = self._in_force if in_force is None else in_force
+    async def follow(self) -> None:
+        """Follow networks; return when the endpoints that they exclude are off the path."""
         if self._put or self._devices():
             await self._apply({*self._endpoints, *self._put})
+
+    async def follow_policies(self, in_force: Regime) -> None:
+        """Follow policies, of which those in force have their rules; who is on the path leaves it for no others.
+
+        Raises LinkspanError if the kernel refuses to remove something of the path.
+        """
+        self._in_force = in_force
+        await self.follow()
+        if (stuck := self._stuck()) is not None:
+            raise stuck.within("take containers off the fast path")
 
     async def _apply(self, due: Iterable[Identity]) -> None:
         async with self._putting:
@@ -146,7 +159,7 @@ class FastEndpoints:
             publishing = _publishing(self._endpoints.values())
             sources = {identity: self._states(identity, devices, publishing) for identity in due}
             before = self._put
-            self._put = (before - sources.keys()) | {identity for identity, states in sources.items() if states}
+            self._put = before | {identity for identity, states in sources.items() if states}
             wanted = {fast_source(identity): states for identity, states in sources.items()}
             own = {fast_source(key): source(self._endpoints[key]) for key, states in sources.items() if states}
             try:
@@ -155,8 +168,18 @@ class FastEndpoints:
                 failed = [refused]
             for error in failed:  # the healer tries again
                 log.warning("the fast path is not as it should be: %s", error.message)
+            if self._stuck() is not None:
+                return  # nobody knows who has left
+            self._put -= {identity for identity, states in sources.items() if not states}
             if left := [one for key in before - self._put if (one := self._endpoints.get(key)) is not None]:
                 await self._forget(left, before)
+
+    def _stuck(self) -> LinkspanError | None:
+        """Return why the kernel still has something of the path that nobody wants, None if it has nothing."""
+        reconciler = self._worker.machine.reconciler
+        failing = reconciler.failing
+        path = (key for key in failing if key[1:3] == (fast_path.NETDEV, TABLE))
+        return next((failing[key] for key in path if reconciler.desired.state(key) is None), None)
 
     async def _forget(self, left: Collection[Endpoint], before: Collection[Identity]) -> None:
         """Have connection tracking forget the flows inside their networks of endpoints that have left the path.

@@ -85,8 +85,9 @@ class Enforcement:
     ) -> None:
         """Take the parts that it follows, and ``parties`` and ``names`` to keep up to date; ``logs``: there is nflog.
 
-        ``leave_path`` is awaited when these policies are in force: it takes endpoints off the path past the rules. Not
-        sooner: an answer that passes before there are rules would begin a flow, and allow the one that it answers.
+        ``leave_path`` is awaited when these policies have their rules: it takes endpoints off the path past them, and
+        raises LinkspanError if the kernel refuses that. Not sooner: an answer that passes before there are rules would
+        begin a flow, and allow the one that it answers.
         """
         self._worker = worker
         self._records = records
@@ -296,25 +297,26 @@ class Enforcement:
             self._stricter, sources[_KEPT] = True, [*kept]
         # What goes is first: an address may lead somewhere else, because another endpoint has it now.
         ordered = dict(sorted(sources.items(), key=lambda one: bool(one[1])))
-        conflict: Conflict | None = None
+        refused: list[LinkspanError] = []
         try:
             failed = await self._worker.run(self._worker.machine.reconciler.changes, ordered)
-        except Conflict as refused:  # all else is in force
-            failed, conflict = {}, refused
+        except Conflict as error:  # all else is in force
+            failed, refused = {}, [error]
         except BaseException:
             self._unsure = True
             raise
         self._unsure, self._kept = False, kept
         if plan.changed or plan.whole:
-            await self._leave_path(self.regime)
+            try:
+                await self._leave_path(self.regime)
+            except LinkspanError as error:
+                refused.append(error)
         if self._stricter and plan.read:
             self._stricter = False
             local = await self._worker.run(underlay.every_address, self._worker.machine.sockets)
             await asyncio.to_thread(conntrack.cut, self._parties.flows(self.regime.judge, local, past=True))
-        if serious := await self._worker.run_brief(self._serious, failed):
-            raise serious[0]  # after the cut: one bad element must not keep forbidden flows
-        if conflict is not None:
-            raise conflict
+        if refused := [*await self._worker.run_brief(self._serious, failed), *refused]:
+            raise refused[0]  # after the cut: one bad element must not keep forbidden flows
 
     async def _prepare(self, recorded: Regime) -> None:
         """Make sure that other policies than those in force can be put."""

@@ -11,7 +11,7 @@ from linkspan.cluster.networks import Networks, crosses
 from linkspan.cluster.readiness import Readiness
 from linkspan.core.addresses import Prefix, prefix
 from linkspan.core.clock import now
-from linkspan.core.errors import Conflict, Exhausted, Invalid, Unavailable
+from linkspan.core.errors import Conflict, Exhausted, Invalid
 from linkspan.core.ipam import Allocation
 from linkspan.core.model import AttachRequest, Network
 
@@ -59,7 +59,7 @@ class Allocator:
             asked = {allocation.address.family for allocation in given}
             for family in sorted({p.family for p in network.prefixes}.intersection(families) - asked):
                 given.append(await self._next(network, family, request))
-        except Exception:
+        except BaseException:
             await self.release(network.name, [allocation.address for allocation in given])
             raise
         return sorted(given, key=lambda allocation: allocation.address.family)
@@ -120,16 +120,11 @@ class Allocator:
     async def release(self, name: str, addresses: Iterable[Prefix]) -> None:
         """Release addresses; their cool-down begins now.
 
-        If the store refuses the release of an exact one, release all others, and raise Unavailable.
+        This never fails, because it is part of undoing something, or of an end. If the store refuses the release of an
+        exact one, ``ExactAddresses`` releases it later.
         """
-        failed: Unavailable | None = None
         for address in addresses:
             if self._blocks.holding(name, address) is not None:
                 self._blocks.release(name, [address])
             elif name in {network.name for network in self._networks.all()}:
-                try:
-                    await self._exact.give_back(name, address)
-                except Unavailable as error:
-                    failed = error
-        if failed is not None:
-            raise failed
+                await self._exact.give_back(name, address)

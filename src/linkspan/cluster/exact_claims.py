@@ -7,6 +7,7 @@ addresses, and for containers with an identity, which keep their address on anot
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,10 +16,12 @@ from linkspan.cluster.doubled_addresses import Doubled
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.reservations import Reservations
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.errors import Conflict, Exhausted, Invalid, Unavailable
+from linkspan.core.errors import Conflict, Exhausted, Invalid, LinkspanError
 from linkspan.core.ipam import Allocation, usable
 from linkspan.core.model import AttachRequest, Network
 from linkspan.store.records import SHARED, AddressRecord, address_key
+
+log = logging.getLogger("linkspan.cluster.exact_claims")
 
 IDENTITY = "linkspan.io/identity"
 """The label with a container's identity: with it a container keeps its address on another host."""
@@ -122,12 +125,12 @@ class ExactClaims:
         yield from (address for _, address in sorted(cooled))
 
     async def give_back(self, name: str, address: Prefix) -> None:
-        """Release an address of a network. If the store refuses that, call ``owed``, and raise Unavailable."""
+        """Release an address of a network. If the store refuses that, log it, and call ``owed``."""
         try:
             await self._leases.give_back(name, address.single())
-        except Unavailable:
+        except LinkspanError as error:
+            log.warning("%s", error.within(f"release address {address.address} of network {name}").message)
             self._owed({address_key(name, address)})
-            raise
 
 
 def _refuse_unusable(network: Network, address: Prefix) -> None:

@@ -5,14 +5,16 @@ nftables' family netdev): it finds the neighbour on the given link, lowers the T
 
     netdev linkspan   lsr...       at a container's link, if it takes part: ``goto out_DEVICE``
                       lsx...       at the network's tunnel device: ``goto in_DEVICE``
-                      out_DEVICE   the container's own MAC and address; then to a container of this host (``ends``), or
-                                   by the tunnel to the host that has the address (``hops_exact``, ``hops``)
+                      out_DEVICE   the container's own MAC and address; not to a gateway: each host has it, though one
+                                   has its block; then to a container of this host (``ends``), or by the tunnel to the
+                                   host that has the address (``hops_exact``, ``hops``)
                       in_DEVICE    a source in a block of the host with this VTEP; then to a container (``ends``)
 
 Each network has its own chains and sets, so a sender reaches its own network only. What matches nothing here passes
 all rules as it does without these chains: other networks, this host's own addresses, the outside, broadcasts,
-fragments, packets with IP options or extension headers, and packets whose TTL ends here. What is sent to another
-host's own address passes all rules there.
+fragments, packets with IP options or extension headers, packets whose TTL ends here, and what the kernel then drops:
+frames with a VLAN's tag, or to another MAC than this host's. What is sent to another host's own address passes all
+rules there.
 
 A packet on this path is not tracked. So both directions of a flow must be on it on a host, or neither: otherwise a
 program that drops ``ct state invalid`` drops the other direction, and nobody undoes a translation. Therefore one
@@ -57,9 +59,11 @@ OPTION = "fast"
 NETDEV = "netdev"
 _IP = {4: "ip", 6: "ip6"}
 _TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
+_OWN = "meta pkttype host ether type != { 8021q, 8021ad }"
+"""To this host's MAC, and without a VLAN's tag: what asks for the protocol may look behind one."""
 _PLAIN = {
-    4: "ip hdrlength 5 ip ttl > 1 ip frag-off & 0x3fff == 0x0",
-    6: "ip6 hoplimit > 1 ip6 nexthdr { tcp, udp, ipv6-icmp }",
+    4: f"{_OWN} ip hdrlength 5 ip ttl > 1 ip frag-off & 0x3fff == 0x0",
+    6: f"{_OWN} ip6 hoplimit > 1 ip6 nexthdr {{ tcp, udp, ipv6-icmp }}",
 }
 """No options, no fragment (the flag MF and the offset), and a TTL that is left: ``fwd`` drops a packet without."""
 
@@ -119,7 +123,8 @@ def network_states(view: HostView, network: Network, device: str, overhead: int)
     out, by_block, by_address = [], [], []
     for family in families if open_ else ():
         ip, plain = _IP[family], _PLAIN[family]
-        sent = [_to_end(family, device)]
+        gateways = (one.address for one in map(prefix, network.gateways) if one.family == family)
+        sent = [*(f"{ip} daddr {gateway} accept" for gateway in gateways), _to_end(family, device)]
         sent.append(f'fwd {ip} to {ip} daddr map @hops_exact{family}_{device} device "{device}"')
         by_address.append(f"{plain} ether saddr . {ip} saddr @vteps_exact{family}_{device} {_to_end(family, device)}")
         if mask := _mask(network, family):

@@ -89,8 +89,9 @@ async def _attach(
             return await _attach_one(registry, request, place)
         async with registry.one_at_a_time((request.id, "")):  # two callers that ask for the next free name get two
             await _refuse_again(registry, request, number)
-            taken = {ifname for id_, ifname in registry.endpoints if id_ == request.id}
-            name = await registry.worker.run_brief(_free_ifname, machine, taken, namespace_fd)
+            inside = await registry.worker.run_brief(_names_inside, machine, namespace_fd)
+            taken = inside | registry.names(request.id)  # no pause from here until it has its name
+            name = next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
             return await _attach_one(registry, msgspec.structs.replace(request, ifname=name), place)
     except LinkspanError as error:
         raise error.within(f"attach {request.name or request.id} to {network.name}") from error
@@ -148,12 +149,12 @@ def _checked_namespace(registry: Registry, fd: int) -> int:
     return number
 
 
-def _free_ifname(machine: Machine, taken: set[str], fd: int) -> str:
-    """Return the first ethN that neither the namespace nor ``taken`` has (worker thread)."""
-    if fd >= 0:
-        with machine.namespaces.holding(fd) as number:
-            taken = taken | set(machine.sockets.names(number).values())
-    return next(name for name in (f"eth{n}" for n in range(65536)) if name not in taken)
+def _names_inside(machine: Machine, fd: int) -> set[str]:
+    """Return the names of all interfaces in a namespace; none if there is no descriptor (worker thread)."""
+    if fd < 0:
+        return set()
+    with machine.namespaces.holding(fd) as number:
+        return set(machine.sockets.names(number).values())
 
 
 async def _attach_alone(
@@ -162,43 +163,35 @@ async def _attach_alone(
     """Attach while no other operation runs on this endpoint or in its namespace."""
     await _refuse_known(registry, request, place.number)
     token = registry.networks.token(network.name)
-    allocations = await registry.allocator.allocate(network, request)
-    ports: Endpoint | None = None
-    try:
+    async with contextlib.AsyncExitStack() as undo:  # in reverse order, and whatever becomes of one step
+        allocations = await registry.allocator.allocate(network, request)
         addresses = [allocation.address for allocation in allocations]
+        undo.push_async_callback(registry.allocator.release, network.name, addresses)
         handed = request.ifname if place.delivered else ""
         tuned = {other.mac for other in registry.endpoints.values() if other.born_mac}
         number, path, cookie = place.number, place.path, place.cookie
         endpoint = described(request, network, addresses, number, path, cookie, registry.host, handed, tuned)
         held = await registry.ports.reserve(endpoint, request.port_ranges, bound=request.ports_bound)
-        ports = endpoint = msgspec.structs.replace(endpoint, ports=held)
+        endpoint = msgspec.structs.replace(endpoint, ports=held)
+        undo.callback(registry.ports.release, endpoint)
         check_ports(network, endpoint)
         registry.journal.begin(endpoint)
-        try:
-            if endpoint.host_ifname:
-                reused = any(allocation.reused for allocation in allocations)
-                machine, mates = registry.worker.machine, registry.mates(endpoint)
-                endpoint = await registry.worker.run_brief(
-                    _plumb, machine, mates, network, endpoint, place.fd, reused
-                )
-                await forget_connections(registry, endpoint, [])
-            elif endpoint.ports:
-                states = registry.states(network, endpoint)
-                await registry.worker.run_brief(_put, registry.worker.machine, states)
-                if endpoint.limited:
-                    await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
-            if registry.networks.token(network.name) is not token:
-                raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
-            registry.journal.attached(endpoint)
-        except BaseException:
-            await unplumb(registry, endpoint)
-            registry.forget(endpoint)
-            raise
-    except BaseException:
-        await registry.allocator.release(network.name, [allocation.address for allocation in allocations])
-        if ports is not None:
-            registry.ports.release(ports)
-        raise
+        undo.callback(registry.forget, endpoint)
+        undo.push_async_callback(unplumb, registry, endpoint)
+        if endpoint.host_ifname:
+            reused = any(allocation.reused for allocation in allocations)
+            machine, mates = registry.worker.machine, registry.mates(endpoint)
+            endpoint = await registry.worker.run_brief(_plumb, machine, mates, network, endpoint, place.fd, reused)
+            await forget_connections(registry, endpoint, [])
+        elif endpoint.ports:
+            states = registry.states(network, endpoint)
+            await registry.worker.run_brief(_put, registry.worker.machine, states)
+            if endpoint.limited:
+                await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
+        if registry.networks.token(network.name) is not token:
+            raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
+        registry.journal.attached(endpoint)
+        undo.pop_all()
     registry.admit(endpoint, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     where = ", ".join(endpoint.addresses) or "the host's address"
     what = f"{endpoint.called} has {where} on network {network.name}"

@@ -58,8 +58,7 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
         for error in await unplumb(registry, endpoint):
             log.warning("detach %s: %s", endpoint.id, error.message)
     registry.forget(endpoint)
-    with logged("store"):
-        await registry.allocator.release(endpoint.network, endpoint.prefixes)
+    await registry.allocator.release(endpoint.network, endpoint.prefixes)
     registry.ports.release(endpoint)
     registry.drop(endpoint.identity)
     registry.changed(endpoint.identity)
@@ -69,7 +68,7 @@ async def _detach(registry: Registry, endpoint: Endpoint) -> None:
 
 
 async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]:
-    """Remove the endpoint's states; continue past errors and return them.
+    """Remove the endpoint's states; continue past all errors and return them.
 
     Never on the event loop: the kernel may take seconds to remove a link, and this host must renew its
     liveness meanwhile.
@@ -78,9 +77,12 @@ async def unplumb(registry: Registry, endpoint: Endpoint) -> list[LinkspanError]
     sources, mates = registry.without(endpoint), registry.within(endpoint.netns)
 
     def removed() -> list[LinkspanError]:
-        errors = list(machine.reconciler.changes(sources).values())
-        machine.leave(endpoint, mates)
-        return errors
+        try:
+            return list(machine.reconciler.changes(sources).values())
+        except LinkspanError as error:
+            return [error]
+        finally:
+            machine.leave(endpoint, mates)
 
     return await registry.worker.run(removed)
 

@@ -1,7 +1,8 @@
 """Recovery: takes over the last agent's endpoints at the start.
 
 An endpoint that was in place stays. One that was being attached or detached is not desired, so the first
-resync removes what exists of it, and releases its address.
+resync removes what exists of it, and releases its address. Its row stays until then (``finish``): an agent that ends
+before, however often, leaves the next one the same to do.
 
 The journal is not the only source (``reconstruction``). Each pair in the kernel without a row in the journal
 is an endpoint that the journal lost: it is rebuilt from the store's record, or from the kernel alone. A pair
@@ -56,6 +57,8 @@ class Recovery:
         self._orphans = orphans
         self._done = False
         self._learning = asyncio.Lock()
+        self._ending: list[Row] = []
+        """The rows of pairs that the first resync is to remove."""
         self.rebuilt = 0
         """How many endpoints the journal did not know at this agent's start."""
         self.doubt = ""
@@ -72,7 +75,8 @@ class Recovery:
         gone = await self._take_over(rows, links, records, listed)
         await self._desire(list(self._registry.endpoints.values()))
         for row, _ in gone:
-            self._journal.forget(row.endpoint, now())
+            if row not in self._ending:
+                self._registry.forget(row.endpoint)
         for released in self._journal.released():
             self._blocks.cool(released.network, released.address, released.at)
         await self._rebuild(reconstruction.unheld(self._registry.endpoints.values(), links), records.values())
@@ -82,6 +86,11 @@ class Recovery:
         self._done = True
         await self.learn()  # the store may have been listed meanwhile
         return await self._inhabited(row for row, _ in gone)
+
+    def finish(self) -> None:
+        """Drop the rows of pairs that the first resync has removed: a pair without a row would be rebuilt."""
+        for row in self._ending:
+            self._registry.forget(row.endpoint)
 
     async def _linked(self, rows: Sequence[Row], records: Mapping[Identity, Endpoint]) -> dict[str, Link]:
         """Return the kernel's objects of endpoints, by pair; keep the rows of pairs that wait for their network."""
@@ -107,7 +116,7 @@ class Recovery:
             if why := await self._why_gone(row, link, listed and row.endpoint.identity not in records):
                 gone.append((row, why))
                 if not self.doubt and row.boot_id == self._journal.boot_id:
-                    self._end(links, row.endpoint.host_ifname)
+                    self._end(links, row)
                 continue
             standing.append((await self._current(row, link, records.get(row.endpoint.identity)), row))
         standing.sort(key=lambda pair: pair[0].host_ifname not in links)  # those that the kernel knows come first
@@ -117,7 +126,7 @@ class Recovery:
             except LinkspanError as error:
                 gone.append((row, error.message))
                 if not self.doubt:
-                    self._end(links, endpoint.host_ifname)
+                    self._end(links, row)
                 continue
             if endpoint != row.endpoint:
                 self._journal.attached(endpoint)
@@ -171,10 +180,11 @@ class Recovery:
         standing = row.phase == "attached" and row.boot_id == self._journal.boot_id
         return standing and bool(row.endpoint.host_ifname) and self._networks.unknown(row.endpoint.network)
 
-    def _end(self, links: dict[str, Link], name: str) -> None:
-        """Leave a pair to the first resync, which removes it."""
-        links.pop(name, None)
-        self._orphans.ended.add(name)
+    def _end(self, links: dict[str, Link], row: Row) -> None:
+        """Leave a row's pair to the first resync, which removes it."""
+        if links.pop(row.endpoint.host_ifname, None) is not None:
+            self._ending.append(row)
+        self._orphans.ended.add(row.endpoint.host_ifname)
 
     def _own(self) -> Iterator[Endpoint]:
         """Yield the store's records of this host's endpoints whose networks exist."""

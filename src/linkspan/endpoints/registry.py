@@ -217,6 +217,10 @@ class Registry:
         """Return how many endpoints of a network this host has."""
         return sum(endpoint.network == network for endpoint in self.endpoints.values())
 
+    def names(self, container: str) -> set[str]:
+        """Return the names of a container's interfaces, also of those that are being attached."""
+        return {ifname for id_, ifname in (*self.endpoints, *self._locks) if id_ == container}
+
     def busy(self, identity: Identity) -> bool:
         """Return whether an attach or detach of an identity is under way."""
         return identity in self._locks

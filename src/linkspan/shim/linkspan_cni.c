@@ -173,7 +173,7 @@ static int enqueue(const char *id, const char *ifname, const struct timespec *wh
     if (at < 0 || dprintf(at, "{\"container_id\":\"%s\",\"ifname\":%s,\"network\":\"%s\",\"boot_id\":\"%s\","
                           "\"boottime_ns\":%lld}\n", id, quoted(name, sizeof name, ifname), network, boot, now) < 0 ||
         fsync(at) || close(at) || rename(temporary, queued))
-        return unlink(temporary), -1;
+        return at < 0 ? -1 : (unlink(temporary), -1); /* errno is that of the first cause: unlink succeeds here */
     return 0;
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from linkspan.agent.policy_elements import PolicyElements
 from linkspan.agent.policy_records import PolicyRecords
 from linkspan.core import fast_path
 from linkspan.core.addresses import prefix
+from linkspan.core.errors import KernelError, LinkspanError
 from linkspan.core.host_view import Facts, HostView
 from linkspan.core.model import Endpoint, Host, Network, Port, Underlay
-from linkspan.core.states.host import EgressAddress, NftLinkChain, NftTable
+from linkspan.core.states.host import EgressAddress, Key, NftLinkChain, NftTable, State
 from linkspan.endpoints.registry import fast_source, source
 from linkspan.kernel.probe import conntrack
 from linkspan.kernel.probe.conntrack import Flow
@@ -48,12 +49,15 @@ class Stage:
         self.facts = Facts(early=True)
         for endpoint in (WEB, OTHER):
             self.attach(endpoint)
-        records = PolicyRecords(self.member.replica, self.member.networks)
         one = self.member
-        elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
-        worker = worker_of(self.machine)
-        self.fast = FastEndpoints(worker, one.networks, one.endpoints, records, elements, self.view)
-        self.records = records
+        self.records = PolicyRecords(one.replica, one.networks)
+        self.elements = PolicyElements(one.networks, one.hosts, one.leases, one.remote, one.endpoints)
+        self.fast = self.agent()
+
+    def agent(self) -> FastEndpoints:
+        """Return what an agent has that knows nothing of an earlier one."""
+        one, worker = self.member, worker_of(self.machine)
+        return FastEndpoints(worker, one.networks, one.endpoints, self.records, self.elements, self.view)
 
     def view(self) -> HostView:
         """Return what the host sees."""
@@ -90,7 +94,7 @@ class Stage:
 
     async def enforce(self) -> None:
         """Say that the recorded policies are in force."""
-        await self.fast.follow(self.records.regime())
+        await self.fast.follow_policies(self.records.regime())
 
     @property
     def links(self) -> set[str]:
@@ -142,6 +146,52 @@ def test_the_path_stays_without_an_agent_unless_the_next_one_knows_none(
         assert table.key not in stage.machine.driver.states
 
     asyncio.run(main())
+
+
+def test_a_policy_that_came_while_no_agent_ran_takes_off_whom_it_selects(stage: Stage) -> None:
+    """When its rules are there, and not with the first resync. Flows of before the path are forgotten as ever."""
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.member.replica.write({"policies/closed": CLOSED})
+            for identity in stage.member.endpoints:
+                stage.machine.reconciler.desired.replace(fast_source(identity), ())
+            await stage.fast.stop()
+            stage.fast = stage.agent()
+            await stage.fast.take_over()
+            await stage.fast.follow()
+            stage.machine.reconciler.resync()
+            assert (stage.links, stage.cuts) == ({"lsr1", "lsr2"}, [])
+            await stage.enforce()
+            assert stage.links == {"lsr2"}
+            assert [cut(flow("10.244.1.2", "10.244.9.9")) for cut in stage.cuts] == [True]
+
+    asyncio.run(main())
+
+
+def test_a_policy_does_not_count_while_the_kernel_keeps_its_container_on_the_path(stage: Stage) -> None:
+    """It is an error until the healer has removed what is left. Only then the container's flows are forgotten."""
+
+    async def main() -> None:
+        async with stage.running():
+            apply = stage.machine.driver.apply
+            stage.machine.driver.apply = refusing  # type: ignore[method-assign]
+            await stage.member.replica.write({"policies/closed": CLOSED})
+            for _ in range(2):
+                with pytest.raises(KernelError, match="take containers off the fast path: device busy"):
+                    await stage.enforce()
+            assert (stage.links, stage.cuts) == ({"lsr1", "lsr2"}, [])
+            stage.machine.driver.apply = apply  # type: ignore[method-assign]
+            stage.machine.reconciler.resync()
+            await stage.enforce()
+            assert (stage.links, len(stage.cuts)) == ({"lsr2"}, 1)
+
+    asyncio.run(main())
+
+
+def refusing(put: Sequence[State], delete: Sequence[State]) -> Mapping[Key, LinkspanError]:
+    """Refuse everything, as a kernel might."""
+    return {state.key: KernelError("device busy") for state in (*put, *delete)}
 
 
 def test_nobody_leaves_the_path_before_rules_are_there(stage: Stage) -> None:

@@ -71,6 +71,22 @@ def test_flows_are_cut_although_the_kernel_refuses_an_element(stage: Stage) -> N
     asyncio.run(main())
 
 
+def test_a_policy_past_which_packets_still_go_is_no_success(stage: Stage) -> None:
+    """Its containers are on the fast path as long as the kernel refuses to remove them. What it forbids is cut."""
+
+    async def main() -> None:
+        async with stage.running():
+            stage.stuck = True
+            with pytest.raises(KernelError, match="the fast path stays"):
+                await stage.apply(WEB)
+            assert stage.cuts == 1
+            stage.stuck = False
+            await stage.enforcement.enforce()
+            assert (len(stage.policed_off_path), stage.cuts) == (2, 2)
+
+    asyncio.run(main())
+
+
 def test_one_address_of_two_containers_stops_neither_the_others_nor_the_cut(stage: Stage) -> None:
     """The first container keeps it, and all others are under their policies."""
     shared, other = (

@@ -58,12 +58,8 @@ class Machine:
     async def detach(self, net: Network) -> None:
         """Release what was allocated first."""
         if self.held:
-            id_, addresses = self.held.pop(0)
-            try:
-                await self.allocator.release(net.name, addresses)
-            except LinkspanError:
-                self.held.append((id_, addresses))
-                raise
+            _, addresses = self.held.pop(0)
+            await self.allocator.release(net.name, addresses)
 
 
 def _holders(machines: list[Machine]) -> dict[Prefix, list[str]]:

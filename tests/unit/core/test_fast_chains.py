@@ -81,6 +81,16 @@ def _uses(states: list[State]) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_gateway_is_this_hosts_own_though_a_peer_has_its_block(family: int) -> None:
+    """The chain leaves it to the host before it asks which peer has the address."""
+    states = fast_path.network_states(view(), NETWORK, DEVICE, OVERHEAD)
+    (sent,) = [one.rules for one in states if isinstance(one, NftChain) and one.name == f"out{family}_{DEVICE}"]
+    (gateway,) = [one.address for one in map(prefix, NETWORK.gateways) if one.family == family]
+    assert sent[0] == f"{'ip' if family == 4 else 'ip6'} daddr {gateway} accept"
+    assert all("fwd" in rule for rule in sent[1:])
+
+
 def test_networks_share_nothing() -> None:
     """So no sender of one reaches the other."""
     sets = []

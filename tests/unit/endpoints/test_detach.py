@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from linkspan.core.desired import Source
-from linkspan.core.errors import LinkspanError
-from linkspan.core.model import Endpoint
+from linkspan.core.errors import Conflict, LinkspanError
+from linkspan.core.model import AttachRequest, Endpoint, Port
 from linkspan.core.states.host import Key, State
 from linkspan.endpoints import multihoming
+from linkspan.endpoints.attach import attach
 from linkspan.endpoints.detach import detach
 from linkspan.endpoints.registry import fast_source, policy_source, source
 from support.records.one_host import endpoint, network
@@ -36,6 +38,42 @@ class SlowKernel(NotedReconciler):
         """Take states away, and wait for the loop."""
         self.waited_in_vain = not self.went_on.wait(10)
         return super().changes(sources, there)
+
+
+class Disagreeing(NotedReconciler):
+    """A reconciler for which another source disagrees: it applies the rest, and raises Conflict."""
+
+    def changes(
+        self, sources: Mapping[Source, Iterable[State]], there: tuple[type[State], ...] = ()
+    ) -> dict[Key, LinkspanError]:
+        """Refuse what is put, and then what is removed."""
+        super().changes(sources, there)
+        raise Conflict(f"source {len(self.changed)} disagrees")
+
+
+PORT = Port("", 8080, 80, "tcp")
+
+
+def test_a_removal_that_is_refused_keeps_neither_address_nor_port(tmp_path: Path) -> None:
+    """An attach that fails says why it failed, and not why undoing it did; a detach goes on."""
+
+    async def run() -> None:
+        stage = RegistryStage(tmp_path, NotedMachine(Disagreeing()))
+        await stage.start(DEMO)
+        free = stage.member.blocks.free("demo")
+        request = AttachRequest(id="c1", network="demo", ifname="eth0", ports=(PORT,))
+        with pytest.raises(Conflict, match="source 3 disagrees"):
+            await attach(stage.registry, request, -1, "", delivered=True)
+        assert (stage.registry.ports.holder(PORT), stage.member.blocks.free("demo")) == ("", free)
+        assert stage.journal.rows() == []
+        one = msgspec.structs.replace(_endpoint("eth0", "10.1.0.5"), ports=(PORT,))
+        stage.registry.ports.restore(one)
+        stage.registry.admit(one, 0)
+        assert await detach(stage.registry, one.id) == 1
+        assert (stage.registry.ports.holder(PORT), len(stage.endpoints)) == ("", 0)
+        await stage.stop()
+
+    asyncio.run(run())
 
 
 def _endpoint(ifname: str, address: str) -> Endpoint:

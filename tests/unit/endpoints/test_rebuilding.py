@@ -230,21 +230,40 @@ def test_what_nobody_knows_stays_with_all_that_it_needs_until_it_is_removed(tmp_
     asyncio.run(work())
 
 
-def test_what_the_last_agent_was_about_to_remove_is_no_orphan(tmp_path: Path) -> None:
-    """A row that says so means the first resync takes it away, though the store has a record still."""
+@pytest.mark.parametrize("phase", ["attaching", "detaching"])
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "unrecorded"])
+def test_what_an_agent_was_about_to_remove_is_gone_however_many_starts_that_takes(
+    tmp_path: Path, phase: str, recorded: bool
+) -> None:
+    """Its row says so until the first resync has removed it. It is no orphan, and nobody rebuilds it."""
     made = endpoint(DEMO, "10.1.0.5")
-    start = Start(tmp_path, Kernel(states(DEMO, made)), [made])
-    start.journal.begin(made)
-    start.journal.attached(made)
-    start.journal.detaching(made.identity)
+    kernel = Kernel(states(DEMO, made))
 
-    def check() -> None:
+    def begun() -> Start:
+        return Start(tmp_path, Kernel(kernel.driver.states.values()), [made] if recorded else [])
+
+    first = begun()
+    first.journal.begin(made)
+    if phase == "detaching":
+        first.journal.attached(made)
+        first.journal.detaching(made.identity)
+
+    def ends_too_early(start: Start) -> None:
         assert start.endpoints == {}
         assert start.orphans.told() == []
         assert start.kernel.difference()
+
+    def comes_up(start: Start) -> None:
+        ends_too_early(start)
+        start.kernel.reconciler.resync()
+        start.recovery.finish()
+        assert start.kernel.difference() == ()
         assert start.journal.rows() == []
 
-    started(start, check)
+    second, third = begun(), begun()
+    started(first, lambda: ends_too_early(first))
+    started(second, lambda: ends_too_early(second))
+    started(third, lambda: comes_up(third))
 
 
 FAR = network("far", "10.2.0.0/24", routed=True)

@@ -97,7 +97,10 @@ class Cni:
                 self._chain.follow(endpoint, fd)
             except BaseException:
                 # The runtime learns of no container here, so nobody would detach it.
-                await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
+                try:
+                    await self._agent.detach(endpoint.id, endpoint.ifname, endpoint.network)
+                except LinkspanError as error:
+                    log.warning("detach %s, whose ADD has failed: %s", endpoint.id, error.message)
                 raise
         return result
 
