@@ -279,7 +279,9 @@ def test_a_state_that_the_kernel_delays_passes(nobody: None, open_folder: Path) 
     assert replayed(open_folder, claimed("1", (0.0, 1, late), after=20.0))["verified"] is True
 
 
-FORGED = r"""printf '#!/bin/bash\necho netns_A\necho netns_B\necho "<UP> <UP>"\n'"""
+FORGED = (
+    r"""printf '#!/bin/bash\ncase "$*" in *link*) echo "1: lo: <UP>";; *) echo netns_A; echo netns_B;; esac\n'"""
+)
 NAMES = "for n in A B; do ip netns add netns_$n; done"
 TRICKS = {
     "a wrapper": ("1", f"cd /run/learn/bin; {FORGED} > ip; chmod 755 ip"),
@@ -300,7 +302,8 @@ def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> 
     one = claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines)))
     found = replayed(open_folder, one, settles=5.0)
     assert found["verified"] is False, found
-    assert re.fullmatch(r"its commands (do not pass it: check .*|pass it, and that does not last)", str(found["why"]))
+    whys = r"its commands (do not pass it: (check .*|the probe)|pass it, and that does not last)"
+    assert re.fullmatch(whys, str(found["why"]))
 
 
 FOOLED = """
