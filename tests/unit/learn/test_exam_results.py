@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -201,6 +203,11 @@ def test_a_busy_machine_gets_a_second_try(
 ) -> None:
     """With more time for each line: only then an honest line that was late is told from one that does not end."""
     tries: list[int] = []
+    waits: list[float] = []
+
+    def lasting(_box: object, _lesson: object, seconds: float) -> tuple[Judgement, bool]:
+        waits.append(seconds)
+        return Judgement((True,), (), True), True
 
     @contextlib.contextmanager
     def late(_box: object, _lines: object, _end: float, slower: int) -> Iterator[None]:
@@ -212,10 +219,35 @@ def test_a_busy_machine_gets_a_second_try(
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
     monkeypatch.setattr(play, "begin", lambda *_: None)
-    monkeypatch.setattr(play, "lasting", lambda *_: (Judgement((True,), (), True), True))
+    monkeypatch.setattr(play, "lasting", lasting)
     monkeypatch.setattr(replay, "typed", late)
     (found,) = verified(tmp_path / "exam.json", SAT).lessons
     assert (found.verified, tries) == (replayed, [slower for slower, _ in exam.TRIES][: len(works)])
+    assert waits == [seconds for seconds, well in zip((5.0, 60.0), works, strict=False) if well]
+
+
+@pytest.mark.timeout(30)
+def test_a_replay_without_an_end_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a pattern is searched; the sandbox ends, no second try follows, and other files do."""
+    ended: list[bool] = []
+
+    @contextlib.contextmanager
+    def passing(*_: object, **_k: object) -> Iterator[Sandbox]:
+        try:
+            yield Sandbox(0)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(sandbox, "passing", passing)
+    monkeypatch.setattr(needs, "lacking", lambda *_: [])
+    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "lasting", lambda *_: re.search("(a|aa)+$", "a" * 99 + "b"))
+    monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(exam, "_SPARE", 0.5 - 3 * 30 * 60.0)
+    before = signal.getsignal(signal.SIGALRM)
+    found = verified(tmp_path / "exam.json", SAT)
+    assert (found.why, found.lessons, ended) == ("its replay takes much longer than its exam", (), [True])
+    assert (signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)) == (0.0, before)
 
 
 def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
