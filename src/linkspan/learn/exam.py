@@ -147,8 +147,24 @@ def read(path: Path) -> Result:
         raise Invalid(f"{path} is no result of an exam: {error}", "`learn exam start` writes one") from error
 
 
+def now() -> float:
+    """Return the seconds since this machine started, also those that it slept; nobody sets that clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def uptime(box: Sandbox) -> float:
+    """Return the same as the log of a sandbox has it: a container's /proc/uptime may begin later.
+
+    Raises LinkspanError if the sandbox is gone.
+    """
+    ((code, found),) = box.results(["cat /proc/uptime"])
+    if code:
+        raise LinkspanError(f"/proc/uptime cannot be read: {found}")
+    return float(found.split()[0])
+
+
 def commands(box: Sandbox, begun: float) -> tuple[Typed, ...]:
-    """Return what was typed in a sandbox's logged shells since ``begun`` (seconds since the epoch).
+    """Return what was typed in a sandbox's logged shells since ``begun`` (its `uptime`).
 
     Raises LinkspanError if the sandbox is gone.
     """
@@ -163,7 +179,7 @@ def _entries(log: str, begun: float) -> Iterator[Typed]:
         at, _, rest = entry.partition(sandbox.FIELD)
         shell, _, line = rest.partition(sandbox.FIELD)
         with contextlib.suppress(ValueError):
-            after = max(float(at.replace(",", ".")) - begun, 0.0)  # in some locales, EPOCHREALTIME has a comma
+            after = max(float(at) - begun, 0.0)
             if after <= _LATEST and 0 <= int(shell) <= _PIDS:
                 found.append(Typed(round(after, 2), int(shell), line.replace("\0", "")[:_LONGEST]))
     room = _ROOM

@@ -31,7 +31,7 @@ RUN = "/run/learn"
 PATIENCE = 60.0
 """Seconds for a script that makes a lesson's beginning or plays a solution."""
 TYPED = f"{RUN}/typed"
-"""The log of commands in logged shells, in a sandbox: entries of time (seconds since the epoch), shell, and line."""
+"""The log of commands in logged shells, in a sandbox: entries of time (seconds of /proc/uptime), shell, and line."""
 FIELD, ENTRY = "\x1f", "\x1e"
 """The ends of a field and of an entry of that log."""
 COMMAND = 15
@@ -83,12 +83,16 @@ done"""
 
 _LOG = f"""; shopt -s cmdhist lithist; HISTCONTROL=; HISTSIZE=100000
 __typed() {{
-  local entry=$(HISTTIMEFORMAT= builtin history 1)
+  local up entry=$(HISTTIMEFORMAT= builtin history 1)
   [[ $entry =~ ^\\ *[0-9]+.\\ (.*)$ ]] || return
-  printf '%s\\x1f%s\\x1f%s\\x1e' "$EPOCHREALTIME" $$ "${{BASH_REMATCH[1]}}" >> {TYPED}
+  builtin read -r up _ </proc/uptime
+  printf '%s\\x1f%s\\x1f%s\\x1e' "$up" $$ "${{BASH_REMATCH[1]}}" >> {TYPED}
 }}
 PS0='$(__typed)'"""
-"""For bash: what is printed before a line runs is nothing, and to find that out it runs the function."""
+"""For bash: what is printed before a line runs is nothing, and to find that out it runs the function.
+
+The time counts sleep of the machine, and nobody sets that clock.
+"""
 
 
 class Sandbox:
