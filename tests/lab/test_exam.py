@@ -246,12 +246,17 @@ def terminal() -> Iterator[tuple[int, str]]:
 
 
 def test_commands_of_others_change_and_reach_nothing(
-    nobody: None, open_folder: Path, listening: socket.socket, terminal: tuple[int, str]
+    nobody: None,
+    open_folder: Path,
+    listening: socket.socket,
+    terminal: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An ordinary user's, also if they are root of their namespaces and take off what the sandbox mounted.
 
     Files are read-only, homes are hidden, and there are no sockets, terminals, processes and keys of the machine.
     """
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/opt/own")
     shows, path = terminal
     mark = f"inkspan-exam-{os.getpid()}"
     beside = subprocess.Popen([*USER, "sh", "-c", "read line", f"l{mark}"], stdin=subprocess.PIPE)

@@ -47,4 +47,4 @@ class Beside(Sandbox):
 
     def environment(self) -> dict[str, str]:
         """Return the environment of these commands: programs are the system's, and no settings are the sandbox's."""
-        return super().environment() | {"PATH": self.programs(), "HOME": "/"}
+        return super().environment() | {"PATH": self.path(), "HOME": "/"}

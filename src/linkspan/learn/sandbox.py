@@ -19,6 +19,7 @@ from typing import IO
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
 from linkspan.core.own_command import own_command, own_environment
+from linkspan.core.remedies import reason
 from linkspan.lab.commands import await_
 from linkspan.learn import INSIDE
 
@@ -45,7 +46,11 @@ _FILE = 64 * 2**20
 
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOME = "/tmp"  # noqa: S108 - a closed sandbox has its own
-_OPEN = "this machine does not shut a sandbox in (Linux 5.12 on x86-64, ARM64 or RISC-V, user namespaces)"
+_NOT_ISOLATED = "cannot isolate the commands of a result: {why}"
+_ISOLATES = (
+    "verify on Linux 5.12 or later on x86-64, ARM64 or 64-bit RISC-V, where users may make user namespaces; "
+    "or with --trust, on a machine to throw away"
+)
 _MADE = f"""set -e
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
@@ -137,9 +142,9 @@ class Sandbox:
         write to the home folder, and / is read-only there.
         """
         base = {"HOME": _HOME, "TERM": "xterm"} if self.around else own_environment()
-        return base | {"PATH": f"{RUN}/bin:{self.programs()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+        return base | {"PATH": f"{RUN}/bin:{self.path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
 
-    def programs(self) -> str:
+    def path(self) -> str:
         """Return a PATH with the system's programs.
 
         This user's own folders are not in that of a closed one: they are covered there, and anybody may write to them.
@@ -242,8 +247,9 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    path = _SYSTEM if closed else system_path()
     for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
-        if shutil.which(program, path=system_path()) is None:
+        if shutil.which(program, path=path) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     shut_in: Callable[[], None] | None = None
     words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
@@ -254,7 +260,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
         try:
             closed_calls.forbid()  # to this process, because each command that enters later is its child
         except OSError as error:
-            raise Denied(_OPEN, obstacle()) from error
+            raise Denied(_NOT_ISOLATED.format(why=error.strerror), _ISOLATES) from error
         shut_in = closed_files.enter
         ending = _CLOSED_ENDING
         words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh", *words]
@@ -265,14 +271,17 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
             stdin=reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=({} if closed else own_environment()) | {"PATH": system_path(), MARK: name},
+            env=({} if closed else own_environment()) | {"PATH": path, MARK: name},
             preexec_fn=shut_in,
             start_new_session=True,
             text=True,
         )
-    except subprocess.SubprocessError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         os.close(pipe)
-        raise Denied(_OPEN, obstacle()) from error
+        if isinstance(error, OSError):
+            raise Denied(f"this machine makes no sandbox: {reason(error)}", obstacle()) from error
+        why = "the kernel refuses its namespaces or mounts"  # Popen does not say why `enter` has failed
+        raise Denied(_NOT_ISOLATED.format(why=why), _restriction() or _ISOLATES) from error
     finally:
         os.close(reading)
     assert process.stdout is not None
@@ -329,6 +338,11 @@ def obstacle() -> str:
     """Return what probably keeps this user from making namespaces, and the way out."""
     if os.geteuid() == 0:
         return "a container without CAP_SYS_ADMIN cannot make namespaces: run it on the machine itself"
+    return _restriction() or "use sudo"
+
+
+def _restriction() -> str:
+    """Return what of this machine is known to keep users from making namespaces, and the way out; else nothing."""
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "AppArmor restricts user namespaces here (Ubuntu): use sudo, or "
@@ -342,7 +356,7 @@ def obstacle() -> str:
         return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2"
     if Path("/.dockerenv").exists():
         return "Docker's seccomp profile forbids it: docker run --privileged, or run it on the machine itself"
-    return "use sudo"
+    return ""
 
 
 def _setting(name: str) -> str:
