@@ -97,7 +97,7 @@ class _Shell:
             try:
                 os.dup2(waiting, _FD)
                 os.set_inheritable(_FD, True)
-                become(argv, environment)
+                become(argv, environment, _FD)
             finally:
                 os._exit(127)
         os.close(waiting)
