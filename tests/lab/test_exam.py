@@ -440,6 +440,10 @@ with sandbox.passing("bounded", closed=True) as box:
     assert int(count) < closed_files.PROCESSES + 60, count
     code, said = box.script("yes >&2")
     assert code and len(said) <= 70_000_000
+    own = "cd /run; cp $(command -v sh) own; printf '#!/run/own\\necho $(readlink /proc/$$/fd/1) >/run/prints\\n' >fake"
+    assert box.script(f"{own}; chmod 755 fake; mount --bind fake $(readlink -f $(command -v sh))") == (0, "")
+    box.write("/run/line", "")
+    assert Beside(box).results(["cat /run/prints"]) == [(0, "/dev/null")]
 """
 
 

@@ -11,7 +11,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +65,7 @@ def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slo
             if shell not in shells:
                 shells[shell] = _Shell(box, shells)
             file = f"{RUN}/replayed-{number}"
-            box.script(f"printf '%s\\n' {shlex.quote(line)} > {file}")
+            box.write(file, line)
             shells[shell].run(file, at, min(max(following - at, 0.0) + slower * _MORE, LONGEST))
         yield
     finally:
@@ -84,7 +83,7 @@ class _Shell:
 
     def __init__(self, box: Sandbox, beside: Mapping[int, _Shell]) -> None:
         """``beside``: the shells of the other windows, whose output is not to keep their programs waiting."""
-        box.script(f"printf '%s\\n' {shlex.quote(_RC)} > {RUN}/replay-rc")
+        box.write(f"{RUN}/replay-rc", _RC)
         argv = [*box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
         environment = box.environment()
         self.ended = False

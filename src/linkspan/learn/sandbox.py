@@ -158,6 +158,7 @@ class Sandbox:
         """
         with tempfile.TemporaryFile() as said:
             self._run(["sh", "-c", _EACH, "sh", *commands], said, PATIENCE + COMMAND * len(commands))
+            said.seek(0)
             pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
             raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
@@ -170,10 +171,19 @@ class Sandbox:
         """
         with tempfile.TemporaryFile() as said:
             code = self._run(["sh", "-ec", text], said, PATIENCE)
+            said.seek(0)
             return code, said.read().decode(errors="replace").strip()
 
-    def _run(self, argv: Sequence[str], said: IO[bytes], seconds: float) -> int:
-        """Run a command with its output in a file, which can be read from its beginning then; return the exit code.
+    def write(self, file: str, line: str) -> None:
+        """Write a line into a file of the sandbox.
+
+        Nothing keeps what the command prints: the shell may be a program that was put over the machine's, and the
+        machine would keep all that it writes, for as long as another program there holds the file open.
+        """
+        self._run(["sh", "-ec", f"printf '%s\\n' {shlex.quote(line)} > {file}"], subprocess.DEVNULL, PATIENCE)
+
+    def _run(self, argv: Sequence[str], said: IO[bytes] | int, seconds: float) -> int:
+        """Run a command with its output in a file; return the exit code.
 
         It has no controlling terminal: a program of the sandbox could type there.
         """
@@ -190,7 +200,6 @@ class Sandbox:
             )
         except subprocess.TimeoutExpired as error:
             raise LinkspanError(f"a command in the sandbox did not end within {seconds:g} s") from error
-        said.seek(0)
         return done.returncode
 
     def shell(self, greeting: str, *, logged: bool = False) -> tuple[list[str], dict[str, str]]:
@@ -203,7 +212,7 @@ class Sandbox:
             f"PS1={shlex.quote(f'[{greeting}] # ')}; unset PROMPT_COMMAND; next() {{ exit {NEXT}; }}; "
             'bind \'"\\e[5577~": redraw-current-line\' 2>/dev/null; alias ls="ls --color=auto"; HISTFILE='
         ) + (_LOG if logged else "")
-        self.script(f"printf '%s\\n' {shlex.quote(rc)} > {RUN}/bashrc")
+        self.write(f"{RUN}/bashrc", rc)
         found = f"command -v bash >/dev/null && exec bash --rcfile {RUN}/bashrc -i; exec sh -i"
         return [*self.entering(), "sh", "-c", found], self.environment()
 

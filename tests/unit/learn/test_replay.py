@@ -18,7 +18,7 @@ class Unread(Sandbox):
         """Return words that make such a shell, whatever follows."""
         return ["sh", "-c", "echo >&9; exec sleep 600"]
 
-    def script(self, text: str) -> tuple[int, str]:
+    def write(self, file: str, line: str) -> None:
         """Write nothing."""
         return 0, ""
 
