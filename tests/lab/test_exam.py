@@ -192,6 +192,7 @@ with sandbox.passing("hostile", closed=True) as box:
         "umount -l /tmp; find /tmp /home /root /dev/shm /var/lib -type f | grep .",
         "ls /dev/kmsg /dev/sda /dev/mqueue /dev/log",
         "umount -l /proc; umount -l /proc; cat /proc/[0-9]*/cmdline | grep -z '[l]{mark}'",
+        "umount -l /proc; for p in /proc/[0-9]*; do true >>$p/mem && cat $p/status; done | grep -x 'NSpid:.[0-9]*'",
         "test $(readlink /proc/self/ns/ipc) = {ipc}",
         "echo >/dev/tty",
         "cat /proc/[0-9]*/environ | grep -z '^[P]ATH=.*/opt/own'",

@@ -115,7 +115,8 @@ def test_a_sandbox_whose_mark_is_removed_ends(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sandbox, "PATIENCE", 5.0)
     with monkeypatch.context() as patched:
         patched.setattr(sandbox, "_marked", lambda _: [])
-        box.end()
+        assert box.end()
+    assert not Path(f"/proc/{box.init}").exists()
     try:
         until(lambda: not _running(word), "the program has ended")
     finally:
@@ -374,6 +375,24 @@ ASIDE = {
     "another address": (
         "case-7",
         "ip -n netns_A addr add 172.18.0.9/16 dev eth0; ip -n netns_A route add 172.18.0.3 dev eth0 src 172.18.0.9",
+        1,
+    ),
+    "another address for pings": (
+        "case-7",
+        """
+        ip -n netns_A route add local 172.18.0.9 dev eth0
+        ip -n netns_A route add 172.18.0.3 dev eth0 src 172.18.0.9 table 7
+        ip -n netns_A rule add ipproto icmp table 7
+        """,
+        1,
+    ),
+    "a translated address": (
+        "case-7",
+        """
+        ip -n netns_A route add local 172.18.0.9 dev eth0
+        ip netns exec netns_A nft "add table ip t; add chain ip t post { type nat hook postrouting priority 100; }"
+        ip netns exec netns_A nft add rule ip t post ip daddr 172.18.0.3 snat to 172.18.0.9
+        """,
         1,
     ),
 }

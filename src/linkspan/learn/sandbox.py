@@ -44,6 +44,8 @@ OUTPUT = 1_000_000
 _FILE = 64 * 2**20
 """Bytes of a file that a program of the sandbox writes, at most: its output is a file of the machine."""
 
+_ENVIRONMENT = 4 * 2**20
+"""Bytes of a process's environment that are read: more than a program is started with."""
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOME = "/tmp"  # noqa: S108 - a closed sandbox has its own
 _NOT_ISOLATED = "cannot isolate the commands of a result: {why}"
@@ -77,6 +79,11 @@ _ENDING = f"head -c1 >{RUN}/left; [ ! -s {RUN}/left ] || sleep infinity; exit"
 """Waits until the maker has ended, or has left the sandbox; without exec, because this shell reaps orphans."""
 _CLOSED_ENDING = "head -c1 >/dev/null; exit"
 """The same for a closed one, which nobody leaves: what runs in it might say so."""
+_CLOSED_FIRST = 'exec 3<&0; sh -c "$0" "$1" <&3 3<&- &'
+"""Starts a script with its ``$0`` as the first process of the PID namespace below, and ends.
+
+So nothing of the user namespace below stays in the PID namespace around. A shell takes stdin from what it leaves.
+"""
 _EACH = f"""exec 4>&1 2>/dev/null
 for command; do
   code=$({{ {{ timeout {COMMAND} sh -c "$command" 2>&1 </dev/null 3>&- 4>&-; echo $? >&3
@@ -113,8 +120,8 @@ class Sandbox:
     ) -> None:
         """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does.
 
-        ``around``: pid of a process in the user namespace around a closed one, 0 if it is not closed. ``process`` is
-        the one that this process started for it.
+        ``around``: pid of the first process of the PID namespace around a closed one, 0 if it is not closed. It is in
+        the user namespace around, too. ``process`` is the one that this process started for it.
         """
         self.init = init
         self.around = around
@@ -126,14 +133,12 @@ class Sandbox:
         """Return the words before a command that runs in the sandbox.
 
         Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
-        is then the machine's, and relative paths lead out of the sandbox. The commands of a closed sandbox have a PID
-        namespace below the one that belongs to the user namespace around theirs: they see no process of that one.
+        is then the machine's, and relative paths lead out of the sandbox.
         """
         if not self.init:
             return []
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        pids = f"--pid=/proc/{self.init}/ns/pid_for_children" if self.around else "--pid"
-        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", pids]
+        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", "--pid"]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs.
@@ -218,20 +223,31 @@ class Sandbox:
 
     def end(self) -> bool:
         """End the sandbox with everything in it, and wait until it is gone; return whether it was still there."""
-        lives = self.init in _marked(self._name)  # if another window has ended it, the pid may be another process's
+        lives = self._lives()
+        first = self.around or self.init
         if lives:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.init, signal.SIGKILL)
+                os.kill(first, signal.SIGKILL)
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
         if lives:
-            await_(lambda: not _is_init(self.init))
+            await_(lambda: not _is_init(first))
         if self._process is not None:
-            self._process.kill()  # what runs in the sandbox may have removed its mark
+            self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel may still take down its namespaces
                 self._process.wait(PATIENCE)
         return lives
+
+    def _lives(self) -> bool:
+        """Return whether the sandbox is still there: its pid may be another process's, if another window has ended it.
+
+        What runs in the sandbox may have removed its mark. So the one that made it knows it by its parent.
+        """
+        if self._process is None:
+            return self.init in _marked(self._name)
+        first = self.around or self.init
+        return _is_init(first) and _parent(first) == self._process.pid
 
     def leave(self) -> None:
         """Let the sandbox outlive this process."""
@@ -272,7 +288,8 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
             raise Denied(_NOT_ISOLATED.format(why=error.strerror), _ISOLATES) from error
         shut_in = closed_files.enter
         ending = _CLOSED_ENDING
-        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh", *words]
+        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh"]
+        words += ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "sh", "-c", _CLOSED_FIRST]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
@@ -299,6 +316,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     if said != "made\n":
         why = (process.stderr.read().strip().splitlines() or ["unshare failed"])[-1]
         os.close(pipe)
+        process.kill()
         process.wait()
         raise Denied(f"this machine makes no sandbox: {why}", obstacle())
     process.stdout.close()
@@ -306,14 +324,17 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     inits: list[int] = []
 
     def seen() -> bool:  # while it becomes another program, its environment cannot be read
-        inits.extend(pid for pid in _marked(name) if _parent(pid) == process.pid)
-        return bool(inits)
+        inits[:] = [pid for pid in _marked(name) if _parent(pid) == process.pid]
+        if closed:
+            inits.extend(pid for first in inits for pid in _processes() if _parent(pid) == first and _is_init(pid))
+        return len(inits) == 1 + closed
 
     if not await_(seen):
         os.close(pipe)
+        process.kill()
         process.wait()
         raise LinkspanError("the sandbox ended at once")
-    return Sandbox(inits[0], name, pipe, process.pid if closed else 0, process)
+    return Sandbox(inits[-1], name, pipe, inits[0] if closed else 0, process)
 
 
 @contextlib.contextmanager
@@ -393,17 +414,27 @@ def _marked(name: str) -> list[int]:
     process's PID namespace: neither another user nor root of a container has such a pair.
     """
     found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _has_mark(int(process.name), name) and _is_init(int(process.name)):
-            parent = _parent(int(process.name))
-            if _has_mark(parent, name) and _own(int(process.name)) and _own(parent) and _beside(parent):
-                found.append(int(process.name))
+    for pid in _processes():
+        if _is_init(pid) and _own(pid):
+            parent = _parent(pid)
+            if _own(parent) and _beside(parent) and _has_mark(parent, name) and _has_mark(pid, name):
+                found.append(pid)
     return found
 
 
+def _processes() -> list[int]:
+    return [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+
+
+def number_around(pid: int) -> str:
+    """Return a process's number in the PID namespace around its own, '0' if it is gone."""
+    return (_status(pid, "NSpid:") or ["0", "0"])[-2]
+
+
 def _has_mark(pid: int, name: str) -> bool:
-    with contextlib.suppress(OSError):
-        return f"{MARK}={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    """Return whether a process has the mark; its environment has any length, because a program can change it."""
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/environ").open("rb") as file:
+        return f"{MARK}={name}".encode() in file.read(_ENVIRONMENT).split(b"\0")
     return False
 
 
@@ -430,7 +461,7 @@ def _parent(pid: int) -> int:
 def _status(pid: int, name: str) -> list[str]:
     """Return the words of a line in a process's status, none if it is gone."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").split("\n"):  # a name is any bytes
             if line.startswith(name):
                 return line.split()[1:]
     return []
