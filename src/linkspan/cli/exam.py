@@ -192,7 +192,7 @@ def _show(found: Verification, words: Words) -> None:
     from linkspan.core.sentences import Sentences
 
     told = Sentences(words.language)
-    who = shown(found.who.strip()) or words("no name: {file}", file=found.file)
+    who = shown(found.who.strip() or words("no name: {file}", file=found.file))
     rows: list[tuple[object, ...]] = [
         (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
         for n in found.lessons

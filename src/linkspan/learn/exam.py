@@ -14,7 +14,6 @@ from typing import Annotated, Literal, NoReturn
 import msgspec
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable, of_validation
-from linkspan.core.escapes import shown
 from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
 from linkspan.learn import foreign_file, needs, play, replay, sandbox
@@ -210,11 +209,11 @@ def verify(path: Path, minutes: int, *, trust: bool = False) -> Verification:
     homes and sockets are hidden; root cannot be shut in so. A file that is no result, or cannot be replayed, is told of
     in ``why``, because others follow it.
     """
-    file = shown(str(path))  # a name may have bytes that are no text
+    file = _text(str(path))
     try:
         result = read(path)
     except LinkspanError as error:
-        return Verification(file, why=shown(error.message))
+        return Verification(file, why=_text(error.message))
     found: list[Verified] = []
     why = ""
     try:
@@ -268,6 +267,11 @@ def _lessons(result: Result, *, closed: bool) -> Iterator[Verified]:
     for number in dict.fromkeys(result.asked):
         if number not in seen:
             yield Verified(number, _name(number), False, None, "it was not begun")
+
+
+def _text(name: str) -> str:
+    """Return text of what may be the name of a file: some names have bytes that are no text."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _name(number: int) -> str:

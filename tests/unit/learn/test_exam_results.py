@@ -104,11 +104,11 @@ def test_a_file_s_name_moves_no_terminal(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_s_name_may_be_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It loses nothing of what other files' replays have found."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    path = tmp_path / os.fsdecode(b"\xff.json")
+    path = tmp_path / (os.fsdecode(b"\xff") + "\u4e2d.json")
     exam.write(path, result(msgspec.structs.replace(SAT, passed_after=None, commands=())))
     done = linkspan("learn", "exam", "verify", "--trust", str(path), str(path) + "x", "-o", "json")
     found = json.loads(done.stdout)
-    assert [one["file"].removeprefix(f"{tmp_path}/") for one in found] == [r"\udcff.json", r"\udcff.jsonx"]
+    assert [one["file"].removeprefix(f"{tmp_path}/") for one in found] == ["\\xff\u4e2d.json", "\\xff\u4e2d.jsonx"]
     assert [bool(one["why"]) for one in found] == [False, True]
 
 
