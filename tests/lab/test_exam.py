@@ -41,7 +41,7 @@ def sat(folder: Path) -> Path:
     path = folder / "exam.json"
     window = Window("exam", "start", "1", "case-1", "3", "--who", "Li Lei", "--file", str(path))
     window.shows("30 minutes are left")
-    window.shows("no shell in it, and `&`, not ^Z")
+    window.shows("lines of a shell in NAME")
     window.shows("[exam 1] #")
     window.type("learn hint")
     window.shows("an exam is running")
