@@ -149,6 +149,8 @@ class _Shell:
         """Take what the shell and its programs have written."""
         try:
             self.ended = not os.read(self.master, 65536)
+        except BlockingIOError:  # the hang-up that was seen is over: a program has opened the terminal again
+            return
         except OSError:  # EIO: the shell has ended
             self.ended = True
 
