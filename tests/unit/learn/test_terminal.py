@@ -17,8 +17,12 @@ become(["sh", "-c", "kill -%s $$; echo it goes on"], dict(os.environ))
 
 
 def test_keys_end_a_program_though_linkspan_was_started_in_the_background() -> None:
-    """A script's background programs ignore SIGINT and SIGQUIT, and so would every command of the reader."""
-    for name, number in (("INT", signal.SIGINT), ("QUIT", signal.SIGQUIT)):
+    """A script's background programs ignore SIGINT and SIGQUIT, and so would every command of the reader.
+
+    Python itself ignores SIGPIPE, by which the programs before `head` end.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
+        name = number.name.removeprefix("SIG")
         done = subprocess.run([sys.executable, "-c", CODE % name], capture_output=True, text=True, env=os.environ)
         assert (done.returncode, done.stdout) == (-number, ""), name
 
