@@ -277,8 +277,12 @@ def test_commands_of_others_change_and_reach_nothing(
 
 
 def test_a_teacher_without_root_verifies(nobody: None, open_folder: Path) -> None:
-    """With the same result; a line that ends its shell or never ends keeps nobody from the next one."""
-    lines = ("N=netns_A", "ip netns add $N", "cd /run; sleep 900", "exit 3", "{ exit; }", "ip netns add netns_B",
+    """With the same result; a line that ends its shell or never ends keeps nobody from the next one.
+
+    Some programs ignore ^C; the shell that they were started in stays, with its variables.
+    """
+    pager = "sh -c \"trap '' INT QUIT; sleep 900\""
+    lines = ("N=netns_A", pager, "ip netns add $N", "cd /run; sleep 900", "exit 3", "{ exit; }", "ip netns add netns_B",
              "for n in A B; do ip -n netns_$n link set lo up; done")  # fmt: skip
     typed = tuple(exam.Typed(0.1 * at, 1, line) for at, line in enumerate(lines))
     one = exam.Sat(1, "namespaces", exam.version(numbered("1")), 9.0, typed)

@@ -1,7 +1,8 @@
 """Replay of command lines in shells of a sandbox, as they were typed: each shell is a window.
 
 A line runs at least until the next one was typed. If that one is of another window, the line may go on, as a server
-does in a window of its own. ^C ends it when its own window gets a line, which nobody could type while it ran.
+does in a window of its own. ^C ends it when its own window gets a line, which nobody could type while it ran, and a
+signal ends a pager, which ignores ^C.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slo
     """Type lines, each of which is (seconds when it was typed, number of its shell, text), in their order.
 
     ``end``: the seconds at which the last one was over. ``slower``: how many times as slow this machine may be. Lines
-    that have not ended then continue. Raises LinkspanError if a line does not end even by ^C, or if all together take
-    much longer than they did.
+    that have not ended then continue. Raises LinkspanError if a line does not end even by a signal, or if all together
+    take much longer than they did.
     """
     if len({shell for _, shell, _ in lines}) > SHELLS:
         raise LinkspanError(f"its lines are of more than {SHELLS} shells")
@@ -120,6 +121,11 @@ class _Shell:
                 return
             self._type(key)
             self._await(more)
+        if self._busy and not self.ended:
+            with contextlib.suppress(OSError):  # it has ended now
+                if (group := os.tcgetpgrp(self.master)) > 0:
+                    os.killpg(group, signal.SIGKILL)  # a pager and an editor ignore both keys
+            self._await(ending)
         if self._busy and not self.ended:
             raise LinkspanError("a command does not end")
 
