@@ -223,6 +223,8 @@ def verify(path: Path, minutes: int, *, trust: bool = False) -> Verification:
             found.extend(_lessons(result, closed=not trust))
     except _Late:
         why = "its replay takes much longer than its exam"
+    except OSError as error:  # its programs may have used up what this user may have
+        why = f"this machine cannot replay it: {reason(error)}"
     except LinkspanError as error:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
     given = result.begun, result.minutes, result.asked, result.seconds

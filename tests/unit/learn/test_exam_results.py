@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -265,6 +267,17 @@ def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
     assert verified(tmp_path / "exam.json", SAT).lessons[0].verified
     assert [(one.data.check, one.data.wrong, one.data.also) for one in asked] == [(ONE.data.check, (), ())]
+
+
+def test_a_machine_that_starts_no_program_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result's programs may have used up this user's processes: the other files follow."""
+
+    def passing(*_: object, **_k: object) -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(sandbox, "passing", passing)
+    found = verified(tmp_path / "exam.json", SAT)
+    assert (found.well, found.why) == (False, "this machine cannot replay it: resource temporarily unavailable")
 
 
 def test_an_exam_with_more_time_than_was_given_is_refused(tmp_path: Path) -> None:
