@@ -31,7 +31,7 @@ from support.lab.reader import (
     nobody,
     state,
 )
-from support.polling import until
+from support.polling import SHARED, until
 
 __all__ = ["nobody", "state"]
 
@@ -41,7 +41,7 @@ def sat(folder: Path) -> Path:
     path = folder / "exam.json"
     window = Window("exam", "start", "1", "case-1", "3", "--who", "Li Lei", "--file", str(path))
     window.shows("30 minutes are left")
-    window.shows("no shell in it, and `&`, not ^Z")
+    window.shows("lines of a shell in NAME")
     window.shows("[exam 1] #")
     window.type("learn hint")
     window.shows("an exam is running")
@@ -109,9 +109,9 @@ def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
     """The result has all that was typed before, also if looking fails, and while another process has the lock."""
     code = (
         "from linkspan.learn.watcher import Watcher; Watcher.look = lambda self: 1 / 0; "
-        "import time; from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
-        "from linkspan.learn.lesson import numbered; one = numbered('namespaces'); "
-        "print(exam._sit(one, *reader('en'), time.monotonic() + 12))"
+        "from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
+        "from linkspan.learn.exam import now; from linkspan.learn.lesson import numbered; "
+        "print(exam._sit(numbered('namespaces'), *reader('en'), now() + 12))"
     )
     window = Window("-c", code, main=(sys.executable,))
     window.shows("[exam 1] #")
@@ -124,18 +124,34 @@ def test_the_shell_ends_when_the_time_is_up(state: Path) -> None:
     assert json.loads((state / "linkspan" / "learn" / "progress.json").read_text())["current"] == ""
 
 
+CLOCKS = """
+import sys, time
+from pathlib import Path
+from linkspan.cli import exam
+from linkspan.cli.lesson_session import reader
+from linkspan.learn import exam as results
+from linkspan.learn.lesson import numbered
+
+began, wall, slept = time.monotonic(), time.time, Path(sys.argv[1])
+real, running = results.now, time.monotonic
+time.monotonic = lambda: began + (running() - began) / 10
+time.time = lambda: wall() + 100 * (running() - began)
+results.now = lambda: real() + (500 if slept.exists() else 0)
+begun = results.now()
+found = exam._sit(numbered("namespaces"), *reader("en"), begun + 480)[1]
+print("after its lines:", found.passed_after is not None and found.passed_after >= found.commands[1].at > 5)
+time.monotonic = running
+result = results.Result("x", "", 8, (1,), 0.0, (found,))
+print("replayed:", [one.verified for one in results._lessons(result, closed=False)])
+"""
+"""Sits an exam of 480 s: one clock of this process stands still for the most part, as it does while a laptop sleeps,
+and another one is set all the time. When a file exists, the machine has slept 500 s.
+"""
+
+
 def test_a_lesson_is_passed_after_its_lines(state: Path) -> None:
-    """Also if this process's clock stands still between them, as it does while a laptop sleeps."""
-    code = (
-        "import time; began, real = time.monotonic(), time.monotonic; "
-        "from linkspan.learn.watcher import Watcher; "
-        "from linkspan.cli import exam; from linkspan.cli.lesson_session import reader; "
-        "from linkspan.learn.lesson import numbered; one = numbered('namespaces'); "
-        "time.monotonic = lambda: began + (real() - began) / 10; "
-        "found = exam._sit(one, *reader('en'), time.monotonic() + 600)[1]; "
-        "print('after its lines:', found.passed_after >= found.commands[1].at > 5)"
-    )
-    window = Window("-c", code, main=(sys.executable,))
+    """Also if a clock of this process stands still; it is passed in time."""
+    window = Window("-c", CLOCKS, str(state / "slept"), main=(sys.executable,))
     window.shows("[exam 1] #")
     window.type("sleep 5; echo sl''ept")
     window.shows("slept")
@@ -143,11 +159,25 @@ def test_a_lesson_is_passed_after_its_lines(state: Path) -> None:
     window.shows("Passed:")
     window.type("exit")
     window.shows("after its lines: True")
+    window.shows("replayed: [True]")
+    assert window.ends() == 0
+
+
+def test_an_exam_ends_while_its_machine_sleeps(state: Path) -> None:
+    """Work after that would not be in time."""
+    window = Window("-c", CLOCKS, str(state / "slept"), main=(sys.executable,))
+    window.shows("[exam 1] #")
+    (state / "slept").touch()
+    window.shows("The time is up", 10 * SHARED)
+    window.shows("after its lines: False")
     assert window.ends() == 0
 
 
 HOSTILE = """
 from linkspan.learn import sandbox
+fails = "python3 -c 'import ctypes, errno, sys; c = ctypes.CDLL(None, use_errno=True); " \
+    "found = c.syscall(*map(int, sys.argv[2:])), errno.errorcode.get(ctypes.get_errno()); " \
+    "print(found); sys.exit(found != (-1, sys.argv[1]))'"
 call = "python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])'"
 with sandbox.passing("hostile", closed=True) as box:
     for line in (
@@ -162,11 +192,10 @@ with sandbox.passing("hostile", closed=True) as box:
         "umount -l /tmp; find /tmp /home /root /dev/shm /var/lib -type f | grep .",
         "ls /dev/kmsg /dev/sda /dev/mqueue /dev/log",
         "umount -l /proc; umount -l /proc; cat /proc/[0-9]*/cmdline | grep -z '[l]{mark}'",
+        "umount -l /proc; for p in /proc/[0-9]*; do true >>$p/mem && cat $p/status; done | grep -x 'NSpid:.[0-9]*'",
         "test $(readlink /proc/self/ns/ipc) = {ipc}",
         "echo >/dev/tty",
-        "python3 -c 'import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall({keyctl}, 0, -3, 1) < 0)'",
-        "python3 -c 'import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall(425, 1, bytes(120)) < 0)'",
-        "python3 -c 'import socket; socket.socket(socket.AF_VSOCK)'",
+        "cat /proc/[0-9]*/environ | grep -z '^[P]ATH=.*/opt/own'",
     ):
         assert box.results([line])[0][0], line
     assert box.results(["ps -e | wc -l"])[0][1] < "9"
@@ -176,6 +205,10 @@ with sandbox.passing("hostile", closed=True) as box:
         "echo >/dev/null && head -c1 /dev/urandom && test -L /var/run && ls /var/run/netns/x",
         "python3 -c 'import os; os.openpty()'",
         "echo key > ~/own && grep key /tmp/own",
+        f"{{fails}} ENOSYS {keyctl} 0 -3 1",
+        f"{{fails}} ENOSYS 425 1 0",
+        f"{{fails}} EAFNOSUPPORT {create} 40 1 0",
+        f"{{fails}} EAFNOSUPPORT {create} 42 2 0",
     ):
         assert box.results([line])[0][0] == 0, (line, box.results([line]))
 """
@@ -214,19 +247,25 @@ def terminal() -> Iterator[tuple[int, str]]:
 
 
 def test_commands_of_others_change_and_reach_nothing(
-    nobody: None, open_folder: Path, listening: socket.socket, terminal: tuple[int, str]
+    nobody: None,
+    open_folder: Path,
+    listening: socket.socket,
+    terminal: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An ordinary user's, also if they are root of their namespaces and take off what the sandbox mounted.
 
     Files are read-only, homes are hidden, and there are no sockets, terminals, processes and keys of the machine.
     """
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/opt/own")
     shows, path = terminal
     mark = f"inkspan-exam-{os.getpid()}"
     beside = subprocess.Popen([*USER, "sh", "-c", "read line", f"l{mark}"], stdin=subprocess.PIPE)
     try:
         name, ipc = listening.getsockname(), os.readlink("/proc/self/ns/ipc")
-        keyctl = closed_calls.NUMBERS[os.uname().machine][1][closed_calls.KEYCTL]
-        given = {"folder": open_folder, "socket": name, "terminal": path, "mark": mark, "ipc": ipc, "keyctl": keyctl}
+        numbers = closed_calls.NUMBERS[os.uname().machine][1]
+        given = {"folder": open_folder, "socket": name, "terminal": path, "mark": mark, "ipc": ipc}
+        given |= {"keyctl": numbers[closed_calls.KEYCTL], "create": numbers[closed_calls.SOCKET]}
         as_nobody("-c", HOSTILE.format_map(given))
     finally:
         beside.communicate()
@@ -238,8 +277,12 @@ def test_commands_of_others_change_and_reach_nothing(
 
 
 def test_a_teacher_without_root_verifies(nobody: None, open_folder: Path) -> None:
-    """With the same result; a line that ends its shell or never ends keeps nobody from the next one."""
-    lines = ("N=netns_A", "ip netns add $N", "cd /run; sleep 900", "exit 3", "{ exit; }", "ip netns add netns_B",
+    """With the same result; a line that ends its shell or never ends keeps nobody from the next one.
+
+    Some programs ignore ^C; the shell that they were started in stays, with its variables.
+    """
+    pager = "sh -c \"trap '' INT QUIT; sleep 900\""
+    lines = ("N=netns_A", pager, "ip netns add $N", "cd /run; sleep 900", "exit 3", "{ exit; }", "ip netns add netns_B",
              "for n in A B; do ip -n netns_$n link set lo up; done")  # fmt: skip
     typed = tuple(exam.Typed(0.1 * at, 1, line) for at, line in enumerate(lines))
     one = exam.Sat(1, "namespaces", exam.version(numbered("1")), 9.0, typed)
@@ -279,7 +322,9 @@ def test_a_state_that_the_kernel_delays_passes(nobody: None, open_folder: Path) 
     assert replayed(open_folder, claimed("1", (0.0, 1, late), after=20.0))["verified"] is True
 
 
-FORGED = r"""printf '#!/bin/bash\necho netns_A\necho netns_B\necho "<UP> <UP>"\n'"""
+FORGED = (
+    r"""printf '#!/bin/bash\ncase "$*" in *link*) echo "1: lo: <UP>";; *) echo netns_A; echo netns_B;; esac\n'"""
+)
 NAMES = "for n in A B; do ip netns add netns_$n; done"
 TRICKS = {
     "a wrapper": ("1", f"cd /run/learn/bin; {FORGED} > ip; chmod 755 ip"),
@@ -300,7 +345,8 @@ def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> 
     one = claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines)))
     found = replayed(open_folder, one, settles=5.0)
     assert found["verified"] is False, found
-    assert re.fullmatch(r"its commands (do not pass it: check .*|pass it, and that does not last)", str(found["why"]))
+    whys = r"its commands (do not pass it: (check .*|the probe)|pass it, and that does not last)"
+    assert re.fullmatch(whys, str(found["why"]))
 
 
 FOOLED = """
@@ -399,6 +445,10 @@ with sandbox.passing("bounded", closed=True) as box:
     assert int(count) < closed_files.PROCESSES + 60, count
     code, said = box.script("yes >&2")
     assert code and len(said) <= 70_000_000
+    own = "cd /run; cp $(command -v sh) own; printf '#!/run/own\\necho $(readlink /proc/$$/fd/1) >/run/prints\\n' >fake"
+    assert box.script(f"{own}; chmod 755 fake; mount --bind fake $(readlink -f $(command -v sh))") == (0, "")
+    box.write("/run/line", "")
+    assert Beside(box).results(["cat /run/prints"]) == [(0, "/dev/null")]
 """
 
 

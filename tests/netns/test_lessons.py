@@ -115,7 +115,8 @@ def test_a_sandbox_whose_mark_is_removed_ends(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sandbox, "PATIENCE", 5.0)
     with monkeypatch.context() as patched:
         patched.setattr(sandbox, "_marked", lambda _: [])
-        box.end()
+        assert box.end()
+    assert not Path(f"/proc/{box.init}").exists()
     try:
         until(lambda: not _running(word), "the program has ended")
     finally:
@@ -323,9 +324,75 @@ ASIDE = {
         "ip -n netns_A rule add to 172.19.0.0/16 unreachable; ip -n netns_C rule add to 172.18.0.0/16 unreachable",
         3,
     ),
+    "a route that is not of main": (
+        "two-bridges",
+        "ip -n netns_A route add broadcast 172.19.0.2 dev eth0 table local\n"
+        "ip -n netns_C route add broadcast 172.18.0.2 dev eth0 table local",
+        3,
+    ),
+    "packets that live for one hop": (
+        "two-bridges",
+        "ip -n netns_A route add 172.19.0.0/16 via 172.18.0.1 hoplimit 1\n"
+        "ip -n netns_C route add 172.18.0.0/16 via 172.19.0.1 hoplimit 1",
+        3,
+    ),
+    "rules for pings": (
+        "two-bridges",
+        "ip -n netns_A rule add ipproto icmp to 172.19.0.0/16 unreachable\n"
+        "ip -n netns_C rule add ipproto icmp to 172.18.0.0/16 unreachable",
+        3,
+    ),
+    "policies of IPsec": (
+        "two-bridges",
+        "ip -n netns_A xfrm policy add dst 172.19.0.0/16 dir out action block\n"
+        "ip -n netns_C xfrm policy add dst 172.18.0.0/16 dir out action block",
+        3,
+    ),
+    "queues with a filter": (
+        "two-bridges",
+        """
+        for one in "A 172.19" "C 172.18"; do
+          set -- $one
+          tc -n netns_$1 qdisc add dev eth0 root handle 1: htb
+          tc -n netns_$1 class add dev eth0 parent 1: classid 1:1 htb rate 1mbit
+          tc -n netns_$1 qdisc add dev eth0 parent 1:1 tbf rate 1kbit burst 10 limit 1000
+          tc -n netns_$1 filter add dev eth0 parent 1: protocol ip u32 match ip dst $2.0.0/16 flowid 1:1
+        done
+        """,
+        3,
+    ),
+    "a rule that drops by a map": (
+        "two-bridges",
+        """
+        for one in "A 172.19" "C 172.18"; do
+          set -- $one
+          ip netns exec netns_$1 nft "add table ip t; add chain ip t out { type filter hook output priority 0; }"
+          ip netns exec netns_$1 nft "add rule ip t out ip daddr vmap { $2.0.0/16 : drop }"
+        done
+        """,
+        3,
+    ),
     "another address": (
         "case-7",
         "ip -n netns_A addr add 172.18.0.9/16 dev eth0; ip -n netns_A route add 172.18.0.3 dev eth0 src 172.18.0.9",
+        1,
+    ),
+    "another address for pings": (
+        "case-7",
+        """
+        ip -n netns_A route add local 172.18.0.9 dev eth0
+        ip -n netns_A route add 172.18.0.3 dev eth0 src 172.18.0.9 table 7
+        ip -n netns_A rule add ipproto icmp table 7
+        """,
+        1,
+    ),
+    "a translated address": (
+        "case-7",
+        """
+        ip -n netns_A route add local 172.18.0.9 dev eth0
+        ip netns exec netns_A nft "add table ip t; add chain ip t post { type nat hook postrouting priority 100; }"
+        ip netns exec netns_A nft add rule ip t post ip daddr 172.18.0.3 snat to 172.18.0.9
+        """,
         1,
     ),
 }
@@ -343,6 +410,15 @@ def test_a_container_that_steps_aside_does_not_pass(box: Sandbox, aside: str) ->
     until(lambda: box.results([one.data.probe])[0][0] == 0, "the probe works")
     judged = judge(box, one)
     assert [n for n, holds in enumerate(judged.keeps) if not holds] == [place]
+
+
+def test_a_container_s_rules_may_be_looked_at(box: Sandbox) -> None:
+    """Programs make empty tables and chains by that."""
+    one = numbered("two-bridges")
+    play.begin(box, one)
+    box.script("for n in A C; do ip netns exec netns_$n iptables -S; ip netns exec netns_$n iptables -t nat -F; done")
+    box.script("ip netns exec netns_A nft 'add table ip t; add chain ip t in { type filter hook input priority 0; }'")
+    assert judge(box, one).keeps == (True, True, True, True)
 
 
 def test_a_sandbox_that_ended_leaves_no_process(box: Sandbox) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MINUTES = 30
 """The time of an exam, unless another one is given."""
+_LOOK = 1.0
+"""Seconds between two looks at the time that is left: what a thread waits for stands still while a laptop sleeps."""
 
 app = typer.Typer(no_args_is_help=True, help="Lessons as an exam: without help, with a time limit and a result file.")
 
@@ -70,19 +72,19 @@ def start(
     with step(words("looking at what the lessons need")), sandbox.passing(play.name()) as box:
         for one in chosen:
             require(box, one, words, exam.NEEDS)
-    begun = time.time()
+    began = exam.now()
     asked = tuple(one.number for one in chosen)
-    result = exam.Result(who=(who or user())[:200], begun=exam.stamp(begun), minutes=minutes, asked=asked)
+    result = exam.Result(who=(who or user())[:200], begun=exam.stamp(time.time()), minutes=minutes, asked=asked)
     exam.write(file, result)
-    end = time.monotonic() + 60.0 * minutes
+    end = began + 60.0 * minutes
     sat: list[Sat] = []
     for one in chosen:
         code, found = _sit(one, kept, words, end)
         sat.append(found)
-        spent = round(time.time() - begun, 1)
+        spent = round(exam.now() - began, 1)
         result = exam.Result(result.who, result.begun, minutes, asked, spent, tuple(sat))
         exam.write(file, result)
-        if code != sandbox.NEXT or time.monotonic() >= end:
+        if code != sandbox.NEXT or exam.now() >= end:
             break
     passed = sum(one.passed_after is not None for one in sat)
     say(words("{passed} of {all} lessons passed. The result is in {file}.", passed=passed, all=len(chosen), file=file))
@@ -97,29 +99,33 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
     box = prepared(one, kept, words, exam=True)
     try:
         introduce(one, words, exam=True)
-        left = max(end - time.monotonic(), 0.0) / 60
+        left = max(end - exam.now(), 0.0) / 60
         say(words("{minutes:.0f} minutes are left. `next` ends this lesson, `exit` the exam.", minutes=left))
         say(words("Write files by commands (cat, printf, sed): the result has lines, and no keys in an editor."))
-        say(words("Type `ip netns exec NAME COMMAND`, no shell in it, and `&`, not ^Z: only this shell's lines count."))
+        say(words("Lines count if you type them at this prompt, or in `linkspan learn shell`."))
+        say(words("Type `ip netns exec NAME COMMAND`: lines of a shell in NAME are not logged. Use `&`, not ^Z."))
         watcher, news = Watcher(box, one), News(Panel(one, words), one, exam=True)
-        began = time.time()
+        began, up = exam.now(), exam.uptime(box)
         passed: list[float] = []
         log: list[exam.Typed] = []
 
-        def spent() -> float:  # by the clock of the log, or lines would be later than what they led to
-            return round(max(time.time() - began, 0.0) + 0.05, 1)
+        def spent() -> float:  # rounded up: no line is later than what it led to
+            return round(exam.now() - began + 0.05, 1)
 
         def note() -> None:
             with contextlib.suppress(LinkspanError):  # another window may have ended the sandbox
-                log[:] = exam.commands(box, began)
+                log[:] = exam.commands(box, up)
 
         def expire() -> None:
+            while (left := end - exam.now()) > 0:
+                if ended.wait(min(left, _LOOK)):
+                    return
             note()
             if box.end() and kept.exam:  # the shell ends with it, also while another process keeps the sandbox's lock
                 kept.close()
 
         def look() -> str:
-            if time.monotonic() >= end:
+            if exam.now() >= end:
                 return ""
             try:
                 judged = watcher.look()
@@ -133,21 +139,22 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
             return fitted(news.of(judged))
 
         argv, environment = box.shell(f"exam {one.number}", logged=True)
-        timer = threading.Timer(max(end - time.monotonic(), 0.0), expire)
+        ended = threading.Event()
+        timer = threading.Thread(target=expire)
         timer.start()
         try:
             code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
         finally:
-            timer.cancel()
+            ended.set()
             timer.join()
-        ended = spent()
-        if time.monotonic() >= end:
+        last = spent()
+        if exam.now() >= end:
             say(words("The time is up."))
         else:
             note()
             with step(words("looking at what is achieved")), contextlib.suppress(LinkspanError):
                 if not passed and play.settled(box, one).passed:  # by the last line, before anybody looked
-                    passed.append(ended)
+                    passed.append(last)
     finally:
         leave(box, kept)
     after = passed[0] if passed else None
@@ -186,7 +193,7 @@ def _show(found: Verification, words: Words) -> None:
     from linkspan.core.sentences import Sentences
 
     told = Sentences(words.language)
-    who = shown(found.who.strip()) or words("no name: {file}", file=found.file)
+    who = shown(found.who.strip() or words("no name: {file}", file=found.file))
     rows: list[tuple[object, ...]] = [
         (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
         for n in found.lessons

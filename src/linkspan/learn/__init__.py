@@ -39,9 +39,10 @@ An exam proves that lines solve a task
     `exam.py` has the result file. The shell of an exam writes down each line before it runs, and `learn exam verify`
     types them again in a new sandbox (`replay.py`), in the same shells, with ^C for what does not end. Those lines are
     another person's: `closed_files.py` puts a user namespace around that sandbox. There all files are read-only, and
-    homes, sockets, terminals and the machine's processes are hidden. `closed_calls.py` refuses the system calls that no
-    namespace limits. Lines may also replace a program, or change what looks at them. So the checks of a replay run
-    beside the sandbox (`beside.py`), in the namespace around it.
+    homes, sockets, terminals and the machine's processes are hidden. `closed_calls.py` refuses system calls that reach
+    beyond namespaces: keys, and sockets of the machine's hypervisor and firmware. Lines may also replace a program, or
+    change what looks at them. So the checks of a replay run beside the sandbox (`beside.py`), in the namespace around
+    it.
 
 An explanation is linkspan's own trace
     `explanation.py` walks the lesson's packet as `linkspan trace` does, with the same code. Only what it starts from is

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from linkspan.learn.sandbox import Sandbox
+from linkspan.learn.sandbox import Sandbox, number_around
 
 _PLACE = """set -e
 mount -t tmpfs -o mode=755,size=1m tmpfs /run
@@ -32,19 +32,19 @@ class Beside(Sandbox):
     def entering(self) -> list[str]:
         """Return the words before a command that runs beside the sandbox, in its network."""
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        seen = self.init
+        seen = str(self.init)
         words = ["nsenter", f"--target={self.init}", *user, "--net", "--ipc", "setpriv", "--pdeathsig=KILL"]
         ends = ["--pid", "--fork", "--kill-child"]  # in the machine's PID namespace they would outlive this process
         if self.around:
             ends = []
-            seen = 1  # the first process of the closed sandbox's outer PID namespace has the inner root folder
+            seen = number_around(self.init)
             outer = f"/proc/{self.around}/ns"
             words = ["nsenter", f"--user={outer}/user", "--preserve-credentials"]
-            words += ["nsenter", f"--mount={outer}/mnt", f"--pid={outer}/pid_for_children"]
+            words += ["nsenter", f"--mount={outer}/mnt", f"--pid={outer}/pid"]
             words += [f"--net=/proc/{self.init}/ns/net", f"--ipc=/proc/{self.init}/ns/ipc"]
             words += ["setpriv", f"--bounding-set={_CAPABILITIES}"]
-        return [*words, "unshare", "--mount", "--propagation=private", *ends, "sh", "-c", _PLACE, str(seen)]
+        return [*words, "unshare", "--mount", "--propagation=private", *ends, "sh", "-c", _PLACE, seen]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of these commands: programs are the system's, and no settings are the sandbox's."""
-        return super().environment() | {"PATH": self.programs(), "HOME": "/"}
+        return super().environment() | {"PATH": self.path(), "HOME": "/"}

@@ -1,7 +1,8 @@
 """System calls that the commands of others must not use: what they reach is in no namespace.
 
-The kernel's keys belong to a user and a login, wherever these run, and a socket of a hypervisor reaches that. An
-io_uring makes sockets, too, which no filter sees.
+The kernel's keys belong to a user, in every namespace. Some families of sockets have no namespaces: AF_VSOCK reaches
+the hypervisor, and AF_QIPCRTR the firmware of a modem. So only those are left that have some. An io_uring makes
+sockets, too, which no filter sees.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import errno
 import functools
 import os
 import socket
-import struct
+import sys
 
-from linkspan.kernel.io.socket_filter import Instruction
+from linkspan.kernel.io.socket_filter import Instruction, packed
 
 KEYCTL, SOCKET = "keyctl", "socket"
 NUMBERS = {
@@ -22,6 +23,8 @@ NUMBERS = {
     "riscv64": (0xC00000F3, {"add_key": 217, "request_key": 218, KEYCTL: 219, SOCKET: 198}),
 }
 """By machine: its name in the audit, and the numbers of the calls there."""
+FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET)
+"""Families of sockets that are allowed: namespaces limit what they reach."""
 _IO_URING_SETUP = 425
 """The same on each machine."""
 _OTHER_ABI = 0x40000000
@@ -31,30 +34,33 @@ _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Places in struct seccomp_data; of the argument, the lower half on these machines."""
 _ALLOW: Instruction = (_RETURN, 0, 0, 0x7FFF0000)
 _REFUSE: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)
+_NO_FAMILY: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.EAFNOSUPPORT)
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 
 
 @functools.cache
 def forbid() -> None:
-    """Forbid these calls to this process, and to all programs that it starts. Raises OSError."""
-    if os.uname().machine not in NUMBERS:
+    """Forbid these calls to this thread, and to all programs that it starts. Raises OSError.
+
+    A Python of 32 bits is refused, because its calls have other numbers than those of the machine that `uname` names.
+    """
+    if sys.maxsize < 2**32 or os.uname().machine not in NUMBERS:
         raise OSError(errno.ENOSYS, "the numbers of this machine's system calls are not known")
-    code = b"".join(struct.pack("=HBBI", *line) for line in _program(os.uname().machine))
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
+    given, _buffer = packed(program(os.uname().machine))
+    filtering = ctypes.create_string_buffer(given)
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     zero = ctypes.c_ulong(0)
     for words in (
         (_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero),
-        (_PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), program, zero, zero),
+        (_PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), filtering, zero, zero),
     ):
         if prctl(*words):
             number = ctypes.get_errno()
-            raise OSError(number, f"prctl: {os.strerror(number)}")
+            raise OSError(number, f"the kernel takes no filter of system calls ({os.strerror(number)})")
 
 
-def _program(machine: str) -> list[Instruction]:
-    """Return the filter in classic BPF: each question jumps over the refusal after it."""
+def program(machine: str) -> list[Instruction]:
+    """Return the filter for a machine; each question jumps over the answer after it."""
     architecture, numbers = NUMBERS[machine]
     refused = [_IO_URING_SETUP, *(number for name, number in numbers.items() if name != SOCKET)]
     return [
@@ -68,7 +74,6 @@ def _program(machine: str) -> list[Instruction]:
         (_EQUAL, 1, 0, numbers[SOCKET]),
         _ALLOW,
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_EQUAL, 0, 1, socket.AF_VSOCK),
-        _REFUSE,
-        _ALLOW,
+        *(line for family in FAMILIES for line in ((_EQUAL, 0, 1, family), _ALLOW)),
+        _NO_FAMILY,
     ]

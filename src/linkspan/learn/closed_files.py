@@ -36,8 +36,12 @@ WRITABLE = ("/proc", "/sys")
 """File systems whose settings a lesson changes: those of the network belong to the sandbox's namespace."""
 PROCESSES = 400
 """Processes and threads of a closed sandbox, at most; this user's others do not count (Linux 5.14)."""
-OWN_PROC = 'mount -t proc proc /proc && exec "$@"'
-"""Script of the first process of the PID namespace: /proc has the processes of that one only, and is locked, too."""
+OWN_PROC = 'mount -t proc proc /proc && "$@" && exec </dev/null >/dev/null 2>&1 && while :; do sleep 1000; done'
+"""Script of the first process of the PID namespace: /proc has the processes of that one only, and is locked, too.
+
+It stays in this user namespace, and reaps orphans. What runs in the sandbox may change what is in its own user
+namespace, and stop or change the checks from there. So nothing of that one is in this PID namespace.
+"""
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
 _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR = 442

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import msgspec
 
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable, of_validation
-from linkspan.core.escapes import shown
 from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
 from linkspan.learn import foreign_file, needs, play, replay, sandbox
@@ -30,8 +30,10 @@ DAY = 1440
 _LARGEST = 4_000_000
 """Bytes of a result file, at most: it is another person's."""
 TRIES = ((1, play.SETTLED), (4, SETTLING[-1]))
-"""For each replay of a lesson, as long as it does not pass: how many times as long its lines may take, because this
-machine may be busy, and the seconds for its state. An exam waits as long for that: neighbour entries come late."""
+"""Replays of a lesson until one passes: how many times as slow this machine may be, and seconds to wait for the state.
+
+The second one waits as long as the watcher does, because the kernel keeps an old neighbour entry for up to 55 s.
+"""
 _LONGEST = 20_000
 """Characters of a line, at most."""
 _ROOM = 100_000
@@ -39,6 +41,8 @@ _ROOM = 100_000
 
 _SPARE = 900.0
 """Seconds for the replay of a file besides three times its exam's time."""
+_AGAIN = 300.0
+"""Seconds until a replay that is late is interrupted once more: the sandbox has ended long before."""
 _LAYOUT = 60
 """Bytes that a line's entry has besides, in a file that people can read."""
 _LATEST = 1e6
@@ -49,6 +53,10 @@ _PIDS = 2**32
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LATEST)]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 _Short = Annotated[str, msgspec.Meta(max_length=200)]
+
+
+class _Late(Exception):
+    """A replay takes too long. It is no LinkspanError, because a lesson that fails with one is replayed once more."""
 
 
 class Typed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,8 +146,24 @@ def read(path: Path) -> Result:
         raise Invalid(f"{path} is no result of an exam: {error}", "`learn exam start` writes one") from error
 
 
+def now() -> float:
+    """Return the seconds since this machine started, also those that it slept; nobody sets that clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def uptime(box: Sandbox) -> float:
+    """Return the same as the log of a sandbox has it: a container's /proc/uptime may begin later.
+
+    Raises LinkspanError if the sandbox is gone.
+    """
+    ((code, found),) = box.results(["cat /proc/uptime"])
+    if code:
+        raise LinkspanError(f"/proc/uptime cannot be read: {found}")
+    return float(found.split()[0])
+
+
 def commands(box: Sandbox, begun: float) -> tuple[Typed, ...]:
-    """Return what was typed in a sandbox's logged shells since ``begun`` (seconds since the epoch).
+    """Return what was typed in a sandbox's logged shells since ``begun`` (its `uptime`).
 
     Raises LinkspanError if the sandbox is gone.
     """
@@ -154,7 +178,7 @@ def _entries(log: str, begun: float) -> Iterator[Typed]:
         at, _, rest = entry.partition(sandbox.FIELD)
         shell, _, line = rest.partition(sandbox.FIELD)
         with contextlib.suppress(ValueError):
-            after = max(float(at.replace(",", ".")) - begun, 0.0)  # in some locales, EPOCHREALTIME has a comma
+            after = max(float(at) - begun, 0.0)
             if after <= _LATEST and 0 <= int(shell) <= _PIDS:
                 found.append(Typed(round(after, 2), int(shell), line.replace("\0", "")[:_LONGEST]))
     room = _ROOM
@@ -185,28 +209,51 @@ def verify(path: Path, minutes: int, *, trust: bool = False) -> Verification:
     homes and sockets are hidden; root cannot be shut in so. A file that is no result, or cannot be replayed, is told of
     in ``why``, because others follow it.
     """
-    file = shown(str(path))  # a name may have bytes that are no text
+    file = _text(str(path))
     try:
         result = read(path)
     except LinkspanError as error:
-        return Verification(file, why=shown(error.message))
+        return Verification(file, why=_text(error.message))
     found: list[Verified] = []
     why = ""
     try:
         if result.minutes > minutes:
             raise Invalid(f"its exam had {result.minutes} minutes, and {minutes} were given")
-        found.extend(_lessons(result, closed=not trust))
+        with _limited(3 * 60.0 * result.minutes + _SPARE):
+            found.extend(_lessons(result, closed=not trust))
+    except _Late:
+        why = "its replay takes much longer than its exam"
+    except OSError as error:  # its programs may have used up what this user may have
+        why = f"this machine cannot replay it: {reason(error)}"
     except LinkspanError as error:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
     given = result.begun, result.minutes, result.asked, result.seconds
     return Verification(file, result.who, *given, tuple(found), why)
 
 
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise _Late if the block does not end in time, whatever it does: its input is another person's.
+
+    Also a search for a pattern is interrupted, in which no other code of this process runs. Needs the main thread.
+    """
+
+    def interrupt(*_: object) -> NoReturn:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)  # again, because Python drops what a destructor raises
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _lessons(result: Result, *, closed: bool) -> Iterator[Verified]:
     """Yield the outcome of each lesson: the lessons follow each other, so their times add up."""
     seen: set[int] = set()
     spent, limit = 0.0, 60.0 * result.minutes
-    deadline = time.monotonic() + 3 * limit + _SPARE
     for one in result.lessons:
         claimed = one.passed_after is not None
         end = max((typed.at for typed in one.commands), default=0.0) if one.passed_after is None else one.passed_after
@@ -215,8 +262,6 @@ def _lessons(result: Result, *, closed: bool) -> Iterator[Verified]:
         elif spent + end > limit:
             why = f"it was passed after {spent + end:.0f} s, and the exam had {limit:.0f} s" if claimed else ""
             yield Verified(one.number, one.name, claimed, False if claimed else None, why)
-        elif time.monotonic() > deadline:
-            raise LinkspanError("its replay takes much longer than its exam")
         else:
             yield _verified(one, end, closed=closed)
         spent += end if claimed else 0.0
@@ -224,6 +269,11 @@ def _lessons(result: Result, *, closed: bool) -> Iterator[Verified]:
     for number in dict.fromkeys(result.asked):
         if number not in seen:
             yield Verified(number, _name(number), False, None, "it was not begun")
+
+
+def _text(name: str) -> str:
+    """Return text of what may be the name of a file: some names have bytes that are no text."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _name(number: int) -> str:

@@ -23,8 +23,8 @@ _PARTS = ("goal", "predict", "see", "why", "task", "works", "question", "answer"
 """What every lesson has once; besides, three hints, and a part for each check, keep, wrong and also."""
 _OPTIONAL = ("probe", "linkspan")
 """What a lesson may have once."""
-_READ = 30_000
-"""Characters of an output that is judged, at most: patterns need more time than a longer one grows."""
+_LONGEST_OUTPUT = 30_000
+"""Characters of an output that is matched, at most: the time of a pattern may grow faster than the output."""
 _ARRIVALS = {r"\bping\b": ("Icmp", "InEchos"), "/dev/tcp/": ("Tcp", "PassiveOpens")}
 """By what a probe does: the protocol and the name of the kernel's counter of that (IPv4), where it arrives."""
 
@@ -32,8 +32,8 @@ _ARRIVALS = {r"\bping\b": ("Icmp", "InEchos"), "/dev/tcp/": ("Tcp", "PassiveOpen
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A shell command in the sandbox, and what must be true of it.
 
-    It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``. None holds
-    whose output is too long to be judged: no state of a lesson needs so much.
+    It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``. It
+    fails if its output is longer than ``_LONGEST_OUTPUT``: no state of a lesson needs so much.
     """
 
     run: str
@@ -42,7 +42,7 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def holds(self, code: int, output: str) -> bool:
         """Judge a result: exit code and output (stdout and stderr)."""
-        if code or len(output) > _READ:
+        if code or len(output) > _LONGEST_OUTPUT:
             return False
         found = not self.has or re.search(self.has, output, re.MULTILINE)
         return bool(found) and not (self.lacks and re.search(self.lacks, output, re.MULTILINE))

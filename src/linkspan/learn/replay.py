@@ -1,7 +1,8 @@
 """Replay of command lines in shells of a sandbox, as they were typed: each shell is a window.
 
 A line runs at least until the next one was typed. If that one is of another window, the line may go on, as a server
-does in a window of its own. ^C ends it when its own window gets a line, which nobody could type while it ran.
+does in a window of its own. ^C ends it when its own window gets a line, which nobody could type while it ran, and a
+signal ends a pager, which ignores ^C.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,8 +46,8 @@ def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slo
     """Type lines, each of which is (seconds when it was typed, number of its shell, text), in their order.
 
     ``end``: the seconds at which the last one was over. ``slower``: how many times as slow this machine may be. Lines
-    that have not ended then continue. Raises LinkspanError if a line does not end even by ^C, or if all together take
-    much longer than they did.
+    that have not ended then continue. Raises LinkspanError if a line does not end even by a signal, or if all together
+    take much longer than they did.
     """
     if len({shell for _, shell, _ in lines}) > SHELLS:
         raise LinkspanError(f"its lines are of more than {SHELLS} shells")
@@ -66,7 +66,7 @@ def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slo
             if shell not in shells:
                 shells[shell] = _Shell(box, shells)
             file = f"{RUN}/replayed-{number}"
-            box.script(f"printf '%s\\n' {shlex.quote(line)} > {file}")
+            box.write(file, line)
             shells[shell].run(file, at, min(max(following - at, 0.0) + slower * _MORE, LONGEST))
         yield
     finally:
@@ -84,7 +84,7 @@ class _Shell:
 
     def __init__(self, box: Sandbox, beside: Mapping[int, _Shell]) -> None:
         """``beside``: the shells of the other windows, whose output is not to keep their programs waiting."""
-        box.script(f"printf '%s\\n' {shlex.quote(_RC)} > {RUN}/replay-rc")
+        box.write(f"{RUN}/replay-rc", _RC)
         argv = [*box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
         environment = box.environment()
         self.ended = False
@@ -97,7 +97,7 @@ class _Shell:
             try:
                 os.dup2(waiting, _FD)
                 os.set_inheritable(_FD, True)
-                become(argv, environment)
+                become(argv, environment, _FD)
             finally:
                 os._exit(127)
         os.close(waiting)
@@ -121,6 +121,11 @@ class _Shell:
                 return
             self._type(key)
             self._await(more)
+        if self._busy and not self.ended:
+            with contextlib.suppress(OSError):  # it has ended now
+                if (group := os.tcgetpgrp(self.master)) > 0:
+                    os.killpg(group, signal.SIGKILL)  # a pager and an editor ignore both keys
+            self._await(ending)
         if self._busy and not self.ended:
             raise LinkspanError("a command does not end")
 
@@ -150,6 +155,8 @@ class _Shell:
         """Take what the shell and its programs have written."""
         try:
             self.ended = not os.read(self.master, 65536)
+        except BlockingIOError:  # the hang-up that was seen is over: a program has opened the terminal again
+            return
         except OSError:  # EIO: the shell has ended
             self.ended = True
 

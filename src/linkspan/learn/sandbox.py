@@ -19,6 +19,7 @@ from typing import IO
 
 from linkspan.core.errors import Denied, LinkspanError, NotFound
 from linkspan.core.own_command import own_command, own_environment
+from linkspan.core.remedies import reason
 from linkspan.lab.commands import await_
 from linkspan.learn import INSIDE
 
@@ -31,7 +32,7 @@ RUN = "/run/learn"
 PATIENCE = 60.0
 """Seconds for a script that makes a lesson's beginning or plays a solution."""
 TYPED = f"{RUN}/typed"
-"""The log of commands in logged shells, in a sandbox: entries of time (seconds since the epoch), shell, and line."""
+"""The log of commands in logged shells, in a sandbox: entries of time (seconds of /proc/uptime), shell, and line."""
 FIELD, ENTRY = "\x1f", "\x1e"
 """The ends of a field and of an entry of that log."""
 COMMAND = 15
@@ -43,9 +44,15 @@ OUTPUT = 1_000_000
 _FILE = 64 * 2**20
 """Bytes of a file that a program of the sandbox writes, at most: its output is a file of the machine."""
 
+_ENVIRONMENT = 4 * 2**20
+"""Bytes of a process's environment that are read: more than a program is started with."""
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HOME = "/tmp"  # noqa: S108 - a closed sandbox has its own
-_OPEN = "this machine does not shut a sandbox in (Linux 5.12 on x86-64, ARM64 or RISC-V, user namespaces)"
+_NOT_ISOLATED = "cannot isolate the commands of a result: {why}"
+_ISOLATES = (
+    "verify on Linux 5.12 or later on x86-64, ARM64 or 64-bit RISC-V, where users may make user namespaces; "
+    "or with --trust, on a machine to throw away"
+)
 _MADE = f"""set -e
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
@@ -72,6 +79,11 @@ _ENDING = f"head -c1 >{RUN}/left; [ ! -s {RUN}/left ] || sleep infinity; exit"
 """Waits until the maker has ended, or has left the sandbox; without exec, because this shell reaps orphans."""
 _CLOSED_ENDING = "head -c1 >/dev/null; exit"
 """The same for a closed one, which nobody leaves: what runs in it might say so."""
+_CLOSED_FIRST = 'exec 3<&0; sh -c "$0" "$1" <&3 3<&- &'
+"""Starts a script with its ``$0`` as the first process of the PID namespace below, and ends.
+
+So nothing of the user namespace below stays in the PID namespace around. A shell takes stdin from what it leaves.
+"""
 _EACH = f"""exec 4>&1 2>/dev/null
 for command; do
   code=$({{ {{ timeout {COMMAND} sh -c "$command" 2>&1 </dev/null 3>&- 4>&-; echo $? >&3
@@ -83,12 +95,16 @@ done"""
 
 _LOG = f"""; shopt -s cmdhist lithist; HISTCONTROL=; HISTSIZE=100000
 __typed() {{
-  local entry=$(HISTTIMEFORMAT= builtin history 1)
+  local up entry=$(HISTTIMEFORMAT= builtin history 1)
   [[ $entry =~ ^\\ *[0-9]+.\\ (.*)$ ]] || return
-  printf '%s\\x1f%s\\x1f%s\\x1e' "$EPOCHREALTIME" $$ "${{BASH_REMATCH[1]}}" >> {TYPED}
+  builtin read -r up _ </proc/uptime
+  printf '%s\\x1f%s\\x1f%s\\x1e' "$up" $$ "${{BASH_REMATCH[1]}}" >> {TYPED}
 }}
 PS0='$(__typed)'"""
-"""For bash: what is printed before a line runs is nothing, and to find that out it runs the function."""
+"""For bash: what is printed before a line runs is nothing, and to find that out it runs the function.
+
+The time counts sleep of the machine, and nobody sets that clock.
+"""
 
 
 class Sandbox:
@@ -104,8 +120,8 @@ class Sandbox:
     ) -> None:
         """``pipe``: the end of the pipe that keeps a sandbox alive, -1 if none does.
 
-        ``around``: pid of a process in the user namespace around a closed one, 0 if it is not closed. ``process`` is
-        the one that this process started for it.
+        ``around``: pid of the first process of the PID namespace around a closed one, 0 if it is not closed. It is in
+        the user namespace around, too. ``process`` is the one that this process started for it.
         """
         self.init = init
         self.around = around
@@ -117,14 +133,12 @@ class Sandbox:
         """Return the words before a command that runs in the sandbox.
 
         Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
-        is then the machine's, and relative paths lead out of the sandbox. The commands of a closed sandbox have a PID
-        namespace below the one that belongs to the user namespace around theirs: they see no process of that one.
+        is then the machine's, and relative paths lead out of the sandbox.
         """
         if not self.init:
             return []
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        pids = f"--pid=/proc/{self.init}/ns/pid_for_children" if self.around else "--pid"
-        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", pids]
+        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", "--pid"]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs.
@@ -133,9 +147,9 @@ class Sandbox:
         write to the home folder, and / is read-only there.
         """
         base = {"HOME": _HOME, "TERM": "xterm"} if self.around else own_environment()
-        return base | {"PATH": f"{RUN}/bin:{self.programs()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
+        return base | {"PATH": f"{RUN}/bin:{self.path()}", INSIDE: "yes", "LC_ALL": "C.UTF-8"}
 
-    def programs(self) -> str:
+    def path(self) -> str:
         """Return a PATH with the system's programs.
 
         This user's own folders are not in that of a closed one: they are covered there, and anybody may write to them.
@@ -149,6 +163,7 @@ class Sandbox:
         """
         with tempfile.TemporaryFile() as said:
             self._run(["sh", "-c", _EACH, "sh", *commands], said, PATIENCE + COMMAND * len(commands))
+            said.seek(0)
             pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
             raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
@@ -161,10 +176,19 @@ class Sandbox:
         """
         with tempfile.TemporaryFile() as said:
             code = self._run(["sh", "-ec", text], said, PATIENCE)
+            said.seek(0)
             return code, said.read().decode(errors="replace").strip()
 
-    def _run(self, argv: Sequence[str], said: IO[bytes], seconds: float) -> int:
-        """Run a command with its output in a file, which can be read from its beginning then; return the exit code.
+    def write(self, file: str, line: str) -> None:
+        """Write a line into a file of the sandbox.
+
+        Nothing keeps what the command prints: the shell may be a program that was put over the machine's, and the
+        machine would keep all that it writes, for as long as another program there holds the file open.
+        """
+        self._run(["sh", "-ec", f"printf '%s\\n' {shlex.quote(line)} > {file}"], subprocess.DEVNULL, PATIENCE)
+
+    def _run(self, argv: Sequence[str], said: IO[bytes] | int, seconds: float) -> int:
+        """Run a command with its output in a file; return the exit code.
 
         It has no controlling terminal: a program of the sandbox could type there.
         """
@@ -181,7 +205,6 @@ class Sandbox:
             )
         except subprocess.TimeoutExpired as error:
             raise LinkspanError(f"a command in the sandbox did not end within {seconds:g} s") from error
-        said.seek(0)
         return done.returncode
 
     def shell(self, greeting: str, *, logged: bool = False) -> tuple[list[str], dict[str, str]]:
@@ -194,26 +217,37 @@ class Sandbox:
             f"PS1={shlex.quote(f'[{greeting}] # ')}; unset PROMPT_COMMAND; next() {{ exit {NEXT}; }}; "
             'bind \'"\\e[5577~": redraw-current-line\' 2>/dev/null; alias ls="ls --color=auto"; HISTFILE='
         ) + (_LOG if logged else "")
-        self.script(f"printf '%s\\n' {shlex.quote(rc)} > {RUN}/bashrc")
+        self.write(f"{RUN}/bashrc", rc)
         found = f"command -v bash >/dev/null && exec bash --rcfile {RUN}/bashrc -i; exec sh -i"
         return [*self.entering(), "sh", "-c", found], self.environment()
 
     def end(self) -> bool:
         """End the sandbox with everything in it, and wait until it is gone; return whether it was still there."""
-        lives = self.init in _marked(self._name)  # if another window has ended it, the pid may be another process's
+        lives = self._lives()
+        first = self.around or self.init
         if lives:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.init, signal.SIGKILL)
+                os.kill(first, signal.SIGKILL)
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
         if lives:
-            await_(lambda: not _is_init(self.init))
+            await_(lambda: not _is_init(first))
         if self._process is not None:
-            self._process.kill()  # what runs in the sandbox may have removed its mark
+            self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel may still take down its namespaces
                 self._process.wait(PATIENCE)
         return lives
+
+    def _lives(self) -> bool:
+        """Return whether the sandbox is still there: its pid may be another process's, if another window has ended it.
+
+        What runs in the sandbox may have removed its mark. So the one that made it knows it by its parent.
+        """
+        if self._process is None:
+            return self.init in _marked(self._name)
+        first = self.around or self.init
+        return _is_init(first) and _parent(first) == self._process.pid
 
     def leave(self) -> None:
         """Let the sandbox outlive this process."""
@@ -238,8 +272,9 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     Raises Denied, with the reason and the way out, if the machine does not allow it.
     """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    path = _SYSTEM if closed else system_path()
     for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
-        if shutil.which(program, path=system_path()) is None:
+        if shutil.which(program, path=path) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     shut_in: Callable[[], None] | None = None
     words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
@@ -250,10 +285,11 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
         try:
             closed_calls.forbid()  # to this process, because each command that enters later is its child
         except OSError as error:
-            raise Denied(_OPEN, obstacle()) from error
+            raise Denied(_NOT_ISOLATED.format(why=error.strerror), _ISOLATES) from error
         shut_in = closed_files.enter
         ending = _CLOSED_ENDING
-        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh", *words]
+        words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh"]
+        words += ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "sh", "-c", _CLOSED_FIRST]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
@@ -261,14 +297,17 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
             stdin=reading,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=({} if closed else own_environment()) | {"PATH": system_path(), MARK: name},
+            env=({} if closed else own_environment()) | {"PATH": path, MARK: name},
             preexec_fn=shut_in,
             start_new_session=True,
             text=True,
         )
-    except subprocess.SubprocessError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         os.close(pipe)
-        raise Denied(_OPEN, obstacle()) from error
+        if isinstance(error, OSError):
+            raise Denied(f"this machine makes no sandbox: {reason(error)}", obstacle()) from error
+        why = "the kernel refuses its namespaces or mounts"  # Popen does not say why `enter` has failed
+        raise Denied(_NOT_ISOLATED.format(why=why), _restriction() or _ISOLATES) from error
     finally:
         os.close(reading)
     assert process.stdout is not None
@@ -277,6 +316,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     if said != "made\n":
         why = (process.stderr.read().strip().splitlines() or ["unshare failed"])[-1]
         os.close(pipe)
+        process.kill()
         process.wait()
         raise Denied(f"this machine makes no sandbox: {why}", obstacle())
     process.stdout.close()
@@ -284,14 +324,17 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     inits: list[int] = []
 
     def seen() -> bool:  # while it becomes another program, its environment cannot be read
-        inits.extend(pid for pid in _marked(name) if _parent(pid) == process.pid)
-        return bool(inits)
+        inits[:] = [pid for pid in _marked(name) if _parent(pid) == process.pid]
+        if closed:
+            inits.extend(pid for first in inits for pid in _processes() if _parent(pid) == first and _is_init(pid))
+        return len(inits) == 1 + closed
 
     if not await_(seen):
         os.close(pipe)
+        process.kill()
         process.wait()
         raise LinkspanError("the sandbox ended at once")
-    return Sandbox(inits[0], name, pipe, process.pid if closed else 0, process)
+    return Sandbox(inits[-1], name, pipe, inits[0] if closed else 0, process)
 
 
 @contextlib.contextmanager
@@ -325,6 +368,11 @@ def obstacle() -> str:
     """Return what probably keeps this user from making namespaces, and the way out."""
     if os.geteuid() == 0:
         return "a container without CAP_SYS_ADMIN cannot make namespaces: run it on the machine itself"
+    return _restriction() or "use sudo"
+
+
+def _restriction() -> str:
+    """Return what of this machine is known to keep users from making namespaces, and the way out; else nothing."""
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "AppArmor restricts user namespaces here (Ubuntu): use sudo, or "
@@ -338,7 +386,7 @@ def obstacle() -> str:
         return "WSL 1 has no namespaces: wsl --set-version DISTRIBUTION 2"
     if Path("/.dockerenv").exists():
         return "Docker's seccomp profile forbids it: docker run --privileged, or run it on the machine itself"
-    return "use sudo"
+    return ""
 
 
 def _setting(name: str) -> str:
@@ -366,17 +414,27 @@ def _marked(name: str) -> list[int]:
     process's PID namespace: neither another user nor root of a container has such a pair.
     """
     found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _has_mark(int(process.name), name) and _is_init(int(process.name)):
-            parent = _parent(int(process.name))
-            if _has_mark(parent, name) and _own(int(process.name)) and _own(parent) and _beside(parent):
-                found.append(int(process.name))
+    for pid in _processes():
+        if _is_init(pid) and _own(pid):
+            parent = _parent(pid)
+            if _own(parent) and _beside(parent) and _has_mark(parent, name) and _has_mark(pid, name):
+                found.append(pid)
     return found
 
 
+def _processes() -> list[int]:
+    return [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+
+
+def number_around(pid: int) -> str:
+    """Return a process's number in the PID namespace around its own, '0' if it is gone."""
+    return (_status(pid, "NSpid:") or ["0", "0"])[-2]
+
+
 def _has_mark(pid: int, name: str) -> bool:
-    with contextlib.suppress(OSError):
-        return f"{MARK}={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    """Return whether a process has the mark; its environment has any length, because a program can change it."""
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/environ").open("rb") as file:
+        return f"{MARK}={name}".encode() in file.read(_ENVIRONMENT).split(b"\0")
     return False
 
 
@@ -403,7 +461,7 @@ def _parent(pid: int) -> int:
 def _status(pid: int, name: str) -> list[str]:
     """Return the words of a line in a process's status, none if it is gone."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").split("\n"):  # a name is any bytes
             if line.startswith(name):
                 return line.split()[1:]
     return []

@@ -22,13 +22,21 @@ REDRAW = b"\x1b[5577~"
 _SIZE = 4096
 
 
-def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+def become(argv: Sequence[str], environment: Mapping[str, str], keep: int = -1) -> NoReturn:
     """Replace this process by a program that ^C ends, also if a script started linkspan in the background.
 
-    Such a script's programs ignore both signals, and a shell cannot change that for its own commands.
+    Such a script's programs ignore both signals, and a shell cannot change that for its own commands. Python ignores
+    two others, so that `ping HOST | head -1` would not end.
+
+    What else was open in the shell that started linkspan (`exec 7<FOLDER`) would lead out of a sandbox: the program
+    gets only its terminal and the descriptor ``keep``.
     """
-    for key in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(key, signal.SIG_DFL)
+    for fd in [int(one.name) for one in Path("/proc/self/fd").iterdir()]:
+        if fd not in (0, 1, 2, keep):
+            with contextlib.suppress(OSError):  # the one of the list is closed already
+                os.set_inheritable(fd, False)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is meant
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -102,11 +106,11 @@ def test_a_file_s_name_moves_no_terminal(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_s_name_may_be_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It loses nothing of what other files' replays have found."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    path = tmp_path / os.fsdecode(b"\xff.json")
+    path = tmp_path / (os.fsdecode(b"\xff") + "\u4e2d.json")
     exam.write(path, result(msgspec.structs.replace(SAT, passed_after=None, commands=())))
     done = linkspan("learn", "exam", "verify", "--trust", str(path), str(path) + "x", "-o", "json")
     found = json.loads(done.stdout)
-    assert [one["file"].removeprefix(f"{tmp_path}/") for one in found] == [r"\udcff.json", r"\udcff.jsonx"]
+    assert [one["file"].removeprefix(f"{tmp_path}/") for one in found] == ["\\xff\u4e2d.json", "\\xff\u4e2d.jsonx"]
     assert [bool(one["why"]) for one in found] == [False, True]
 
 
@@ -136,10 +140,10 @@ def entry(at: str, shell: str = "7", line: str = "ip netns") -> str:
 
 
 def test_a_line_that_cannot_be_read_loses_no_other_one() -> None:
-    """A locale's comma, a line with the log's own marks, and what a program wrote there."""
-    times, shells = ("x", "nan", "1e999"), ("-1", "9" * 99, "9" * 5000)
+    """One with the log's own marks, and what a program wrote there."""
+    times, shells = ("x", "nan", "1e999", ""), ("-1", "9" * 99, "9" * 5000)
     nonsense = [*(entry(at) for at in times), *(entry("1", shell) for shell in shells)]
-    log = entry("11,5") + "".join(nonsense) + entry("13.25", line=f"a{ENTRY}b{FIELD}c") + entry("12", line="a\0b")
+    log = entry("11.5") + "".join(nonsense) + entry("13.25", line=f"a{ENTRY}b{FIELD}c") + entry("12", line="a\0b")
     found = exam.commands(Logged(log), 10.0)
     assert found == (Typed(1.5, 7, "ip netns"), Typed(2.0, 7, "ab"), Typed(3.25, 7, "a"))
 
@@ -201,6 +205,11 @@ def test_a_busy_machine_gets_a_second_try(
 ) -> None:
     """With more time for each line: only then an honest line that was late is told from one that does not end."""
     tries: list[int] = []
+    waits: list[float] = []
+
+    def lasting(_box: object, _lesson: object, seconds: float) -> tuple[Judgement, bool]:
+        waits.append(seconds)
+        return Judgement((True,), (), True), True
 
     @contextlib.contextmanager
     def late(_box: object, _lines: object, _end: float, slower: int) -> Iterator[None]:
@@ -212,10 +221,35 @@ def test_a_busy_machine_gets_a_second_try(
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
     monkeypatch.setattr(play, "begin", lambda *_: None)
-    monkeypatch.setattr(play, "lasting", lambda *_: (Judgement((True,), (), True), True))
+    monkeypatch.setattr(play, "lasting", lasting)
     monkeypatch.setattr(replay, "typed", late)
     (found,) = verified(tmp_path / "exam.json", SAT).lessons
     assert (found.verified, tries) == (replayed, [slower for slower, _ in exam.TRIES][: len(works)])
+    assert waits == [seconds for seconds, well in zip((5.0, 60.0), works, strict=False) if well]
+
+
+@pytest.mark.timeout(30)
+def test_a_replay_without_an_end_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a pattern is searched; the sandbox ends, no second try follows, and other files do."""
+    ended: list[bool] = []
+
+    @contextlib.contextmanager
+    def passing(*_: object, **_k: object) -> Iterator[Sandbox]:
+        try:
+            yield Sandbox(0)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(sandbox, "passing", passing)
+    monkeypatch.setattr(needs, "lacking", lambda *_: [])
+    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "lasting", lambda *_: re.search("(a|aa)+$", "a" * 99 + "b"))
+    monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(exam, "_SPARE", 0.5 - 3 * 30 * 60.0)
+    before = signal.getsignal(signal.SIGALRM)
+    found = verified(tmp_path / "exam.json", SAT)
+    assert (found.why, found.lessons, ended) == ("its replay takes much longer than its exam", (), [True])
+    assert (signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)) == (0.0, before)
 
 
 def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +267,17 @@ def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
     assert verified(tmp_path / "exam.json", SAT).lessons[0].verified
     assert [(one.data.check, one.data.wrong, one.data.also) for one in asked] == [(ONE.data.check, (), ())]
+
+
+def test_a_machine_that_starts_no_program_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result's programs may have used up this user's processes: the other files follow."""
+
+    def passing(*_: object, **_k: object) -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(sandbox, "passing", passing)
+    found = verified(tmp_path / "exam.json", SAT)
+    assert (found.well, found.why) == (False, "this machine cannot replay it: resource temporarily unavailable")
 
 
 def test_an_exam_with_more_time_than_was_given_is_refused(tmp_path: Path) -> None:

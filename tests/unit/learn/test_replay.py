@@ -18,9 +18,8 @@ class Unread(Sandbox):
         """Return words that make such a shell, whatever follows."""
         return ["sh", "-c", "echo >&9; exec sleep 600"]
 
-    def script(self, text: str) -> tuple[int, str]:
+    def write(self, file: str, line: str) -> None:
         """Write nothing."""
-        return 0, ""
 
 
 @pytest.mark.timeout(30)
@@ -31,5 +30,15 @@ def test_a_shell_that_reads_no_line_is_taken_for_ended() -> None:
         for _ in range(1000):
             shell.run("x" * 200, 0.0, 0.0)
         assert shell.ended
+    finally:
+        shell.close()
+
+
+def test_a_shell_whose_terminal_has_nothing_to_read_has_not_ended() -> None:
+    """A hang-up may be over when it is looked at: another program has opened the terminal meanwhile."""
+    shell = replay._Shell(Unread(), {})
+    try:
+        shell.drain()
+        assert not shell.ended
     finally:
         shell.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from linkspan.learn import sandbox
 from linkspan.learn.beside import Beside
 from linkspan.learn.sandbox import RUN, Sandbox
 
@@ -23,3 +26,15 @@ def test_lines_of_a_closed_sandbox_may_write_to_their_home() -> None:
     """As the student could; what looks from beside reads no settings there."""
     assert CLOSED.environment()["HOME"] == "/tmp"
     assert Beside(CLOSED).environment()["HOME"] == "/"
+
+
+def test_an_environment_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may have any part of its memory shown as its environment."""
+    environment = {"FIRST": "x" * 1000, sandbox.MARK: "own"}
+    with subprocess.Popen(["sleep", "60"], env=environment, executable="/bin/sleep") as program:
+        try:
+            assert sandbox._has_mark(program.pid, "own")
+            monkeypatch.setattr(sandbox, "_ENVIRONMENT", 100)
+            assert not sandbox._has_mark(program.pid, "own")
+        finally:
+            program.kill()

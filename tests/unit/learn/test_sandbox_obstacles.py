@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from linkspan.core.errors import Denied
 from linkspan.learn import sandbox
 
 
@@ -33,6 +34,26 @@ def test_root_in_a_container_is_told_to_leave_it(monkeypatch: pytest.MonkeyPatch
     """Root needs no user namespace: what is missing is the container's."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert "CAP_SYS_ADMIN" in sandbox.obstacle()
+
+
+def test_a_machine_that_isolates_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root is no way out: it must not verify, but where the commands may do anything."""
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "x", "6.1", "", "s390x")))
+    with pytest.raises(Denied, match="the numbers of this machine's system calls are not known") as caught:
+        sandbox.make("x", closed=True)
+    assert "x86-64" in caught.value.hint
+    assert "--trust" in caught.value.hint
+    assert "sudo" not in caught.value.hint
+
+
+def test_a_closed_sandbox_needs_programs_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder of this user's own is covered when the program begins."""
+    for name in ("unshare", "ip"):
+        (tmp_path / name).symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sandbox, "_SYSTEM", "/nonexistent")
+    with pytest.raises(Denied, match="needs the program unshare"):
+        sandbox.make("x", closed=True)
 
 
 @pytest.mark.parametrize(
