@@ -11,12 +11,14 @@ from linkspan.learn import needs, play, sandbox
 from linkspan.learn.lesson import numbered
 from linkspan.learn.watcher import judge
 
+SETTLED = 30.0
+"""Seconds in which a solution must pass."""
+
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give commands more time: a fork costs much inside."""
     monkeypatch.setattr(sandbox, "PATIENCE", 300.0)
-    monkeypatch.setattr(play, "_SETTLED", 30.0)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_a_lesson_for_this_kernel_is_solved_and_explained(name: str, undo: str, 
             assert not judge(box, one).passed
             code, output = box.script(solution)
             assert code == 0, output
-            judged = play.settled(box, one)
+            judged = play.settled(box, one, SETTLED)
             assert judged.passed, play.told(judged)
             if number == 1 and seen:
                 found = play.explained(box, one)
