@@ -346,6 +346,14 @@ def test_doctor_names_a_policy_that_selects_nothing(yard: Yard) -> None:
     assert found() == [("policies", "ok", "1 policy: each selects a container, and none contradicts another")]
 
 
+def test_doctor_takes_no_policy_for_the_firewall_of_another_program(yard: Yard) -> None:
+    """Its fix for such a firewall would open the policy."""
+    yard.apply("policy: shut\nselect: {}\negress: []\n")
+    found = [one for one in yard.host.client.call("GET", "/v1/doctor") if one["check"].startswith("nft forward")]
+    assert found
+    assert [one["status"] for one in found] == ["ok"] * len(found)
+
+
 TESTS = f"""{BY_LABEL}
 tests:
 - {{from: y-a, to: x-b, port: 80, expect: allow}}

@@ -199,10 +199,7 @@ class PolicyAnswers:
             return [Place(str(end), end.network, "", party, hosted=network.on_host, families=families)]
         if end.name == OUTSIDE:
             return [Place(OUTSIDE, "", "", Party(None, outside=True))]
-        try:
-            address = prefix(end.name).single()
-        except Invalid:
-            address = None
+        address = _address(end.name)
         if address is not None and _of_many(address):
             raise Invalid(
                 f"{address.address} is the address of many, and policies decide about two ends",
@@ -404,6 +401,18 @@ def _probe_of(spans: Sequence[Ports]) -> Probe:
 
 def _said(probe: Probe | None) -> str:
     return str(_ports(probe)) if probe else "all"
+
+
+def _address(text: str) -> Prefix | None:
+    """Return the address that an end is, None if it is none. Raises Invalid for a prefix of several addresses."""
+    try:
+        found = prefix(text)
+    except Invalid:
+        return None
+    if found != found.single():
+        hint = f"give one address, for example {found.address}: others of the range may get another answer"
+        raise Invalid(f"{text} is a range, and policies decide about two ends", hint)
+    return found
 
 
 def _of_many(address: Prefix) -> bool:

@@ -17,7 +17,7 @@ from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import NotFound
+from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.model import Allowance, Endpoint, Host, Network, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge, Party
@@ -331,3 +331,25 @@ def test_many_cases_of_a_file_leave_the_agent_to_others(monkeypatch: pytest.Monk
         return turns
 
     assert asyncio.run(main()) >= len(cases)
+
+
+@pytest.mark.parametrize("text", ["10.2.0.0/24", "10.1.0.2/24", "0.0.0.0/0", "fd00::/64"])
+def test_a_range_is_no_end(text: str) -> None:
+    """The policy lets in all but the first address of a range, so an answer for one of them would hide the others."""
+    most = Rule(peers=(Peer(cidr="10.2.0.0/24", excepts=("10.2.0.0/32",)),))
+    policy = Policy(name="most", select=Selector(names=("web",)), line=1, ingress=(most,))
+    answers, endpoints = _answers(Host(id="1", name="h1"), policies=[policy])
+    web = Endpoint(id="web", name="web", ifname="eth0", network="demo", host="h1", addresses=("10.1.0.2/24",))
+    endpoints.append(msgspec.structs.replace(web, host_ifname="lsr1"))
+    case = Case(source=End(name=text), target=End(name="web"), port="80", expect="deny", line=3)
+    for question in (
+        answers.can(text, "web", "80"),
+        answers.can("web", text),
+        answers.who_can(text),
+        answers.test((), [case]),
+    ):
+        with pytest.raises(Invalid, match=f"{text} is a range") as caught:
+            asyncio.run(question)
+        assert text.partition("/")[0] in caught.value.hint
+    assert not asyncio.run(answers.can("10.2.0.0/32", "web", "80")).allowed
+    assert asyncio.run(answers.can("10.2.0.1", "web", "80")).allowed

@@ -10,8 +10,9 @@ from linkspan.backends import BACKENDS
 from linkspan.core.model import Underlay
 from linkspan.diagnose.doctor import host_checks, link_checks
 from linkspan.diagnose.doctor.checks import Surroundings
-from linkspan.diagnose.trace.kernel_view import Device
+from linkspan.diagnose.trace.kernel_view import Chain, Device
 from support.diagnose.empty_host import EmptyHost
+from support.diagnose.nft_rules import DROP, Kernel, field, match
 from support.records.replicas import network
 
 HEAD = "entries  allocs   destroys\n"
@@ -64,3 +65,16 @@ def test_a_link_to_the_other_hosts_that_passes_nothing_is_named(
     found = list(link_checks.underlay(Linked(), around))
     assert [one.detail for one in found] == ([f"link eth0 to the other hosts {why}"] if why else [])
     assert all(one.status == "fail" and one.fix for one in found)
+
+
+@pytest.mark.parametrize(
+    ("family", "table", "status"), [("inet", "linkspan", "ok"), ("ip", "linkspan", "fail"), ("inet", "mine", "fail")]
+)
+def test_only_chains_of_others_are_in_the_way_of_a_pool(family: str, table: str, status: str) -> None:
+    """The first container of a network, whose packet is judged, may have a policy that refuses all egress."""
+    first = match(field("ip", "saddr"), "10.244.0.2")
+    chain = Chain(family, table, "policy_out", "filter", "forward", rules=((first, DROP),))
+    around = Surroundings([network(pools=("10.244.0.0/16",))])
+    (found,) = host_checks.nft_forward(Kernel(chain), around)
+    assert found.status == status
+    assert bool(found.fix) == (status == "fail")

@@ -113,7 +113,7 @@ def nft_forward(asked: KernelView, around: Surroundings) -> Iterator[Check]:
         if network.internal:
             continue  # linkspan itself refuses the packet that the check would send
         name, ip = f"nft forward {pool}", {4: "ip", 6: "ip6"}[pool.family]
-        found = [netfilter_hooks.passed_nft(asked, "forward", frame) for frame in _through(network, pool)]
+        found = [netfilter_hooks.passed_foreign_nft(asked, "forward", frame) for frame in _through(network, pool)]
         drops = [(v.where, v.rule) for v in found if not v.passes]
         unless = [v.unless for v in found if v.unless]
         if not drops and not unless:

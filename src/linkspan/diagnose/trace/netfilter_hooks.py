@@ -14,6 +14,7 @@ import msgspec
 
 from linkspan.core.addresses import SOCKET_FAMILY
 from linkspan.core.errors import KernelError
+from linkspan.core.ruleset import INET, TABLE
 from linkspan.diagnose.trace import iptables_verdict, nft_verdict
 from linkspan.diagnose.trace.hops import show
 from linkspan.diagnose.trace.kernel_view import KernelView
@@ -51,9 +52,12 @@ def passed(
     return _decided(asked, hook, steps, frame)
 
 
-def passed_nft(asked: KernelView, hook: str, frame: Frame) -> Verdict:
-    """Return the verdict of nftables' own chains at an IP hook."""
-    return _decided(asked, hook, _of_nft(asked, hook, frame), frame)
+def passed_foreign_nft(asked: KernelView, hook: str, frame: Frame) -> Verdict:
+    """Return the verdict of the nftables chains of other programs at an IP hook.
+
+    A drop in linkspan's own table is wanted: a policy, or the isolation of networks.
+    """
+    return _decided(asked, hook, _of_nft(asked, hook, frame, foreign=True), frame)
 
 
 def passed_iptables(asked: KernelView, hook: str, frame: Frame) -> Verdict:
@@ -61,7 +65,7 @@ def passed_iptables(asked: KernelView, hook: str, frame: Frame) -> Verdict:
     return _decided(asked, hook, _of_iptables(asked, hook, frame), frame)
 
 
-def _of_nft(asked: KernelView, hook: str, frame: Frame) -> list[_Step]:
+def _of_nft(asked: KernelView, hook: str, frame: Frame, *, foreign: bool = False) -> list[_Step]:
     families = ("inet", "ip" if frame.packet.family == 4 else "ip6")
     try:
         chains = asked.chains(frame.netns)
@@ -76,7 +80,9 @@ def _of_nft(asked: KernelView, hook: str, frame: Frame) -> list[_Step]:
             functools.partial(nft_verdict.evaluate, asked, chains, chain),
         )
         for chain in chains
-        if chain.family in families and chain.hook == hook
+        if chain.family in families
+        and chain.hook == hook
+        and not (foreign and (chain.family, chain.table) == (INET, TABLE))
     ]
 
 
