@@ -4,8 +4,9 @@ To keep it costs etcd no raft entry, and no watch reports it. All members take k
 the age of a lease: if the leader does not answer, a follower lets a keepalive wait for seven seconds. So each member
 gets TRY seconds, and then the next one is asked at once.
 
-etcd asks for no user to renew a lease, and a login at its default cost takes 50 to 70 ms of a processor. After an outage
-all hosts log in again at once, and those of some hundred take longer than a lease lives. So a keepalive needs no login.
+etcd asks for no user to renew a lease, and a login at its default cost takes 50 to 70 ms of a processor. After an
+outage all hosts log in again at once, and those of some hundred take longer than a lease lives. So a keepalive needs
+no login.
 """
 
 from __future__ import annotations
