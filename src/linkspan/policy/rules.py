@@ -272,10 +272,10 @@ def _peers(peers: Iterable[Match], direction: Direction, family: int) -> Iterato
 
 
 def _apart(prefixes: Iterable[Prefix]) -> list[Prefix]:
-    """Return prefixes without those that are within others: a set of nft's has no overlapping parts."""
+    """Return prefixes as nft lists them, without those that are within others: its sets have no overlapping parts."""
     found: list[Prefix] = []
-    for one in sorted(set(prefixes), key=lambda prefix: prefix.length):
-        if not any(wider.holds(one) for wider in found):
+    for one in sorted(prefixes, key=lambda prefix: (prefix.packed, prefix.length)):
+        if not (found and found[-1].holds(one)):
             found.append(one)
     return found
 
