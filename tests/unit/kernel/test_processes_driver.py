@@ -215,6 +215,20 @@ def test_a_helper_that_ignores_sigterm_is_killed_with_its_children(
     until(lambda: not _lives(number), "the child's end", 10)
 
 
+@pytest.mark.parametrize("dying", [(), ("setpriv", "--pdeathsig", "TERM")], ids=["left", "dying"])
+def test_a_child_has_ended_when_its_helper_is_stopped(
+    driver: ProcessDriver, tmp_path: Path, dying: tuple[str, ...]
+) -> None:
+    """The next helper opens what the child held: a TUN device or a port. This child needs long to end."""
+    child = tmp_path / "child"
+    big = f"import os, time; b = b'1' * (400 << 20); open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+    wanted = Process("a", ("sh", "-c", f'{" ".join(dying)} {sys.executable} -c "{big}" & wait'))
+    assert driver.apply([wanted], []) == {}
+    until(lambda: child.exists() and child.read_text(), "the child's number", 20)
+    assert driver.apply([], [wanted]) == {}
+    assert not _lives(int(child.read_text()))
+
+
 def _lives(number: int) -> bool:
     """Return whether a process lives; a zombie does not: PID 1 may reap late."""
     try:

@@ -81,9 +81,7 @@ class _Running(msgspec.Struct):
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; return whether it ended."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return _ended(self.pidfd, seconds)
 
 
 class _Reload(msgspec.Struct):
@@ -368,22 +366,43 @@ class ProcessDriver:
         else:
             raise KernelError(f"stop {name}: process {running.pid} does not end even after SIGKILL")
         self._drop(name)
-        self._sweep(name)
+        self._sweep(name, running.pid)
         self._living()
 
-    def _sweep(self, name: str) -> None:
-        """End the children that a dead leader left behind."""
+    def _sweep(self, name: str, session: int = 0) -> None:
+        """End the children that a dead leader left behind, and wait: they may hold what the next one opens.
+
+        ``session`` is the leader's. It shows the children, too, that are about to end and have no environment any more.
+        """
         mark = f"{self._dir}:{name}".encode()
-        for pid, environment in self._marked():
-            if environment[OWNER] == mark:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        left = {pid for pid, environment in self._marked() if environment[OWNER] == mark}
+        for pid in left | set(_members(session) if session else ()):
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    _ended(pidfd, self._grace)
+                finally:
+                    os.close(pidfd)
 
 
 def _at_home(folder: Path) -> bool:
     """Return whether a process is in our namespace with one of our users: anybody can forge a mark."""
     here = Path("/proc/thread-self/ns/net")
     return folder.stat().st_uid in (os.geteuid(), dnsmasq.uid()) and (folder / "ns/net").samefile(here)
+
+
+def _ended(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _members(session: int) -> Iterator[int]:
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if os.getsid(int(folder.name)) == session:
+                yield int(folder.name)
 
 
 def _now() -> float:
