@@ -74,6 +74,8 @@ PEERS = 1000
 FEW = 100
 PATIENCE = 300.0
 """Seconds until something that should happen is given up."""
+AT_ONCE = 60.0
+"""Seconds for which associations that are started at once are waited for; 50 a second take 20 s for 1,000."""
 
 
 def address(number: int) -> str:
@@ -426,17 +428,22 @@ class IpsecHost(Subject):
         took = time.perf_counter() - started
         return took, (processor(self.pid) - before) / took, memory.took * 1e3
 
-    def start_at_once(self) -> tuple[float, float]:
-        """Start all associations at once; returns the seconds until all are up, and the daemon's part of a core."""
+    def start_at_once(self) -> tuple[int, float, float]:
+        """Start all associations at once, and wait until all are up, for at most AT_ONCE.
+
+        Returns how many are up, the seconds that this took, and the daemon's part of a core. The daemons give up what they
+        do not finish in time, so some may stay away.
+        """
         wanted = self.wanted()
         before, started = processor(self.pid), time.perf_counter()
         with vici.session(self.machine.ike) as asked:
             for one in wanted:
                 asked_for = {"ike": one.connection.name, "child": one.children[0].name, "timeout": "-1"}
                 list(asked.initiate(asked_for) or ())
-        awaited(lambda: self._up() == self.count, "all associations that were started at once are up", 0.5)
+        while (up := self._up()) < self.count and time.perf_counter() - started < AT_ONCE:
+            time.sleep(0.5)
         took = time.perf_counter() - started
-        return took, (processor(self.pid) - before) / took
+        return up, took, (processor(self.pid) - before) / took
 
     def _up(self) -> int:
         with vici.session(self.machine.ike) as asked:
@@ -451,7 +458,7 @@ class IpsecHost(Subject):
 
 def ike(folder: Path, count: int, rounds: int) -> dict[str, Metric]:
     """Return IPsec's metrics."""
-    hand, ours, bounded, share, query, at_once, share_at_once = ([] for _ in range(7))
+    hand, ours, bounded, share, query, up_at_once, at_once, share_at_once = ([] for _ in range(8))
     for number in range(rounds):
         subject = IpsecHost(folder / f"ipsec{number}", count)
         hand.append(subject.load_by_hand())
@@ -463,7 +470,8 @@ def ike(folder: Path, count: int, rounds: int) -> dict[str, Metric]:
         subject.close()
         subject = IpsecHost(folder / f"at_once{number}", count)
         subject.load()
-        took, part = subject.start_at_once()
+        up, took, part = subject.start_at_once()
+        up_at_once.append(up)
         at_once.append(took)
         share_at_once.append(100 * part)
         subject.close()
@@ -477,7 +485,8 @@ def ike(folder: Path, count: int, rounds: int) -> dict[str, Metric]:
         ),
         f"{name}: the daemon's part of a core meanwhile": result(statistics.median(share), "%"),
         f"{name}: one query of the agent, all up": result(statistics.median(query), "ms"),
-        f"{name}: all up, started at once": result(statistics.median(at_once), "s"),
+        f"{name}: started at once, up after at most {AT_ONCE:.0f} s": result(statistics.median(up_at_once), ""),
+        f"{name}: started at once, seconds until then": result(statistics.median(at_once), "s"),
         f"{name}: the daemon's part of a core meanwhile, started at once": result(
             statistics.median(share_at_once), "%"
         ),
