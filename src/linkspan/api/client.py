@@ -9,12 +9,13 @@ import struct
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import msgspec
 
 from linkspan.core import errors
 from linkspan.core.config import LABS
-from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.escapes import plain
 
 _ERRORS = {
@@ -30,6 +31,13 @@ PATIENCE = 120.0
 
 AT_ONCE = 1 << 18
 """Bytes of an answer that are read at a time."""
+
+
+def part(kind: str, name: str) -> str:
+    """Return the name of a ``kind`` of object as a part of a URL's path. Raises NotFound for an empty one."""
+    if not name:
+        raise NotFound(f"{kind} '' does not exist", "give a name")
+    return quote(name, safe="")
 
 
 class _Connection(http.client.HTTPConnection):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
-from urllib.parse import quote
 
 import typer
 
-from linkspan.api.client import Client
+from linkspan.api.client import Client, part
 from linkspan.backends import BACKENDS, CROSSING
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
@@ -149,7 +148,7 @@ def _flags(network: dict[str, Any]) -> str:
 @app.command()
 def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show one network, with the networks that it may reach."""
-    network = Client(socket).call("GET", f"/v1/networks/{quote(name)}")
+    network = Client(socket).call("GET", f"/v1/networks/{part('network', name)}")
     if output is Format.JSON:
         as_json(network)
         return
@@ -211,7 +210,7 @@ def migrate(
 ) -> None:
     """Change a network's backend while it is in use; meanwhile --backend OLD goes back."""
     body = {"backend": backend, "options": pairs(opt, "--opt")}
-    network = Client(socket).call("POST", f"/v1/networks/{quote(name)}/migration", body)
+    network = Client(socket).call("POST", f"/v1/networks/{part('network', name)}/migration", body)
     if output is Format.JSON:
         as_json(network)
         return
@@ -269,7 +268,7 @@ def update(
     }
     if not any(body.values()) and not egress:
         raise typer.BadParameter("give --add-pool, --mtu, --policy or --egress")
-    network = Client(socket).call("PATCH", f"/v1/networks/{quote(name)}", body)
+    network = Client(socket).call("PATCH", f"/v1/networks/{part('network', name)}", body)
     if output is Format.JSON:
         as_json(network)
     else:
@@ -287,7 +286,7 @@ def delete(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Delete a network; refuse if it has endpoints."""
-    gone = Client(socket).call("DELETE", f"/v1/networks/{quote(name)}{'?force' if force else ''}")
+    gone = Client(socket).call("DELETE", f"/v1/networks/{part('network', name)}{'?force' if force else ''}")
     if output is Format.JSON:
         as_json(gone)
         return
