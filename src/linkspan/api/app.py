@@ -190,7 +190,10 @@ class Api:
         return answer(msgspec.to_builtins(network) | more)
 
     async def _create_network(self, request: web.Request) -> web.Response:
-        made = await self._agent.network_changes.create(await body(request, NetworkRequest))
+        wanted = await body(request, NetworkRequest)
+        made = await self._agent.network_changes.create(wanted, self._agent.policies.require_default)
+        if made.policy == "default-deny":
+            await self._agent.enforcement.enforce()
         return answer(self._with_warnings(made), 201)
 
     def _with_warnings(self, network: Network) -> dict[str, object]:

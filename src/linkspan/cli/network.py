@@ -44,6 +44,16 @@ Options = Annotated[
     ),
 ]
 
+DefaultPolicy = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        metavar="default-deny|default-allow",
+        help="For connections to its containers that no policy is about.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def create(
@@ -70,6 +80,7 @@ def create(
             help=f"Expose it to these as their network, on every host: {', '.join(runtimes())}.",
         ),
     ] = [],  # noqa: B006 - typer's way
+    policy: DefaultPolicy = "default-allow",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
@@ -77,6 +88,7 @@ def create(
     for runtime in split(expose):
         _check_word(name, "--expose", runtime, tuple(runtimes()))
     _check_word(name, "--ipam", ipam, get_args(Ipam))
+    _check_word(name, "--policy", policy, get_args(NetworkPolicy))
     request = {
         "name": name,
         "pools": split(pool),
@@ -88,6 +100,7 @@ def create(
         "internal": internal,
         "ipam": ipam,
         "expose": split(expose),
+        "policy": policy,
     }
     network = Client(socket).call("POST", "/v1/networks", request)
     if output is Format.JSON:
@@ -97,6 +110,7 @@ def create(
     words += [f"{key}={value}" for key, value in network["options"].items() if key in ("mode", "direct")]
     words += [f"pool {joined(network['pools'])}"] if network["pools"] else []
     words += [f"gateway {joined(network['gateways'])}"] if network["gateways"] else []
+    words += [policy] if policy == "default-deny" else []
     say(", ".join(words))
     _warn(network)
 
@@ -141,6 +155,7 @@ def _flags(network: dict[str, Any]) -> str:
     words = [f"{k}={v}" for k, v in network["options"].items()]
     words += ["internal"] if network["internal"] else []
     words += [] if network["masquerade"] else ["no masquerade"]
+    words += ["default-deny"] if network.get("policy") == "default-deny" else []  # a running agent may be older
     words += [f"egress {one['address']}" for one in network.get("egress", ())]  # a running agent may be older
     return joined(words)
 
@@ -237,14 +252,7 @@ def update(
             "--opt", metavar="KEY=VALUE", help="Refused if it differs: only a migration changes options."
         ),
     ] = [],  # noqa: B006 - typer's way
-    policy: Annotated[
-        str,
-        typer.Option(
-            metavar="default-deny|default-allow",
-            help="For connections to its containers that no policy is about.",
-            show_default=False,
-        ),
-    ] = "",
+    policy: DefaultPolicy = "",
     egress: Annotated[
         list[str],
         typer.Option(
