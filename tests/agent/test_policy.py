@@ -114,6 +114,7 @@ def test_a_changed_label_counts_within_a_second(yard: Yard) -> None:
     yard.host.cli("endpoint", "label", "z-c", "pod=a")
     try:
         until(lambda: answers(client, server, 80), "the new label counts", SHARED)
+        assert "pod=a" in yard.host.cli("endpoint", "show", "z-c")
     finally:
         yard.host.cli("endpoint", "label", "z-c", "pod=c")
     assert not answers(client, server, 80)

@@ -287,8 +287,8 @@ class Api:
         change, word = await body(request, LabelsBody), request.match_info["word"]
         found = self._agent.endpoint_records.here(word)
         if not found:
-            why = await self._agent.endpoint_records.missing(word, self._agent.event_log)
-            raise NotFound(f"endpoint {word!r} cannot be labelled here: {why}", "`linkspan endpoint list` shows them")
+            why = await self._agent.endpoint_records.missing(word, self._agent.event_log, to="label it")
+            raise NotFound(f"endpoint {word!r} cannot be labelled here: {why}")
         registry = self._agent.registry
         changed = [await relabel(registry, one.identity, change.set, change.remove) for one in found]
         await self._agent.enforcement.enforce()  # then policies count the labels here

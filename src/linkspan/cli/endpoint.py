@@ -266,7 +266,7 @@ def show(
     if output is Format.JSON:
         as_json(found)
     else:
-        _show(client, found)
+        _show(client, found, labels=True)
 
 
 @app.command()
@@ -285,11 +285,14 @@ def label(
         as_json(found)
         return
     for one in found:
-        told = joined(f"{key}={value}" for key, value in one["labels"].items())
-        say(f"{one['name'] or one['id']}: {one['ifname']} on network {one['network']}, labels {told}")
+        say(f"{one['name'] or one['id']}: {one['ifname']} on network {one['network']}, labels {_labels(one)}")
 
 
-def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
+def _labels(endpoint: dict[str, Any]) -> str:
+    return joined(f"{key}={value}" for key, value in endpoint["labels"].items())
+
+
+def _show(client: Client, endpoints: Sequence[dict[str, Any]], *, labels: bool = False) -> None:
     across = client.clustered({e["host"] for e in endpoints})
     called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())
     namesakes = max(called.values(), default=0) > 1
@@ -306,9 +309,11 @@ def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
             e["host_ifname"] or "-",
             joined(map(_port, e["ports"])),
             *([_limit(e) or "-"] if limited else []),
+            *([_labels(e)] if labels else []),
         )
         for e in endpoints
     ]
     columns = ["container", *(["id"] if namesakes else []), *(["host"] if across else [])]
     columns += ["interface", "network", "addresses", "mac", "host end", "ports", *(["bandwidth"] if limited else [])]
+    columns += ["labels"] if labels else []
     table(columns, rows, "no endpoint: linkspan attach netns:NAME --network NETWORK")
