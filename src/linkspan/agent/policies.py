@@ -65,6 +65,9 @@ class Policies:
         """Return a policy. Raises NotFound."""
         if (found := self._replica.value(_key(name), Policy)) is None:
             known = [policy.name for policy in self.all()]
+            if self._is_staged(name):
+                hint = f"it is staged: `linkspan policy show --staged {name}`, or `linkspan policy enforce {name}`"
+                raise NotFound(f"policy {name!r} is not enforced", hint, records=_key(name))
             hint = closest(name, known, "`linkspan policy list` shows them")
             raise NotFound(f"policy {name!r} does not exist", hint, records=_key(name))
         return found

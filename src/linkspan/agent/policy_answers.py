@@ -55,7 +55,7 @@ class Reacher(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
-    """A case whose answer is not the expected one."""
+    """A case whose answer is not the expected one, or (``got`` is "unknown") has none, and ``why``."""
 
     source: str
     target: str
@@ -64,6 +64,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
     got: str
     by: By | None
     line: int
+    file: str
+    why: str = ""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -151,12 +153,12 @@ class PolicyAnswers:
             await asyncio.sleep(0)  # a file may have a hundred thousand, and an answer takes up to some milliseconds
             try:
                 answer = self._answer(judge, *await self.pair(case.source, case.target, judge), case.port)
-            except LinkspanError as error:
-                raise error.within(f"test at line {case.line}") from error
+            except (NotFound, Invalid) as error:
+                failed.append(unanswered(case, error))
+                continue
             got = "allow" if answer.allowed else "deny"
             if got != case.expect:
-                ends = {"source": str(case.source), "target": str(case.target), "port": case.port}
-                failed.append(Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line))
+                failed.append(failure(case, got, answer.by))
         return failed
 
     async def review(self, hosts: Mapping[str, Host], resolvers: Collection[Prefix]) -> list[Finding]:
@@ -213,9 +215,9 @@ class PolicyAnswers:
             return [Place(address.address, "", "", Party(address, outside=outside, names=called))]
         try:
             found = mine or await self._endpoint_records.find(end.name)
-        except NotFound:
+        except NotFound as error:
             if not (meant := names.meant(normal(end.name), judge.names)):
-                raise
+                raise self._nobody(end.name, error) from error
             # The first one is the narrowest: every address of the asked name is one of it.
             at = (
                 Party(prefix(text), outside=True, names=some & judge.names)
@@ -224,6 +226,17 @@ class PolicyAnswers:
             )
             return [Place(end.name, "", "", Party(None, outside=True, names=frozenset(meant)), at=tuple(at))]
         return [self._place(judge, endpoint) for endpoint in found]
+
+    def _nobody(self, name: str, error: NotFound) -> NotFound:
+        """Return the error about an end that is no container, with what could be meant."""
+        host = name.removeprefix("host:")
+        if host in {one.name for one in self._hosts.all().values()}:
+            own = next((one.address for one in self._underlay(host)), "its address")
+            return NotFound(f"no container is called {name!r}: it is a host", f"give an address of it: {own}")
+        if name != host or "." not in name.strip(".") or error.hint.startswith("did you mean"):
+            return error
+        what = f"no container is called {name!r}, and no policy has this DNS name"
+        return NotFound(what, f"give an address, or the word {OUTSIDE}")
 
     def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
@@ -381,6 +394,26 @@ class PolicyAnswers:
         return [one for one in self._allowances.all() if (one.source, one.target) == (source, target)]
 
 
+def failure(case: Case, got: str, by: By | None, *, port: str = "", why: str = "") -> Failure:
+    """Return a case that fails, which was asked at ``port`` if it names none."""
+    return Failure(
+        source=str(case.source),
+        target=str(case.target),
+        port=case.port or port,
+        expected=case.expect,
+        got=got,
+        by=by,
+        line=case.line,
+        file=case.file,
+        why=why,
+    )
+
+
+def unanswered(case: Case, error: LinkspanError) -> Failure:
+    """Return a case that has no answer: an end of it means nobody, for example."""
+    return failure(case, "unknown", None, why="; ".join(filter(None, (error.message, error.hint))))
+
+
 def _same(one: Place, other: Place) -> bool:
     """Return whether two places are one container's."""
     if one.party.address is None:
@@ -524,5 +557,8 @@ def _why(verdict: Verdict) -> str:
     if verdict.network:
         return f"no policy allows it, and network {verdict.network} is default-deny"
     if verdict.policy:
-        return f"policy {verdict.policy} {does} it" + (f" (line {verdict.line})" if verdict.line else "")
+        # Which end's rules refuse it says which container's policy to look at; what is allowed, both ends allow.
+        where: list[str] = [verdict.direction] if verdict.direction and not verdict.allowed else []
+        where += [f"line {verdict.line}"] if verdict.line else []
+        return f"policy {verdict.policy} {does} it" + (f" ({', '.join(where)})" if where else "")
     return "no policy is about it"

@@ -10,14 +10,17 @@ import msgspec
 from aiohttp import web
 
 from linkspan.agent.agent import Agent
+from linkspan.agent.policy_answers import Answer
 from linkspan.agent.policy_probes import Probed
 from linkspan.api.responses import answer, body, doing
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, Unavailable
 from linkspan.policy.model import Case, Policy
 
 T = TypeVar("T")
 LOOK = 1.0
 """Seconds between looks whether somebody still follows drops."""
+ANSWER = 10.0
+"""Seconds for an answer about two ends. While the store is away each look at it waits by itself."""
 LARGEST = 16 << 20
 """Bytes of policies in a request. As JSON a rule has every field, so a file of many short rules is several times as
 long there: one of less than 4 MiB may have to be divided."""
@@ -78,7 +81,8 @@ class PolicyRoutes:
         return answer([self._told(policy) for policy in self._agent.policies.all()])
 
     async def _show(self, request: web.Request) -> web.Response:
-        policy = self._agent.policies.get(request.match_info["name"])
+        policies, name = self._agent.policies, request.match_info["name"]
+        policy = policies.get_staged(name) if "staged" in request.query else policies.get(name)
         return answer({**self._told(policy), "names": self._agent.policy_names.told(sorted(policy.names))})
 
     async def _apply(self, request: web.Request) -> web.Response:
@@ -105,20 +109,30 @@ class PolicyRoutes:
             return answer(await self._agent.policies.enforce(name))
 
     async def _can(self, request: web.Request) -> web.Response:
-        ends = request.query.get("from", ""), request.query.get("to", "")
-        return answer(await self._agent.policy_answers.can(*ends, request.query.get("port", "")))
+        source, target = request.query.get("from", ""), request.query.get("to", "")
+        with doing(f"policy can {source} {target}"):
+            return answer(await self._found(source, target, request.query.get("port", "")))
+
+    async def _found(self, source: str, target: str, port: str) -> Answer:
+        try:
+            async with asyncio.timeout(ANSWER):
+                return await self._agent.policy_answers.can(source, target, port)
+        except TimeoutError as error:
+            raise Unavailable(f"no answer within {ANSWER:.0f} s", "`linkspan status` shows the store") from error
 
     async def _who_can(self, request: web.Request) -> web.Response:
         target, port = request.query.get("to", ""), request.query.get("port", "")
-        return answer(await self._agent.policy_answers.who_can(target, port))
+        with doing(f"policy who-can {target}"):
+            return answer(await self._agent.policy_answers.who_can(target, port))
 
     async def _test(self, request: web.Request) -> web.Response:
         wanted = await _policies(request, TestBody)
-        if wanted.live:
-            probed = await self._agent.policy_probes.test(wanted.cases)
-        else:
-            failed = await self._agent.policy_answers.test(wanted.policies, wanted.cases)
-            probed = Probed(failed=tuple(failed), skipped=())
+        with doing("policy test"):
+            if wanted.live:
+                probed = await self._agent.policy_probes.test(wanted.cases)
+            else:
+                failed = await self._agent.policy_answers.test(wanted.policies, wanted.cases)
+                probed = Probed(failed=tuple(failed), skipped=())
         cases = len(wanted.cases)
         ok = cases - len(probed.failed) - len(probed.skipped)
         return answer({"cases": cases, "ok": ok, "failed": probed.failed, "skipped": probed.skipped})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
 
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, closest
 
 LARGEST = 4 << 20
 """Bytes of a file: a thousand policies of 4 KB."""
@@ -35,6 +35,10 @@ class Reader:
                 if depth > DEEPEST:
                     raise self.wrong(event, f"is nested more than {DEEPEST} levels deep")
             yield from (node for node in yaml.compose_all(text, Loader=_Loader) if not empty(node))
+        except yaml.reader.ReaderError as error:
+            number = text.count("\n", 0, text.find(chr(error.character))) + 1  # the position counts bytes in C
+            what = f"line {number} has the character #x{error.character:04x}, which YAML does not allow"
+            raise Invalid(f"{self.file} {what}", "is it a text file?") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{self.file} line {mark.line + 1}" if mark is not None else self.file
@@ -44,12 +48,18 @@ class Reader:
         """Return the error about a node: ``what`` continues "FILE line N"."""
         return Invalid(f"{self.file} line {line(node)} {what}", fix)
 
-    def fields(self, node: yaml.Node, known: Collection[str], what: str) -> dict[str, yaml.Node]:
-        """Return a mapping's values by key, without empty ones. Raises Invalid for a key that is not ``known``."""
+    def fields(
+        self, node: yaml.Node, known: Collection[str], what: str, *, elsewhere: Mapping[str, str] = {}
+    ) -> dict[str, yaml.Node]:
+        """Return a mapping's values by key, without empty ones. Raises Invalid for a key that is not ``known``.
+
+        ``elsewhere`` has the fix for keys that belong to another mapping.
+        """
         found = self.mapping(node, what)
-        for key in found:
-            if key not in known:
-                raise self.wrong(node, f"has the key {key!r}, which {what} does not have", f"use {', '.join(known)}")
+        for key, _ in node.value:
+            if key.value not in known:
+                fix = elsewhere.get(key.value) or closest(key.value, known, f"use {', '.join(known)}")
+                raise self.wrong(key, f"has the key {key.value!r}, which {what} does not have", fix)
         return {key: value for key, value in found.items() if not empty(value)}
 
     def given(
@@ -60,12 +70,13 @@ class Reader:
         *,
         needs: Collection[str] = (),
         may_be_empty: Collection[str] = (),
+        elsewhere: Mapping[str, str] = {},
     ) -> dict[str, yaml.Node]:
         """Return ``fields``; raise Invalid for a key that is there without a value, and for one of ``needs`` missing.
 
         Without the key a rule means everybody, and a selector all: a value that was forgotten must not mean that.
         """
-        found = self.fields(node, known, what)
+        found = self.fields(node, known, what, elsewhere=elsewhere)
         for key, value in self.mapping(node, what).items():
             if key in may_be_empty:
                 continue
@@ -110,7 +121,13 @@ class Reader:
 
     def pairs(self, node: yaml.Node, what: str) -> dict[str, str]:
         """Return a mapping of words to words."""
-        return {key: self.text(value, f"{what} {key}") for key, value in self.mapping(node, what).items()}
+        found = self.mapping(node, what)
+        for key, value in found.items():
+            name, colon, word = key.partition(":")
+            if colon and empty(value):
+                fix = f"write a blank after the colon: {name}: {word}"
+                raise self.wrong(value, f"has no value for {what} {key}", fix)
+        return {key: self.text(value, f"{what} {key}") for key, value in found.items()}
 
     def number(self, node: yaml.Node, what: str) -> int:
         """Return a number of at most nine digits."""

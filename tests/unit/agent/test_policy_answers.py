@@ -225,7 +225,8 @@ def test_a_name_is_judged_at_each_of_its_addresses() -> None:
     assert found.by is not None
     assert found.by.line == 3
     assert found.why == (
-        "at 198.51.100.1: policy out refuses it (line 3); at 203.0.113.7, 203.0.113.8: policy out allows it (line 9); "
+        "at 198.51.100.1: policy out refuses it (egress, line 3); "
+        "at 203.0.113.7, 203.0.113.8: policy out allows it (line 9); "
         f"on this host {API} has these addresses now"
     )
     found = asyncio.run(_asked(at, _deny("192.0.2.0/24")).can("web", API, "80"))
@@ -346,10 +347,43 @@ def test_a_range_is_no_end(text: str) -> None:
         answers.can(text, "web", "80"),
         answers.can("web", text),
         answers.who_can(text),
-        answers.test((), [case]),
     ):
         with pytest.raises(Invalid, match=f"{text} is a range") as caught:
             asyncio.run(question)
         assert text.partition("/")[0] in caught.value.hint
+    (failed,) = asyncio.run(answers.test((), [case]))
+    assert (failed.got, failed.line) == ("unknown", 3)
+    assert f"{text} is a range" in failed.why
     assert not asyncio.run(answers.can("10.2.0.0/32", "web", "80")).allowed
     assert asyncio.run(answers.can("10.2.0.1", "web", "80")).allowed
+
+
+def test_an_end_that_is_nobody_says_what_could_be_meant() -> None:
+    """A host is asked by its address, and a DNS name counts only where a policy has it."""
+    answers, endpoints = _answers(Host(id="1", name="h1", underlay=Underlay(ifname="up", addresses=("192.0.2.1/24",))))
+    endpoints.append(WEB)
+    for name in ("h1", "host:h1"):
+        with pytest.raises(NotFound, match="it is a host") as caught:
+            asyncio.run(answers.can(name, "web", "80"))
+        assert caught.value.hint == "give an address of it: 192.0.2.1"
+    with pytest.raises(NotFound, match="no policy has this DNS name"):
+        asyncio.run(answers.can("web", "api.example.com"))
+
+
+def test_a_case_about_nobody_fails_and_hides_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each failure names the file and the line of its case: a folder has many."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True))
+    endpoints.append(WEB)
+    ends = ("web", "ghost", "web")
+    cases = [
+        Case(source=End(name="192.0.2.1"), target=End(name=name), expect="allow", line=n, file="shop.yaml")
+        for n, name in enumerate(ends, 1)
+    ]
+    failed = asyncio.run(answers.test((), cases))
+    assert [(one.file, one.line, one.got) for one in failed] == [
+        ("shop.yaml", 1, "deny"),
+        ("shop.yaml", 2, "unknown"),
+        ("shop.yaml", 3, "deny"),
+    ]
+    assert failed[1].why == "there is no container ghost"
