@@ -205,8 +205,18 @@ def who_can(
     if output is Format.JSON:
         as_json(found)
         return
-    rows = [(one["name"], one["network"] or "-", one["host"] or "-", joined(one["ports"])) for one in found]
-    table(("name", "network", "host", "ports"), rows, f"nobody may connect to {target}")
+    at = [f"{one.get('to', '')} {one.get('address', '')}".strip() or "-" for one in found]
+    several = len(set(at)) > 1  # the container is in several networks
+    rows = [
+        (
+            *(one[key] or "-" for key in ("name", "network", "host")),
+            *([to] if several else []),
+            joined(one["ports"]),
+        )
+        for one, to in zip(found, at, strict=True)
+    ]
+    columns = ("name", "network", "host", *(["to"] if several else []), "ports")
+    table(columns, rows, f"nobody may connect to {target}")
 
 
 @app.command("test")
