@@ -13,9 +13,10 @@ import pytest
 from linkspan.agent import policy_enforcement, policy_names
 from linkspan.agent.policies import Policies
 from linkspan.core.errors import Conflict, KernelError, Unavailable
+from linkspan.core.kinds import ALL
 from linkspan.core.model import Host, Port
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import Bridge, BridgeFilter, NftChain, NftElement
+from linkspan.core.states.host import Bridge, BridgeFilter, Key, NftChain, NftElement, NftSet, NftTable
 from linkspan.core.store_contract import Record
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
@@ -519,6 +520,38 @@ def test_no_container_comes_while_the_rules_of_all_policies_are_refused(stage: S
             stage.machine.unable = set()
             stage.machine.reconciler.resync([NftChain])
             await stage.enforcement.cover(NET)
+
+    asyncio.run(main())
+
+
+def test_a_policy_that_is_refused_closes_nobody_but_whom_it_selects(stage: Stage) -> None:
+    """No port goes down: its containers are dropped, because they lose their way; rules that all need are guards."""
+    reconciler = stage.machine.reconciler
+    ways = ("policy_in4_", "policed_by_in4")
+
+    def refused() -> set[Key]:
+        named = ((key, str(key[3])) for key in reconciler.desired.states((NftChain,)))
+        return {key for key, name in named if name.startswith("policy_in4_") and "_by_" not in name}
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            chains = refused()
+            await stage.member.replica.write({}, deletes=["policies/web"])
+            await stage.enforcement.enforce()
+            stage.machine.unable = chains
+            with pytest.raises(KernelError, match="refused"):
+                await stage.apply(WEB)
+            for _ in range(2):
+                failed = reconciler.resync([NftTable, NftSet, NftChain, NftElement]).failed
+                assert {str(key[3]) for key in failed if str(key[3]).startswith(ways)}
+                assert reconciler.fights.closed() == set()
+            assert "10.77.0.2" in stage.addresses("policed_in4"), "its packets go to the chains of policies"
+            assert "10.77.0.2" not in stage.addresses("policed_by_in4"), "where no way leads on"
+            stage.machine.unable = {BASE}
+            del stage.machine.driver.states[BASE]
+            reconciler.resync([NftTable, NftSet, NftChain, NftElement])
+            assert reconciler.fights.closed() == {ALL}
 
     asyncio.run(main())
 
