@@ -21,7 +21,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.dns_names import normal
-from linkspan.core.errors import Invalid, LinkspanError, NotFound
+from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Allowance, Endpoint, Host, Port
 from linkspan.core.ports import families_of, is_fixed
 from linkspan.policy import names
@@ -34,6 +34,8 @@ OUTSIDE = "outside"
 """The word for every address in no pool."""
 _NAMED = 4
 """Addresses that a sentence names."""
+_A_TURN = 256
+"""Endpoints that are looked at before others use the loop."""
 _OWN_HOST = "it is the container's own host, which no policy is about"
 _INTERNAL = "network {} is internal: of a host it reaches only DNS and ICMP, whatever a policy says"
 _DNS = 53
@@ -174,6 +176,33 @@ class PolicyAnswers:
                 ends = {"source": str(case.source), "target": str(case.target), "port": case.port}
                 failed.append(Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line))
         return failed
+
+    async def idle(self, policies: Iterable[Policy]) -> frozenset[str]:
+        """Return the names of those of these policies that select no container.
+
+        Not of those in whose networks there is no container yet: whoever applies policies first means it. None while
+        the store does not answer.
+        """
+        judge, waiting, networks = Judge(policies), dict[str, set[str]](), set[str]()
+        for policy in judge.policies:
+            waiting.setdefault(policy.select.digest, set()).add(policy.name)
+        try:
+            async for some in self._endpoint_records.everywhere():
+                for number, one in enumerate(some, 1):
+                    networks.add(one.network)
+                    for digest in judge.chosen(Subject(one.called, one.network, one.host, one.labels)):
+                        waiting.pop(digest, None)
+                    if not waiting:
+                        return frozenset()
+                    if number % _A_TURN == 0:
+                        await asyncio.sleep(0)
+        except Unavailable:
+            return frozenset()
+        left = set[str]().union(*waiting.values())
+        return frozenset(
+            one.name for one in judge.policies
+            if one.name in left and (networks.intersection(one.select.networks) if one.select.networks else networks)
+        )  # fmt: skip
 
     async def review(self, hosts: Mapping[str, Host], resolvers: Collection[Prefix]) -> list[Finding]:
         """Return what is odd about the policies, given all endpoints; none without policies.

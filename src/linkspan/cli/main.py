@@ -100,9 +100,16 @@ def commands(*names: str) -> Any:
     return made
 
 
+@functools.cache
+def _warn(text: str) -> None:
+    """Print an agent's warning, once however many answers have it."""
+    say(f"warning: {shown(text)}", sys.stderr)
+
+
 def main() -> None:
     """Run a command; print an error as one line on stderr (with -o json also as an object on stdout)."""
     words = sys.argv[1:]
+    Client.warn_by(_warn)
     if not _wants_json(words):  # their own formatting escapes them
         Client.show_by(shown)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode
@@ -13,7 +15,7 @@ import typer
 
 from linkspan.api.client import Client
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, say, table
-from linkspan.core.errors import NotFound, counted
+from linkspan.core.errors import LinkspanError, NotFound, counted
 
 if TYPE_CHECKING:
     from linkspan.policy.document import Document
@@ -152,8 +154,8 @@ def enforce(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_
 @app.command()
 def diff(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show what `apply` would change; exit 3 if anything would."""
-    wanted = _read(file).policies
-    known = {one["name"]: _policy(one) for one in Client(socket).call("GET", "/v1/policies")}
+    wanted, client = _read(file).policies, Client(socket)
+    known = {one["name"]: _policy(one) for one in client.call("GET", "/v1/policies")}
     changes = []
     for policy in wanted:
         before, after = _printed(known[policy.name]) if policy.name in known else "", _printed(policy)
@@ -168,8 +170,16 @@ def diff(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SO
             print(f"policy {one['policy']} would be {one['what']}:\n{one['diff']}")
         if not changes:
             say("no change: the policies are recorded as in the file")
+        _warn(client, wanted)
     if changes:
         raise typer.Exit(FOUND)
+
+
+def _warn(client: Client, policies: Sequence[Policy]) -> None:
+    """Print what `apply` would warn of; not to who may only read, nor where the agent is older."""
+    with contextlib.suppress(LinkspanError):
+        for words in client.call("POST", "/v1/policy/warnings", {"policies": msgspec.to_builtins(policies)}):
+            say(f"warning: {words}", sys.stderr)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import Invalid, NotFound
+from linkspan.core.errors import Invalid, NotFound, Unavailable
 from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge, Party
@@ -241,6 +241,32 @@ def test_who_can_tells_the_ports_of_each_network_of_a_container() -> None:
         ("outside", "demo", "10.1.0.9", ("80/tcp",)),
         ("outside", "other", "10.2.0.9", ("all",)),
     ]
+
+
+def test_policies_that_select_nobody_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of a network without containers: policies may come first. None while others' are not known."""
+    answers, endpoints = _answers(Host(id="1", name="h1"))
+    endpoints.append(msgspec.structs.replace(WEB, labels={"app": "web"}))
+    selectors = {
+        "label": Selector(labels={"app": "wbe"}),
+        "host": Selector(hosts=("h9",)),
+        "name": Selector(names=("webb",)),
+        "there": Selector(networks=("demo",), labels={"app": "wbe"}),
+        "right": Selector(labels={"app": "web"}),
+        "early": Selector(networks=("later",)),
+    }
+    policies = [Policy(name=name, select=select, ingress=()) for name, select in selectors.items()]
+    assert asyncio.run(answers.idle(policies)) == {"label", "host", "name", "there"}
+    assert asyncio.run(answers.idle(())) == frozenset()
+    endpoints.clear()
+    assert asyncio.run(answers.idle(policies)) == frozenset()
+
+    async def away(_records: Placed, _network: str = "") -> AsyncIterator[list[Endpoint]]:
+        yield [WEB]
+        raise Unavailable("the store does not answer")
+
+    monkeypatch.setattr(Placed, "everywhere", away)
+    assert asyncio.run(answers.idle(policies)) == frozenset()
 
 
 API, BELOW = "api.example.com", "*.example.org"
