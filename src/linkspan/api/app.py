@@ -233,7 +233,7 @@ class Api:
         with doing(f"delete network {name}"):
             cut = await self._agent.network_changes.delete(name, force="force" in request.query)
         told = [{"host": e.host, "id": e.id, "name": e.name, "ifname": e.ifname, "engine": e.managed} for e in cut]
-        return answer({"deleted": name, "cut_off": told})
+        return answer({"deleted": name, "cut_off": told}, warnings=self._agent.policies.about(name))
 
     async def _allow(self, request: web.Request) -> web.Response:
         allowance = await body(request, Allowance)
@@ -292,7 +292,8 @@ class Api:
         registry = self._agent.registry
         changed = [await relabel(registry, one.identity, change.set, change.remove) for one in found]
         await self._agent.enforcement.enforce()  # then policies count the labels here
-        return answer([public(endpoint) for endpoint in changed])
+        policies = self._agent.policies
+        return answer([public(one) for one in changed], warnings=policies.silent() if policies.all() else ())
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -15,6 +17,7 @@ from linkspan.agent.policy_probes import Probed
 from linkspan.api.responses import answer, body, doing
 from linkspan.core.errors import Invalid, Unavailable
 from linkspan.policy.model import Case, Policy
+from linkspan.store.contact import STALE
 
 T = TypeVar("T")
 LOOK = 1.0
@@ -55,6 +58,7 @@ class PolicyRoutes:
             web.put("/v1/policies", self._apply),
             web.get("/v1/policies/{name}", self._show),
             web.delete("/v1/policies/{name}", self._delete),
+            web.post("/v1/policy/warnings", self._warnings),
             web.get("/v1/policy/staged", self._staged),
             web.post("/v1/policy/staged/{name}/enforce", self._enforce),
             web.get("/v1/drops", self._drops),
@@ -63,8 +67,8 @@ class PolicyRoutes:
             web.post("/v1/policy/test", self._test),
         ]
 
-    def _told(self, policy: Policy) -> dict[str, object]:
-        """Return a policy as documented: every field, and warnings."""
+    def _told(self, policy: Policy, idle: Collection[str] = ()) -> dict[str, object]:
+        """Return a policy as documented: every field, and warnings; ``idle`` ones select no container."""
         return {
             "name": policy.name,
             "tier": policy.tier,
@@ -74,34 +78,63 @@ class PolicyRoutes:
             "egress": policy.egress,
             "file": policy.file,
             "line": policy.line,
-            "warnings": list(self._agent.policies.warnings(policy)),
+            "warnings": [*self._agent.policies.warnings(policy), *_selecting_nothing([policy], idle)],
         }
 
     async def _list(self, _request: web.Request) -> web.Response:
-        return answer([self._told(policy) for policy in self._agent.policies.all()])
+        policies = self._agent.policies.all()
+        idle = await self._idle(policies)
+        return answer([self._told(policy, idle) for policy in policies], warnings=self._from_memory())
 
     async def _show(self, request: web.Request) -> web.Response:
         policies, name = self._agent.policies, request.match_info["name"]
         policy = policies.get_staged(name) if "staged" in request.query else policies.get(name)
-        return answer({**self._told(policy), "names": self._agent.policy_names.told(sorted(policy.names))})
+        told = self._told(policy, await self._idle([policy]))
+        names = self._agent.policy_names.told(sorted(policy.names))
+        return answer({**told, "names": names}, warnings=self._from_memory())
+
+    async def _warnings(self, request: web.Request) -> web.Response:
+        """Answer with what would be warned of if policies were applied."""
+        wanted = await _policies(request, ApplyBody)
+        return answer(await self._warned(wanted.policies))
+
+    async def _warned(self, policies: Collection[Policy]) -> list[str]:
+        found = [text for policy in policies for text in self._agent.policies.warnings(policy)]
+        return list(dict.fromkeys([*found, *_selecting_nothing(policies, await self._idle(policies))]))
+
+    async def _idle(self, policies: Collection[Policy]) -> Collection[str]:
+        """Return the names of the policies that select no container; none if nobody knows all containers now."""
+        return () if self._from_memory() else await self._agent.policy_answers.idle(policies)
+
+    def _from_memory(self) -> list[str]:
+        """Return a sentence if the store is away, so that answers are what this host knew last."""
+        silence = self._agent.replica.contact.silence()
+        if not self._agent.hosts.shared or silence <= STALE:
+            return []
+        since = f"for {silence:.0f} s" if silence < math.inf else "since the agent's start"
+        return [f"the store has not answered {since}: this is what this host knew last"]
 
     async def _apply(self, request: web.Request) -> web.Response:
         wanted = await _policies(request, ApplyBody)
         with doing("apply policies"):
-            return answer(await self._agent.policies.apply(wanted.policies, staged=wanted.staged))
+            applied = await self._agent.policies.apply(wanted.policies, staged=wanted.staged)
+        idle = _selecting_nothing(wanted.policies, await self._idle(wanted.policies))
+        told = msgspec.structs.replace(applied, warnings=(*applied.warnings, *idle))
+        return answer(told, warnings=self._from_memory())
 
     async def _delete(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         with doing(f"delete policy {name}"):
-            await self._agent.policies.delete(name, staged="staged" in request.query)
-        return answer({"deleted": name})
+            staged = "staged" in request.query
+            await self._agent.policies.delete(name, staged=staged)
+        return answer({"deleted": name}, warnings=() if staged else self._agent.policies.silent())
 
     async def _staged(self, _request: web.Request) -> web.Response:
         known = {policy.name for policy in self._agent.policies.all()}
         staged = self._agent.policies.staged()
         trial = await self._agent.policy_trials.trial()
         listed = [{**self._told(one), "change": "changed" if one.name in known else "created"} for one in staged]
-        return answer({"policies": listed, **msgspec.structs.asdict(trial)})
+        return answer({"policies": listed, **msgspec.structs.asdict(trial)}, warnings=self._from_memory())
 
     async def _enforce(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -155,6 +188,11 @@ class PolicyRoutes:
                     await response.write(msgspec.json.encode(drop) + b"\n")
             return response
         return response
+
+
+def _selecting_nothing(policies: Iterable[Policy], idle: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each of the policies that is ``idle``."""
+    return (f"policy {policy.name} selects no container now" for policy in policies if policy.name in idle)
 
 
 async def _policies(request: web.Request, type_: type[T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import typer
 
 from linkspan.api.client import Client, part
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, say, table
-from linkspan.core.errors import NotFound, counted
+from linkspan.core.errors import LinkspanError, NotFound, counted
 
 if TYPE_CHECKING:
     from linkspan.policy.document import Document
@@ -199,8 +200,16 @@ def diff(
         if not changes:
             same = "what is staged is enforced already" if wanted else "no policy is staged"
             say(f"no change: {same if staged else 'the policies are recorded as in the file'}")
+        _warn(client, wanted)
     if changes:
         raise typer.Exit(FOUND)
+
+
+def _warn(client: Client, policies: Sequence[Policy]) -> None:
+    """Print what `apply` would warn of; not to who may only read, nor where the agent is older."""
+    with contextlib.suppress(LinkspanError):
+        for words in client.call("POST", "/v1/policy/warnings", {"policies": msgspec.to_builtins(policies)}):
+            say(f"warning: {words}", sys.stderr)
 
 
 @app.command()
@@ -236,8 +245,19 @@ def who_can(
     if output is Format.JSON:
         as_json(found)
         return
-    rows = [(one["name"], one["network"] or "-", one["host"] or "-", joined(one["ports"])) for one in found]
-    table(("name", "network", "host", "ports"), rows, f"nobody may connect to {target}")
+    at = [f"{one.get('to', '')} {one.get('address', '')}".strip() or "-" for one in found]
+    several = len(set(at)) > 1  # the container is in several networks
+    rows = [
+        (
+            *(one[key] or "-" for key in ("name", "network", "host")),
+            *([to] if several else []),
+            joined(one["ports"]),
+        )
+        for one, to in zip(found, at, strict=True)
+    ]
+    columns = ("name", "network", "host", *(["to"] if several else []), "ports")
+    asked = f" at {port}" if port else ""
+    table(columns, rows, f"nobody may connect to {target}{asked}")
 
 
 @app.command("test")

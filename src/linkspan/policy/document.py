@@ -29,7 +29,7 @@ from linkspan.policy.model import (
     checked,
     ports,
 )
-from linkspan.policy.yaml_nodes import LARGEST, Reader, line
+from linkspan.policy.yaml_nodes import LARGEST, MOST, Reader, line
 
 _ENDINGS = (".yaml", ".yml", ".json")
 STDIN = Path("-")
@@ -116,6 +116,8 @@ def parsed(text: str, file: str) -> Document:
             raise reader.wrong(node, "begins a policy without a name", "write policy: NAME")
         if "tests" in found:
             cases += (_case(reader, one) for one in reader.items(found["tests"], "tests"))
+        if len(cases) > MOST:
+            raise reader.wrong(node, f"begins more tests, and a file may have {MOST}", "divide it into several files")
     return Document(tuple(policies), tuple(cases))
 
 

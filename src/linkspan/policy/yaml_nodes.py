@@ -11,8 +11,11 @@ from linkspan.core.errors import Invalid, closest
 
 LARGEST = 4 << 20
 """Bytes of a file: a thousand policies of 4 KB."""
+MOST = 10_000
+"""Documents of a file, and tests."""
 DEEPEST = 32
 """Levels of nesting: a reader of trees is recursive."""
+_DIVIDE = "divide it into several files"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
@@ -25,13 +28,16 @@ class Reader:
     def documents(self, text: str) -> Iterator[yaml.Node]:
         """Yield the documents of a file. Raises Invalid, with the line, for what is no YAML, and for aliases."""
         if len(text) > LARGEST:
-            raise Invalid(f"{self.file} has more than {LARGEST >> 20} MiB", "divide it into several files")
+            raise Invalid(f"{self.file} has more than {LARGEST >> 20} MiB", _DIVIDE)
         try:
-            depth = 0
+            depth = documents = 0
             for event in yaml.parse(text, Loader=_Loader):
                 if isinstance(event, yaml.AliasEvent):
                     raise self.wrong(event, "has an alias (*NAME)", "write the value itself")
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                documents += isinstance(event, yaml.DocumentStartEvent)
+                if documents > MOST:
+                    raise self.wrong(event, f"begins one of more than {MOST} documents", _DIVIDE)
                 if depth > DEEPEST:
                     raise self.wrong(event, f"is nested more than {DEEPEST} levels deep")
             yield from (node for node in yaml.compose_all(text, Loader=_Loader) if not empty(node))
@@ -103,9 +109,11 @@ class Reader:
         return found
 
     def items(self, node: yaml.Node, what: str) -> list[yaml.Node]:
-        """Return the items of a list."""
+        """Return the items of a list, of which no file needs more than MOST."""
         if not isinstance(node, yaml.SequenceNode):
             raise self.wrong(node, f"is no list: {what} needs one", "begin each item with a dash")
+        if len(node.value) > MOST:
+            raise self.wrong(node, f"has {len(node.value)} {what}, and may have {MOST}", _DIVIDE)
         return list(node.value)
 
     def text(self, node: yaml.Node, what: str) -> str:

@@ -114,7 +114,7 @@ def test_a_diff_is_of_files_or_of_what_is_staged(
         with pytest.raises(typer.BadParameter, match="give FILE, or --staged"):
             policy.diff(files, staged=staged, output=Format.TABLE, socket="")
     web: dict[str, Any] = {"name": "web", "ingress": [], "egress": None, "warnings": []}
-    answers = [{"policies": [{**web, "egress": [], "change": "changed"}]}, [web]]
+    answers = [{"policies": [{**web, "egress": [], "change": "changed"}]}, [web], []]
     monkeypatch.setattr(Client, "call", lambda *_words: answers.pop(0))
     with pytest.raises(typer.Exit):
         policy.diff([], staged=True, output=Format.TABLE, socket="")

@@ -361,6 +361,23 @@ def test_of_a_file_that_is_too_long_no_more_is_read(tmp_path: Path, monkeypatch:
         document.read([Path("/dev/zero")])
 
 
+CASE = "- {from: a, to: b, expect: deny}\n"
+
+
+def test_a_file_has_so_many_tests_and_documents_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a millisecond or so: a hundred thousand would take a minute."""
+    for module in (document, yaml_nodes):
+        monkeypatch.setattr(module, "MOST", 3)
+    assert len(document.parsed("tests:\n" + 3 * CASE, "f").cases) == 3
+    with pytest.raises(Invalid, match="f line 2 has 4 tests, and may have 3"):
+        document.parsed("tests:\n" + 4 * CASE, "f")
+    with pytest.raises(Invalid, match="f line 6 begins more tests, and a file may have 3"):
+        document.parsed("tests:\n" + 3 * CASE + "---\ntests:\n" + CASE, "f")
+    assert document.parsed(3 * "---\n", "f").cases == ()
+    with pytest.raises(Invalid, match="f line 4 begins one of more than 3 documents"):
+        document.parsed(4 * "---\n", "f")
+
+
 @given(samples.policies("p"))
 def test_a_printed_policy_is_read_as_the_same(policy: Policy) -> None:
     """The policy may say anything; only the lines differ."""
