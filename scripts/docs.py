@@ -77,9 +77,12 @@ class Host:
         return done.returncode, done.stdout.rstrip("\n")
 
     def stop(self) -> None:
-        """End the agent, labs that the page left, and the processes that either would leave running."""
+        """End the agent, labs and servers that the page left, and the processes that either would leave running."""
         for lab in Path("/run/linkspan-lab").glob("*/lab.json"):
             subprocess.run(["linkspan", "lab", "down", "--lab", lab.parent.name], check=False, timeout=60)
+        # This page's namespaces alone: its /run is its own.
+        servers = "for name in /run/netns/*; do ip netns pids ${name##*/} | xargs --no-run-if-empty kill; done"
+        subprocess.run(["bash", "-c", servers], check=False, capture_output=True, timeout=60)
         self.agent.terminate()
         self.agent.wait(30)
         subprocess.run(["linkspan", "uninstall", "--yes", "--force"], check=False, capture_output=True, timeout=60)

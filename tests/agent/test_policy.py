@@ -114,6 +114,7 @@ def test_a_changed_label_counts_within_a_second(yard: Yard) -> None:
     yard.host.cli("endpoint", "label", "z-c", "pod=a")
     try:
         until(lambda: answers(client, server, 80), "the new label counts", SHARED)
+        assert "pod=a" in yard.host.cli("endpoint", "show", "z-c")
     finally:
         yard.host.cli("endpoint", "label", "z-c", "pod=c")
     assert not answers(client, server, 80)
@@ -265,6 +266,27 @@ def test_a_default_deny_network_lets_in_what_a_policy_allows(yard: Yard) -> None
         assert not answers(yard.netns["y-c"], yard.ips["y-b"][4], 80)
     finally:
         yard.host.cli("network", "update", "y", "--policy", "default-allow")
+
+
+def test_a_network_may_be_closed_from_the_start(yard: Yard) -> None:
+    """So no container is ever attached to it while it is open; lists say that it is closed."""
+    made = yard.host.cli(
+        "network", "create", "shut", "--pool", "10.217.0.0/24", "--opt", "mode=routed", "--policy", "default-deny"
+    )
+    assert made.rstrip().endswith("default-deny")
+    ends = yard.host.world.namespace(), yard.host.world.namespace()
+    try:
+        one, other = (yard.host.attach(netns, "shut", name=f"shut-{n}") for n, netns in enumerate(ends))
+        assert not echoes(ends[0], first_ip(other))
+        no = yard.host.json("policy", "can", "shut-0", "shut-1", code=3)
+        assert no["by"] == {"policy": "default of network shut", "line": 0}
+        assert "default-deny" in yard.host.cli("network", "list")
+        yard.apply("policy: open\nselect: {name: shut-0}\ningress: [{from: [{network: shut}]}]\n")
+        assert echoes(ends[1], first_ip(one))
+    finally:
+        for netns in ends:
+            yard.host.detach(netns)
+        yard.host.cli("network", "delete", "shut")
 
 
 def test_plan_shows_the_rules_with_the_policys_name_and_they_are_healed(yard: Yard) -> None:

@@ -52,6 +52,9 @@ def test_a_staged_policy_counts_what_it_would_refuse_and_refuses_nothing(yard: Y
     """By policy, line, both ends and port; over a restart of the agent; until it is enforced."""
     _stage(yard, WEB, "--stage")
     assert yard.host.json("policy", "list") == []
+    assert yard.host.json("policy", "show", "web", "--staged")["ingress"][0]["ports"][0]["first"] == 80
+    assert "it is staged: `linkspan policy show --staged web`" in yard.host.cli("policy", "show", "web", code=1)
+    assert "+- from:" in yard.host.json("policy", "diff", "--staged", code=3)[0]["diff"]
     server = yard.ips["x-b"]
     assert answers(yard.netns["z-a"], server[4], 80)
     assert answers(yard.netns["z-b"], server[4], 80)
@@ -84,6 +87,9 @@ def test_a_staged_version_leaves_the_enforced_one_in_force(yard: Yard) -> None:
     assert answers(yard.netns["z-a"], server, 80)
     assert not answers(yard.netns["z-b"], server, 80)
     assert _refused(yard) == {("web", 1, "z-a", "x-b", "80/tcp"): 1}
+    (change,) = yard.host.json("policy", "diff", "--staged", code=3)
+    assert (change["policy"], change["what"]) == ("web", "changed")
+    assert "+ingress: []" in change["diff"]
     yard.host.cli("policy", "delete", "web", "--staged")
     assert yard.host.json("policy", "staged")["policies"] == []
     assert not answers(yard.netns["z-b"], server, 80)

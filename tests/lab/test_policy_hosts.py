@@ -130,6 +130,28 @@ def test_labels_of_other_hosts_containers_decide(cluster: PolicyRun) -> None:
         assert [(one["name"], one["host"], one["ports"]) for one in who] == [("proxy", "h2", ["80/tcp"])]
 
 
+def test_a_host_reaches_its_own_containers_from_each_of_its_addresses(cluster: PolicyRun) -> None:
+    """The answers say what the kernel does, on every host: another host's address is nobody whom the policy allows."""
+    cluster.apply("h2", WEB)
+    until(lambda: not cluster.reach("other", "web"), "h1 refuses other")
+    own = {}
+    for host in cluster.call("h2", "GET", "/v1/hosts"):
+        texts = [*host["underlay"]["addresses"], *host["leases"][0]["host_address"]]
+        own[host["name"]] = [text.partition("/")[0] for text in texts]
+    gateway = cluster.call("h2", "GET", "/v1/networks")[0]["gateways"][0].partition("/")[0]
+    for host, addresses in (("h1", [*own["h1"], gateway]), ("h3", own["h3"])):
+        for address in addresses:
+            with inside(f"{cluster.name}-{host}"), contextlib.suppress(OSError):
+                end = (cluster.addresses["web"], 80)
+                socket.create_connection(end, timeout=1, source_address=(address, 0)).close()
+                assert host == "h1", address
+                continue
+            assert host == "h3", address
+        for asked_at in ("h1", "h3"):
+            answers_ = [cluster.call(asked_at, "GET", f"/v1/policy/can?from={one}&to=web&port=80") for one in addresses]
+            assert [one["allowed"] for one in answers_] == [host == "h1"] * len(addresses), answers_
+
+
 def test_a_label_that_changes_on_another_host_counts(cluster: PolicyRun) -> None:
     """Within a second, in both directions; and an established connection is cut."""
     cluster.apply("h1", WEB)

@@ -68,8 +68,10 @@ class Kernel(MemoryMachine):
         self.deleted += delete
         bad = {s.key: KernelError("refused") for s in put if isinstance(s, NftElement) and s.parts[0] in self.refused}
         bad |= {state.key: KernelError("refused") for state in put if state.key in self.unable}
-        there = {**self.driver.states, **{state.key: state for state in put}}
-        bad |= {s.key: KernelError("No such file") for s in put if any(key not in there for key in _leads(s))}
+        there = {**self.driver.states, **{state.key: state for state in put if state.key not in bad}}
+        while lost := [s.key for s in put if s.key not in bad and any(key not in there for key in _leads(s))]:
+            bad |= {key: KernelError("No such file") for key in lost}
+            there = {**self.driver.states, **{state.key: state for state in put if state.key not in bad}}
         for state in delete:
             there.pop(state.key, None)
         used = {key for state in there.values() for key in _leads(state)}

@@ -285,7 +285,7 @@ class Agent:
         self.policy_metrics = PolicyMetrics(self.enforcement, self.metrics.refusals)
         self.drop_log = DropLog(self.enforcement, parties, always=self.config.log_drops)
         self.policy_answers = PolicyAnswers(
-            self.networks, self.allowances, self.endpoint_records, self.hosts, records, named
+            self.networks, self.allowances, self.endpoint_records, self.hosts, self.leases, records, named
         )
         self.policy_probes = PolicyProbes(self.worker.machine.namespaces, endpoints, self.policy_answers)
 

@@ -58,14 +58,19 @@ class NetworkChanges:
         self._end_names = end_names
         self._changing = asyncio.Lock()
 
-    async def create(self, request: NetworkRequest) -> Network:
-        """Create a network and everything that the host needs for it. If a part is refused, undo the rest."""
+    async def create(self, request: NetworkRequest, require_closable: Callable[[Network], None]) -> Network:
+        """Create a network and everything that the host needs for it. If a part is refused, undo the rest.
+
+        ``require_closable`` raises Invalid or Conflict if no host could enforce default-deny of a network.
+        """
         machine = self._worker.machine
         async with self._changing:
             await self._look()  # another program may have taken a port
             routes, mtu = await self._worker.run(machine.routes), await self._worker.run(machine.mtu)
             network = network_plans.planned(request, self._in_use(routes), self._hosts.here.underlay, mtu)
             check_exposure(network)
+            if network.policy == "default-deny":
+                require_closable(network)
             migration.require(self._view(), network)
             controller_status.require(self._replica, network, "create network")
             with self._membership.watched() as refused:

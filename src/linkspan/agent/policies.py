@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
@@ -14,6 +15,7 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core import fast_path
+from linkspan.core.dns_names import domains
 from linkspan.core.errors import Conflict, Invalid, NotFound, closest
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
@@ -23,6 +25,8 @@ from linkspan.store.compare_and_swap import TRIES
 from linkspan.store.replica import Replica
 from linkspan.store.request import MOST_BYTES, MOST_KEYS
 
+_SHOWN = 4
+"""Hosts, or policies, that a sentence names."""
 AT_ONCE = MOST_KEYS // 4
 """Policies that one transaction writes: each may delete its staged version, and raise tombstones as well."""
 
@@ -65,6 +69,9 @@ class Policies:
         """Return a policy. Raises NotFound."""
         if (found := self._replica.value(_key(name), Policy)) is None:
             known = [policy.name for policy in self.all()]
+            if self._is_staged(name):
+                hint = f"it is staged: `linkspan policy show --staged {name}`, or `linkspan policy enforce {name}`"
+                raise NotFound(f"policy {name!r} is not enforced", hint, records=_key(name))
             hint = closest(name, known, "`linkspan policy list` shows them")
             raise NotFound(f"policy {name!r} does not exist", hint, records=_key(name))
         return found
@@ -117,6 +124,7 @@ class Policies:
         await self._enforcement.enforce()
         warnings = [text for policy in policies for text in self.warnings(policy)]
         if not staged:
+            warnings += self.silent() if wanted else ()
             warnings += self._untracked(self._enforcement.filtered() - before)
             warnings += self._off_the_path(coming)
         return Applied(
@@ -202,6 +210,17 @@ class Policies:
         self._event_log.add("policy", f"policy {name} was {'unstaged' if staged else 'deleted'}", policy=name)
         await self._enforcement.enforce()
 
+    def silent(self) -> list[str]:
+        """Return a sentence about the hosts whose agents do not run, if there are any: what changes now waits there."""
+        found = sorted(one.name or id_ for id_, one in self._hosts.all().items() if self._hosts.lives(id_) is False)
+        if not found:
+            return []
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        names = ", ".join(found[:_SHOWN]) + more
+        if len(found) == 1:
+            return [f"host {names} is silent: until its agent runs again, it enforces what was recorded before"]
+        return [f"hosts {names} are silent: until their agents run again, they enforce what was recorded before"]
+
     def require_default(self, network: Network) -> None:
         """Raise Invalid or Conflict if default-deny of a network could not be enforced."""
         self._require_hosts(f"network {network.name}")
@@ -254,6 +273,16 @@ class Policies:
             if network.name in policy.select.networks and (why := _unable(policy, network)):
                 raise Invalid(f"policy {policy.name} selects network {network.name}: {why}", _fix(network))
 
+    def about(self, network: str) -> list[str]:
+        """Return a sentence about the policies, enforced or staged, that name a network, if there are any."""
+        every = dict.fromkeys(one.name for one in (*self.all(), *self.staged()) if network in _named(one))
+        names = sorted(every)
+        if not names:
+            return []
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        word, name = ("policy", "names") if len(names) == 1 else ("policies", "name")
+        return [f"{word} {', '.join(names[:_SHOWN])}{more} {name} network {network}, which does not exist now"]
+
     def warnings(self, policy: Policy) -> Iterator[str]:
         """Yield what a policy does not do, though its author may think so."""
         for host in self._lax():  # it joined after the policy was applied
@@ -264,13 +293,39 @@ class Policies:
             if one.problem:
                 yield f"policy {policy.name}: DNS name {one.name} leads nowhere from this host: {one.problem}"
         known = {network.name: network for network in self._networks.every()}
+        yield from _own_names(policy, known.values())
         for name in policy.select.networks:
             if name not in known:
                 yield f"policy {policy.name}: network {name} does not exist, so it selects nothing there"
+        yield from _missing_peers(policy, known.keys(), {self._hosts.here.name, *self._hosts.names().values()})
         if not policy.select.networks:
             for network in known.values():
                 if why := _unable(policy, network):
                     yield f"policy {policy.name} does not count in network {network.name}: {why}"
+
+
+def _named(policy: Policy) -> set[str]:
+    """Return the networks that a policy names: those that it selects, and those of its peers."""
+    rules = itertools.chain(policy.ingress or (), policy.egress or ())
+    selectors = [policy.select, *(peer.select for rule in rules for peer in rule.peers if peer.select is not None)]
+    return {name for selector in selectors for name in selector.networks}
+
+
+def _missing_peers(policy: Policy, networks: Collection[str], hosts: Collection[str]) -> Iterator[str]:
+    """Yield which networks and hosts peers name that do not exist: nobody is there."""
+    for rule in itertools.chain(policy.ingress or (), policy.egress or ()):
+        where = f"policy {policy.name}" + (f" line {rule.line}" if rule.line else "")
+        for select in (peer.select for peer in rule.peers if peer.select is not None):
+            yield from (f"{where}: network {name} does not exist" for name in select.networks if name not in networks)
+            yield from (f"{where}: host {name} does not exist" for name in select.hosts if name not in hosts)
+
+
+def _own_names(policy: Policy, networks: Iterable[Network]) -> Iterator[str]:
+    """Yield the DNS names of a policy that are names of containers, whose addresses are never outside."""
+    own = tuple(f".{domain}" for network in networks for domain in domains(network))
+    for name in sorted(policy.names):
+        if name.endswith(own):
+            yield f"policy {policy.name}: {name} is a name of containers, and no DNS name opens these: write labels"
 
 
 def _unable(policy: Policy, network: Network) -> str:

@@ -16,11 +16,12 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
+from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.dns_names import normal
-from linkspan.core.errors import Invalid, LinkspanError, NotFound
+from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
 from linkspan.core.model import Allowance, Endpoint, Host, Port
 from linkspan.core.ports import families_of, is_fixed
 from linkspan.policy import names
@@ -33,7 +34,11 @@ OUTSIDE = "outside"
 """The word for every address in no pool."""
 _NAMED = 4
 """Addresses that a sentence names."""
+_A_TURN = 256
+"""Endpoints that are looked at before others use the loop."""
 _OWN_HOST = "it is the container's own host, which no policy is about"
+_INTERNAL = "network {} is internal: of a host it reaches only DNS and ICMP, whatever a policy says"
+_DNS = 53
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,16 +51,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reacher(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who can connect to a container: a container of ``network`` on ``host``, or the outside."""
+    """Somebody who can connect to a container: a container of ``network`` on ``host``, or the outside.
+
+    ``to`` is the network in which it reaches the container, and ``address`` the container's first address there, "" if
+    it has none: of a container in several networks each has its own ports.
+    """
 
     name: str
     network: str
     host: str
+    to: str
+    address: str
     ports: tuple[str, ...]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
-    """A case whose answer is not the expected one."""
+    """A case whose answer is not the expected one, or (``got`` is "unknown") has none, and ``why``."""
 
     source: str
     target: str
@@ -64,6 +75,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from
     got: str
     by: By | None
     line: int
+    file: str
+    why: str = ""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -93,11 +106,13 @@ class PolicyAnswers:
         allowances: Allowances,
         endpoint_records: EndpointRecords,
         hosts: Hosts,
+        leases: Leases,
         records: PolicyRecords,
         named: NamedAddresses,
     ) -> None:
         self._named = named
         self._hosts = hosts
+        self._leases = leases
         self._networks = networks
         self._allowances = allowances
         self._endpoint_records = endpoint_records
@@ -118,28 +133,33 @@ class PolicyAnswers:
         """Return who may connect to a container: containers of all hosts, and the outside."""
         judge = self._judge
         places = await self._places(judge, End(name=target))
-        found = []
-        known: dict[Place, tuple[str, ...]] = {}
+        found: list[Reacher] = []
+        known: dict[tuple[Place, Place], tuple[str, ...]] = {}
 
-        async def ports_of(one: Place) -> tuple[str, ...]:
+        async def ports_of(one: Place, place: Place) -> tuple[str, ...]:
             """Return at which ports; most endpoints are like others, and answers take a millisecond."""
             party = one.party if judge.by_address else msgspec.structs.replace(one.party, address=None)
-            near = one.host if any(place.hosted for place in places) else ""
-            like = Place("", one.network, near, party, hosted=one.hosted, families=one.families)
+            near = one.host if place.hosted else ""
+            like = place, Place("", one.network, near, party, hosted=one.hosted, families=one.families)
             if like not in known:
                 await asyncio.sleep(0)
-                answers = [self._answer(judge, one, place, port) for place in places]
-                known[like] = tuple(dict.fromkeys(t for answer in answers if answer.allowed for t in answer.ports))
+                answer = self._answer(judge, one, place, port)
+                known[like] = answer.ports if answer.allowed else ()
             return known[like]
+
+        async def note(one: Place) -> None:
+            """Take in at which ports of each of the container's addresses."""
+            for place in places:
+                if reached := await ports_of(one, place):
+                    ends = {"name": one.name, "network": one.network, "host": one.host}
+                    found.append(Reacher(**ends, to=place.network, address=_at(place), ports=reached))
 
         async for some in self._endpoint_records.everywhere():
             for endpoint in some:
                 one = self._place(judge, endpoint)
-                itself = any(_same(place, one) for place in places)
-                if one.network and not itself and (reached := await ports_of(one)):
-                    found.append(Reacher(name=one.name, network=one.network, host=one.host, ports=reached))
-        if reached := await ports_of(Place(OUTSIDE, "", "", Party(None, outside=True))):
-            found.append(Reacher(name=OUTSIDE, network="", host="", ports=reached))
+                if one.network and not any(_same(place, one) for place in places):
+                    await note(one)
+        await note(Place(OUTSIDE, "", "", Party(None, outside=True)))
         return found
 
     async def test(self, policies: Iterable[Policy], cases: Iterable[Case]) -> list[Failure]:
@@ -151,13 +171,40 @@ class PolicyAnswers:
             await asyncio.sleep(0)  # a file may have a hundred thousand, and an answer takes up to some milliseconds
             try:
                 answer = self._answer(judge, *await self.pair(case.source, case.target, judge), case.port)
-            except LinkspanError as error:
-                raise error.within(f"test at line {case.line}") from error
+            except (NotFound, Invalid) as error:
+                failed.append(unanswered(case, error))
+                continue
             got = "allow" if answer.allowed else "deny"
             if got != case.expect:
-                ends = {"source": str(case.source), "target": str(case.target), "port": case.port}
-                failed.append(Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line))
+                failed.append(failure(case, got, answer.by))
         return failed
+
+    async def idle(self, policies: Iterable[Policy]) -> frozenset[str]:
+        """Return the names of those of these policies that select no container.
+
+        Not of those in whose networks there is no container yet: whoever applies policies first means it. None while
+        the store does not answer.
+        """
+        judge, waiting, networks = Judge(policies), dict[str, set[str]](), set[str]()
+        for policy in judge.policies:
+            waiting.setdefault(policy.select.digest, set()).add(policy.name)
+        try:
+            async for some in self._endpoint_records.everywhere():
+                for number, one in enumerate(some, 1):
+                    networks.add(one.network)
+                    for digest in judge.chosen(Subject(one.called, one.network, one.host, one.labels)):
+                        waiting.pop(digest, None)
+                    if not waiting:
+                        return frozenset()
+                    if number % _A_TURN == 0:
+                        await asyncio.sleep(0)
+        except Unavailable:
+            return frozenset()
+        left = set[str]().union(*waiting.values())
+        return frozenset(
+            one.name for one in judge.policies
+            if one.name in left and (networks.intersection(one.select.networks) if one.select.networks else networks)
+        )  # fmt: skip
 
     async def review(self, hosts: Mapping[str, Host], resolvers: Collection[Prefix]) -> list[Finding]:
         """Return what is odd about the policies, given all endpoints; none without policies.
@@ -213,9 +260,9 @@ class PolicyAnswers:
             return [Place(address.address, "", "", Party(address, outside=outside, names=called))]
         try:
             found = mine or await self._endpoint_records.find(end.name)
-        except NotFound:
+        except NotFound as error:
             if not (meant := names.meant(normal(end.name), judge.names)):
-                raise
+                raise self._nobody(end.name, error) from error
             # The first one is the narrowest: every address of the asked name is one of it.
             at = (
                 Party(prefix(text), outside=True, names=some & judge.names)
@@ -224,6 +271,17 @@ class PolicyAnswers:
             )
             return [Place(end.name, "", "", Party(None, outside=True, names=frozenset(meant)), at=tuple(at))]
         return [self._place(judge, endpoint) for endpoint in found]
+
+    def _nobody(self, name: str, error: NotFound) -> NotFound:
+        """Return the error about an end that is no container, with what could be meant."""
+        host = name.removeprefix("host:")
+        if host in {one.name for one in self._hosts.all().values()}:
+            own = next((one.address for one in self._underlay(host)), "its address")
+            return NotFound(f"no container is called {name!r}: it is a host", f"give an address of it: {own}")
+        if name != host or "." not in name.strip(".") or error.hint.startswith("did you mean"):
+            return error
+        what = f"no container is called {name!r}, and no policy has this DNS name"
+        return NotFound(what, f"give an address, or the word {OUTSIDE}")
 
     def _place(self, judge: Judge, endpoint: Endpoint) -> Place:
         subject = Subject(endpoint.called, endpoint.network, endpoint.host, endpoint.labels)
@@ -270,8 +328,10 @@ class PolicyAnswers:
                 return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
             source = _unknown(source)
         gates = self._gates(source.network, target.network)
-        if own := self._own(source, target):
-            return Answer(allowed=True, ports=(_said(probe),), by=None, why=own)
+        if self._is_own_host(target, source):
+            return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
+        if self._is_own_host(source, target):
+            return self._answer_of_host(source.network, probe)
         if inner := self._internal(source, target):
             why = f"network {inner} is internal: nothing passes between it and the outside, whatever a policy says"
             return Answer(allowed=False, ports=(), by=None, why=why)
@@ -307,8 +367,7 @@ class PolicyAnswers:
             source = _unknown(source)
         network = next((one for one in self._networks.all() if one.name == source.network), None)
         if network is not None and network.internal:
-            why = f"network {network.name} is internal: of a host it reaches only DNS and ICMP, whatever a policy says"
-            return Answer(allowed=False, ports=(), by=None, why=why)
+            return Answer(allowed=False, ports=(), by=None, why=_INTERNAL.format(network.name))
         published = [Probe(one.protocol, one.host_port) for one in target.ports]
         if not target.party.policed or (probe is not None and published and probe not in published):
             why = f"{target.name} publishes no {'port' if probe is None else _ports(probe)}, so no policy is about it"
@@ -356,15 +415,29 @@ class PolicyAnswers:
         usable = (at.address for at in (*every, *fixed) if at.family in source.families)
         return next((text for text in usable if not ipaddress.ip_address(text).is_loopback), "")
 
-    def _own(self, source: Place, target: Place) -> str:
-        """Return why packets between two ends pass no rule of policies: one is the other one's gateway; '' if not."""
-        networks = {network.name: network for network in self._networks.all()}
-        for one, other in ((source, target), (target, source)):
-            if one.network in networks and not other.network and other.party.address is not None:
-                gateways = {prefix(text).address for text in networks[one.network].gateways}
-                if other.party.address.address in gateways:
-                    return _OWN_HOST
-        return ""
+    def _is_own_host(self, place: Place, other: Place) -> bool:
+        """Return whether ``other`` is the host of a container, ``place``: no packet between them passes a policy.
+
+        A host has its addresses on the underlay, those of its own in networks, and the gateway of each container.
+        """
+        if not place.network or other.network or other.party.address is None:
+            return False
+        ids = (id_ for id_, host in self._hosts.all().items() if host.name == place.host)
+        own = (text for id_ in ids for lease in self._leases.of_host(id_) for text in lease.addresses)
+        gateways = (text for one in self._networks.all() if one.name == place.network for text in one.gateways)
+        every = itertools.chain(map(prefix, itertools.chain(gateways, own)), self._underlay(place.host))
+        return other.party.address.address in (at.address for at in every)
+
+    def _answer_of_host(self, name: str, probe: Probe | None) -> Answer:
+        """Return at which ports a container of a network reaches its own host, if no policy is about these."""
+        if not any(network.internal for network in self._networks.all() if network.name == name):
+            return Answer(allowed=True, ports=(_said(probe),), by=None, why=_OWN_HOST)
+        if probe is None:
+            open_: tuple[str, ...] = ("53/tcp", "53/udp", "icmp")
+        else:
+            asks = probe.port == _DNS and probe.protocol in ("tcp", "udp")
+            open_ = (_said(probe),) if asks or probe.protocol == "icmp" else ()
+        return Answer(allowed=bool(open_), ports=open_, by=None, why=_INTERNAL.format(name))
 
     def _internal(self, source: Place, target: Place) -> str:
         """Return the internal network between which and the outside nothing passes, '' if no end is in one."""
@@ -379,6 +452,26 @@ class PolicyAnswers:
         if source == target or not source or not target:
             return [Allowance(source, target)]
         return [one for one in self._allowances.all() if (one.source, one.target) == (source, target)]
+
+
+def failure(case: Case, got: str, by: By | None, *, port: str = "", why: str = "") -> Failure:
+    """Return a case that fails, which was asked at ``port`` if it names none."""
+    return Failure(
+        source=str(case.source),
+        target=str(case.target),
+        port=case.port or port,
+        expected=case.expect,
+        got=got,
+        by=by,
+        line=case.line,
+        file=case.file,
+        why=why,
+    )
+
+
+def unanswered(case: Case, error: LinkspanError) -> Failure:
+    """Return a case that has no answer: an end of it means nobody, for example."""
+    return failure(case, "unknown", None, why="; ".join(filter(None, (error.message, error.hint))))
 
 
 def _same(one: Place, other: Place) -> bool:
@@ -524,5 +617,8 @@ def _why(verdict: Verdict) -> str:
     if verdict.network:
         return f"no policy allows it, and network {verdict.network} is default-deny"
     if verdict.policy:
-        return f"policy {verdict.policy} {does} it" + (f" (line {verdict.line})" if verdict.line else "")
+        # Which end's rules refuse it says which container's policy to look at; what is allowed, both ends allow.
+        where: list[str] = [verdict.direction] if verdict.direction and not verdict.allowed else []
+        where += [f"line {verdict.line}"] if verdict.line else []
+        return f"policy {verdict.policy} {does} it" + (f" ({', '.join(where)})" if where else "")
     return "no policy is about it"

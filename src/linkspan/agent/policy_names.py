@@ -176,10 +176,17 @@ class PolicyNames:
             self._listen()  # only now: no name may have an address of a host
             if asking := self._ask_due():
                 await asyncio.wait(asking, timeout=WAIT)
+                self._note_silent()
             await self._put()
         except LinkspanError as error:  # other policies must not wait for names
             self._fail(error)
         self._wake.set()
+
+    def _note_silent(self) -> None:
+        """Take in which questions have no answer yet, though they were asked: whoever waits is told so."""
+        for question, asked in self._asked.items():
+            if asked.due == math.inf and question not in self._due and not asked.problem:
+                asked.problem = _no_answer(question)
 
     async def _take_over(self) -> None:
         """Take in what the sets of names have that are new to this agent: an earlier one may have put it."""
@@ -396,6 +403,10 @@ class PolicyNames:
             *(f"DNS name {one.name}: {one.problem}" for one in self.told(sorted(self._regime.names)) if one.problem),
             *(f"network {name} has no name server here: its containers reach nothing by name" for name in unserved),
         ]
+
+
+def _no_answer(question: _Question) -> str:
+    return f"name server {question.server} does not answer for {question.name}"
 
 
 def _elements(name: str, address: Prefix, passing: float, past: float) -> list[Timed]:

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from linkspan.agent.policy_answers import Failure, Place, PolicyAnswers
+from linkspan.agent.policy_answers import Failure, Place, PolicyAnswers, failure, unanswered
 from linkspan.agent.policy_coverage import hosted
 from linkspan.core import icmp
-from linkspan.core.errors import Invalid, LinkspanError
+from linkspan.core.errors import Invalid, NotFound
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import HOST
 from linkspan.endpoints.registry import Identity
@@ -28,6 +28,7 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
     """A case that cannot be asked from here, by its line, and why."""
 
     line: int
+    file: str
     why: str
 
 
@@ -52,48 +53,40 @@ class PolicyProbes:
     async def test(self, cases: Iterable[Case]) -> Probed:
         """Ask each case as policies are in force now, whatever a file says.
 
-        Raises NotFound for a name that means nobody, before any packet is sent, and Invalid for more cases than MOST.
+        A case with an end that means nobody fails without a packet. Raises Invalid for more cases than MOST.
         """
         wanted = list(cases)
         if len(wanted) > MOST:
             raise Invalid(f"{len(wanted)} cases are too many to ask by packets", f"give at most {MOST}")
-        asked = [(case, *await self._ends(case)) for case in wanted]
         threads = ThreadPoolExecutor(AT_ONCE, "policy-probe")  # those of the agent must not wait for silent servers
         try:
-            found = await asyncio.gather(*(self._test(*one, threads) for one in asked))
+            found = await asyncio.gather(*(self._test(case, threads) for case in wanted))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
         failed = tuple(one for one in found if isinstance(one, Failure))
         return Probed(failed=failed, skipped=tuple(one for one in found if isinstance(one, Skipped)))
 
-    async def _ends(self, case: Case) -> tuple[Place, Place]:
+    async def _test(self, case: Case, threads: ThreadPoolExecutor) -> Failure | Skipped | None:
         try:
-            return await self._answers.pair(case.source, case.target)
-        except LinkspanError as error:
-            raise error.within(f"test at line {case.line}") from error
-
-    async def _test(
-        self, case: Case, source: Place, target: Place, threads: ThreadPoolExecutor
-    ) -> Failure | Skipped | None:
-        answer = self._answers.answer(source, target, case.port)
+            source, target = await self._answers.pair(case.source, case.target)
+            answer = self._answers.answer(source, target, case.port)
+        except (NotFound, Invalid) as error:
+            return unanswered(case, error)
         opened = next((text for text in answer.ports if text != "all"), "")
         published = next((f"{port.host_port}/{port.protocol}" for port in target.ports if target.hosted), "")
         wanted = _one(ports(case.port or opened or published or "80/tcp"))
         netns, address = self._netns(source), self._answers.address_for(source, target, wanted)
         if why := self._unable(source, target, netns, address, wanted):
-            return Skipped(line=case.line, why=why)
+            return Skipped(line=case.line, file=case.file, why=why)
         assert netns is not None
         loop = asyncio.get_running_loop()
         async with self._room:
             passes = await loop.run_in_executor(threads, self._ask, netns, address, wanted)
         if passes is None:
             why = f"nothing answered datagrams to {target.name} at {wanted}, and nothing refused them"
-            return Skipped(line=case.line, why=why)
+            return Skipped(line=case.line, file=case.file, why=why)
         got = "allow" if passes else "deny"
-        if got == case.expect:
-            return None
-        ends = {"source": str(case.source), "target": str(case.target), "port": str(wanted)}
-        return Failure(**ends, expected=case.expect, got=got, by=answer.by, line=case.line)
+        return None if got == case.expect else failure(case, got, answer.by, port=str(wanted))
 
     def _unable(self, source: Place, target: Place, netns: int | None, address: str, wanted: Ports) -> str:
         if netns is None:

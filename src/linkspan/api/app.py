@@ -190,7 +190,10 @@ class Api:
         return answer(msgspec.to_builtins(network) | more)
 
     async def _create_network(self, request: web.Request) -> web.Response:
-        made = await self._agent.network_changes.create(await body(request, NetworkRequest))
+        wanted = await body(request, NetworkRequest)
+        made = await self._agent.network_changes.create(wanted, self._agent.policies.require_default)
+        if made.policy == "default-deny":
+            await self._agent.enforcement.enforce()
         return answer(self._with_warnings(made), 201)
 
     def _with_warnings(self, network: Network) -> dict[str, object]:
@@ -230,7 +233,7 @@ class Api:
         with doing(f"delete network {name}"):
             cut = await self._agent.network_changes.delete(name, force="force" in request.query)
         told = [{"host": e.host, "id": e.id, "name": e.name, "ifname": e.ifname, "engine": e.managed} for e in cut]
-        return answer({"deleted": name, "cut_off": told})
+        return answer({"deleted": name, "cut_off": told}, warnings=self._agent.policies.about(name))
 
     async def _allow(self, request: web.Request) -> web.Response:
         allowance = await body(request, Allowance)
@@ -284,12 +287,13 @@ class Api:
         change, word = await body(request, LabelsBody), request.match_info["word"]
         found = self._agent.endpoint_records.here(word)
         if not found:
-            why = await self._agent.endpoint_records.missing(word, self._agent.event_log)
-            raise NotFound(f"endpoint {word!r} cannot be labelled here: {why}", "`linkspan endpoint list` shows them")
+            why = await self._agent.endpoint_records.missing(word, self._agent.event_log, to="label it")
+            raise NotFound(f"endpoint {word!r} cannot be labelled here: {why}")
         registry = self._agent.registry
         changed = [await relabel(registry, one.identity, change.set, change.remove) for one in found]
         await self._agent.enforcement.enforce()  # then policies count the labels here
-        return answer([public(endpoint) for endpoint in changed])
+        policies = self._agent.policies
+        return answer([public(one) for one in changed], warnings=policies.silent() if policies.all() else ())
 
     async def _reserve(self, request: web.Request) -> web.Response:
         wanted = await body(request, ReservationBody)

@@ -9,12 +9,14 @@ import struct
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import msgspec
 
+from linkspan.api import WARNINGS
 from linkspan.core import errors
 from linkspan.core.config import LABS
-from linkspan.core.errors import LinkspanError, Unavailable
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.escapes import plain
 
 _ERRORS = {
@@ -30,6 +32,13 @@ PATIENCE = 120.0
 
 AT_ONCE = 1 << 18
 """Bytes of an answer that are read at a time."""
+
+
+def part(kind: str, name: str) -> str:
+    """Return the name of a ``kind`` of object as a part of a URL's path. Raises NotFound for an empty one."""
+    if not name:
+        raise NotFound(f"{kind} '' does not exist", "give a name")
+    return quote(name, safe="")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -60,6 +69,14 @@ class Client:
         """Apply this function to all text from agents from now on."""
         cls.shown = staticmethod(shown)
 
+    warned: ClassVar[Callable[[str], None]] = staticmethod(lambda _text: None)
+    """Called with each warning of an agent: nothing, or what prints it."""
+
+    @classmethod
+    def warn_by(cls, warned: Callable[[str], None]) -> None:
+        """Call this function with each warning of an agent from now on."""
+        cls.warned = staticmethod(warned)
+
     def __init__(self, path: str, patience: float = PATIENCE) -> None:
         """``patience`` is in seconds without a byte."""
         self.path = path
@@ -76,6 +93,8 @@ class Client:
             raise self._ended() from error
         if response.status >= 400:
             raise _error(data, response.status)
+        for text in msgspec.json.decode(response.headers.get(WARNINGS, "[]")):
+            Client.warned(Client.shown(text))
         return data.decode() if url == "/metrics" else Client.shown(msgspec.json.decode(data))
 
     def items(self, url: str) -> Iterator[Any]:

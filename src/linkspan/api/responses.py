@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
+from linkspan.api import WARNINGS
 from linkspan.core.errors import Invalid, LinkspanError, Unavailable, of_validation
 
 log = logging.getLogger("linkspan.api.responses")
@@ -22,9 +24,12 @@ AT_ONCE = 1 << 18
 """Bytes of an answer that wait for more."""
 
 
-def answer(value: object, status: int = 200) -> web.Response:
-    """Return a value as a JSON response."""
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+def answer(value: object, status: int = 200, warnings: Iterable[str] = ()) -> web.Response:
+    """Return a value as a JSON response; ``warnings`` are in a header, for answers that have no place for them."""
+    headers = {WARNINGS: json.dumps(told)} if (told := list(warnings)) else None  # in ASCII, as headers need it
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
+    )
 
 
 @contextlib.contextmanager

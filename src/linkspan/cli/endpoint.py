@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from linkspan.api.client import Client
+from linkspan.api.client import Client, part
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
     Format,
@@ -156,7 +156,7 @@ def attach(
 
 def _attached(client: Client, network: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Attach what is in the namespace at ``path``, and return the endpoint."""
-    on_host = client.call("GET", f"/v1/networks/{quote(network)}")["backend"] == "host"
+    on_host = client.call("GET", f"/v1/networks/{part('network', network)}")["backend"] == "host"
     # A process or a bare name may share the host's namespace; a named namespace is always another one.
     if on_host and not (path.startswith("/run/netns/") and Path(path).exists()):
         return dict(client.call("POST", "/v1/attach", body))
@@ -262,11 +262,11 @@ def show(
 ) -> None:
     """Show the endpoints of one container."""
     client = Client(socket)
-    found = client.call("GET", f"/v1/endpoints/{quote(word)}")
+    found = client.call("GET", f"/v1/endpoints/{part('endpoint', word)}")
     if output is Format.JSON:
         as_json(found)
     else:
-        _show(client, found)
+        _show(client, found, labels=True)
 
 
 @app.command()
@@ -279,16 +279,20 @@ def label(
     """Change labels of a running container; policies count for them at once."""
     gone = [text[:-1] for text in labels if text.endswith("-") and "=" not in text]
     given = pairs([text for text in labels if "=" in text or not text.endswith("-")], "KEY=VALUE")
-    found = Client(socket).call("PATCH", f"/v1/endpoints/{quote(word)}/labels", {"set": given, "remove": gone})
+    change = {"set": given, "remove": gone}
+    found = Client(socket).call("PATCH", f"/v1/endpoints/{part('endpoint', word)}/labels", change)
     if output is Format.JSON:
         as_json(found)
         return
     for one in found:
-        told = joined(f"{key}={value}" for key, value in one["labels"].items())
-        say(f"{one['name'] or one['id']}: {one['ifname']} on network {one['network']}, labels {told}")
+        say(f"{one['name'] or one['id']}: {one['ifname']} on network {one['network']}, labels {_labels(one)}")
 
 
-def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
+def _labels(endpoint: dict[str, Any]) -> str:
+    return joined(f"{key}={value}" for key, value in endpoint["labels"].items())
+
+
+def _show(client: Client, endpoints: Sequence[dict[str, Any]], *, labels: bool = False) -> None:
     across = client.clustered({e["host"] for e in endpoints})
     called = Counter({(e["host"], e["id"]): e["name"] or e["id"] for e in endpoints}.values())
     namesakes = max(called.values(), default=0) > 1
@@ -305,9 +309,11 @@ def _show(client: Client, endpoints: Sequence[dict[str, Any]]) -> None:
             e["host_ifname"] or "-",
             joined(map(_port, e["ports"])),
             *([_limit(e) or "-"] if limited else []),
+            *([_labels(e)] if labels else []),
         )
         for e in endpoints
     ]
     columns = ["container", *(["id"] if namesakes else []), *(["host"] if across else [])]
     columns += ["interface", "network", "addresses", "mac", "host end", "ports", *(["bandwidth"] if limited else [])]
+    columns += ["labels"] if labels else []
     table(columns, rows, "no endpoint: linkspan attach netns:NAME --network NETWORK")

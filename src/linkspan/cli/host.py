@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
-from linkspan.api.client import Client
+from linkspan.api.client import Client, part
 from linkspan.cli.address import NOT_WELL
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
@@ -42,7 +41,7 @@ def list_(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> Non
 def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show one host, with its settings."""
     client = Client(socket)
-    host = client.call("GET", f"/v1/hosts/{quote(name)}")
+    host = client.call("GET", f"/v1/hosts/{part('host', name)}")
     if output is Format.JSON:
         as_json(host)
         return
@@ -107,7 +106,7 @@ def _state(host: dict[str, Any]) -> str:
 
 def _change(name: str, settings: dict[str, str], output: Format, socket: str, said: str) -> None:
     client = Client(socket)
-    host = client.call("PATCH", f"/v1/hosts/{quote(name)}", settings)
+    host = client.call("PATCH", f"/v1/hosts/{part('host', name)}", settings)
     as_json(host) if output is Format.JSON else print(f"host {_called(client, host)}{said}")
 
 
@@ -197,7 +196,7 @@ def remove(
     names = _names(client.call("GET", "/v1/hosts"))
     id_ = namesakes.meant(names, name) or name  # a host without a record, known only by its id
     called = namesakes.called(names, id_) if id_ in names else id_
-    gone = client.call("DELETE", f"/v1/hosts/{quote(id_)}{'?force' if force else ''}")
+    gone = client.call("DELETE", f"/v1/hosts/{part('host', id_)}{'?force' if force else ''}")
     as_json(gone) if output is Format.JSON else print(f"host {called} is removed, and its blocks are free")
     if gone["risk"]:
         say(f"careful: {gone['risk']}", sys.stderr)

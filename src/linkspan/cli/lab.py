@@ -342,13 +342,15 @@ def attach(
     ifname: Annotated[
         str, typer.Option(metavar="NAME", help="The interface's name; default: the next free ethN.")
     ] = "",
+    label: Annotated[list[str], typer.Option(metavar="K=V", help="A label.")] = [],  # noqa: B006 - typer's way
     lab: Name = DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
     """Add a container to a host, or an interface to a container."""
     with record.locked(lab):
         found = record.load(lab)
-        endpoint = containers.add(found, host, name, network or found.network, split(ip), ifname)
+        labels = pairs(label, "--label")
+        endpoint = containers.add(found, host, name, network or found.network, split(ip), ifname, labels)
     if output is Format.JSON:
         as_json(endpoint)
     else:

@@ -100,9 +100,16 @@ def commands(*names: str) -> Any:
     return made
 
 
+@functools.cache
+def _warn(text: str) -> None:
+    """Print an agent's warning, once however many answers have it."""
+    say(f"warning: {shown(text)}", sys.stderr)
+
+
 def main() -> None:
     """Run a command; print an error as one line on stderr (with -o json also as an object on stdout)."""
     words = sys.argv[1:]
+    Client.warn_by(_warn)
     if not _wants_json(words):  # their own formatting escapes them
         Client.show_by(shown)
     try:
@@ -122,6 +129,10 @@ def main() -> None:
     except typer.Abort:
         print("linkspan: nothing was done, because it was not confirmed", file=sys.stderr)
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        if (unreadable := usage.not_utf8(error.object, words)) is None:
+            raise
+        sys.exit(_failed(unreadable, words))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -132,7 +143,8 @@ def main() -> None:
 def _failed(error: LinkspanError, words: list[str]) -> int:
     """Print an error, and return the exit code."""
     if _wants_json(words):
-        as_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        said = {"code": error.code, "message": error.message, "hint": error.hint}
+        as_json({"error": {key: text.encode(errors="backslashreplace").decode() for key, text in said.items()}})
     learns = words[:1] == ["learn"] or bool(os.environ.get(INSIDE))
     told = _module("reader_language", "").told(error, words) if learns else error.told
     say(escaped(f"linkspan: {told}", keep="\n"), sys.stderr)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
-from urllib.parse import quote
 
 import typer
 
-from linkspan.api.client import Client
+from linkspan.api.client import Client, part
 from linkspan.backends import BACKENDS, CROSSING
 from linkspan.cli.output import (
     DEFAULT_SOCKET,
@@ -45,6 +44,16 @@ Options = Annotated[
     ),
 ]
 
+DefaultPolicy = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        metavar="default-deny|default-allow",
+        help="For connections to its containers that no policy is about.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def create(
@@ -71,6 +80,7 @@ def create(
             help=f"Expose it to these as their network, on every host: {', '.join(runtimes())}.",
         ),
     ] = [],  # noqa: B006 - typer's way
+    policy: DefaultPolicy = "default-allow",
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
@@ -78,6 +88,7 @@ def create(
     for runtime in split(expose):
         _check_word(name, "--expose", runtime, tuple(runtimes()))
     _check_word(name, "--ipam", ipam, get_args(Ipam))
+    _check_word(name, "--policy", policy, get_args(NetworkPolicy))
     request = {
         "name": name,
         "pools": split(pool),
@@ -89,6 +100,7 @@ def create(
         "internal": internal,
         "ipam": ipam,
         "expose": split(expose),
+        "policy": policy,
     }
     network = Client(socket).call("POST", "/v1/networks", request)
     if output is Format.JSON:
@@ -98,6 +110,7 @@ def create(
     words += [f"{key}={value}" for key, value in network["options"].items() if key in ("mode", "direct")]
     words += [f"pool {joined(network['pools'])}"] if network["pools"] else []
     words += [f"gateway {joined(network['gateways'])}"] if network["gateways"] else []
+    words += [policy] if policy == "default-deny" else []
     say(", ".join(words))
     _warn(network)
 
@@ -142,6 +155,7 @@ def _flags(network: dict[str, Any]) -> str:
     words = [f"{k}={v}" for k, v in network["options"].items()]
     words += ["internal"] if network["internal"] else []
     words += [] if network["masquerade"] else ["no masquerade"]
+    words += ["default-deny"] if network.get("policy") == "default-deny" else []  # a running agent may be older
     words += [f"egress {one['address']}" for one in network.get("egress", ())]  # a running agent may be older
     return joined(words)
 
@@ -149,7 +163,7 @@ def _flags(network: dict[str, Any]) -> str:
 @app.command()
 def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Show one network, with the networks that it may reach."""
-    network = Client(socket).call("GET", f"/v1/networks/{quote(name)}")
+    network = Client(socket).call("GET", f"/v1/networks/{part('network', name)}")
     if output is Format.JSON:
         as_json(network)
         return
@@ -211,7 +225,7 @@ def migrate(
 ) -> None:
     """Change a network's backend while it is in use; meanwhile --backend OLD goes back."""
     body = {"backend": backend, "options": pairs(opt, "--opt")}
-    network = Client(socket).call("POST", f"/v1/networks/{quote(name)}/migration", body)
+    network = Client(socket).call("POST", f"/v1/networks/{part('network', name)}/migration", body)
     if output is Format.JSON:
         as_json(network)
         return
@@ -238,14 +252,7 @@ def update(
             "--opt", metavar="KEY=VALUE", help="Refused if it differs: only a migration changes options."
         ),
     ] = [],  # noqa: B006 - typer's way
-    policy: Annotated[
-        str,
-        typer.Option(
-            metavar="default-deny|default-allow",
-            help="For connections to its containers that no policy is about.",
-            show_default=False,
-        ),
-    ] = "",
+    policy: DefaultPolicy = "",
     egress: Annotated[
         list[str],
         typer.Option(
@@ -269,7 +276,7 @@ def update(
     }
     if not any(body.values()) and not egress:
         raise typer.BadParameter("give --add-pool, --mtu, --policy or --egress")
-    network = Client(socket).call("PATCH", f"/v1/networks/{quote(name)}", body)
+    network = Client(socket).call("PATCH", f"/v1/networks/{part('network', name)}", body)
     if output is Format.JSON:
         as_json(network)
     else:
@@ -287,7 +294,7 @@ def delete(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Delete a network; refuse if it has endpoints."""
-    gone = Client(socket).call("DELETE", f"/v1/networks/{quote(name)}{'?force' if force else ''}")
+    gone = Client(socket).call("DELETE", f"/v1/networks/{part('network', name)}{'?force' if force else ''}")
     if output is Format.JSON:
         as_json(gone)
         return

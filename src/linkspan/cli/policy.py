@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 import typer
 
-from linkspan.api.client import Client
+from linkspan.api.client import Client, part
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, as_json, joined, say, table
-from linkspan.core.errors import NotFound, counted
+from linkspan.core.errors import LinkspanError, NotFound, counted
 
 if TYPE_CHECKING:
     from linkspan.policy.document import Document
@@ -23,27 +25,37 @@ app = typer.Typer(no_args_is_help=True, help="Policies: who may talk to whom, by
 
 FOUND = 3
 _MOVED = "it says the same at other lines, or in another file: traces, drops and answers would name those"
-Path_ = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file, or a folder of them.")]
+_FILES = "YAML files, folders of them, or - for the standard input."
+Paths = Annotated[list[Path], typer.Argument(metavar="FILE...", help=_FILES)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.")]
 End = "A container's name, its address, an address outside, or the word outside."
 Port = Annotated[str, typer.Option("--port", metavar="80/tcp", help="Only this port; default: any.")]
 
 
-def _read(path: Path) -> Document:
+def _read(files: Sequence[Path]) -> Document:
     from linkspan.policy import document  # here: other commands need no YAML
 
-    return document.read(path)
+    found = document.read(files)
+    if found.unread:
+        say(f"warning: not read, because only files *.yaml, *.yml and *.json are: {joined(found.unread)}", sys.stderr)
+    return found
+
+
+def _policies(files: Sequence[Path]) -> tuple[Policy, ...]:
+    if not (found := _read(files).policies):
+        raise NotFound(f"{joined(files)}: there is no policy in it", "a policy begins with policy: NAME")
+    return found
 
 
 @app.command()
 def apply(
-    file: Path_,
+    file: Paths,
     stage: Annotated[bool, typer.Option("--stage", help="Only count what they would refuse (`staged`).")] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Record the policies of a file, also Kubernetes' NetworkPolicy; other policies stay."""
-    body = {"policies": msgspec.to_builtins(_read(file).policies), "staged": stage}
+    """Record the policies of files, also Kubernetes' NetworkPolicy; other policies stay."""
+    body = {"policies": msgspec.to_builtins(_policies(file)), "staged": stage}
     _applied(Client(socket).call("PUT", "/v1/policies", body), output, ", staged" if stage else "")
 
 
@@ -92,9 +104,14 @@ def _selected(select: dict[str, Any]) -> str:
 
 
 @app.command()
-def show(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+def show(
+    name: Name,
+    staged: Annotated[bool, typer.Option("--staged", help="Its staged version.")] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
     """Show a policy as its file would have it."""
-    found = Client(socket).call("GET", f"/v1/policies/{quote(name)}")
+    found = Client(socket).call("GET", f"/v1/policies/{part('policy', name)}{'?staged' if staged else ''}")
     if output is Format.JSON:
         as_json(found)
         return
@@ -114,7 +131,7 @@ def delete(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Delete a policy."""
-    gone = Client(socket).call("DELETE", f"/v1/policies/{quote(name)}{'?staged' if staged else ''}")
+    gone = Client(socket).call("DELETE", f"/v1/policies/{part('policy', name)}{'?staged' if staged else ''}")
     what = "not staged any more" if staged else "deleted"
     as_json(gone) if output is Format.JSON else print(f"policy {name} is {what}")
 
@@ -146,19 +163,33 @@ def staged(output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> No
 @app.command()
 def enforce(name: Name, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
     """Enforce a staged policy from now on."""
-    _applied(Client(socket).call("POST", f"/v1/policy/staged/{quote(name)}/enforce"), output, ", enforced")
+    _applied(Client(socket).call("POST", f"/v1/policy/staged/{part('policy', name)}/enforce"), output, ", enforced")
 
 
 @app.command()
-def diff(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SOCKET) -> None:
+def diff(
+    file: Annotated[list[Path], typer.Argument(metavar="FILE...", help=_FILES, show_default=False)] = [],  # noqa: B006
+    staged: Annotated[
+        bool, typer.Option("--staged", help="Instead of files, what `enforce` would change of each staged policy.")
+    ] = False,
+    output: Output = Format.TABLE,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
     """Show what `apply` would change; exit 3 if anything would."""
-    wanted = _read(file).policies
-    known = {one["name"]: _policy(one) for one in Client(socket).call("GET", "/v1/policies")}
+    if bool(file) == staged:
+        raise typer.BadParameter("give FILE, or --staged")
+    client = Client(socket)
+    if staged:
+        wanted: Sequence[Policy] = [_policy(one) for one in client.call("GET", "/v1/policy/staged")["policies"]]
+    else:
+        wanted = _policies(file)
+    known = {one["name"]: _policy(one) for one in client.call("GET", "/v1/policies")}
     changes = []
     for policy in wanted:
         before, after = _printed(known[policy.name]) if policy.name in known else "", _printed(policy)
         if known.get(policy.name) != policy:
-            lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "recorded", policy.file, lineterm="")
+            new = "staged" if staged else policy.file
+            lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "recorded", new, lineterm="")
             what = "changed" if before else "created"
             changes.append({"policy": policy.name, "what": what, "diff": "\n".join(lines) or _MOVED})
     if output is Format.JSON:
@@ -167,9 +198,18 @@ def diff(file: Path_, output: Output = Format.TABLE, socket: Socket = DEFAULT_SO
         for one in changes:
             print(f"policy {one['policy']} would be {one['what']}:\n{one['diff']}")
         if not changes:
-            say("no change: the policies are recorded as in the file")
+            same = "what is staged is enforced already" if wanted else "no policy is staged"
+            say(f"no change: {same if staged else 'the policies are recorded as in the file'}")
+        _warn(client, wanted)
     if changes:
         raise typer.Exit(FOUND)
+
+
+def _warn(client: Client, policies: Sequence[Policy]) -> None:
+    """Print what `apply` would warn of; not to who may only read, nor where the agent is older."""
+    with contextlib.suppress(LinkspanError):
+        for words in client.call("POST", "/v1/policy/warnings", {"policies": msgspec.to_builtins(policies)}):
+            say(f"warning: {words}", sys.stderr)
 
 
 @app.command()
@@ -205,43 +245,62 @@ def who_can(
     if output is Format.JSON:
         as_json(found)
         return
-    rows = [(one["name"], one["network"] or "-", one["host"] or "-", joined(one["ports"])) for one in found]
-    table(("name", "network", "host", "ports"), rows, f"nobody may connect to {target}")
+    at = [f"{one.get('to', '')} {one.get('address', '')}".strip() or "-" for one in found]
+    several = len(set(at)) > 1  # the container is in several networks
+    rows = [
+        (
+            *(one[key] or "-" for key in ("name", "network", "host")),
+            *([to] if several else []),
+            joined(one["ports"]),
+        )
+        for one, to in zip(found, at, strict=True)
+    ]
+    columns = ("name", "network", "host", *(["to"] if several else []), "ports")
+    asked = f" at {port}" if port else ""
+    table(columns, rows, f"nobody may connect to {target}{asked}")
 
 
 @app.command("test")
 def run_tests(
-    file: Path_,
+    file: Paths,
     live: Annotated[
         bool, typer.Option("--live", help="Send packets from this host's containers, as policies are in force now.")
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
-    """Answer the tests in a file, as if its policies were applied; exit 3 if one fails. Without --live no packet."""
+    """Answer the tests in files, as if their policies were applied; exit 3 if one fails. Without --live no packet."""
     wanted = _read(file)
     if not wanted.cases:
-        raise NotFound(f"{file} has no tests", "write them below tests: with from, to, port and expect")
-    found = Client(socket).call("POST", "/v1/policy/test", {**msgspec.to_builtins(wanted), "live": live})
+        raise NotFound(f"{joined(file)}: there are no tests", "write them below tests: with from, to, port and expect")
+    body = {key: msgspec.to_builtins(getattr(wanted, key)) for key in ("policies", "cases")}
+    found = Client(socket).call("POST", "/v1/policy/test", {**body, "live": live})
     if output is Format.JSON:
         as_json(found)
     else:
         for one in found["failed"]:
             by = f" by policy {one['by']['policy']} line {one['by']['line']}" if one["by"] else ""
             at = f" at {one['port']}" if one["port"] else ""
-            ends = f"{one['from']} to {one['to']}{at}"
-            say(f"line {one['line']}: {ends}: expected {one['expected']}, got {one['got']}{by}")
+            got = one.get("why") or f"expected {one['expected']}, got {one['got']}{by}"
+            say(f"{_line(one)}: {one['from']} to {one['to']}{at}: {got}")
         for one in found["skipped"]:
-            say(f"line {one['line']}: skipped: {one['why']}")
-        say(f"{found['ok']} of {found['cases']} tests pass")
+            say(f"{_line(one)}: skipped: {one['why']}")
+        skipped = len(found["skipped"])
+        asked = found["cases"] - skipped
+        say(f"{found['ok']} of {asked} tests pass" + (f", {skipped} skipped" if skipped else ""))
     if found["failed"]:
         raise typer.Exit(FOUND)
+
+
+def _line(case: dict[str, Any]) -> str:
+    return f"{case.get('file', '')} line {case['line']}".lstrip()  # a running agent may be older
 
 
 def _policy(found: dict[str, Any]) -> Policy:
     from linkspan.policy.model import Policy
 
-    return msgspec.convert({key: value for key, value in found.items() if key not in ("warnings", "names")}, Policy)
+    own = {key: value for key, value in found.items() if key not in ("warnings", "names", "change")}
+    return msgspec.convert(own, Policy)
 
 
 def _printed(policy: Policy) -> str:

@@ -156,6 +156,18 @@ def fault(error: Any, words: Sequence[str]) -> UsageFault:
     return UsageFault(f"`{path}`: {error.message[:1].lower()}{error.message[1:].rstrip('.')}", help_)
 
 
+def not_utf8(text: str, words: Sequence[str]) -> UsageFault | None:
+    """Return the error if a word of the command line is why this text cannot be encoded, else None.
+
+    Python keeps the bytes of arguments that are no UTF-8 as surrogates: files may have such names, nothing else.
+    """
+    wrong = [word for word in words if any("\udc80" <= one <= "\udcff" for one in word)]
+    meant = [word for word in wrong if text in word or word in text] or wrong
+    if not meant:
+        return None
+    return UsageFault(f"argument {meant[0]} is not UTF-8", "names, labels and ports are text in UTF-8")
+
+
 def _option(error: Any, words: Sequence[str]) -> str:
     """Return a hint with the option that was probably meant, '' if there is none."""
     name = error.option_name

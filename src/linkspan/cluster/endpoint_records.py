@@ -297,8 +297,11 @@ class EndpointRecords:
         there = {(host, endpoint.identity) for host, endpoint in whole}
         return [*whole, *(one for one in self._remote.sketches() if (one[0], one[1].identity) not in there)]
 
-    async def missing(self, word: str, event_log: EventLog, *, named: bool = True) -> str:
-        """Return why a word (an id or, if ``named``, a name) means no endpoint on this host that can be detached."""
+    async def missing(self, word: str, event_log: EventLog, *, named: bool = True, to: str = "detach it") -> str:
+        """Return why a word (an id or, if ``named``, a name) means no endpoint on this host.
+
+        ``to`` says what the command would do to it.
+        """
         name = word.partition("@")[0]
         if mine := meant(name, self._endpoints.values()):
             have = ", ".join(f"{e.ifname} of network {e.network}" for e in mine)
@@ -309,7 +312,7 @@ class EndpointRecords:
         with contextlib.suppress(Unavailable):  # then nobody can tell
             there = [endpoint for _, endpoint in await self.named(name)]
         if hosts := sorted({e.host for e in meant(name, there)}):
-            return f"it is on host {' and '.join(hosts)}, where the command can detach it"
+            return f"it is on host {' and '.join(hosts)}, where the command can {to}"
         gone = [h for h in event_log.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
         if gone:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone[-1].at))

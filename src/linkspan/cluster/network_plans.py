@@ -16,7 +16,17 @@ from linkspan.core.addresses import BITS, Prefix, host_address, pool, prefix
 from linkspan.core.backend_contract import Backend
 from linkspan.core.errors import Conflict, Invalid, LinkspanError
 from linkspan.core.ipam import gateway
-from linkspan.core.model import MTUS, Egress, Host, Ipam, Lease, Network, Underlay, checked_name
+from linkspan.core.model import (
+    MTUS,
+    Egress,
+    Host,
+    Ipam,
+    Lease,
+    Network,
+    NetworkPolicy,
+    Underlay,
+    checked_name,
+)
 from linkspan.core.namesakes import meant, missing
 
 BLOCK_LENGTHS = {4: 24, 6: 64}
@@ -39,6 +49,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
     internal: bool = False
     ipam: Ipam = "block"
     expose: tuple[str, ...] = ()
+    policy: NetworkPolicy = "default-allow"
 
 
 class InUse(msgspec.Struct, frozen=True):
@@ -82,6 +93,7 @@ def planned(
         internal=request.internal,
         ipam=request.ipam,
         expose=request.expose,
+        policy=request.policy,
     )
     way.check(network)
     _check_fast(network, in_use.hosts)

@@ -172,11 +172,11 @@ class Fights:
     def failed(self, state: State, why: str) -> None:
         """Record that the kernel refused the object: that is no fight, and the next chance must not be missed.
 
-        The ports of a guard are closed at once.
+        The ports of a guard are closed at once, unless its refusal is contained, and nobody fights for it.
         """
         if (fight := self._known.get(self._kinds.subject(state))) is None:
             return
-        if not fight.guard:
+        if not fight.guard or (not fight.open and self._kinds.contained(state)):
             del self._known[fight.key]
             return
         if not fight.open:

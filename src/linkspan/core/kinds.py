@@ -195,6 +195,8 @@ class Kind(msgspec.Struct, Generic[S], frozen=True, kw_only=True, eq=False):
     """The key of the object for which another program fights when it changes this part of it."""
     guards: Callable[[S], frozenset[str]] = _nobody
     """Containers' ports that must be down while it is wrong: names of links, ALL or BRIDGED."""
+    contained: Callable[[S], bool] = _never
+    """Whether a guard that the kernel refuses leaves closed, or as it was, all that it is about: no port goes down."""
 
     events: frozenset[Event] = frozenset()
     """Events after which it is observed."""
@@ -290,6 +292,10 @@ class Kinds:
     def guards(self, state: State) -> frozenset[str]:
         """Return the containers' ports that a state guards."""
         return self.of(state).guards(state)
+
+    def contained(self, state: State) -> bool:
+        """Return whether no port need be down because the kernel refuses a state, a guard."""
+        return self.of(state).contained(state)
 
     def rank(self, state: State) -> int:
         """Return the rank of a state's kind."""

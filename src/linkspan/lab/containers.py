@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,6 +46,7 @@ def attach(lab: Lab, container: Container, attachment: Attachment) -> dict[str, 
         "network": attachment.network,
         "ifname": attachment.ifname,
         "ips": attachment.ip,
+        "labels": attachment.labels,
         "namespace_fd": fd,
         "namespace_path": path,
     }
@@ -60,7 +61,15 @@ def attach(lab: Lab, container: Container, attachment: Attachment) -> dict[str, 
     return endpoint
 
 
-def add(lab: Lab, host: str, name: str, network: str, ips: list[str], ifname: str = "") -> dict[str, Any]:
+def add(
+    lab: Lab,
+    host: str,
+    name: str,
+    network: str,
+    ips: list[str],
+    ifname: str = "",
+    labels: Mapping[str, str] = {},
+) -> dict[str, Any]:
     """Add a container, or one more interface to an existing one, and return its endpoint."""
     checked_name(name, "container")
     lab.host(host)
@@ -71,7 +80,7 @@ def add(lab: Lab, host: str, name: str, network: str, ips: list[str], ifname: st
         raise Conflict(
             f"container {name} is on host {known.host}", f"linkspan lab detach {name} --lab {lab.name}"
         )
-    attachment = Attachment(network, ips, ifname)
+    attachment = Attachment(network, ips, ifname, dict(labels))
     container = known or Container(name, host, f"{lab.name}-{name}")
     container.attachments.append(attachment)
     if known is None:

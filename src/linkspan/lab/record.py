@@ -30,6 +30,7 @@ class Attachment(msgspec.Struct):
     network: str
     ip: list[str] = []
     ifname: str = ""
+    labels: dict[str, str] = {}
     addresses: list[str] = []
     gateways: list[str] = []
     mtu: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ from linkspan.policy.model import (
     checked,
     ports,
 )
-from linkspan.policy.yaml_nodes import LARGEST, Reader, line
+from linkspan.policy.yaml_nodes import LARGEST, MOST, Reader, line
 
-_ENDINGS = (".yaml", ".yml")
+_ENDINGS = (".yaml", ".yml", ".json")
+STDIN = Path("-")
+"""The path that means what is typed in, or comes by a pipe."""
 _POLICY = ("policy", "tier", "order", "select", "ingress", "egress", "tests")
 _MAY_BE_EMPTY = ("ingress", "egress", "tests")
 """A direction without any rule is closed."""
@@ -39,36 +43,60 @@ _PEERS = "write outside, cidr: 192.0.2.0/24, dns: [api.example.com], or labels"
 
 
 class Document(msgspec.Struct, frozen=True):
-    """The policies of one or several files, and the cases of their tests."""
+    """The policies of one or several files, and the cases of their tests.
+
+    ``unread`` are the entries of folders that are no policy files by their names.
+    """
 
     policies: tuple[Policy, ...]
     cases: tuple[Case, ...]
+    unread: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Document:
-    """Read a file, or all .yaml and .yml files of a folder. Raises NotFound, or Invalid with the file and the line."""
-    files = sorted(p for p in path.iterdir() if p.suffix in _ENDINGS) if path.is_dir() else [path]
-    if not files:
-        raise NotFound(f"folder {path} has no policy", f"name the files *{' or *'.join(_ENDINGS)}")
+def read(paths: Iterable[Path]) -> Document:
+    """Read files, all .yaml, .yml and .json files of folders, or the standard input (STDIN).
+
+    Raises NotFound, or Invalid with the file and the line.
+    """
     policies: list[Policy] = []
     cases: list[Case] = []
-    for file in files:
-        try:
-            with file.open(encoding="utf-8") as opened:
-                text = opened.read(LARGEST + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-            raise NotFound(f"policy file {file} cannot be read: {reason}", "name a YAML file or a folder") from error
-        found = parsed(text, escaped(file.name))
-        policies += found.policies
-        cases += found.cases
+    unread: list[str] = []
+    for path in paths:
+        for file in _files(path, unread):
+            found = parsed(_text(file), "stdin" if file == STDIN else escaped(file.name))
+            policies += found.policies
+            cases += found.cases
     known: dict[str, Policy] = {}
     for policy in policies:
         if policy.name in known:
             places = " and ".join(f"{one.file} line {one.line}" for one in (known[policy.name], policy))
             raise Invalid(f"policy {policy.name} is there twice: {places}", "give one of them another name")
         known[policy.name] = policy
-    return Document(tuple(policies), tuple(cases))
+    return Document(tuple(policies), tuple(cases), tuple(unread))
+
+
+def _files(path: Path, unread: list[str]) -> Iterator[Path]:
+    """Yield a file, or the policy files of a folder by name; add its other entries but hidden ones to ``unread``."""
+    if path == STDIN or not path.is_dir():
+        yield path
+        return
+    entries = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    files = [one for one in entries if one.suffix in _ENDINGS and not one.is_dir()]
+    unread += (escaped(f"{one}/" if one.is_dir() else str(one)) for one in entries if one not in files)
+    if not files:
+        raise NotFound(f"folder {path} has no policy", f"name the files *{', *'.join(_ENDINGS)}")
+    yield from files
+
+
+def _text(file: Path) -> str:
+    try:
+        if file == STDIN:
+            return sys.stdin.buffer.read(LARGEST + 1).decode("utf-8")
+        with file.open(encoding="utf-8") as opened:
+            return opened.read(LARGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise NotFound(f"policy file {file} cannot be read: {reason}", "name a YAML file or a folder") from error
 
 
 def parsed(text: str, file: str) -> Document:
@@ -88,6 +116,8 @@ def parsed(text: str, file: str) -> Document:
             raise reader.wrong(node, "begins a policy without a name", "write policy: NAME")
         if "tests" in found:
             cases += (_case(reader, one) for one in reader.items(found["tests"], "tests"))
+        if len(cases) > MOST:
+            raise reader.wrong(node, f"begins more tests, and a file may have {MOST}", "divide it into several files")
     return Document(tuple(policies), tuple(cases))
 
 
@@ -137,13 +167,14 @@ def _selector(reader: Reader, node: yaml.Node) -> Selector:
 
 
 def _rule(reader: Reader, node: yaml.Node, ends: str) -> Rule:
-    found = reader.given(node, ("action", ends, "ports"), "a rule")
+    direction = "ingress" if ends == "from" else "egress"
+    found = reader.given(node, ("action", ends, "ports"), f"a rule of {direction}", elsewhere=kubernetes.ENDS)
     peers = reader.items(found[ends], ends) if ends in found else []
     texts = reader.texts(found["ports"], "ports, like 80/tcp or echo-request/icmp") if "ports" in found else ()
     try:
         parts = tuple(ports(text) for text in texts)
     except Invalid as error:
-        raise reader.wrong(found["ports"], f"has {error.message}", error.hint) from error
+        raise error.within(f"{reader.file} line {line(found['ports'])}") from error
     return Rule(
         action=_rule_action(reader, found["action"]) if "action" in found else "allow",
         peers=tuple(_peer(reader, one) for one in peers),
@@ -153,16 +184,17 @@ def _rule(reader: Reader, node: yaml.Node, ends: str) -> Rule:
 
 
 def _rule_action(reader: Reader, node: yaml.Node) -> RuleAction:
-    return "pass" if reader.text(node, "action") == "pass" else _action(reader, node)
+    fix = "write allow or deny, or, in a policy with a tier, pass"
+    return "pass" if reader.text(node, "action") == "pass" else _action(reader, node, "an action", fix)
 
 
-def _action(reader: Reader, node: yaml.Node) -> Action:
-    match reader.text(node, "action"):
+def _action(reader: Reader, node: yaml.Node, what: str, fix: str) -> Action:
+    match reader.text(node, what):
         case "allow":
             return "allow"
         case "deny":
             return "deny"
-    raise reader.wrong(node, f"has {reader.text(node, 'action')!r} for an action", "write allow or deny")
+    raise reader.wrong(node, f"has {reader.text(node, what)!r} for {what}", fix)
 
 
 def _peer(reader: Reader, node: yaml.Node) -> Peer:
@@ -188,15 +220,16 @@ def _case(reader: Reader, node: yaml.Node) -> Case:
         try:
             one = ports(port)
         except Invalid as error:
-            raise reader.wrong(found["port"], f"has {error.message}", error.hint) from error
+            raise error.within(f"{reader.file} line {line(found['port'])}") from error
         if one.first != one.last:
             raise reader.wrong(found["port"], f"has {port!r}: a test needs one port", "write 80/tcp")
     return Case(
         source=_end(reader, found["from"]),
         target=_end(reader, found["to"]),
         port=port,
-        expect=_action(reader, found["expect"]),
+        expect=_action(reader, found["expect"], "expect", "write allow or deny"),
         line=line(node),
+        file=reader.file,
     )
 
 

@@ -136,13 +136,14 @@ class By(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """The verdict on a connection: whether it is allowed, and by which policy and line; by no policy: both empty.
 
-    ``network`` names the network whose default refuses it.
+    ``network`` names the network whose default refuses it, ``direction`` is that of the rules that decide.
     """
 
     allowed: bool
     policy: str = ""
     line: int = 0
     network: str = ""
+    direction: Direction | None = None
 
     @property
     def by(self) -> By | None:
@@ -327,7 +328,7 @@ class Judge:
         if own.chosen is None or not own.policed:
             return Verdict(allowed=True)
         for sections in self.tiers_of(direction, own.chosen):
-            if (found := _in_tier(sections, other, probe)) is not None:
+            if (found := _in_tier(direction, sections, other, probe)) is not None:
                 return found
         return Verdict(allowed=True)
 
@@ -369,7 +370,7 @@ class _Step(msgspec.Struct, frozen=True):
     isolates: bool
 
 
-def _in_tier(sections: Iterable[Section], other: Party, probe: Probe) -> Verdict | None:
+def _in_tier(direction: Direction, sections: Iterable[Section], other: Party, probe: Probe) -> Verdict | None:
     """Return what a tier's policies decide for an endpoint, None if the next tier does."""
     isolating: Section | None = None
     for section in sections:
@@ -377,12 +378,13 @@ def _in_tier(sections: Iterable[Section], other: Party, probe: Probe) -> Verdict
             if clause.fits(other, probe):
                 if clause.action == "pass":
                     return None
-                return Verdict(clause.action == "allow", section.policy, clause.line or section.line)
+                allowed = clause.action == "allow"
+                return Verdict(allowed, section.policy, clause.line or section.line, direction=direction)
         if section.isolates and isolating is None:
             isolating = section
     if isolating is None:
         return None
-    return Verdict(False, isolating.policy, isolating.line, isolating.network)
+    return Verdict(False, isolating.policy, isolating.line, isolating.network, direction)
 
 
 def _painted(steps: Sequence[_Step], protocol: Protocol) -> bytearray:

@@ -35,6 +35,8 @@ CLUSTER_KIND = f"Cluster{KIND}"
 LISTS = ("List", f"{KIND}List", f"{CLUSTER_KIND}List")
 W = TypeVar("W")
 _SELECTOR = ("matchLabels", "matchExpressions")
+ENDS = {"from": "from belongs to ingress, and egress has to", "to": "to belongs to egress, and ingress has from"}
+"""What to write instead of the other direction's key."""
 NAMESPACE = "kubernetes.io/metadata.name"
 """The label that Kubernetes gives each namespace: its name."""
 
@@ -51,7 +53,7 @@ def policies(reader: Reader, node: yaml.Node) -> list[Policy]:
         return [_cluster_policy(reader, node)]
     if (version, kind) != (VERSION, KIND):
         fix = f"linkspan takes {KIND} of {VERSION}, and {CLUSTER_KIND} of {' and '.join(CLUSTER_VERSIONS)}"
-        raise reader.wrong(node, f"begins a {kind or '?'} of {version or '?'}", fix)
+        raise reader.wrong(node, f"begins an object of kind {kind or '?'} of {version or '?'}", fix)
     found = reader.fields(node, ("apiVersion", "kind", "metadata", "spec", "status"), f"a {KIND}")
     meta = reader.mapping(found["metadata"], "metadata") if "metadata" in found else {}
     if "name" not in meta:
@@ -128,7 +130,8 @@ def _word(reader: Reader, node: yaml.Node, what: str, known: Mapping[str, W]) ->
 def _cluster_rules(reader: Reader, node: yaml.Node | None, ends: str) -> tuple[Rule, ...] | None:
     found = []
     for one in reader.items(node, "rules") if node is not None else ():
-        parts = reader.given(one, ("name", "action", ends, "protocols"), "a rule", needs=("action", ends))
+        keys = ("name", "action", ends, "protocols")
+        parts = reader.given(one, keys, "a rule", needs=("action", ends), elsewhere=ENDS)
         protocols = reader.items(parts["protocols"], "protocols") if "protocols" in parts else []
         peers = reader.items(parts[ends], ends)
         found.append(
@@ -206,7 +209,7 @@ def _protocol(reader: Reader, node: yaml.Node) -> Ports:
 def _rules(reader: Reader, node: yaml.Node | None, ends: str, namespace: str) -> tuple[Rule, ...]:
     found = []
     for one in reader.items(node, "rules") if node is not None else ():
-        parts = reader.fields(one, (ends, "ports"), "a rule")
+        parts = reader.fields(one, (ends, "ports"), "a rule", elsewhere=ENDS)
         peers = reader.items(parts[ends], ends) if ends in parts else []
         ports = reader.items(parts["ports"], "ports") if "ports" in parts else []
         found.append(

@@ -161,7 +161,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     """A test in a policy file: whether ``source`` reaches ``target`` at a port ("80/tcp"; "": at any).
 
     An end is the name or an address of a running container, an address outside, the word ``outside``, or (``labels``
-    and ``network``) an endpoint that need not exist.
+    and ``network``) an endpoint that need not exist. ``file`` and ``line`` say where the case is written.
     """
 
     source: End
@@ -169,6 +169,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     port: str = ""
     expect: Action = "allow"
     line: int = 0
+    file: str = ""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

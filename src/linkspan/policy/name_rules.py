@@ -10,7 +10,8 @@ these answer the endpoints that such policies select (``asking_names4``), from d
 to each (``told4``), that none keeps others from being seen. Of an answer by TCP only the question is taken
 (``kernel/probe/dns_answers.py``), which the agent asks itself. The kernel may bring the container its answer before the
 agent has put the element. So for ``PATIENCE`` seconds after an answer what policies refuse on the container's link
-(``answered``: by IPv4 or IPv6, whichever it asked by) is dropped, not rejected: its next try passes.
+(``answered``: by IPv4 or IPv6, whichever it asked by) is dropped, not rejected: its next try passes. On a bridge that
+is so for all containers there that such policies select.
 """
 
 from __future__ import annotations
@@ -85,9 +86,12 @@ def states(families: Iterable[int], *, logs: bool) -> Iterator[State]:
     yield NftChain(INET, TABLE, "policy_answers", hook, tuple(asked))
 
 
-def patient(outside: str) -> str:
-    """Return the rule before each reject; ``outside`` is the condition by which the target is in no pool."""
-    return f"iifname @{_ANSWERED} {outside} drop"
+def patient(outside: str, family: int) -> str:
+    """Return the rule before each reject; ``outside`` is the condition by which the target is in no pool.
+
+    On a bridge many containers share the link: who goes nowhere by name is refused at once, whoever asked.
+    """
+    return f"iifname @{_ANSWERED} {_IP[family]} saddr @{_ASKING}{family} {outside} drop"
 
 
 def condition(name: str, family: int) -> str:

@@ -216,7 +216,7 @@ def _not_near(direction: Direction, family: int) -> str:
 
 def _refused(patient: Iterable[int], *, logs: bool) -> NftChain:
     """Return the chain to which each rule that refuses leads; ``patient`` families have peers by DNS names."""
-    waits = (name_rules.patient(_not_near("egress", family)) for family in patient)
+    waits = (name_rules.patient(_not_near("egress", family), family) for family in patient)
     return NftChain(INET, TABLE, "policy_refused", "", (*_log(ENFORCED, logs=logs), *waits, _REJECT))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
 
-from linkspan.core.errors import Invalid
+from linkspan.core.errors import Invalid, closest
 
 LARGEST = 4 << 20
 """Bytes of a file: a thousand policies of 4 KB."""
+MOST = 10_000
+"""Documents of a file, and tests."""
 DEEPEST = 32
 """Levels of nesting: a reader of trees is recursive."""
+_DIVIDE = "divide it into several files"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
@@ -25,16 +28,23 @@ class Reader:
     def documents(self, text: str) -> Iterator[yaml.Node]:
         """Yield the documents of a file. Raises Invalid, with the line, for what is no YAML, and for aliases."""
         if len(text) > LARGEST:
-            raise Invalid(f"{self.file} has more than {LARGEST >> 20} MiB", "divide it into several files")
+            raise Invalid(f"{self.file} has more than {LARGEST >> 20} MiB", _DIVIDE)
         try:
-            depth = 0
+            depth = documents = 0
             for event in yaml.parse(text, Loader=_Loader):
                 if isinstance(event, yaml.AliasEvent):
                     raise self.wrong(event, "has an alias (*NAME)", "write the value itself")
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                documents += isinstance(event, yaml.DocumentStartEvent)
+                if documents > MOST:
+                    raise self.wrong(event, f"begins one of more than {MOST} documents", _DIVIDE)
                 if depth > DEEPEST:
                     raise self.wrong(event, f"is nested more than {DEEPEST} levels deep")
             yield from (node for node in yaml.compose_all(text, Loader=_Loader) if not empty(node))
+        except yaml.reader.ReaderError as error:
+            number = text.count("\n", 0, text.find(chr(error.character))) + 1  # the position counts bytes in C
+            what = f"line {number} has the character #x{error.character:04x}, which YAML does not allow"
+            raise Invalid(f"{self.file} {what}", "is it a text file?") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{self.file} line {mark.line + 1}" if mark is not None else self.file
@@ -44,12 +54,18 @@ class Reader:
         """Return the error about a node: ``what`` continues "FILE line N"."""
         return Invalid(f"{self.file} line {line(node)} {what}", fix)
 
-    def fields(self, node: yaml.Node, known: Collection[str], what: str) -> dict[str, yaml.Node]:
-        """Return a mapping's values by key, without empty ones. Raises Invalid for a key that is not ``known``."""
+    def fields(
+        self, node: yaml.Node, known: Collection[str], what: str, *, elsewhere: Mapping[str, str] = {}
+    ) -> dict[str, yaml.Node]:
+        """Return a mapping's values by key, without empty ones. Raises Invalid for a key that is not ``known``.
+
+        ``elsewhere`` has the fix for keys that belong to another mapping.
+        """
         found = self.mapping(node, what)
-        for key in found:
-            if key not in known:
-                raise self.wrong(node, f"has the key {key!r}, which {what} does not have", f"use {', '.join(known)}")
+        for key, _ in node.value:
+            if key.value not in known:
+                fix = elsewhere.get(key.value) or closest(key.value, known, f"use {', '.join(known)}")
+                raise self.wrong(key, f"has the key {key.value!r}, which {what} does not have", fix)
         return {key: value for key, value in found.items() if not empty(value)}
 
     def given(
@@ -60,12 +76,13 @@ class Reader:
         *,
         needs: Collection[str] = (),
         may_be_empty: Collection[str] = (),
+        elsewhere: Mapping[str, str] = {},
     ) -> dict[str, yaml.Node]:
         """Return ``fields``; raise Invalid for a key that is there without a value, and for one of ``needs`` missing.
 
         Without the key a rule means everybody, and a selector all: a value that was forgotten must not mean that.
         """
-        found = self.fields(node, known, what)
+        found = self.fields(node, known, what, elsewhere=elsewhere)
         for key, value in self.mapping(node, what).items():
             if key in may_be_empty:
                 continue
@@ -92,9 +109,11 @@ class Reader:
         return found
 
     def items(self, node: yaml.Node, what: str) -> list[yaml.Node]:
-        """Return the items of a list."""
+        """Return the items of a list, of which no file needs more than MOST."""
         if not isinstance(node, yaml.SequenceNode):
             raise self.wrong(node, f"is no list: {what} needs one", "begin each item with a dash")
+        if len(node.value) > MOST:
+            raise self.wrong(node, f"has {len(node.value)} {what}, and may have {MOST}", _DIVIDE)
         return list(node.value)
 
     def text(self, node: yaml.Node, what: str) -> str:
@@ -110,7 +129,13 @@ class Reader:
 
     def pairs(self, node: yaml.Node, what: str) -> dict[str, str]:
         """Return a mapping of words to words."""
-        return {key: self.text(value, f"{what} {key}") for key, value in self.mapping(node, what).items()}
+        found = self.mapping(node, what)
+        for key, value in found.items():
+            name, colon, word = key.partition(":")
+            if colon and empty(value):
+                fix = f"write a blank after the colon: {name}: {word}"
+                raise self.wrong(value, f"has no value for {what} {key}", fix)
+        return {key: self.text(value, f"{what} {key}") for key, value in found.items()}
 
     def number(self, node: yaml.Node, what: str) -> int:
         """Return a number of at most nine digits."""

@@ -22,7 +22,7 @@ UNAUTHENTICATED, _OUT_OF_RANGE = 16, 11
 _INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED = 3, 5, 8, 7, 9
 _SAME_EVERYWHERE = {_INVALID, _NOT_FOUND, _EXHAUSTED, _DENIED, NOT_ENABLED, _OUT_OF_RANGE}
 
-_LOOKS = "etcdctl endpoint status"
+_LOOKS = "`etcdctl endpoint status` shows more"
 _NO_QUORUM = (
     "are more than half of the voters up, and do TCP 5379 and 5380 pass? If most are lost for good, on one that is "
     "left: linkspan cluster recover (docs/recovery.md)"
@@ -118,7 +118,7 @@ def refusal(url: EtcdUrl, endpoint: str, status: int, answer: bytes) -> Linkspan
         what = "its quota is full, so it takes no writes (database space exceeded)"  # the latter is etcd's own
         return Full(f"store {where}: {what}", hint)
     if told.code not in _SAME_EVERYWHERE | {UNAUTHENTICATED}:
-        return Failed(f"{where}: {why}", "etcdctl endpoint status and its log show more", True)
+        return Failed(f"{where}: {why}", "`etcdctl endpoint status` and its log show more", True)
     return Refused(f"store {where}: {_words(url, why, told.code)}", _hint(url, why, told.code), told.code)
 
 
@@ -141,7 +141,7 @@ def _hint(url: EtcdUrl, why: str, code: int) -> str:
         return "add user=NAME&password-file=FILE to the store's URL"
     if "user" in why or code == UNAUTHENTICATED:
         return "check user and password-file in the store's URL"
-    return "etcdctl endpoint status and its log show more"
+    return "`etcdctl endpoint status` and its log show more"
 
 
 async def explained(url: EtcdUrl, endpoint: str, error: Failed) -> Failed:

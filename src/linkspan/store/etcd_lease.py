@@ -93,7 +93,7 @@ class StandingLease:
         if told.result is None:
             why = told.error.message if told.error else line[:200].decode(errors="replace")
             why = why.removeprefix("etcdserver: ")
-            raise Failed(f"etcd {endpoint}: {why}", "etcdctl endpoint status and its log show more", sent=False)
+            raise Failed(f"etcd {endpoint}: {why}", "`etcdctl endpoint status` and its log show more", sent=False)
         return float(told.result.TTL)
 
     def close(self) -> None:

@@ -15,10 +15,11 @@ from linkspan.agent.policy_records import PolicyRecords
 from linkspan.cluster.allowances import Allowances
 from linkspan.cluster.endpoint_records import EndpointRecords
 from linkspan.cluster.hosts import Hosts
+from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.core.addresses import prefix
-from linkspan.core.errors import Invalid, NotFound
-from linkspan.core.model import Allowance, Endpoint, Host, Network, Port, Underlay
+from linkspan.core.errors import Invalid, NotFound, Unavailable
+from linkspan.core.model import Allowance, Endpoint, Host, Lease, Network, Port, Underlay
 from linkspan.kernel.drivers import bridge_filters
 from linkspan.policy.judge import Judge, Party
 from linkspan.policy.model import Case, End, Peer, Policy, Ports, Protocol, Rule, Selector
@@ -87,6 +88,17 @@ class NoAllowances(Allowances):
         return ()
 
 
+class Leased(Leases):
+    """In the network demo each host, by its id, has an address of its own."""
+
+    def __init__(self) -> None:
+        pass
+
+    def of_host(self, host: str) -> tuple[Lease, ...]:
+        """Return the host's lease."""
+        return (Lease(network="demo", host=host, addresses=(f"10.1.0.{100 + int(host)}/24",)),)
+
+
 class Recorded(PolicyRecords):
     """Records of these policies."""
 
@@ -104,7 +116,8 @@ def _answers(
     """Return answers on the first of these hosts, and the endpoints that they know."""
     endpoints: list[Endpoint] = []
     placed, recorded = Placed(endpoints), Recorded(policies)
-    return PolicyAnswers(Two(), NoAllowances(), placed, Known(hosts), recorded, named or NamedAddresses()), endpoints
+    named = named or NamedAddresses()
+    return PolicyAnswers(Two(), NoAllowances(), placed, Known(hosts), Leased(), recorded, named), endpoints
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -193,6 +206,69 @@ def test_what_a_container_on_a_hosts_own_network_sends_is_its_hosts() -> None:
     assert not asyncio.run(answers.can("back", "side")).allowed
 
 
+@pytest.mark.parametrize("internal", [False, True])
+def test_a_containers_own_host_reaches_it_from_each_of_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, internal: bool
+) -> None:
+    """From the underlay's, its own in the network, and the gateway. Other hosts are nobody whom this policy allows."""
+    network_ = msgspec.structs.replace(NETWORK, internal=internal)
+    monkeypatch.setattr(Two, "all", lambda _self: (network_, SHARED))
+    hosts = [Host(id=f"{n}", name=f"h{n}", underlay=Underlay("eth0", (f"192.0.2.{n}/24",))) for n in (1, 2)]
+    both = msgspec.structs.replace(SHUT, egress=())
+    answers, endpoints = _answers(*hosts, policies=[both])
+    endpoints.append(msgspec.structs.replace(WEB, host="h2"))
+    for own in ("192.0.2.2", "10.1.0.102", "10.1.0.1"):
+        assert asyncio.run(answers.can(own, "web", "80")).why.startswith("it is the container's own host"), own
+        found = asyncio.run(answers.can("web", own, "80"))
+        assert found.allowed == (not internal), "an internal network reaches DNS and ICMP of its host alone"
+        assert asyncio.run(answers.can("web", own, "53/udp")).allowed
+        assert asyncio.run(answers.can("web", own, "icmp")).allowed
+    for other in ("192.0.2.1", "10.1.0.101"):
+        assert not asyncio.run(answers.can(other, "web", "80")).allowed
+        assert not asyncio.run(answers.can("web", other, "80")).allowed
+
+
+def test_who_can_tells_the_ports_of_each_network_of_a_container() -> None:
+    """A policy about one of them says nothing about the other one."""
+    only = Policy(
+        name="only", select=Selector(networks=("demo",)), line=1, ingress=(Rule(ports=(Ports("tcp", 80, 80),)),)
+    )
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True), policies=[only])
+    at = (("demo", "10.1.0.9/24"), ("other", "10.2.0.9/24"))
+    endpoints += [msgspec.structs.replace(WEB, ifname=name, network=name, addresses=(text,)) for name, text in at]
+    found = [(one.name, one.to, one.address, one.ports) for one in asyncio.run(answers.who_can("web"))]
+    assert found == [
+        ("outside", "demo", "10.1.0.9", ("80/tcp",)),
+        ("outside", "other", "10.2.0.9", ("all",)),
+    ]
+
+
+def test_policies_that_select_nobody_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of a network without containers: policies may come first. None while others' are not known."""
+    answers, endpoints = _answers(Host(id="1", name="h1"))
+    endpoints.append(msgspec.structs.replace(WEB, labels={"app": "web"}))
+    selectors = {
+        "label": Selector(labels={"app": "wbe"}),
+        "host": Selector(hosts=("h9",)),
+        "name": Selector(names=("webb",)),
+        "there": Selector(networks=("demo",), labels={"app": "wbe"}),
+        "right": Selector(labels={"app": "web"}),
+        "early": Selector(networks=("later",)),
+    }
+    policies = [Policy(name=name, select=select, ingress=()) for name, select in selectors.items()]
+    assert asyncio.run(answers.idle(policies)) == {"label", "host", "name", "there"}
+    assert asyncio.run(answers.idle(())) == frozenset()
+    endpoints.clear()
+    assert asyncio.run(answers.idle(policies)) == frozenset()
+
+    async def away(_records: Placed, _network: str = "") -> AsyncIterator[list[Endpoint]]:
+        yield [WEB]
+        raise Unavailable("the store does not answer")
+
+    monkeypatch.setattr(Placed, "everywhere", away)
+    assert asyncio.run(answers.idle(policies)) == frozenset()
+
+
 API, BELOW = "api.example.com", "*.example.org"
 WEB = Endpoint(
     id="web", name="web", ifname="eth0", network="demo", host="h1", addresses=("10.1.0.2/24",), host_ifname="lsr1"
@@ -225,7 +301,8 @@ def test_a_name_is_judged_at_each_of_its_addresses() -> None:
     assert found.by is not None
     assert found.by.line == 3
     assert found.why == (
-        "at 198.51.100.1: policy out refuses it (line 3); at 203.0.113.7, 203.0.113.8: policy out allows it (line 9); "
+        "at 198.51.100.1: policy out refuses it (egress, line 3); "
+        "at 203.0.113.7, 203.0.113.8: policy out allows it (line 9); "
         f"on this host {API} has these addresses now"
     )
     found = asyncio.run(_asked(at, _deny("192.0.2.0/24")).can("web", API, "80"))
@@ -346,10 +423,43 @@ def test_a_range_is_no_end(text: str) -> None:
         answers.can(text, "web", "80"),
         answers.can("web", text),
         answers.who_can(text),
-        answers.test((), [case]),
     ):
         with pytest.raises(Invalid, match=f"{text} is a range") as caught:
             asyncio.run(question)
         assert text.partition("/")[0] in caught.value.hint
+    (failed,) = asyncio.run(answers.test((), [case]))
+    assert (failed.got, failed.line) == ("unknown", 3)
+    assert f"{text} is a range" in failed.why
     assert not asyncio.run(answers.can("10.2.0.0/32", "web", "80")).allowed
     assert asyncio.run(answers.can("10.2.0.1", "web", "80")).allowed
+
+
+def test_an_end_that_is_nobody_says_what_could_be_meant() -> None:
+    """A host is asked by its address, and a DNS name counts only where a policy has it."""
+    answers, endpoints = _answers(Host(id="1", name="h1", underlay=Underlay(ifname="up", addresses=("192.0.2.1/24",))))
+    endpoints.append(WEB)
+    for name in ("h1", "host:h1"):
+        with pytest.raises(NotFound, match="it is a host") as caught:
+            asyncio.run(answers.can(name, "web", "80"))
+        assert caught.value.hint == "give an address of it: 192.0.2.1"
+    with pytest.raises(NotFound, match="no policy has this DNS name"):
+        asyncio.run(answers.can("web", "api.example.com"))
+
+
+def test_a_case_about_nobody_fails_and_hides_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each failure names the file and the line of its case: a folder has many."""
+    monkeypatch.setattr(bridge_filters, "available", lambda: True)
+    answers, endpoints = _answers(Host(id="1", name="h1", filters=True))
+    endpoints.append(WEB)
+    ends = ("web", "ghost", "web")
+    cases = [
+        Case(source=End(name="192.0.2.1"), target=End(name=name), expect="allow", line=n, file="shop.yaml")
+        for n, name in enumerate(ends, 1)
+    ]
+    failed = asyncio.run(answers.test((), cases))
+    assert [(one.file, one.line, one.got) for one in failed] == [
+        ("shop.yaml", 1, "deny"),
+        ("shop.yaml", 2, "unknown"),
+        ("shop.yaml", 3, "deny"),
+    ]
+    assert failed[1].why == "there is no container ghost"

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from linkspan.agent import policy_enforcement, policy_names
-from linkspan.agent.policies import Policies
 from linkspan.core.errors import Conflict, KernelError, Unavailable
-from linkspan.core.model import Host, Port
+from linkspan.core.kinds import ALL
+from linkspan.core.model import Port
 from linkspan.core.ruleset import element
-from linkspan.core.states.host import Bridge, BridgeFilter, NftChain, NftElement
+from linkspan.core.states.host import Bridge, BridgeFilter, Key, NftChain, NftElement, NftSet, NftTable
 from linkspan.core.store_contract import Record
 from linkspan.endpoints.registry import policy_source
 from linkspan.kernel.drivers import bridge_filters
-from linkspan.policy.model import Peer, Policy, Ports, Rule, Selector
+from linkspan.policy.model import Peer, Policy, Rule, Selector
 from support.policy_stage import HERE, NET, PROXY, WEB, Stage
 from support.polling import eventually
 from support.records.peers import network
@@ -296,42 +295,6 @@ def test_an_attach_that_began_under_earlier_policies_is_cut(stage: Stage) -> Non
     asyncio.run(main())
 
 
-def policies_of(stage: Stage) -> Policies:
-    """Return the policies of host h1."""
-    one = stage.member
-    parts = one.replica, stage.records, one.networks, one.hosts, stage.enforcement, stage.names, one.event_log
-    return Policies(*parts)
-
-
-def test_a_policy_that_an_older_agent_would_misread_is_refused(stage: Stage) -> None:
-    """It ignores a tier, and has no record of what passes; a policy of its own time is nothing to it."""
-    policies = policies_of(stage)
-    old = Host(id="h2", name="old", enforces=True)
-    ping = Rule(ports=(Ports("icmp", 8, 8),))
-    newer = (
-        Policy(name="p", tier="admin", ingress=(Rule(action="deny"),)),
-        Policy(name="p", tier="baseline", ingress=(Rule(action="pass"),)),
-        Policy(name="p", egress=(ping,)),
-    )
-
-    async def main() -> None:
-        async with stage.running():
-            await stage.member.replica.write({"hosts/h2": old})
-            for one in newer:
-                for staged in (False, True):
-                    with pytest.raises(Conflict, match="host old is of a version that knows neither tiers"):
-                        await policies.apply([WEB, one], staged=staged)
-                (warning,) = (text for text in policies.warnings(one))
-                assert "host old does not enforce it as it is" in warning
-            assert policies.all() == []
-            await policies.apply([WEB])
-            await stage.member.replica.write({"hosts/h2": msgspec.structs.replace(old, tiers=True)})
-            for one in newer:
-                await policies.apply([one])
-
-    asyncio.run(main())
-
-
 def test_whoever_may_go_by_a_name_has_its_server_asked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if another policy, or a changed one, lets it go by a name that was followed before."""
     monkeypatch.setattr(policy_names, "_read", lambda _names: [])
@@ -348,83 +311,6 @@ def test_whoever_may_go_by_a_name_has_its_server_asked(stage: Stage, monkeypatch
             assert unserved() == []
             await stage.apply(msgspec.structs.replace(out, select=Selector(names=("web",))))
             assert len(unserved()) == 1
-
-    asyncio.run(main())
-
-
-def test_a_policy_with_dns_names_waits_for_agents_that_know_them(stage: Stage) -> None:
-    """An older agent would take a peer by name for none, and refuse the record."""
-    policies = policies_of(stage)
-    old = Host(id="h2", name="old", enforces=True, tiers=True)
-    named = Policy(name="p", egress=(Rule(peers=(Peer(dns=("api.example.com",)),)),))
-
-    async def main() -> None:
-        async with stage.running():
-            await stage.member.replica.write({"hosts/h2": old})
-            with pytest.raises(Conflict, match="host old is of a version that knows no DNS names"):
-                await policies.apply([named])
-            (warning,) = policies.warnings(named)
-            assert "host old does not enforce it as it is" in warning
-            assert policies.all() == []
-            await policies.apply([WEB])
-
-    asyncio.run(main())
-
-
-def test_an_apply_says_that_connections_on_the_fast_path_end(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once for those whom the policy comes to: not again for other rules, nor if it was staged before."""
-    policies = policies_of(stage)
-    monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
-    stricter = msgspec.structs.replace(WEB, ingress=())
-    elsewhere = Policy(name="far", select=Selector(networks=("far",)), ingress=())
-    later = Policy(name="later", select=Selector(names=("other",)), ingress=())
-    wider = msgspec.structs.replace(later, select=Selector(names=("other", "another")))
-
-    async def main() -> None:
-        async with stage.running():
-            assert (await policies.apply([WEB])).warnings == ()
-            await policies.delete("web")
-            await stage.member.replica.write({"networks/demo": network("vxlan", fast="true", vni="7")})
-            stage.member.networks.refresh()
-            (told,) = (await policies.apply([WEB])).warnings
-            assert "network demo: TCP connections" in told
-            assert (await policies.apply([stricter])).warnings == ()
-            assert not any("TCP" in text for text in (await policies.apply([elsewhere])).warnings)
-            assert (await policies.apply([later], staged=True)).warnings == ()
-            assert (await policies.enforce("later")).warnings == ()
-            await policies.apply([later], staged=True)
-            assert "TCP" in " ".join((await policies.apply([wider])).warnings), "it selects others than both versions"
-            await policies.apply([later], staged=True)
-            assert (await policies.apply([msgspec.structs.replace(wider, order=1)])).warnings == ()
-
-    asyncio.run(main())
-
-
-def test_only_the_version_that_was_looked_at_is_enforced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another host stages a version while this one enforces the earlier: neither is lost, and neither counts."""
-    policies = policies_of(stage)
-    monkeypatch.setattr(policies, "_lax", list)  # these hosts are no agents
-    transaction, store = stage.member.store.transaction, stage.member.store
-
-    async def main() -> None:
-        async with stage.running():
-            await stage.member.replica.write({"staged/web": WEB})
-
-            async def late(*args: Any, **more: Any) -> int:
-                theirs = stage.other.replica.encoded("staged/web", DENY)
-                await stage.other.store.transaction({"staged/web": theirs})
-                return await transaction(*args, **more)
-
-            with monkeypatch.context() as raced:
-                raced.setattr(store, "transaction", late)
-                with pytest.raises(Conflict, match="staged again"):
-                    await policies.enforce("web")
-            assert policies.all() == []
-            assert policies.get_staged("web") == DENY
-            await policies.enforce("web")
-            assert (policies.all(), policies.staged()) == ([DENY], [])
 
     asyncio.run(main())
 
@@ -519,6 +405,38 @@ def test_no_container_comes_while_the_rules_of_all_policies_are_refused(stage: S
             stage.machine.unable = set()
             stage.machine.reconciler.resync([NftChain])
             await stage.enforcement.cover(NET)
+
+    asyncio.run(main())
+
+
+def test_a_policy_that_is_refused_closes_nobody_but_whom_it_selects(stage: Stage) -> None:
+    """No port goes down: its containers are dropped, because they lose their way; rules that all need are guards."""
+    reconciler = stage.machine.reconciler
+    ways = ("policy_in4_", "policed_by_in4")
+
+    def refused() -> set[Key]:
+        named = ((key, str(key[3])) for key in reconciler.desired.states((NftChain,)))
+        return {key for key, name in named if name.startswith("policy_in4_") and "_by_" not in name}
+
+    async def main() -> None:
+        async with stage.running():
+            await stage.apply(WEB)
+            chains = refused()
+            await stage.member.replica.write({}, deletes=["policies/web"])
+            await stage.enforcement.enforce()
+            stage.machine.unable = chains
+            with pytest.raises(KernelError, match="refused"):
+                await stage.apply(WEB)
+            for _ in range(2):
+                failed = reconciler.resync([NftTable, NftSet, NftChain, NftElement]).failed
+                assert {str(key[3]) for key in failed if str(key[3]).startswith(ways)}
+                assert reconciler.fights.closed() == set()
+            assert "10.77.0.2" in stage.addresses("policed_in4"), "its packets go to the chains of policies"
+            assert "10.77.0.2" not in stage.addresses("policed_by_in4"), "where no way leads on"
+            stage.machine.unable = {BASE}
+            del stage.machine.driver.states[BASE]
+            reconciler.resync([NftTable, NftSet, NftChain, NftElement])
+            assert reconciler.fights.closed() == {ALL}
 
     asyncio.run(main())
 

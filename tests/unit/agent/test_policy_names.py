@@ -161,7 +161,7 @@ def test_sets_are_filled_before_rules_come(servers: Servers) -> None:
 
 
 def test_rules_do_not_wait_for_a_silent_server(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come without its addresses, which follow."""
+    """They come without its addresses, which follow; whoever applies the policy is told."""
     monkeypatch.setattr(policy_names, "WAIT", 0.01)
     ready = asyncio.Event()
 
@@ -175,8 +175,12 @@ def test_rules_do_not_wait_for_a_silent_server(servers: Servers, monkeypatch: py
         async def work() -> None:
             await servers.names.follow(NAMES, FOUR)
             assert servers.there("a.example.com") == set()
+            (told,) = servers.names.told(["a.example.com"])
+            assert told.problem == "name server 10.77.0.1 does not answer for a.example.com"
             ready.set()
             await eventually(lambda: servers.there("a.example.com") == {"192.0.2.8"}, "they follow")
+            (told,) = servers.names.told(["a.example.com"])
+            assert told.problem == ""
 
         await servers.run(work)
 

@@ -13,24 +13,26 @@ from linkspan.policy.model import Case, End
 
 
 class Answers:
-    """Answers that know every name but one, and nothing more: whoever asks further has begun to send."""
+    """Answers that know nobody."""
 
     async def pair(self, source: End, _target: End) -> tuple[None, None]:
         """Return no ends."""
         if source.name == "nobody":
-            raise NotFound("no container is called nobody")
-        return None, None
+            raise NotFound("no container is called nobody", "see endpoint list")
+        raise AssertionError("nobody is the only end")
 
 
 def _cases(*names: str) -> list[Case]:
     return [Case(source=End(name=name), target=End(name="web"), line=line) for line, name in enumerate(names, 1)]
 
 
-def test_an_unknown_name_is_told_before_any_packet_is_sent() -> None:
-    """With its line, though the cases before it could be asked."""
+def test_a_case_about_nobody_fails_without_a_packet() -> None:
+    """With its line and the reason: the other cases of the file are asked all the same."""
     answers: Any = Answers()
     probes = PolicyProbes(Any, {}, answers)  # type: ignore[arg-type]
-    with pytest.raises(NotFound, match="test at line 2: no container"):
-        asyncio.run(probes.test(_cases("web", "nobody")))
+    found = asyncio.run(probes.test(_cases("nobody", "nobody")))
+    assert [(one.line, one.got) for one in found.failed] == [(1, "unknown"), (2, "unknown")]
+    assert found.failed[0].why == "no container is called nobody; see endpoint list"
+    assert not found.skipped
     with pytest.raises(Invalid, match="1001 cases are too many"):
         asyncio.run(probes.test(_cases(*["web"] * (MOST + 1))))

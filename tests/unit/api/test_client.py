@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkspan.api import client
+from linkspan.api import WARNINGS, client
+from linkspan.api.responses import answer
 from linkspan.core.errors import Unavailable
 
 
@@ -44,6 +45,25 @@ def test_a_caller_waits_for_its_turn_where_many_ask_at_once(tmp_path: Path) -> N
         assert asked.result(60) == {}
     for one in waiting:
         one.close()
+
+
+def test_warnings_are_in_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is as documented; what prints warnings gets them, whatever they are written in."""
+    path, told = tmp_path / "agent.sock", list[str]()
+    monkeypatch.setattr(client.Client, "warned", client.Client.warned)
+    client.Client.warn_by(told.append)
+    made = answer({}, warnings=("host h2 is silent", "网络"))
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{WARNINGS}: {made.headers[WARNINGS]}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server, ThreadPoolExecutor(1) as pool:
+        server.bind(str(path))
+        server.listen()
+        asked = pool.submit(client.Client(str(path)).call, "GET", "/v1/policies")
+        with server.accept()[0] as caller:
+            caller.recv(65536)
+            caller.sendall(head.encode("ascii") + b"{}")
+        assert asked.result(60) == {}
+    assert told == ["host h2 is silent", "网络"]
+    assert WARNINGS not in answer({}).headers
 
 
 def test_an_agent_that_hangs_is_told_of_and_not_waited_for(tmp_path: Path) -> None:

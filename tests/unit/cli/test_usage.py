@@ -156,3 +156,41 @@ def test_a_time_may_be_a_date_or_of_today(monkeypatch: pytest.MonkeyPatch) -> No
         time.tzset()
     with pytest.raises(typer.BadParameter, match="is no time"):
         output.moment("25:99", "--since")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("policy", "can", "w\udcffb", "db"),
+        ("policy", "can", "db", "w\udcffb"),
+        ("policy", "can", "api", "db", "--port", "w\udcffb"),
+        ("policy", "show", "w\udcffb"),
+        ("policy", "delete", "w\udcffb"),
+        ("policy", "enforce", "w\udcffb"),
+        ("policy", "who-can", "w\udcffb"),
+        ("endpoint", "label", "api", "w\udcffb=x"),
+        ("endpoint", "show", "w\udcffb"),
+        ("network", "show", "w\udcffb"),
+        ("trace", "w\udcffb", "db"),
+    ],
+)
+def test_an_argument_that_is_no_utf_8_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """It is an error like others: a line on stderr, with -o json also an object on stdout."""
+    code, out, err = said(monkeypatch, capsys, *words, "--socket", "/nowhere/agent.sock")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert r"argument w\udcffb" in err
+    assert "is not UTF-8" in err
+    if "label" not in words:
+        code, out, err = said(monkeypatch, capsys, *words, "--socket", "/nowhere/agent.sock", "-o", "json")
+        assert (code, json.loads(out)["error"]["code"], err.count("\n")) == (2, "usage", 1)
+
+
+def test_a_file_may_have_a_name_that_is_no_utf_8(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel takes any bytes as a file's name."""
+    code, out, _ = said(monkeypatch, capsys, "policy", "apply", "no\udcff.yaml", "-o", "json")
+    assert code == 1
+    assert r"no\udcff.yaml" in json.loads(out)["error"]["message"]

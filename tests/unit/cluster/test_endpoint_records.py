@@ -480,7 +480,8 @@ def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
         await eventually(lambda: one.seen() == [("h2", "88bb")], "the store has what h2 has")
         assert "eth0 of network front" in await one.endpoint_records.missing("db", log)
         assert "`linkspan detach db` detaches eth0" in await one.endpoint_records.missing("db", log, named=False)
-        assert "on host h2" in await one.endpoint_records.missing("k1", log)
+        assert "on host h2, where the command can detach it" in await one.endpoint_records.missing("k1", log)
+        assert "where the command can label it" in await one.endpoint_records.missing("k1", log, to="label it")
         for word in ("web", "4f1c"):
             assert "was detached already, at 20" in await one.endpoint_records.missing(word, log)
         assert "no container on this host" in await one.endpoint_records.missing("nobody", log)

@@ -77,6 +77,29 @@ def test_a_fight_is_over_when_nobody_changed_the_object_for_a_minute() -> None:
     assert undone(fights, ROUTED)
 
 
+def test_a_chain_of_one_policy_that_is_refused_closes_no_port() -> None:
+    """Its containers are closed without that. If another program changes it again and again, ports go down as ever."""
+    fights, _ = made()
+    digest = "0" * 32
+    own = [NftChain("inet", "linkspan", f"policy_in4_{name}", "", ()) for name in (digest, f"by_{digest}")]
+    own.append(NftElement("inet", "linkspan", "policed_by_in4", ("10.0.0.2",), ("goto x",)))
+    shared = NftChain("inet", "linkspan", "policy_in4", "", ())
+    for state in own:
+        fights.wrong(state, None)
+        fights.failed(state, "refused")
+        assert fights.closed() == set()
+    for state in (shared, own[0]):
+        fights.wrong(state, None)
+    for state in (own[0], shared):
+        fights.failed(state, "refused")
+    assert fights.closed() == {ALL}
+    fights, _ = made()
+    while not fights.closed():
+        assert undone(fights, own[0])
+    fights.failed(own[0], "refused")
+    assert fights.closed() == {ALL}
+
+
 def test_who_fights_is_named_also_where_the_kernel_refused_first() -> None:
     """A table that goes while it is put is refused before anybody knows of a fight; its deleter is reported later."""
     fights, _ = made()

@@ -144,7 +144,7 @@ def test_a_name_is_a_set_that_policies_share() -> None:
     chains = {one.name: one.rules for one in found if isinstance(one, NftChain)}
     said = 'tcp dport 443 accept comment "policy out line 4"'
     assert f"ip daddr @{name} ip daddr != @pools4 {said}" in [line for some in chains.values() for line in some]
-    assert "iifname @answered ip daddr != @pools4 drop" in chains["policy_refused"]
+    assert "iifname @answered ip saddr @asking_names4 ip daddr != @pools4 drop" in chains["policy_refused"]
     assert len(chains["policy_answers"]) == 6
     web, other = (regime.chosen(Subject("w", "x", "h1", {"app": app})) for app in ("web", "db"))
     for chosen, asks in ((web, True), (other, True)):

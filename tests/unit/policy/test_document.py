@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -186,7 +187,9 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: &a web\norder: *a\n", "f line 2 has an alias"),
         ("[" * 40 + "]" * 40, "f line 1 is nested more than 32 levels deep"),
         ("policy: web\npolicy: web\n", "f line 2 has the key 'policy' a second time"),
-        ("policy: web\ningres: []\n", "f line 1 has the key 'ingres', which a policy does not have"),
+        ("policy: web\ningres: []\n", "f line 2 has the key 'ingres', which a policy does not have"),
+        ("policy: web\n# \u00e9\n# \0\n", "f line 3 has the character #x0000, which YAML does not allow"),
+        ("policy: web\ningress:\n- action: allow\n  to: [outside]\n", "f line 4 has the key 'to', which a rule of ing"),
         ("policy: web\n", "f line 1 begins a policy that says nothing"),
         ("order: 1\ningress: []\n", "f line 1 begins a policy without a name"),
         ("policy: a b\ningress: []\n", "'a b' is no name of a policy"),
@@ -196,15 +199,15 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\ningress:\n- from: [inside]\n", "f line 3 has the peer 'inside'"),
         ("policy: w\ningress:\n- from: [{cidr: 192.0.2.1/24}]\n", "line 3: 192.0.2.1/24 has bits after its length"),
         ("policy: w\ningress:\n- from: [{cidr: 192.0.2.0/24, except: [10.0.0.0/8]}]\n", "10.0.0.0/8 is not within"),
-        ("policy: w\ningress:\n- ports: [http]\n", "f line 3 has 'http' is no port"),
-        ("policy: w\ningress:\n- ports: [99999999999999999999]\n", "f line 3 has"),
-        ("policy: w\ningress:\n- ports: [90-80]\n", "f line 3 has '90-80' is no port"),
+        ("policy: w\ningress:\n- ports: [http]\n", "f line 3: 'http' is no port"),
+        ("policy: w\ningress:\n- ports: [99999999999999999999]\n", "f line 3: '9999"),
+        ("policy: w\ningress:\n- ports: [90-80]\n", "f line 3: '90-80' is no port"),
         ("policy: w\ningress: []\ntests:\n- {from: a, to: b}\n", "f line 4 begins a test without expect"),
         ("policy: w\ningress: []\ntests:\n- {from: a, to: {labels: {}}, expect: deny}\n", "without network"),
-        ("kind: Pod\napiVersion: v1\n", "f line 1 begins a Pod of v1"),
+        ("kind: Pod\napiVersion: v1\n", "f line 1 begins an object of kind Pod of v1"),
         ("policy: w\ntier: top\ningress: []\n", "f line 2 has 'top' for a tier"),
         ("policy: w\ningress:\n- action: pass\n", "line 3: pass needs a tier"),
-        ("policy: w\ningress: []\ntests:\n- {from: a, to: b, expect: pass}\n", "f line 4 has 'pass' for an action"),
+        ("policy: w\ningress: []\ntests:\n- {from: a, to: b, expect: pass}\n", "f line 4 has 'pass' for expect"),
         (CLUSTER.replace("Admin", "Top"), "f line 5 has the tier 'Top'"),
         (CLUSTER.replace("Pass", "Skip"), "f line 16 has the action 'Skip'"),
         (CLUSTER.replace("networks:", "domainNames:"), "f line 18 has a name that means nobody"),
@@ -223,7 +226,7 @@ HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 
         ("policy: w\ningress:\n- from: [{cidr: }]\n", "f line 3 has no value for cidr"),
         ("policy: w\nselect:\ningress: []\n", "f line 2 has no value for select"),
         ("policy: w\nselect: {name: []}\ningress: []\n", "f line 2 has an empty list for name"),
-        (CLUSTER.replace("podSelector: {matchLabels: {app: web}}", "nodes: {}"), "f line 9 has the key 'nodes'"),
+        (CLUSTER.replace("podSelector: {matchLabels: {app: web}}", "nodes: {}"), "f line 10 has the key 'nodes'"),
         (CLUSTER.replace("from: [{pods", "to: [{pods"), "f line 16 has the key 'to', which a rule does not have"),
         (CLUSTER.replace("protocols: [{tcp", "protocols: # [{tcp"), "f line 15 has no value for protocols"),
         (CLUSTER.replace("protocols: [{tcp", "protocols: [] # [{tcp"), "f line 15 has an empty list for protocols"),
@@ -251,6 +254,26 @@ def test_an_error_names_the_file_the_line_and_the_fix(text: str, words: str) -> 
     with pytest.raises(Invalid) as refused:
         document.parsed(text, "f")
     assert words in refused.value.message
+    assert "\n" not in str(refused.value), "an error is one line"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("policy: web\ningres: []\n", "did you mean ingress?"),
+        ("policy: web\nrules: []\n", "use policy, tier, order, select, ingress, egress, tests"),
+        ("policy: web\ningress: [{to: [outside]}]\n", "to belongs to egress, and ingress has from"),
+        ("policy: web\negress: [{from: [outside]}]\n", "from belongs to ingress, and egress has to"),
+        (f"{HEAD}  ingress: [{{to: []}}]\n", "to belongs to egress, and ingress has from"),
+        ("policy: web\nselect: {labels: {app:web}}\ningress: []\n", "write a blank after the colon: app: web"),
+        ("policy: web\ningress: [{action: reject}]\n", "write allow or deny, or, in a policy with a tier, pass"),
+    ],
+)
+def test_a_mistake_is_told_with_what_was_probably_meant(text: str, fix: str) -> None:
+    """A key that is nearly right, one of the other direction, a blank that is missing."""
+    with pytest.raises(Invalid) as refused:
+        document.parsed(text, "f")
+    assert refused.value.hint == fix
 
 
 @pytest.mark.parametrize(
@@ -289,12 +312,29 @@ def test_a_folder_is_all_its_files_and_one_name_is_one_policy(tmp_path: Path) ->
     (tmp_path / "a.yaml").write_text("policy: a\ningress: []\n---\npolicy: b\negress: []\n")
     (tmp_path / "b.yml").write_text("policy: c\ningress: []\n")
     (tmp_path / "c.txt").write_text("policy: [")
-    assert [one.name for one in document.read(tmp_path).policies] == ["a", "b", "c"]
+    (tmp_path / "d.json").write_text('{"policy": "d", "ingress": []}')
+    (tmp_path / "old").mkdir()
+    (tmp_path / ".git").mkdir()
+    found = document.read([tmp_path])
+    assert [one.name for one in found.policies] == ["a", "b", "c", "d"]
+    assert found.unread == (f"{tmp_path}/c.txt", f"{tmp_path}/old/")
+    assert [one.name for one in document.read([tmp_path / "b.yml", tmp_path / "d.json"]).policies] == ["c", "d"]
     (tmp_path / "d.yaml").write_text("\npolicy: a\ningress: []\n")
     with pytest.raises(Invalid, match=r"policy a is there twice: a.yaml line 1 and d.yaml line 2"):
-        document.read(tmp_path)
+        document.read([tmp_path])
     with pytest.raises(NotFound, match="cannot be read"):
-        document.read(tmp_path / "none.yaml")
+        document.read([tmp_path / "none.yaml"])
+
+
+def test_a_dash_is_the_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors and records call it stdin."""
+    for text, words in (("policy: a\ningress: []\n", ""), ("policy: a\ningres: []\n", "stdin line 2 has the key")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        if words:
+            with pytest.raises(Invalid, match=words):
+                document.read([document.STDIN])
+        else:
+            assert [(one.name, one.file) for one in document.read([Path("-")]).policies] == [("a", "stdin")]
 
 
 def test_a_direction_without_rules_is_closed_however_it_is_written() -> None:
@@ -308,7 +348,7 @@ def test_a_name_of_a_file_moves_no_terminal_and_fits_into_json(tmp_path: Path) -
     for name in (b"\x1b[2J.yaml", b"\xff.yaml"):
         file = tmp_path / os.fsdecode(name)
         file.write_text("policy: web\ningress: []\n")
-        (policy,) = document.read(file).policies
+        (policy,) = document.read([file]).policies
         assert policy.file.isprintable()
         assert msgspec.json.decode(msgspec.json.encode(policy), type=Policy) == policy
 
@@ -318,7 +358,24 @@ def test_of_a_file_that_is_too_long_no_more_is_read(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(document, "LARGEST", 10)
     monkeypatch.setattr(yaml_nodes, "LARGEST", 10)
     with pytest.raises(Invalid, match="zero has more than"):
-        document.read(Path("/dev/zero"))
+        document.read([Path("/dev/zero")])
+
+
+CASE = "- {from: a, to: b, expect: deny}\n"
+
+
+def test_a_file_has_so_many_tests_and_documents_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a millisecond or so: a hundred thousand would take a minute."""
+    for module in (document, yaml_nodes):
+        monkeypatch.setattr(module, "MOST", 3)
+    assert len(document.parsed("tests:\n" + 3 * CASE, "f").cases) == 3
+    with pytest.raises(Invalid, match="f line 2 has 4 tests, and may have 3"):
+        document.parsed("tests:\n" + 4 * CASE, "f")
+    with pytest.raises(Invalid, match="f line 6 begins more tests, and a file may have 3"):
+        document.parsed("tests:\n" + 3 * CASE + "---\ntests:\n" + CASE, "f")
+    assert document.parsed(3 * "---\n", "f").cases == ()
+    with pytest.raises(Invalid, match="f line 4 begins one of more than 3 documents"):
+        document.parsed(4 * "---\n", "f")
 
 
 @given(samples.policies("p"))

@@ -448,6 +448,30 @@ _ONE_PORT = ("macs", "senders", "internal_links")
 """Prefixes of sets whose elements are each for one port, their first part."""
 
 
+_OF_A_POLICY = re.compile(r"(policy|staged)_(in|out)[46]_(by_)?[0-9a-f]{32}(_no)?")
+"""Names of chains that are one policy's own, or that lead some containers to those of their policies."""
+_WAYS = ("policed_by_", "watched_by_")
+"""Prefixes of the maps that lead each container's packets to the chains of its policies."""
+
+
+def _is_of_a_policy(state: NftChain) -> bool:
+    """Return whether a chain is about some policy's containers alone.
+
+    If the kernel refuses it, nothing can lead there that did not before. So they keep their former rules, or packets
+    lose their way in the maps and are dropped (``policy/readings.py``). No other container needs it.
+    """
+    return _OF_A_POLICY.fullmatch(state.name) is not None
+
+
+def _is_way(state: NftElement) -> bool:
+    return state.set.startswith(_WAYS)
+
+
+def _fought_for(state: NftChain) -> Key:
+    """Return the table's key, or a policy's own chain: whatever becomes of this one says nothing about the others."""
+    return state.key if _is_of_a_policy(state) else _table_key(state)
+
+
 def _guards(state: NftTable | NftSet | NftChain) -> frozenset[str]:
     if state.family == "netdev":  # without these, packets pass the rules
         return frozenset()
@@ -501,8 +525,9 @@ CHAIN = Kind(
     commands=_add_chain,
     typed=_typed,
     lost_with=_in_table,
-    part_of=_table_key,
+    part_of=_fought_for,
     guards=_guards,
+    contained=_is_of_a_policy,
     events=_EVENTS,
 )
 ELEMENT = Kind(
@@ -516,6 +541,7 @@ ELEMENT = Kind(
     lost_with=_in_set,
     part_of=_set_key,
     guards=_guard,
+    contained=_is_way,
     events=_EVENTS,
 )
 KINDS = (TABLE, SET, CHAIN, ELEMENT)
