@@ -39,3 +39,14 @@ def test_every_name_of_the_help_is_loaded_alone_as_with_all() -> None:
         assert set(alone) == {name}
         assert [param.opts for param in alone[name].params] == [param.opts for param in one.params]
         assert set(getattr(alone[name], "commands", ())) == set(getattr(one, "commands", ()))
+
+
+def test_a_command_looks_for_no_garbage_among_what_it_imported() -> None:
+    """Python would look through all of it at the end, which takes as long as many commands work."""
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print(len(gc.get_objects()), gc.get_freeze_count()));"
+        "sys.argv = ['linkspan', 'version']; from linkspan.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    left, frozen = map(int, done.stdout.splitlines()[-1].split())
+    assert frozen > left
