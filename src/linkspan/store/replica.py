@@ -80,7 +80,7 @@ class Aside(Protocol):
         """Read again all that this host needs: the store was listed, because changes may have been missed."""
 
     def count(self) -> int:
-        """Return how many endpoints this host has, and reads again after a listing."""
+        """Return how many endpoints this host reads after a listing."""
 
 
 class Replica(RecordCache):
