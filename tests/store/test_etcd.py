@@ -322,7 +322,7 @@ async def test_a_keepalive_waits_for_no_login(
     async def slow(endpoint: str, stale: str) -> str:
         raise AssertionError(f"a login at {endpoint} instead of {stale!r}")
 
-    monkeypatch.setattr(store.gateway, "_login", slow)
+    monkeypatch.setattr(store.gateway, "_logged_in", slow)
     assert await store.keep()
     await store.close()
 

@@ -54,7 +54,9 @@ RATE, BURST = 50.0, 100
 they where a whole cluster does. bench/sessions.py measures what that takes."""
 HURRY, REST = 9, 40
 """Pauses are at least so many times as long as a query takes of the processor: a tenth of a core while an association
-is missing, else a fortieth. A thousand peers take 0.1 s (measured)."""
+may come soon, else a fortieth. A thousand peers take 0.1 s (measured)."""
+EXPECTED = 16.0
+"""Seconds that a missing peer is expected to be up soon, five tries: a large cluster always has a dead host."""
 GRACE = 2.0
 """Seconds after which a missing association is reported even without a known reason."""
 LOG_LIMIT = 1 << 20
@@ -113,6 +115,11 @@ class Memory(msgspec.Struct):
     took: float = 0.0
 
 
+def hurries(peers: Iterable[IpsecPeer], now: float) -> bool:
+    """Return whether a peer may be up soon: it waits for its turn, or is not missing for long."""
+    return any(one.missing and (one.waits or now - one.since < EXPECTED) for one in peers)
+
+
 class IpsecSessions:
     """Watches the connections that this host wants."""
 
@@ -141,7 +148,7 @@ class IpsecSessions:
             hurry = True
             with contextlib.suppress(LinkspanError):  # the daemon is gone: healing reports that, and starts another
                 await self.look()
-                hurry = any(one.missing for one in self._known.values())
+                hurry = hurries(self._known.values(), time.monotonic())
             took = self._memory.took
             pause = max(SOON, HURRY * took) if hurry else max(EVERY, REST * took)
             await self._rest(pause if self._asked else None)

@@ -17,7 +17,10 @@ from linkspan.runtimes import checks as checks_of_runtimes
 
 def doctor(
     peers: Annotated[
-        bool, typer.Option("--peers", help="All hosts probe the underlay to each other: 5 s, root only.")
+        bool,
+        typer.Option(
+            "--peers", help="All hosts probe the underlay to each other: 5 s (1,000 hosts: 3 minutes), root only."
+        ),
     ] = False,
     output: Output = Format.TABLE,
     socket: Socket = DEFAULT_SOCKET,

@@ -21,6 +21,8 @@ log = logging.getLogger("linkspan.cluster.claims")
 
 OWN = ("networks/", "allowances/", "hosts/", "gone/hosts/", "settings/")
 """Kinds of records that this host's claims depend on."""
+RETRY = "again/"
+"""A key of no record: it leads to this host's unfinished claims, and to the peers of networks that migrate."""
 OF_NETWORKS = ("leases/", "blocks/", "addresses/")
 """Kinds of records that concern only hosts that take part in their network."""
 
@@ -77,7 +79,7 @@ class Claims:
             self._conflicts.look(taking, about)
         # A late write of this host, or somebody else's, may have changed its own lease and blocks.
         mine = alone and any(self._is_own(key) for key in changed)
-        if depends or self._conflicts.fresh or mine:
+        if depends or self._conflicts.fresh or mine or RETRY in changed:
             await self._claim()
             self._conflicts.look(self.participation.all())
         self._blocks.refresh()

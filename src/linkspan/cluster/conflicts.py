@@ -147,7 +147,7 @@ class Conflicts:
         if record is None or not record.over:
             return {}
         here, found = self._hosts.here.id, {}
-        for address, held in self._leases.exact(network).items():
+        for address, held in self._leases.exact(network).all.items():
             if held.host not in ("", here) and block.holds(address):
                 found[address] = f"{held.called} on host {self._hosts.name(held.host)}"
         for host, address, called in self._endpoint_records.remote(network):

@@ -213,10 +213,9 @@ class ExactAddresses:
     def open(self) -> list[ClaimConflict]:
         """Return the open conflicts about exact addresses: those that this host lost, and those that it won."""
         found = list(self.lost.values())
-        for key, record in self._replica.read("addresses/", AddressRecord).items():
-            if record.over and record.host == self._hosts.here.id:
-                _, name, text = key.split("/", 2)
-                found += self._loser(name, text, record)
+        for name in self._replica.groups("addresses"):
+            for address, record in self._leases.exact(name).of_host(self._hosts.here.id).items():
+                found += self._loser(name, address.address, record) if record.over else []
         return found
 
     def _loser(self, name: str, text: str, record: AddressRecord) -> list[ClaimConflict]:

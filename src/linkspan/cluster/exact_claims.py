@@ -7,7 +7,9 @@ addresses, and for containers with an identity, which keep their address on anot
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 
@@ -28,6 +30,8 @@ IDENTITY = "linkspan.io/identity"
 
 RACES = 16
 """Addresses that a claim tries, if other hosts are quicker."""
+RESTED = 256
+"""Released addresses past their cool-down that a network may have before they are preferred."""
 
 
 class ExactClaims:
@@ -67,10 +71,7 @@ class ExactClaims:
 
     def sticky(self, network: Network, family: int, identity: str) -> Prefix | None:
         """Return the exact address that an identity has or had on any host, None if there is none."""
-        if not identity:
-            return None
-        records = self._leases.exact(network.name)
-        return next((a for a, r in records.items() if r.identity == identity and a.family == family), None)
+        return self._leases.exact(network.name).of_identity(identity, family)
 
     async def next(self, network: Network, family: int, request: AttachRequest) -> Allocation:
         """Claim a free address of blocks that no host owns. Raises Conflict, Exhausted or Unavailable."""
@@ -91,13 +92,33 @@ class ExactClaims:
         )
 
     def _free(self, network: Network, family: int) -> Iterator[Prefix]:
-        """Yield candidates: first those never in use, from an offset of this host's own, then those past cool-down."""
-        records = self._leases.exact(network.name)
+        """Yield candidates: first those never in use, from an offset of this host's own, then those past cool-down.
+
+        Once RESTED are past cool-down, some of these come first: otherwise a large pool would get a record for each
+        container that ever was in the network. Hosts take them at random, so that they seldom want the same one.
+        """
+        exact = self._leases.exact(network.name)
+        ranges = [usable(pool, routed=True) for pool in network.prefixes if pool.family == family]
         owners = self._leases.blocks(network.name)
         reserved = [prefix(r.cidr) for r in self._reservations.all() if r.network == network.name]
         elsewhere: dict[Prefix, dict[Prefix, str]] = {}
-        for pool in [p for p in network.prefixes if p.family == family]:
-            low, high = usable(pool, routed=True)
+
+        def fits(address: Prefix) -> bool:
+            number = int.from_bytes(address.packed, "big")
+            if not any(low <= number <= high for low, high in ranges) or any(r.holds(address) for r in reserved):
+                return False
+            block = block_of(network, address)
+            if owners.get(block, SHARED) != SHARED:
+                return False
+            if block not in elsewhere:
+                elsewhere[block] = self._doubled.elsewhere(network.name, block)
+            return address not in elsewhere[block]
+
+        oldest = itertools.islice(exact.free.get(family, {}).items(), 2 * RESTED)
+        rested = [a for a, record in oldest if _cool(record, self._cooldown) and fits(a)]
+        if len(rested) >= RESTED:
+            yield from random.sample(rested, RACES)
+        for pool, (low, high) in zip((p for p in network.prefixes if p.family == family), ranges, strict=True):
             size = high - low + 1
             seed = int.from_bytes(hashlib.blake2b(self._host.encode(), digest_size=8).digest(), "big")
             start = self._cursor.get((network.name, family), seed % size)
@@ -110,18 +131,11 @@ class ExactClaims:
                     number += block.size - (low + at - block.first)  # on to the next block
                     continue
                 number += 1
-                if block not in elsewhere:
-                    elsewhere[block] = self._doubled.elsewhere(network.name, block)
-                if address in elsewhere[block]:
-                    continue
-                if address not in records and not any(r.holds(address) for r in reserved):
+                if address not in exact.all and fits(address):
                     self._cursor[network.name, family] = (at + 1) % size
                     yield address
-        cooled = [
-            (r.at, a)
-            for a, r in records.items()
-            if not r.host and a.family == family and _cool(r, self._cooldown)
-        ]
+        released = [*exact.free.get(family, {}).items(), *exact.of_host("").items()]
+        cooled = [(r.at, a) for a, r in released if a.family == family and _cool(r, self._cooldown) and fits(a)]
         yield from (address for _, address in sorted(cooled))
 
     async def give_back(self, name: str, address: Prefix) -> None:

@@ -93,7 +93,7 @@ class Hosts:
     def lives(self, host: str) -> bool | None:
         """Return whether a host has a liveness record.
 
-        None if that is unknown: the store does not answer, or it is full, so that a live host may have no record.
+        None if that is unknown: the store does not answer, or is or just was full, so that a live host may have none.
         """
         if host == self.here.id:
             return True
@@ -101,8 +101,8 @@ class Hosts:
         if self.shared and self._replica.contact.silence() > STALE:
             return None
         if key in self._replica.records:
-            return None if key in absences and absences.is_unsure(key) else True
-        return None if absences.full else False
+            return None if key in absences and absences.unsure else True
+        return None if absences.unsure else False
 
     def removed(self) -> bool:
         """Return whether somebody removed this host; it does not come back by itself."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from linkspan.cluster.blocks import block_of, candidates, is_strange, own_address
+from linkspan.cluster.exact_records import ExactRecords, InNetwork
 from linkspan.cluster.grants import Grant, baseless, granted
 from linkspan.cluster.hosts import Hosts
 from linkspan.core.addresses import BITS, Prefix, prefix
@@ -67,6 +68,7 @@ class Leases:
         self._hosts = hosts
         self._overdue = overdue
         self._living = living
+        self._exact = ExactRecords(replica)
         self.changing = asyncio.Lock()
         """Held from reading this host's own lease to writing it: otherwise a change by another task would be lost."""
 
@@ -94,10 +96,12 @@ class Leases:
 
     def counted(self, network: Network, hosts: Collection[str]) -> dict[str, list[Prefix]]:
         """Return the exact addresses of a network that count for these hosts, by host."""
-        found: dict[str, list[Prefix]] = {}
-        for address, record in self.exact(network.name).items():
-            if record.host in hosts and not self._baseless(network, address, record):
-                found.setdefault(record.host, []).append(address)
+        exact = self.exact(network.name)
+        found = {}
+        for host in hosts:
+            of_host = exact.of_host(host).items()
+            if counted := [a for a, record in of_host if not self._baseless(network, a, record)]:
+                found[host] = counted
         return found
 
     def doubtful(self, network: Network) -> set[str]:
@@ -105,12 +109,11 @@ class Leases:
 
         Whether such an address counts depends on that host's containers, too (``baseless``).
         """
-        start = f"addresses/{network.name}/"
-        if not self._replica.keys_under(start):
+        if not self._replica.change_in("addresses", network.name):
             return set()
         owners = {block: owner for block, owner in self.blocks(network.name).items() if owner not in (SHARED, "")}
         found = set()
-        for address, record in self.exact(network.name).items() if owners else ():
+        for address, record in self.exact(network.name).all.items() if owners else ():
             with contextlib.suppress(NotFound):
                 if record.host and owners.get(block_of(network, address), record.host) != record.host:
                     found.add(record.host)
@@ -138,7 +141,7 @@ class Leases:
             for block, owner in self.blocks(network.name).items():
                 if owner not in hosts:
                     found[block_key(network.name, block)] = _unknown(owner)
-            for address, record in self.exact(network.name).items():
+            for address, record in self.exact(network.name).all.items():
                 why = "" if record.host in hosts else _unknown(record.host)
                 if record.host and (why := why or self._baseless(network, address, record)):
                     found[address_key(network.name, address)] = why
@@ -234,7 +237,7 @@ class Leases:
                 for family in sorted({pool.family for pool in network.prefixes} - have):
                     lease = await self._claim_block(network, lease, family)
             else:
-                held = self.exact(network.name)
+                held = self.exact(network.name).all
                 mine = [a for a in lease.addresses if (r := held.get(prefix(a).single())) and r.host == self._host.id]
                 lacking = {p.family for p in network.prefixes} - {prefix(text).family for text in mine}
                 own = [await self._own_exact(network, family) for family in sorted(lacking)]
@@ -267,14 +270,14 @@ class Leases:
 
     async def _own_exact(self, network: Network, family: int) -> Prefix:
         """Claim an exact address for the host itself, or return the one that an earlier try has claimed."""
-        records = self.exact(network.name)
-        for address, record in records.items():
-            if (record.host, record.container, address.family) == (self._host.id, ITSELF, family):
+        exact = self.exact(network.name)
+        for address, record in exact.of_host(self._host.id).items():
+            if (record.container, address.family) == (ITSELF, family):
                 return address
         tried = 0
         for pool in [p for p in network.prefixes if p.family == family]:
             low, high = usable(pool, routed=True)
-            for address in candidates(pool, BITS[family], self._host.id, set(records)):
+            for address in candidates(pool, BITS[family], self._host.id, set(exact.all)):
                 if not low <= int.from_bytes(address.packed, "big") <= high:
                     continue
                 if tried == TRIES:
@@ -421,16 +424,9 @@ class Leases:
         if same is not None and _address(key, same.value).host == self._host.id:
             await self._replica.write({key: free}, unchanged={key: same.revision})
 
-    def exact(self, network: str) -> dict[Prefix, AddressRecord]:
-        """Return the record of every exact address of a network: those in use, and those that were released."""
-        start = f"addresses/{network}/"
-        found = {}
-        for key, record in self._replica.read(start, AddressRecord).items():
-            try:
-                found[prefix(key.removeprefix(start)).single()] = record
-            except Invalid as error:
-                self._replica.skip(key, error.message)
-        return found
+    def exact(self, network: str) -> InNetwork:
+        """Return the records of a network's exact addresses: those in use, and those that were released."""
+        return self._exact.of(network)
 
     def holder(self, network: str, address: Prefix) -> str:
         """Return the id of the host that has an exact address by its record, '' if none has it."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 
-from linkspan.cluster.claims import Claims
+from linkspan.cluster.claims import RETRY, Claims
 from linkspan.cluster.key_rotation import KeyRotation
 from linkspan.cluster.migration_runner import MigrationRunner
 from linkspan.cluster.network_states import NetworkStates
@@ -33,8 +33,8 @@ CATCH_UP = 1.0
 LOOK_EVERY = 1.0
 """Seconds between two checks of how long this host has been silent."""
 
-IN_FORCE = ("networks/", "hosts/", "allowances/", "reservations/")
-"""Kinds of records that decide which networks are in force, or that belong to networks."""
+IN_FORCE = ("networks/", "hosts/", "allowances/", "reservations/", RETRY)
+"""Kinds of records, and of work, that decide which networks are in force, or that belong to networks."""
 
 
 class Membership:
@@ -98,7 +98,7 @@ class Membership:
             if not await woken(self._wake, AGAIN):
                 if not self._unfinished():
                     continue
-                self._keys.add("networks/")
+                self._keys.add(RETRY)
             try:
                 await self.converge()
             except LinkspanError as error:
@@ -168,10 +168,13 @@ class Membership:
     async def _converged(self, changed: set[str]) -> dict[Key, LinkspanError]:
         failed: dict[Key, LinkspanError] = {}
         everything = "" in changed
-        if everything or any(key.startswith("networks/") for key in changed):
+        if everything or any(key.startswith(("networks/", RETRY)) for key in changed):
             await self._registration.observe_routes(self._networks)
+        before = self._networks.all()
         if everything or any(key.startswith(IN_FORCE) for key in changed):
             self._networks.refresh()
+        if self._networks.all() != before:  # perhaps no record of theirs changed, only what was in their way
+            changed.add("networks/")
         self._registration.adopt_settings()
         await self._claims.follow(changed, everything=everything, alone=not self._presence.second)
         if changed:

@@ -16,6 +16,7 @@ import msgspec
 from linkspan.backends import backend, migration
 from linkspan.backends.migration import Meeting
 from linkspan.backends.multi_host import reached
+from linkspan.cluster.claims import RETRY
 from linkspan.cluster.conflicts import Conflicts
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
@@ -134,9 +135,10 @@ class Peers:
                     exact.setdefault(w[1], set()).add(prefix(w[2]).single())
         hidden = self._hidden() if named or hosts else set()  # another host may relay to them now
         named |= self._conflicts.fresh | hidden
+        migrating = {one.name for one in self._networks.all() if one.migration} if RETRY in changed else set()
         for name, addresses in exact.items():
             named |= self._by_exact(name, addresses, {pair for pair in others if pair[0] == name})
-        return {p for p in others if p in named or p[1] in hosts or p[0] in own}
+        return {p for p in others if p in named or p[1] in hosts or p[0] in own or p[0] in migrating}
 
     def _by_exact(self, network: str, addresses: Set[Prefix], pairs: Set[Pair]) -> Set[Pair]:
         """Return the pairs of a network whose states depend on these exact addresses.

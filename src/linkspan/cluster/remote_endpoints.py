@@ -156,6 +156,8 @@ class RemoteEndpoints:
         """The keys of the labels that are kept."""
         self._unlabelled: set[str] = set()
         """Hosts whose endpoints have not been read since one of these keys was not kept."""
+        self._records: dict[str, int] = {}
+        """By host: how many endpoints it had when they were read, in all networks."""
         self.reasons: dict[str, str] = {}
         """Why records are skipped, by key."""
         self._wake = asyncio.Event()
@@ -193,6 +195,7 @@ class RemoteEndpoints:
         new = {host for name, hosts in self._wanted.items() for host in hosts - before.get(name, set())}
         self._whole &= wanted.keys()
         self._unlabelled &= self.wanted
+        self._records = {host: count for host, count in self._records.items() if host in self.wanted}
         self._due((self._unread | new) & self.wanted)
 
     def want_labels(self, keys: frozenset[str]) -> None:
@@ -342,8 +345,10 @@ class RemoteEndpoints:
         wanted, listed, labels = self._wanted_of(host), self._listed, self._labels
         late = self._late[host] = []
         read: dict[str, dict[str, Packed]] = {network: {} for network in wanted}
+        count = 0
         try:
             async for page, _ in self._store.pages(f"{ENDPOINTS}{host}/"):
+                count += len(page)
                 for start in range(0, len(page), SLICE):
                     known = _Changes(self.of)
                     for record in page[start : start + SLICE]:
@@ -353,6 +358,7 @@ class RemoteEndpoints:
             del self._late[host]
         if self._wanted_of(host) != wanted or self._listed != listed or self._labels - labels:
             return
+        self._records[host] = count
         touched = set()
         for network, endpoints in read.items():
             before = self.of(network, host)
@@ -433,8 +439,11 @@ class RemoteEndpoints:
                 yield from ((network, one) for one in held.endpoints.values())
 
     def count(self) -> int:
-        """Return the number of known endpoints."""
-        return sum(held.count for hosts in self._known.values() for held in hosts.values())
+        """Return how many endpoints are read after a listing: those that are known, and the same hosts' others."""
+        known = Counter[str]()
+        for hosts in self._known.values():
+            known.update({host: held.count for host, held in hosts.items()})
+        return sum(max(known[host], self._records.get(host, 0)) for host in known.keys() | self._records)
 
     def has(self, address: Prefix) -> bool:
         """Return whether a known endpoint has an address."""

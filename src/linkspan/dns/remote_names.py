@@ -54,7 +54,7 @@ class RemoteNames:
         self._files: dict[str, _File] = {}
         """By network."""
         self._silenced = Derived(
-            lambda: (replica.absences.full, replica.change_in("alive", None), remote.wanted), self._find_silenced
+            lambda: (replica.absences.unsure, replica.change_in("alive", None), remote.wanted), self._find_silenced
         )
         self._silent: frozenset[str] = frozenset()
         self._seen = -1
@@ -103,8 +103,8 @@ class RemoteNames:
             del self._files[name]
 
     def _find_silenced(self) -> frozenset[str]:
-        """Return the ids of dead hosts with endpoints; none while the store is full."""
-        if self._replica.absences.full:
+        """Return the ids of dead hosts with endpoints; none while the store is full, or just was."""
+        if self._replica.absences.unsure:
             return frozenset()
         return frozenset(host for host in self._remote.wanted if ALIVE + host not in self._replica.records)
 

@@ -19,6 +19,9 @@ from linkspan.store.records import EGRESS
 
 ABSENCE = 0.5
 """Seconds. A host needs two transactions, about 10 ms, to put its record again."""
+LATE_ABSENCE = 3.0
+"""Seconds, if a listing found the absence and not the watch: the store was restored, and the host learns with its next
+keepalive that its lease has ended. That is up to 2 s later."""
 STEP = 0.25
 """Seconds. Any host may write and delete records of egress addresses, so the ends of many count at one moment: before
 each such moment the store is asked."""
@@ -51,13 +54,14 @@ class Absences:
         """Return whether a record is gone and its host still counts as alive."""
         return key in self._until
 
-    def is_unsure(self, key: str) -> bool:
-        """Return whether the host of a record that is gone may live: the store has no room, or just had none."""
-        return self.full or self._until.get(key) == self._grace
+    @property
+    def unsure(self) -> bool:
+        """True if hosts without a record may live: the store has no room, or had none until just now."""
+        return self.full or loop_time() < self._grace
 
-    def note(self, key: str) -> None:
-        """Record that a record is gone."""
-        until = loop_time() + ABSENCE
+    def note(self, key: str, after: float = ABSENCE) -> None:
+        """Record that a record is gone; its host counts as dead ``after`` so many seconds."""
+        until = loop_time() + after
         self._until.setdefault(key, math.ceil(until / STEP) * STEP if key.startswith(EGRESS) else until)
         self._some.set()
 
@@ -70,14 +74,16 @@ class Absences:
 
         If it does not answer, return False and keep the earlier answer.
         """
-        with_room = not self.full
         try:
-            self.full = await self._store.full()
+            return await self._ask()
         except Unavailable:
             return False
+
+    async def _ask(self) -> bool:
+        had_room, self.full = not self.full, await self._store.full()
         if self.full:
             self._some.set()
-        elif not with_room:
+        elif not had_room:
             self._grace = loop_time() + GRACE
             self._until = dict.fromkeys(self._until, self._grace)
         return self.full
@@ -99,11 +105,11 @@ class Absences:
         if not due:  # they are back
             return
         try:
-            self.full = await self._store.full()
+            full = await self._ask()
         except Unavailable:  # without the store nothing is known of any host
             await asyncio.sleep(AGAIN)
             return
-        if not self.full and (due := due & self._due()):
+        if not full and (due := due & self._due()):
             for key in due:
                 del self._until[key]
             await self._ended(due)

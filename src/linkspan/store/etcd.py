@@ -202,7 +202,7 @@ class EtcdStore:
         If etcd refuses the question, return False: otherwise no host would ever count as dead.
         """
         try:
-            found = await self._gateway.ask("/v3/maintenance/status", {}, Status)
+            found = await self._gateway.ask("/v3/maintenance/status", {}, Status, TRY)
         except Refused:
             return False
         return any("NOSPACE" in error for error in found.errors)

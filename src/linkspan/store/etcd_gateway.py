@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import TypeVar
@@ -22,6 +23,7 @@ from linkspan.core.store_url import EtcdUrl
 from linkspan.kernel.io.durable_files import stamps
 from linkspan.kernel.io.private_files import alone
 from linkspan.store.etcd_errors import (
+    LOOK,
     NOT_ENABLED,
     UNAUTHENTICATED,
     Failed,
@@ -31,7 +33,7 @@ from linkspan.store.etcd_errors import (
     refusal,
 )
 from linkspan.store.etcd_stream import Messages, Stream
-from linkspan.store.etcd_wire import Json, Token, decode
+from linkspan.store.etcd_wire import Json, Status, Token, decode
 
 SECONDS = 3.0
 """Seconds for one answer of one endpoint: an election takes 1 to 2 s, an answer 1 ms."""
@@ -42,6 +44,9 @@ CONNECTIONS = 4
 An idle agent has three in all: the stream of its watch, the one of its lease, and one for calls. A thousand agents have
 6,000 at the most.
 """
+
+BUSY = 10.0
+"""The most seconds before a login at a member that was too busy for earlier ones."""
 
 UNUSED = 60.0
 """Seconds after which a connection without calls is closed: a new one costs agent and etcd a handshake of TLS each, and
@@ -64,7 +69,13 @@ class Gateway:
         self._files: tuple[object, ...] = ()
         """How the files looked from which the TLS settings are."""
         self._token = ""
-        self._logging_in = asyncio.Lock()
+        self._login: tuple[str, asyncio.Task[str]] | None = None
+        """The login that is under way, and its endpoint: one at a time, because each costs etcd 70 ms.
+
+        A caller that waits for it no longer does not end it: etcd would do the work all the same, and then once more.
+        """
+        self._late: Counter[str] = Counter()
+        """By endpoint: the logins that one which is up did not answer in time, since it last answered one."""
         self.streams: set[Stream] = set()
         """The open streams."""
         self._leaving: set[asyncio.Task[None]] = set()
@@ -111,9 +122,6 @@ class Gateway:
     async def unavailable(self, failures: Mapping[str, Failed]) -> Unavailable:
         """Return the error for a call that no endpoint answered, with the reason of each."""
         self._context = None  # certificates may be renewed meanwhile
-        # A token names the revision of raft's log that a member must have reached. One that was restored from a backup
-        # has not, and waits for it instead of refusing the token.
-        self._token = ""
         told = await asyncio.gather(*(explained(self.url, endpoint, error) for endpoint, error in failures.items()))
         worst = next((one for one in told if one.silent), told[0])  # it is up: the others may be missing
         return Unavailable(f"store {'; '.join(one.message for one in told)}", worst.hint)
@@ -134,28 +142,71 @@ class Gateway:
         return await self._ask(endpoint, path, body, "", seconds)
 
     async def _ask_as_user(self, endpoint: str, path: str, body: Json, seconds: float) -> bytes:
-        token = await self._login(endpoint, stale="") if self.url.user else ""
+        token = await self._logged_in(endpoint, stale="") if self.url.user else ""
         try:
             return await self._ask(endpoint, path, body, token, seconds)
+        except Failed as error:
+            await self._doubt(endpoint, token, error)
+            raise
         except Refused as error:
             # A token is valid for some minutes; it ends sooner if its member restarts or users change.
             if not token or not (error.number == UNAUTHENTICATED or "auth store is old" in error.message):
                 raise
-        return await self._ask(endpoint, path, body, await self._login(endpoint, stale=token), seconds)
+        return await self._ask(endpoint, path, body, await self._logged_in(endpoint, stale=token), seconds)
 
-    async def _login(self, endpoint: str, stale: str) -> str:
-        """Return a token other than the stale one. Logins take turns, because each costs etcd 70 ms."""
-        async with self._logging_in:
-            if not self._token or self._token == stale:
-                body = {"name": self.url.user, "password": _password(self.url.password_file)}
-                try:
-                    answer = await self._ask(endpoint, "/v3/auth/authenticate", body, "")
-                except Refused as error:
-                    if error.number == NOT_ENABLED:
-                        return ""  # this etcd lets everyone in
-                    raise
-                self._token = decode(answer, Token).token
+    async def _doubt(self, endpoint: str, token: str, error: Failed) -> None:
+        """Drop the token if a member that is up let a call with it wait.
+
+        A token names the revision of raft's log that a member must have reached. One that was restored from a backup
+        has not, and waits for it instead of refusing the token. After any other outage the token is as good as before.
+        """
+        if token and error.silent and await self._is_up(endpoint) and self._token == token:
+            self._token = ""
+
+    async def _is_up(self, endpoint: str) -> bool:
+        """Return whether a member answers, and has a leader: otherwise no call with a user gets an answer."""
+        try:
+            told = decode(await self.openly(endpoint, "/v3/maintenance/status", {}, LOOK), Status)
+        except LinkspanError:
+            return False
+        return not any("no leader" in one for one in told.errors)
+
+    async def _logged_in(self, endpoint: str, stale: str) -> str:
+        """Return a token other than the stale one; '' if this etcd lets everyone in. Raises as ``_ask`` does."""
+        if self._token and self._token != stale:
             return self._token
+        while True:
+            if self._login is None or self._login[1].done():
+                self._login = endpoint, asyncio.create_task(self._log_in(endpoint))
+            at, login = self._login
+            try:
+                return await asyncio.shield(login)
+            except Failed:
+                if at == endpoint:
+                    raise
+            except asyncio.CancelledError:
+                if login.cancelled():
+                    self._refuse_closed()
+                raise
+
+    async def _log_in(self, endpoint: str) -> str:
+        """Log in at an endpoint. If it was too busy before, first wait: all hosts log in at once after an outage."""
+        if tries := self._late[endpoint]:
+            await asyncio.sleep(random.uniform(0, min(2.0 * tries, BUSY)))  # noqa: S311 - it spreads
+        body = {"name": self.url.user, "password": _password(self.url.password_file)}
+        try:
+            answer = await self._ask(endpoint, "/v3/auth/authenticate", body, "")
+        except Refused as error:
+            if error.number == NOT_ENABLED:
+                return ""  # this etcd lets everyone in
+            raise
+        except Failed as error:
+            if error.silent and await self._is_up(endpoint):
+                self._late[endpoint] += 1
+            raise
+        self._late.clear()
+        self._token = decode(answer, Token).token
+        return self._token
 
     async def _ask(self, endpoint: str, path: str, body: Json, token: str, seconds: float = 0) -> bytes:
         self._refuse_closed()
@@ -184,7 +235,7 @@ class Gateway:
         Etcd gets ``seconds`` (0: SECONDS) to begin its answer. ``openly``: etcd asks for no user there, so this waits
         for no login. Raises Unavailable.
         """
-        token = await self._login(endpoint, stale="") if self.url.user and not openly else ""
+        token = await self._logged_in(endpoint, stale="") if self.url.user and not openly else ""
         self._refuse_closed()
         if self._lasting is None:
             self._lasting = _session(aiohttp.ClientTimeout(total=None, sock_connect=SECONDS), 0)
@@ -207,7 +258,9 @@ class Gateway:
         except BaseException as error:
             messages.end()
             if isinstance(error, aiohttp.ClientError | ValueError | OSError):
-                raise self.failure(endpoint, error, seconds) from error
+                failed = self.failure(endpoint, error, seconds)
+                await self._doubt(endpoint, token, failed)
+                raise failed from error
             raise
         stream = Stream(endpoint, response, messages, self.streams, partial(self.failure, endpoint))
         if response.status != 200:
@@ -256,6 +309,8 @@ class Gateway:
         self._closed = True
         for stream in self.streams:
             stream.end()
+        if self._login is not None:
+            self._login[1].cancel()
         for leaving in self._leaving:
             leaving.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)

@@ -90,6 +90,10 @@ class RecordCache:
         """
         return self._index.change_in(kind, group)
 
+    def follow(self, kind: str, group: str) -> set[str]:
+        """Return the set of a group's keys that its one follower has not read since they changed; it empties it."""
+        return self._index.follow(kind, group)
+
     def known_revision(self, key: str) -> int:
         """Return the known revision of a record, 0 if there is none."""
         return self._index.revision(key)

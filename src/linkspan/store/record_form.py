@@ -29,7 +29,7 @@ WORDS = {
 }
 """Number of words, separated by slashes, in the keys of each kind of record."""
 _EGRESS, _EGRESS_WORDS = "(egress)/", 4
-"""Begin and words of keys of kind ``alive`` that say who holds an egress address: alive/(egress)/NETWORK/FAMILY."""
+"""Begin and words of keys of kind ``alive`` that say who holds an egress address: alive/(egress)/FAMILY/ADDRESS."""
 
 
 def misplaced(key: str) -> str:

@@ -52,6 +52,8 @@ class RecordIndex(Mapping[str, Record]):
         self._latest: dict[tuple[str, Group], int] = {}
         """By kind and group: the number of the last change, of all changes here."""
         self._number = 0
+        self._followed: dict[tuple[str, Group], set[str]] = {}
+        """By kind and group: the set of ``follow``."""
 
     def __getitem__(self, key: str) -> Record:
         kind, group, rest = _place(key)
@@ -104,7 +106,7 @@ class RecordIndex(Mapping[str, Record]):
         packed = self._packed(kind, record)
         old = self.packed(record.key)
         if old is None or not same(old, packed):
-            self._note(kind, group)
+            self._note(kind, group, rest)
         if old is None and kind in _BY_HOST:
             rest = sys.intern(rest)
         self._kinds.setdefault(kind, {}).setdefault(group, {})[rest] = packed
@@ -116,7 +118,7 @@ class RecordIndex(Mapping[str, Record]):
             self._samples.setdefault(kind, record.value[:_SAMPLE])
             some = self._kinds.setdefault(kind, {}).setdefault(group, {})
             some[sys.intern(rest) if kind in _BY_HOST else rest] = record
-            self._note(kind, group)
+            self._note(kind, group, rest)
             self._loaded.append(record.key)
 
     def pack(self, most: int) -> bool:
@@ -153,7 +155,7 @@ class RecordIndex(Mapping[str, Record]):
         """Remove a record. Raises KeyError if there is none."""
         kind, group, rest = _place(key)
         del self._kinds[kind][group][rest]
-        self._note(kind, group)
+        self._note(kind, group, rest)
         if not self._kinds[kind][group]:
             del self._kinds[kind][group], self._latest[kind, group]
         if not self._kinds[kind]:
@@ -194,11 +196,17 @@ class RecordIndex(Mapping[str, Record]):
         """Return the number of the last change in a group of a kind, 0 if it has no records; as ``changes`` does."""
         return self._latest.get((kind, group), 0)
 
-    def _note(self, kind: str, group: Group) -> None:
+    def follow(self, kind: str, group: str) -> set[str]:
+        """Return a set with the keys of a group, to which those that change later are added; the caller empties it."""
+        return self._followed.setdefault((kind, group), set(self.keys_under(f"{kind}/{group}/")))
+
+    def _note(self, kind: str, group: Group, rest: str) -> None:
         """Count a change."""
         self._number += 1
         self._changes[kind] += 1
         self._latest[kind, group] = self._number
+        if (followed := self._followed.get((kind, group))) is not None:
+            followed.add(_start(kind, group) + rest)
 
     def _packed(self, kind: str, record: Record) -> Packed:
         sample = self._samples.setdefault(kind, record.value[:_SAMPLE])

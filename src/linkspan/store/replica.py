@@ -34,7 +34,7 @@ from linkspan.core.errors import Conflict, Full, LinkspanError, NotFound, Unavai
 from linkspan.core.store_contract import JOIN, Batch, Record, Store
 from linkspan.core.supervise import lasting, woken
 from linkspan.store import records, validation
-from linkspan.store.absence import Absences
+from linkspan.store.absence import LATE_ABSENCE, Absences
 from linkspan.store.contact import Contact
 from linkspan.store.fence import fenced
 from linkspan.store.lost_records import LostRecords, value_to_put_back
@@ -80,7 +80,7 @@ class Aside(Protocol):
         """Read again all that this host needs: the store was listed, because changes may have been missed."""
 
     def count(self) -> int:
-        """Return how many endpoints this host has, and reads again after a listing."""
+        """Return how many endpoints this host reads after a listing."""
 
 
 class Replica(RecordCache):
@@ -349,6 +349,9 @@ class Replica(RecordCache):
         missing = tuple(key for key in dict.fromkeys((*self.records, *self.reasons)) if key not in there)
         batch = Batch(revision, tuple(found), missing)
         self.contact.told(batch)
+        for key in missing:
+            if key.startswith(ALIVE) and key in self.records and self.known_revision(key) <= revision:
+                self.absences.note(key, LATE_ABSENCE)
         if any(ALIVE + key.removeprefix("hosts/") not in there for key in there if key.startswith("hosts/")):
             await self.absences.look()
         await self._take(batch)

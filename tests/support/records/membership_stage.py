@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from linkspan.cluster.claims import Claims
 from linkspan.cluster.key_rotation import KeyRotation
@@ -17,6 +16,7 @@ from linkspan.cluster.presence import Presence
 from linkspan.cluster.registration import Registration
 from linkspan.cluster.shared_states import SharedStates
 from linkspan.cluster.withdrawal import Withdrawal
+from linkspan.core.addresses import Prefix
 from linkspan.core.config import Config
 from linkspan.core.errors import LinkspanError
 from linkspan.core.host_view import HostView
@@ -32,16 +32,17 @@ from support.records.replicas import Member
 
 
 class Machine(MemoryMachine):
-    """A machine without routes of its own."""
+    """A machine with the routes ``own``."""
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__()
         self.reconciler = kernel
         self.sockets = Sockets(Namespaces())
+        self.own: dict[Prefix, str] = {}
 
-    def routes(self) -> dict[Any, str]:
-        """Return none."""
-        return {}
+    def routes(self) -> dict[Prefix, str]:
+        """Return them."""
+        return dict(self.own)
 
 
 class MembershipStage(Member):
@@ -53,7 +54,8 @@ class MembershipStage(Member):
         """How often something was followed."""
         self.own_record.change(underlay=underlay_of(1))
         self.kernel = Kernel()
-        worker, config = worker_of(Machine(self.kernel)), Config(store="etcd://203.0.113.1")
+        self.machine = Machine(self.kernel)
+        worker, config = worker_of(self.machine), Config(store="etcd://203.0.113.1")
         here, log = (self.hosts, self.leases, self.networks), self.event_log
         taking, put, nothing = (self.conflicts, self.participation), self._put_plans, self._nothing
         self.registration = Registration(worker, self.replica, self.own_record, self.hosts, log, config)

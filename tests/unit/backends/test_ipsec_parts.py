@@ -19,10 +19,12 @@ from linkspan.agent.ipsec_sessions import (
     BURST,
     GRACE,
     RATE,
+    IpsecPeer,
     IpsecSessions,
     Memory,
     Try,
     Wanted,
+    hurries,
     missing,
     stepped,
     superfluous,
@@ -223,6 +225,18 @@ def association(number: int, state: str = "ESTABLISHED", age: int | None = 9, ca
     """Return an association of the peer's."""
     children = (Child(CHILD.name, number, carries),)
     return Association("ls-h2", number, state, "192.0.2.2", True, age, children)
+
+
+@pytest.mark.parametrize(
+    ("missing", "since", "waits", "hurried"),
+    [((), 0.0, False, False), (("c",), 90.0, False, True), (("c",), 0.0, True, True), (("c",), 0.0, False, False)],
+)
+def test_a_peer_that_is_missing_for_long_is_not_waited_for(
+    missing: tuple[str, ...], since: float, waits: bool, hurried: bool
+) -> None:
+    """Queries of a thousand peers cost a tenth of a core, if it is; one of them is always down."""
+    up = IpsecPeer(CONNECTION, (), 0.0, None)
+    assert hurries([up, IpsecPeer(CONNECTION, missing, since, None, waits)], 100.0) == hurried
 
 
 def test_what_does_not_stand_is_missing() -> None:

@@ -202,14 +202,14 @@ def test_an_exact_address_that_two_hosts_hold_is_the_earlier_one_s(tmp_path: Pat
         again.holds(net, "c1", f"{wanted}/32")
         await again.start()
         key = prefix(wanted)
-        await eventually(lambda: two.leases.exact("demo")[key].host == "h1", "h1 has it again")
+        await eventually(lambda: two.leases.exact("demo").all[key].host == "h1", "h1 has it again")
         await eventually(two.exact_addresses.open, "h2 knows that it lost")
         (lost,), (won,) = two.exact_addresses.open(), again.exact_addresses.open()
         assert (lost.winner, lost.loser) == (won.winner, won.loser) == ("h1", "h2")
         assert won.containers == ("c2",)
         await two.detach(net, "c2")
         await eventually(lambda: not again.exact_addresses.open(), "it is settled when c2 is gone")
-        assert two.leases.exact("demo")[key].host == "h1", "h2's release does not free h1's address"
+        assert two.leases.exact("demo").all[key].host == "h1", "h2's release does not free h1's address"
         await asyncio.gather(again.stop(), two.stop())
 
     together(work)

@@ -7,11 +7,13 @@ import functools
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from linkspan.cluster.exact_claims import _cool
+from linkspan.cluster.exact_claims import RESTED, ExactClaims, _cool
 from linkspan.core.addresses import prefix
 from linkspan.core.errors import NotFound
+from linkspan.core.model import AttachRequest, Reservation
 from linkspan.store import record_form
 from linkspan.store.memory import Memory
 from linkspan.store.records import AddressRecord
@@ -44,9 +46,9 @@ def test_an_address_released_while_the_store_is_away_is_free_when_it_is_back(tmp
         one = await _detached_while_away(tmp_path, memory)
         two = Member(memory, tmp_path, "h2")
         await two.start()
-        assert two.leases.exact("demo")[prefix(WANTED)].host == "h1"
+        assert two.leases.exact("demo").all[prefix(WANTED)].host == "h1"
         one.store.mend()
-        await eventually(lambda: two.leases.exact("demo")[prefix(WANTED)].host == "", "it is released", 10)
+        await eventually(lambda: two.leases.exact("demo").all[prefix(WANTED)].host == "", "it is released", 10)
         await two.leases.take(net, prefix(WANTED), "c2", "eth0")
         await asyncio.gather(one.stop(), two.stop())
 
@@ -64,7 +66,7 @@ def test_it_is_released_also_when_the_agent_was_started_anew_meanwhile(tmp_path:
         again.store.cut()
         await again.start()
         again.store.mend()
-        await eventually(lambda: again.leases.exact("demo")[prefix(WANTED)].host == "", "it is released", 10)
+        await eventually(lambda: again.leases.exact("demo").all[prefix(WANTED)].host == "", "it is released", 10)
         await again.stop()
 
     together(work)
@@ -81,7 +83,7 @@ def test_an_attach_that_is_under_way_keeps_its_address(tmp_path: Path) -> None:
         await one.networks.create(net)
         await one.leases.take(net, prefix(WANTED), "c1", "eth0")
         await eventually(lambda: one.exact_addresses.due == {f"addresses/demo/{WANTED}"}, "it was looked at")
-        assert one.leases.exact("demo")[prefix(WANTED)].host == "h1"
+        assert one.leases.exact("demo").all[prefix(WANTED)].host == "h1"
         await one.stop()
 
     together(work)
@@ -97,7 +99,7 @@ def test_a_host_s_own_address_is_not_released(tmp_path: Path) -> None:
         await one.networks.create(net)
         await one.converge(net)
         await eventually(lambda: not one.exact_addresses.due, "all was looked at")
-        (own,) = one.leases.exact("demo").values()
+        (own,) = one.leases.exact("demo").all.values()
         assert own.host == "h1"
         await one.stop()
 
@@ -197,5 +199,64 @@ def test_a_network_of_many_hosts_is_deleted_whole(tmp_path: Path) -> None:
         live = {key for key, (value, _) in memory.entries.items() if value is not None}
         assert not {key for key in live if key.startswith(("leases/", "blocks/", "networks/", "claims/"))}
         await asyncio.gather(*(m.replica.stop() for m in members))
+
+    together(work)
+
+
+def test_containers_that_come_and_go_leave_few_records(tmp_path: Path) -> None:
+    """A large pool gives out again what has rested, and two hosts that do so never take the same address."""
+
+    async def work() -> None:
+        memory = Memory()
+        of_v6 = {"subnet_len": {"6": 120}, "gateways": ("fd00:1::1",)}
+        net = replicas.network(pool="fd00:1::/64", ipam="exact", **of_v6)  # type: ignore[arg-type]
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        for member in (one, two):
+            await member.join()
+            await member.replica.write({"networks/demo": net})
+            member.networks.refresh()
+        kept = await one.attach(net, "kept")
+        for number in range(2 * RESTED):
+            await one.attach(net, f"c{number}")
+            await one.detach(net, f"c{number}")
+        assert len(one.leases.exact("demo").all) <= RESTED + 4
+        assert len(one.leases.blocks("demo")) <= 4
+        await eventually(lambda: two.leases.exact("demo").all == one.leases.exact("demo").all, "h2 knows them")
+        given = await asyncio.gather(
+            *(member.attach(net, f"{member.name}-{number}") for number in range(40) for member in (one, two))
+        )
+        assert len({*given, kept}) == 81
+        assert len(one.leases.exact("demo").all) <= RESTED + 8
+        for member in (one, two):
+            await member.replica.stop()
+
+    together(work)
+
+
+def test_an_address_that_cools_down_is_not_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is one that was reserved meanwhile, however many there are."""
+
+    async def work() -> None:
+        net = network(ipam="exact")
+        one = Member(Memory(), tmp_path, "h1")
+        await one.join()
+        await one.replica.write({"networks/demo": net})
+        one.networks.refresh()
+        now = time.time()
+        for number in range(2 * RESTED):
+            at = now if number % 2 else now - 100
+            address = f"10.244.{200 + number // 250}.{number % 250 + 2}"
+            await one.replica.write({f"addresses/demo/{address}": AddressRecord("", "", "", at)})
+        claims = ExactClaims("h1", one.leases, one.reservations, one.conflicts, 60, one.exact_addresses.note)
+        request = AttachRequest(id="c", network="demo", ifname="eth0")
+        given = (await claims.next(net, 4, request)).address
+        assert one.replica.value(f"addresses/demo/{given.address}", AddressRecord) is not None
+        assert given.packed[2] in (200, 201, 202)
+        assert given.packed[3] % 2 == 0, "the others were released just now"
+        reserved = Reservation(network="demo", cidr="10.244.200.0/22")
+        await one.replica.write({f"reservations/demo/{reserved.cidr}": reserved})
+        given = (await claims.next(net, 4, msgspec.structs.replace(request, id="other"))).address
+        assert given.packed[2] not in (200, 201, 202)
+        await one.replica.stop()
 
     together(work)

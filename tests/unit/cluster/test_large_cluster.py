@@ -19,7 +19,7 @@ from linkspan.core.store_contract import Batch, Record
 from linkspan.store import record_index
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.record_index import RecordIndex
-from linkspan.store.records import BlockRecord, block_key, lease_key
+from linkspan.store.records import AddressRecord, BlockRecord, block_key, lease_key
 from support.polling import eventually
 from support.records.replicas import Member, network, together
 
@@ -117,6 +117,33 @@ def test_a_lease_that_joins_a_network_makes_its_leases_be_read_again(
         assert one.remote.wanted == {*OTHERS, "new"}
         await one.replica.write({}, deletes=["leases/demo/new"])
         assert one.remote.wanted == {*OTHERS}
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_a_change_of_an_exact_address_reads_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with exact addresses has a record for each container of the cluster."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.join()
+        await one.replica.write({"networks/demo": DEMO})
+        for number in range(1, 201):
+            record = AddressRecord(f"other{number % 10}", f"c{number}", "eth0", float(number))
+            await one.replica.write({f"addresses/demo/10.244.200.{number}": record})
+        assert len(one.leases.counted(DEMO, {"other7"})["other7"]) == 20
+        with reading(monkeypatch) as keys:
+            taken = AddressRecord("other7", "new", "eth0", 300.0)
+            await one.replica.write({"addresses/demo/10.244.200.9": taken})
+            assert len(one.leases.counted(DEMO, {"other7"})["other7"]) == 21
+            assert len(one.leases.counted(DEMO, {"other9"})["other9"]) == 19
+            assert one.leases.doubtful(DEMO) == set()
+        # The watch reports the last write before, too.
+        seen = {key for key in keys if key.startswith("addresses/")}
+        assert seen <= {"addresses/demo/10.244.200.9", "addresses/demo/10.244.200.200"}
+        await one.replica.write({}, deletes=["addresses/demo/10.244.200.9"])
+        assert len(one.leases.counted(DEMO, {"other7"})["other7"]) == 20
         await one.replica.stop()
 
     together(work)

@@ -162,12 +162,12 @@ def test_a_released_address_may_be_taken_by_another_host(tmp_path: Path) -> None
         await asyncio.gather(one.replica.start(), two.replica.start())
         wanted = prefix("10.244.9.9")
         await one.leases.take(net, wanted, "c1", "eth0")
-        await eventually(lambda: wanted in two.leases.exact("demo"), "h2 sees the holder")
+        await eventually(lambda: wanted in two.leases.exact("demo").all, "h2 sees the holder")
         with pytest.raises(Conflict, match="in use by c1 on host h1"):
             await two.leases.take(net, wanted, "c2", "eth0")
         await one.leases.give_back("demo", wanted)
         await two.leases.take(net, wanted, "c2", "eth0")
-        assert two.leases.exact("demo")[wanted].host == "h2"
+        assert two.leases.exact("demo").all[wanted].host == "h2"
         await asyncio.gather(one.replica.stop(), two.replica.stop())
 
     together(work)
@@ -183,8 +183,8 @@ def test_an_identity_outlasts_the_release_of_its_address(tmp_path: Path) -> None
         wanted = prefix("10.244.9.9")
         await one.leases.take(net, wanted, "c1", "eth0", "web-0")
         await one.leases.give_back("demo", wanted)
-        await eventually(lambda: wanted in two.leases.exact("demo"), "h2 sees the address")
-        assert two.leases.exact("demo")[wanted].identity == "web-0"
+        await eventually(lambda: wanted in two.leases.exact("demo").all, "h2 sees the address")
+        assert two.leases.exact("demo").all[wanted].identity == "web-0"
         await asyncio.gather(one.replica.stop(), two.replica.stop())
 
     together(work)

@@ -146,14 +146,14 @@ def test_an_exact_address_of_an_overdue_host_may_be_taken(tmp_path: Path) -> Non
         await one.converge(net)
         await one.attach(net, "c1", wanted)
         await eventually(lambda: not one.endpoint_records.due, "c1 is told to all")
-        await eventually(lambda: prefix(wanted) in two.leases.exact("demo"), "h2 knows the address")
+        await eventually(lambda: prefix(wanted) in two.leases.exact("demo").all, "h2 knows the address")
         two.networks.refresh()
         with pytest.raises(Conflict):
             await two.attach(net, "c2", wanted)
         overdue.add("h1")
         assert await two.attach(net, "c2", wanted) == wanted
         await eventually(one.exact_addresses.open, "h1 knows that it lost it")
-        assert two.leases.exact("demo")[prefix(wanted)].host == "h2"
+        assert two.leases.exact("demo").all[prefix(wanted)].host == "h2"
         await asyncio.gather(one.stop(), two.stop())
 
     together(work)

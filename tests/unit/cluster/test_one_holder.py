@@ -129,7 +129,7 @@ def test_an_identity_keeps_its_address_over_hosts() -> None:
             request = AttachRequest(id="c1", network="demo", ifname="eth0", labels={IDENTITY: "db"})
             (first,) = await one.allocator.allocate(net, request)
             await one.allocator.release("demo", [first.address])
-            await eventually(lambda: members[1].leases.exact("demo"), "the other host knows it")
+            await eventually(lambda: members[1].leases.exact("demo").all, "the other host knows it")
             (second,) = await two.allocator.allocate(net, request)
             assert second.address == first.address
             await asyncio.gather(*(m.replica.stop() for m in members))

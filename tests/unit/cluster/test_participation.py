@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from linkspan.cluster import membership
 from linkspan.cluster.participation import chosen
+from linkspan.core.addresses import prefix
 from linkspan.core.errors import Exhausted, Unavailable
 from linkspan.core.model import Allowance, AttachRequest, Host, Lease, Network, Offer
 from linkspan.store.records import BlockRecord, Common, block_key, lease_key
@@ -215,6 +218,38 @@ def test_a_host_tells_how_many_addresses_it_could_give_before_it_claims(tmp_path
             await stage.come(2)
         assert "two" not in stage.claims.refused
         await eventually(lambda: "two" not in stage.leased, "nothing is claimed")
+        await stage.replica.stop()
+
+    together(work)
+
+
+def test_unfinished_work_leaves_the_peers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is not in force is tried again and again; once it is in force, its peers follow."""
+    monkeypatch.setattr(membership, "AGAIN", 0.02)
+    one_link(monkeypatch)
+
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.start()
+        await stage.come(1)
+        routes = {prefix("10.12.0.0/24"): "dev eth9"}
+        stage.machine.own = routes
+        pools = {"pools": ("10.2.0.0/16", "10.12.0.0/16"), "gateways": ("10.2.0.1", "10.12.0.1")}
+        await stage.replica.write({"networks/two": msgspec.structs.replace(NETWORKS[1], **pools)})
+        await stage.replica.write({"settings/hosts": Common(settings={"networks": "all"})})
+        await stage.membership.converge({""})
+        assert "two" in stage.networks.withheld
+        following = asyncio.create_task(stage.membership._follow())
+        begun = stage.planned
+        await eventually(lambda: stage.planned > begun + 3, "the leases that it claimed are followed")
+        stage.kernel.batches.clear()
+        begun = stage.planned
+        await eventually(lambda: stage.planned > begun + 3, "it is tried again")
+        assert stage.kernel.batches == []
+        routes.clear()
+        await eventually(lambda: not stage.networks.withheld, "the route is not in the way any more")
+        await eventually(lambda: stage.kernel.batches, "the peers follow")
+        following.cancel()
         await stage.replica.stop()
 
     together(work)

@@ -12,6 +12,7 @@ from linkspan.cluster.presence import BEAT, GAP, KEEP, REFUSED, STANDS
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Host
 from linkspan.core.store_contract import LIFE
+from linkspan.store import replica
 from linkspan.store.absence import ABSENCE, GRACE, ROOM_EVERY
 from linkspan.store.contact import STALE
 from linkspan.store.memory import Memory, MemoryStore
@@ -61,6 +62,17 @@ class World:
     def put_since(self, revision: int) -> set[str]:
         """Return the keys that were changed after a revision."""
         return {key for key, (_, changed) in self.memory.entries.items() if changed > revision}
+
+
+class Spread:
+    """Random pauses of a large cluster: one host lists at once, and all others wait."""
+
+    def __init__(self) -> None:
+        self._pauses = iter([0.0])
+
+    def uniform(self, low: float, high: float) -> float:
+        """Return the next one; errors are tried again as ever."""
+        return high if low else next(self._pauses, 10.0)
 
 
 def played(folder: Path, work: Callable[[World], Awaitable[None]]) -> None:
@@ -455,8 +467,54 @@ def test_a_full_store_makes_nobody_dead_and_all_come_back_by_themselves(tmp_path
         world.memory.full = False
         await soon(lambda: two.lives("h1") and late.lives("h1"), "it is back", REFUSED + ROOM_EVERY + 0.2)
         await soon(lambda: not one.replica.problem, "all is well", 1)
+        await asyncio.sleep(GRACE)
         await three.die()
         await soon(lambda: two.lives("h3") is False, "a death is known again", KNOWN + 0.1)
+
+    played(tmp_path, work)
+
+
+def test_an_agent_that_started_on_a_full_store_takes_nobody_for_dead_when_it_has_room(tmp_path: Path) -> None:
+    """It never saw the records of hosts that lost theirs before; these put them again within the next seconds."""
+
+    async def work(world: World) -> None:
+        one = await world.agent("h1")
+        await one.replica.write({"hosts/h1": Host(id="h1", name="h1")})
+        await asyncio.sleep(5)
+        world.memory.full = True
+        one.store.lapse()
+        await asyncio.sleep(3)
+        late = await world.agent("h4")
+        await asyncio.sleep(4)
+        world.memory.full = False
+        seen = set()
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            seen.add(late.lives("h1"))
+        assert False not in seen
+        assert late.lives("h1")
+
+    played(tmp_path, work)
+
+
+def test_who_lists_a_restored_store_first_takes_nobody_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large cluster the others list later; each learns with its next keepalive that its lease has ended."""
+
+    async def work(world: World) -> None:
+        agents = [await world.agent(name) for name in ("h1", "h2", "h3")]
+        for one in agents:
+            await one.replica.write({f"hosts/{one.name}": Host(id=one.name, name=one.name)})
+        await asyncio.sleep(5.1)
+        monkeypatch.setattr(replica, "random", Spread())
+        lasting = {key: found for key, found in world.memory.entries.items() if not key.startswith("alive/")}
+        world.memory.restore(world.memory.revision - 1, lasting)
+        for one in agents:
+            one.store._standing.clear()
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            assert all(one.lives(other.name) is not False for one in agents for other in agents)
 
     played(tmp_path, work)
 

@@ -205,6 +205,22 @@ def test_a_network_matters_a_while_longer_than_its_last_container(
     together(work)
 
 
+def test_all_that_a_listing_reads_is_counted(tmp_path: Path) -> None:
+    """A host's containers in networks that do not matter here are read, too."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.start()
+        others = {key: value for number in range(5) for key, value in made("h2", f"other{number}", "other").items()}
+        await one.replica.write({**leased("h2"), **made("h2", "a"), **others})
+        one.holds(DEMO, "own", "10.244.0.2/32")
+        await eventually(lambda: known(one) == ["a"], "it is kept")
+        await eventually(lambda: one.remote.count() == 6, "all are counted")
+        await one.stop()
+
+    together(work)
+
+
 def test_what_changes_while_a_host_is_read_is_not_lost(tmp_path: Path) -> None:
     """One that came, one that changed, one that went, and one that went and came again, between the two answers."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from linkspan.core.store_contract import Batch
 from linkspan.store.etcd import EtcdStore
-from linkspan.store.etcd_watch import _steps
-from linkspan.store.etcd_wire import Event, KeyValue
+from linkspan.store.etcd_errors import Refused
+from linkspan.store.etcd_watch import Place, _steps
+from linkspan.store.etcd_wire import Done, Event, KeyValue, Range, Txn
 from linkspan.store.memory import Memory
 from linkspan.store.records import BlockRecord
 from support.records.replicas import Member, together
@@ -61,3 +64,25 @@ def test_a_block_that_was_freed_and_claimed_at_once_is_no_conflict(tmp_path: Pat
         await one.replica.stop()
 
     together(work)
+
+
+@pytest.mark.parametrize(("compacted", "questions"), [(0, 1), (5, 2), (6, 3), (9, 4)])
+def test_changes_that_were_compacted_cost_few_questions(
+    monkeypatch: pytest.MonkeyPatch, compacted: int, questions: int
+) -> None:
+    """When etcd is back all hosts ask at once whether it is the same one; what is left of the last eight shows it."""
+    watch = EtcdStore("etcd://192.0.2.1:2379/c")._watch
+    asked: list[list[int]] = []
+    place = Place("/c/", 0)
+    place.saw(events(*((number, f"k{number}", b"x") for number in range(1, 9))))
+
+    async def answer(_path: str, body: dict[str, list[dict[str, dict[str, str]]]], _kind: object) -> Txn:
+        revisions = [int(one["request_range"]["revision"]) for one in body["success"]]
+        asked.append(revisions)
+        if min(revisions) < compacted:
+            raise Refused("required revision has been compacted", "", 11)
+        return Txn(responses=tuple(Done(Range(kvs=(KeyValue(b"", b"", at),))) for at in revisions))
+
+    monkeypatch.setattr(watch._gateway, "ask", answer)
+    asyncio.run(watch._require_seen(place))
+    assert len(asked) == questions

@@ -1,9 +1,8 @@
 """Peer probe: one host's part of ``doctor --peers``. It sends its peers what each network needs, and listens.
 
-All hosts do the same at about the same time, and each gets one request. It listens at once, waits until the
-others listen (WARM), sends everything ROUNDS times, and finally reports what it missed. So the whole takes as
-long for a thousand hosts as for two, and nobody keeps state in between. Agents get a request within WARM of
-each other, or else take part from a later round.
+All hosts of a group do the same at about the same time, and each gets one request. It listens at once, waits
+until the others listen (WARM), sends everything ROUNDS times, and finally reports what it missed. Nobody keeps
+state in between. Agents get a request within WARM of each other, or else take part from a later round.
 
 A probe is a packet of exactly the protocol and size that the network needs, which no socket, device or
 container accepts (``Need``). Its tail names sender, receiver, need and size, by a hash that the receiver
@@ -18,7 +17,7 @@ import errno
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -54,9 +53,18 @@ TOLD = 64
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
-    """Asks a host to take part in the run that these bytes identify."""
+    """Asks a host to take part in the run that these bytes identify, which is its group's.
+
+    A host finds the others of its group by a hash, because their list in each question would go to every host.
+    """
 
     session: bytes
+    groups: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+
+    def group(self, host: str) -> int:
+        """Return the number of the group that a host, by its id, is in."""
+        digest = hashlib.blake2b(host.encode(), key=self.session, digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.groups
 
 
 class Gap(msgspec.Struct, frozen=True):
