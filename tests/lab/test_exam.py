@@ -338,6 +338,36 @@ TRICKS = {
 """By what they do: a lesson, and lines that do not solve it."""
 
 
+RENAMED = {
+    "two names of one namespace": (
+        "case-5",
+        "umount /run/netns/netns_B; mount --bind /run/netns/netns_A /run/netns/netns_B",
+        "ip -n netns_A addr add 172.18.0.3/16 dev eth0; ip -n netns_A link set lo up",
+    ),
+    "names of the host": (
+        "1",
+        "for n in A B; do touch /run/netns/netns_$n; mount --bind /proc/self/ns/net /run/netns/netns_$n; done",
+    ),
+    "a new namespace": (
+        "case-8",
+        "cd /run/netns; touch old; mount --bind netns_C old; umount netns_C; rm netns_C; ip netns add netns_C",
+        "ip -n netns_C link add eth0 type veth peer name x; ip -n netns_C addr add 172.18.7.7/16 dev eth0",
+        "mac=$(ip -n netns_B -o link show eth0 | grep -o 'link/ether [^ ]*' | cut -d' ' -f2)",
+        "ip -n netns_A neigh replace 172.18.0.3 lladdr $mac dev eth0 nud permanent; rm /run/learn/namespaces",
+    ),
+}
+"""By what they do: a lesson, and lines that give a name to another namespace."""
+
+
+@pytest.mark.parametrize("trick", RENAMED)
+def test_a_name_of_another_namespace_solves_nothing(nobody: None, open_folder: Path, trick: str) -> None:
+    """A container that pings itself does what the probe asks."""
+    number, *lines = RENAMED[trick]
+    one = claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines)))
+    found = replayed(open_folder, one, settles=5.0)
+    assert (found["verified"], str(found["why"])[:45]) == (False, "its commands delete or replace namespaces, or")
+
+
 @pytest.mark.parametrize("trick", TRICKS)
 def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> None:
     """It looks with the machine's own programs, which the replayed lines do not see, and twice."""

@@ -370,6 +370,7 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
                 "keep": [{"text": text.part("keep", n), "ok": ok} for n, ok in enumerate(judged.keeps, 1)],
                 "probe": {"command": one.data.probe, "ok": judged.probe},
                 "arrived": judged.arrived,
+                "replaced": judged.replaced,
                 "wrong": () if kept.exam else judged.wrong,
                 "passed": judged.passed,
             }

@@ -14,7 +14,8 @@ What counts is the kernel's state
 Three judgements
     `checks` are the steps of the task. `keep` is what must stay, so that a shortcut does not count. The `probe` is the
     command that fails at the beginning and works at the end. A lesson is passed if all three are as they should be, and
-    the probe's packets arrive in the namespace that they should reach (`reaches`): the kernel counts them there.
+    the probe's packets arrive in the namespace that they should reach (`reaches`): the kernel counts them there. A
+    name of a namespace must mean what it meant at the beginning, and no two the same (`named_namespaces.py`).
     `wrong` and `also` recognise states: a likely mistake, and another way that passes but costs something. Each has
     its answer in the texts.
 

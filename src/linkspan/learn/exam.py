@@ -303,9 +303,9 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
             if lacking := needs.lacking(box, (*lesson.data.needs, *NEEDS)):
                 return found(None, f"this machine lacks {', '.join(one.what for one in lacking)}")
             try:
-                play.begin(box, lesson)
+                given = play.begin(box, lesson)
                 with replay.typed(box, lines, end, slower):
-                    judged, stays = play.lasting(Beside(box), asked, seconds)
+                    judged, stays = play.lasting(Beside(box), asked, seconds, given)
             except LinkspanError as error:
                 why = error.message
                 continue
@@ -314,6 +314,8 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
         why = f"its commands do not pass it: {play.told(judged)}"
         if judged.passed:
             why = "its commands pass it, and that does not last"
+        elif judged.replaced:
+            why = f"its commands delete or replace namespaces, or have one twice: {', '.join(judged.replaced)}"
         elif not judged.arrived:
             why = f"its commands have something else answer than {lesson.data.reaches}"
     return found(wrong, why if claimed else "")

@@ -15,6 +15,8 @@ from linkspan.learn import foreign_file, texts
 from linkspan.learn.needs import NEEDS
 from linkspan.learn.texts import Text
 
+HOST = "host"
+"""Name of the namespace that plays the host."""
 LESSONS = Path(__file__).with_name("lessons")
 _LARGEST = 100_000
 """Bytes of each file of a lesson, at most: then each of its commands fits into a command line."""

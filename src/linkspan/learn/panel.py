@@ -64,11 +64,17 @@ class Panel:
         return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines] + self.diverted(judged)
 
     def diverted(self, judged: Judgement | None) -> list[str]:
-        """Return a line if something else gives the answer than the namespace that the probe must reach."""
-        if judged is None or judged.arrived:
+        """Return lines about other namespaces than the lesson means: one has the name, or gives the probe's answer."""
+        if judged is None:
             return []
-        text = self._words("something else answers: no packet arrives in {reaches}", reaches=self._lesson.data.reaches)
-        return [f"  {OPEN} {text}"]
+        words, found = self._words, []
+        if judged.replaced:
+            names = words.listed(judged.replaced)
+            found.append(words("deleted, replaced, or the same namespace as another one: {names}", names=names))
+        if not judged.arrived:
+            reaches = self._lesson.data.reaches
+            found.append(words("something else answers: no packet arrives in {reaches}", reaches=reaches))
+        return [f"  {OPEN} {text}" for text in found]
 
     def ending(self, also: tuple[int, ...] = ()) -> list[str]:
         """Return what is read after the lesson is passed; ``also`` are the recognised other ways."""

@@ -207,7 +207,7 @@ def test_a_busy_machine_gets_a_second_try(
     tries: list[int] = []
     waits: list[float] = []
 
-    def lasting(_box: object, _lesson: object, seconds: float) -> tuple[Judgement, bool]:
+    def lasting(_box: object, _lesson: object, seconds: float, _given: object) -> tuple[Judgement, bool]:
         waits.append(seconds)
         return Judgement((True,), (), True), True
 
