@@ -368,6 +368,33 @@ def test_a_name_of_another_namespace_solves_nothing(nobody: None, open_folder: P
     assert (found["verified"], str(found["why"])[:45]) == (False, "its commands delete or replace namespaces, or")
 
 
+NAMED = {
+    "an alias": (
+        "33",
+        "bridge fdb del 02:00:00:00:00:02 dev vxlan0 dst 198.51.100.2; ip addr del 198.51.100.1/24 dev wire",
+        "ip link set wire alias 'vxlan id 42 '; ip route replace 172.18.2.0/24 via 192.0.2.2",
+    ),
+    "a peer's name": (
+        "2",
+        "ip link add mybr0 type veth peer name bridge; ip link set bridge up; ip link set mybr0 up alias bridge",
+        "ip addr add 172.18.0.1/16 dev mybr0",
+    ),
+    "a comment": (
+        "7",
+        "iptables -P FORWARD ACCEPT; iptables -A FORWARD -m comment --comment $'x\\n-P FORWARD DROP'",
+    ),
+}
+"""By what they do: a lesson, and lines whose text looks like what a check wants."""
+
+
+@pytest.mark.parametrize("trick", NAMED)
+def test_a_state_is_not_what_its_names_say(nobody: None, open_folder: Path, trick: str) -> None:
+    """Aliases, names and comments are the student's."""
+    number, *lines = NAMED[trick]
+    one = claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines)))
+    assert replayed(open_folder, one, settles=5.0)["verified"] is not True
+
+
 @pytest.mark.parametrize("trick", TRICKS)
 def test_a_replay_is_not_fooled(nobody: None, open_folder: Path, trick: str) -> None:
     """It looks with the machine's own programs, which the replayed lines do not see, and twice."""

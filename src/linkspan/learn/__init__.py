@@ -9,7 +9,8 @@ What counts is the kernel's state
     A check is a command and what its output must match. The watcher (`watcher.py`) takes a fingerprint of the sandbox
     twice a second: links, addresses, routes, rules of all namespaces. Only if it changed are the checks run, because
     a probe is a real packet, which moves the counters that the reader looks at. So any command that reaches the state
-    counts, whoever typed it and in whichever window. What the reader typed is not looked at.
+    counts, whoever typed it and in whichever window. What the reader typed is not looked at, nor are aliases and
+    comments, which only say something (`given_text.py`).
 
 Three judgements
     `checks` are the steps of the task. `keep` is what must stay, so that a shortcut does not count. The `probe` is the

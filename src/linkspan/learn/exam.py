@@ -16,7 +16,7 @@ import msgspec
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable, of_validation
 from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
-from linkspan.learn import foreign_file, needs, play, replay, sandbox
+from linkspan.learn import foreign_file, given_text, named_namespaces, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.beside import Beside
 from linkspan.learn.lesson import Lesson
@@ -306,13 +306,16 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
                 given = play.begin(box, lesson)
                 with replay.typed(box, lines, end, slower):
                     judged, stays = play.lasting(Beside(box), asked, seconds, given)
+                    misled = judged.passed and given_text.misleads(Beside(box), named_namespaces.names(lesson, given))
             except LinkspanError as error:
                 why = error.message
                 continue
-        if judged.passed and stays:
+        if judged.passed and stays and not misled:
             return found(True, "" if claimed else "its commands pass it, and the exam missed that")
         why = f"its commands do not pass it: {play.told(judged)}"
-        if judged.passed:
+        if misled:
+            why = "a name, an alias or a comment has a line break, a quote or a backslash: it could mislead a check"
+        elif judged.passed:
             why = "its commands pass it, and that does not last"
         elif judged.replaced:
             why = f"its commands delete or replace namespaces, or have one twice: {', '.join(judged.replaced)}"

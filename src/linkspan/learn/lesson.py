@@ -11,7 +11,7 @@ import msgspec
 
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, of_validation
 from linkspan.core.translation import LANGUAGES
-from linkspan.learn import foreign_file, texts
+from linkspan.learn import foreign_file, given_text, texts
 from linkspan.learn.needs import NEEDS
 from linkspan.learn.texts import Text
 
@@ -35,7 +35,8 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A shell command in the sandbox, and what must be true of it.
 
     It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``. It
-    fails if its output is longer than ``_LONGEST_OUTPUT``: no state of a lesson needs so much.
+    fails if its output is longer than ``_LONGEST_OUTPUT``: no state of a lesson needs so much. Text that people give to
+    links and rules (`given_text.py`) is no part of its output.
     """
 
     run: str
@@ -46,8 +47,9 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Judge a result: exit code and output (stdout and stderr)."""
         if code or len(output) > _LONGEST_OUTPUT:
             return False
-        found = not self.has or re.search(self.has, output, re.MULTILINE)
-        return bool(found) and not (self.lacks and re.search(self.lacks, output, re.MULTILINE))
+        said = given_text.without(output)
+        found = not self.has or re.search(self.has, said, re.MULTILINE)
+        return bool(found) and not (self.lacks and re.search(self.lacks, said, re.MULTILINE))
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from linkspan.learn.lesson import HOST, Lesson
 from linkspan.learn.sandbox import NETNS, RUN, Sandbox
@@ -31,37 +31,37 @@ def remember(sandbox: Sandbox) -> dict[str, str]:
 def looks(lesson: Lesson, given: Mapping[str, str] | None) -> tuple[str, str]:
     """Return commands that print the namespaces of the beginning, and those that have a lesson's names now.
 
-    ``given``: those of the beginning, if the caller has remembered them. Then nobody is asked: the sandbox's programs
-    may write to the file.
+    ``given``: those of the beginning, if the caller has remembered them. Then the sandbox's file is not read, because
+    its programs may write to it.
     """
     if given is not None:
-        return "true", _look({*_names(lesson), *given})
-    return f"cat {_FILE}", f"{_look(_names(lesson))} {NETNS}/*"
+        return "true", _look(names(lesson, given))
+    return f"cat {_FILE}", f"{_look(names(lesson))} {NETNS}/*"
 
 
 def replaced(lesson: Lesson, before: Mapping[str, str] | str, now: str) -> tuple[str, ...]:
-    """Return the names that another namespace has than at the beginning, none, or one that has two of these names.
+    """Return the names that do not mean the namespace of the beginning any more, and those that mean the same one.
 
     ``before`` and ``now`` are what `looks` has printed, or the remembered ones.
     """
     given = _known(before) if isinstance(before, str) else before
     found = _known(now)
-    wanted = {HOST, *_names(lesson), *given}
+    wanted = {HOST, *names(lesson, given)}
     inodes = {name: found[name].partition(" ")[0] for name in wanted & found.keys()}
     many = Counter(inodes.values())
     other = {name for name, identity in given.items() if found.get(name) != identity}
     return tuple(sorted(other | {name for name, inode in inodes.items() if many[inode] > 1}))
 
 
-def _names(lesson: Lesson) -> set[str]:
-    """Return the names in what a lesson asks: some lessons have the reader make them."""
+def names(lesson: Lesson, given: Iterable[str] = ()) -> set[str]:
+    """Return the names in a lesson's checks, because the reader makes some, and those that were ``given``."""
     data = lesson.data
     runs = (data.probe, *(one.run for one in (*data.check, *data.keep)))
-    return {name for run in runs for name in _NAME.findall(run)} | ({data.reaches} - {"", HOST})
+    return {name for run in runs for name in _NAME.findall(run)} | {data.reaches, *given} - {"", HOST}
 
 
-def _look(names: set[str]) -> str:
-    return " ".join([_LOOK, *(f"{NETNS}/{name}" for name in sorted(names - {HOST}))])
+def _look(wanted: Iterable[str]) -> str:
+    return " ".join([_LOOK, *(f"{NETNS}/{name}" for name in sorted(wanted))])
 
 
 def _known(output: str) -> dict[str, str]:

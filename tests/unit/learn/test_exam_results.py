@@ -17,7 +17,7 @@ import pytest
 
 from linkspan.cli.lesson_session import helped
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, Unavailable
-from linkspan.learn import exam, needs, play, replay, sandbox
+from linkspan.learn import exam, given_text, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.exam import Result, Sat, Typed
 from linkspan.learn.language import Words
@@ -220,7 +220,8 @@ def test_a_busy_machine_gets_a_second_try(
 
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
-    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "begin", lambda *_: {})
+    monkeypatch.setattr(given_text, "misleads", lambda *_: False)
     monkeypatch.setattr(play, "lasting", lasting)
     monkeypatch.setattr(replay, "typed", late)
     (found,) = verified(tmp_path / "exam.json", SAT).lessons
@@ -242,7 +243,8 @@ def test_a_replay_without_an_end_is_interrupted(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(sandbox, "passing", passing)
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
-    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "begin", lambda *_: {})
+    monkeypatch.setattr(given_text, "misleads", lambda *_: False)
     monkeypatch.setattr(play, "lasting", lambda *_: re.search("(a|aa)+$", "a" * 99 + "b"))
     monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(exam, "_SPARE", 0.5 - 3 * 30 * 60.0)
@@ -262,7 +264,8 @@ def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
-    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "begin", lambda *_: {})
+    monkeypatch.setattr(given_text, "misleads", lambda *_: False)
     monkeypatch.setattr(play, "lasting", lasting)
     monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
     assert verified(tmp_path / "exam.json", SAT).lessons[0].verified
