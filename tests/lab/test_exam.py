@@ -201,6 +201,7 @@ with sandbox.passing("hostile", closed=True) as box:
     assert box.results(["ps -e | wc -l"])[0][1] < "9"
 with sandbox.passing("hostile", closed=True) as box:
     for line in (
+        "hostname of-the-sandbox",
         "ip netns add x && sysctl -w net.ipv4.ip_forward=1 && touch /tmp/own /var/lib/misc/own",
         "echo >/dev/null && head -c1 /dev/urandom && test -L /var/run && ls /var/run/netns/x",
         "python3 -c 'import os; os.openpty()'",
@@ -535,6 +536,29 @@ def test_a_killed_verification_leaves_nothing(nobody: None, open_folder: Path) -
         verifying.wait()
         until(lambda: not any_process(f"play-{verifying.pid}"), "the sandbox has ended")  # noqa: B023 - as above
         until(lambda: not running(word), "what was typed has ended")
+
+
+def test_a_stopped_command_ends_with_its_verification(nobody: None, open_folder: Path) -> None:
+    """A line may stop the program that enters the sandbox for the next one."""
+    path = open_folder / "exam.json"
+    stops = "cd /run/learn/bin; printf '#!/bin/bash\\nkill -STOP 0\\n' >sh; chmod 755 sh"
+    one = claimed("1", (0.0, 1, stops), (0.5, 1, "true"))
+    exam.write(path, exam.Result("x", exam.stamp(0), 30, (1,), 60.0, (one,)))
+    path.chmod(0o644)
+    argv = [*READS, sys.executable, "-m", "linkspan.cli.main", "learn", "exam", "verify", str(path)]
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "HOME": "/", "XDG_STATE_HOME": "/nonexistent"}
+    verifying = subprocess.Popen(argv, env=env, cwd="/", stderr=subprocess.DEVNULL)
+    until(lambda: stopped(verifying.pid), "a program that enters the sandbox is stopped")
+    pids = stopped(verifying.pid)
+    verifying.kill()
+    verifying.wait()
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "it has ended")
+
+
+def stopped(parent: int) -> list[str]:
+    """Return the pids of a process's children that are stopped."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [pid for pid in children if "State:\tT" in Path(f"/proc/{pid}/status").read_text()]
 
 
 def running(word: str) -> bool:

@@ -36,7 +36,7 @@ def test_solutions_pass_and_nothing_and_wrong_answers_do_not(one: Lesson) -> Non
 
 
 def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
-    """Neither its network, nor its names of namespaces, nor its processes."""
+    """Neither its network and its name, nor its names of namespaces, nor its processes."""
     code, output = box.script("ip netns add netns_A; ip link add mybr0 type bridge; ip -br link; ip netns; ps -e")
     assert code == 0
     assert "mybr0" in output
@@ -44,6 +44,7 @@ def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
     assert len(output.splitlines()) < 12
     assert not Path("/run/netns/netns_A").exists()
     assert not Path("/sys/class/net/mybr0").exists()
+    assert box.results(["readlink /proc/self/ns/uts"])[0][1] != os.readlink("/proc/self/ns/uts")
 
 
 def test_a_name_that_nobody_knows_is_not_waited_for(box: Sandbox) -> None:

@@ -193,12 +193,14 @@ def _show(found: Verification, words: Words) -> None:
     from linkspan.core.sentences import Sentences
 
     told = Sentences(words.language)
-    who = shown(found.who.strip() or words("no name: {file}", file=found.file))
-    rows: list[tuple[object, ...]] = [
-        (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
-        for n in found.lessons
-    ]
+    who = shown(" ".join(found.who.split()) or words("no name"))  # two spaces would look like the end of a column
+    begins = (shown(found.file), who)
+    rows: list[tuple[object, ...]] = []
+    for n in found.lessons:
+        told_of = (n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
+        rows.append((*begins, found.minutes, *told_of))
     if found.why:
-        rows.append((who, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
-    columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
-    table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))
+        rows.append((*begins, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
+    of_file = words("file"), words("who"), words("minutes")
+    of_lesson = words("number"), words("name"), words("passed"), words("verified"), words("why")
+    table((*of_file, *of_lesson), rows, words("{file} has no lessons", file=found.file))

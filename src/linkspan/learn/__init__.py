@@ -21,7 +21,8 @@ Three judgements
     its answer in the texts.
 
 The sandbox is a tree of namespaces with one root
-    `sandbox.py` starts one process in new mount, network, IPC and PID namespaces, and in a user namespace without root.
+    `sandbox.py` starts one process in new mount, network, IPC, UTS and PID namespaces, and in a user namespace without
+    root.
     It has a /run of its own, so `ip netns` works there and nobody else sees the names. It is the init of the PID
     namespace: when it ends, the kernel ends every process of the sandbox, and with the last of them go the mounts and
     the network namespaces. Nothing has to be removed one by one. The init reads a pipe from the process that made the

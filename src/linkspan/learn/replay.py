@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from linkspan.core.errors import LinkspanError
-from linkspan.learn.sandbox import NEXT, RUN, Sandbox
+from linkspan.learn.sandbox import NEXT, RUN, Sandbox, limits
 from linkspan.learn.terminal import become
 
 LONGEST = 20.0
@@ -97,7 +97,7 @@ class _Shell:
     def __init__(self, box: Sandbox, beside: Mapping[int, _Shell]) -> None:
         """``beside``: the shells of the other windows, whose output is not to keep their programs waiting."""
         box.write(f"{RUN}/replay-rc", _RC)
-        argv = [*box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
+        argv = [*limits(), *box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
         environment = box.environment()
         self.ended = False
         self._beside = beside

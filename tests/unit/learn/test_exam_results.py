@@ -307,6 +307,19 @@ def test_a_file_that_is_no_result_keeps_nobody_from_the_next_one(
     assert [bool(one["why"]) for one in json.loads(done.stdout)] == [True, True, False]
 
 
+def test_each_row_begins_with_the_file_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's name may be somebody else's, and may look like a row of its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    forged = msgspec.structs.replace(SAT, passed_after=None, commands=())
+    path = tmp_path / "a.json"
+    who = "Li Lei  30       4      container  yes     yes\u3000x"
+    exam.write(path, msgspec.structs.replace(result(forged), who=who))
+    header, row = linkspan("learn", "exam", "verify", "--trust", str(path)).stdout.splitlines()
+    assert header.split()[:2] == ["FILE", "WHO"]
+    assert re.split(r" {2,}", row)[:2] == [str(path), "Li Lei 30 4 container yes yes x"]
+
+
 def test_root_replays_nobody_s_commands_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read-only files do not keep root."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
