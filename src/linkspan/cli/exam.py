@@ -92,7 +92,7 @@ def start(
 
 def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sat]:
     """Let a student work on a lesson until the shell ends or the time is up; return the shell's exit code, too."""
-    from linkspan.learn import exam, play, terminal
+    from linkspan.learn import exam, play, sandbox, terminal
     from linkspan.learn.panel import News, Panel
     from linkspan.learn.watcher import PAUSE, Watcher
 
@@ -157,6 +157,8 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
                     passed.append(last)
     finally:
         leave(box, kept)
+    if code == sandbox.NEXT and not passed:
+        say(words("Lesson {number} is not passed.", number=one.number))
     after = passed[0] if passed else None
     return code, exam.Sat(one.number, one.name, exam.version(one), after, tuple(log))
 

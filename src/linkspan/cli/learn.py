@@ -156,6 +156,9 @@ def start(
             code = _split(words) if split else _taught(box, one, kept, words)
         finally:
             leave(box, kept)
+        if code == sandbox.NEXT and kept.entry(one.name).state != "passed":
+            it = one.number
+            say(words("Lesson {number} is not passed: `linkspan learn start {number}` begins it again.", number=it))
         chosen = [other for other in every if other.number > one.number] if code == sandbox.NEXT else []
         if code == sandbox.NEXT and not chosen:
             say(words("That was the last lesson."))
@@ -294,10 +297,11 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     kept, words = reader(lang)
     one = helped(kept, words)
     if not one.data.trace:
-        raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
+        what = words("lesson {number} has no packet to trace", number=one.number)
+        raise NotFound(what, words("`learn hint` helps"))
     box = sandbox.found(kept.sandbox)
     if one.data.fault and not tried(box, one):
-        raise Conflict(words("try first: it explains after you have changed something"), "learn hint")
+        raise Conflict(words("try first: it explains after you have changed something"), words("`learn hint` helps"))
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
@@ -418,11 +422,14 @@ def report(
         )
         return
     rows = [
-        (n.number, n.texts[words.language].title, _state(e.state, words), e.tries, e.hints, e.seconds)
+        (
+            *(n.number, n.texts[words.language].title, _state(e.state, words)),
+            *(e.tries, e.hints, yes(e.solution_seen, words), e.seconds),
+        )
         for n, e in found
     ]
-    columns = (words("number"), words("title"), words("state"), words("tries"), words("hints"), words("seconds"))
-    table(columns, rows, "")
+    of_lesson = words("number"), words("title"), words("state")
+    table((*of_lesson, words("tries"), words("hints"), words("solution seen"), words("seconds")), rows, "")
 
 
 @app.command()
@@ -500,6 +507,6 @@ def check(
         as_json({"lesson": folder.resolve().name, "ok": not found, "problems": found})
     else:
         for problem in found or [words("no problem")]:
-            say(escaped(problem, keep="\n"))
+            say(escaped(problem, keep="\n").replace("\n", "\n    "))  # a command's output is no line of this one
     if found:
         raise typer.Exit(NOT_WELL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -178,8 +179,10 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     shown = (data.plan.has,) if data.plan else ()
     for pattern in (*patterns, *shown, data.finds, *(one.finds for one in ways)):
         try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)  # `[[a]` may mean something else in a later Python
+                re.compile(pattern)
+        except (re.error, RecursionError, OverflowError, FutureWarning) as error:
             yield f"{pattern!r} is no pattern: {error}"
     counts = {"check": data.check, "keep": data.keep, "wrong": data.wrong, "also": data.also, "hint": (1, 2, 3)}
     wanted = [*_PARTS, *(f"{name} {n}" for name, many in counts.items() for n in range(1, len(many) + 1))]
@@ -210,7 +213,7 @@ def numbered(text: str) -> Lesson:
     for one in lessons().values():
         if text in (str(one.number), f"{one.number:02}", one.name, f"{one.number:02}-{one.name}"):
             return one
-    raise NotFound(f"there is no lesson {text}", "linkspan learn list")
+    raise NotFound(f"there is no lesson {text}", "`linkspan learn list` shows all")
 
 
 def opening(lesson: Lesson) -> list[str]:

@@ -40,8 +40,8 @@ class Panel:
         return words("{title} (about {minutes} minutes; know lesson {lessons} first)", **given, lessons=known)
 
     def part(self, name: str, number: int = 0) -> str:
-        """Return a part with its heading."""
-        named = f"{name} {number}" if number else name
+        """Return a part with its heading, which counts hints only: what else is said is said in any order."""
+        named = f"{name} {number}" if name == "hint" else name
         mark = "\uff1a" if self._words.language == "zh" else ": "
         return f"{heading(self._words.language, named)}{mark}{self._text.part(name, number)}"
 

@@ -173,7 +173,7 @@ class Sandbox:
             said.seek(0)
             pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
-            raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
+            raise LinkspanError("the sandbox is gone", "`linkspan learn start` makes it again")
         return [(int(code), output.rstrip("\n")) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
 
     def script(self, text: str) -> tuple[int, str]:
@@ -360,7 +360,7 @@ def found(name: str) -> Sandbox:
         return Sandbox(0)
     for pid in _marked(name):
         return Sandbox(pid, name)
-    raise NotFound("there is no sandbox", "linkspan learn start N makes one")
+    raise NotFound("there is no sandbox", "`linkspan learn start N` makes one")
 
 
 def end_all(name: str) -> int:

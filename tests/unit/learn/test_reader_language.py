@@ -9,6 +9,7 @@ import pytest
 
 from linkspan.cli import lesson_session, reader_language
 from linkspan.cli.lesson_session import Lacking, first_possible
+from linkspan.learn import play
 from linkspan.learn.language import Words
 from linkspan.learn.lesson import Lesson, numbered
 from linkspan.learn.progress import Progress
@@ -48,7 +49,7 @@ def test_the_locale_says_the_language_too(monkeypatch: pytest.MonkeyPatch) -> No
     ("words", "said"),
     [
         (("start", "99"), "没有第 99 课"),
-        (("hint",), "没有正在进行的课程"),
+        (("hint",), "没有正在进行的课程\uff1b`linkspan learn start N` 会开始一课"),
         (("lits",), "没有命令 `linkspan learn lits`\uff1b你是不是想输入 `linkspan learn list`"),
         (("start", "--splitt"), "`linkspan learn start` 没有选项 --splitt"),
     ],
@@ -68,6 +69,21 @@ def test_a_replay_speaks_to_the_teacher(state: Path) -> None:
     assert heading.split()[:2] == ["文件", "姓名"]
     assert re.match(rf"{re.escape(str(state))}/exam\.json +未写姓名 ", row)
     assert "不是考试结果" in done.stdout
+
+
+def test_a_report_says_which_solutions_were_shown(state: Path) -> None:
+    """As the file for a teacher does."""
+    Progress(state / "linkspan" / "learn").solve("bridge")
+    rows = linkspan("learn", "report").stdout.splitlines()
+    assert "SOLUTION SEEN" in rows[0]
+    assert [re.split(r" {2,}", row)[-2] for row in rows[1:4]] == ["no", "yes", "no"]
+
+
+def test_a_problem_with_several_lines_is_one_problem(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of the lesson may print what looks like the end."""
+    monkeypatch.setattr(play, "problems", lambda _: iter(["solution 1 fails: x\n  ok  no problem"]))
+    done = linkspan("learn", "check", str(state))
+    assert (done.returncode, done.stdout) == (3, "solution 1 fails: x\n      ok  no problem\n")
 
 
 def test_a_lesson_that_this_machine_cannot_do_is_skipped(
