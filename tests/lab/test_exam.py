@@ -41,6 +41,7 @@ def sat(folder: Path) -> Path:
     path = folder / "exam.json"
     window = Window("exam", "start", "1", "case-1", "3", "--who", "Li Lei", "--file", str(path))
     window.shows("30 minutes are left")
+    window.shows("Do not delete namespaces")
     window.shows("lines of a shell in NAME")
     window.shows("[exam 1] #")
     window.type("learn hint")

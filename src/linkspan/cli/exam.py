@@ -103,6 +103,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         say(words("{minutes:.0f} minutes are left. `next` ends this lesson, `exit` the exam.", minutes=left))
         say(words("Write files by commands (cat, printf, sed): the result has lines, and no keys in an editor."))
         say(words("Lines count if you type them at this prompt, or in `linkspan learn shell`."))
+        say(words("Do not delete namespaces that are there: new ones with their names do not count."))
         say(words("Type `ip netns exec NAME COMMAND`: lines of a shell in NAME are not logged. Use `&`, not ^Z."))
         watcher, news = Watcher(box, one), News(Panel(one, words), one, exam=True)
         began, up = exam.now(), exam.uptime(box)
