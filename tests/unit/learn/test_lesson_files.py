@@ -260,6 +260,16 @@ def test_what_is_broken_is_told_at_the_end(language: str) -> None:
     assert other.part("why") not in other.ending()
 
 
+def test_what_was_to_stay_is_no_open_step_and_an_untried_probe_says_why() -> None:
+    """A reader would take the first for one more thing to do, and try the second by hand: it works."""
+    judged = Judgement((True,), (True, False, True, True), None)
+    done, probe, broken = Panel(numbered("two-bridges"), Words("en")).steps(judged)
+    assert done.startswith("  ✓ ")
+    assert probe.startswith("  · ")
+    assert probe.endswith("(tried once all else is as it must be)")
+    assert broken.startswith("  ✗ this must stay: ")
+
+
 def test_a_probe_that_says_little_has_words() -> None:
     """Other ones are shown as they are typed."""
     worded, plain = (Panel(numbered(name), Words("en")).steps(None)[-1] for name in ("two-bridges", "container"))
