@@ -110,7 +110,7 @@ def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
     for name in unmet or ():
         need = needs.NEEDS[name]
         lessons = words.listed(one.number for one in every if name in one.data.needs)
-        say(words("Lesson {lessons} needs {what}: {fix}", lessons=lessons, what=need.what, fix=told(need.fix)))
+        say(words("Lesson {lessons} needs {what}: {fix}", lessons=lessons, what=told(need.what), fix=told(need.fix)))
 
 
 def _state(state: str, words: Words, *, possible: bool = True) -> str:
@@ -177,17 +177,21 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
     watcher, news = Watcher(box, one), News(Panel(one, words), one)
     begun = time.monotonic()
 
+    def spend(*, passed: bool) -> None:
+        nonlocal begun
+        since, begun = begun, time.monotonic()
+        kept.spend(one.name, begun - since, passed=passed)
+
     def look() -> str:
         judged = watcher.look()
         if judged is None:
             return ""
-        if judged.passed:
-            kept.spend(one.name, time.monotonic() - begun, passed=True)
+        spend(passed=judged.passed)  # at each change, because a window may be closed
         return fitted(news.of(judged))
 
     argv, environment = box.shell(f"learn {one.number}")
     code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
-    kept.spend(one.name, time.monotonic() - begun, passed=False)
+    spend(passed=False)
     return code
 
 
@@ -251,7 +255,9 @@ def task(lang: Lang = "") -> None:
 
 @app.command()
 def hint(
-    number: Annotated[int, typer.Argument(metavar="N", min=0, max=LAST, help="1 to 3; default: the next one.")] = 0,
+    number: Annotated[
+        int, typer.Argument(metavar="N", min=0, max=LAST, show_default=False, help="1 to 3; default: the next one.")
+    ] = 0,
     lang: Lang = "",
 ) -> None:
     """Show a hint for the open lesson; the next one tells more, up to the third."""
@@ -421,15 +427,15 @@ def report(
             }
         )
         return
-    rows = [
-        (
-            *(n.number, n.texts[words.language].title, _state(e.state, words)),
-            *(e.tries, e.hints, yes(e.solution_seen, words), e.seconds),
-        )
-        for n, e in found
-    ]
     of_lesson = words("number"), words("title"), words("state")
-    table((*of_lesson, words("tries"), words("hints"), words("solution seen"), words("seconds")), rows, "")
+    columns = (*of_lesson, words("tries"), words("hints"), words("solution seen"), words("seconds"))
+    rows: list[tuple[object, ...]] = []
+    for one, entry in found:
+        seen = yes(entry.solution_seen, words)
+        state = _state(entry.state, words)
+        title = one.texts[words.language].title
+        rows.append((one.number, title, state, entry.tries, entry.hints, seen, entry.seconds))
+    table(columns, rows, "")
 
 
 @app.command()

@@ -87,7 +87,7 @@ def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ())
 
     if lacking := needs.lacking(box, (*one.data.needs, *more)):
         told = Sentences(words.language)
-        what = ", ".join(one.what for one in lacking)
+        what = words.listed(told(one.what) for one in lacking)
         fix = "; ".join(dict.fromkeys(told(one.fix) for one in lacking))
         raise Lacking(words("lesson {number} needs {what}", number=one.number, what=what), fix)
 

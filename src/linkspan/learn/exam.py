@@ -137,13 +137,13 @@ def read(path: Path) -> Result:
     try:
         content = foreign_file.content(path, _LARGEST)
     except FileNotFoundError as error:
-        raise Unavailable(f"{path} cannot be read: {reason(error)}") from error
+        raise Unavailable(f"{path} cannot be read: there is no such file") from error
     try:
         return msgspec.json.decode(content, type=Result)
     except msgspec.ValidationError as error:
         raise of_validation(error, Result).within(str(path)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(f"{path} is no result of an exam: {error}", "`learn exam start` writes one") from error
+        raise Invalid(f"{path} is no result of an exam: it is no JSON", "`learn exam start` writes one") from error
 
 
 def now() -> float:

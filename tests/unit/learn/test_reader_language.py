@@ -27,12 +27,15 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("words", [(), ("start",), ("exam",), ("exam", "verify")])
 def test_help_is_in_the_language_of_the_reader(words: tuple[str, ...]) -> None:
-    """That of --lang, or the kept one; only what the library itself adds is English."""
+    """That of --lang, or the kept one, also what the library itself adds."""
     assert not re.search("[\u4e00-\u9fff]", linkspan("learn", *words, "--help").stdout)
     linkspan("learn", "list", "--lang", "zh")
     said = linkspan("learn", *words, "--help").stdout
     assert "显示本帮助并退出" in said
     assert "选项" in said
+    assert "用法: linkspan learn" in said
+    assert "Usage" not in said
+    assert re.findall(r"default|required", said) == []
     assert re.findall(r"[a-z]+ [a-z]+ [a-z]+\.|\u2026", said) == []  # nor is a text cut at 80 cells
     assert not re.search("[\u4e00-\u9fff]", linkspan("learn", *words, "--lang", "en", "--help").stdout)
 
