@@ -75,11 +75,13 @@ class Panel:
         words, found = self._words, []
         if judged.replaced:
             names = words.listed(judged.replaced)
-            found.append(words("deleted, replaced, or the same namespace as another one: {names}", names=names))
+            text = words("deleted, replaced, or the same namespace as another one: {names}", names=names)
+            found.append(f"  {BROKEN} {text}")
         if not judged.arrived:
             reaches = self._lesson.data.reaches
-            found.append(words("something else answers: no packet arrives in {reaches}", reaches=reaches))
-        return [f"  {OPEN} {text}" for text in found]
+            text = words("something else answers: no packet arrives in {reaches}", reaches=reaches)
+            found.append(f"  {OPEN} {text}")
+        return found
 
     def ending(self, also: tuple[int, ...] = ()) -> list[str]:
         """Return what is read after the lesson is passed; ``also`` are the recognised other ways."""

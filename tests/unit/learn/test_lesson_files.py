@@ -270,6 +270,15 @@ def test_what_was_to_stay_is_no_open_step_and_an_untried_probe_says_why() -> Non
     assert broken.startswith("  ✗ this must stay: ")
 
 
+def test_another_namespace_under_a_name_is_told_once() -> None:
+    """It is nothing to be done, but to be undone."""
+    one = numbered("case-1")
+    judged = Judgement((), (True, True), True, replaced=("netns_B",))
+    news = News(Panel(one, Words("en")), one)
+    assert [line for line in news.of(judged) if "netns_B" in line and line.startswith("  ✗ ")] != []
+    assert news.of(judged) == []
+
+
 def test_a_probe_that_says_little_has_words() -> None:
     """Other ones are shown as they are typed."""
     worded, plain = (Panel(numbered(name), Words("en")).steps(None)[-1] for name in ("two-bridges", "container"))
