@@ -293,3 +293,22 @@ def test_a_lesson_that_begins_with_itself_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(lesson, "lessons", lambda: {"veth": circle})
     with pytest.raises(Exception, match="which is no lesson before it"):
         opening(circle)
+
+
+@pytest.mark.parametrize("name", ["bgp", "case-9"])
+@pytest.mark.parametrize(
+    ("connection", "held"),
+    [
+        ("192.0.2.2:179 192.0.2.1:40001", True),
+        ("192.0.2.2%wire:58613 192.0.2.1:179", True),
+        ("[::ffff:192.0.2.2]%wire:179 [::ffff:192.0.2.1]:40001", True),
+        ("192.0.2.2:22 192.0.2.1:40001", False),
+        ("192.0.2.2:179 192.0.2.11:40001", False),
+    ],
+)
+def test_a_session_may_be_opened_by_either_host(name: str, connection: str, held: bool) -> None:
+    """Who is first is chance, and a socket of BIRD that opens one is bound to its link."""
+    (session,) = (one for one in numbered(name).data.check if "birdc" in one.run)
+    up = "BGP --- up 10:00 Established\n"
+    said = f"BIRD 2.17 ready.\nhost2 {up}BIRD 2.17 ready.\nhost1 {up}0      0      {connection} "
+    assert session.holds(0, said) is held
