@@ -41,6 +41,7 @@ def sat(folder: Path) -> Path:
     path = folder / "exam.json"
     window = Window("exam", "start", "1", "case-1", "3", "--who", "Li Lei", "--file", str(path))
     window.shows("30 minutes are left")
+    window.shows("Do not delete namespaces")
     window.shows("lines of a shell in NAME")
     window.shows("[exam 1] #")
     window.type("learn hint")
@@ -201,6 +202,7 @@ with sandbox.passing("hostile", closed=True) as box:
     assert box.results(["ps -e | wc -l"])[0][1] < "9"
 with sandbox.passing("hostile", closed=True) as box:
     for line in (
+        "hostname of-the-sandbox",
         "ip netns add x && sysctl -w net.ipv4.ip_forward=1 && touch /tmp/own /var/lib/misc/own",
         "echo >/dev/null && head -c1 /dev/urandom && test -L /var/run && ls /var/run/netns/x",
         "python3 -c 'import os; os.openpty()'",
@@ -336,6 +338,63 @@ TRICKS = {
     ),
 }
 """By what they do: a lesson, and lines that do not solve it."""
+
+
+RENAMED = {
+    "two names of one namespace": (
+        "case-5",
+        "umount /run/netns/netns_B; mount --bind /run/netns/netns_A /run/netns/netns_B",
+        "ip -n netns_A addr add 172.18.0.3/16 dev eth0; ip -n netns_A link set lo up",
+    ),
+    "names of the host": (
+        "1",
+        "for n in A B; do touch /run/netns/netns_$n; mount --bind /proc/self/ns/net /run/netns/netns_$n; done",
+    ),
+    "a new namespace": (
+        "case-8",
+        "cd /run/netns; touch old; mount --bind netns_C old; umount netns_C; rm netns_C; ip netns add netns_C",
+        "ip -n netns_C link add eth0 type veth peer name x; ip -n netns_C addr add 172.18.7.7/16 dev eth0",
+        "mac=$(ip -n netns_B -o link show eth0 | grep -o 'link/ether [^ ]*' | cut -d' ' -f2)",
+        "ip -n netns_A neigh replace 172.18.0.3 lladdr $mac dev eth0 nud permanent; rm /run/learn/namespaces",
+    ),
+}
+"""By what they do: a lesson, and lines that give a name to another namespace."""
+
+
+@pytest.mark.parametrize("trick", RENAMED)
+def test_a_name_of_another_namespace_solves_nothing(nobody: None, open_folder: Path, trick: str) -> None:
+    """A container that pings itself does what the probe asks."""
+    number, *lines = RENAMED[trick]
+    one = claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines)))
+    found = replayed(open_folder, one, settles=5.0)
+    assert (found["verified"], str(found["why"])[:45]) == (False, "its commands delete or replace namespaces, or")
+
+
+NAMED = {
+    "an alias": (
+        "33",
+        "bridge fdb del 02:00:00:00:00:02 dev vxlan0 dst 198.51.100.2; ip addr del 198.51.100.1/24 dev wire",
+        "ip link set wire alias 'vxlan id 42 '; ip route replace 172.18.2.0/24 via 192.0.2.2",
+    ),
+    "a peer's name": (
+        "2",
+        "ip link add mybr0 type veth peer name bridge; ip link set bridge up; ip link set mybr0 up alias bridge",
+        "ip addr add 172.18.0.1/16 dev mybr0",
+    ),
+    "a comment": (
+        "7",
+        "iptables -P FORWARD ACCEPT; iptables -A FORWARD -m comment --comment $'x\\n-P FORWARD DROP'",
+    ),
+}
+"""By what they do: a lesson, and lines whose text looks like what a check wants."""
+
+
+@pytest.mark.parametrize("trick", NAMED)
+def test_a_state_is_not_what_its_names_say(nobody: None, open_folder: Path, trick: str) -> None:
+    """Aliases, names and comments are the student's."""
+    number, *lines = NAMED[trick]
+    one = claimed(number, *((0.2 * at, 1, line) for at, line in enumerate(lines)))
+    assert replayed(open_folder, one, settles=5.0)["verified"] is not True
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -478,6 +537,29 @@ def test_a_killed_verification_leaves_nothing(nobody: None, open_folder: Path) -
         verifying.wait()
         until(lambda: not any_process(f"play-{verifying.pid}"), "the sandbox has ended")  # noqa: B023 - as above
         until(lambda: not running(word), "what was typed has ended")
+
+
+def test_a_stopped_command_ends_with_its_verification(nobody: None, open_folder: Path) -> None:
+    """A line may stop the program that enters the sandbox for the next one."""
+    path = open_folder / "exam.json"
+    stops = "cd /run/learn/bin; printf '#!/bin/bash\\nkill -STOP 0\\n' >sh; chmod 755 sh"
+    one = claimed("1", (0.0, 1, stops), (0.5, 1, "true"))
+    exam.write(path, exam.Result("x", exam.stamp(0), 30, (1,), 60.0, (one,)))
+    path.chmod(0o644)
+    argv = [*READS, sys.executable, "-m", "linkspan.cli.main", "learn", "exam", "verify", str(path)]
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "HOME": "/", "XDG_STATE_HOME": "/nonexistent"}
+    verifying = subprocess.Popen(argv, env=env, cwd="/", stderr=subprocess.DEVNULL)
+    until(lambda: stopped(verifying.pid), "a program that enters the sandbox is stopped")
+    pids = stopped(verifying.pid)
+    verifying.kill()
+    verifying.wait()
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "it has ended")
+
+
+def stopped(parent: int) -> list[str]:
+    """Return the pids of a process's children that are stopped."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [pid for pid in children if "State:\tT" in Path(f"/proc/{pid}/status").read_text()]
 
 
 def running(word: str) -> bool:

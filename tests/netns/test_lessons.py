@@ -36,7 +36,7 @@ def test_solutions_pass_and_nothing_and_wrong_answers_do_not(one: Lesson) -> Non
 
 
 def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
-    """Neither its network, nor its names of namespaces, nor its processes."""
+    """Neither its network and its name, nor its names of namespaces, nor its processes."""
     code, output = box.script("ip netns add netns_A; ip link add mybr0 type bridge; ip -br link; ip netns; ps -e")
     assert code == 0
     assert "mybr0" in output
@@ -44,6 +44,7 @@ def test_a_sandbox_is_not_this_machine(box: Sandbox) -> None:
     assert len(output.splitlines()) < 12
     assert not Path("/run/netns/netns_A").exists()
     assert not Path("/sys/class/net/mybr0").exists()
+    assert box.results(["readlink /proc/self/ns/uts"])[0][1] != os.readlink("/proc/self/ns/uts")
 
 
 def test_a_name_that_nobody_knows_is_not_waited_for(box: Sandbox) -> None:
@@ -263,6 +264,54 @@ def test_rules_that_only_look_like_a_trick_are_allowed(box: Sandbox) -> None:
     )
     assert code == 0, said
     assert play.settled(box, one).passed
+
+
+SHORTCUTS = {
+    "an option in the list": (
+        "ipam-by-hand",
+        """
+        ip -n netns_C addr add 172.18.0.5/16 dev eth0; ip -n netns_C link set eth0 down
+        printf '%s\\n' '172.18.0.5 netns_C' '-V netns_C' >> /run/learn/addresses
+        """,
+    ),
+    "routes to what the check asked for": (
+        "case-2",
+        """
+        ip -n netns_A route del default
+        ip -n netns_A route add 192.0.2.10 via 172.18.0.1; ip -n netns_A route add 8.8.8.8 via 172.18.0.1
+        """,
+    ),
+    "a cable beside the tunnel": (
+        "vxlan",
+        """
+        ip link add vxlan0 type vxlan id 42 dstport 4789 local 192.0.2.1 remote 192.0.2.77 dev wire
+        ip link set vxlan0 master mybr0 up; bridge link set dev vxlan0 state 0
+        ip link add cable up master mybr0 type veth peer name cable netns host2
+        ip -n host2 link set cable master mybr0 up; ip -n netns_A link set eth0 mtu 1450
+        """,
+    ),
+    "routes with the name of a program": (
+        "case-9",
+        """
+        ip route add 172.18.2.0/24 via 192.0.2.2 dev wire proto bird
+        ip -n host2 route add 172.18.1.0/24 via 192.0.2.1 dev wire proto bird
+        """,
+    ),
+}
+"""By what they do: a lesson, and commands that do not what its task says."""
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_a_shortcut_solves_nothing(box: Sandbox, shortcut: str) -> None:
+    """Whatever the probe says."""
+    name, script = SHORTCUTS[shortcut]
+    one = numbered(name)
+    if lacking := needs.lacking(box, one.data.needs):
+        pytest.skip(f"this machine lacks {lacking[0].what}")
+    play.begin(box, one)
+    code, said = box.script(script)
+    assert code == 0, said
+    assert not play.settled(box, one).passed
 
 
 HOSTILE = "cd${IFS}run;cd${IFS}netns;touch${IFS}FOUND"

@@ -92,7 +92,7 @@ def start(
 
 def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sat]:
     """Let a student work on a lesson until the shell ends or the time is up; return the shell's exit code, too."""
-    from linkspan.learn import exam, play, terminal
+    from linkspan.learn import exam, play, sandbox, terminal
     from linkspan.learn.panel import News, Panel
     from linkspan.learn.watcher import PAUSE, Watcher
 
@@ -103,6 +103,7 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
         say(words("{minutes:.0f} minutes are left. `next` ends this lesson, `exit` the exam.", minutes=left))
         say(words("Write files by commands (cat, printf, sed): the result has lines, and no keys in an editor."))
         say(words("Lines count if you type them at this prompt, or in `linkspan learn shell`."))
+        say(words("Do not delete namespaces that are there: new ones with their names do not count."))
         say(words("Type `ip netns exec NAME COMMAND`: lines of a shell in NAME are not logged. Use `&`, not ^Z."))
         watcher, news = Watcher(box, one), News(Panel(one, words), one, exam=True)
         began, up = exam.now(), exam.uptime(box)
@@ -157,6 +158,8 @@ def _sit(one: Lesson, kept: Progress, words: Words, end: float) -> tuple[int, Sa
                     passed.append(last)
     finally:
         leave(box, kept)
+    if code == sandbox.NEXT and not passed:
+        say(words("Lesson {number} is not passed.", number=one.number))
     after = passed[0] if passed else None
     return code, exam.Sat(one.number, one.name, exam.version(one), after, tuple(log))
 
@@ -193,12 +196,14 @@ def _show(found: Verification, words: Words) -> None:
     from linkspan.core.sentences import Sentences
 
     told = Sentences(words.language)
-    who = shown(found.who.strip() or words("no name: {file}", file=found.file))
-    rows: list[tuple[object, ...]] = [
-        (who, found.minutes, n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
-        for n in found.lessons
-    ]
+    who = shown(" ".join(found.who.split()) or words("no name"))  # two spaces would look like the end of a column
+    begins = (shown(found.file), who)
+    rows: list[tuple[object, ...]] = []
+    for n in found.lessons:
+        told_of = (n.number, shown(n.name), yes(n.passed, words), yes(n.verified, words), shown(told(n.why)))
+        rows.append((*begins, found.minutes, *told_of))
     if found.why:
-        rows.append((who, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
-    columns = (words("who"), words("minutes"), words("number"), words("name"), words("passed"), words("verified"))
-    table((*columns, words("why")), rows, words("{file} has no lessons", file=found.file))
+        rows.append((*begins, found.minutes or "-", "-", "-", "-", words("no"), shown(told(found.why))))
+    of_file = words("file"), words("who"), words("minutes")
+    of_lesson = words("number"), words("name"), words("passed"), words("verified"), words("why")
+    table((*of_file, *of_lesson), rows, words("{file} has no lessons", file=found.file))

@@ -110,7 +110,7 @@ def list_(lang: Lang = "", output: Output = Format.TABLE) -> None:
     for name in unmet or ():
         need = needs.NEEDS[name]
         lessons = words.listed(one.number for one in every if name in one.data.needs)
-        say(words("Lesson {lessons} needs {what}: {fix}", lessons=lessons, what=need.what, fix=told(need.fix)))
+        say(words("Lesson {lessons} needs {what}: {fix}", lessons=lessons, what=told(need.what), fix=told(need.fix)))
 
 
 def _state(state: str, words: Words, *, possible: bool = True) -> str:
@@ -156,6 +156,9 @@ def start(
             code = _split(words) if split else _taught(box, one, kept, words)
         finally:
             leave(box, kept)
+        if code == sandbox.NEXT and kept.entry(one.name).state != "passed":
+            it = one.number
+            say(words("Lesson {number} is not passed: `linkspan learn start {number}` begins it again.", number=it))
         chosen = [other for other in every if other.number > one.number] if code == sandbox.NEXT else []
         if code == sandbox.NEXT and not chosen:
             say(words("That was the last lesson."))
@@ -174,17 +177,21 @@ def _taught(box: Sandbox, one: Lesson, kept: Progress, words: Words) -> int:
     watcher, news = Watcher(box, one), News(Panel(one, words), one)
     begun = time.monotonic()
 
+    def spend(*, passed: bool) -> None:
+        nonlocal begun
+        since, begun = begun, time.monotonic()
+        kept.spend(one.name, begun - since, passed=passed)
+
     def look() -> str:
         judged = watcher.look()
         if judged is None:
             return ""
-        if judged.passed:
-            kept.spend(one.name, time.monotonic() - begun, passed=True)
+        spend(passed=judged.passed)  # at each change, because a window may be closed
         return fitted(news.of(judged))
 
     argv, environment = box.shell(f"learn {one.number}")
     code = terminal.run(argv, environment, look, PAUSE, lambda error: unwatched(error, words))
-    kept.spend(one.name, time.monotonic() - begun, passed=False)
+    spend(passed=False)
     return code
 
 
@@ -248,7 +255,9 @@ def task(lang: Lang = "") -> None:
 
 @app.command()
 def hint(
-    number: Annotated[int, typer.Argument(metavar="N", min=0, max=LAST, help="1 to 3; default: the next one.")] = 0,
+    number: Annotated[
+        int, typer.Argument(metavar="N", min=0, max=LAST, show_default=False, help="1 to 3; default: the next one.")
+    ] = 0,
     lang: Lang = "",
 ) -> None:
     """Show a hint for the open lesson; the next one tells more, up to the third."""
@@ -294,10 +303,11 @@ def explain(lang: Lang = "", output: Output = Format.TABLE) -> None:
     kept, words = reader(lang)
     one = helped(kept, words)
     if not one.data.trace:
-        raise NotFound(words("lesson {number} has no packet to trace", number=one.number), "learn hint")
+        what = words("lesson {number} has no packet to trace", number=one.number)
+        raise NotFound(what, words("`learn hint` helps"))
     box = sandbox.found(kept.sandbox)
     if one.data.fault and not tried(box, one):
-        raise Conflict(words("try first: it explains after you have changed something"), "learn hint")
+        raise Conflict(words("try first: it explains after you have changed something"), words("`learn hint` helps"))
     if box.init:
         argv = [*box.entering(), *own_command(), "learn", "explain", "-o", output.value]
         os.execvpe(argv[0], argv, box.environment())  # noqa: S606 - the namespaces are a process's own
@@ -370,6 +380,7 @@ def status(lang: Lang = "", output: Output = Format.TABLE) -> None:
                 "keep": [{"text": text.part("keep", n), "ok": ok} for n, ok in enumerate(judged.keeps, 1)],
                 "probe": {"command": one.data.probe, "ok": judged.probe},
                 "arrived": judged.arrived,
+                "replaced": judged.replaced,
                 "wrong": () if kept.exam else judged.wrong,
                 "passed": judged.passed,
             }
@@ -416,11 +427,14 @@ def report(
             }
         )
         return
-    rows = [
-        (n.number, n.texts[words.language].title, _state(e.state, words), e.tries, e.hints, e.seconds)
-        for n, e in found
-    ]
-    columns = (words("number"), words("title"), words("state"), words("tries"), words("hints"), words("seconds"))
+    of_lesson = words("number"), words("title"), words("state")
+    columns = (*of_lesson, words("tries"), words("hints"), words("solution seen"), words("seconds"))
+    rows: list[tuple[object, ...]] = []
+    for one, entry in found:
+        seen = yes(entry.solution_seen, words)
+        state = _state(entry.state, words)
+        title = one.texts[words.language].title
+        rows.append((one.number, title, state, entry.tries, entry.hints, seen, entry.seconds))
     table(columns, rows, "")
 
 
@@ -499,6 +513,6 @@ def check(
         as_json({"lesson": folder.resolve().name, "ok": not found, "problems": found})
     else:
         for problem in found or [words("no problem")]:
-            say(escaped(problem, keep="\n"))
+            say(escaped(problem, keep="\n").replace("\n", "\n    "))  # a command's output is no line of this one
     if found:
         raise typer.Exit(NOT_WELL)

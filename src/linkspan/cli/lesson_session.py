@@ -64,14 +64,15 @@ def opened(kept: Progress, words: Words) -> Lesson:
     from linkspan.learn import lesson
 
     if not kept.current:
-        raise NotFound(words("no lesson is open"), "linkspan learn start N")
+        raise NotFound(words("no lesson is open"), words("`linkspan learn start N` opens one"))
     return lesson.numbered(kept.current)
 
 
 def helped(kept: Progress, words: Words) -> Lesson:
     """Return the lesson that is open, for help with it. Raises NotFound, or Conflict in an exam."""
     if kept.exam:
-        raise Conflict(words("an exam is running: it has no hints, solutions and explanations"), "learn task")
+        what = words("an exam is running: it has no hints, solutions and explanations")
+        raise Conflict(what, words("`learn task` shows the task again"))
     return opened(kept, words)
 
 
@@ -86,7 +87,7 @@ def require(box: Sandbox, one: Lesson, words: Words, more: tuple[str, ...] = ())
 
     if lacking := needs.lacking(box, (*one.data.needs, *more)):
         told = Sentences(words.language)
-        what = ", ".join(one.what for one in lacking)
+        what = words.listed(told(one.what) for one in lacking)
         fix = "; ".join(dict.fromkeys(told(one.fix) for one in lacking))
         raise Lacking(words("lesson {number} needs {what}", number=one.number, what=what), fix)
 

@@ -35,6 +35,20 @@ def _translate(command: Any, words: Words) -> None:
     for one in (command, *command.params):
         if text := one.help:
             one.help = words(text)
+    show = command.format_help
+
+    def format_help(context: Any, formatter: Any) -> None:
+        from typer import rich_utils  # loads rich, which takes long
+
+        rich_utils.DEFAULT_STRING = f"[{words('default: {value}', value='{}')}]"
+        rich_utils.REQUIRED_LONG_STRING = f"[{words('required')}]"
+        show(context, formatter)
+
+    def format_usage(context: Any, formatter: Any) -> None:
+        pieces = " ".join(command.collect_usage_pieces(context))
+        formatter.write_usage(context.command_path, pieces, prefix=f"{words('Usage')}: ")
+
+    command.format_help, command.format_usage = format_help, format_usage
     for param in command.params:
         param.rich_help_panel = words("Options") if param.param_type_name == "option" else words("Arguments")
     help_option = command.get_help_option(typer.Context(command))

@@ -9,17 +9,20 @@ What counts is the kernel's state
     A check is a command and what its output must match. The watcher (`watcher.py`) takes a fingerprint of the sandbox
     twice a second: links, addresses, routes, rules of all namespaces. Only if it changed are the checks run, because
     a probe is a real packet, which moves the counters that the reader looks at. So any command that reaches the state
-    counts, whoever typed it and in whichever window. What the reader typed is not looked at.
+    counts, whoever typed it and in whichever window. What the reader typed is not looked at, nor are aliases and
+    comments, which only say something (`given_text.py`).
 
 Three judgements
     `checks` are the steps of the task. `keep` is what must stay, so that a shortcut does not count. The `probe` is the
     command that fails at the beginning and works at the end. A lesson is passed if all three are as they should be, and
-    the probe's packets arrive in the namespace that they should reach (`reaches`): the kernel counts them there.
+    the probe's packets arrive in the namespace that they should reach (`reaches`): the kernel counts them there. A
+    name of a namespace must mean what it meant at the beginning, and no two the same (`named_namespaces.py`).
     `wrong` and `also` recognise states: a likely mistake, and another way that passes but costs something. Each has
     its answer in the texts.
 
 The sandbox is a tree of namespaces with one root
-    `sandbox.py` starts one process in new mount, network, IPC and PID namespaces, and in a user namespace without root.
+    `sandbox.py` starts one process in new mount, network, IPC, UTS and PID namespaces, and in a user namespace without
+    root.
     It has a /run of its own, so `ip netns` works there and nobody else sees the names. It is the init of the PID
     namespace: when it ends, the kernel ends every process of the sandbox, and with the last of them go the mounts and
     the network namespaces. Nothing has to be removed one by one. The init reads a pipe from the process that made the

@@ -15,8 +15,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-SHOWN = frozenset({"bin", "dev", "etc", "proc", "sbin", "sys", "usr"})
-"""Folders of / that are not empty inside, besides lib*: programs, their settings, the kernel, and a new /dev."""
+SHOWN = frozenset({"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"})
+"""Folders of / that are not empty inside: programs, their settings, the kernel, and a new /dev."""
 BELOW = ("/usr/local/var",)
 """Folders below these that are empty, too: services that were built here have their sockets there."""
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero", "net/tun")
@@ -111,7 +111,7 @@ def _hidden() -> Iterator[str]:
     """Yield the folders of / that are empty inside."""
     with os.scandir("/") as folders:
         for one in folders:
-            if one.is_dir(follow_symlinks=False) and one.name not in SHOWN and not one.name.startswith("lib"):
+            if one.is_dir(follow_symlinks=False) and one.name not in SHOWN:
                 yield one.path
 
 

@@ -16,7 +16,7 @@ import msgspec
 from linkspan.core.errors import Denied, Invalid, LinkspanError, Unavailable, of_validation
 from linkspan.core.remedies import reason, remedy
 from linkspan.kernel.io import durable_files
-from linkspan.learn import foreign_file, needs, play, replay, sandbox
+from linkspan.learn import foreign_file, given_text, named_namespaces, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.beside import Beside
 from linkspan.learn.lesson import Lesson
@@ -137,13 +137,13 @@ def read(path: Path) -> Result:
     try:
         content = foreign_file.content(path, _LARGEST)
     except FileNotFoundError as error:
-        raise Unavailable(f"{path} cannot be read: {reason(error)}") from error
+        raise Unavailable(f"{path} cannot be read: there is no such file") from error
     try:
         return msgspec.json.decode(content, type=Result)
     except msgspec.ValidationError as error:
         raise of_validation(error, Result).within(str(path)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(f"{path} is no result of an exam: {error}", "`learn exam start` writes one") from error
+        raise Invalid(f"{path} is no result of an exam: it is no JSON", "`learn exam start` writes one") from error
 
 
 def now() -> float:
@@ -303,17 +303,22 @@ def _verified(sat: Sat, end: float, *, closed: bool) -> Verified:
             if lacking := needs.lacking(box, (*lesson.data.needs, *NEEDS)):
                 return found(None, f"this machine lacks {', '.join(one.what for one in lacking)}")
             try:
-                play.begin(box, lesson)
+                given = play.begin(box, lesson)
                 with replay.typed(box, lines, end, slower):
-                    judged, stays = play.lasting(Beside(box), asked, seconds)
+                    judged, stays = play.lasting(Beside(box), asked, seconds, given)
+                    misled = judged.passed and given_text.misleads(Beside(box), named_namespaces.names(lesson, given))
             except LinkspanError as error:
                 why = error.message
                 continue
-        if judged.passed and stays:
+        if judged.passed and stays and not misled:
             return found(True, "" if claimed else "its commands pass it, and the exam missed that")
         why = f"its commands do not pass it: {play.told(judged)}"
-        if judged.passed:
+        if misled:
+            why = "a name, an alias or a comment has a line break, a quote or a backslash: it could mislead a check"
+        elif judged.passed:
             why = "its commands pass it, and that does not last"
+        elif judged.replaced:
+            why = f"its commands delete or replace namespaces, or have one twice: {', '.join(judged.replaced)}"
         elif not judged.arrived:
             why = f"its commands have something else answer than {lesson.data.reaches}"
     return found(wrong, why if claimed else "")

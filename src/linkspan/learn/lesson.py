@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import msgspec
 
 from linkspan.core.errors import Invalid, LinkspanError, NotFound, of_validation
 from linkspan.core.translation import LANGUAGES
-from linkspan.learn import foreign_file, texts
+from linkspan.learn import foreign_file, given_text, texts
 from linkspan.learn.needs import NEEDS
 from linkspan.learn.texts import Text
 
+HOST = "host"
+"""Name of the namespace that plays the host."""
 LESSONS = Path(__file__).with_name("lessons")
 _LARGEST = 100_000
 """Bytes of each file of a lesson, at most: then each of its commands fits into a command line."""
@@ -33,7 +36,8 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A shell command in the sandbox, and what must be true of it.
 
     It holds if the command ends with 0, its output matches the pattern ``has`` and does not match ``lacks``. It
-    fails if its output is longer than ``_LONGEST_OUTPUT``: no state of a lesson needs so much.
+    fails if its output is longer than ``_LONGEST_OUTPUT``: no state of a lesson needs so much. Text that people give to
+    links and rules (`given_text.py`) is no part of its output.
     """
 
     run: str
@@ -44,8 +48,9 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Judge a result: exit code and output (stdout and stderr)."""
         if code or len(output) > _LONGEST_OUTPUT:
             return False
-        found = not self.has or re.search(self.has, output, re.MULTILINE)
-        return bool(found) and not (self.lacks and re.search(self.lacks, output, re.MULTILINE))
+        said = given_text.without(output)
+        found = not self.has or re.search(self.has, said, re.MULTILINE)
+        return bool(found) and not (self.lacks and re.search(self.lacks, said, re.MULTILINE))
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,8 +179,10 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     shown = (data.plan.has,) if data.plan else ()
     for pattern in (*patterns, *shown, data.finds, *(one.finds for one in ways)):
         try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)  # `[[a]` may mean something else in a later Python
+                re.compile(pattern)
+        except (re.error, RecursionError, OverflowError, FutureWarning) as error:
             yield f"{pattern!r} is no pattern: {error}"
     counts = {"check": data.check, "keep": data.keep, "wrong": data.wrong, "also": data.also, "hint": (1, 2, 3)}
     wanted = [*_PARTS, *(f"{name} {n}" for name, many in counts.items() for n in range(1, len(many) + 1))]
@@ -206,7 +213,7 @@ def numbered(text: str) -> Lesson:
     for one in lessons().values():
         if text in (str(one.number), f"{one.number:02}", one.name, f"{one.number:02}-{one.name}"):
             return one
-    raise NotFound(f"there is no lesson {text}", "linkspan learn list")
+    raise NotFound(f"there is no lesson {text}", "`linkspan learn list` shows all")
 
 
 def opening(lesson: Lesson) -> list[str]:

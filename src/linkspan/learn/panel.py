@@ -11,7 +11,7 @@ from linkspan.learn.lesson import Lesson, lessons
 from linkspan.learn.texts import heading
 from linkspan.learn.watcher import Judgement
 
-DONE, OPEN = "✓", "·"
+DONE, OPEN, BROKEN = "✓", "·", "✗"
 STAYS = 6.0
 """Seconds: what looks like a mistake for less may be half of what the reader is about to type."""
 
@@ -40,8 +40,8 @@ class Panel:
         return words("{title} (about {minutes} minutes; know lesson {lessons} first)", **given, lessons=known)
 
     def part(self, name: str, number: int = 0) -> str:
-        """Return a part with its heading."""
-        named = f"{name} {number}" if number else name
+        """Return a part with its heading, which counts hints only: what else is said is said in any order."""
+        named = f"{name} {number}" if name == "hint" else name
         mark = "\uff1a" if self._words.language == "zh" else ": "
         return f"{heading(self._words.language, named)}{mark}{self._text.part(name, number)}"
 
@@ -58,17 +58,30 @@ class Panel:
         checks = judged.checks if judged else (False,) * len(data.check)
         lines = [(ok, self._text.part("check", n)) for n, ok in enumerate(checks, 1)]
         probe = self._text.part("probe") or self._words("works: {command}", command=data.probe)
+        if judged and judged.probe is None:
+            probe = self._words("{probe} (tried once all else is as it must be)", probe=probe)
         lines.append((bool(judged and judged.probe), probe))
-        if judged:
-            lines += [(False, self.part("keep", n)) for n, ok in enumerate(judged.keeps, 1) if not ok]
-        return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines] + self.diverted(judged)
+        broken = [self.broken(n) for n, ok in enumerate(judged.keeps if judged else (), 1) if not ok]
+        return [f"  {DONE if ok else OPEN} {text}" for ok, text in lines] + broken + self.diverted(judged)
+
+    def broken(self, keep: int) -> str:
+        """Return the line about what was to stay, and did not."""
+        return f"  {BROKEN} {self._words('this must stay: {text}', text=self._text.part('keep', keep))}"
 
     def diverted(self, judged: Judgement | None) -> list[str]:
-        """Return a line if something else gives the answer than the namespace that the probe must reach."""
-        if judged is None or judged.arrived:
+        """Return lines about other namespaces than the lesson means: one has the name, or gives the probe's answer."""
+        if judged is None:
             return []
-        text = self._words("something else answers: no packet arrives in {reaches}", reaches=self._lesson.data.reaches)
-        return [f"  {OPEN} {text}"]
+        words, found = self._words, []
+        if judged.replaced:
+            names = words.listed(judged.replaced)
+            text = words("deleted, replaced, or the same namespace as another one: {names}", names=names)
+            found.append(f"  {BROKEN} {text}")
+        if not judged.arrived:
+            reaches = self._lesson.data.reaches
+            text = words("something else answers: no packet arrives in {reaches}", reaches=reaches)
+            found.append(f"  {OPEN} {text}")
+        return found
 
     def ending(self, also: tuple[int, ...] = ()) -> list[str]:
         """Return what is read after the lesson is passed; ``also`` are the recognised other ways."""
@@ -110,7 +123,7 @@ class News:
         undone = [line for line in earlier if line.strip().startswith(DONE) and line not in steps]
         lines = [*done, *(line.replace(DONE, OPEN, 1) for line in undone)]
         lines += [
-            f"  {OPEN} {self._panel.part('keep', n)}"
+            self._panel.broken(n)
             for n, (ok, was) in enumerate(zip(judged.keeps, before.keeps, strict=True), 1)
             if was and not ok
         ]

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import msgspec
 
 from linkspan.core.errors import LinkspanError
 from linkspan.lab.commands import await_
-from linkspan.learn import comparison, needs, sandbox
+from linkspan.learn import comparison, named_namespaces, needs, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.lesson import Lesson
 from linkspan.learn.sandbox import Sandbox
@@ -55,12 +55,16 @@ def name() -> str:
     return f"play-{os.getpid()}"
 
 
-def begin(box: Sandbox, lesson: Lesson) -> None:
-    """Make a lesson's beginning in a new sandbox. Raises LinkspanError with the command's output if that fails."""
+def begin(box: Sandbox, lesson: Lesson) -> Mapping[str, str]:
+    """Make a lesson's beginning in a new sandbox; return its namespaces, as `judge` needs them.
+
+    Raises LinkspanError with the command's output if that fails.
+    """
     for script in lesson_files.opening(lesson):
         _typed(box, script, f"the beginning of lesson {lesson.name}")
     if lesson.data.fault:
         remember(box, lesson)
+    return named_namespaces.remember(box)
 
 
 def play(lesson: Lesson) -> Played | Unavailable:
@@ -79,15 +83,20 @@ def settled(box: Sandbox, lesson: Lesson, seconds: float = SETTLED) -> Judgement
     return _judged(box, lesson, lambda judged, _: judged.passed, seconds=seconds)
 
 
-def lasting(box: Sandbox, lesson: Lesson, seconds: float) -> tuple[Judgement, bool]:
-    """Return the judgement as `settled` does, and whether it stays: a program may change the state between checks."""
-    judged = settled(box, lesson, seconds)
-    return judged, judged.passed and any(_stays(box, lesson) for _ in range(_TRIES))
+def lasting(
+    box: Sandbox, lesson: Lesson, seconds: float, given: Mapping[str, str] | None = None
+) -> tuple[Judgement, bool]:
+    """Return the judgement as `settled` does, and whether it stays: a program may change the state between checks.
+
+    ``given``: what `begin` has returned, for the lines of others, who may change what the sandbox remembers.
+    """
+    judged = _judged(box, lesson, lambda judged, _: judged.passed, seconds=seconds, given=given)
+    return judged, judged.passed and any(_stays(box, lesson, given) for _ in range(_TRIES))
 
 
-def _stays(box: Sandbox, lesson: Lesson) -> bool:
+def _stays(box: Sandbox, lesson: Lesson, given: Mapping[str, str] | None) -> bool:
     before = settings(box, lesson)
-    if not judge(box, lesson).passed:
+    if not judge(box, lesson, given).passed:
         return False
     for pause in _PAUSES:
         time.sleep(pause)
@@ -97,13 +106,18 @@ def _stays(box: Sandbox, lesson: Lesson) -> bool:
 
 
 def _judged(
-    box: Sandbox, lesson: Lesson, well: Callable[[Judgement, int], bool], number: int = 0, seconds: float = SETTLED
+    box: Sandbox,
+    lesson: Lesson,
+    well: Callable[[Judgement, int], bool],
+    number: int = 0,
+    seconds: float = SETTLED,
+    given: Mapping[str, str] | None = None,
 ) -> Judgement:
     """Return the first judgement that is ``well`` for an answer, or the last one in time: each costs many commands."""
     found: list[Judgement] = []
 
     def is_well() -> bool:
-        found.append(judge(box, lesson))
+        found.append(judge(box, lesson, given))
         return well(found[-1], number)
 
     await_(is_well, seconds)
@@ -207,4 +221,5 @@ def told(judged: Judgement) -> str:
     missing += [f"keep {n}" for n, one in enumerate(judged.keeps, 1) if not one]
     missing += ["the probe"] if judged.probe is False else []
     missing += [] if judged.arrived else ["the arrival of the probe"]
+    missing += [f"the namespace {name}" for name in judged.replaced]
     return ", ".join(missing) or "nothing is missing"

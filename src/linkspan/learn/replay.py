@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from linkspan.core.errors import LinkspanError
-from linkspan.learn.sandbox import RUN, Sandbox
+from linkspan.learn.sandbox import NEXT, RUN, Sandbox, limits
 from linkspan.learn.terminal import become
 
 LONGEST = 20.0
@@ -36,9 +36,21 @@ SHELLS = 16
 """Shells of one lesson, at most: a student has some windows."""
 _FD = 9
 """Descriptor by which a shell says that it waits for the next line."""
-_OURS = re.compile(r"\s*(sudo\s+)?((linkspan\s+)?learn|exit|logout|next)\b")
-"""Lines that are no part of the work: they ask linkspan, or end the shell."""
-_RC = f"PS1=; PROMPT_COMMAND='echo >&{_FD}'; HISTFILE=; set +H"
+_OURS = re.compile(
+    r"\s*(?:(?:sudo\s+)?(?:linkspan\s+)?learn(?>(?:\s[^;&|<>()`\n]*)?)|(?:exit|logout|next)(?>(?:\s+\d*)?))[\s;]*"
+)
+"""Lines that are no part of the work: they only ask linkspan, or end the shell."""
+_RC = f"""PS1=; PROMPT_COMMAND='echo >&{_FD}'; HISTFILE=; set +H
+learn() {{ :; }}
+linkspan() {{ :; }}
+next() {{ exit {NEXT}; }}
+__as_typed() {{ return $__status; }}
+trap '__status=$? __last=$_ PROMPT_COMMAND="echo >&{_FD}"' RETURN
+"""
+"""For bash: each line runs from a file, and the trap keeps what the next one finds in `$?` and `$_` at its end.
+
+A line may have set another PROMPT_COMMAND. Other lines ask linkspan among the rest, and it has nothing to say here.
+"""
 
 
 @contextlib.contextmanager
@@ -76,7 +88,7 @@ def typed(box: Sandbox, lines: Sequence[tuple[float, int, str]], end: float, slo
 
 def work(lines: Sequence[tuple[float, int, str]]) -> list[tuple[float, int, str]]:
     """Return the lines that work on the lesson: without those that ask linkspan or end the shell."""
-    return [one for one in lines if not _OURS.match(one[2])]
+    return [one for one in lines if not _OURS.fullmatch(one[2])]
 
 
 class _Shell:
@@ -85,7 +97,7 @@ class _Shell:
     def __init__(self, box: Sandbox, beside: Mapping[int, _Shell]) -> None:
         """``beside``: the shells of the other windows, whose output is not to keep their programs waiting."""
         box.write(f"{RUN}/replay-rc", _RC)
-        argv = [*box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
+        argv = [*limits(), *box.entering(), "bash", "--noediting", "--rcfile", f"{RUN}/replay-rc", "-i"]
         environment = box.environment()
         self.ended = False
         self._beside = beside
@@ -109,7 +121,7 @@ class _Shell:
     def run(self, file: str, at: float, seconds: float) -> None:
         """Run the file of a line that was typed at ``at``, and wait ``seconds`` for its end; the shell is free."""
         self._busy, self._at, self._begun = True, at, time.monotonic()
-        self._type(f". {file}\n")
+        self._type(f'. {file}; __as_typed "$__last"\n')
         self._await(seconds)
 
     def free(self, at: float, slower: int) -> None:

@@ -1,4 +1,4 @@
-"""The sandbox: mount, network, IPC and PID namespaces that end with one process, and need no root.
+"""The sandbox: mount, network, IPC, UTS and PID namespaces that end with one process, and need no root.
 
 Without root they are in a user namespace, in which this user is root. The package's docstring says why it is made so.
 """
@@ -53,6 +53,8 @@ _ISOLATES = (
     "verify on Linux 5.12 or later on x86-64, ARM64 or 64-bit RISC-V, where users may make user namespaces; "
     "or with --trust, on a machine to throw away"
 )
+_SPACES = ("--mount", "--net", "--ipc", "--uts")
+"""Namespaces of a sandbox besides that of its processes: also that of the host's name, which root could change."""
 _MADE = f"""set -e
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
 mkdir -p /run/netns /run/lock {RUN}/bin
@@ -134,11 +136,16 @@ class Sandbox:
 
         Whoever enters a mount namespace is in its root folder. With --wd, nsenter would open the folder before, which
         is then the machine's, and relative paths lead out of the sandbox.
+
+        The command ends with this process, because what runs in the sandbox may stop it: a stopped one that is left
+        would keep the namespaces. Whoever enters a user namespace loses that, so it is asked for after it.
         """
         if not self.init:
             return []
-        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", f"--target={self.init}", *user, "--mount", "--net", "--ipc", "--pid"]
+        target = f"--target={self.init}"
+        user = [] if os.geteuid() == 0 else ["nsenter", target, "--user", "--preserve-credentials"]
+        ends = ["setpriv", "--pdeathsig=KILL"]
+        return [*user, *ends, "nsenter", target, *_SPACES, "--pid"]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in the sandbox: its wrappers come first, then the system's programs.
@@ -166,7 +173,7 @@ class Sandbox:
             said.seek(0)
             pieces = said.read().decode(errors="replace").split("\0")[:-1]
         if len(pieces) != 2 * len(commands):
-            raise LinkspanError("the sandbox is gone", "linkspan learn start makes it again")
+            raise LinkspanError("the sandbox is gone", "`linkspan learn start` makes it again")
         return [(int(code), output.rstrip("\n")) for output, code in zip(pieces[::2], pieces[1::2], strict=True)]
 
     def script(self, text: str) -> tuple[int, str]:
@@ -194,7 +201,7 @@ class Sandbox:
         """
         try:
             done = subprocess.run(
-                ["prlimit", f"--fsize={_largest_file()}", "--core=0", *self.entering(), *argv],
+                [*limits(), *self.entering(), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
@@ -273,11 +280,11 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
     """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     path = _SYSTEM if closed else system_path()
-    for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+    for program, package in (("unshare", "util-linux"), ("setpriv", "util-linux"), ("ip", "iproute2")):
         if shutil.which(program, path=path) is None:
             raise Denied(f"a sandbox needs the program {program}", f"apt install {package}")
     shut_in: Callable[[], None] | None = None
-    words = ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"]
+    words = ["unshare", *user, *_SPACES, "--pid", "--fork", "--kill-child", "sh", "-c"]
     ending = _ENDING
     if closed:
         from linkspan.learn import closed_calls, closed_files  # only a teacher needs ctypes
@@ -289,7 +296,7 @@ def make(name: str, *, closed: bool = False) -> Sandbox:
         shut_in = closed_files.enter
         ending = _CLOSED_ENDING
         words = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", closed_files.OWN_PROC, "sh"]
-        words += ["unshare", *user, "--mount", "--net", "--ipc", "--pid", "sh", "-c", _CLOSED_FIRST]
+        words += ["unshare", *user, *_SPACES, "--pid", "sh", "-c", _CLOSED_FIRST]
     reading, pipe = os.pipe()
     try:
         process = subprocess.Popen(
@@ -353,7 +360,7 @@ def found(name: str) -> Sandbox:
         return Sandbox(0)
     for pid in _marked(name):
         return Sandbox(pid, name)
-    raise NotFound("there is no sandbox", "linkspan learn start N makes one")
+    raise NotFound("there is no sandbox", "`linkspan learn start N` makes one")
 
 
 def end_all(name: str) -> int:
@@ -395,10 +402,22 @@ def _setting(name: str) -> str:
     return ""
 
 
-def _largest_file() -> int:
-    """Return the largest file that a program may write: this user may be allowed less."""
-    _, given = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return _FILE if given == resource.RLIM_INFINITY else min(_FILE, given)
+def limits() -> list[str]:
+    """Return the words before a command, with which its files have an end and a crash of it is written nowhere.
+
+    The kernel starts the machine's handler of crashes (core_pattern) in spite of a limit of 0, and not with one of 1.
+    """
+    return [
+        "prlimit",
+        f"--fsize={_at_most(resource.RLIMIT_FSIZE, _FILE)}",
+        f"--core={_at_most(resource.RLIMIT_CORE, 1)}",
+    ]
+
+
+def _at_most(limit: int, wanted: int) -> int:
+    """Return a limit: this user may be allowed less."""
+    _, given = resource.getrlimit(limit)
+    return wanted if given == resource.RLIM_INFINITY else min(wanted, given)
 
 
 def system_path() -> str:

@@ -97,7 +97,7 @@ def _raw(master: int) -> Iterator[None]:
     before = signal.signal(signal.SIGWINCH, resized)
     try:
         resized()
-        tty.setraw(sys.stdin)
+        tty.setraw(sys.stdin, termios.TCSADRAIN)  # what was typed meanwhile stays
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, kept)

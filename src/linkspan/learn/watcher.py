@@ -6,12 +6,13 @@ import hashlib
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from linkspan.core.errors import LinkspanError
-from linkspan.learn.lesson import Lesson
+from linkspan.learn import named_namespaces
+from linkspan.learn.lesson import HOST, Lesson
 from linkspan.learn.sandbox import RUN, TIMED_OUT, Sandbox
 
 PAUSE = 0.4
@@ -48,9 +49,6 @@ exit 0
 """
 """Prints that of all namespaces with a name; a pipe with such a name would keep it waiting."""
 
-HOST = "host"
-"""Name of the namespace that plays the host."""
-
 _BY_ITSELF = re.compile(
     r"^.*(?:::|\binet6\b|\bproto bird\b).*\n"
     r"|\bNO-CARRIER,|,LOWER_UP\b|,M-DOWN\b|\bstate [A-Z]+\b| linkdown\b",
@@ -67,7 +65,8 @@ class Judgement(msgspec.Struct, frozen=True):
     """The state of a lesson now: by check and keep, and the numbers (from 1) of recognised attempts.
 
     ``probe`` is None if it was not sent, because something else is missing. ``arrived`` is False if it was answered,
-    and its packets have not reached the namespace that they must reach: something else gave the answer.
+    and its packets have not reached the namespace that they must reach: something else gave the answer. ``replaced``
+    are names that another namespace has than the lesson means.
     """
 
     checks: tuple[bool, ...]
@@ -76,19 +75,24 @@ class Judgement(msgspec.Struct, frozen=True):
     wrong: tuple[int, ...] = ()
     also: tuple[int, ...] = ()
     arrived: bool = True
+    replaced: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Return whether the lesson is passed."""
-        return all(self.checks) and all(self.keeps) and self.probe is True and self.arrived
+        return all(self.checks) and all(self.keeps) and self.probe is True and self.arrived and not self.replaced
 
 
-def judge(sandbox: Sandbox, lesson: Lesson) -> Judgement:
-    """Judge the sandbox's state now. Raises LinkspanError if the sandbox is gone."""
+def judge(sandbox: Sandbox, lesson: Lesson, given: Mapping[str, str] | None = None) -> Judgement:
+    """Judge the sandbox's state now. Raises LinkspanError if the sandbox is gone.
+
+    ``given``: the namespaces of the beginning, if the caller has remembered them (`named_namespaces.remember`).
+    """
     data = lesson.data
     signs = (*(one.sign for one in data.wrong), *(one.sign for one in data.also))
     every = (*data.check, *data.keep, *signs)
-    results = sandbox.results([one.run for one in every])
+    before, now, *results = sandbox.results([*named_namespaces.looks(lesson, given), *(one.run for one in every)])
+    replaced = named_namespaces.replaced(lesson, before[1] if given is None else given, now[1])
     held = [one.holds(*result) for one, result in zip(every, results, strict=True)]
     checks, held = tuple(held[: len(data.check)]), held[len(data.check) :]
     keeps, held = tuple(held[: len(data.keep)]), held[len(data.keep) :]
@@ -96,12 +100,12 @@ def judge(sandbox: Sandbox, lesson: Lesson) -> Judgement:
     probe, arrived = None, True
     if all(checks) and all(keeps):
         counted, kept = _counters(lesson), [one.run for one in data.keep]
-        before, (code, output), after, *results = sandbox.results([counted, lesson.probe.run, counted, *kept])
+        first, (code, output), after, *results = sandbox.results([counted, lesson.probe.run, counted, *kept])
         probe = lesson.probe.holds(code, output)
         # The reader may have typed meanwhile: what the probe found must not be due to what was to stay.
         keeps = tuple(one.holds(*result) for one, result in zip(data.keep, results, strict=True))
-        arrived = not probe or _arrived(lesson, before, after)
-    return Judgement(checks, keeps, probe, _numbers(wrong), _numbers(also), arrived)
+        arrived = not probe or _arrived(lesson, first, after)
+    return Judgement(checks, keeps, probe, _numbers(wrong), _numbers(also), arrived, replaced)
 
 
 def _counters(lesson: Lesson) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from linkspan.cli.lesson_session import helped
 from linkspan.core.errors import Conflict, Denied, Invalid, LinkspanError, Unavailable
-from linkspan.learn import exam, needs, play, replay, sandbox
+from linkspan.learn import exam, given_text, needs, play, replay, sandbox
 from linkspan.learn import lesson as lesson_files
 from linkspan.learn.exam import Result, Sat, Typed
 from linkspan.learn.language import Words
@@ -207,7 +207,7 @@ def test_a_busy_machine_gets_a_second_try(
     tries: list[int] = []
     waits: list[float] = []
 
-    def lasting(_box: object, _lesson: object, seconds: float) -> tuple[Judgement, bool]:
+    def lasting(_box: object, _lesson: object, seconds: float, _given: object) -> tuple[Judgement, bool]:
         waits.append(seconds)
         return Judgement((True,), (), True), True
 
@@ -220,7 +220,8 @@ def test_a_busy_machine_gets_a_second_try(
 
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
-    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "begin", lambda *_: {})
+    monkeypatch.setattr(given_text, "misleads", lambda *_: False)
     monkeypatch.setattr(play, "lasting", lasting)
     monkeypatch.setattr(replay, "typed", late)
     (found,) = verified(tmp_path / "exam.json", SAT).lessons
@@ -242,7 +243,8 @@ def test_a_replay_without_an_end_is_interrupted(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(sandbox, "passing", passing)
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
-    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "begin", lambda *_: {})
+    monkeypatch.setattr(given_text, "misleads", lambda *_: False)
     monkeypatch.setattr(play, "lasting", lambda *_: re.search("(a|aa)+$", "a" * 99 + "b"))
     monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(exam, "_SPARE", 0.5 - 3 * 30 * 60.0)
@@ -262,7 +264,8 @@ def test_a_replay_does_not_ask_for_mistakes(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(sandbox, "passing", lambda *_, **_k: contextlib.nullcontext(Sandbox(0)))
     monkeypatch.setattr(needs, "lacking", lambda *_: [])
-    monkeypatch.setattr(play, "begin", lambda *_: None)
+    monkeypatch.setattr(play, "begin", lambda *_: {})
+    monkeypatch.setattr(given_text, "misleads", lambda *_: False)
     monkeypatch.setattr(play, "lasting", lasting)
     monkeypatch.setattr(replay, "typed", lambda *_: contextlib.nullcontext())
     assert verified(tmp_path / "exam.json", SAT).lessons[0].verified
@@ -302,6 +305,19 @@ def test_a_file_that_is_no_result_keeps_nobody_from_the_next_one(
     assert "Li Lei" in done.stdout
     done = linkspan("learn", "exam", "verify", "--trust", *files, "-o", "json")
     assert [bool(one["why"]) for one in json.loads(done.stdout)] == [True, True, False]
+
+
+def test_each_row_begins_with_the_file_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's name may be somebody else's, and may look like a row of its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    forged = msgspec.structs.replace(SAT, passed_after=None, commands=())
+    path = tmp_path / "a.json"
+    who = "Li Lei  30       4      container  yes     yes\u3000x"
+    exam.write(path, msgspec.structs.replace(result(forged), who=who))
+    header, row = linkspan("learn", "exam", "verify", "--trust", str(path)).stdout.splitlines()
+    assert header.split()[:2] == ["FILE", "WHO"]
+    assert re.split(r" {2,}", row)[:2] == [str(path), "Li Lei 30 4 container yes yes x"]
 
 
 def test_root_replays_nobody_s_commands_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

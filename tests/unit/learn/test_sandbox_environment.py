@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 
 import pytest
@@ -26,6 +27,21 @@ def test_lines_of_a_closed_sandbox_may_write_to_their_home() -> None:
     """As the student could; what looks from beside reads no settings there."""
     assert CLOSED.environment()["HOME"] == "/tmp"
     assert Beside(CLOSED).environment()["HOME"] == "/"
+
+
+def test_a_command_in_a_sandbox_ends_with_its_maker() -> None:
+    """It asks for that after it has entered the user namespace, which takes that away, and before all others."""
+    words = Sandbox(2).entering()
+    assert words.index("--pdeathsig=KILL") < words.index("--mount")
+    assert "--user" not in words or words.index("--user") < words.index("--pdeathsig=KILL")
+
+
+def test_a_command_of_others_writes_files_with_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its crash starts no handler of the machine; nothing is asked for that this user is not allowed."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (0, resource.RLIM_INFINITY))
+    assert sandbox.limits() == ["prlimit", f"--fsize={64 * 2**20}", "--core=1"]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (0, 0))
+    assert sandbox.limits() == ["prlimit", "--fsize=0", "--core=0"]
 
 
 def test_an_environment_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

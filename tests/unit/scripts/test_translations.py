@@ -13,8 +13,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import translations  # noqa: E402 - scripts are no package
 
 PAGES = {
-    "README.zh", "backends", "clusters", "first-cluster", "first-steps", "learn", "networks", "policy", "teaching",
-    "troubleshooting", "web",
+    "README.zh", "backends", "clusters", "first-cluster", "first-steps", "glossary", "learn", "lessons", "networks",
+    "policy", "teaching", "troubleshooting", "web",
 }  # fmt: skip
 
 
