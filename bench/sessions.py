@@ -431,8 +431,8 @@ class IpsecHost(Subject):
     def start_at_once(self) -> tuple[int, float, float]:
         """Start all associations at once, and wait until all are up, for at most AT_ONCE.
 
-        Returns how many are up, the seconds that this took, and the daemon's part of a core. The daemons give up what they
-        do not finish in time, so some may stay away.
+        Returns how many are up, the seconds that this took, and the daemon's part of a core. The daemons give up
+        what they do not finish in time, so some may stay away.
         """
         wanted = self.wanted()
         before, started = processor(self.pid), time.perf_counter()

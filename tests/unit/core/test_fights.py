@@ -81,8 +81,10 @@ def test_a_chain_of_one_policy_that_is_refused_closes_no_port() -> None:
     """Its containers are closed without that. If another program changes it again and again, ports go down as ever."""
     fights, _ = made()
     digest = "0" * 32
-    own = [NftChain("inet", "linkspan", f"policy_in4_{name}", "", ()) for name in (digest, f"by_{digest}")]
-    own.append(NftElement("inet", "linkspan", "policed_by_in4", ("10.0.0.2",), ("goto x",)))
+    own = [
+        *(NftChain("inet", "linkspan", f"policy_in4_{name}", "", ()) for name in (digest, f"by_{digest}")),
+        NftElement("inet", "linkspan", "policed_by_in4", ("10.0.0.2",), ("goto x",)),
+    ]
     shared = NftChain("inet", "linkspan", "policy_in4", "", ())
     for state in own:
         fights.wrong(state, None)

@@ -221,8 +221,10 @@ def test_a_child_has_ended_when_its_helper_is_stopped(
 ) -> None:
     """The next helper opens what the child held: a TUN device or a port. This child needs long to end."""
     child = tmp_path / "child"
-    big = f"import os, time; b = b'1' * (400 << 20); open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
-    wanted = Process("a", ("sh", "-c", f'{" ".join(dying)} {sys.executable} -c "{big}" & wait'))
+    told = f"open({str(child)!r}, 'w').write(str(os.getpid()))"
+    big = f"import os, time; b = b'1' * (400 << 20); {told}; time.sleep(1000)"
+    command = " ".join([*dying, sys.executable])
+    wanted = Process("a", ("sh", "-c", f'{command} -c "{big}" & wait'))
     assert driver.apply([wanted], []) == {}
     until(lambda: child.exists() and child.read_text(), "the child's number", 20)
     assert driver.apply([], [wanted]) == {}
