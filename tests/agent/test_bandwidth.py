@@ -54,7 +54,7 @@ def test_a_limit_is_asked_for_by_the_command_line_and_shown(stage: Stage) -> Non
     told = host.cli("attach", netns, "--network", "demo", "--name", "slow", "--bandwidth", "in=8M,out=500k")
     assert told.rstrip().endswith(", bandwidth in=8M,out=500k")
     shown = host.cli("endpoint", "show", "slow").splitlines()
-    assert [line.split()[-1] for line in shown] == ["BANDWIDTH", "in=8M,out=500k"]
+    assert [line.split()[-2:] for line in shown] == [["BANDWIDTH", "LABELS"], ["in=8M,out=500k", "-"]]
     (one,) = host.json("endpoint", "show", "slow")
     assert (one["bandwidth"]["ingressRate"], one["bandwidth"]["egressRate"]) == (8 * MBIT, 500_000)
     planned = [line for line in host.cli("plan").splitlines() if "tbf" in line]
