@@ -135,15 +135,20 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return self.ingress if direction == "ingress" else self.egress
 
     @property
+    def every_rule(self) -> tuple[Rule, ...]:
+        """The rules of both directions."""
+        return (*(self.ingress or ()), *(self.egress or ()))
+
+    @property
     def is_of_tiers(self) -> bool:
         """True if it needs agents that know tiers and requests of ICMP (``Host.tiers``)."""
-        every = (port for rule in (*(self.ingress or ()), *(self.egress or ())) for port in rule.ports)
+        every = (port for rule in self.every_rule for port in rule.ports)
         return self.tier != "normal" or any(port.protocol == "icmp" and port.first for port in every)
 
     @property
     def names(self) -> frozenset[str]:
         """The DNS names that its rules are about."""
-        every = (peer for rule in (*(self.ingress or ()), *(self.egress or ())) for peer in rule.peers)
+        every = (peer for rule in self.every_rule for peer in rule.peers)
         return frozenset(name for peer in every for name in peer.dns)
 
     def isolates(self, direction: Direction) -> bool:
