@@ -78,9 +78,11 @@ def play(lesson: Lesson) -> Played | Unavailable:
         return Played(lesson.number, settled(box, lesson).passed, nothing)
 
 
-def settled(box: Sandbox, lesson: Lesson, seconds: float = SETTLED) -> Judgement:
+def settled(
+    box: Sandbox, lesson: Lesson, seconds: float = SETTLED, given: Mapping[str, str] | None = None
+) -> Judgement:
     """Return the judgement as soon as the lesson is passed, or the last one if that does not happen in time."""
-    return _judged(box, lesson, lambda judged, _: judged.passed, seconds=seconds)
+    return _judged(box, lesson, lambda judged, _: judged.passed, seconds=seconds, given=given)
 
 
 def lasting(
@@ -90,7 +92,7 @@ def lasting(
 
     ``given``: what `begin` has returned, for the lines of others, who may change what the sandbox remembers.
     """
-    judged = _judged(box, lesson, lambda judged, _: judged.passed, seconds=seconds, given=given)
+    judged = settled(box, lesson, seconds, given)
     return judged, judged.passed and any(_stays(box, lesson, given) for _ in range(_TRIES))
 
 
