@@ -7,11 +7,10 @@ import re
 import sys
 import time
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
-from linkspan.api.client import Client
+from linkspan.api.client import Client, part
 from linkspan.cli.agent_start import ensure_agent, ensure_answer
 from linkspan.cli.install import require_root
 from linkspan.cli.output import DEFAULT_SOCKET, Format, Output, Socket, ago, as_json, step, table
@@ -159,7 +158,7 @@ def forget(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Shut a host out, on a voter: it reads and writes nothing any more, and its addresses are free."""
-    found = Client(socket).call("POST", f"/v1/cluster/forgotten/{quote(host, safe='')}")
+    found = Client(socket).call("POST", f"/v1/cluster/forgotten/{part('host', host)}")
     if output is Format.JSON:
         as_json(found)
         return
@@ -178,7 +177,7 @@ def promote(
     """
     client = Client(socket)
     with step("the cluster chooses the host"):
-        found = client.call("POST", f"/v1/cluster/voters/{quote(host, safe='')}")
+        found = client.call("POST", f"/v1/cluster/voters/{part('host', host)}")
     with step("all voters are healthy for a minute, then the host gets the records"):
         _await_role(client, found, "voter", PROMOTION)
     as_json(found) if output is Format.JSON else print(f"host {found['host']} is a voter")
@@ -194,7 +193,7 @@ def demote(
     Refused if the others could not change anything without it.
     """
     client = Client(socket)
-    found = client.call("DELETE", f"/v1/cluster/voters/{quote(host, safe='')}")
+    found = client.call("DELETE", f"/v1/cluster/voters/{part('host', host)}")
     with step("the host ends its etcd"):
         _await_role(client, found, "client", PATIENCE)
     as_json(found) if output is Format.JSON else print(f"host {found['host']} is a client")
@@ -278,7 +277,7 @@ def show_token(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Show a token: all but its secret, which nobody keeps."""
-    found = Client(socket).call("GET", f"/v1/cluster/tokens/{quote(id_, safe='')}")
+    found = Client(socket).call("GET", f"/v1/cluster/tokens/{part('token', id_)}")
     as_json(found) if output is Format.JSON else _tell([found], output)
 
 
@@ -289,7 +288,7 @@ def revoke_token(
     socket: Socket = DEFAULT_SOCKET,
 ) -> None:
     """Let nobody join with a token any more; hosts that joined with it stay."""
-    found = Client(socket).call("DELETE", f"/v1/cluster/tokens/{quote(id_, safe='')}")
+    found = Client(socket).call("DELETE", f"/v1/cluster/tokens/{part('token', id_)}")
     as_json(found) if output is Format.JSON else print(f"token {found['id']} is revoked")
 
 
