@@ -19,7 +19,7 @@ from linkspan.cluster.founding.snapshots import Keeper, age, kept
 from linkspan.cluster.questions import Ask, HealthQuestion, HealthReply
 from linkspan.core import namesakes
 from linkspan.core.addresses import FAMILIES
-from linkspan.core.errors import Unavailable, counted
+from linkspan.core.errors import Unavailable, counted, first_of
 from linkspan.core.host_view import Facts, Peer
 from linkspan.core.model import CONTROLLER, Network
 from linkspan.diagnose.doctor import host_checks, store_checks, system_checks
@@ -144,8 +144,7 @@ def control(places: Sequence[control_plane.Place], store: str) -> list[Check]:
     texts = [control_plane.text(where) for where in places]
     if not texts:
         return [Check("control plane", "ok", "the store is a folder: containers cannot reach it over the network")]
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    found = [Check("control plane", "ok", f"containers are kept from {', '.join(texts[:_SHOWN])}{more}")]
+    found = [Check("control plane", "ok", f"containers are kept from {first_of(texts, _SHOWN)}")]
     if store.startswith("etcd://") and "user=" not in store:
         why = "etcd has no user: anybody else who reaches it can change every host's routes"
         found.append(Check("store access", "warn", why, "docs/security.md: give etcd TLS and a password"))

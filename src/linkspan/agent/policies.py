@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
@@ -16,7 +15,7 @@ from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.networks import Networks
 from linkspan.core import fast_path
 from linkspan.core.dns_names import domains
-from linkspan.core.errors import Conflict, Invalid, NotFound, closest
+from linkspan.core.errors import Conflict, Invalid, NotFound, closest, first_of
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Network
 from linkspan.kernel.drivers import bridge_filters
@@ -215,8 +214,7 @@ class Policies:
         found = sorted(one.name or id_ for id_, one in self._hosts.all().items() if self._hosts.lives(id_) is False)
         if not found:
             return []
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        names = ", ".join(found[:_SHOWN]) + more
+        names = first_of(found, _SHOWN)
         if len(found) == 1:
             return [f"host {names} is silent: until its agent runs again, it enforces what was recorded before"]
         return [f"hosts {names} are silent: until their agents run again, they enforce what was recorded before"]
@@ -275,13 +273,11 @@ class Policies:
 
     def about(self, network: str) -> list[str]:
         """Return a sentence about the policies, enforced or staged, that name a network, if there are any."""
-        every = dict.fromkeys(one.name for one in (*self.all(), *self.staged()) if network in _named(one))
-        names = sorted(every)
+        names = sorted({one.name for one in (*self.all(), *self.staged()) if network in _named(one)})
         if not names:
             return []
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         word, name = ("policy", "names") if len(names) == 1 else ("policies", "name")
-        return [f"{word} {', '.join(names[:_SHOWN])}{more} {name} network {network}, which does not exist now"]
+        return [f"{word} {first_of(names, _SHOWN)} {name} network {network}, which does not exist now"]
 
     def warnings(self, policy: Policy) -> Iterator[str]:
         """Yield what a policy does not do, though its author may think so."""
@@ -297,7 +293,7 @@ class Policies:
         for name in policy.select.networks:
             if name not in known:
                 yield f"policy {policy.name}: network {name} does not exist, so it selects nothing there"
-        yield from _missing_peers(policy, known.keys(), {self._hosts.here.name, *self._hosts.names().values()})
+        yield from _missing_peers(policy, known.keys(), self._hosts)
         if not policy.select.networks:
             for network in known.values():
                 if why := _unable(policy, network):
@@ -306,18 +302,19 @@ class Policies:
 
 def _named(policy: Policy) -> set[str]:
     """Return the networks that a policy names: those that it selects, and those of its peers."""
-    rules = itertools.chain(policy.ingress or (), policy.egress or ())
-    selectors = [policy.select, *(peer.select for rule in rules for peer in rule.peers if peer.select is not None)]
-    return {name for selector in selectors for name in selector.networks}
+    peers = (peer.select for rule in policy.every_rule for peer in rule.peers if peer.select is not None)
+    return {name for selector in (policy.select, *peers) for name in selector.networks}
 
 
-def _missing_peers(policy: Policy, networks: Collection[str], hosts: Collection[str]) -> Iterator[str]:
+def _missing_peers(policy: Policy, networks: Collection[str], hosts: Hosts) -> Iterator[str]:
     """Yield which networks and hosts peers name that do not exist: nobody is there."""
-    for rule in itertools.chain(policy.ingress or (), policy.egress or ()):
+    for rule in policy.every_rule:
         where = f"policy {policy.name}" + (f" line {rule.line}" if rule.line else "")
         for select in (peer.select for peer in rule.peers if peer.select is not None):
             yield from (f"{where}: network {name} does not exist" for name in select.networks if name not in networks)
-            yield from (f"{where}: host {name} does not exist" for name in select.hosts if name not in hosts)
+            if select.hosts:  # few policies name any, and a cluster may have a thousand
+                known = {hosts.here.name, *hosts.names().values()}
+                yield from (f"{where}: host {name} does not exist" for name in select.hosts if name not in known)
 
 
 def _own_names(policy: Policy, networks: Iterable[Network]) -> Iterator[str]:

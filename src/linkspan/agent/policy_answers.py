@@ -21,7 +21,7 @@ from linkspan.cluster.networks import Networks
 from linkspan.core import icmp
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
 from linkspan.core.dns_names import normal
-from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable
+from linkspan.core.errors import Invalid, LinkspanError, NotFound, Unavailable, first_of
 from linkspan.core.model import Allowance, Endpoint, Host, Port
 from linkspan.core.ports import families_of, is_fixed
 from linkspan.policy import names
@@ -564,9 +564,9 @@ def _joined(judge: Judge, named: Place, answers: list[tuple[Answer, list[str]]])
         whys.setdefault(one.why, []).extend(some)
     called = next(iter(names.meant(normal(named.name), judge.names)), named.name)  # policies may have changed since
     if len(whys) == 1:
-        why = "".join(f"{text}; on this host {called} has {_few(some)} now" for text, some in whys.items())
+        why = "".join(f"{text}; on this host {called} has {first_of(some, _NAMED)} now" for text, some in whys.items())
     else:
-        said = "; ".join(f"at {_few(some)}: {text}" for text, some in whys.items())
+        said = "; ".join(f"at {first_of(some, _NAMED)}: {text}" for text, some in whys.items())
         why = f"{said}; on this host {called} has these addresses now"
     return Answer(allowed=bool(open_), ports=open_, by=answers[0][0].by, why=why)
 
@@ -586,12 +586,6 @@ def _shared(one: Ports, other: Ports) -> Ports | None:
         return other if not one.first else one
     first, last = max(one.first, other.first), min(one.last, other.last)
     return Ports(one.protocol, first, last) if first <= last else None
-
-
-def _few(addresses: Sequence[str]) -> str:
-    """Return the first addresses in words, and how many more there are."""
-    more = f" and {len(addresses) - _NAMED} more" if len(addresses) > _NAMED else ""
-    return ", ".join(addresses[:_NAMED]) + more
 
 
 def _passes(gate: Allowance, probe: Probe | None) -> bool:

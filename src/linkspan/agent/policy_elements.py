@@ -21,12 +21,16 @@ from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import Networks
 from linkspan.cluster.remote_endpoints import Packed, RemoteEndpoints
 from linkspan.core.addresses import FAMILIES, Prefix, prefix
+from linkspan.core.errors import first_of
 from linkspan.core.model import Endpoint
 from linkspan.core.states.host import BridgeFilter, State
 from linkspan.policy import endpoint_elements, rules
 from linkspan.policy.model import DIRECTIONS, Subject, selects
 from linkspan.policy.regime import Regime
 from linkspan.store.derived import Derived
+
+_SHOWN = 3
+"""Containers that one sentence names."""
 
 
 class InForce(msgspec.Struct, frozen=True):
@@ -218,7 +222,7 @@ class PolicyElements:
                     for whose in regime.judge.about(regime.chosen(self.subject(endpoint)), (direction,)):
                         found.setdefault((endpoint.network, whose, why), []).append(endpoint.called)
         return [
-            f"network {name}: {whose} does not protect {_listed(list(dict.fromkeys(called)))}: {why}"
+            f"network {name}: {whose} does not protect {first_of(list(dict.fromkeys(called)), _SHOWN)}: {why}"
             for (name, whose, why), called in sorted(found.items())
         ]
 
@@ -234,12 +238,3 @@ def _within(pools: Iterable[Prefix], address: Prefix) -> bool:
         if pool.holds(address):
             return True
     return False
-
-
-_SHOWN = 3
-"""Containers that one sentence names."""
-
-
-def _listed(called: list[str]) -> str:
-    names = ", ".join(called[:_SHOWN])
-    return f"{names} and {len(called) - _SHOWN} more" if len(called) > _SHOWN else names

@@ -183,7 +183,7 @@ class PolicyNames:
         self._wake.set()
 
     def _note_silent(self) -> None:
-        """Take in which questions have no answer yet, though they were asked: whoever waits is told so."""
+        """Note the questions that their name server has not answered within WAIT: `apply` warns of these."""
         for question, asked in self._asked.items():
             if asked.due == math.inf and question not in self._due and not asked.problem:
                 asked.problem = _no_answer(question)

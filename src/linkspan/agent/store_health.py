@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
-from linkspan.core.errors import LinkspanError, counted
+from linkspan.core.errors import LinkspanError, counted, first_of
 from linkspan.core.store_url import HOST_USER, etcd_parts
 from linkspan.diagnose.doctor import store_checks
 from linkspan.diagnose.doctor.checks import Check
@@ -118,10 +118,9 @@ class StoreHealth:
             found = [Check("store", "ok", f"it answers, within {seconds * 1000:.0f} ms")]
         found += self._of_etcd()
         if names := self.unknown():
-            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             silent = f"the store has not answered for {self._age()}"
             why = "the store is full, so hosts cannot renew their liveness" if self._replica.absences.full else silent
-            text = f"liveness of {some} is unknown: {why}"
+            text = f"liveness of {first_of(names, 5)} is unknown: {why}"
             found.append(Check("hosts", "warn", text, "packets still flow; repair the store first"))
         return found
 

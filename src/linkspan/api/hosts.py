@@ -13,7 +13,7 @@ from linkspan.api.responses import answer, body, doing
 from linkspan.cluster import host_settings
 from linkspan.core import namesakes
 from linkspan.core.addresses import HIDDEN
-from linkspan.core.errors import Conflict, NotFound
+from linkspan.core.errors import Conflict, NotFound, first_of
 from linkspan.core.model import Host, Lease, Underlay
 from linkspan.store.records import GONE, Tombstone
 
@@ -162,10 +162,9 @@ class HostRoutes:
         names = sorted([e.name or e.id async for some in found for e in some])
         if not names:
             return ""
-        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         return (
-            f"host {host.name} had containers: {some}; if one of them still runs, another container may now "
-            "get its address: "
+            f"host {host.name} had containers: {first_of(names, 5)}; if one of them still runs, another container "
+            "may now get its address: "
             "make sure that the host is off"
         )
 

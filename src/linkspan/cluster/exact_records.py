@@ -75,7 +75,7 @@ class ExactRecords:
         while due:
             key = due.pop()
             record = self._cache.value(key, AddressRecord)
-            with contextlib.suppress(Invalid):  # of any key: somebody may have made one
+            with contextlib.suppress(Invalid):  # a key that is no address: `value` has noted that
                 address = prefix(text := key.rpartition("/")[2]).single()
                 if address.address == text:
                     there.put(address, record)

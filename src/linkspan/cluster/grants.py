@@ -17,7 +17,7 @@ import msgspec
 
 from linkspan.cluster.blocks import block_of
 from linkspan.core.addresses import Prefix, prefix
-from linkspan.core.errors import NotFound
+from linkspan.core.errors import NotFound, first_of
 from linkspan.core.model import Lease, Network
 from linkspan.store.records import SHARED, BlockRecord
 
@@ -100,5 +100,4 @@ def _no_block(network: Network, block: Prefix) -> str:
 
 
 def _words(found: list[str], why: str) -> str:
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"{', '.join(found[:SHOWN])}{more}: {why}"
+    return f"{first_of(found, SHOWN)}: {why}"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 import msgspec
 
+from linkspan.core.errors import first_of
+
 NAMED = 3
 """Hosts that one event names; it counts the others."""
 
@@ -42,5 +44,4 @@ def _change(pairs: Collection[Pair], one: str, many: str, why: str, name: Callab
         return SilenceChange(
             f"host {hosts[0]} {one} in network {networks}{why}", {"host": hosts[0], "network": networks}
         )
-    more = f" and {len(hosts) - NAMED} more" if len(hosts) > NAMED else ""
-    return SilenceChange(f"{len(hosts)} hosts {many}: {', '.join(hosts[:NAMED])}{more}", {"hosts": str(len(hosts))})
+    return SilenceChange(f"{len(hosts)} hosts {many}: {first_of(hosts, NAMED)}", {"hosts": str(len(hosts))})

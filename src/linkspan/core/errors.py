@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -127,6 +127,12 @@ def prefixed(what: str, message: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: 1 endpoint, 2 endpoints."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list, at most ``most``, and how many more there are: a, b and 3 more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
