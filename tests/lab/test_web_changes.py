@@ -41,11 +41,12 @@ class Shown:
         until(lambda: time.monotonic() > end, "answers that are shared have ended")
 
     def reset(self) -> None:
-        """Return to the first answers, at the table of containers."""
+        """Return to the table of containers, and then to the first answers: an open trace would ask for one without."""
+        self.page.run("location.hash = '#/containers'")
+        until(lambda: not self.page.find(".trace"), "no trace is open")
         self.agent.more.clear()
         self.agent.refused.clear()
         self.tells("all is well", **copy.deepcopy(self._first))
-        self.page.run("location.hash = '#/containers'")
         self.page.shows("all well", ".bar")
 
     def cuts(self) -> None:
