@@ -38,15 +38,15 @@ In which networks a host takes part
 
 Which of two claims is the earlier one
     Wall clocks jump, and revisions mean nothing across a restore. One thing is certain: a host makes a claim only
-    if the store has no claim there. Take a host that has a block (its lease lists it, and no tombstone ended the
-    lease) or an exact address (one of its containers has it). If it finds another host's claim in that place, the
-    store had lost the first claim when the other one was made. So **the claim that was lost is the earlier one**.
-    Its host writes it over the other one with ``over: LOSER``, on the condition that the other claim did not change
-    meanwhile. This is final: a host that finds itself named in ``over`` has lost. No clock decides, with one
-    exception. If the place was empty, the owner writes its claim back with ``back``. Two claims with ``back`` (the
-    store was restored twice) are compared by their times. The time of a new claim is later than the times of all
-    blocks in the store, so a clock that was set back does not make a claim old. A host that no longer knows the time
-    of its own claim loses. Claims for shared blocks follow the same rules.
+    if the store has no claim there. Take a host that had a block (its snapshot or one of its containers says so; its
+    lease alone proves nothing, because others may write it) or an exact address (one of its containers has it). If it
+    finds another host's claim in that place, the store had lost the first claim when the other one was made. So **the
+    claim that was lost is the earlier one**. Its host writes it over the other one with ``over: LOSER``, on the
+    condition that the other claim did not change meanwhile. This is final: a host that finds itself named in ``over``
+    has lost. No clock decides, with one exception. If the place was empty, the owner writes its claim back with
+    ``back``. Two claims with ``back`` (the store was restored twice) are compared by their times. The time of a new
+    claim is later than the times of all blocks in the store, so a clock that was set back does not make a claim old. A
+    host that no longer knows the time of its own claim loses. Claims for shared blocks follow the same rules.
 
     A removal is no conflict, because the lease has a tombstone. But if the restore lost the tombstone too, the
     removed record is back: no host can distinguish it from a record that was created again.

@@ -9,8 +9,10 @@ containers.
 
 The owner gives out none of the addresses that the loser's containers have.
 
-Somebody else may write a host's lease, too. Of the free blocks in its lease the host claims those that are blocks of
-the network, because they may be its own lost ones. If its lease no longer lists a block that it owns, it releases it.
+Somebody else may write a host's lease, too. The host puts it back as it knew it. If it did not know it, as after the
+loss of its state folder, a block in it is no proof of a claim: the host lets another host's block go, unless it has a
+container there. It claims those of the free blocks in it that are blocks of the network, because they may be its own
+lost ones. If its lease does not list a block that it owns, it releases it.
 """
 
 from __future__ import annotations
@@ -169,6 +171,7 @@ class Conflicts:
         Raises Unavailable.
         """
         name, here = network.name, self._hosts.here.id
+        await self._leases.put_back(name)
         await self._drop_strange(network)
         await self._claim_again(network)
         await self._release_unlisted(name)
@@ -178,7 +181,7 @@ class Conflicts:
             mine = self._displaced(key)
             if found is None:
                 continue
-            if earlier(mine, found, here):
+            if (mine is not None or self._has_container(name, block)) and earlier(mine, found, here):
                 at = mine.at if mine else found.at
                 ours = BlockRecord(here, at, back=True, over=owner)
                 if await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)}):
@@ -188,6 +191,12 @@ class Conflicts:
             else:
                 held = any(block.holds(address) for address, _ in self._endpoint_records.held(name, here))
                 await self._let_go(name, block, keep=held)
+
+    def _has_container(self, name: str, block: Prefix) -> bool:
+        """Return whether a container here has an address of a block that is no exact one: this host had the block."""
+        exact = self._leases.exact(name).of_host(self._hosts.here.id)
+        held = (address for address, _ in self._endpoint_records.held(name, self._hosts.here.id))
+        return any(block.holds(address) and address not in exact for address in held)
 
     def _displaced(self, key: str) -> BlockRecord | None:
         """Return this host's claim of a block that another claim has replaced, None if it is not known."""

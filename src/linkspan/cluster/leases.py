@@ -27,7 +27,7 @@ from linkspan.core.addresses import BITS, Prefix, prefix
 from linkspan.core.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
 from linkspan.core.ipam import usable
 from linkspan.core.model import Host, Lease, Network, Offer
-from linkspan.store import records
+from linkspan.store import records, validation
 from linkspan.store.records import (
     ENDPOINTS,
     GONE,
@@ -229,6 +229,7 @@ class Leases:
         Conflict, without publishing the offers, if the record of the network or of ``unchanged`` has changed.
         """
         async with self.changing:
+            await self._put_back(network.name)
             # Its first block and its offers are one record: peers could do nothing with the one alone.
             lease = self.mine(network.name) or Lease(network=network.name, host=self._host.id, endpoints=offers)
             if network.ipam == "block":
@@ -248,6 +249,34 @@ class Leases:
                 if not await self._replica.write({lease_key(network.name, self._host.id): lease}, unchanged=same):
                     raise Conflict(f"network {network.name} was changed at this moment", "it is tried again soon")
             return lease
+
+    async def put_back(self, network: str) -> None:
+        """Write this host's lease as it was, if somebody else has rewritten it. Raises Unavailable."""
+        async with self.changing:
+            await self._put_back(network)
+
+    async def _put_back(self, network: str) -> None:
+        """Do the same, with ``changing`` held.
+
+        A block that only the rewritten lease lists stays in it if its record names this host: this host may have
+        claimed it, and been killed before it had that on disk.
+        """
+        key = lease_key(network, self._host.id)
+        lease = self.mine(network) if key in self._replica.rewritten else None
+        if lease is None or key in self._replica.unreadable:  # of the latter its last readable version is in force
+            return
+        try:
+            before = validation.decode(key, self._replica.rewritten[key], Lease)
+        except Invalid:
+            del self._replica.rewritten[key]
+            return
+        owned = {str(block) for block, owner in self.blocks(network).items() if owner == self._host.id}
+        more = [text for text in lease.prefixes if text in owned and text not in before.prefixes]
+        ours = msgspec.structs.replace(before, prefixes=(*before.prefixes, *more))
+        if ours == lease:
+            del self._replica.rewritten[key]
+        elif await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)}):
+            log.warning("this host's lease in network %s was rewritten by somebody else, and is put back", network)
 
     async def _standing(self, network: Network) -> dict[str, int]:
         """Return the condition that the network's record is unchanged and this host was not removed.
@@ -299,6 +328,7 @@ class Leases:
         Raises as ``claim`` does, and Unavailable if this host has no lease yet.
         """
         async with self.changing:
+            await self._put_back(network.name)
             lease = self.mine(network.name)
             if lease is None:
                 if self._hosts.removed():

@@ -30,6 +30,10 @@ class LostRecords:
         """The keys of the records that are lost now."""
         self.displaced: dict[str, bytes] = {}
         """This host's claims, by key, that another host's claim has replaced in the store."""
+        self.rewritten: dict[str, bytes] = {}
+        """This host's leases, by key, as they were before somebody else rewrote them."""
+        self._written: dict[str, bytes] = {}
+        """This host's leases, by key, as it wrote them last, or tried to."""
         self.withheld: frozenset[str] = frozenset()
         """Keys of records that are not in force because they contradict others."""
         self._recalled: frozenset[str] = frozenset()
@@ -131,6 +135,20 @@ class LostRecords:
             self.displaced[new.key] = old.value
         elif after == self._host:
             self.displaced.pop(new.key, None)
+
+    def note_written(self, puts: Mapping[str, bytes]) -> None:
+        """Note this host's leases among records that it is about to write: the watch may report them first."""
+        own = f"/{self._host}"
+        self._written.update((k, v) for k, v in puts.items() if k.startswith("leases/") and k.endswith(own))
+
+    def compare_lease(self, old: Record | None, new: Record) -> None:
+        """Keep a lease of this host that somebody else has rewritten, until it is again as this host wrote it."""
+        if self._owner(new.key) != self._host:
+            return
+        if old is None or new.value in (self._written.get(new.key), self.rewritten.get(new.key)):
+            self.rewritten.pop(new.key, None)
+        else:
+            self.rewritten.setdefault(new.key, old.value)
 
 
 def value_to_put_back(record: Record) -> bytes:

@@ -105,6 +105,7 @@ class Replica(RecordCache):
         self._losses = LostRecords(self, host)
         self.lost = self._losses.keys
         self.displaced = self._losses.displaced
+        self.rewritten = self._losses.rewritten
         self._provisional = provisional
         self.contact = Contact()
         self.absences = Absences(store, self._forget)
@@ -212,6 +213,7 @@ class Replica(RecordCache):
         asked, written = dict.fromkeys(absent, 0) | dict(unchanged or {}), {**puts, **graves}
         keys = [key for key in (*puts, *deletes) if key not in asked and not key.startswith(GONE)]
         as_was = {key: self.known_revision(key) for key in keys}
+        self._losses.note_written(puts)
         begun = loop_time()
         try:
             if standing:  # it expires by itself, so a late arrival does no harm
@@ -402,6 +404,8 @@ class Replica(RecordCache):
                 continue
             if old is not None and record.key.startswith(CLAIMS):
                 self._losses.compare(old, record)
+            elif record.key.startswith("leases/"):
+                self._losses.compare_lease(old, record)
             self._judge(record.key)
             touched.add(record.key)
         for key in batch.deletes:

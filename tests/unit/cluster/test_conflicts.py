@@ -295,7 +295,10 @@ def _hostile(lease: Lease | None, *blocks: str) -> Lease:
 
 
 def test_a_host_claims_no_prefix_of_its_lease_that_is_no_block(tmp_path: Path) -> None:
-    """Somebody else added prefixes of other lengths, families and pools: only the free block is claimed."""
+    """Somebody added prefixes of other lengths, families and pools, and the host has lost its state folder.
+
+    It claims the free block only.
+    """
 
     async def work() -> None:
         memory, net = Memory(), network()
@@ -306,11 +309,101 @@ def test_a_host_claims_no_prefix_of_its_lease_that_is_no_block(tmp_path: Path) -
         (mine,) = one.leases.blocks("demo")
         added = ("::/0", "fd00::/64", "0.0.0.0/0", "10.0.0.0/8", "10.244.9.0/25", "10.99.0.0/24", "10.244.7.0/24")
         hostile = _hostile(one.leases.mine("demo"), str(mine), *added)
+        await one.stop()
         await other.replica.write({"leases/demo/h1": hostile})
-        await eventually(lambda: one.leases.mine("demo") == hostile, "h1 reads its rewritten lease")
+        again = Member(memory, _folder(tmp_path), "h1")
+        await again.start()
+        await again.converge(net)
+        assert again.leases.blocks("demo") == {mine: "h1", prefix("10.244.7.0/24"): "h1"}
+        await asyncio.gather(again.stop(), other.stop())
+
+    together(work)
+
+
+def _folder(path: Path) -> Path:
+    """Return an empty state folder beside the first one."""
+    (path / "new").mkdir()
+    return path / "new"
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_a_lease_that_somebody_else_rewrites_is_put_back(tmp_path: Path, stopped: bool) -> None:
+    """h2's lease lists h1's block in place of its own: h1 keeps its block, and h2's lease is as it was."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await asyncio.gather(one.start(), two.start())
+        await one.networks.create(net)
         await one.converge(net)
-        assert one.leases.blocks("demo") == {mine: "h1", prefix("10.244.7.0/24"): "h1"}
-        await asyncio.gather(one.stop(), other.stop())
+        await two.converge(net)
+        before, owners = two.leases.mine("demo"), two.leases.blocks("demo")
+        assert before is not None
+        (theirs,) = (block for block, owner in owners.items() if owner == "h1")
+        if stopped:
+            await two.stop()
+        hostile = _hostile(before, str(theirs))
+        await one.replica.write({"leases/demo/h2": hostile})
+        if stopped:
+            two = Member(memory, tmp_path, "h2")
+            await two.start()
+        await eventually(lambda: two.leases.mine("demo") == hostile, "h2 reads its rewritten lease")
+        await two.converge(net)
+        assert two.leases.mine("demo") == before
+        assert two.leases.blocks("demo") == owners
+        assert not two.replica.rewritten
+        await asyncio.gather(one.stop(), two.stop())
+
+    together(work)
+
+
+def test_a_block_of_a_rewritten_lease_that_names_its_host_stays_in_it(tmp_path: Path) -> None:
+    """h1 was killed before it had its second block on disk: with its old state folder it keeps both."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        await one.stop()
+        old = (tmp_path / "h1.json").read_bytes()
+        again = Member(memory, tmp_path, "h1")
+        await again.start()
+        await again.leases.grow(net, 4, again.leases.blocks("demo"))
+        both = again.leases.mine("demo")
+        assert both is not None
+        assert len(both.prefixes) == 2
+        await again.stop()
+        (tmp_path / "h1.json").write_bytes(old)
+        third = Member(memory, tmp_path, "h1")
+        await third.start()
+        await third.converge(net)
+        assert third.leases.mine("demo") == both
+        assert not third.replica.rewritten
+        await third.stop()
+
+    together(work)
+
+
+def test_a_lease_alone_takes_no_block_of_another_host(tmp_path: Path) -> None:
+    """h2 has lost its state folder, and its lease lists h1's block: h1 keeps it, and h2's lease drops it."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, _folder(tmp_path), "h2")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        (block,) = one.leases.blocks("demo")
+        await one.replica.write({"leases/demo/h2": Lease(network="demo", host="h2", prefixes=(str(block),))})
+        await two.start()
+        await two.converge(net)
+        assert two.leases.blocks("demo")[block] == "h1"
+        mine = two.leases.mine("demo")
+        assert mine is not None
+        assert str(block) not in mine.prefixes
+        await asyncio.gather(one.stop(), two.stop())
 
     together(work)
 
