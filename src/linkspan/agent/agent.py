@@ -224,7 +224,9 @@ class Agent:
         self.remote = RemoteEndpoints(store, id_, self._changed)
         self.replica = Replica(store, state_dir / SNAPSHOT, id_, self._changed, self.remote, provisional=True)
         self.interest = Interest(self.replica, self.remote, endpoints)
-        self.endpoint_records = EndpointRecords(self.replica, id_, endpoints, self.remote, self.interest, shared=shared)
+        self.endpoint_records = EndpointRecords(
+            self.replica, id_, endpoints, self.remote, self.interest, lambda: self.presence.second, shared=shared
+        )
         self.hosts = Hosts(self.replica, own_record, shared=shared)
         liveness = Liveness(state_dir, STALE, self.hosts.promised)
         self.leases = Leases(self.replica, self.hosts, self.endpoint_records.living, liveness.overdue)
@@ -233,11 +235,18 @@ class Agent:
         self.reservations = Reservations(self.replica, self.networks)
         self.conflicts = Conflicts(self.replica, self.hosts, self.leases, self.endpoint_records, self.event_log)
         self.exact_addresses = ExactAddresses(
-            self.replica, self.hosts, self.leases, self.networks, endpoints, self._busy, self.endpoint_records.held
+            self.replica,
+            self.hosts,
+            self.leases,
+            self.networks,
+            endpoints,
+            lambda identity: self._busy(identity) or self.endpoint_records.withholds(identity),
+            self.endpoint_records.held,
         )
         cooldown, owed = self.config.cooldown, self.exact_addresses.note
         self.blocks = AddressUsage(self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown)
-        self.readiness = Readiness(self.hosts, self.leases, partial(liveness.stalled, id_))
+        stalled = partial(liveness.stalled, id_)
+        self.readiness = Readiness(self.hosts, self.leases, stalled, lambda: self.presence.second)
         self.allocator = Allocator(
             self.networks,
             self.leases,

@@ -144,11 +144,16 @@ class Conflicts:
         return mine - gateways(network)
 
     def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
-        """Return the addresses of this host's own block that other hosts' containers have, with a text for each."""
+        """Return the addresses of this host's own block that others' containers have, with a text for each.
+
+        Others are other hosts, and another agent with this host's id.
+        """
+        strangers = self._endpoint_records.strangers(network)
+        found = {a: f"{called} of another agent with this host's id" for a, called in strangers if block.holds(a)}
         record = self._replica.value(block_key(network, block), BlockRecord)
         if record is None or not record.over:
-            return {}
-        here, found = self._hosts.here.id, {}
+            return found
+        here = self._hosts.here.id
         for address, held in self._leases.exact(network).all.items():
             if held.host not in ("", here) and block.holds(address):
                 found[address] = f"{held.called} on host {self._hosts.name(held.host)}"

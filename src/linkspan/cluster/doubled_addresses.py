@@ -1,4 +1,4 @@
-"""Doubled addresses, as the allocator needs to know them: those that two hosts may have given out."""
+"""Doubled addresses, as the allocator needs to know them: those that two agents may have given out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from linkspan.core.addresses import Prefix
 
 
 class Doubled(Protocol):
-    """Addresses of this host's own blocks that containers of other hosts have, after a block changed its owner."""
+    """Addresses of this host's own blocks that others' containers have.
+
+    A block may have changed its owner, or another agent may use this host's id.
+    """
 
     def elsewhere(self, network: str, block: Prefix) -> dict[Prefix, str]:
         """Return these addresses of a block, with a text for each."""

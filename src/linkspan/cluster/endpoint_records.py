@@ -6,6 +6,10 @@ the task corrects missing and old records when the agent starts, and after the s
 The task writes the first change at once. It gathers what changes within GATHER after a write, and writes it as one
 transaction: a hundred containers that come within a second are ten transactions, so ten entries of etcd's log, and ten
 messages to each watch.
+
+If another agent uses this host's id, each would delete the other's records, and give out the addresses of the other's
+containers. So nothing is deleted while one lives. A new agent, which has no endpoints, first waits as long as such an
+agent may stay unseen. The addresses in these records are given out to no other container (``strangers``).
 """
 
 from __future__ import annotations
@@ -21,14 +25,16 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from linkspan.cluster.interest import Interest
+from linkspan.cluster.presence import ALONE
 from linkspan.cluster.remote_endpoints import SLICE, RemoteEndpoints, network_of, owner_of
 from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
+from linkspan.core.clock import loop_time
 from linkspan.core.errors import Conflict, Invalid, LinkspanError, NotFound, Unavailable, closest
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import Endpoint, Host
 from linkspan.core.store_contract import Record
-from linkspan.core.supervise import ended, lasting
+from linkspan.core.supervise import ended, lasting, woken
 from linkspan.store import record_form, validation
 from linkspan.store.records import ENDPOINTS, GONE
 from linkspan.store.replica import Replica
@@ -40,6 +46,8 @@ AGAIN = 2.0
 """Seconds until a write is retried that the store refused, or up to a half less: not all hosts should come at once."""
 GATHER = 0.1
 """Seconds after a write in which further changes gather for the next one."""
+LOOK_EVERY = 1.0
+"""Seconds between two checks whether another agent with this host's id has ended, while records are withheld."""
 PATIENCE = 2.0
 """Seconds that an attach waits for the endpoints of a network, if it must know them."""
 SHOWN = 24
@@ -69,16 +77,25 @@ class EndpointRecords:
         endpoints: Mapping[Identity, Endpoint],
         remote: RemoteEndpoints,
         interest: Interest,
+        second: Callable[[], str],
         *,
         shared: bool = True,
     ) -> None:
-        """``shared``: other hosts use the store too, so it may have endpoints of theirs."""
+        """``second`` returns an error text if another live agent uses this host's id, else ''.
+
+        ``shared``: other hosts use the store too, so it may have endpoints of theirs.
+        """
         self._replica = replica
         self._host = host
         self._endpoints = endpoints
         self._remote = remote
         self._interest = interest
+        self._second = second
         self._shared = shared
+        self._alone_from = float("-inf")
+        """Until when another agent with this host's id may live unseen (the loop's time)."""
+        self._withheld: set[str] = set()
+        """Keys of this host's records without an endpoint here, which another agent may have put."""
         self.due: set[str] = set()
         """Keys of this host's records that must be compared."""
         self._wake = asyncio.Event()
@@ -87,6 +104,9 @@ class EndpointRecords:
     def start(self) -> None:
         """Correct all records of this host, and then those that change."""
         there = {*self._replica.keys_under(f"{ENDPOINTS}{self._host}/")}
+        if self._shared and there and not self._endpoints:
+            self._alone_from = loop_time() + ALONE
+        self._withhold(there)
         self.due |= there | {key_of(self._host, identity) for identity in self._endpoints}
         self._wake.set()
         self._task = lasting("publishing endpoints", self._follow)
@@ -103,8 +123,29 @@ class EndpointRecords:
     def changed(self, keys: frozenset[str]) -> None:
         """Check changed records of this host: put wrong ones again, and remove superfluous ones."""
         if self.has_own(keys):
-            self.due |= {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
+            own = {key for key in keys if key.startswith(f"{ENDPOINTS}{self._host}/")}
+            self._withhold(own)
+            self.due |= own
             self._wake.set()
+
+    def _withhold(self, keys: AbstractSet[str]) -> bool:
+        """Keep those of this host's records that another agent may have put; return whether one may live."""
+        if not self._second() and loop_time() >= self._alone_from:
+            return False
+        there = self._replica.records
+        self._withheld |= {key for key in keys if key in there and _identity(key) not in self._endpoints}
+        return True
+
+    def withholds(self, identity: Identity) -> bool:
+        """Return whether another agent with this host's id may have an endpoint that this one does not have."""
+        return key_of(self._host, identity) in self._withheld and identity not in self._endpoints
+
+    def strangers(self, network: str) -> Iterator[tuple[Prefix, str]]:
+        """Yield the addresses of such endpoints in a network, each with its container's name or id."""
+        for key in self._withheld:
+            endpoint = self._replica.value(key, Endpoint) if _identity(key) not in self._endpoints else None
+            if endpoint is not None and endpoint.network == network:
+                yield from ((address.single(), endpoint.called) for address in endpoint.prefixes)
 
     def has_own(self, keys: AbstractSet[str]) -> bool:
         """Return whether one of the keys belongs to an endpoint of this host."""
@@ -322,8 +363,11 @@ class EndpointRecords:
 
     async def _follow(self) -> None:
         while True:
-            await self._wake.wait()
+            await woken(self._wake, LOOK_EVERY if self._withheld else None)
             self._wake.clear()
+            if not self._withhold(set()):
+                self.due |= self._withheld
+                self._withheld.clear()
             due = sorted(self.due)[:MOST_KEYS]
             try:
                 if await self._write(due) and len(due) < MOST_KEYS:
@@ -344,6 +388,8 @@ class EndpointRecords:
         there = self._replica.records
         puts = {k: v for k, v in known.items() if k not in there or there[k].value != v}
         deletes = [k for k in due if k not in known and k in there]
+        if self._withhold({*deletes}):
+            deletes = []
         for key in [key for key in puts if _size(key, puts[key]) > MOST_BYTES]:  # `endpoints/build.py` refuses these
             log.warning("endpoint %s is not published: its record has %d bytes", key, len(puts.pop(key)))
         later = _beyond(puts)

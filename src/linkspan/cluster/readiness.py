@@ -1,4 +1,4 @@
-"""Readiness of this host to give out addresses: not while it is drained, was silent too long, or does not know them."""
+"""Readiness of this host to give out addresses: what keeps it from that (drained, silent, not alone, blind)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from linkspan.core.model import Network
 class Readiness:
     """Knows whether this host may give out an address now."""
 
-    def __init__(self, hosts: Hosts, leases: Leases, stalled: Callable[[], str]) -> None:
-        """``stalled`` returns why a silent host may give out none, '' if it may."""
+    def __init__(self, hosts: Hosts, leases: Leases, stalled: Callable[[], str], second: Callable[[], str]) -> None:
+        """``stalled`` returns why a silent host may give out none, '' if it may.
+
+        ``second`` returns an error text if another live agent uses this host's id, else ''.
+        """
         self._hosts = hosts
         self._leases = leases
         self._stalled = stalled
+        self._second = second
         self._blind: set[str] = set()
         """Links of running containers on this host whose addresses are unknown."""
 
@@ -38,6 +42,11 @@ class Readiness:
         if crosses(network) and (why := self._stalled()):
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
+            )
+        if crosses(network) and (why := self._second()):  # it gives out addresses of the same blocks
+            raise Conflict(
+                f"host {host.name} gives no address now: {why}",
+                "give each host an id of its own (--host-id), or stop the other agent",
             )
         if self._blind and not self._leases.listed:  # once listed, the store's records name these addresses
             why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"

@@ -58,6 +58,8 @@ class Member:
         overdue: Callable[[str], bool] = lambda _host: False,
     ) -> None:
         self.name = name
+        self.second = ""
+        """The error text while another agent uses this host's id."""
         self.memory = memory
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
@@ -66,7 +68,9 @@ class Member:
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed, self.remote)
         self.endpoints: dict[tuple[str, str], Endpoint] = {}
         self.interest = Interest(self.replica, self.remote, self.endpoints)
-        self.endpoint_records = EndpointRecords(self.replica, name, self.endpoints, self.remote, self.interest)
+        self.endpoint_records = EndpointRecords(
+            self.replica, name, self.endpoints, self.remote, self.interest, lambda: self.second
+        )
         self.own_record = OwnRecord(Host(id=name, name=name))
         self.hosts = Hosts(self.replica, self.own_record)
         self.leases = Leases(self.replica, self.hosts, self.endpoint_records.living, overdue)
@@ -81,13 +85,13 @@ class Member:
             self.leases,
             self.networks,
             self.endpoints,
-            lambda _identity: False,
+            self.endpoint_records.withholds,
             self.endpoint_records.held,
         )
         self.blocks = AddressUsage(
             self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown=0
         )
-        self.readiness = Readiness(self.hosts, self.leases, lambda: "")
+        self.readiness = Readiness(self.hosts, self.leases, lambda: "", lambda: self.second)
         self.allocator = Allocator(
             self.networks,
             self.leases,

@@ -112,6 +112,29 @@ def test_what_went_while_the_agent_was_away_goes_at_its_start(tmp_path: Path) ->
     together(work)
 
 
+def test_two_agents_with_one_id_do_not_delete_each_other_s_records(tmp_path: Path) -> None:
+    """What the other one's record is about stays known to all hosts, until that agent has ended."""
+
+    async def work() -> None:
+        memory = Memory()
+        one, two = Teller(memory, tmp_path, "h1"), Teller(memory, tmp_path, "h2")
+        one.attach("mine")
+        await asyncio.gather(one.start(), two.start())
+        one.member.second = "host id h1 is in use by another agent that lives, on web1"
+        theirs = Endpoint(id="theirs", ifname="eth0", network="demo", host="h1", netns=9)
+        await two.member.store.transaction({"endpoints/h1/theirs/eth0": msgspec.json.encode(theirs)})
+        await soon(lambda: one.endpoint_records.withholds(theirs.identity), "h1 sees it", 1)
+        one.detach("mine")
+        await asyncio.sleep(60)
+        assert two.seen() == [("h1", "mine"), ("h1", "theirs")]
+        one.member.second = ""
+        await soon(lambda: two.seen() == [], "h1 is alone again", 3)
+        assert not one.endpoint_records.withholds(theirs.identity)
+        await asyncio.gather(one.stop(), two.stop())
+
+    in_virtual_time(work)
+
+
 def test_large_records_are_written_in_as_many_transactions_as_it_takes(tmp_path: Path) -> None:
     """Etcd takes some bytes at once. A record that it never takes keeps no other one away, and is not tried again."""
 
