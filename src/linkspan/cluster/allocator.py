@@ -37,7 +37,7 @@ class Allocator:
         self._leases = leases
         self._blocks = blocks
         self._exact = exact
-        self._readiness = readiness
+        self.readiness = readiness
         self._holder = holder
         self._take_part = take_part
 
@@ -49,7 +49,7 @@ class Allocator:
         If one allocation fails, all are released. Returns the allocations, IPv4 first. Raises Conflict, Invalid,
         Exhausted or Unavailable.
         """
-        self._readiness.require(network)
+        self.readiness.require(network)
         if crosses(network):
             await self._blocks.complete(network.name)
         given: list[Allocation] = []
@@ -71,7 +71,7 @@ class Allocator:
         ``allocate`` raises.
         """
         if crosses(network) and self._leases.mine(network.name) is None:
-            self._readiness.require(network)
+            self.readiness.require(network)
             await self._take_part(network)
 
     async def _exactly(self, network: Network, address: Prefix, request: AttachRequest) -> Allocation:

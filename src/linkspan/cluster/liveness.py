@@ -41,6 +41,8 @@ class Liveness:
         self._promise = promise
         self._since: dict[str, float] = {}
         self._spoke = float("-inf")
+        self._stalled_until = float("-inf")
+        """When the last silence ended in which this host might give out no address."""
         with contextlib.suppress(OSError, msgspec.DecodeError):
             last = msgspec.json.decode(self._file.read_bytes(), type=_Spoke)
             if last.boot_id == boot_id():
@@ -50,8 +52,11 @@ class Liveness:
         """Record that the store took this host's keepalive, sent at ``at`` (``core.clock.now``)."""
         if at - self._spoke > self._gap:  # the other hosts' keepalives were not seen meanwhile
             self._since.clear()
+        promised = self._promise(host)
+        if promised and at - self._spoke >= promised / 2:
+            self._stalled_until = now()
         self._spoke = at
-        if self._promise(host):
+        if promised:
             with contextlib.suppress(OSError):
                 self._file.write_bytes(msgspec.json.encode(_Spoke(boot_id(), at)))
 
@@ -82,11 +87,17 @@ class Liveness:
         promised = self._promise(host)
         return promised > 0 and host in self._since and now() - self._since[host] >= promised
 
-    def stalled(self, host: str) -> str:
-        """Return why this host may give out no address now, '' if it may."""
+    def stalled(self, host: str, since: float = float("inf")) -> str:
+        """Return why this host may give out no address now, or might not at a moment after ``since``.
+
+        Return '' if it may, and might.
+        """
         promised, silent = self._promise(host), now() - self._spoke
-        if not promised or silent < promised / 2:
+        if not promised:
             return ""
+        if silent < promised / 2:
+            past = "it did not reach the store for some time, and others may have reclaimed its addresses"
+            return past if self._stalled_until > since else ""
         length = "not since its start" if silent == float("inf") else f"not for {silent:.0f} s"
         return f"it has reached the store {length}, and others may reclaim its addresses after {promised:g} s"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import crosses
+from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Network
 
@@ -14,8 +15,10 @@ from linkspan.core.model import Network
 class Readiness:
     """Knows whether this host may give out an address now."""
 
-    def __init__(self, hosts: Hosts, leases: Leases, stalled: Callable[[], str], second: Callable[[], str]) -> None:
-        """``stalled`` returns why a silent host may give out none, '' if it may.
+    def __init__(
+        self, hosts: Hosts, leases: Leases, stalled: Callable[[float], str], second: Callable[[], str]
+    ) -> None:
+        """``stalled`` returns why a silent host may give out none, '' if it may, and might at all times since then.
 
         ``second`` returns an error text if another live agent uses this host's id, else ''.
         """
@@ -39,17 +42,27 @@ class Readiness:
         host = self._hosts.here
         if host.settings.get("drained"):
             raise Conflict(f"host {host.name} is drained", f"linkspan host undrain {host.name}")
-        if crosses(network) and (why := self._stalled()):
-            raise Unavailable(
-                f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store"
-            )
-        if crosses(network) and (why := self._second()):  # it gives out addresses of the same blocks
-            raise Conflict(
-                f"host {host.name} gives no address now: {why}",
-                "give each host an id of its own (--host-id), or stop the other agent",
-            )
+        self.confirm(network, now())
         if self._blind and not self._leases.listed:  # once listed, the store's records name these addresses
             why = f"it does not know the addresses of {', '.join(sorted(self._blind))}, whose containers run"
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows them, and the store"
+            )
+
+    def confirm(self, network: Network, since: float) -> None:
+        """Raise Conflict or Unavailable if an address given out at ``since`` (``core.clock.now``) may be another's.
+
+        While this agent stood still, others may have reclaimed its blocks.
+        """
+        host = self._hosts.here
+        if not crosses(network):
+            return
+        if why := self._stalled(since):
+            raise Unavailable(
+                f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store; try again"
+            )
+        if why := self._second():  # it gives out addresses of the same blocks
+            raise Conflict(
+                f"host {host.name} gives no address now: {why}",
+                "give each host an id of its own (--host-id), or stop the other agent",
             )

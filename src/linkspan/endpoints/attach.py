@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import msgspec
 
 from linkspan.core.addresses import mac
+from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Invalid, KernelError, LinkspanError, NotFound
 from linkspan.core.model import AttachRequest, Endpoint, Network
 from linkspan.core.states.host import HOST, State
@@ -162,7 +163,7 @@ async def _attach_alone(
 ) -> Endpoint:
     """Attach while no other operation runs on this endpoint or in its namespace."""
     await _refuse_known(registry, request, place.number)
-    token = registry.networks.token(network.name)
+    token, begun = registry.networks.token(network.name), now()
     async with contextlib.AsyncExitStack() as undo:  # in reverse order, and whatever becomes of one step
         allocations = await registry.allocator.allocate(network, request)
         addresses = [allocation.address for allocation in allocations]
@@ -190,6 +191,7 @@ async def _attach_alone(
                 await forget_connections(registry, endpoint, [])  # `from=` decides on a flow's first packet only
         if registry.networks.token(network.name) is not token:
             raise NotFound(f"network {network.name} was deleted meanwhile", "create it again")
+        registry.allocator.readiness.confirm(network, begun)
         registry.journal.attached(endpoint)
         undo.pop_all()
     registry.admit(endpoint, time.clock_gettime_ns(time.CLOCK_BOOTTIME))

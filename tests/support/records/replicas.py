@@ -60,6 +60,8 @@ class Member:
         self.name = name
         self.second = ""
         """The error text while another agent uses this host's id."""
+        self.stalled = ""
+        """Why this host was silent for too long."""
         self.memory = memory
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
@@ -91,7 +93,7 @@ class Member:
         self.blocks = AddressUsage(
             self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown=0
         )
-        self.readiness = Readiness(self.hosts, self.leases, lambda: "", lambda: self.second)
+        self.readiness = Readiness(self.hosts, self.leases, lambda _since: self.stalled, lambda: self.second)
         self.allocator = Allocator(
             self.networks,
             self.leases,

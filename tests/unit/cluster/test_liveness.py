@@ -55,6 +55,22 @@ def test_a_silent_host_stops_at_half_and_withdraws_at_the_end(tmp_path: Path, cl
     assert (one.stalled("h1"), one.withdrawn("h1")) == ("", False)
 
 
+def test_a_silence_that_is_over_counts_for_what_began_before_its_end(tmp_path: Path, clock: Clock) -> None:
+    """An attach that stood still in it must not use its address: others may have reclaimed the block."""
+    one = _liveness(tmp_path)
+    one.spoke("h1", clock.now)
+    clock.now += 1
+    begun = clock.now
+    clock.now += PROMISE / 2 - 2
+    one.spoke("h1", clock.now)
+    assert one.stalled("h1", begun) == ""
+    clock.now += PROMISE
+    one.spoke("h1", clock.now)
+    assert "others may have reclaimed its addresses" in one.stalled("h1", begun)
+    assert one.stalled("h1", clock.now) == ""
+    assert one.stalled("h1") == ""
+
+
 def test_without_a_promise_nothing_is_ever_given_up(tmp_path: Path, clock: Clock) -> None:
     """Off by default: a host that is silent for a year holds what it has, for itself and for the others."""
     one = _liveness(tmp_path, lambda _host: 0.0)

@@ -1,4 +1,4 @@
-"""A namespace that ends during its attach: the error says so, and not which of its consequences failed first."""
+"""What ends during an attach, its namespace or this host's right to give out addresses: the error says so."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from linkspan.core.desired import Source
-from linkspan.core.errors import LinkspanError, NotFound
+from linkspan.core.errors import LinkspanError, NotFound, Unavailable
 from linkspan.core.model import AttachRequest, Endpoint
 from linkspan.core.states.host import HOST, Key, LinkSysctl, State, Veth
 from linkspan.endpoints.attach import attach
 from linkspan.kernel.drivers import routes
 from linkspan.kernel.io.namespaces import Namespaces
+from support.records import replicas
 from support.records.one_host import network
 from support.records.registry_stage import NotedMachine, NotedReconciler, RegistryStage
 
@@ -92,6 +93,48 @@ def test_a_namespace_that_ends_during_its_attach_is_named_as_the_cause(
         with pytest.raises(LinkspanError, match=why):
             await attach(stage.registry, AttachRequest(id="c1", network="demo", ifname="eth0"), fd, "")
         assert not stage.endpoints
+        assert stage.member.blocks.free("demo") == free
+        os.close(fd)
+        await stage.stop()
+
+    asyncio.run(run())
+
+
+class Stalling(NotedReconciler):
+    """A reconciler that takes so long that this host's silence lasts too long meanwhile."""
+
+    member: replicas.Member
+
+    def changes(
+        self, sources: Mapping[Source, Iterable[State]], there: tuple[type[State], ...] = ()
+    ) -> dict[Key, LinkspanError]:
+        """Make the changes, and be late."""
+        self.member.stalled = "others may have reclaimed its addresses"
+        return super().changes(sources, there)
+
+
+def test_an_attach_that_stands_still_for_too_long_fails_and_frees_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other hosts may have reclaimed the block and given out the same address meanwhile."""
+    monkeypatch.setattr(routes, "default_metrics", lambda _sockets, _netns: [])
+
+    async def run() -> None:
+        kernel = Stalling()
+        machine = NotedMachine(kernel)
+        other: Any = Ending(linked=True, lives=True)
+        machine.namespaces, machine.sockets = other.namespaces, other
+        stage, fd = RegistryStage(tmp_path, machine), os.open(tmp_path, os.O_RDONLY)
+        kernel.member = stage.member
+        net = replicas.network()
+        await stage.start(net)
+        await stage.member.leases.claim(net, {})
+        stage.member.blocks.refresh()
+        free = stage.member.blocks.free("demo")
+        with pytest.raises(Unavailable, match="h1 gives no address now: others may have reclaimed its addresses"):
+            await attach(stage.registry, AttachRequest(id="c1", network="demo", ifname="eth0"), fd, "")
+        assert not stage.endpoints
+        assert not stage.journal.rows()
         assert stage.member.blocks.free("demo") == free
         os.close(fd)
         await stage.stop()
