@@ -2,6 +2,9 @@
 
 A call goes to the endpoint that answered last; if that fails, to the next. Each gets SECONDS, so a call takes at most
 SECONDS times the number of endpoints. A refusal by etcd itself is not retried at another member.
+
+A member whose disk hangs still answers keepalives, progress requests of watches, and questions for its status. So a
+member that let a call wait, or whose watch lags, is *doubted*: it is asked last until it answers a call again.
 """
 
 from __future__ import annotations
@@ -76,6 +79,8 @@ class Gateway:
         """
         self._late: Counter[str] = Counter()
         """By endpoint: the logins that one which is up did not answer in time, since it last answered one."""
+        self._doubted: set[str] = set()
+        """The endpoints that are asked last."""
         self.streams: set[Stream] = set()
         """The open streams."""
         self._leaving: set[asyncio.Task[None]] = set()
@@ -96,17 +101,29 @@ class Gateway:
                 except Failed as error:
                     failures[endpoint] = error
                     sent |= error.sent
+                    if error.silent:
+                        self.doubt(endpoint)
                     if not error.dropped:
                         break  # only a closed connection deserves another try: it may have been idle for long
                 else:
+                    self._doubted.discard(endpoint)
                     self.prefer(endpoint)
                     return answer, sent
         raise await self.unavailable(failures)
 
     def prefer(self, endpoint: str) -> None:
-        """Ask this endpoint first from now on, unless it was taken out meanwhile."""
-        if endpoint in self.url.endpoints:
+        """Ask this endpoint first from now on, unless it was taken out meanwhile, or is doubted."""
+        if endpoint in self.url.endpoints and not self._is_doubted(endpoint):
             self.endpoint = endpoint
+
+    def doubt(self, endpoint: str) -> None:
+        """Ask this endpoint last, until it answers a call."""
+        self._doubted.add(endpoint)
+        self.endpoint = self.order()[0]
+
+    def _is_doubted(self, endpoint: str) -> bool:
+        """Return whether an endpoint is doubted, and another one is not: if all are, that is no fault of a member's."""
+        return endpoint in self._doubted and not self._doubted.issuperset(self.url.endpoints)
 
     def follow(self, endpoints: tuple[str, ...]) -> None:
         """Use these endpoints (HOST:PORT, at least one) from now on; running calls and streams go on."""
@@ -115,9 +132,12 @@ class Gateway:
             self.endpoint = random.choice(endpoints)  # noqa: S311 - it spreads, and hides nothing
 
     def order(self) -> tuple[str, ...]:
-        """Return the endpoints in the order in which they are asked: the one that answered last is the first."""
+        """Return the endpoints in the order in which they are asked.
+
+        The one that answered last is the first, and doubted ones are the last.
+        """
         first = self.url.endpoints.index(self.endpoint)
-        return self.url.endpoints[first:] + self.url.endpoints[:first]
+        return tuple(sorted(self.url.endpoints[first:] + self.url.endpoints[:first], key=self._is_doubted))
 
     async def unavailable(self, failures: Mapping[str, Failed]) -> Unavailable:
         """Return the error for a call that no endpoint answered, with the reason of each."""

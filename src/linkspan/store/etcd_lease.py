@@ -47,8 +47,8 @@ class StandingLease:
     async def keep(self) -> float:
         """Renew the lease; return for how many seconds it exists from now on, 0 if there is none (any more).
 
-        Other calls then begin at the member that answered. If no member answers, raises Unavailable with the reason of
-        each.
+        Other calls then begin at the member that answered, unless it is doubted (`etcd_gateway.py`). If no member
+        answers, raises Unavailable with the reason of each.
         """
         lease, failures = self._id, dict[str, Failed]()
         if not lease:

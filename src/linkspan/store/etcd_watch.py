@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import NoReturn
 from linkspan.core.clock import loop_time
 from linkspan.core.errors import NotFound, Unavailable
 from linkspan.core.store_contract import PROOF_SECONDS, Batch
-from linkspan.core.supervise import until_whole, woken
+from linkspan.core.supervise import ended, until_whole, woken
 from linkspan.store.etcd_errors import Refused
 from linkspan.store.etcd_gateway import Gateway
 from linkspan.store.etcd_guard import ClusterGuard
@@ -31,6 +32,8 @@ from linkspan.store.etcd_wire import (
 )
 from linkspan.store.table import refuse_revision
 
+log = logging.getLogger("linkspan.store.etcd_watch")
+
 SEEN = 8
 """Last changes that a watch remembers: a restored store cannot have the same ones at the same revisions by chance."""
 
@@ -42,6 +45,12 @@ a watch begins again comes from changes, and from progress that etcd reports una
 QUIET_SECONDS = 1.5
 """Seconds for the answer to a progress request. Then the watch is opened again, at any member that answers: a
 connection from an address that the host has lost is silent, and never ends."""
+COMPARE_SECONDS = 10.0
+"""Seconds between two comparisons of the watch with the store. A follower whose disk hangs still answers progress
+requests, and applies nothing: it reports no change any more. So the store's revision is read through raft, which such a
+member cannot answer, and the watch's own member must tell it, too. Such a read is no entry in raft's log."""
+LAG_SECONDS, LAG_STEP = 3.0, 0.5
+"""Seconds in which it must have told that, and between two progress requests for it."""
 LONGEST_PATIENCE = 16
 """Largest multiple of QUIET_SECONDS that a watch waits. It doubles after each watch that told no change and proved
 nothing: an overloaded etcd needs longer until it sends the first of many past changes."""
@@ -105,13 +114,14 @@ class EtcdWatch:
             "fragment": True,
         }
         rest: tuple[Event, ...] = ()
-        with contextlib.closing(
-            await self._gateway.stream(endpoint, "/v3/watch", {"create_request": request})
-        ) as stream:
+        stream = await self._gateway.stream(endpoint, "/v3/watch", {"create_request": request})
+        async with self._compared(stream, place):
             pace = Pace()
             while (line := await self._first(stream, quiet)) is not None:
+                place.reading = False
                 lines = (line, *stream.waiting())
                 messages, wrong = self._messages(lines, endpoint)
+                place.told = max(place.told, *(message.header.revision for message in messages), 0)
                 if changed := [message for message in messages if message.events]:
                     events = (*rest, *(event for message in changed for event in message.events))
                     last = events[-1].kv.mod_revision if changed[-1].fragment else 0
@@ -136,6 +146,38 @@ class EtcdWatch:
                 if wrong is not None:
                     raise wrong
                 await stream.pause(pace.rest(loop_time(), sum(map(len, lines))))
+                place.reading = True
+
+    @contextlib.asynccontextmanager
+    async def _compared(self, stream: Stream, place: Place) -> AsyncIterator[None]:
+        """Compare a watch with the store meanwhile, and close its stream in the end."""
+        place.told, place.reading = place.revision, True
+        with contextlib.closing(stream):
+            comparing = asyncio.create_task(self._compare(stream, place))
+            try:
+                yield
+            finally:
+                await ended(comparing)
+
+    async def _compare(self, stream: Stream, place: Place) -> None:
+        """End a stream whose member lags, and have other members asked first."""
+        while True:
+            await asyncio.sleep(until_whole(COMPARE_SECONDS))
+            try:
+                answer, _ = await self._guard.carry_out([], [])
+            except Unavailable:  # nobody knows whether there is more to tell
+                continue
+            waited = 0.0
+            while place.told < answer.header.revision:
+                if waited >= LAG_SECONDS:
+                    log.warning("etcd %s reports no changes any more; another member is asked", stream.endpoint)
+                    self._gateway.doubt(stream.endpoint)
+                    stream.end()
+                    return
+                if place.reading:  # else it may have told it already
+                    stream.send({"progress_request": {}})
+                    waited += LAG_STEP
+                await asyncio.sleep(LAG_STEP)
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
@@ -262,6 +304,10 @@ class Place:
     def __init__(self, prefix: str, revision: int) -> None:
         self.prefix = prefix
         self.revision = revision
+        self.told = revision
+        """The highest revision that the watch's present member named: changes before it may be on their way."""
+        self.reading = True
+        """False while changes are handled: more may have come."""
         self.seen: deque[Event] = deque(maxlen=SEEN)
         """The last changes: they show that the store is still the same one."""
         self._etcd = ""
