@@ -22,6 +22,8 @@ LOOSE = 0.5
 """Fraction of a file that may be unused: from here on a defragmentation halves the file."""
 LEAST = 100 << 20
 """Bytes: a smaller file is not worth a defragmentation, unless it takes much of the quota."""
+FAR = 1000
+"""Entries of raft's log by which a member may be behind the others: they answer within some milliseconds."""
 EASY = 0.9
 """Fraction of the quota below which all members must be before the alarm NOSPACE is lifted: otherwise it comes back."""
 UNSEEN = "it advertises no address at which this host could ask it"
@@ -36,7 +38,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
 
     If it was not asked or did not answer, ``problem`` says why and ``version`` is ''. Sizes are bytes. ``quota`` is 0
     if it is not known, and below 0 if the member has none. ``led``: the member knows a leader. ``applied``: the last
-    index of raft's log that it has applied.
+    index of raft's log that it has applied. ``lags``: the others had applied more some time ago (``compared``).
     """
 
     id: str
@@ -50,6 +52,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
     learner: bool = False
     led: bool = True
     applied: int = 0
+    lags: bool = False
     problem: str = ""
 
     @property
@@ -108,6 +111,23 @@ class EtcdStatus(msgspec.Struct, frozen=True):
     def called(self, member: str) -> str:
         """Return the name of the member with this id; the id if no member has it."""
         return next((one.name for one in self.members if one.id == member), member)
+
+
+def compared(etcd: EtcdStatus, due: int) -> EtcdStatus:
+    """Return the status with those members marked that lag, such as one whose disk hangs: it still answers.
+
+    ``due`` is the last index that a member had applied a while ago, so all must have applied it by now.
+    """
+    last = max((one.applied for one in etcd.answering), default=0)
+    return msgspec.structs.replace(
+        etcd,
+        members=tuple(
+            msgspec.structs.replace(one, lags=one.applied < max(due, last - FAR))
+            if not one.problem and not one.learner
+            else one
+            for one in etcd.members
+        ),
+    )
 
 
 def fragmented(member: MemberStatus, *, urgent: bool) -> bool:

@@ -87,6 +87,7 @@ from linkspan.store.etcd_status import (
     EtcdStatus,
     MemberStatus,
     bytes_told,
+    compared,
     has_room,
     next_fragmented,
 )
@@ -113,6 +114,9 @@ LONGEST = 6
 
 BACK = 0.05
 """Fraction of the quota by which a file must fall below a threshold before the agent reports the threshold again."""
+
+LAGGING = 10.0
+"""Seconds in which each member must apply what another one has applied."""
 
 QUOTA_AGE = {False: 6 * 3600.0, True: 900.0}
 """Seconds for which a known quota is used; by whether a threshold is reached: an operator may raise the quota then."""
@@ -185,6 +189,10 @@ class Upkeep:
         self._since = 0.0
         self._longer = 1.0
         self._looked = float("-inf")
+        self._applied = (float("-inf"), 0)
+        """When the members were compared, and the last index of raft's log that one of them had applied then."""
+        self._owed = 0
+        """The same index of an earlier look, LAGGING or longer ago."""
         self._next_try = float("-inf")
         self._tries = 0
         self._was_full = False
@@ -248,7 +256,11 @@ class Upkeep:
 
     async def _look(self, etcd: Maintenance, quota_age: float | None = None) -> EtcdStatus:
         """Read the status of all members; a known quota is used for ``quota_age`` seconds (None: QUOTA_AGE)."""
-        self.etcd = await etcd.status(QUOTA_AGE[self._level > 0] if quota_age is None else quota_age)
+        found = await etcd.status(QUOTA_AGE[self._level > 0] if quota_age is None else quota_age)
+        at, applied = self._applied
+        if now() - at >= LAGGING:
+            self._owed, self._applied = applied, (now(), max((one.applied for one in found.answering), default=0))
+        self.etcd = compared(found, self._owed)
         self._looked = now()
         self._replica.note_room(full=self.etcd.full)
         self._note()

@@ -137,6 +137,7 @@ def test_unused_space_is_the_agents_or_the_operator_s() -> None:
     [
         ((*WELL[:2], member("m2", problem="connection refused", version="")), "warn", "member m2 is not seen"),
         ((*WELL[:2], member("m2", problem=UNSEEN, version="")), "warn", "it advertises no address"),
+        ((*WELL[:2], member("m2", lags=True)), "warn", "member m2 answers, and does not apply what the others have"),
         ((*WELL[:2], member("m2", version="3.6.1")), "warn", "versions differ: m0 3.5.16, m1 3.5.16, m2 3.6.1"),
         ((member("m0", leader=True, version="3.5.1"),), "warn", "may lose data in a crash"),
         (WELL[:2], "warn", "2 voting members survive the loss of 0, as 1 do"),
@@ -146,7 +147,7 @@ def test_unused_space_is_the_agents_or_the_operator_s() -> None:
     ],
 )
 def test_members_that_are_not_well_are_told(members: tuple[MemberStatus, ...], status: str | None, detail: str) -> None:
-    """One that is away, versions that differ or lose data, a number that is of no use, and no leader."""
+    """One that is away or applies nothing, versions that differ or lose data, a useless number, and no leader."""
     found = said(*members).get("members")
     assert (found and found.status) == status
     if found:

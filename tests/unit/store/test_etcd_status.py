@@ -12,6 +12,7 @@ from linkspan.store.etcd_status import (
     EtcdStatus,
     MemberStatus,
     bytes_told,
+    compared,
     fragmented,
     has_room,
     next_fragmented,
@@ -104,3 +105,18 @@ def test_the_alarm_is_lifted_only_where_every_member_has_room() -> None:
 def test_bytes_are_told_in_a_unit_that_fits(number: int, told: str) -> None:
     """With one decimal, as other tools do."""
     assert bytes_told(number) == told
+
+
+def test_a_member_lags_that_has_not_applied_what_another_one_had_long_ago() -> None:
+    """Its disk may hang: it answers all the same. A few entries of the present, and a learner, are no fault."""
+    found = etcd(
+        member("a", applied=5000),
+        member("b", applied=4990),
+        member("c", applied=4979),
+        member("d", applied=10, learner=True),
+        member("e", problem="connection refused"),
+    )
+    assert [one.name for one in compared(found, 4980).members if one.lags] == ["c"]
+    assert [one.name for one in compared(found, 0).members if one.lags] == []
+    far = etcd(member("a", applied=5000), member("b", applied=3999))
+    assert [one.name for one in compared(far, 0).members if one.lags] == ["b"]

@@ -200,6 +200,11 @@ def _wrong_members(etcd: EtcdStatus, *, ours: bool) -> Iterator[Check]:
         elif one.problem:
             fix = "start it, or etcdctl member remove it if it will not come back; until then one less may fail"
             yield Check("store members", "warn", f"member {one.name or one.id} is not seen: {one.problem}", fix)
+    for one in etcd.answering:
+        if one.lags:
+            detail = f"member {one.name or one.id} answers, and does not apply what the others have applied"
+            fix = f"look at its disk, load and log ({one.endpoint}); until it has caught up, one less may fail"
+            yield Check("store members", "warn", detail, fix)
     if etcd.answering and not any(one.led for one in etcd.answering):
         fix = "start the members that are down, or repair the path between them: more than half must see each other"
         yield Check("store members", "fail", "no member knows a leader, so etcd takes no writes", fix)
