@@ -11,6 +11,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
+import msgspec
+
+from linkspan.cluster.founding.etcd_service import VOTER
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.core.errors import LinkspanError, counted, first_of
@@ -18,13 +21,15 @@ from linkspan.core.store_url import HOST_USER, etcd_parts
 from linkspan.diagnose.doctor import store_checks
 from linkspan.diagnose.doctor.checks import Check
 from linkspan.store.contact import SLOW, STALE, State
-from linkspan.store.etcd_status import NOSPACE, STEPS
+from linkspan.store.etcd_status import NOSPACE, STEPS, EtcdStatus
 from linkspan.store.records import SETTINGS
 from linkspan.store.replica import Replica
 from linkspan.store.upkeep import Upkeep
 
 PATIENCE = 5.0
 """Seconds that `doctor` waits for the store: one endpoint of etcd has 3."""
+RECENT = 10.0
+"""Seconds after which a finding of `status` says how old it is: an etcd that is well is seldom looked at."""
 WELL: tuple[State, ...] = ("ok", "slow")
 _LOOK = "look at the store's own log, and at the path to it"
 
@@ -133,12 +138,24 @@ class StoreHealth:
         upkeep = self._upkeep
         url = self._url()
         ours = url.startswith("etcd://") and etcd_parts(url).user.startswith(HOST_USER)
-        found = list(store_checks.checks(upkeep.etcd, upkeep.allowed, upkeep.last, ours=ours))
+        found = list(store_checks.checks(self._named(upkeep.etcd), upkeep.allowed, upkeep.last, ours=ours))
         if self._replica.problem and not self._replica.contact.full:  # it does not answer
             return [_of_then(one, upkeep.etcd.at) for one in found if one.status != "skip"]
         if upkeep.problem:
             found.append(Check("store upkeep", "warn", upkeep.problem, upkeep.fix))
         return found
+
+    def _named(self, etcd: EtcdStatus) -> EtcdStatus:
+        """Return the status with the names of hosts in place of those that their voters have in etcd."""
+        return msgspec.structs.replace(
+            etcd,
+            members=tuple(
+                msgspec.structs.replace(one, name=self._hosts.name(one.name.removeprefix(VOTER)))
+                if one.name.startswith(VOTER)
+                else one
+                for one in etcd.members
+            ),
+        )
 
     def _told_of_etcd(self) -> dict[str, object] | None:
         """Return the state of etcd at the last look; None for another store, or before the first look."""
@@ -164,7 +181,11 @@ class StoreHealth:
                 }
                 for one in etcd.members
             ],
-            "problems": [{"what": one.detail, "fix": one.fix} for one in self._of_etcd() if _is_problem(one)],
+            "problems": [
+                {"what": f"{one.detail}{_as_of(etcd.at)}", "fix": one.fix}
+                for one in self._of_etcd()
+                if _is_problem(one)
+            ],
         }
 
     def _age(self) -> str:
@@ -180,6 +201,12 @@ def _of_then(one: Check, at: float) -> Check:
     """Return a check of a store that does not answer: an earlier finding says nothing about the present."""
     ago = f"{time.time() - at:.0f} s ago"
     return Check(one.check, "skip", f"the store does not answer; {ago}: {one.detail}")
+
+
+def _as_of(at: float) -> str:
+    """Return how old a finding is, in words; '' if it is recent."""
+    age = time.time() - at
+    return f" (as of {age:.0f} s ago)" if age > RECENT else ""
 
 
 def _is_problem(one: Check) -> bool:

@@ -6,14 +6,18 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from linkspan.agent import store_health
 from linkspan.agent.store_health import StoreHealth
+from linkspan.cluster.founding.etcd_service import VOTER
 from linkspan.core.errors import Full, Unavailable
 from linkspan.core.store_contract import Batch, Record
+from linkspan.core.store_url import HOST_USER
 from linkspan.store import contact
 from linkspan.store.contact import STALE, Contact
+from linkspan.store.etcd_status import EtcdStatus, MemberStatus
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.upkeep import Upkeep
 from support.polling import eventually
@@ -47,6 +51,35 @@ async def _two_hosts(folder: Path) -> Member:
     await one.store.transaction({"alive/h2": b"x"}, ttl=60)
     await one.replica.start()
     return one
+
+
+def test_a_voter_is_named_as_its_host_and_an_old_finding_says_its_age(tmp_path: Path) -> None:
+    """Etcd knows it by its host's id. An etcd that is well is looked at every two minutes only."""
+
+    async def work() -> None:
+        one = Member(Memory(), tmp_path, "h1")
+        await one.store.transaction({"hosts/24ad03": b'{"id": "24ad03", "name": "web2"}'})
+        await one.replica.start()
+        kept = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
+        url = f"etcd://203.0.113.1:5379/c?user={HOST_USER}h1&password-file=/secret"
+        health = StoreHealth(one.replica, one.remote, one.hosts, kept, lambda: url, time.time())
+
+        def problems() -> list[dict[str, str]]:
+            told = health.told()["etcd"]
+            assert isinstance(told, dict)
+            return [found for found in told["problems"] if "not seen" in found["what"]]
+
+        away = MemberStatus("2", f"{VOTER}24ad03", problem="connection refused")
+        kept.etcd = EtcdStatus(time.time(), (MemberStatus("1", f"{VOTER}h1", version="3.5.16"), away))
+        (fresh,) = problems()
+        assert fresh["what"] == "the voter web2 is not seen: connection refused"
+        assert "start host web2" in fresh["fix"]
+        kept.etcd = msgspec.structs.replace(kept.etcd, at=time.time() - 80)
+        (old,) = problems()
+        assert old["what"] == "the voter web2 is not seen: connection refused (as of 80 s ago)"
+        await one.replica.stop()
+
+    together(work)
 
 
 def test_hosts_are_unknown_once_the_store_has_told_nothing_for_a_while(tmp_path: Path, clock: Clock) -> None:

@@ -192,7 +192,7 @@ def _wrong_members(etcd: EtcdStatus, *, ours: bool) -> Iterator[Check]:
         if ours and one.learner:
             continue  # it begins, or it is taken out by itself
         if ours and one.problem:
-            fix = "start its host and the agent there; `linkspan cluster members` shows who may take its place"
+            fix = f"start host {one.name} and the agent there; `linkspan cluster members` shows who may take its place"
             yield Check("store members", "warn", f"the voter {one.name} is not seen: {one.problem}", fix)
         elif one.problem == UNSEEN:
             fix = "give it its own address by --advertise-client-urls, or add it to the store's URL"
