@@ -346,3 +346,30 @@ def test_a_reload_that_hangs_is_waited_for_once(
     until(lambda: driver.apply([wanted], []) == {}, "it has ended", 10)
     assert list(driver.observe(HOST)) == [wanted]
     assert count.read_text() == "\n\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (("one", "two", "three", "four"), "two / three / four"),
+        (
+            (
+                '{"level":"fatal","msg":"open wal failed","error":"no space left on device"}',
+                '{"level":"info","ts":"2026-12-02","caller":"embed/config.go:689","msg":"Running http"}',
+                "exit status 1",
+            ),
+            "open wal failed: no space left on device",
+        ),
+        (('{"level":"info","msg":"first"}', '{"level":"info","msg":"second"}'), "first / second"),
+        (("short", "x" * 299), "x" * 299),
+    ],
+)
+def test_the_end_of_a_helper_s_log_says_why_it_ended(
+    driver: ProcessDriver, tmp_path: Path, lines: tuple[str, ...], told: str
+) -> None:
+    """Errors alone, if it writes JSON and there are any; and no line is cut."""
+    printed = tmp_path / "printed"
+    printed.write_text("".join(f"{line}\n" for line in lines))
+    wanted = Process("a", ("cat", str(printed)))
+    (error,) = driver.apply([wanted], []).values()
+    assert error.message == f"a ended at once: {told}"

@@ -53,6 +53,10 @@ RELOAD = 2.0
 """Seconds to wait for a reload command, once: attaches wait as well."""
 LOG_LIMIT = 1 << 20
 """Largest log in bytes: a larger one is truncated at the next start."""
+LOOKED_AT, TOLD = 20, 300
+"""Last lines of a log that are looked at for an error, and characters of them that it quotes."""
+SEVERE = ("error", "fatal", "panic")
+"""Levels of a log of JSON that say why a helper ended."""
 STEADY = 10.0
 """Seconds after which a helper counts as stable."""
 LONGEST_WAIT = 30.0
@@ -409,10 +413,34 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+class _Line(msgspec.Struct):
+    """A line of a helper that writes its log as JSON, as etcd does."""
+
+    level: str
+    msg: str
+    error: str = ""
+
+
+def _said(line: str) -> tuple[bool, str]:
+    """Return whether a line of a log says that it is an error, and its text."""
+    try:
+        found = msgspec.json.decode(line, type=_Line)
+    except msgspec.DecodeError:
+        return False, line.strip()
+    return found.level in SEVERE, ": ".join(filter(None, (found.msg, found.error)))
+
+
 def _tail(log: Path) -> str:
-    """Return the last lines of a log, for an error."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:] if log.exists() else []
-    return " / ".join(line.strip() for line in lines)[-300:] or "it printed nothing"
+    """Return the last lines of a log, for an error: errors alone, if some of the last lines say that they are."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    said = [_said(line) for line in lines[-LOOKED_AT:]]
+    texts = [text for severe, text in said if severe] or [text for _, text in said]
+    told = texts[-1:]
+    for text in texts[-2:-4:-1]:
+        if len(text) + sum(map(len, told)) > TOLD:
+            break
+        told.insert(0, text)
+    return " / ".join(told)[-TOLD:] or "it printed nothing"
 
 
 def driver(host: LocalHost) -> ProcessDriver:
