@@ -140,6 +140,9 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
         cases = by_interval.setdefault("1m" if waits < 1440 else "30m", [])  # each evaluation of all rules takes time
         cases += [_case(name, bad, fires=True, minutes=waits + 60 if waits >= 1440 else waits + 12)]
         cases += [_case(name, well, fires=False, minutes=12)]
+    full = _case("LinkspanStoreFull", "1", fires=True, minutes=12)
+    full["input_series"].append({"series": SERIES["LinkspanStoreAway"][0], "values": "0x12"})
+    by_interval["1m"].append(full)  # a store that is full is not away
     for interval, cases in by_interval.items():
         file = tmp_path / f"{interval}.yml"
         tests = {"rule_files": [str(RULES)], "evaluation_interval": interval, "tests": cases}
