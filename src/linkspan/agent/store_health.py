@@ -28,8 +28,8 @@ from linkspan.store.upkeep import Upkeep
 
 PATIENCE = 5.0
 """Seconds that `doctor` waits for the store: one endpoint of etcd has 3."""
-RECENT = 10.0
-"""Seconds after which a finding of `status` says how old it is: an etcd that is well is seldom looked at."""
+RECENT = 5.0
+"""Seconds after which a finding says how old it is: etcd is seldom looked at, and an operator may have mended it."""
 WELL: tuple[State, ...] = ("ok", "slow")
 _LOOK = "look at the store's own log, and at the path to it"
 
@@ -131,7 +131,9 @@ class StoreHealth:
 
     def _full(self) -> str:
         found = [one.fix for one in self._of_etcd() if one.check == "store alarms" and one.fix]
-        return self._upkeep.fix or next(iter(found), STEPS)
+        at = self._upkeep.etcd.at
+        again = f"{old}; `linkspan doctor` looks again" if at and (old := _as_of(at)) else ""
+        return (self._upkeep.fix or next(iter(found), STEPS)) + again
 
     def _of_etcd(self) -> list[Check]:
         """Return the checks of etcd as of the last look, and of its upkeep."""

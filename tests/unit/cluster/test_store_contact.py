@@ -17,7 +17,7 @@ from linkspan.core.store_contract import Batch, Record
 from linkspan.core.store_url import HOST_USER
 from linkspan.store import contact
 from linkspan.store.contact import STALE, Contact
-from linkspan.store.etcd_status import EtcdStatus, MemberStatus
+from linkspan.store.etcd_status import NOSPACE, EtcdStatus, MemberStatus
 from linkspan.store.memory import Memory, MemoryStore
 from linkspan.store.upkeep import Upkeep
 from support.polling import eventually
@@ -38,10 +38,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def _health(one: Member, *, shared: bool = True) -> StoreHealth:
-    """Return the store's health as a host sees it that has just started."""
+def _health(one: Member, *, shared: bool = True, etcd: EtcdStatus | None = None) -> StoreHealth:
+    """Return the store's health as a host sees it that has just started; ``etcd`` is what it saw of etcd."""
     one.hosts.shared = shared
     upkeep = Upkeep(one.replica, None, "h1", "compact", lambda _what: None, lambda _verb: None)
+    upkeep.etcd = etcd or EtcdStatus()
     return StoreHealth(one.replica, one.remote, one.hosts, upkeep, lambda: "etcd://203.0.113.1", time.time())
 
 
@@ -94,6 +95,23 @@ def test_hosts_are_unknown_once_the_store_has_told_nothing_for_a_while(tmp_path:
         clock.now += 0.1
         assert (one.hosts.lives("h2"), one.hosts.lives("h1")) == (None, True)
         assert _health(one).unknown() == ["h2"]
+        await one.replica.stop()
+
+    together(work)
+
+
+def test_the_steps_of_a_full_store_have_the_age_of_the_look_behind_them(tmp_path: Path) -> None:
+    """The operator may have done one of them since, and `status` does not look again."""
+
+    async def work() -> None:
+        one = await _two_hosts(tmp_path)
+        one.replica.note_room(full=True)
+        for age, dated in ((1.0, False), (30.0, True)):
+            member = MemberStatus("id-m0", "m0", "192.0.2.9:2379", "3.5.16", 100, 100, 100, leader=True)
+            etcd = EtcdStatus(time.time() - age, (member,), (("id-m0", NOSPACE),))
+            state, _, fix = _health(one, etcd=etcd).state()
+            assert (state, "alarm disarm" in fix) == ("full", True)
+            assert ("as of 30 s ago" in fix) == dated
         await one.replica.stop()
 
     together(work)

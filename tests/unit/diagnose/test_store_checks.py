@@ -172,14 +172,21 @@ def test_an_etcd_that_forgets_promotions_is_named(version: str, status: str) -> 
         ("compact", Turn("h7", 1.0, OURS), "ok", "the last to take its turn was host h7"),
         ("none", Turn("h7", 1.0, OTHER), "ok", "the agents leave it alone"),
         ("none", Turn("h7", time.time() - HOURS, OURS), "ok", "host h7"),
-        ("none", Turn("h7", 1.0, OURS), "warn", "nobody else is seen to"),
-        ("none", Turn(), "warn", "nobody else is seen to"),
+        ("none", Turn("h7", 1.0, OURS), "warn", "no turn of another host is known of the last two days"),
+        ("none", Turn(), "warn", "no turn of another host is known: the first comes after about two hours"),
     ],
 )
 def test_who_compacts_the_history_is_told(allowed: Allowed, last: Turn, status: str, words: str) -> None:
     """A host that may not is content with any other that does, and warns where none is seen."""
     (found,) = [one for one in checks(EtcdStatus(1.0, WELL), allowed, last) if one.check == "store history"]
     assert (found.status, words in found.detail) == (status, True)
+
+
+def test_a_full_store_s_history_is_compacted_without_a_turn() -> None:
+    """`doctor` does not say that nobody compacts it beside the steps that begin after a compaction."""
+    full = EtcdStatus(1.0, WELL, (("id-m1", NOSPACE),))
+    (found,) = [one for one in checks(full, "compact", Turn()) if one.check == "store history"]
+    assert (found.status, found.detail) == ("ok", "the agents compact it whenever the quota is full")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def checks(etcd: EtcdStatus, allowed: Allowed, last: Turn, *, ours: bool = False
         yield from _alarms(etcd, allowed)
         yield from _members(etcd, ours=ours)
         yield from _upgrade(etcd)
-        yield _history(allowed, last)
+        yield _history(etcd, allowed, last)
 
 
 def snapshots(folder: Path, count: int, age: float | None, problem: str, up: float) -> Check:
@@ -112,7 +112,7 @@ def _fragmentation(etcd: EtcdStatus, allowed: Allowed) -> Check:
         most = max((one.loose for one in etcd.answering), default=0.0)
         return Check("store fragmentation", "ok", f"at most {most:.0%} of a member's file is unused")
     told = ", ".join(f"{one.loose:.0%} of {bytes_told(one.size)} on member {one.name}" for one in ragged)
-    detail = f"unused, and missed by no record: {told}"
+    detail = f"part of a file that nothing uses: {told}"
     if allowed == "all":
         return Check("store fragmentation", "ok", f"{detail}; an agent defragments it within some minutes")
     return Check("store fragmentation", "warn", detail, _DEFRAGMENT)
@@ -231,13 +231,18 @@ def _upgrade(etcd: EtcdStatus) -> Iterator[Check]:
         yield Check("store upgrade", "warn" if min(patches) < OLD else "ok", detail, fix)
 
 
-def _history(allowed: Allowed, last: Turn) -> Check:
+def _history(etcd: EtcdStatus, allowed: Allowed, last: Turn) -> Check:
     name = "store history"
     if last.compactor == OTHER:
         return Check(name, "ok", "etcd compacts it, or another program does: the agents leave it alone")
     if last.compactor == OURS and _looked_after(allowed, last):
         return Check(name, "ok", f"the agents compact it; the last to take its turn was host {last.by}")
     if allowed == "none":
-        return Check(name, "warn", "this host may not compact it, and nobody else is seen to", _COMPACT)
+        detail = "store_upkeep of this host is none, and no turn of another host is known"
+        detail += " of the last two days" if last.at else ": the first comes after about two hours"
+        fix = f'nothing if another host has "compact" or "all" and little changes; otherwise {_COMPACT}'
+        return Check(name, "warn", detail, fix)
+    if etcd.full:
+        return Check(name, "ok", "the agents compact it whenever the quota is full")
     detail = "nobody is known to compact it regularly: the agents do so if etcd has not within about two hours"
     return Check(name, "ok", detail)
