@@ -97,7 +97,7 @@ def names_of_policies(sentences: Iterable[str]) -> list[Check]:
 
 def fast(standings: Mapping[str, Standing]) -> list[Check]:
     """Return which networks with ``fast=true`` are fast on this host, and why not; ``standings`` by network."""
-    fix = "docs/backends.md (A fast path) explains it; meanwhile all packets pass the rules, as in other networks"
+    fix = "docs/backends.md (A fast path inside a network) explains it; meanwhile all packets pass the rules"
     return [
         Check(f"fast path of {name}", "warn" if one.obstacle else "ok", one.words(), fix if one.obstacle else "")
         for name, one in sorted(standings.items())

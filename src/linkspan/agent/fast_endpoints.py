@@ -59,6 +59,8 @@ class Standing(msgspec.Struct, frozen=True):
         named = [f"{name}: {why}" for name, why in sorted(self.left.items())]
         more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
         left = "; ".join([*named[:_NAMED], *more])
+        if not self.endpoints and not left:
+            return "fast on this host, which has none of its containers"
         return f"fast for {self.endpoints} of its containers here" + (f", not for {left}" if left else "")
 
 

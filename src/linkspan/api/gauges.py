@@ -48,6 +48,12 @@ def gauges(agent: Agent, condition: Condition, handshakes: dict[str, float]) -> 
     yield "linkspan_endpoints", "Endpoints attached", "network", counts
     free = {n: float(agent.blocks.free(n)) for n in names}
     yield "linkspan_addresses_free", "Addresses left", "network", free
+    standings = {network.name: agent.fast_endpoints.standing(network) for network in agent.networks.all()}
+    fast = {name: one for name, one in standings.items() if one is not None}
+    what = "Whether this host forwards packets of a network with fast=true early"
+    yield "linkspan_fast_path_up", what, "network", {name: float(not one.obstacle) for name, one in fast.items()}
+    what = "Endpoints on the fast path of their network"
+    yield "linkspan_fast_path_endpoints", what, "network", {n: float(one.endpoints) for n, one in fast.items()}
     unreadable = float(len(condition.store["unreadable"]))
     yield "linkspan_records_unreadable", "Records of the store that are skipped", "", {"": unreadable}
     held = {address: float(one) for address, one in agent.egress.held().items()}

@@ -92,7 +92,10 @@ def check(network: Network, name: str) -> None:
                 "create a second network, and attach the containers to it",
             )
     if name == network.backend:
-        raise Invalid(f"network {network.name} has backend {name} already")
+        raise Invalid(
+            f"network {network.name} has backend {name} already",
+            f"to change its options, migrate it to another backend, and then back to {name} with --opt",
+        )
 
 
 def check_back(network: Network, options: Mapping[str, str]) -> None:

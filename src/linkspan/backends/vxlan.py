@@ -112,7 +112,7 @@ class VxlanBackend(TunnelBackend):
             raise Invalid(
                 f"network {network.name}: fast=true and direct=true exclude each other: a peer on the same link would "
                 "answer past the fast path",
-                "leave one of them out",
+                "give --opt fast=true --opt direct=false (a migration keeps direct=true otherwise), or leave fast out",
             )
         if fast_path.is_fast(network) and network.internal:
             raise Invalid(

@@ -116,7 +116,8 @@ def enlarged(
     if options and {**network.options, **options} != network.options:
         raise Invalid(
             f"network {network.name}: options of backend {network.backend} cannot change while it exists",
-            "create a second network, or `linkspan network migrate`",
+            "migrate it to another backend and back with the new ones: "
+            f"`linkspan network migrate {network.name} --backend BACKEND --opt ...`; or create a second network",
         )
     _check_overlap("", added, in_use)
     changed = msgspec.structs.replace(network, pools=(*network.pools, *map(str, added)), mtu=mtu or network.mtu)

@@ -108,6 +108,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path, monkeypatch)
 
 
+def test_a_fast_network_without_containers_does_not_read_like_a_fault() -> None:
+    """A host that has none of its containers has nothing to count."""
+    assert Standing(0).words() == "fast on this host, which has none of its containers"
+    assert Standing(0, left={"web": "it publishes ports"}).words().startswith("fast for 0 of its containers here, not")
+
+
 def test_a_policy_takes_off_whom_it_selects(stage: Stage) -> None:
     """An enforced one and a staged one, which counts; without them all are on the path again."""
 
