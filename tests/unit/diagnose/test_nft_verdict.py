@@ -170,6 +170,25 @@ def test_a_rule_may_forward_a_packet_itself() -> None:
     assert not passed_link(Kernel(chain), "ingress", back).passes, "its source is in no map"
 
 
+@pytest.mark.parametrize(("priority", "passes", "sure"), [(-1, False, True), (0, True, False), (1, True, True)])
+def test_the_order_of_chains_of_equal_priority_is_not_known(priority: int, passes: bool, sure: bool) -> None:
+    """A packet is forwarded for certain only if nothing that drops it may be called before."""
+    to = {"fwd": {"dev": "lsx64", "family": "ip", "addr": "10.9.0.1"}}
+    path = base((to,), hook="ingress", family="netdev", devices=("eth0",))
+    drops = base((DROP,), hook="ingress", family="netdev", priority=priority, name="evil", devices=("eth0",))
+    for listed in ((path, drops), (drops, path)):
+        found = passed_link(Kernel(*listed), "ingress", PING)
+        assert (found.passes, not found.unsure) == (passes, sure)
+        assert bool(found.unless) == (passes and not sure)
+
+
+def test_chains_of_equal_priority_that_agree_leave_no_doubt() -> None:
+    """Two drops are a drop, and two chains that let it pass leave it as it is."""
+    for rules, passes in (((DROP,), False), ((ACCEPT,), True)):
+        found = passed(Kernel(base(rules), base(rules, name="other")), "forward", PING)
+        assert (found.passes, found.unsure) == (passes, ())
+
+
 @pytest.mark.parametrize(("states", "passes", "unsure"), [
     ("new", True, 1), ("established", True, 1), (["established", "new"], False, 0), ("invalid", True, 0),
 ])  # fmt: skip

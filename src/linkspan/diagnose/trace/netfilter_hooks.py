@@ -1,7 +1,9 @@
 """Netfilter hooks that a packet passes: their chains, the order, and the common verdict.
 
 At each hook nftables' base chains and iptables' tables are called by their priorities. Any drop is final, and
-each chain sees what earlier ones changed (marks, addresses, TTL).
+each chain sees what earlier ones changed (marks, addresses, TTL). The kernel puts a new hook before those of equal
+priority (nf_hook_entries_grow in its net/netfilter/core.c), but does not report when each was registered. So where two
+orders of such chains lead to different verdicts, the verdict is unsure.
 """
 
 from __future__ import annotations
@@ -163,11 +165,40 @@ def _decided(asked: KernelView, hook: str, steps: Sequence[_Step], frame: Frame)
 
 
 def _together(asked: KernelView, steps: Sequence[_Step], frame: Frame) -> Verdict:
+    """Return the verdict of the steps, unsure if it depends on the order of those of equal priority."""
+    newest = list(steps[::-1])
+    newest.sort(key=_place)  # stable: those of equal priority stay as they are
+    oldest = sorted(steps, key=_place)
+    found = _in_order(asked, newest, frame)
+    if oldest == newest:
+        return found
+    other = _in_order(asked, oldest, frame)
+    if _effect(found) == _effect(other):
+        return found
+    doubt = "chains of equal priority lead to different verdicts, and the kernel does not report their order"
+    passing, refused = (found, other) if found.passes else (other, found)
+    unless = passing.unless if refused.passes else (refused.where, refused.rule)
+    if not refused.passes:
+        doubt = f"{refused.where}: {refused.rule}, if it is called before another chain of equal priority"
+    return msgspec.structs.replace(passing, unsure=(*passing.unsure, doubt), unless=unless)
+
+
+def _place(step: _Step) -> tuple[int, int]:
+    return step.priority, step.order
+
+
+def _effect(found: Verdict) -> tuple[object, ...]:
+    """Return what a verdict does with the packet."""
+    return (found.packet, found.forwarded, found.rerouted) if found.passes else ()
+
+
+def _in_order(asked: KernelView, steps: Sequence[_Step], frame: Frame) -> Verdict:
+    """Return the verdict of the steps, called one after the other."""
     unsure: list[str] = []
     later: list[str] = []
     unless: tuple[str, ...] = ()
     source, where, translated, rerouted = frame.packet.source, "", False, False
-    for step in sorted(steps, key=lambda step: (step.priority, step.order)):
+    for step in steps:
         known = frame.packet.ct not in ("", FLOWING)
         if step.translates and (translated or frame.packet.established or known):
             continue  # rules translate only a connection's first packet, once per hook
