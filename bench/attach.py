@@ -4,7 +4,7 @@ Every plugin is started in the same way (posix_spawn), in turn within one run, e
 own; a round is one ADD and one DEL by each. The whole program runs in network and mount namespaces of its
 own, so that nothing of it can stay on the machine, however it ends.
 
-    sudo bench/attach.py [--quick] [--profile]
+    sudo .venv/bin/python bench/attach.py [--quick] [--profile]
 
 With --profile it measures linkspan alone, and says where the agent spends the time of an ADD and of a DEL.
 

@@ -9,7 +9,7 @@
    started at once; from the first start until each kernel has the 49 others' blocks. Fifty agents would measure
    the start of fifty Python processes on these cores.
 
-    sudo bench/bgp.py [--quick]
+    sudo .venv/bin/python bench/bgp.py [--quick]
 
 Needs the package bird2. The whole program runs in network and mount namespaces of its own, so that nothing of
 it can stay on the machine.

@@ -5,7 +5,7 @@ IPIP one route and two elements. By hand the same objects are made by `ip -batch
 same run, in turn, each round in namespaces of its own. A ratio is the median of the rounds' ratios. No agent runs:
 what is measured is the work in the kernel's thread, from the records of the peers on.
 
-    sudo bench/converge.py [--quick]
+    sudo .venv/bin/python bench/converge.py [--quick]
 
 IPIP's device is a TUN on both sides, so that kernels without IPIP take the same routes. The whole program runs in
 network and mount namespaces of its own, so that nothing of it can stay on the machine.

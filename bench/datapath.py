@@ -5,7 +5,7 @@ masquerades are made by hand. Everything is measured in turn, round after round,
 and four (iperf3), and the round trip of a small UDP packet. IPIP has no peer by hand where the kernel has no
 ipip device: there it goes through linkspan's own endpoint in user space.
 
-    sudo bench/datapath.py [--quick]
+    sudo .venv/bin/python bench/datapath.py [--quick]
 
 Needs iperf3. The whole program runs in network and mount namespaces of its own, so that nothing of it can
 stay on the machine.

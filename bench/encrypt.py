@@ -6,7 +6,7 @@ there, nor keeps packets from leaving in clear. Daemons are those that linkspan 
 each in a session of its own. Everything is measured in turn, round after round, in one run, as in
 bench/datapath.py, whose rounds these are. And: how long it takes to let a device know 100 peers.
 
-    sudo bench/encrypt.py [--quick]
+    sudo .venv/bin/python bench/encrypt.py [--quick]
 
 Needs iperf3. A backend is one entry of BACKENDS. The whole program runs in network and mount namespaces of
 its own.

@@ -7,7 +7,7 @@ and one of the container, for its DNS server. In turn, round after round: the ro
 a UDP packet and of a request by TCP of as many, and one TCP stream (iperf3). A ratio is the median of the rounds'
 ratios, because both measurements of a round share the machine's load.
 
-    sudo bench/fast.py [--quick]
+    sudo .venv/bin/python bench/fast.py [--quick]
 
 Needs iperf3. The whole program runs in network and mount namespaces of its own.
 """

@@ -5,7 +5,7 @@ removed, again and again. The block that it will claim follows from its id, so a
 begins to ping its address before there is anything, each millisecond; the clock starts at the time that the
 lease's block carries, which is taken just before it is written.
 
-    sudo bench/join.py [--quick]
+    sudo .venv/bin/python bench/join.py [--quick]
 
 The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
 machine.

@@ -3,7 +3,7 @@
 A lab of two hosts (VXLAN); then the records of 1,000 hosts that are not there come into its store: host,
 lease, block and liveness. When the first host has a route to each it has 15 s to settle, and is read.
 
-    sudo bench/memory.py [--quick]
+    sudo .venv/bin/python bench/memory.py [--quick]
 
 The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
 machine.

@@ -5,7 +5,7 @@ the first host is held on one core, and asked by a client on another: from the h
 answers with 32 under way (a container may ask 10,000 a second), then from the container 5,000 a second, each
 timed. Then containers come on the second host, and the first one's server is asked until it knows them.
 
-    sudo bench/names.py [--quick]
+    sudo .venv/bin/python bench/names.py [--quick]
 
 The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
 machine.

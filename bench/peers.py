@@ -9,7 +9,7 @@ All virtual hosts are on one switch, and everything is measured in turn, round a
 
 A ratio is the median of the rounds' ratios, because both measurements of a round share the machine's load.
 
-    sudo bench/peers.py [--quick] [--profile]
+    sudo .venv/bin/python bench/peers.py [--quick] [--profile]
 
 With --profile it says instead, for the ways whose targets were missed, which parts of the kernel take the CPU time of
 a new connection, of a request by TCP, and of a gigabyte through a published port. This counts all that the machine

@@ -6,7 +6,7 @@ a label of a container on h1 changes, until the sets of all three kernels have f
 policies gets the records of 10,000 endpoints on 100 hosts that are not there, a policy that selects all of them and
 whose peers they are, the thousand others, and then changes of that one.
 
-    sudo bench/policy.py [--quick]
+    sudo .venv/bin/python bench/policy.py [--quick]
 
 Needs etcd and iperf3. The whole program runs in network and mount namespaces of its own, so that nothing of it can stay
 on the machine. All agents share its cores.

@@ -6,7 +6,7 @@ They live by keepalives of their own. A second lab is a host alone, with which a
 the same records takes two million changes, and a reconciler learns of as many VXLAN peers as there are hosts, in turn
 with the same commands by hand.
 
-    sudo bench/scale.py [--quick]
+    sudo .venv/bin/python bench/scale.py [--quick]
 
 The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the
 machine. Simulated hosts, etcd and agent share its cores: the agent's share of a core is measured by its own threads.

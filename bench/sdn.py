@@ -9,7 +9,7 @@ By hand a packet's TTL and MACs are changed as by linkspan, and nothing else is 
 switch, and where the hosts are by hand, too, these have plain routes and a table that masquerades, and none of
 linkspan's rules (sources, isolation, tunnel ports).
 
-    sudo bench/sdn.py [--quick]
+    sudo .venv/bin/python bench/sdn.py [--quick]
 
 Needs openvswitch-switch, ethtool and iperf3. The whole program runs in network and mount namespaces of its own, so that
 nothing of it can stay on the machine.

@@ -10,7 +10,7 @@
    of the others is played by one more BIRD with as many addresses. From the start until the kernel has all routes,
    and what the speaker takes when nothing changes.
 
-    sudo bench/sessions.py [--quick]
+    sudo .venv/bin/python bench/sessions.py [--quick]
 
 Needs the packages wireguard-tools (and wireguard-go where the kernel has no WireGuard), charon-systemd,
 libcharon-extra-plugins and bird2. The whole program runs in network and mount namespaces of its own.

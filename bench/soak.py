@@ -5,7 +5,7 @@ while; containers come and go, and their names are asked for on other hosts. In 
 back, two hosts do not reach each other for a while, and ten agents are killed and start again
 (tests/support/lab/soak.py).
 
-    sudo bench/soak.py [--quick]
+    sudo .venv/bin/python bench/soak.py [--quick]
 
 The whole program runs in network and mount namespaces of its own, so that nothing of it can stay on the machine. It
 needs 6 GB of memory. All hosts share one kernel's table of neighbours (1,024 learnt entries, as a rule): so the lab
