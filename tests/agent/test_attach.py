@@ -150,6 +150,22 @@ def test_several_networks_in_one_container(host: Host, container: Callable[[], s
     assert host.differences() == []
 
 
+@pytest.mark.parametrize("options", MODES)
+def test_two_interfaces_in_one_network_of_both_families(
+    host: Host, container: Callable[[], str], options: dict[str, str]
+) -> None:
+    """For the second one the kernel does not accept the gateway of IPv6 as on the link: the first one leads to it."""
+    host.network("demo", *POOLS, options=options)
+    name, other = container(), container()
+    there = host.attach(other)
+    host.attach(name)
+    host.attach(name, ifname="eth1")
+    for family in (4, 6):
+        for device in ("eth0", "eth1"):
+            run("ping", "-c", "1", "-W", "5", "-I", device, first_ip(there, family), netns=name)
+    assert host.differences() == []
+
+
 def test_mtu_is_the_networks_and_can_change_in_running_containers(
     host: Host, container: Callable[[], str]
 ) -> None:

@@ -248,8 +248,7 @@ def _default_route(endpoint: Endpoint, gateway: Prefix) -> Route:
 def _pool_routes(network: Network, endpoint: Endpoint) -> Iterable[Route]:
     """Return a route to each pool by this interface, whichever of the container's networks has the default route.
 
-    The gateway is on the link, so this route can be added before the route to the gateway, which a runtime
-    may add late.
+    It can be added before the route to the gateway where a runtime may add that late (``is_onlink``).
     """
     for family, gateway in gateways(network, endpoint).items() if endpoint.netns else ():
         for pool in network.prefixes:
@@ -260,9 +259,18 @@ def _pool_routes(network: Network, endpoint: Endpoint) -> Iterable[Route]:
                     gateway.packed,
                     metric=_metric(endpoint, family),
                     netns=endpoint.netns,
-                    onlink=True,
+                    onlink=is_onlink(endpoint, family),
                     mtu=endpoint.path_mtu,
                 )
+
+
+def is_onlink(endpoint: Endpoint, family: int) -> bool:
+    """Return whether routes say that the gateway is on the link; otherwise the route to the gateway must be there.
+
+    For IPv6 the kernel refuses to be told so if another link leads to the gateway: that of the container's first
+    interface in the same network. Docker gives a container only one, and may add the route to the gateway late.
+    """
+    return family == 4 or bool(endpoint.delivered)
 
 
 def gateways(network: Network, endpoint: Endpoint) -> dict[int, Prefix]:

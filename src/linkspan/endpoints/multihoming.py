@@ -35,6 +35,8 @@ What could go wrong, and why it does not:
   others (``INTERNAL``). Docker gets no gateway for such a network, and the agent adds that route.
 - *Docker has moved the interface and not yet configured it.* The agent waits until the interface is up. Its routes
   are `onlink`, so they need no other route.
+- *Another interface of the container leads to the same gateway.* IPv6 takes no `onlink` then, and needs none
+  (``is_onlink``).
 - *The agent has already added a route that Docker wants to add, and Docker refuses to start the container.* Routes of
   Docker's endpoints have metrics from 1 on, and Docker's have 0.
 - *Two Docker endpoints have metric 0 and share one table (endpoints of an agent that knew no tables).* ``recovery``
@@ -52,7 +54,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from linkspan.backends.bridge import gateways, on_link
+from linkspan.backends.bridge import gateways, is_onlink, on_link
 from linkspan.core.addresses import whole
 from linkspan.core.model import Endpoint, Network
 from linkspan.core.states.host import PolicyRule, Route, State
@@ -117,7 +119,7 @@ def _table(network: Network, endpoint: Endpoint, homes: Sequence[Home]) -> Itera
                 device,
                 b"" if direct else gateway.packed,
                 netns=endpoint.netns,
-                onlink=not direct,
+                onlink=not direct and is_onlink(endpoint, family),
                 mtu=endpoint.path_mtu,
                 table=table,
             )
