@@ -8,7 +8,7 @@ import itertools
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from linkspan.core.clock import loop_time
@@ -118,10 +118,9 @@ class EtcdWatch:
         async with self._compared(stream, place):
             pace = Pace()
             while (line := await self._first(stream, quiet)) is not None:
-                place.reading = False
                 lines = (line, *stream.waiting())
                 messages, wrong = self._messages(lines, endpoint)
-                place.told = max(place.told, *(message.header.revision for message in messages), 0)
+                place.handle(message.header.revision for message in messages)
                 if changed := [message for message in messages if message.events]:
                     events = (*rest, *(event for message in changed for event in message.events))
                     last = events[-1].kv.mod_revision if changed[-1].fragment else 0
@@ -146,12 +145,12 @@ class EtcdWatch:
                 if wrong is not None:
                     raise wrong
                 await stream.pause(pace.rest(loop_time(), sum(map(len, lines))))
-                place.reading = True
+                place.await_more()
 
     @contextlib.asynccontextmanager
     async def _compared(self, stream: Stream, place: Place) -> AsyncIterator[None]:
         """Compare a watch with the store meanwhile, and close its stream in the end."""
-        place.told, place.reading = place.revision, True
+        place.begin()
         with contextlib.closing(stream):
             comparing = asyncio.create_task(self._compare(stream, place))
             try:
@@ -312,6 +311,18 @@ class Place:
         """The last changes: they show that the store is still the same one."""
         self._etcd = ""
         self._term = 0
+
+    def begin(self) -> None:
+        """Begin at another member, which has told nothing yet."""
+        self.told, self.reading = self.revision, True
+
+    def handle(self, revisions: Iterable[int]) -> None:
+        """Take the revisions that messages of the member named; these messages are handled from now on."""
+        self.told, self.reading = max(self.told, *revisions, 0), False
+
+    def await_more(self) -> None:
+        """Wait for further messages: all that came were handled."""
+        self.reading = True
 
     def check(self, header: Header, endpoint: str) -> None:
         """Raise NotFound if this is another etcd, or if its revision or term is lower than the watch has seen.
