@@ -36,33 +36,34 @@ def marked(folders: Iterable[str]) -> list[str]:
     return sorted(file for file in files if "mark.alone" in Path(file).read_text(encoding="utf-8"))
 
 
-def command(files: Sequence[str]) -> list[str]:
+def command(files: Sequence[str], number: int) -> list[str]:
     """Return the command that runs the tests of these files.
 
-    It has no cache, which keeps the names of the tests that get a second try (scripts/retry.py).
+    Each run has a cache of its own, by its number: scripts/retry.py finds the failed tests there.
     """
-    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "alone", "--durations=5", *files]
+    cache = ["-o", f"cache_dir=.pytest_cache/alone/{number}", "--cache-clear"]
+    return [sys.executable, "-m", "pytest", *cache, "-m", "alone", "--durations=5", *files]
 
 
-def beside(files: Sequence[str]) -> Started:
+def beside(files: Sequence[str], number: int) -> Started:
     """Start a run whose output is shown later."""
     said = tempfile.TemporaryFile()  # noqa: SIM115 - it is read after the process has ended
-    return Started(subprocess.Popen(command(files), stdout=said, stderr=subprocess.STDOUT), said)
+    return Started(subprocess.Popen(command(files, number), stdout=said, stderr=subprocess.STDOUT), said)
 
 
 def main(folders: Sequence[str]) -> int:
     """Run all, print what each run says, and return the exit code of one that failed, 0 if none did."""
     files = marked(folders)
     rows = [[file for file in row if file in files] for row in WAITING]
-    started = [beside(row) for row in rows if row]
+    started = [beside(row, number) for number, row in enumerate(rows) if row]
     others = [file for file in files if not any(file in row for row in rows)]
-    codes = [subprocess.run(command(others), check=False).returncode] if others else []
+    codes = [subprocess.run(command(others, len(rows)), check=False).returncode] if others else []
     for one in started:
         codes.append(one.process.wait())
         one.said.seek(0)
         sys.stdout.buffer.write(one.said.read())
         sys.stdout.flush()
-    return next((code for code in codes if code), 0)
+    return max(codes, default=0)  # 1 is the least: tests failed, and scripts/test has them run again
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Run the tests that failed in the parallel run once more, alone.
+"""Run the tests that failed once more, alone.
 
-A machine that runs other tests at the same time may cost a test its deadline. Such a test passes alone, and does not
-fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
+A machine that runs other tests at the same time may cost a test its deadline, and so may another machine on the same
+hardware. Such a test passes alone, and does not fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
 More than ``MOST`` failed tests are no accident and fail the run. Tests of a file may look at one lab in their order. So
 the tests before a failed one run again, too, if they use the same fixture of their module, and so do the tests before
 these. A fixture that nobody changes has the session for its scope, or each test has its own.
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
-"""Where pytest's cache plugin lists the tests that failed, as the keys of a JSON object."""
+CACHES = Path(".pytest_cache")
+"""The cache of the parallel run, with those of the runs that have the machine to themselves (scripts/alone.py)."""
 MOST = 3
-"""How many tests may fail in the parallel run and pass alone."""
+"""How many tests may fail in the run and pass in the second try."""
 
 
 def failed_tests() -> list[str]:
-    """Return the ids of the tests that failed in the last run that kept a cache."""
-    return sorted(json.loads(LAST_FAILED.read_text())) if LAST_FAILED.exists() else []
+    """Return the ids of the tests that failed: pytest's cache plugin lists them, as the keys of a JSON object."""
+    return sorted({test for file in CACHES.rglob("v/cache/lastfailed") for test in json.loads(file.read_text())})
 
 
 def shared_fixtures(item: pytest.Item) -> set[tuple[str, object]]:
@@ -71,16 +71,16 @@ def main() -> int:
     if len(tests) > MOST:
         print(f"{len(tests)} tests failed; no second try, because more than {MOST} are no accident", file=sys.stderr)
         return 1
-    print(f"\n{len(tests)} failed beside other tests; they run once more, alone:", flush=True)
+    print(f"\n{len(tests)} failed; they run once more, alone:", flush=True)
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
     again = SecondTry(tests)
-    code = pytest.main(["-p", "no:cacheprovider", "-m", "not alone", *files], [again])
+    code = pytest.main(["-p", "no:cacheprovider", *files], [again])
     if again.missing:
         print("\nfailed, and pytest finds them no more, so they did not run again:", file=sys.stderr)
         print("\n".join(f"  {test}" for test in sorted(again.missing)), file=sys.stderr)
         return int(code) or 1
     if code == 0:
-        print("\nfailed beside other tests and passed alone (each is a defect to find):")
+        print("\nfailed and passed in the second try (each is a defect to find):")
         print("\n".join(f"  {test}" for test in tests))
     return int(code)
 
