@@ -116,13 +116,14 @@ class EtcdStatus(msgspec.Struct, frozen=True):
 def compared(etcd: EtcdStatus, due: int) -> EtcdStatus:
     """Return the status with those members marked that lag, such as one whose disk hangs: it still answers.
 
-    ``due`` is the last index that a member had applied a while ago, so all must have applied it by now.
+    ``due`` is the last index that a member had applied a while ago, so all must have applied it by now, unless etcd was
+    restored from a backup since: its log begins anew then.
     """
     last = max((one.applied for one in etcd.answering), default=0)
     return msgspec.structs.replace(
         etcd,
         members=tuple(
-            msgspec.structs.replace(one, lags=one.applied < max(due, last - FAR))
+            msgspec.structs.replace(one, lags=one.applied < max(min(due, last), last - FAR))
             if not one.problem and not one.learner
             else one
             for one in etcd.members

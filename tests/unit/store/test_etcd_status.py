@@ -120,3 +120,9 @@ def test_a_member_lags_that_has_not_applied_what_another_one_had_long_ago() -> N
     assert [one.name for one in compared(found, 0).members if one.lags] == []
     far = etcd(member("a", applied=5000), member("b", applied=3999))
     assert [one.name for one in compared(far, 0).members if one.lags] == ["b"]
+    assert [one.name for one in compared(far, 70_000).members if one.lags] == ["b"]
+
+
+def test_no_member_lags_behind_an_etcd_that_was_restored_since() -> None:
+    """The log of the restored one begins anew, so all have applied less than the earlier one had."""
+    assert not any(one.lags for one in compared(etcd(member("a", applied=20), member("b", applied=20)), 70_000).members)
