@@ -1,7 +1,8 @@
 """Run the tests that failed once more, alone.
 
 A machine that runs other tests at the same time may cost a test its deadline, and so may another machine on the same
-hardware. Such a test passes alone, and does not fail the whole run. It is still listed, because its fault, in the code or in the test, is still to be found.
+hardware. Such a test passes alone, and does not fail the whole run. It is still listed, because its fault, in the code
+or in the test, is still to be found.
 More than ``MOST`` failed tests are no accident and fail the run. Tests of a file may look at one lab in their order. So
 the tests before a failed one run again, too, if they use the same fixture of their module, and so do the tests before
 these. A fixture that nobody changes has the session for its scope, or each test has its own.

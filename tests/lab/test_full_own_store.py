@@ -59,7 +59,7 @@ def test_the_voter_frees_its_etcd(bare: BareRun) -> None:
         if bare.status("h2")["store"]["state"] != "full":
             return False
         checks = {one["check"]: one for one in json.loads(bare.exec("h2", "linkspan doctor -o json", code=-1))}
-        return checks["store alarms"]["fix"].startswith("nothing: an agent makes room within two minutes")
+        return "nothing: an agent makes room within two minutes" in checks["store alarms"]["fix"]
 
     until(known, "the client knows", 60 * SHARED)
 

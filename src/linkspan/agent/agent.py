@@ -224,11 +224,13 @@ class Agent:
         self.remote = RemoteEndpoints(store, id_, self._changed)
         self.replica = Replica(store, state_dir / SNAPSHOT, id_, self._changed, self.remote, provisional=True)
         self.interest = Interest(self.replica, self.remote, endpoints)
-        self.endpoint_records = EndpointRecords(
-            self.replica, id_, endpoints, self.remote, self.interest, lambda: self.presence.second, shared=shared
-        )
         self.hosts = Hosts(self.replica, own_record, shared=shared)
         liveness = Liveness(state_dir, STALE, self.hosts.promised)
+        instance = arrival.instance(self.config, self.host_name)
+        self.presence = Presence(self.replica, self.hosts, liveness, self._alone_again, instance, shared=shared)
+        self.endpoint_records = EndpointRecords(
+            self.replica, id_, endpoints, self.remote, self.interest, self.presence, shared=shared
+        )
         self.leases = Leases(self.replica, self.hosts, self.endpoint_records.living, liveness.overdue)
         self.networks = Networks(self.replica)
         self.allowances = Allowances(self.replica, self.networks)
@@ -240,13 +242,13 @@ class Agent:
             self.leases,
             self.networks,
             endpoints,
-            lambda identity: self._busy(identity) or self.endpoint_records.withholds(identity),
+            self._busy,
             self.endpoint_records.held,
         )
         cooldown, owed = self.config.cooldown, self.exact_addresses.note
         self.blocks = AddressUsage(self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown)
         stalled = partial(liveness.stalled, id_)
-        self.readiness = Readiness(self.hosts, self.leases, stalled, lambda: self.presence.second)
+        self.readiness = Readiness(self.hosts, self.leases, stalled, self.presence)
         self.allocator = Allocator(
             self.networks,
             self.leases,
@@ -337,8 +339,6 @@ class Agent:
     def _make_membership(self, own_record: OwnRecord, liveness: Liveness) -> None:
         """Make what follows the records of all hosts, and keeps this host's own."""
         self.registration = Registration(self.worker, self.replica, own_record, self.hosts, self.event_log, self.config)
-        instance, shared = arrival.instance(self.config, self.host_name), self.hosts.shared
-        self.presence = Presence(self.replica, self.hosts, liveness, self._alone_again, instance, shared=shared)
         self.peers = Peers(
             self.worker,
             self.hosts,
@@ -471,8 +471,9 @@ class Agent:
         return await self.worker.run(underlay.every_address, self.worker.machine.sockets)
 
     def _busy(self, identity: tuple[str, str]) -> bool:
-        """Return whether an attach or a detach is under way."""
-        return self.registry.busy(identity) or any(one.waits(identity) for one in self.services.values())
+        """Return whether an attach or a detach is under way, or another agent may have the endpoint."""
+        waits = any(one.waits(identity) for one in self.services.values())
+        return waits or self.registry.busy(identity) or self.endpoint_records.withholds(identity)
 
     async def _take_part(self, network: Network) -> None:
         """Get a lease in a network: the allocator asks for it, and is made before the membership."""

@@ -25,7 +25,7 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from linkspan.cluster.interest import Interest
-from linkspan.cluster.presence import ALONE
+from linkspan.cluster.presence import ALONE, Namesakes
 from linkspan.cluster.remote_endpoints import SLICE, RemoteEndpoints, network_of, owner_of
 from linkspan.core import dns_names
 from linkspan.core.addresses import Prefix, prefix
@@ -77,20 +77,17 @@ class EndpointRecords:
         endpoints: Mapping[Identity, Endpoint],
         remote: RemoteEndpoints,
         interest: Interest,
-        second: Callable[[], str],
+        namesakes: Namesakes,
         *,
         shared: bool = True,
     ) -> None:
-        """``second`` returns an error text if another live agent uses this host's id, else ''.
-
-        ``shared``: other hosts use the store too, so it may have endpoints of theirs.
-        """
+        """``shared``: other hosts use the store too, so it may have endpoints of theirs."""
         self._replica = replica
         self._host = host
         self._endpoints = endpoints
         self._remote = remote
         self._interest = interest
-        self._second = second
+        self._namesakes = namesakes
         self._shared = shared
         self._alone_from = float("-inf")
         """Until when another agent with this host's id may live unseen (the loop's time)."""
@@ -130,7 +127,7 @@ class EndpointRecords:
 
     def _withhold(self, keys: AbstractSet[str]) -> bool:
         """Keep those of this host's records that another agent may have put; return whether one may live."""
-        if not self._second() and loop_time() >= self._alone_from:
+        if not self._namesakes.second and loop_time() >= self._alone_from:
             return False
         there = self._replica.records
         self._withheld |= {key for key in keys if key in there and _identity(key) not in self._endpoints}

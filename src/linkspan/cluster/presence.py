@@ -60,6 +60,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.liveness import Liveness
@@ -93,6 +94,13 @@ LOOK_EVERY = 0.5
 """Seconds between two checks for that."""
 STANDS = b";stands"
 """The last bytes of the instance in a standing record."""
+
+
+class Namesakes(Protocol):
+    """Knows whether another live agent uses this host's id."""
+
+    second: str
+    """Error text if one does, else empty."""
 
 
 class Presence:

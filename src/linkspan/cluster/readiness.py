@@ -7,6 +7,7 @@ from collections.abc import Callable
 from linkspan.cluster.hosts import Hosts
 from linkspan.cluster.leases import Leases
 from linkspan.cluster.networks import crosses
+from linkspan.cluster.presence import Namesakes
 from linkspan.core.clock import now
 from linkspan.core.errors import Conflict, Unavailable
 from linkspan.core.model import Network
@@ -16,16 +17,13 @@ class Readiness:
     """Knows whether this host may give out an address now."""
 
     def __init__(
-        self, hosts: Hosts, leases: Leases, stalled: Callable[[float], str], second: Callable[[], str]
+        self, hosts: Hosts, leases: Leases, stalled: Callable[[float], str], namesakes: Namesakes
     ) -> None:
-        """``stalled`` returns why a silent host may give out none, '' if it may, and might at all times since then.
-
-        ``second`` returns an error text if another live agent uses this host's id, else ''.
-        """
+        """``stalled`` returns why a silent host may give out none, '' if it may, and might at all times since then."""
         self._hosts = hosts
         self._leases = leases
         self._stalled = stalled
-        self._second = second
+        self._namesakes = namesakes
         self._blind: set[str] = set()
         """Links of running containers on this host whose addresses are unknown."""
 
@@ -61,7 +59,7 @@ class Readiness:
             raise Unavailable(
                 f"host {host.name} gives no address now: {why}", "`linkspan status` shows the store; try again"
             )
-        if why := self._second():  # it gives out addresses of the same blocks
+        if why := self._namesakes.second:  # it gives out addresses of the same blocks
             raise Conflict(
                 f"host {host.name} gives no address now: {why}",
                 "give each host an id of its own (--host-id), or stop the other agent",

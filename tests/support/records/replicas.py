@@ -71,7 +71,7 @@ class Member:
         self.endpoints: dict[tuple[str, str], Endpoint] = {}
         self.interest = Interest(self.replica, self.remote, self.endpoints)
         self.endpoint_records = EndpointRecords(
-            self.replica, name, self.endpoints, self.remote, self.interest, lambda: self.second
+            self.replica, name, self.endpoints, self.remote, self.interest, self
         )
         self.own_record = OwnRecord(Host(id=name, name=name))
         self.hosts = Hosts(self.replica, self.own_record)
@@ -93,7 +93,7 @@ class Member:
         self.blocks = AddressUsage(
             self.networks, self.reservations, self.hosts, self.leases, self.conflicts, cooldown=0
         )
-        self.readiness = Readiness(self.hosts, self.leases, lambda _since: self.stalled, lambda: self.second)
+        self.readiness = Readiness(self.hosts, self.leases, lambda _since: self.stalled, self)
         self.allocator = Allocator(
             self.networks,
             self.leases,

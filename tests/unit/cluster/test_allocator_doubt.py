@@ -40,7 +40,7 @@ def test_no_address_is_given_while_another_agent_has_the_host_s_id(tmp_path: Pat
     """Both would give out the addresses of the same blocks; a network of this host alone is not concerned."""
 
     async def work() -> None:
-        net, local = network(), network("local", "10.9.0.0/24", backend="bridge", options={})
+        net, local = network(), network("local", "10.9.0.0/24", backend="bridge", options={}, gateways=("10.9.0.1",))
         one = Member(Memory(), tmp_path, "h1")
         await one.start()
         for each in (net, local):

@@ -10,6 +10,7 @@ import pytest
 from linkspan.learn import sandbox
 from linkspan.learn.beside import Beside
 from linkspan.learn.sandbox import RUN, Sandbox
+from support.polling import until
 
 SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CLOSED = Sandbox(2, around=1)
@@ -49,7 +50,8 @@ def test_an_environment_without_an_end_is_not_read_to_it(monkeypatch: pytest.Mon
     environment = {"FIRST": "x" * 1000, sandbox.MARK: "own"}
     with subprocess.Popen(["sleep", "60"], env=environment, executable="/bin/sleep") as program:
         try:
-            assert sandbox._has_mark(program.pid, "own")
+            # Popen returns a moment before the kernel has the environment of the new program.
+            until(lambda: sandbox._has_mark(program.pid, "own"), "its environment is there")
             monkeypatch.setattr(sandbox, "_ENVIRONMENT", 100)
             assert not sandbox._has_mark(program.pid, "own")
         finally:
