@@ -20,7 +20,7 @@ from support.agent.traffic import Capture, answers, echoes, inside, send_frame, 
 from support.dns_queries import NOERROR, PTR, ask, reverse
 from support.lab.cluster_runs import ClusterRun
 from support.netns.forgery import datagram
-from support.polling import until
+from support.polling import SHARED, until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd: apt install etcd-server")
 
@@ -406,6 +406,17 @@ def test_a_host_with_another_programs_translation_is_not_fast(cluster: FastRun) 
         assert check["status"] == "warn"
     finally:
         subprocess.run([*argv, "delete table ip service"], check=True)
+
+
+def test_a_host_whose_underlay_takes_smaller_packets_is_not_fast(cluster: FastRun) -> None:
+    """The kernel's message of the link tells it, long before the look at everything once a minute would."""
+    try:
+        cluster.inside("h3", "ip link set eth0 mtu 1400")
+        until(lambda: "fast for" not in cluster.words("h3"), "h3 sees its MTU", 5 * SHARED)
+        assert "MTU" in cluster.words("h3")
+    finally:
+        cluster.inside("h3", "ip link set eth0 mtu 1500")
+    until(lambda: "fast for" in cluster.words("h3"), "h3 is fast again", 5 * SHARED)
 
 
 def test_a_trace_names_the_chain_that_forwards(cluster: FastRun) -> None:

@@ -188,13 +188,15 @@ def test_neighbours_of_other_links_are_no_events_of_ours(host: Machine) -> None:
     events.socket.close()
 
 
-def test_a_new_mac_of_a_link_that_is_not_ours_is_an_event(host: Machine) -> None:
+def test_a_new_mac_or_mtu_of_a_link_that_is_not_ours_is_an_event(host: Machine) -> None:
     """It may be the underlay's: other hosts, and switches, learn it. A new link, or a link up, is no event."""
     run("ip", "link", "add", "br8", "type", "bridge")
     events = RouteEvents(kinds())
     run("ip", "link", "add", "br9", "type", "bridge")
-    run("ip", "link", "set", "br8", "mtu", "1400")
+    run("ip", "link", "set", "br8", "up")
     assert Address not in events.dirty()
+    run("ip", "link", "set", "br8", "mtu", "1400")
+    assert Address in events.dirty()
     run("ip", "link", "set", "br8", "address", "02:00:00:00:00:08")
     assert Address in events.dirty()
     run("ip", "link", "set", "br9", "address", "02:00:00:00:00:09")

@@ -6,7 +6,7 @@ of FDB entries are noted by kernel/drivers/neighbours_and_fdb.py, and of what th
 delete, the link is noted by kernel/drivers/links.py. A detach that looked like others' changes would cause an
 observation of all rules, addresses and routes, those of all peers among them.
 
-Of foreign links only a new MAC counts: it may be the underlay's, which other hosts must learn.
+Of foreign links only a new MAC or MTU counts: it may be the underlay's, which other hosts must learn.
 
 A busy host has many neighbour events each second that do not concern us: only those on our tunnel devices
 count, whose indexes come from a dump and from the links' own events.
@@ -27,7 +27,7 @@ from linkspan.core.kinds import Event, Kinds
 from linkspan.core.states.host import ROUTE_PROTOCOL, State
 from linkspan.kernel.drivers.links import LEAVING, Leaving
 from linkspan.kernel.drivers.neighbours_and_fdb import Own
-from linkspan.kernel.io.link_messages import ADDRESS, ifinfo, link
+from linkspan.kernel.io.link_messages import ADDRESS, MTU, ifinfo, link
 from linkspan.kernel.io.neighbour_messages import AF_BRIDGE, DST, LLADDR, NDMSG, NOARP, PERMANENT, PROTOCOL
 from linkspan.kernel.io.netlink import (
     DELADDR,
@@ -144,8 +144,9 @@ class RouteEvents:
         try:
             found = list(links.dump(GETLINK, ifinfo(), "list links"))
             self._tunnels = {_index(body) for body in found if _name(body).startswith(self._kinds.tunnels)}
-            self._macs = {_index(body): _mac(body) for body in found if not _name(body).startswith(self._ours)}
-            """MACs of foreign links, by index."""
+            foreign = ((body, attributes(body, 16)) for body in found if not _name(body).startswith(self._ours))
+            self._foreign = {_index(body): _traits(told) for body, told in foreign}
+            """MAC and MTU of each foreign link, by index."""
             self._own_macs = {_index(body): _mac(body) for body in found if _name(body).startswith(self._ours)}
         finally:
             links.close()
@@ -228,7 +229,7 @@ class RouteEvents:
         if not name.startswith(self._ours):
             if link(body).ours:  # somebody has renamed it
                 return Event.LINK, Event.LINK_GONE, Event.TUNNEL, Event.ADDRESS_GONE
-            return (Event.ADDRESS,) if self._has_new_mac(kind, body, found.get(ADDRESS, b"")) else ()
+            return (Event.ADDRESS,) if self._is_changed(kind, body, found) else ()
         return (Event.LINK, Event.LINK_GONE, Event.ADDRESS_GONE) if kind == DELLINK else (Event.LINK,)
 
     def _routes(self, kind: int, body: bytes) -> Found:
@@ -245,13 +246,13 @@ class RouteEvents:
             return Event.ROUTE, Event.ADDRESS_GONE
         return (Event.ROUTE,) if kind == DELROUTE or body[5] == ROUTE_PROTOCOL else ()
 
-    def _has_new_mac(self, kind: int, body: bytes, now: bytes) -> bool:
-        """Return whether a known link has another MAC ``now``."""
+    def _is_changed(self, kind: int, body: bytes, found: Mapping[int, bytes]) -> bool:
+        """Return whether a known foreign link has another MAC or MTU now."""
         if body[0] == AF_BRIDGE:  # a bridge port's message, without its MAC
             return False
-        before = self._macs.pop(_index(body), None)
+        before, now = self._foreign.pop(_index(body), None), _traits(found)
         if kind == NEWLINK:
-            self._macs[_index(body)] = now
+            self._foreign[_index(body)] = now
         return kind == NEWLINK and before not in (None, now)
 
     def _neighbours(self, kind: int, body: bytes) -> Found:
@@ -321,6 +322,11 @@ def _index(body: bytes) -> int:
 
 def _mac(body: bytes) -> bytes:
     return attributes(body, 16).get(ADDRESS, b"")
+
+
+def _traits(found: Mapping[int, bytes]) -> tuple[bytes, bytes]:
+    """Return the MAC and the MTU in a link's attributes."""
+    return found.get(ADDRESS, b""), found.get(MTU, b"")
 
 
 def _name(body: bytes) -> str:
