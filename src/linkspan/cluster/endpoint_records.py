@@ -49,7 +49,8 @@ GATHER = 0.1
 LOOK_EVERY = 1.0
 """Seconds between two checks whether another agent with this host's id has ended, while records are withheld."""
 PATIENCE = 2.0
-"""Seconds that an attach waits for the endpoints of a network, if it must know them."""
+"""Seconds that an attach waits for the endpoints of a network, if it must know them, and that an explanation waits for
+the store."""
 SHOWN = 24
 """Characters of an id that lists show."""
 FEWEST = 4
@@ -346,9 +347,12 @@ class EndpointRecords:
             if not any(name == e.id or named for e in mine):
                 return f"no container has this id; one has the name: `linkspan detach {name}` detaches {have}"
             return f"it has {have}, and no other interface here"
-        there: list[Endpoint] = []
-        with contextlib.suppress(Unavailable):  # then nobody can tell
-            there = [endpoint for _, endpoint in await self.named(name)]
+        there, unsure = list[Endpoint](), ""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                there = [endpoint for _, endpoint in await self.named(name)]
+        except (Unavailable, TimeoutError):
+            unsure = "; the store does not say whether another host has it"
         if hosts := sorted({e.host for e in meant(name, there)}):
             return f"it is on host {' and '.join(hosts)}, where the command can {to}"
         gone = [h for h in event_log.kept("detach") if h.about.get("endpoint") == name or h.what.split(" ")[0] == name]
@@ -356,7 +360,7 @@ class EndpointRecords:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone[-1].at))
             return f"it was detached already, at {at}"
         look = closest(name, _words(self._endpoints.values()), "`linkspan endpoint list` shows those of all hosts")
-        return f"no container on this host has this id or name ({look})"
+        return f"no container on this host has this id or name{unsure} ({look})"
 
     async def _follow(self) -> None:
         while True:

@@ -488,6 +488,25 @@ def test_what_dns_answers_and_the_start_of_an_id_mean_a_container(
     assert [e.id for e in one.endpoint_records.here(word)] == found
 
 
+def test_why_nothing_was_detached_is_told_though_the_store_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detach needs no store, and what it did not find is explained as far as this host knows."""
+
+    async def work() -> None:
+        one, begun = Teller(Memory(), tmp_path, "h1"), clock()
+
+        async def hangs(_word: str) -> None:
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(one.endpoint_records, "named", hangs)
+        why = await one.endpoint_records.missing("nobody", EventLog(tmp_path / "events"))
+        assert "the store does not say whether another host has it" in why
+        assert clock() - begun <= 2
+
+    in_virtual_time(work)
+
+
 def test_why_nothing_was_detached_is_told(tmp_path: Path) -> None:
     """Another interface, another host, gone already and never known are four things."""
 
