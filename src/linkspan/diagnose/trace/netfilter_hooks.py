@@ -2,8 +2,8 @@
 
 At each hook nftables' base chains and iptables' tables are called by their priorities. Any drop is final, and
 each chain sees what earlier ones changed (marks, addresses, TTL). The kernel puts a new hook before those of equal
-priority (nf_hook_entries_grow in its net/netfilter/core.c), but does not report when each was registered. So where two
-orders of such chains lead to different verdicts, the verdict is unsure.
+priority (nf_hook_entries_grow in its net/netfilter/core.c), but its list of rulesets does not say when each was
+registered. So where two orders of such chains lead to different verdicts, the verdict is unsure.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _together(asked: KernelView, steps: Sequence[_Step], frame: Frame) -> Verdic
     other = _in_order(asked, oldest, frame)
     if _effect(found) == _effect(other):
         return found
-    doubt = "chains of equal priority lead to different verdicts, and the kernel does not report their order"
+    doubt = "chains of equal priority lead to different verdicts, and a trace does not know their order"
     passing, refused = (found, other) if found.passes else (other, found)
     unless = passing.unless if refused.passes else (refused.where, refused.rule)
     if not refused.passes:
