@@ -87,6 +87,7 @@ from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
 from linkspan.cluster.shared_states import SharedStates, learning
 from linkspan.cluster.withdrawal import Withdrawal
+from linkspan.core.addresses import Prefix
 from linkspan.core.config import CONFIG_FILE, Config
 from linkspan.core.errors import Invalid, KernelError, LinkspanError, Unavailable
 from linkspan.core.event_log import EventLog
@@ -257,6 +258,7 @@ class Agent:
             self.readiness,
             self.endpoint_records.holder,
             self._take_part,
+            self._give_up,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, endpoints)
         return liveness
@@ -478,6 +480,10 @@ class Agent:
     async def _take_part(self, network: Network) -> None:
         """Get a lease in a network: the allocator asks for it, and is made before the membership."""
         await self.membership.take_part(network)
+
+    async def _give_up(self, network: str, address: Prefix) -> None:
+        """Take an address out of the states of the peer that had it: the allocator asks, and is made before peers."""
+        await self.peers.give_up(network, address)
 
     async def _changed(self, keys: frozenset[str]) -> None:
         """Pass the keys of changed records on; each part wakes a task of its own for them."""

@@ -28,10 +28,12 @@ class Allocator:
         readiness: Readiness,
         holder: Callable[[str, Prefix], str],
         take_part: Callable[[Network], Awaitable[None]],
+        give_up: Callable[[str, Prefix], Awaitable[None]],
     ) -> None:
         """``holder`` names the endpoint that has an address of a network ('': none is known).
 
-        ``take_part`` claims a lease for this host in a network, and applies what follows from it.
+        ``take_part`` claims a lease for this host in a network, and applies what follows from it. ``give_up`` takes an
+        address of a network out of the states of the peer that had it: the container's states would contradict these.
         """
         self._networks = networks
         self._leases = leases
@@ -40,6 +42,7 @@ class Allocator:
         self.readiness = readiness
         self._holder = holder
         self._take_part = take_part
+        self._give_up = give_up
 
     async def allocate(
         self, network: Network, request: AttachRequest, families: Collection[int] = (4, 6)
@@ -59,6 +62,9 @@ class Allocator:
             asked = {allocation.address.family for allocation in given}
             for family in sorted({p.family for p in network.prefixes}.intersection(families) - asked):
                 given.append(await self._next(network, family, request))
+            for allocation in given:
+                if allocation.reused and crosses(network):
+                    await self._give_up(network.name, allocation.address)
         except BaseException:
             await self.release(network.name, [allocation.address for allocation in given])
             raise

@@ -182,6 +182,11 @@ class Peers:
         for followed in self._followers:
             followed()
 
+    async def give_up(self, network: str, address: Prefix) -> None:
+        """Take an exact address, which this host has claimed, out of the states of the peer that had it until now."""
+        of_network = ((pair, peer) for pair, peer in self.known.items() if pair[0] == network)
+        await self.follow([pair for pair, peer in of_network if address in peer.exact])
+
     async def look(self) -> None:
         """Follow the pairs whose states may differ now although no record that concerns them changed.
 

@@ -26,6 +26,7 @@ from linkspan.cluster.participation import Participation
 from linkspan.cluster.readiness import Readiness
 from linkspan.cluster.remote_endpoints import RemoteEndpoints
 from linkspan.cluster.reservations import Reservations
+from linkspan.core.addresses import Prefix
 from linkspan.core.errors import Exhausted
 from linkspan.core.event_log import EventLog
 from linkspan.core.model import AttachRequest, Endpoint, Host, Network
@@ -65,6 +66,8 @@ class Member:
         self.memory = memory
         self.store = store or MemoryStore(memory)
         self.seen: list[frozenset[str]] = []
+        self.given_up: list[Prefix] = []
+        """The addresses that may have been other hosts' before."""
         self.told: Callable[[frozenset[str]], object] = lambda _keys: None
         self.remote = RemoteEndpoints(self.store, name, self._changed)
         self.replica = Replica(self.store, folder / f"{name}.json", name, self._changed, self.remote)
@@ -102,6 +105,7 @@ class Member:
             self.readiness,
             self.endpoint_records.holder,
             self._take_part,
+            self._give_up,
         )
         self.participation = Participation(self.hosts, self.leases, self.networks, self.allowances, self.endpoints)
 
@@ -115,6 +119,9 @@ class Member:
     async def _take_part(self, net: Network) -> None:
         await self.leases.claim(net, {})
         self.blocks.refresh()
+
+    async def _give_up(self, _net: str, address: Prefix) -> None:
+        self.given_up.append(address)
 
     async def join(self) -> None:
         """Follow the store, as a host that it knows."""

@@ -89,6 +89,25 @@ def test_an_attach_that_is_under_way_keeps_its_address(tmp_path: Path) -> None:
     together(work)
 
 
+def test_an_address_that_another_host_had_is_given_up_by_its_peer_first(tmp_path: Path) -> None:
+    """The container's states would contradict those of the peer; one that no container had is nobody's."""
+
+    async def work() -> None:
+        exact, blocks = network(ipam="exact"), network("blocks", "10.9.0.0/16", gateways=("10.9.0.1",))
+        one = Member(Memory(), tmp_path, "h1")
+        await one.start()
+        for each in (exact, blocks):
+            await one.networks.create(each)
+            await one.converge(each)
+        await one.attach(blocks, "c1")
+        assert one.given_up == []
+        await one.attach(exact, "c1", WANTED)
+        assert one.given_up == [prefix(WANTED)]
+        await one.stop()
+
+    together(work)
+
+
 def test_a_host_s_own_address_is_not_released(tmp_path: Path) -> None:
     """The host itself is no container, but has an address in a network of exact ones."""
 

@@ -174,6 +174,27 @@ def test_an_exact_address_concerns_its_holder_and_who_held_it_before(tmp_path: P
     together(work)
 
 
+def test_the_states_of_a_peer_give_up_an_address_that_this_host_has_claimed(tmp_path: Path) -> None:
+    """A container's own states follow at once, and must not wait until all that changed is worked off."""
+
+    async def work() -> None:
+        stage, address = PeerStage(tmp_path, others=3), prefix("10.244.99.7")
+        await stage.start()
+        await _hold(stage, "h2")
+        await stage.peers.follow(stage.pairs())
+        assert stage.peers.known["demo", "h2"].exact == (address,)
+        stage.kernel.batches.clear()
+        await _hold(stage, "h1")
+        await stage.peers.give_up("demo", address)
+        assert [set(batch) for batch in stage.kernel.batches] == [{("peer", *pair) for pair in stage.pairs(2)}]
+        assert not stage.peers.known["demo", "h2"].exact
+        await stage.peers.give_up("demo", address)
+        assert len(stage.kernel.batches) == 1
+        await stage.stop()
+
+    together(work)
+
+
 def test_an_address_of_this_host_concerns_all_whose_states_have_it_in_them(tmp_path: Path) -> None:
     """Tunnels have both ends' addresses in their states; other states do not change."""
 
