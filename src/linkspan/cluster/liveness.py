@@ -98,8 +98,8 @@ class Liveness:
         if silent < promised / 2:
             past = "it did not reach the store for some time, and others may have reclaimed its addresses"
             return past if self._stalled_until > since else ""
-        length = "not since its start" if silent == float("inf") else f"not for {silent:.0f} s"
-        return f"it has reached the store {length}, and others may reclaim its addresses after {promised:g} s"
+        length = "since its start" if silent == float("inf") else f"for {silent:.0f} s"
+        return f"it has not reached the store {length}, and others may reclaim its addresses after {promised:g} s"
 
     def withdrawn(self, host: str) -> bool:
         """Return whether this host has been silent for so long that others may have reclaimed its addresses."""

@@ -47,7 +47,7 @@ def test_a_silent_host_stops_at_half_and_withdraws_at_the_end(tmp_path: Path, cl
     clock.now += PROMISE / 2 - 1
     assert (one.stalled("h1"), one.withdrawn("h1")) == ("", False)
     clock.now += 1
-    assert "has reached the store not for 30 s" in one.stalled("h1")
+    assert "has not reached the store for 30 s" in one.stalled("h1")
     assert not one.withdrawn("h1")
     clock.now += PROMISE / 2
     assert one.withdrawn("h1")
