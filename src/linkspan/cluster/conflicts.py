@@ -9,8 +9,9 @@ containers.
 
 The owner gives out none of the addresses that the loser's containers have.
 
-Somebody else may write a host's lease, too. The host puts it back as it knew it. If it did not know it, as after the
-loss of its state folder, a block in it is no proof of a claim: the host lets another host's block go, unless it has a
+Somebody else may write a host's lease, too. The host puts it back as it knew it, without blocks that are another host's
+now and in which it has no container: an old state folder lists those, too. If it did not know it, as after the loss of
+its state folder, a block in it is no proof of a claim: the host lets another host's block go, unless it has a
 container there. It claims those of the free blocks in it that are blocks of the network, because they may be its own
 lost ones. If its lease does not list a block that it owns, it releases it.
 """

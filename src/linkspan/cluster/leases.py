@@ -256,11 +256,7 @@ class Leases:
             await self._put_back(network)
 
     async def _put_back(self, network: str) -> None:
-        """Do the same, with ``changing`` held.
-
-        A block that only the rewritten lease lists stays in it if its record names this host: this host may have
-        claimed it, and been killed before it had that on disk.
-        """
+        """Do the same, with ``changing`` held."""
         key = lease_key(network, self._host.id)
         lease = self.mine(network) if key in self._replica.rewritten else None
         if lease is None or key in self._replica.unreadable:  # of the latter its last readable version is in force
@@ -270,13 +266,31 @@ class Leases:
         except Invalid:
             del self._replica.rewritten[key]
             return
-        owned = {str(block) for block, owner in self.blocks(network).items() if owner == self._host.id}
-        more = [text for text in lease.prefixes if text in owned and text not in before.prefixes]
-        ours = msgspec.structs.replace(before, prefixes=(*before.prefixes, *more))
+        ours = self._corrected(before, lease)
         if ours == lease:
             del self._replica.rewritten[key]
         elif await self._replica.write({key: ours}, unchanged={key: await self._replica.revision(key)}):
             log.warning("this host's lease in network %s was rewritten by somebody else, and is put back", network)
+
+    def _corrected(self, before: Lease, lease: Lease) -> Lease:
+        """Return this host's lease as it knew it, with what it may have forgotten.
+
+        - A block that only the rewritten lease lists stays in it if its record names this host: this host may have
+          claimed it, and been killed before it had that on disk.
+        - A block of another host is left out, unless a container here has an address in it. An old state folder (of a
+          machine that was set back) lists blocks that this host has released since.
+        """
+        here, owners = self._host.id, self.blocks(before.network)
+        living = self._living(before.network, here)
+        blocks = [b for b in before.blocks if owners.get(b) in (None, "", here) or any(map(b.holds, living))]
+        blocks += [b for b in lease.blocks if owners.get(b) == here and b not in blocks]
+        addresses: dict[int, str] = {}
+        for text in (*before.addresses, *lease.addresses):
+            address = prefix(text).single()
+            if not before.prefixes or any(block.holds(address) for block in blocks):
+                addresses.setdefault(address.family, text)
+        own, prefixes = tuple(addresses.values()), tuple(map(str, blocks))
+        return msgspec.structs.replace(before, prefixes=prefixes, addresses=own)
 
     async def _standing(self, network: Network) -> dict[str, int]:
         """Return the condition that the network's record is unchanged and this host was not removed.

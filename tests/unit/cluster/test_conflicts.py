@@ -386,6 +386,71 @@ def test_a_block_of_a_rewritten_lease_that_names_its_host_stays_in_it(tmp_path: 
     together(work)
 
 
+def test_a_second_family_that_an_old_state_folder_does_not_have_keeps_its_address(tmp_path: Path) -> None:
+    """h1 was killed before it had its block of IPv6 on disk: its own address of IPv6 is not taken for a forgery."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one = Member(memory, tmp_path, "h1")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        await one.stop()
+        old = (tmp_path / "h1.json").read_bytes()
+        pools, lengths = (*net.pools, "fd00:244::/48"), {**net.subnet_len, "6": 64}
+        dual = msgspec.structs.replace(net, pools=pools, subnet_len=lengths, gateways=(*net.gateways, "fd00:244::1"))
+        again = Member(memory, tmp_path, "h1")
+        await again.start()
+        await again.replica.write({"networks/demo": dual})
+        await again.converge(dual)
+        both = again.leases.mine("demo")
+        assert both is not None
+        assert both.address(6) is not None
+        await again.stop()
+        (tmp_path / "h1.json").write_bytes(old)
+        third = Member(memory, tmp_path, "h1")
+        await third.start()
+        await third.converge(dual)
+        assert third.leases.mine("demo") == both
+        await third.stop()
+
+    together(work)
+
+
+def test_an_old_state_folder_takes_no_block_back_that_was_released(tmp_path: Path) -> None:
+    """h1's machine is set back to a time when it had the block that h2 has now: h2 keeps it, and h1 its new one."""
+
+    async def work() -> None:
+        memory, net = Memory(), network()
+        one, two = Member(memory, tmp_path, "h1"), Member(memory, tmp_path, "h2")
+        await one.start()
+        await one.networks.create(net)
+        await one.converge(net)
+        (block,) = one.leases.blocks("demo")
+        await one.stop()
+        old = (tmp_path / "h1.json").read_bytes()
+        again = Member(memory, tmp_path, "h1")
+        await asyncio.gather(again.start(), two.start())
+        await again.leases.delete(again.leases.held("h1"))
+        theirs = Lease(network="demo", host="h2", prefixes=(str(block),), addresses=(f"{block.at(1).address}/32",))
+        taken = {f"blocks/demo/{block}": BlockRecord("h2", time.time()), "leases/demo/h2": theirs}
+        assert await two.replica.write(taken)
+        await eventually(lambda: again.leases.blocks("demo").get(block) == "h2", "h1 sees that h2 has it")
+        await again.converge(net)
+        after, owners = again.leases.mine("demo"), again.leases.blocks("demo")
+        assert len(owners) == 2
+        await again.stop()
+        (tmp_path / "h1.json").write_bytes(old)
+        third = Member(memory, tmp_path, "h1")
+        await third.start()
+        await third.converge(net)
+        assert third.leases.blocks("demo") == owners
+        assert third.leases.mine("demo") == after
+        await asyncio.gather(third.stop(), two.stop())
+
+    together(work)
+
+
 def test_a_lease_alone_takes_no_block_of_another_host(tmp_path: Path) -> None:
     """h2 has lost its state folder, and its lease lists h1's block: h1 keeps it, and h2's lease drops it."""
 
