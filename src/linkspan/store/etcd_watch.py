@@ -50,7 +50,8 @@ COMPARE_SECONDS = 10.0
 requests, and applies nothing: it reports no change any more. So the store's revision is read through raft, which such a
 member cannot answer, and the watch's own member must tell it, too. Such a read is no entry in raft's log."""
 LAG_SECONDS, LAG_STEP = 3.0, 0.5
-"""Seconds in which it must have told that, and between two progress requests for it."""
+"""Seconds in which it must have told that, and between two progress requests for it. Time does not count in which it
+tells more, as one that is behind and catches up, or in which a long message arrives slowly."""
 LONGEST_PATIENCE = 16
 """Largest multiple of QUIET_SECONDS that a watch waits. It doubles after each watch that told no change and proved
 nothing: an overloaded etcd needs longer until it sends the first of many past changes."""
@@ -173,10 +174,13 @@ class EtcdWatch:
                     self._gateway.doubt(stream.endpoint)
                     stream.end()
                     return
-                if place.reading:  # else it may have told it already
+                if place.reading:
                     stream.send({"progress_request": {}})
-                    waited += LAG_STEP
+                told, readings, received = place.told, place.readings, stream.received
                 await asyncio.sleep(LAG_STEP)
+                arrives = stream.received > received and place.readings == readings  # a long message, slowly
+                if place.reading and place.told == told and not arrives:
+                    waited += LAG_STEP
 
     async def _require_seen(self, place: Place) -> None:
         """Raise NotFound if the last changes that the watch saw are not what this etcd had at their revisions.
@@ -307,6 +311,8 @@ class Place:
         """The highest revision that the watch's present member named: changes before it may be on their way."""
         self.reading = True
         """False while changes are handled: more may have come."""
+        self.readings = 0
+        """How often messages were read: bytes may come without a whole one."""
         self.seen: deque[Event] = deque(maxlen=SEEN)
         """The last changes: they show that the store is still the same one."""
         self._etcd = ""
@@ -319,6 +325,7 @@ class Place:
     def handle(self, revisions: Iterable[int]) -> None:
         """Take the revisions that messages of the member named; these messages are handled from now on."""
         self.told, self.reading = max(self.told, *revisions, 0), False
+        self.readings += 1
 
     def await_more(self) -> None:
         """Wait for further messages: all that came were handled."""

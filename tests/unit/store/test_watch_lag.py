@@ -83,6 +83,50 @@ def test_a_watch_leaves_a_member_that_lags_behind_the_store(
     in_virtual_time(work)
 
 
+class Arriving(Answering):
+    """A stream on which one long message with all changes arrives for a minute; nothing else comes meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(7)
+        self._begun = clock()
+
+    @property
+    def received(self) -> int:  # type: ignore[override]
+        """Return how many bytes came."""
+        return int((clock() - self._begun) * 1000)
+
+    def send(self, message: object) -> None:
+        """Answer it after the message."""
+        if clock() - self._begun >= 60:
+            super().send(message)
+
+
+def test_a_watch_waits_for_a_long_message_that_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a slow link the first message of many past changes takes long: another watch would begin it again."""
+
+    async def work() -> None:
+        store, opened = EtcdStore(f"etcd://{HUNG},{SOUND}/c"), list[Arriving]()
+
+        async def stream(*_request: Any) -> Arriving:
+            opened.append(Arriving())
+            return opened[-1]
+
+        async def guarded(*_request: Any) -> tuple[Txn, bool]:
+            return Txn(Header("1", 7, 1), succeeded=True), False
+
+        monkeypatch.setattr(store._guard, "carry_out", guarded)
+        monkeypatch.setattr(store.gateway, "stream", stream)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(90):
+                async for batch in store._watch.follow(Place("/c/", 5), QUIET_SECONDS):
+                    assert clock() - opened[0]._begun >= 60, batch
+        assert len(opened) == 1
+        assert store.gateway.order() == (HUNG, SOUND)
+        await store.close()
+
+    in_virtual_time(work)
+
+
 def test_a_keepalive_makes_no_doubted_member_the_first_one() -> None:
     """It needs no disk, so it proves nothing; if all members are doubted, it is all that is known."""
 
