@@ -114,12 +114,14 @@ def test_a_watch_waits_for_a_long_message_that_arrives(monkeypatch: pytest.Monke
         async def guarded(*_request: Any) -> tuple[Txn, bool]:
             return Txn(Header("1", 7, 1), succeeded=True), False
 
+        async def watch() -> None:
+            async for batch in store._watch.follow(Place("/c/", 5), QUIET_SECONDS):
+                assert clock() - opened[0]._begun >= 60, batch
+
         monkeypatch.setattr(store._guard, "carry_out", guarded)
         monkeypatch.setattr(store.gateway, "stream", stream)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(90):
-                async for batch in store._watch.follow(Place("/c/", 5), QUIET_SECONDS):
-                    assert clock() - opened[0]._begun >= 60, batch
+            await asyncio.wait_for(watch(), 90)
         assert len(opened) == 1
         assert store.gateway.order() == (HUNG, SOUND)
         await store.close()
